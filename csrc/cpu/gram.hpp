@@ -1,0 +1,37 @@
+// Products with W that read W once, in the type it is stored in.
+#pragma once
+
+#include "core/types.hpp"
+#include "cpu/team.hpp"
+
+namespace mpfast::cpu {
+
+// right: Z = W^T (W X), X has one entry per column of W.   left: Z = W (W^T X), X has one entry per row of W.
+enum class Side { right, left };
+
+// What the same pass over W learns besides the product.
+struct PassStats {
+  double frobenius_squared = 0;  // of 2^-scale_exponent W, accumulated in double
+  index_t nonfinite_count = 0;
+  index_t first_nonfinite_row = -1;  // first in row-major order; -1 when all entries are finite
+  index_t first_nonfinite_col = -1;
+};
+
+constexpr int kMaxBlockWidth = 32;
+
+// Z = A X with A = (2^-scale_exponent W)^T (2^-scale_exponent W), or the other Gram side.
+//
+// X and Z hold `width` (1 to 32) vectors, each contiguous: x[c * dim + j], dim = cols (right) or rows (left). They must
+// not overlap. Real is the precision of X, Z and of every accumulation; double goes with any storage, float with
+// float32, float16 and bfloat16 storage (std::invalid_argument for float64 storage).
+// Bitwise the same result for any size of the team. `stats`, when not null, is filled from the same pass.
+template <class Real>
+void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent, int width, const Real* x, Real* z,
+                  PassStats* stats);
+
+// Y = 2^-scale_exponent W X (X: width vectors of length cols; Y: width vectors of length rows); for W^T X pass
+// w.transposed(). Same layouts, precisions and guarantees; any width >= 1.
+template <class Real>
+void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width, const Real* x, Real* y);
+
+}  // namespace mpfast::cpu

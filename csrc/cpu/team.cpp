@@ -1,0 +1,112 @@
+#include "cpu/team.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace mpfast::cpu {
+
+namespace {
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
+}
+
+Team::Team(int threads, Poll poll) : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
+  const int extra = std::max(threads, 1) - 1;
+  workers_.reserve(static_cast<std::size_t>(extra));
+  for (int worker = 1; worker <= extra; ++worker) {
+    workers_.emplace_back([this, worker] { worker_loop(worker); });
+  }
+}
+
+Team::~Team() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  start_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& task) {
+  task_ = &task;
+  count_ = count;
+  next_.store(0);
+  failure_ = nullptr;
+  const bool alone = workers_.empty() || count < 2;
+  if (!alone) {
+    {
+      const std::lock_guard lock(mutex_);
+      running_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+    start_.notify_all();
+  }
+  run_tasks(0);
+  if (!alone) {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+  }
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Team::check_interrupt() {
+  if (!poll_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_poll_) return;
+  poll_();
+  next_poll_ = std::chrono::steady_clock::now() + kPollInterval;
+}
+
+void Team::worker_loop(int worker) {
+  std::uint64_t seen = 0;
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+    }
+    run_tasks(worker);
+    {
+      const std::lock_guard lock(mutex_);
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+}
+
+void Team::run_tasks(int worker) {
+  try {
+    for (;;) {
+      if (worker == 0) check_interrupt();
+      const index_t index = next_.fetch_add(1);
+      if (index >= count_) return;
+      (*task_)(index, worker);
+    }
+  } catch (...) {
+    record_exception();
+  }
+}
+
+void Team::record_exception() {
+  next_.store(count_);
+  const std::lock_guard lock(mutex_);
+  if (!failure_) failure_ = std::current_exception();
+}
+
+int resolve_threads(int threads) {
+  if (threads > 0) return threads;
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    const int wanted = std::atoi(text);
+    if (wanted > 0) return wanted;
+  }
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
+#endif
+  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+}
+
+}  // namespace mpfast::cpu

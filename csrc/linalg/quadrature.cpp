@@ -1,0 +1,1 @@
+#include "linalg/quadrature.hpp"

@@ -1,0 +1,2 @@
+// From block Lanczos coefficients to a discrete measure.
+#pragma once

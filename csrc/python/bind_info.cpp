@@ -1,0 +1,13 @@
+#include "cpu/blas.hpp"
+#include "cpu/isa.hpp"
+#include "python/bindings.hpp"
+
+namespace mpfast::python {
+
+void register_info(py::module_& m) {
+  m.def("isa", [] { return cpu::isa_name(cpu::active_isa()); }, "Instruction set the kernels use on this machine.");
+  m.def("blas", &cpu::blas_description, "Version and kernel of the bundled OpenBLAS.");
+  m.def("default_threads", [] { return cpu::resolve_threads(0); }, "Number of threads used when none is asked for.");
+}
+
+}  // namespace mpfast::python

@@ -1,0 +1,15 @@
+#include "cpu/blas.hpp"
+#include "python/bindings.hpp"
+
+PYBIND11_MODULE(_core, m) {
+  using namespace mpfast::python;
+  m.doc() = "Native core of mpfast. Private: use the functions of the package.";
+  mpfast::cpu::blas_use_one_thread();
+  register_matrix(m);
+  register_info(m);
+  register_gram(m);
+  register_exact(m);
+  register_lanczos(m);
+  register_svd(m);
+  register_masks(m);
+}
