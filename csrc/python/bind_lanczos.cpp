@@ -1,7 +1,233 @@
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "core/scale.hpp"
+#include "cpu/gram.hpp"
+#include "cpu/host_backend.hpp"
+#include "linalg/block_lanczos.hpp"
+#include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
 
-void register_lanczos(py::module_&) {}
+namespace {
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape), values.data());
+}
+
+// One block Lanczos run from Python: a matrix or an operator, a thread count, and the state between calls. The team of
+// threads lives only as long as a call, so that a run can wait in Python without threads.
+class Run {
+ public:
+  virtual ~Run() = default;
+  virtual void advance(index_t steps) = 0;
+  virtual linalg::RitzValues ritz(index_t steps) = 0;
+  virtual py::array ritz_vectors(index_t count) = 0;
+  virtual index_t steps() const = 0;
+  virtual index_t width() const = 0;
+  virtual bool exhausted() const = 0;
+  virtual index_t zero_coordinates() const = 0;
+  virtual linalg::OperatorStats stats() const = 0;
+};
+
+template <class Real>
+class HostRun : public Run {
+ public:
+  using Backend = cpu::HostBackend<Real>;
+  // Builds the operator for one call; called with the team that the call runs on.
+  using MakeApply = std::function<typename Backend::Apply(cpu::Team&)>;
+
+  HostRun(index_t dim, index_t width, ProbeKey key, int threads, MakeApply make_apply)
+      : dim_(dim), threads_(threads), make_apply_(std::move(make_apply)), idle_team_(1),
+        backend_(idle_team_, dim, {}), lanczos_(backend_, width, key) {}
+
+  void advance(index_t steps) override {
+    with_team([&] { lanczos_.advance(steps); });
+  }
+
+  linalg::RitzValues ritz(index_t steps) override {
+    const py::gil_scoped_release unlocked;
+    return lanczos_.ritz(steps);
+  }
+
+  py::array ritz_vectors(index_t count) override {
+    const linalg::RitzValues ritz_values = ritz(lanczos_.steps());
+    if (count < 1 || count > ritz_values.size) throw std::invalid_argument("count must be between 1 and the basis size");
+    py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
+    Real* data = out.mutable_data();
+    with_team([&] {
+      lanczos_.combine(std::span(ritz_values.vectors).first(static_cast<std::size_t>(count * ritz_values.size)),
+                       {data, dim_, count});
+    });
+    return out;
+  }
+
+  index_t steps() const override { return lanczos_.steps(); }
+  index_t width() const override { return lanczos_.width(); }
+  bool exhausted() const override { return lanczos_.exhausted(); }
+  index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
+  linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+
+ private:
+  template <class F>
+  void with_team(const F& body) {
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    cpu::Team team(threads_, interrupt_poll());
+    backend_.use(team, make_apply_(team));
+    try {
+      body();
+    } catch (...) {
+      backend_.use(idle_team_, {});
+      throw;
+    }
+    backend_.use(idle_team_, {});
+  }
+
+  index_t dim_;
+  int threads_;
+  MakeApply make_apply_;
+  cpu::Team idle_team_;
+  Backend backend_;
+  linalg::BlockLanczos<Backend> lanczos_;
+  std::mutex mutex_;
+};
+
+linalg::OperatorStats to_operator_stats(const cpu::PassStats& stats) {
+  return {stats.frobenius_squared, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col};
+}
+
+template <class Real>
+std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, int scale_exponent, int threads) {
+  const MatrixView view = w.view;
+  const cpu::Side side = view.rows >= view.cols ? cpu::Side::right : cpu::Side::left;
+  const index_t dim = std::min(view.rows, view.cols);
+  auto make_apply = [view, side, scale_exponent](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
+    return [=, &team](index_t count, const Real* x, Real* z, linalg::OperatorStats* stats) {
+      cpu::PassStats pass;
+      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z,
+                              stats == nullptr ? nullptr : &pass);
+      if (stats != nullptr) *stats = to_operator_stats(pass);
+    };
+  };
+  return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
+}
+
+// `apply` is a Python callable: (width, dim) float64 array -> array of the same shape.
+std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width, ProbeKey key, int threads) {
+  auto shared = std::shared_ptr<py::function>(new py::function(std::move(apply)), [](py::function* f) {
+    const py::gil_scoped_acquire gil;
+    delete f;
+  });
+  auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
+    return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
+      const py::gil_scoped_acquire gil;
+      const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)};
+      const auto result = py::array_t<double, py::array::c_style | py::array::forcecast>((*shared)(py::array_t<double>(shape, x)));
+      if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
+        throw std::invalid_argument("the operator returned an array of the wrong shape");
+      }
+      std::copy_n(result.data(), count * dim, z);
+    };
+  };
+  return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
+}
+
+py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
+  const linalg::RitzValues r = run.ritz(steps.value_or(run.steps()));
+  // Weights go out as (width, size): one row per probe.
+  return py::make_tuple(to_array(r.theta, {r.size}), to_array(r.residual, {r.size}),
+                        to_array(r.weight, {r.width, r.size}));
+}
+
+using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
+// theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
+using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
+
+py::tuple measure(const std::vector<Block>& blocks,
+                  linalg::QuadratureOptions options) {
+  std::vector<linalg::BlockRule> rules;
+  for (const auto& [theta, residual, weight, steps, complete] : blocks) {
+    const auto size = static_cast<std::size_t>(theta.size());
+    rules.push_back({{theta.data(), size}, {residual.data(), size}, {weight.data(), static_cast<std::size_t>(weight.size())},
+                     weight.shape(0), steps, complete});
+  }
+  linalg::SpectralMeasure out;
+  {
+    const py::gil_scoped_release unlocked;
+    out = linalg::spectral_measure(rules, options);
+  }
+  const auto size = static_cast<py::ssize_t>(out.nodes.size());
+  return py::make_tuple(to_array(out.nodes, {size}), to_array(out.weights, {size}), out.atoms, out.support_edge);
+}
+
+}  // namespace
+
+void register_lanczos(py::module_& m) {
+  py::class_<Run>(m, "LanczosRun", "A block Lanczos run on the Gram operator of the short side of a matrix.")
+      .def("advance", &Run::advance, py::arg("steps"))
+      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(),
+           "Ritz values (descending), residuals and probe weights (width, size) after `steps` steps.")
+      .def("ritz_vectors", &Run::ritz_vectors, py::arg("count"), "Leading Ritz vectors, (count, dim).")
+      .def_property_readonly("steps", &Run::steps)
+      .def_property_readonly("width", &Run::width)
+      .def_property_readonly("exhausted", &Run::exhausted)
+      .def_property_readonly("zero_coordinates", &Run::zero_coordinates)
+      .def_property_readonly("stats", [](const Run& run) {
+        const linalg::OperatorStats s = run.stats();
+        return py::make_tuple(s.trace, s.nonfinite_count, s.first_nonfinite_row, s.first_nonfinite_col);
+      });
+  m.def(
+      "lanczos_run",
+      [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
+         int threads) {
+        const ProbeKey key{seed, stream};
+        return precise || w.view.dtype == DType::float64 ? matrix_run<double>(w, width, key, scale_exponent, threads)
+                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
+      },
+      py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
+      py::arg("precise"), py::arg("threads"), py::keep_alive<0, 1>());
+  m.def("scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
+        "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
+  m.def(
+      "lanczos_run_operator",
+      [](py::function apply, index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream, int threads) {
+        return operator_run(std::move(apply), dim, width, {seed, stream}, threads);
+      },
+      py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"));
+  m.def(
+      "spectral_measure",
+      [](const std::vector<Block>& blocks, double trace, index_t dim,
+         index_t long_dim, bool exact_trace, index_t extension, index_t dropped_probe) {
+        linalg::QuadratureOptions options;
+        options.trace = trace;
+        options.dim = dim;
+        options.long_dim = long_dim;
+        options.exact_trace = exact_trace;
+        options.extension = extension;
+        options.dropped_probe = dropped_probe;
+        return measure(blocks, options);
+      },
+      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace") = true,
+      py::arg("extension") = 256, py::arg("dropped_probe") = -1);
+  m.def(
+      "probe_block",
+      [](index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream) {
+        py::array_t<std::int8_t> out({static_cast<py::ssize_t>(width), static_cast<py::ssize_t>(dim)});
+        for (index_t c = 0; c < width; ++c) {
+          for (index_t j = 0; j < dim; ++j) {
+            out.mutable_at(c, j) = static_cast<std::int8_t>(probe_entry({seed, stream}, j, static_cast<std::uint32_t>(c)));
+          }
+        }
+        return out;
+      },
+      py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), "The probes of a run, for tests.");
+}
 
 }  // namespace mpfast::python

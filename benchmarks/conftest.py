@@ -1,0 +1,31 @@
+"""Options and the closing table of the benchmark suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mpfast import benchmarking
+
+_ROWS: list[benchmarking.Row] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="small matrices: about a minute in all")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["mpfast"] = benchmarking.machine()
+
+
+@pytest.fixture
+def rows() -> list[benchmarking.Row]:
+    """Collects the rows of all cases for the table printed at the end."""
+    return _ROWS
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _ROWS:
+        terminalreporter.section("time, ratio and error")
+        terminalreporter.write_line(benchmarking.markdown(_ROWS))

@@ -1,0 +1,25 @@
+#include "linalg/small_eigen.hpp"
+
+#include <limits>
+#include <stdexcept>
+
+extern "C" void scipy_dsyevd_(const char* job, const char* uplo, const int* n, double* a, const int* lda, double* w,
+                              double* work, const int* lwork, int* iwork, const int* liwork, int* info);
+
+namespace mpfast::linalg {
+
+void symmetric_eigen(index_t n, std::vector<double>& a, std::vector<double>& values) {
+  values.assign(static_cast<std::size_t>(n), 0.0);
+  if (n == 0) return;
+  if (n > 20000) throw std::length_error("symmetric_eigen(): the matrix is too large for 32-bit LAPACK");
+  const int order = static_cast<int>(n);
+  const int lwork = 1 + 6 * order + 2 * order * order;
+  const int liwork = 3 + 5 * order;
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<int> iwork(static_cast<std::size_t>(liwork));
+  int info = 0;
+  scipy_dsyevd_("V", "L", &order, a.data(), &order, values.data(), work.data(), &lwork, iwork.data(), &liwork, &info);
+  if (info != 0) throw std::runtime_error("the symmetric eigenproblem of a Krylov basis did not converge");
+}
+
+}  // namespace mpfast::linalg

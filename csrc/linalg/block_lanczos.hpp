@@ -1,0 +1,318 @@
+// Block Lanczos with full reorthogonalisation.
+//
+// After k steps
+//     A V_k = V_k T_k + Q_{k+1} B_k E_k^T,     V_k^T V_k = I,     X = Q_1 R_1
+// with
+//     A    p x p    the backend's operator
+//     X    p x b    the probes;               R_1  b x b  upper triangular
+//     Q_j  p x b    block j of the basis;     V_k = [Q_1 ... Q_k],  p x bk
+//     T_k  bk x bk  = V_k^T A V_k, fp64;      B_k  b x b  upper triangular;     E_k  the last b columns of I
+//
+// Cost of step j: one pass over W, and 8 p b (bj) flops to reorthogonalise against the whole basis twice ("twice is
+// enough"). Ritz pairs (theta, V s) of T are lower bounds of the leading eigenvalues of A with residual |B_k s_last|.
+//
+// Coordinates on which A vanishes (zero columns of W) are taken out of the problem at the first step: the probes are set
+// to zero there, so that the basis lives on the rest and no step is spent on a known atom at zero.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "linalg/backend.hpp"
+#include "linalg/small_eigen.hpp"
+#include "linalg/triangular.hpp"
+
+namespace mpfast::linalg {
+
+// Ritz values of T, descending, and what the quadrature needs to know of each.
+struct RitzValues {
+  index_t size = 0;               // bk
+  index_t width = 0;              // b
+  std::vector<double> theta;      // size
+  std::vector<double> residual;   // size: |A y - theta y|
+  std::vector<double> weight;     // size x width, column-major: squared coefficient of probe c on Ritz vector i
+  std::vector<double> vectors;    // size x size, column-major: Ritz vectors in the basis, in the order of theta
+};
+
+template <Backend B>
+class BlockLanczos {
+ public:
+  using Vectors = typename B::Vectors;
+  using View = typename B::View;
+
+  BlockLanczos(B& backend, index_t width, ProbeKey key) : backend_(&backend), width_(width), key_(key) {
+    if (width < 1 || width > backend.dim()) throw std::invalid_argument("block width must be between 1 and min(W.shape)");
+  }
+
+  index_t steps() const { return steps_; }
+  index_t width() const { return width_; }
+  // Number of coordinates on which A vanishes; known after the first step.
+  index_t zero_coordinates() const { return zero_coordinates_; }
+  const OperatorStats& stats() const { return stats_; }
+  // The Krylov space has become invariant, or fills everything: further steps add nothing.
+  bool exhausted() const { return exhausted_; }
+  // The most steps the space has room for.
+  index_t max_steps() const { return backend_->dim() / width_; }
+
+  // Takes up to `count` further steps; stops early when exhausted.
+  void advance(index_t count) {
+    const index_t target = std::min(steps_ + count, max_steps());
+    if (count < 1 || exhausted_) return;
+    reserve(target + 1);
+    if (steps_ == 0) start();  // an interrupted start is simply made again
+    while (steps_ < target && !exhausted_) step();
+    if (steps_ == max_steps()) exhausted_ = true;
+  }
+
+  // The Ritz decomposition after `steps` (at most steps()) of the run: earlier states are leading blocks of T.
+  RitzValues ritz(index_t steps) const {
+    if (steps < 1 || steps > steps_) throw std::invalid_argument("no Ritz values for that many steps");
+    const index_t size = steps * width_;
+    RitzValues out;
+    out.size = size;
+    out.width = width_;
+    std::vector<double> matrix(static_cast<std::size_t>(size * size));
+    for (index_t j = 0; j < size; ++j) {
+      for (index_t i = 0; i < size; ++i) matrix[at(i, j, size)] = t(i, j);
+    }
+    std::vector<double> ascending;
+    symmetric_eigen(size, matrix, ascending);
+    const std::vector<double>& last = couplings_[static_cast<std::size_t>(steps - 1)];
+    out.theta.resize(static_cast<std::size_t>(size));
+    out.residual.resize(static_cast<std::size_t>(size));
+    out.weight.resize(static_cast<std::size_t>(size * width_));
+    out.vectors.resize(static_cast<std::size_t>(size * size));
+    for (index_t i = 0; i < size; ++i) {
+      const double* s = &matrix[at(0, size - 1 - i, size)];
+      std::copy_n(s, size, &out.vectors[at(0, i, size)]);
+      out.theta[static_cast<std::size_t>(i)] = std::max(ascending[static_cast<std::size_t>(size - 1 - i)], 0.0);
+      double squared = 0;
+      for (index_t r = 0; r < width_; ++r) {
+        double sum = 0;
+        for (index_t c = r; c < width_; ++c) sum += last[at(r, c, width_)] * s[size - width_ + c];
+        squared += sum * sum;
+      }
+      out.residual[static_cast<std::size_t>(i)] = std::sqrt(squared);
+      for (index_t c = 0; c < width_; ++c) {
+        double sum = 0;
+        for (index_t r = 0; r <= c; ++r) sum += r1_[at(r, c, width_)] * s[r];
+        out.weight[at(i, c, size)] = sum * sum;
+      }
+    }
+    return out;
+  }
+
+  // out (count vectors of length p) = V times the first `count` columns of `coefficients` (steps() * width() rows).
+  void combine(std::span<const double> coefficients, View out) const {
+    backend_->combine(basis_.slice(0, steps_ * width_), coefficients.data(), out);
+  }
+
+ private:
+  static constexpr double kEpsilon = std::numeric_limits<typename B::Real>::epsilon();
+
+  static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
+
+  double t(index_t i, index_t j) const {
+    // Column block j / b was stored when that step was taken, down to its own diagonal block.
+    if (i > j) std::swap(i, j);
+    const index_t block = j / width_;
+    return columns_[static_cast<std::size_t>(block)][at(i, j - block * width_, (block + 1) * width_)];
+  }
+
+  // Basis memory grows geometrically; the vectors already there are copied by the backend.
+  void reserve(index_t blocks) {
+    if (blocks <= capacity_) return;
+    capacity_ = std::max(blocks, capacity_ + capacity_ / 2);
+    capacity_ = std::min(capacity_, max_steps() + 1);
+    Vectors larger = backend_->allocate(capacity_ * width_);
+    if (steps_ > 0) backend_->copy(basis_.slice(0, (steps_ + 1) * width_), larger.slice(0, (steps_ + 1) * width_));
+    basis_ = std::move(larger);
+  }
+
+  // The first pass runs on the raw probes, so that what it learns (zero coordinates, finiteness) is known before
+  // anything is orthonormalised; A Q_1 follows from A X by linearity.
+  void start() {
+    View x = basis_.slice(0, width_);
+    View z = basis_.slice(width_, width_);
+    backend_->fill_probes(x, key_, 0);
+    backend_->apply(x, z, &stats_);
+    if (stats_.nonfinite_count > 0) {
+      exhausted_ = true;  // the caller reports it
+      return;
+    }
+    zero_coordinates_ = backend_->mask_zero_coordinates(z, x);
+    if (backend_->dim() - zero_coordinates_ < 2 * width_) {
+      // Hardly anything but zeros: too little is left for a block. Keep them; the run will find the space closed.
+      zero_coordinates_ = 0;
+      backend_->fill_probes(x, key_, 0);
+    }
+    r1_.assign(static_cast<std::size_t>(width_ * width_), 0.0);
+    std::vector<double> inverse(r1_.size());
+    identity(width_, r1_);
+    for (int pass = 0; pass < 2; ++pass) {
+      const std::vector<double> r = cholesky_of(x);
+      upper_inverse(width_, r, inverse);
+      backend_->transform(x, inverse.data());
+      backend_->transform(z, inverse.data());
+      r1_ = upper_product(width_, r, r1_);
+    }
+    first_product_ready_ = true;
+  }
+
+  void step() {
+    const index_t size = (steps_ + 1) * width_;
+    const View v = basis_.slice(0, size);
+    View z = basis_.slice(size, width_);
+    if (!first_product_ready_) backend_->apply(basis_.slice(steps_ * width_, width_), z, nullptr);
+    first_product_ready_ = false;
+
+    std::vector<double> c(static_cast<std::size_t>(size * width_));
+    std::vector<double> correction(c.size());
+    backend_->inner(v, z, c.data());
+    backend_->subtract(v, c.data(), z);
+    backend_->inner(v, z, correction.data());
+    backend_->subtract(v, correction.data(), z);
+    for (std::size_t i = 0; i < c.size(); ++i) c[i] += correction[i];
+    symmetrise_last_block(size, c);
+    for (index_t j = 0; j < width_; ++j) {
+      double squared = 0;
+      for (index_t i = 0; i < size; ++i) squared += c[at(i, j, size)] * c[at(i, j, size)];
+      largest_ = std::max(largest_, std::sqrt(squared));
+    }
+    columns_.push_back(std::move(c));
+    ++steps_;
+    if (size + width_ > backend_->dim()) {
+      // No room for another block: what is left over is measured but never used.
+      couplings_.push_back(remainder_norms(z));
+      return;
+    }
+    couplings_.push_back(orthonormalise(v, z));
+  }
+
+  void symmetrise_last_block(index_t size, std::vector<double>& c) const {
+    for (index_t j = 0; j < width_; ++j) {
+      for (index_t i = 0; i < j; ++i) {
+        double& upper = c[at(size - width_ + i, j, size)];
+        double& lower = c[at(size - width_ + j, i, size)];
+        upper = lower = 0.5 * (upper + lower);
+      }
+    }
+  }
+
+  std::vector<double> remainder_norms(View z) const {
+    std::vector<double> g(static_cast<std::size_t>(width_ * width_));
+    backend_->gram(z, g.data());
+    std::vector<double> norms(g.size(), 0.0);
+    for (index_t j = 0; j < width_; ++j) norms[at(j, j, width_)] = std::sqrt(std::max(g[at(j, j, width_)], 0.0));
+    return norms;
+  }
+
+  std::vector<double> cholesky_of(View x) const {
+    std::vector<double> g(static_cast<std::size_t>(width_ * width_));
+    backend_->gram(x, g.data());
+    if (cholesky_upper(width_, g, 0.0) < width_) throw std::runtime_error("the probe block is rank deficient");
+    return g;
+  }
+
+  // Z = Q B by Cholesky QR, twice. Directions that are rounding noise (the Krylov space has closed there) are replaced by
+  // fresh random ones with a zero coupling, so that the basis stays full without inventing spectrum.
+  std::vector<double> orthonormalise(View v, View z) {
+    // Relative to the products. fp64 can afford a wide margin; fp32 cannot: its bulk may be 1e-5 of the leading value.
+    constexpr double kNoise = std::is_same_v<typename B::Real, double> ? 1e-12 : 8 * kEpsilon;
+    std::vector<double> b(static_cast<std::size_t>(width_ * width_));
+    identity(width_, b);
+    std::vector<double> inverse(b.size());
+    for (int pass = 0; pass < 2; ++pass) {
+      std::vector<double> g(b.size());
+      backend_->gram(z, g.data());
+      if (pass == 0) {
+        for (index_t j = 0; j < width_; ++j) largest_ = std::max(largest_, std::sqrt(g[at(j, j, width_)]));
+      }
+      const double noise = kNoise * largest_;
+      const double floor = pass == 0 ? noise * noise : 0.0;
+      if (cholesky_upper(width_, g, floor) < width_) return orthonormalise_deficient(v, z, noise);
+      upper_inverse(width_, g, inverse);
+      backend_->transform(z, inverse.data());
+      b = upper_product(width_, g, b);
+    }
+    return b;
+  }
+
+  // One column at a time. Rare: low-rank and tiny matrices.
+  std::vector<double> orthonormalise_deficient(View v, View z, double noise) {
+    std::vector<double> b(static_cast<std::size_t>(width_ * width_), 0.0);
+    index_t kept = 0;
+    for (index_t j = 0; j < width_; ++j) {
+      View column = z.slice(j, 1);
+      double norm = project_column(z, j, &b[at(0, j, width_)]);
+      if (norm > noise && norm > 0) {
+        b[at(j, j, width_)] = norm;
+        ++kept;
+      } else {
+        std::fill_n(&b[at(0, j, width_)], width_, 0.0);
+        norm = replace_column(v, z, j);
+        if (norm == 0) {
+          exhausted_ = true;
+          return b;
+        }
+      }
+      const double scale = 1 / norm;
+      backend_->transform(column, &scale);
+    }
+    if (kept == 0) exhausted_ = true;
+    return b;
+  }
+
+  // Takes the columns before j out of column j, twice; adds the coefficients to `c`; returns the norm that is left.
+  double project_column(View z, index_t j, double* c) const {
+    View column = z.slice(j, 1);
+    std::vector<double> coefficient(static_cast<std::size_t>(std::max<index_t>(j, 1)));
+    for (int pass = 0; pass < 2 && j > 0; ++pass) {
+      backend_->inner(z.slice(0, j), column, coefficient.data());
+      backend_->subtract(z.slice(0, j), coefficient.data(), column);
+      for (index_t i = 0; i < j; ++i) c[i] += coefficient[static_cast<std::size_t>(i)];
+    }
+    double squared = 0;
+    backend_->gram(column, &squared);
+    return std::sqrt(std::max(squared, 0.0));
+  }
+
+  double replace_column(View v, View z, index_t j) {
+    View column = z.slice(j, 1);
+    backend_->fill_probes(column, key_, next_column_++);
+    double before = 0;
+    backend_->gram(column, &before);
+    std::vector<double> coefficient(static_cast<std::size_t>(v.count));
+    for (int pass = 0; pass < 2; ++pass) {
+      backend_->inner(v, column, coefficient.data());
+      backend_->subtract(v, coefficient.data(), column);
+    }
+    std::vector<double> ignored(static_cast<std::size_t>(width_));
+    const double norm = project_column(z, j, ignored.data());
+    return norm * norm > 1e-8 * before ? norm : 0.0;
+  }
+
+  B* backend_;
+  index_t width_;
+  ProbeKey key_;
+  Vectors basis_{};
+  index_t capacity_ = 0;
+  index_t steps_ = 0;
+  index_t zero_coordinates_ = 0;
+  index_t next_column_ = 1 << 20;  // columns of replacement vectors: far from those of the probes
+  OperatorStats stats_;
+  bool first_product_ready_ = false;
+  bool exhausted_ = false;
+  double largest_ = 0;  // largest norm of A times a unit vector seen: what rounding is relative to
+  std::vector<double> r1_;
+  std::vector<std::vector<double>> columns_;    // T, one block column per step, down to its diagonal block
+  std::vector<std::vector<double>> couplings_;  // B_1, B_2, ...
+};
+
+}  // namespace mpfast::linalg

@@ -1,0 +1,339 @@
+"""How a spectrum is estimated: which method, how many probes and steps, and when to stop.
+
+The kernels are in the native core; this module holds the policy. See ``docs/numerics.md`` for the measurements behind
+the constants.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import raise_if_nonfinite
+from mpfast.errors import ConvergenceWarning
+from mpfast.measure import Measure
+from mpfast.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from mpfast.spectrum import Spectrum
+
+Array = NDArray[np.float64]
+
+# Up to here every singular value costs no more than an estimate of their distribution.
+EXACT_UP_TO = 1024
+# The smallest p a block Krylov space is worth the name for.
+LANCZOS_FROM = 64
+INITIAL_STEPS = 12
+STEP_GROWTH = 4
+MAX_STEPS = 40
+MAX_BASIS = 768
+MAX_WIDTH = 32
+MAX_PROBES = 512
+# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
+PROBE_MASS = 32768
+# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
+EDGE_NOISE = 0.4
+# Share of `tol` that sigma_plus may still move in the last two steps.
+SETTLED = 0.25
+# Coefficients appended to a leave-one-out measure; their spread, not their bias, is what counts.
+REPLICATE_EXTENSION = 96
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `mpfast.spectrum` asked for; see there."""
+
+    method: str = "auto"
+    tol: float = 5e-3
+    probes: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ("auto", "exact", "lanczos"):
+            raise ValueError(f"spectrum(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
+        if not (isinstance(self.tol, (int, float)) and 0 < self.tol < 1):
+            raise ValueError(f"spectrum(): tol must be between 0 and 1, not {self.tol!r}")
+        for name in ("probes", "steps", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+                raise ValueError(f"spectrum(): {name} must be a positive integer or None, not {value!r}")
+        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**64:
+            raise ValueError(f"spectrum(): seed must be an integer in [0, 2**64), not {self.seed!r}")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads for the core; 0 means its default."""
+        return 0 if self.threads is None else int(self.threads)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the amount of work is given rather than the accuracy."""
+        return self.probes is not None or self.steps is not None
+
+
+def estimate_spectrum(W: Any, request: Request) -> Spectrum:
+    """Measure the spectrum of ``W`` as requested."""
+    source = open_source(W, function="spectrum", threads=request.thread_count)
+    p = min(source.shape)
+    if request.method == "lanczos" and p < LANCZOS_FROM:
+        raise ValueError(
+            f"spectrum(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; use method='exact'"
+        )
+    wants_exact = request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
+    if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
+        return exact_spectrum(source, request)
+    return lanczos_spectrum(source, request)
+
+
+def exact_spectrum(source: Source, request: Request) -> Spectrum:
+    """Every singular value."""
+    from mpfast.spectrum import Spectrum
+
+    values, fro_norm = source.singular_values()
+    return Spectrum(
+        shape=source.shape,
+        dtype=source.dtype,
+        method="exact",
+        fro_norm=fro_norm,
+        measure=Measure.from_values(values),
+        values=values,
+        seed=int(request.seed),
+        outliers=values,
+        residuals=np.zeros_like(values),
+        ritz=values,
+        resolved=len(values),
+    )
+
+
+def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
+    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+    p = min(source.shape)
+    probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
+    session = _Session(source, request, precise=False)
+    session.add_probes(probes)
+    if session.needs_double():
+        session = _Session(source, request, precise=True)
+        session.add_probes(probes)
+
+    while True:
+        if request.steps is None:
+            session.settle()
+        result = session.spectrum()
+        if request.fixed:
+            return result
+        relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
+        if relative_error <= request.tol:
+            return result
+        more = session.probes_missing(relative_error)
+        if request.method == "auto" and _exact_is_cheaper(source, more):
+            return exact_spectrum(source, request)
+        more = min(more, MAX_PROBES - session.probes)
+        if more < 1:
+            warnings.warn(
+                f"spectrum(): tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x {source.shape[1]} "
+                f"matrix has a relative standard error of {relative_error:.2g} after {session.probes} probes and "
+                f"{session.steps} steps; method='exact' gives it without error",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+            return result
+        session.add_probes(more)
+
+
+def _first_probes(p: int, request: Request) -> int:
+    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
+    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
+    wanted = max(for_tol, PROBE_MASS / p, 4.0)
+    return 4 * math.ceil(wanted / 4)
+
+
+def _exact_is_cheaper(source: Source, probes: int) -> bool:
+    """Whether all singular values cost less than ``probes`` probes, in time and within a sane amount of memory."""
+    p, q = min(source.shape), max(source.shape)
+    if p <= EXACT_UP_TO:
+        return True
+    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
+    exact = 2.0 * q * p * p + 8.0 * p**3
+    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
+    return exact < lanczos and 8 * p * p < 2**32
+
+
+class _Session:
+    """Block Lanczos runs over one source, all at the same number of steps; each has its own stream of probes."""
+
+    def __init__(self, source: Source, request: Request, *, precise: bool) -> None:
+        self.source = source
+        self.request = request
+        self.precise = precise
+        self.runs: list[_core.LanczosRun] = []
+        self.settling = 0.0
+        self._trace: float | None = None
+
+    @property
+    def probes(self) -> int:
+        return sum(run.width for run in self.runs)
+
+    @property
+    def steps(self) -> int:
+        return min(run.steps for run in self.runs)
+
+    @property
+    def dim(self) -> int:
+        """Number of singular values that are not known to be zero."""
+        return min(self.source.shape) - self.runs[0].zero_coordinates
+
+    def add_probes(self, count: int) -> None:
+        """Start runs for ``count`` more probes, in blocks of equal width, and bring them up to the others."""
+        p = min(self.source.shape)
+        first_steps = self.request.steps or min(INITIAL_STEPS, p // 2 // 4)
+        steps = self.steps if self.runs else int(first_steps)
+        widest = max(1, min(MAX_WIDTH, p // 2 // steps))
+        blocks = math.ceil(count / widest)
+        for width in _split(count, blocks):
+            run = self.source.start(width, int(self.request.seed), len(self.runs), precise=self.precise)
+            self.runs.append(run)
+            run.advance(steps)
+            _, nonfinite, row, col = run.stats
+            raise_if_nonfinite("spectrum", "W", nonfinite, (row, col))
+
+    def advance(self, steps: int) -> None:
+        for run in self.runs:
+            run.advance(steps)
+
+    def settle(self) -> None:
+        """Take further steps until sigma_plus and the number of spikes stand still."""
+        width = max(run.width for run in self.runs)
+        limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
+        while True:
+            now = self.spectrum(replicates=False)
+            before = self.spectrum(steps=self.steps - 2, replicates=False)
+            reference = now.edge.sigma_plus
+            self.settling = abs(before.edge.sigma_plus / reference - 1) if reference > 0 else 0.0
+            counted = now.edge.spikes <= now.resolved
+            steady = self.settling <= SETTLED * self.request.tol and (
+                not counted or now.edge.spikes == before.edge.spikes
+            )
+            done = all(run.exhausted for run in self.runs)
+            if steady or done or self.steps >= limit:
+                return
+            self.advance(min(STEP_GROWTH, limit - self.steps))
+
+    def needs_double(self) -> bool:
+        """Whether the leading value is so large that fp32 products leave too few digits for the bulk.
+
+        The bulk's trace is a difference: ``||W||_F^2`` less the leading values, each good to a few fp32 roundings.
+        """
+        if self.precise or self.source.dtype == "float64":
+            return False
+        now = self.spectrum(replicates=False)
+        if now.edge.sigma_plus <= 0:
+            return True
+        ratio = float(now.ritz[0] / now.edge.sigma_plus) ** 2
+        return 4e-6 * ratio / self.dim > 0.1 * self.request.tol
+
+    def probes_missing(self, relative_error: float) -> int:
+        """How many more probes bring the error down to tol, a tenth in reserve; 0 when probes are not what is short."""
+        from_probes = relative_error**2 - (0.5 * self.settling) ** 2
+        allowed = self.request.tol**2 - (0.5 * self.settling) ** 2
+        if allowed <= 0:
+            return 0
+        return 4 * math.ceil(self.probes * (1.1 * from_probes / allowed - 1) / 4)
+
+    def spectrum(self, *, steps: int | None = None, replicates: bool = True) -> Spectrum:
+        from mpfast.spectrum import Spectrum
+
+        steps = self.steps if steps is None else steps
+        blocks = []
+        for run in self.runs:
+            at = min(steps, run.steps)
+            complete = run.exhausted and at == run.steps
+            blocks.append((*run.ritz(at), at, complete))
+        trace = self._squared_norm(blocks)
+        measure = self._measure(blocks, trace)
+        drops = range(self.probes) if replicates and self.probes > 1 else ()
+        ritz, residuals = _leading(blocks)
+        atoms = measure.atoms
+        unit = 2.0**self.source.scale_exponent
+        return Spectrum(
+            shape=self.source.shape,
+            dtype=self.source.dtype,
+            method="lanczos",
+            fro_norm=math.sqrt(trace) * unit,
+            measure=measure,
+            seed=int(self.request.seed),
+            probes=self.probes,
+            steps=steps,
+            passes=sum(run.steps for run in self.runs),
+            outliers=ritz[:atoms],
+            residuals=residuals[:atoms],
+            replicates=tuple(self._measure(blocks, trace, dropped=c) for c in drops),
+            ritz=ritz,
+            resolved=max(len(block[0]) for block in blocks) // 3,
+            settling=self.settling,
+            fro_norm_exact=self.source.exact_norm,
+            zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
+        )
+
+    def _squared_norm(self, blocks: list[Any]) -> float:
+        """Trace of the scaled Gram operator: from the first pass, from the source, or estimated from the probes."""
+        if self._trace is None:
+            self._trace = self.source.squared_norm(self.runs[0].stats[0])
+        if self._trace is not None:
+            return self._trace
+        first_moment = sum(float((weight @ theta).sum()) for theta, _, weight, *_ in blocks)
+        mass = sum(float(weight.sum()) for _, _, weight, *_ in blocks)
+        return self.dim * first_moment / mass
+
+    def _measure(self, blocks: list[Any], trace: float, dropped: int = -1) -> Measure:
+        nodes, weights, atoms, _ = _core.spectral_measure(
+            blocks,
+            trace,
+            self.dim,
+            max(self.source.shape),
+            exact_trace=self.source.exact_norm,
+            extension=256 if dropped < 0 else REPLICATE_EXTENSION,
+            dropped_probe=dropped,
+        )
+        s = np.sqrt(nodes) * 2.0**self.source.scale_exponent
+        measure = Measure(s, weights, int(atoms))
+        return _with_zeros(measure, self.runs[0].zero_coordinates, min(self.source.shape))
+
+
+def _split(count: int, parts: int) -> list[int]:
+    """Cut ``count`` into ``parts`` nearly equal widths."""
+    return [count // parts + (i < count % parts) for i in range(parts)]
+
+
+def _leading(blocks: list[Any]) -> tuple[Array, Array]:
+    """Best Ritz values over all runs and bounds of their errors, on the singular-value scale.
+
+    Every Ritz value is a lower bound, so the largest of a rank is the best.
+    """
+    size = min(len(block[0]) for block in blocks)
+    theta = np.stack([block[0][:size] for block in blocks])
+    residual = np.stack([block[1][:size] for block in blocks])
+    best = theta.argmax(axis=0)
+    rank = np.arange(size)
+    s = np.sqrt(theta[best, rank])
+    bound = np.divide(residual[best, rank], 2 * s, out=np.zeros(size), where=s > 0)
+    return s, bound
+
+
+def _with_zeros(measure: Measure, zeros: int, p: int) -> Measure:
+    """Add ``zeros`` singular values that are exactly zero, in small portions so that the CDF jumps at zero."""
+    if zeros == 0:
+        return measure
+    portions = min(zeros, 64)
+    return replace(
+        measure,
+        nodes=np.concatenate([measure.nodes, np.zeros(portions)]),
+        weights=np.concatenate([measure.weights * ((p - zeros) / p), np.full(portions, zeros / p / portions)]),
+    )

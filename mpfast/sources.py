@@ -1,0 +1,106 @@
+"""What a spectrum or an SVD is computed from: a matrix in memory, or an operator that somebody else multiplies with."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_matrix, raise_if_nonfinite
+from mpfast.operators import GramOperator, is_operator
+
+Array = NDArray[np.float64]
+
+
+class Source(Protocol):
+    """A matrix of shape (m, n) as the numerical methods see it.
+
+    All methods work on the Gram operator of the short side, ``p = min(m, n)``, of ``2**-scale_exponent`` times W.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    scale_exponent: int
+    exact_norm: bool
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+        """Begin a block Lanczos run; ``precise`` asks for fp64 products."""
+
+    def squared_norm(self, measured: float) -> float | None:
+        """Squared Frobenius norm of the scaled matrix; ``measured`` is what the first pass saw. None if unknown."""
+
+    def singular_values(self) -> tuple[Array, float]:
+        """All p singular values, descending, and the Frobenius norm."""
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
+        """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); or with ``transpose`` (count, m) -> (count, n)."""
+
+
+class MatrixSource:
+    """A matrix in host memory, multiplied by the native kernels."""
+
+    exact_norm = True
+
+    def __init__(self, matrix: _core.Matrix, function: str, threads: int) -> None:
+        self.matrix = matrix
+        self.function = function
+        self.threads = threads
+        self.shape: tuple[int, int] = matrix.shape
+        self.dtype: str = matrix.dtype
+        self.scale_exponent: int = _core.scale_exponent(matrix)
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+        return _core.lanczos_run(self.matrix, width, seed, stream, self.scale_exponent, precise, self.threads)
+
+    def squared_norm(self, measured: float) -> float | None:
+        return measured
+
+    def singular_values(self) -> tuple[Array, float]:
+        values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
+        raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
+        return values, fro_norm
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
+        return _core.multiply(self.matrix, X, transpose, self.threads, self.scale_exponent)
+
+
+class OperatorSource:
+    """A sparse matrix or a `LinearOperator`, multiplied by its owner in fp64."""
+
+    scale_exponent = 0
+
+    def __init__(self, operator: GramOperator, function: str, threads: int) -> None:
+        self.operator = operator
+        self.threads = threads
+        self.shape = operator.shape
+        self.dtype = operator.dtype
+        self._squared_norm = operator.frobenius_squared()
+        self.exact_norm = self._squared_norm is not None
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+        return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
+
+    def squared_norm(self, measured: float) -> float | None:
+        return self._squared_norm
+
+    def singular_values(self) -> tuple[Array, float]:
+        p = min(self.shape)
+        gram = np.empty((p, p))
+        for first in range(0, p, 32):
+            unit = np.eye(min(32, p - first), p, k=first)
+            gram[first : first + len(unit)] = self.operator.apply(unit)
+        eigenvalues = _core.symmetric_eigenvalues(0.5 * (gram + gram.T), self.threads)
+        values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+        return values, float(np.sqrt(np.trace(gram)))
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
+        return self.operator.multiply(X, transpose)
+
+
+def open_source(W: Any, *, function: str, threads: int) -> Source:
+    """Turn what the caller handed in into a source; ``function`` names the public call in error messages."""
+    if is_operator(W):
+        return OperatorSource(GramOperator(W), function, threads)
+    return MatrixSource(as_matrix(W, function=function), function, threads)

@@ -1,0 +1,264 @@
+"""The spectrum of a matrix: all of its singular values, or a measured distribution of them with an error bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast.edge import EdgeFit, fit_edge
+from mpfast.estimation import Request, estimate_spectrum
+from mpfast.measure import Measure
+from mpfast.metrics import spectral_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.float64]
+
+__all__ = ["Spectrum", "spectrum"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """What is known of the singular values of one matrix of shape (m, n), ``p = min(m, n)``.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of the matrix; ``dtype`` as the name of the storage type.
+    method
+        ``"exact"`` (every singular value) or ``"lanczos"`` (block Lanczos quadrature).
+    device
+        Where it was computed.
+    seed, probes, steps, passes
+        Of a Lanczos run: the seed, the number of probe vectors, Krylov steps, and passes over the matrix.
+    fro_norm
+        Frobenius norm. Exact (for a `LinearOperator` an estimate, see ``fro_norm_exact``).
+    values
+        All p singular values, descending, or None.
+    measure
+        The distribution of the singular values: leading values known one by one, and the bulk.
+    outliers, residuals
+        Converged leading singular values, descending, and a bound on the error of each (same scale): the residual
+        of the Ritz pair on the scale ``s^2``, divided by ``2 s``. Zeros for an exact spectrum.
+    replicates
+        Leave-one-probe-out versions of ``measure``: the source of every error bar. Empty when exact.
+    ritz
+        All Ritz values of the run on the singular-value scale, descending: lower bounds of the leading values.
+    resolved
+        How many leading Ritz values can be told apart one by one.
+    settling
+        Relative change of sigma_plus over the last two Krylov steps: the error of a finite run.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    method: str
+    fro_norm: float
+    measure: Measure
+    values: Array | None = None
+    device: str = "cpu"
+    seed: int = 0
+    probes: int = 0
+    steps: int = 0
+    passes: int = 1
+    outliers: Array = field(default_factory=lambda: np.empty(0))
+    residuals: Array = field(default_factory=lambda: np.empty(0))
+    replicates: tuple[Measure, ...] = ()
+    ritz: Array = field(default_factory=lambda: np.empty(0))
+    resolved: int = 0
+    settling: float = 0.0
+    fro_norm_exact: bool = True
+    zero_fraction: float | None = None
+
+    @property
+    def nodes(self) -> Array:
+        """Nodes of the discrete measure, singular-value scale, descending."""
+        return self.measure.nodes
+
+    @property
+    def weights(self) -> Array:
+        """Weights of ``nodes``; they sum to 1."""
+        return self.measure.weights
+
+    @property
+    def extra_error(self) -> float:
+        """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
+        return 0.5 * self.settling
+
+    @property
+    def replicate_scale(self) -> float:
+        """Factor on the jackknife error; probe noise is all it has to cover, the rest is in ``extra_error``."""
+        return 1.0
+
+    def cdf(self, s: ArrayLike) -> Array:
+        """Share of singular values at or below ``s`` (singular-value scale)."""
+        return self.measure.cdf(s)
+
+    def quantile(self, u: ArrayLike) -> Array:
+        """Singular value below which a share ``u`` of all values lies."""
+        return self.measure.quantile(u)
+
+    def density(self, s: ArrayLike) -> Array:
+        """Density of the singular values at ``s``, per unit of s."""
+        return self.measure.density(s)
+
+    def fit(
+        self, estimator: str = "bema", *, alpha: float = 0.25, beta: float = 0.1, compat: str | None = None
+    ) -> EdgeFit:
+        """Fit the Marchenko-Pastur law to the bulk; see `mpfast.EdgeFit`.
+
+        Parameters
+        ----------
+        estimator
+            ``"bema"`` (least squares on the central quantiles), ``"median"`` or ``"residual"``.
+        alpha
+            Share of the values left out at each end.
+        beta
+            False-alarm level of the Tracy-Widom threshold.
+        compat
+            ``"berlyand2026"`` reproduces the code of arXiv 2606.02608; needs an exact spectrum.
+        """
+        return fit_edge(self, estimator, alpha=alpha, beta=beta, compat=compat)
+
+    @cached_property
+    def edge(self) -> EdgeFit:
+        """The default fit."""
+        return self.fit()
+
+    def metrics(self) -> dict[str, float]:
+        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.metrics`."""
+        return spectral_metrics(self, self.edge)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the density and the fitted law with matplotlib; never calls ``show()``."""
+        from mpfast.plotting import plot_spectrum
+
+        return plot_spectrum(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; `from_dict` reads it back."""
+        return {
+            "schema": 1,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "method": self.method,
+            "device": self.device,
+            "seed": self.seed,
+            "probes": self.probes,
+            "steps": self.steps,
+            "passes": self.passes,
+            "fro_norm": self.fro_norm,
+            "fro_norm_exact": self.fro_norm_exact,
+            "values": None if self.values is None else self.values.tolist(),
+            "measure": None if self.values is not None else _measure_to_dict(self.measure),
+            "outliers": self.outliers.tolist(),
+            "residuals": self.residuals.tolist(),
+            "replicates": [_measure_to_dict(m) for m in self.replicates],
+            "ritz": self.ritz.tolist(),
+            "resolved": self.resolved,
+            "settling": self.settling,
+            "zero_fraction": self.zero_fraction,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
+        """Rebuild a spectrum from `to_dict`."""
+        if record.get("schema") != 1:
+            raise ValueError(f"Spectrum.from_dict(): unknown schema {record.get('schema')!r}; expected 1")
+        values = None if record["values"] is None else np.asarray(record["values"], dtype=np.float64)
+        fields = dict(record)
+        del fields["schema"]
+        fields["shape"] = (int(record["shape"][0]), int(record["shape"][1]))
+        fields["values"] = values
+        fields["measure"] = (
+            Measure.from_values(values) if values is not None else _measure_from_dict(record["measure"])
+        )
+        fields["replicates"] = tuple(_measure_from_dict(m) for m in record["replicates"])
+        for name in ("outliers", "residuals", "ritz"):
+            fields[name] = np.asarray(record[name], dtype=np.float64)
+        return cls(**fields)
+
+    def __repr__(self) -> str:
+        work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
+        return f"<Spectrum of a {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
+
+
+def _measure_to_dict(measure: Measure) -> dict[str, Any]:
+    return {
+        "nodes": measure.nodes.tolist(),
+        "weights": measure.weights.tolist(),
+        "atoms": measure.atoms,
+    }
+
+
+def _measure_from_dict(record: Mapping[str, Any]) -> Measure:
+    return Measure(np.asarray(record["nodes"]), np.asarray(record["weights"]), record["atoms"])
+
+
+def spectrum(
+    W: Any,
+    *,
+    method: str = "auto",
+    tol: float = 5e-3,
+    probes: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Spectrum:
+    """Measure the singular-value distribution of a matrix.
+
+    Parameters
+    ----------
+    W
+        2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
+        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
+    method
+        ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
+        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
+        cheaper than meeting ``tol``, else Lanczos.
+    tol
+        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
+    probes, steps
+        Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
+    seed
+        Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
+    threads
+        Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    ValueError
+        W is empty, not 2-D, or has non-finite entries; an option is out of range.
+    TypeError
+        W is complex, integer, boolean or an object array.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``tol`` was not met within the budget; the message says what was reached.
+
+    References
+    ----------
+    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding, Trogdon,
+    arXiv 2504.03066 (2025).
+
+    Examples
+    --------
+    >>> import numpy as np, mpfast
+    >>> W = np.random.default_rng(0).standard_normal((300, 400))
+    >>> edge = mpfast.spectrum(W).edge
+    >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
+    37.3 0 good
+    """
+    request = Request(method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads)
+    return estimate_spectrum(W, request)

@@ -1,0 +1,102 @@
+"""Threads, forks, Ctrl-C and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import mpfast
+
+from .families import family
+
+
+def edge_of(seed):
+    W = family("spikes40", (300, 400), seed).astype(np.float32)
+    return mpfast.spectrum(W, method="lanczos", probes=8, steps=12).edge.sigma_plus, mpfast.spectrum(W).edge.sigma_plus
+
+
+def test_calls_from_many_threads_give_what_one_thread_gives():
+    alone = [edge_of(seed) for seed in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(edge_of, range(12))) == alone
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_can_call_after_its_parent_did():
+    expected = edge_of(1)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(edge_of, [1, 1, 1, 1]) == [expected] * 4
+
+
+INTERRUPTED = """
+    import signal, threading, time, os, sys
+    import numpy as np, mpfast
+    W = np.random.default_rng(0).standard_normal({shape}, dtype=np.float32)
+    mpfast.spectrum(W[:200, :300])
+    sent = []
+    def interrupt():
+        time.sleep({delay})
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        {call}
+        print("finished")
+    except KeyboardInterrupt:
+        print(f"stopped after {{time.perf_counter() - sent[0]:.3f}}")
+    # Abandoned work must not crash the interpreter on its way out, nor the next call.
+    print(mpfast.spectrum(W[:200, :300]).edge.spikes >= 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "mpfast.spectrum(W, method='exact')",
+        "mpfast.spectrum(W, method='lanczos', probes=512, steps=24)",
+        "mpfast.svd(W, 700, tol=1e-9)",
+        "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(200)]",
+    ],
+)
+def test_ctrl_c_stops_a_call(call):
+    # Repeated: the bar is 0.2 s on an idle machine; a loaded CI machine gets one second.
+    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    stopped, alive = run.stdout.splitlines()
+    assert stopped.startswith("stopped after"), run.stdout
+    assert float(stopped.split()[-1]) < 1.0
+    assert alive == "True"
+    assert signal.SIGINT
+
+
+PEAK = """
+    import resource, numpy as np, mpfast
+    W = np.empty(({n}, {n}), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    for rows in np.array_split(W, 64):
+        rng.standard_normal(rows.shape, dtype=np.float32, out=rows)
+    mpfast.spectrum(W[:300, :400])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    {call}
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / W.nbytes)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss in kilobytes")
+@pytest.mark.parametrize("call", ["mpfast.spectrum(W).edge", "mpfast.spectrum(W.T).edge"])
+def test_peak_memory_stays_below_five_percent_of_the_input(call):
+    script = textwrap.dedent(PEAK.format(call=call, n=8192))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 0.05

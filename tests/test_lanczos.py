@@ -1,0 +1,203 @@
+"""The block Lanczos run and the quadrature on top of it, against full decompositions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpfast import _core
+
+from .families import family, singular_values
+
+
+def diagonal_run(eigenvalues, width, seed=0, stream=0, threads=1):
+    return _core.lanczos_run_operator(lambda X: X * eigenvalues, len(eigenvalues), width, seed, stream, threads)
+
+
+def test_probes_are_a_pure_function_of_their_indices():
+    block = _core.probe_block(1001, 5, seed=7, stream=2)
+    assert np.array_equal(block[:3, :100], _core.probe_block(100, 3, seed=7, stream=2))
+    assert not np.array_equal(block, _core.probe_block(1001, 5, seed=7, stream=3))
+    assert not np.array_equal(block, _core.probe_block(1001, 5, seed=8, stream=2))
+
+
+def test_probes_look_gaussian_and_never_vanish():
+    x = _core.probe_block(20000, 8, seed=1, stream=0).astype(float).ravel()
+    assert (x != 0).all()
+    # Sum of 63 signs: mean 0, variance 63, kurtosis 3 - 2/63; four standard errors of 160,000 draws each.
+    assert abs(x.mean()) < 4 * np.sqrt(63 / x.size)
+    assert x.var() == pytest.approx(63, rel=4 * np.sqrt(2 / x.size))
+    assert (x**4).mean() / x.var() ** 2 == pytest.approx(3 - 2 / 63, abs=4 * np.sqrt(24 / x.size))
+
+
+def test_probes_are_not_numpys_stream_of_the_same_seed():
+    ours = _core.probe_block(4096, 1, seed=0, stream=0)[0].astype(float)
+    theirs = np.random.default_rng(0).standard_normal(4096)
+    assert abs(np.corrcoef(ours, theirs)[0, 1]) < 4 / np.sqrt(4096)
+
+
+def test_ritz_values_are_lower_bounds_and_residuals_bound_the_error():
+    lam = np.sort(np.random.default_rng(3).random(300))[::-1] ** 2
+    run = diagonal_run(lam, 4)
+    previous = np.zeros(4)
+    for _ in range(6):
+        run.advance(3)
+        theta, residual, _ = run.ritz()
+        rounding = 1e-13
+        assert (theta <= lam[: len(theta)] + rounding).all()
+        assert (theta[: len(previous)] >= previous - rounding).all()
+        nearest = np.abs(theta[:, None] - lam[None, :]).min(axis=1)
+        assert (nearest <= residual + rounding).all()
+        previous = theta
+
+
+def test_weights_reproduce_the_moments_of_every_probe():
+    lam = np.linspace(0.1, 2, 200)
+    width, steps = 3, 5
+    run = diagonal_run(lam, width, seed=11)
+    run.advance(steps)
+    theta, _, weight = run.ritz()
+    x = _core.probe_block(200, width, 11, 0).astype(float)
+    for power in range(2 * steps):
+        # Block Gauss quadrature is exact to degree 2k - 1.
+        assert weight @ theta**power == pytest.approx((x**2) @ lam**power, rel=1e-10)
+
+
+def test_an_earlier_state_is_a_leading_block():
+    lam = np.linspace(0, 1, 150)
+    long, short = diagonal_run(lam, 4), diagonal_run(lam, 4)
+    long.advance(9)
+    short.advance(5)
+    for a, b in zip(long.ritz(5), short.ritz(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 9, 40])
+def test_low_rank_is_found_and_ends_the_run(rank):
+    values = np.linspace(5, 1, rank)
+    u = np.linalg.qr(np.random.default_rng(0).standard_normal((500, rank)))[0]
+    run = _core.lanczos_run_operator(lambda X: (X @ u * values) @ u.T, 500, 4, 0, 0, 1)
+    run.advance(30)
+    assert run.exhausted
+    theta, _, _ = run.ritz()
+    np.testing.assert_allclose(theta[:rank], values, rtol=1e-10)
+    assert (theta[rank:] < 1e-10).all()
+
+
+@pytest.mark.parametrize("nonzero", [0, 1, 3, 7])
+def test_a_few_nonzero_coordinates_are_enough(nonzero):
+    lam = np.zeros(500)
+    lam[:nonzero] = np.arange(nonzero, 0, -1)
+    run = diagonal_run(np.roll(lam, 77), 4)
+    run.advance(10)
+    theta, _, _ = run.ritz()
+    np.testing.assert_allclose(theta[: min(nonzero, len(theta))], lam[: min(nonzero, len(theta))], atol=1e-10)
+
+
+def test_zero_coordinates_are_counted_and_left_out():
+    lam = np.linspace(1, 2, 400)
+    lam[::4] = 0
+    run = diagonal_run(lam, 4)
+    run.advance(20)
+    assert run.zero_coordinates == 100
+    assert run.ritz()[0].min() > 0.9
+
+
+def test_multiple_eigenvalues_up_to_the_block_width_are_found():
+    lam = np.linspace(0, 1, 300)
+    lam[:4] = 3.0
+    run = diagonal_run(lam, 4)
+    run.advance(12)
+    theta, _, _ = run.ritz()
+    np.testing.assert_allclose(theta[:4], 3.0, rtol=1e-8)
+    assert theta[4] < 1.1
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_matrix_runs_agree_with_a_full_decomposition(shape, dtype):
+    W = family("spikes40", shape, 1).astype(dtype)
+    run = _core.lanczos_run(_core.Matrix(W, dtype), 8, 0, 0, 0, False, 2)
+    run.advance(20)
+    theta, residual, _ = run.ritz()
+    s = singular_values(W)
+    converged = residual < 1e-6 * theta[0]
+    assert converged[:30].all()
+    # Rounding of the products, relative to the largest value.
+    rounding = 50 * np.finfo(dtype).eps
+    np.testing.assert_allclose(theta[:30], s[:30] ** 2, atol=rounding * s[0] ** 2)
+    trace, nonfinite, _, _ = run.stats
+    assert trace == pytest.approx((W.astype(float) ** 2).sum(), rel=1e-6)
+    assert nonfinite == 0
+
+
+def test_ritz_vectors_are_eigenvectors():
+    W = family("power_law", (250, 400), 2)
+    run = _core.lanczos_run(_core.Matrix(W, "float64"), 8, 0, 0, 0, False, 2)
+    run.advance(20)
+    theta, residual, _ = run.ritz()
+    v = run.ritz_vectors(10)
+    np.testing.assert_allclose(v @ v.T, np.eye(10), atol=1e-10)
+    error = np.linalg.norm(W @ (W.T @ v.T) - v.T * theta[:10], axis=0)
+    np.testing.assert_allclose(error, residual[:10], atol=1e-9 * theta[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    W = family("gauss", (500, 300), 4).astype(dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        run = _core.lanczos_run(_core.Matrix(W, dtype), 8, 5, 0, 0, False, threads)
+        run.advance(8)
+        results.append(run.ritz())
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_measure_has_mass_one_and_the_exact_first_moment():
+    lam = singular_values(family("power_law", (300, 900), 3)) ** 2
+    run = diagonal_run(lam, 8)
+    run.advance(12)
+    nodes, weights, atoms, support = _core.spectral_measure([(*run.ritz(), 12, False)], lam.sum(), 300, 900)
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    assert weights @ nodes == pytest.approx(lam.mean(), rel=1e-10)
+    assert (nodes >= 0).all()
+    np.testing.assert_allclose(nodes[:atoms], lam[:atoms], rtol=1e-3)
+    np.testing.assert_allclose(weights[:atoms], 1 / 300)
+    assert 0 < support < lam[0]
+
+
+@pytest.mark.parametrize("name", ["gauss", "spikes40", "power_law"])
+def test_measure_follows_the_distribution_within_its_noise(name):
+    p, q, width = 500, 1500, 16
+    s = singular_values(family(name, (p, q), 8))
+    run = diagonal_run(s**2, width)
+    run.advance(14)
+    nodes, weights, atoms, _ = _core.spectral_measure([(*run.ritz(), 14, False)], (s**2).sum(), p, q)
+    order = np.argsort(nodes)
+    cdf = np.cumsum(weights[order]) - weights[order] / 2
+    measured = np.interp(np.sort(s), np.sqrt(nodes[order]), cdf)
+    ks = np.abs(measured - (np.arange(p) + 0.5) / p).max()
+    # Mean Kolmogorov distance of p b probes' worth of mass is 0.87 sqrt(2 / (p b)); three times that is a bad day.
+    assert ks < 3 * 0.87 * np.sqrt(2 / (p * width))
+
+
+def test_bad_widths_are_refused():
+    with pytest.raises(ValueError, match="block width"):
+        diagonal_run(np.ones(10), 11)
+
+
+def test_an_operator_of_the_wrong_shape_is_refused():
+    run = _core.lanczos_run_operator(lambda X: X[:, :-1], 50, 2, 0, 0, 1)
+    with pytest.raises(ValueError, match="wrong shape"):
+        run.advance(2)
+
+
+def test_an_exception_in_an_operator_comes_through():
+    def broken(X):
+        raise RuntimeError("no such file")
+
+    run = _core.lanczos_run_operator(broken, 50, 2, 0, 0, 1)
+    with pytest.raises(RuntimeError, match="no such file"):
+        run.advance(2)

@@ -1,0 +1,144 @@
+"""`svd` and `lowrank.factor` against full decompositions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast import lowrank
+from mpfast.errors import ConvergenceWarning
+
+from .families import family, low_rank, singular_values
+
+SHAPES = [(700, 900), (900, 700), (2000, 640), (640, 2000)]
+
+
+def check_triplets(W, result, k, tol=1e-5):
+    s = singular_values(W)
+    u, vh = np.asarray(result.U, dtype=float), np.asarray(result.Vh, dtype=float)
+    assert u.shape == (W.shape[0], k)
+    assert vh.shape == (k, W.shape[1])
+    np.testing.assert_allclose(result.s, s[:k], rtol=tol)
+    # Vectors are stored in fp32 for fp32 input: orthonormal to a few of its roundings, relative to sqrt(length).
+    slack = 1e-5 if W.dtype != np.float64 else 1e-10
+    np.testing.assert_allclose(u.T @ u, np.eye(k), atol=slack)
+    np.testing.assert_allclose(vh @ vh.T, np.eye(k), atol=slack)
+    actual = np.linalg.norm(W.astype(float).T @ u - vh.T * result.s, axis=0)
+    np.testing.assert_allclose(actual, result.residuals, atol=slack * s[0])
+    assert (np.abs(result.s - s[:k]) <= result.residuals + slack * s[0]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_leading_triplets_of_spikes_and_bulk_edge(shape, dtype):
+    W = family("spikes40", shape, 1).astype(dtype)
+    check_triplets(W, mpfast.svd(W, 60), 60)
+
+
+@pytest.mark.parametrize("name", ["gauss", "power_law", "student_t3", "lognormal_columns"])
+def test_other_families(name):
+    W = family(name, (800, 600), 2).astype(np.float32)
+    check_triplets(W, mpfast.svd(W, 10), 10)
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_small_matrices_take_the_dense_path(k):
+    W = family("power_law", (30, 80), 3)
+    check_triplets(W, mpfast.svd(W, k), k)
+
+
+def test_unpacks_as_three():
+    U, s, Vh = mpfast.svd(np.diag([3.0, 2.0, 1.0]), 2)
+    np.testing.assert_allclose(s, [3, 2])
+    np.testing.assert_allclose(np.abs(U @ np.diag(s) @ Vh), np.diag([3.0, 2.0, 0.0]), atol=1e-12)
+
+
+def test_diagonal_matrices_have_no_invisible_coordinates():
+    values = np.linspace(1, 2, 1500)
+    result = mpfast.svd(np.diag(values), 5)
+    np.testing.assert_allclose(result.s, values[::-1][:5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(900, 1400), (300, 500)])
+def test_until_mp_edge_returns_every_value_above_the_edge(shape):
+    W = family("spikes40", shape, 4).astype(np.float32)
+    result = mpfast.svd(W, until="mp_edge")
+    above = singular_values(W) > result.edge.sigma_plus
+    assert len(result.s) == above.sum()
+    check_triplets(W, result, len(result.s))
+
+
+def test_until_mp_edge_on_pure_noise_returns_next_to_nothing():
+    result = mpfast.svd(family("gauss", (700, 1100), 5).astype(np.float32), until="mp_edge")
+    assert len(result.s) <= 3
+    assert np.asarray(result.U).shape == (700, len(result.s))
+
+
+def test_rank_deficient_input_gives_orthonormal_vectors():
+    W = low_rank((800, 700), np.array([5.0, 3.0, 1.0]), np.random.default_rng(6))
+    result = mpfast.svd(W, 6)
+    np.testing.assert_allclose(result.s[:3], [5, 3, 1], rtol=1e-8)
+    assert (result.s[3:] < 1e-6).all()
+    np.testing.assert_allclose(result.U.T @ result.U, np.eye(6), atol=1e-8)
+
+
+def test_same_bits_for_any_number_of_threads_and_block_width_is_free():
+    W = family("spikes40", (600, 700), 7).astype(np.float32)
+    a, b = (mpfast.svd(W, 45, threads=t) for t in (1, 3))
+    np.testing.assert_allclose(a.s, b.s, rtol=1e-12)
+    for block in (1, 3, 16):
+        np.testing.assert_allclose(mpfast.svd(W, 20, block=block).s, a.s[:20], rtol=1e-5)
+
+
+def test_large_dynamic_range_in_fp32():
+    rng = np.random.default_rng(8)
+    values = np.concatenate([[1e6], np.linspace(200, 100, 9)])
+    W = (low_rank((700, 800), values, rng) + rng.standard_normal((700, 800))).astype(np.float32)
+    result = mpfast.svd(W, 10)
+    np.testing.assert_allclose(result.s, singular_values(W)[:10], rtol=1e-4)
+
+
+def test_factor_is_the_truncation():
+    W = family("spikes40", (300, 400), 9)
+    A, B = lowrank.factor(W, 12)
+    u, s, vh = np.linalg.svd(W, full_matrices=False)
+    np.testing.assert_allclose(A @ B, (u[:, :12] * s[:12]) @ vh[:12], atol=1e-6 * s[0])
+    A, B = lowrank.factor(W)
+    assert A.shape[1] == mpfast.spectrum(W).edge.spikes_above_edge
+    with pytest.raises(ValueError, match="rank must be"):
+        lowrank.factor(W, "all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either k"),
+        ({"k": 3, "until": "mp_edge"}, "give either k"),
+        ({"until": "edge"}, "until must be"),
+        ({"k": 0}, "k must be"),
+        ({"k": 6}, "k must be"),
+        ({"k": 2, "tol": 2}, "tol must be"),
+        ({"k": 2, "block": 40}, "block must be"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mpfast.svd(np.eye(5), **arguments)
+
+
+def test_nonfinite_entries_are_located():
+    W = np.ones((600, 700), dtype=np.float32)
+    W[3, 5] = np.inf
+    with pytest.raises(ValueError, match=r"svd\(\): W has 1 .*\(3, 5\)"):
+        mpfast.svd(W, 2)
+
+
+def test_a_flat_spectrum_warns_rather_than_pretends():
+    # All singular values equal: nothing separates the k-th from the next, yet every Ritz value is exact.
+    q = np.linalg.qr(np.random.default_rng(10).standard_normal((640, 640)))[0]
+    try:
+        result = mpfast.svd(q, 3)
+    except ConvergenceWarning:
+        return
+    np.testing.assert_allclose(result.s, 1, rtol=1e-8)
