@@ -1,7 +1,58 @@
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/buffer.hpp"
+#include "cpu/exact.hpp"
+#include "cpu/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
 
-void register_exact(py::module_&) {}
+namespace {
+
+py::array_t<double> to_array(const std::vector<double>& values) {
+  return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple exact_values(const Matrix& matrix, int threads) {
+  std::vector<double> values(static_cast<std::size_t>(std::min(matrix.view.rows, matrix.view.cols)));
+  cpu::ExactStats stats;
+  {
+    const py::gil_scoped_release release;
+    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    cpu::singular_values(team, matrix.view, values.data(), &stats);
+  }
+  const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
+  return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
+                        stats.first_nonfinite_col, method);
+}
+
+py::array_t<double> symmetric_eigenvalues(
+    const py::array_t<double, py::array::c_style | py::array::forcecast>& a, int threads) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1)) throw std::invalid_argument("a must be a square 2-D array");
+  const index_t n = a.shape(0);
+  std::vector<double> values(static_cast<std::size_t>(n));
+  const double* from = a.data();
+  {
+    const py::gil_scoped_release release;
+    const index_t ld = cpu::padded_leading_dimension(n);
+    cpu::Buffer<double> copy(ld, n, "a copy of the matrix");
+    for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
+    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data());
+  }
+  return to_array(values);
+}
+
+}  // namespace
+
+void register_exact(py::module_& m) {
+  m.def("exact_values", &exact_values, py::arg("matrix"), py::arg("threads"),
+        "All singular values of the matrix, descending, with its Frobenius norm, the number of non-finite entries, the "
+        "first one's row and column (-1 when there is none) and the method used, 'gram' or 'bidiagonal'. With "
+        "non-finite entries the values mean nothing.");
+  m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::arg("a"), py::arg("threads"),
+        "Eigenvalues of a finite symmetric matrix, ascending; only its upper triangle is read.");
+}
 
 }  // namespace mpfast::python
