@@ -196,26 +196,43 @@ void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double
   });
 }
 
-// The exponent of the largest entry of a finite W in float64; W is widened panel by panel as for the Gram matrix.
-int largest_exponent(Team& team, const MatrixView& w) {
-  std::vector<double> largest(static_cast<std::size_t>(w.rows), 0.0);
-  team.parallel_for(w.rows, [&](index_t row, int) {
-    dispatch(w.dtype, [&]<DType dtype>() {
-      double entry = 0;
-      for (index_t col = 0; col < w.cols; ++col) {
-        widen_run<dtype>(w.data, row * w.row_stride + col * w.col_stride, 1, 1, 1.0, &entry);
-        auto& seen = largest[static_cast<std::size_t>(row)];
-        seen = std::max(seen, std::abs(entry));
+// The largest magnitude in each row of a finite matrix.
+std::vector<double> row_maxima(Team& team, const MatrixView& view) {
+  constexpr index_t kChunk = 512;
+  std::vector<double> maxima(static_cast<std::size_t>(view.rows), 0.0);
+  team.parallel_for(blocks(view.rows, kRunsATask), [&](index_t task, int) {
+    double chunk[kChunk];
+    for (index_t row = task * kRunsATask; row < std::min((task + 1) * kRunsATask, view.rows); ++row) {
+      double largest = 0;
+      for (index_t col = 0; col < view.cols; col += kChunk) {
+        const index_t count = std::min(kChunk, view.cols - col);
+        dispatch(view.dtype, [&]<DType dtype>() {
+          widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0, chunk);
+        });
+        for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(chunk[i]));
       }
-    });
+      maxima[static_cast<std::size_t>(row)] = largest;
+    }
   });
-  const double top = *std::max_element(largest.begin(), largest.end());
-  return top == 0 ? 0 : std::ilogb(top);
+  return maxima;
 }
 
-// An upper bound of rank W from its zero rows and columns, which G shows for the short side and W for the long one.
-index_t structural_rank(index_t p, const double* diagonal) {
-  return std::count_if(diagonal, diagonal + p, [](double x) { return x > 0; });
+int largest_exponent(Team& team, const MatrixView& w) {
+  const std::vector<double> maxima = row_maxima(team, w);
+  const double largest = *std::max_element(maxima.begin(), maxima.end());
+  return largest == 0 ? 0 : std::ilogb(largest);
+}
+
+index_t count_positive(const std::vector<double>& x) {
+  return std::count_if(x.begin(), x.end(), [](double value) { return value > 0; });
+}
+
+// Whether the Gram matrix has lost the lower quartile of the `rank` values that may be non-zero (descending).
+bool quartile_is_lost(const double* values, index_t rank) {
+  if (rank == 0) return false;
+  constexpr double kUnit = std::numeric_limits<double>::epsilon() / 2;
+  const double quartile = values[(3 * rank) / 4];
+  return kUnit * values[0] * values[0] > kQuartileTolerance * quartile * quartile;
 }
 
 void bidiagonal_route(Team& team, const MatrixView& w, int exponent, double* values) {
@@ -280,22 +297,20 @@ void singular_values(Team& team, const MatrixView& w, double* values, ExactStats
 
   std::vector<double> diagonal(static_cast<std::size_t>(p));
   for (index_t i = 0; i < p; ++i) diagonal[static_cast<std::size_t>(i)] = g.get()[i + i * ldg];
-  const index_t rank = structural_rank(p, diagonal.data());
   symmetric_eigenvalues(team, p, g.get(), ldg, values);
   std::reverse(values, values + p);
   for (index_t i = 0; i < p; ++i) values[i] = std::sqrt(std::max(values[i], 0.0));
 
-  // Zero rows or columns are exact zeros of G, and their values are exactly known.
-  std::fill(values + rank, values + p, 0.0);
-  if (rank > 0) {
-    const double quartile = values[(3 * rank) / 4];
-    constexpr double kUnit = std::numeric_limits<double>::epsilon() / 2;
-    if (kUnit * values[0] * values[0] > kQuartileTolerance * quartile * quartile) {
-      g = {};
-      stats->method = ExactMethod::bidiagonal;
-      bidiagonal_route(team, w, exponent, values);
-    }
+  // Zero rows and columns bound the rank: the values they take away are zero, not lost. G shows those of the short
+  // side; the long side is worth a look at W only when something is amiss.
+  index_t rank = count_positive(diagonal);
+  if (quartile_is_lost(values, rank)) rank = std::min(rank, count_positive(row_maxima(team, LongView(w).view)));
+  if (quartile_is_lost(values, rank)) {
+    g = {};
+    stats->method = ExactMethod::bidiagonal;
+    bidiagonal_route(team, w, exponent, values);
   }
+  std::fill(values + rank, values + p, 0.0);
   if (exponent != 0) {
     for (index_t i = 0; i < p; ++i) values[i] = std::ldexp(values[i], exponent);
   }

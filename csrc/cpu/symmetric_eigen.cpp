@@ -28,9 +28,9 @@ struct Tuning {
 
 Tuning tuning(index_t n) {
   if (n < 128) return {0, 0, 0};
-  if (n < 768) return {32, 128, 4};
-  if (n < 2048) return {48, 192, 8};
-  return {64, 256, 8};
+  if (n < 768) return {32, 64, 4};
+  if (n < 2048) return {48, 128, 8};
+  return {48, 192, 8};
 }
 
 // A call that takes longer than this many tridiagonal rows is worth a thread of its own (about 20 ms).
