@@ -7,6 +7,10 @@
 #include <new>
 #include <string>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
@@ -26,7 +30,9 @@ class AllocationError : public std::bad_alloc {
 template <class T>
 class Buffer {
  public:
-  static constexpr std::align_val_t kAlignment{64};
+  // A huge page of x86-64 and aarch64: large buffers ask for such pages, since the columns of a tall matrix lie on more
+  // small pages than the TLB holds, and faulting small pages in costs milliseconds.
+  static constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
   Buffer() = default;
   Buffer(index_t rows, index_t cols, const char* what_for) {
@@ -35,8 +41,13 @@ class Buffer {
       throw AllocationError(what_for, bytes);
     }
     const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
-    data_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment, std::nothrow)));
+    const std::size_t size = count * sizeof(T);
+    const std::align_val_t alignment{size >= 2 * kHugePage ? kHugePage : 64};
+    data_ = {static_cast<T*>(::operator new(size, alignment, std::nothrow)), Free{alignment}};
     if (!data_) throw AllocationError(what_for, bytes);
+#ifdef __linux__
+    if (size >= 2 * kHugePage) madvise(data_.get(), size, MADV_HUGEPAGE);  // a hint: failing is fine
+#endif
   }
 
   T* get() { return data_.get(); }
@@ -44,7 +55,8 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+    std::align_val_t alignment{64};
+    void operator()(T* data) const { ::operator delete(data, alignment); }
   };
   std::unique_ptr<T, Free> data_;
 };
