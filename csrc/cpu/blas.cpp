@@ -23,8 +23,7 @@ void scipy_dsterf_(const blasint* n, double* d, double* e, blasint* info);
 void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint* lda, double* d, double* e, double* tau,
                    double* work, const blasint* lwork, blasint* info, std::size_t);
 void scipy_dlabrd_(const blasint* m, const blasint* n, const blasint* nb, double* a, const blasint* lda, double* d,
-                   double* e, double* tauq, double* taup, double* x, const blasint* ldx, double* y,
-                   const blasint* ldy);
+                   double* e, double* tauq, double* taup, double* x, const blasint* ldx, double* y, const blasint* ldy);
 void scipy_dgebrd_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* d, double* e,
                    double* tauq, double* taup, double* work, const blasint* lwork, blasint* info);
 void scipy_dbdsqr_(const char* uplo, const blasint* n, const blasint* ncvt, const blasint* nru, const blasint* ncc,
@@ -63,8 +62,8 @@ std::string blas_description() {
   return std::string(scipy_openblas_get_config()) + " (" + scipy_openblas_get_corename() + ")";
 }
 
-void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a, index_t lda,
-          const double* b, index_t ldb, double beta, double* c, index_t ldc) {
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a,
+          index_t lda, const double* b, index_t ldb, double beta, double* c, index_t ldc) {
   scipy_cblas_dgemm(CblasColMajor, op(transpose_a), op(transpose_b), narrow(m), narrow(n), narrow(k), alpha, a,
                     narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
 }

@@ -16,8 +16,8 @@ void blas_use_one_thread();
 std::string blas_description();
 
 // C = alpha op(A) op(B) + beta C, with op(A) m x k and op(B) k x n.
-void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a, index_t lda,
-          const double* b, index_t ldb, double beta, double* c, index_t ldc);
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a,
+          index_t lda, const double* b, index_t ldb, double beta, double* c, index_t ldc);
 void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, float alpha, const float* a, index_t lda,
           const float* b, index_t ldb, float beta, float* c, index_t ldc);
 

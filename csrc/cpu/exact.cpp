@@ -207,7 +207,8 @@ std::vector<double> row_maxima(Team& team, const MatrixView& view) {
       for (index_t col = 0; col < view.cols; col += kChunk) {
         const index_t count = std::min(kChunk, view.cols - col);
         dispatch(view.dtype, [&]<DType dtype>() {
-          widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0, chunk);
+          widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0,
+                           chunk);
         });
         for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(chunk[i]));
       }

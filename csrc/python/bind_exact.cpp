@@ -27,8 +27,8 @@ py::tuple exact_values(const Matrix& matrix, int threads) {
                         stats.first_nonfinite_col, method);
 }
 
-py::array_t<double> symmetric_eigenvalues(
-    const py::array_t<double, py::array::c_style | py::array::forcecast>& a, int threads) {
+py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c_style | py::array::forcecast>& a,
+                                          int threads) {
   if (a.ndim() != 2 || a.shape(0) != a.shape(1)) throw std::invalid_argument("a must be a square 2-D array");
   const index_t n = a.shape(0);
   std::vector<double> values(static_cast<std::size_t>(n));
