@@ -34,6 +34,9 @@ class Source(Protocol):
     def singular_values(self) -> tuple[Array, float]:
         """All p singular values, descending, and the Frobenius norm."""
 
+    def gram(self) -> Array:
+        """Gram matrix of the short side of the scaled matrix, (p, p)."""
+
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); or with ``transpose`` (count, m) -> (count, n)."""
 
@@ -62,6 +65,11 @@ class MatrixSource:
         raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
         return values, fro_norm
 
+    def gram(self) -> Array:
+        gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
+        raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
+        return gram
+
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         return _core.multiply(self.matrix, X, transpose, self.threads, self.scale_exponent)
 
@@ -85,13 +93,17 @@ class OperatorSource:
     def squared_norm(self, measured: float) -> float | None:
         return self._squared_norm
 
-    def singular_values(self) -> tuple[Array, float]:
+    def gram(self) -> Array:
         p = min(self.shape)
         gram = np.empty((p, p))
         for first in range(0, p, 32):
             unit = np.eye(min(32, p - first), p, k=first)
             gram[first : first + len(unit)] = self.operator.apply(unit)
-        eigenvalues = _core.symmetric_eigenvalues(0.5 * (gram + gram.T), self.threads)
+        return 0.5 * (gram + gram.T)
+
+    def singular_values(self) -> tuple[Array, float]:
+        gram = self.gram()
+        eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
         values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
         return values, float(np.sqrt(np.trace(gram)))
 
