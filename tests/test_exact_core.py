@@ -1,8 +1,8 @@
 """All singular values through the native core, against NumPy's full decompositions in float64.
 
 Tolerances: a backward stable eigenvalue solver errs by a modest multiple of ``p * eps * lambda_1`` in each
-eigenvalue of ``W^T W``; ``1e-13`` relative to the largest leaves two orders for p <= 1000. For a singular value
-that is ``1e-13 * s_1**2 / s``, and never more than ``sqrt(1e-13) * s_1`` near zero.
+eigenvalue of ``W^T W``; ``1e-13`` relative to the largest leaves two orders for p <= 1000. For a singular
+value that is ``1e-13 * s_1**2 / s``, and never more than ``sqrt(1e-13) * s_1`` near zero.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def test_spiked_matrix() -> None:
 def test_deterministic_signal_plus_noise(seed: int, outliers: list[float], top: float) -> None:
     """The R + S illustration of the random-matrix pruning literature: s_1 is 1e4 times the bulk edge.
 
-    An fp32 Gram matrix loses these outliers; with fp64 their relative error is about eps * (s_1 / s)**2 = 1e-8.
+    An fp32 Gram matrix loses these outliers; with fp64 their relative error is eps * (s_1 / s)**2 = 1e-8.
     """
     i = np.arange(1.0, 1001.0)[:, None]
     j = np.arange(1.0, 1001.0)[None, :]

@@ -18,9 +18,9 @@ namespace mpfast::cpu {
 
 namespace {
 
-// A panel of the long side holds about this many doubles (32 MB), and at least kMinDepth rows so that updating the
+// A panel of the long side holds about this many doubles (16 MB), and at least kMinDepth rows so that updating the
 // tiles of G costs little next to the products.
-constexpr index_t kPanelEntries = index_t{1} << 22;
+constexpr index_t kPanelEntries = index_t{1} << 21;
 constexpr index_t kMinDepth = 256;
 constexpr index_t kMaxDepth = 4096;
 // Runs of W that one conversion task widens.
