@@ -41,6 +41,10 @@ PROBE_MASS = 32768
 EDGE_NOISE = 0.4
 # Share of `tol` that sigma_plus may still move in the last two steps.
 SETTLED = 0.25
+# Share of `tol` that the rounding of fp32 products may take.
+FP32_SHARE = 0.1
+# A Ritz value with a smaller relative residual (scale s^2) can be counted as one singular value.
+COUNTABLE = 0.1
 # Coefficients appended to a leave-one-out measure; their spread, not their bias, is what counts.
 REPLICATE_EXTENSION = 96
 
@@ -98,19 +102,7 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
     from mpfast.spectrum import Spectrum
 
     values, fro_norm = source.singular_values()
-    return Spectrum(
-        shape=source.shape,
-        dtype=source.dtype,
-        method="exact",
-        fro_norm=fro_norm,
-        measure=Measure.from_values(values),
-        values=values,
-        seed=int(request.seed),
-        outliers=values,
-        residuals=np.zeros_like(values),
-        ritz=values,
-        resolved=len(values),
-    )
+    return Spectrum.from_values(values, source.shape, dtype=source.dtype, fro_norm=fro_norm, seed=int(request.seed))
 
 
 def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
@@ -152,7 +144,7 @@ def _first_probes(p: int, request: Request) -> int:
     """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
     for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
     wanted = max(for_tol, PROBE_MASS / p, 4.0)
-    return 4 * math.ceil(wanted / 4)
+    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
 
 
 def _exact_is_cheaper(source: Source, probes: int) -> bool:
@@ -212,7 +204,7 @@ class _Session:
         """Take further steps until sigma_plus and the number of spikes stand still."""
         width = max(run.width for run in self.runs)
         limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
-        while True:
+        while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
             now = self.spectrum(replicates=False)
             before = self.spectrum(steps=self.steps - 2, replicates=False)
             reference = now.edge.sigma_plus
@@ -237,7 +229,7 @@ class _Session:
         if now.edge.sigma_plus <= 0:
             return True
         ratio = float(now.ritz[0] / now.edge.sigma_plus) ** 2
-        return 4e-6 * ratio / self.dim > 0.1 * self.request.tol
+        return 4e-6 * ratio / self.dim > FP32_SHARE * self.request.tol
 
     def probes_missing(self, relative_error: float) -> int:
         """How many more probes bring the error down to tol, a tenth in reserve; 0 when probes are not what is short."""
@@ -259,9 +251,9 @@ class _Session:
         trace = self._squared_norm(blocks)
         measure = self._measure(blocks, trace)
         drops = range(self.probes) if replicates and self.probes > 1 else ()
-        ritz, residuals = _leading(blocks)
-        atoms = measure.atoms
         unit = 2.0**self.source.scale_exponent
+        ritz, residuals = (unit * values for values in _leading(blocks))
+        atoms = measure.atoms
         return Spectrum(
             shape=self.source.shape,
             dtype=self.source.dtype,
@@ -276,7 +268,7 @@ class _Session:
             residuals=residuals[:atoms],
             replicates=tuple(self._measure(blocks, trace, dropped=c) for c in drops),
             ritz=ritz,
-            resolved=max(len(block[0]) for block in blocks) // 3,
+            resolved=_resolved(blocks),
             settling=self.settling,
             fro_norm_exact=self.source.exact_norm,
             zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
@@ -325,6 +317,16 @@ def _leading(blocks: list[Any]) -> tuple[Array, Array]:
     s = np.sqrt(theta[best, rank])
     bound = np.divide(residual[best, rank], 2 * s, out=np.zeros(size), where=s > 0)
     return s, bound
+
+
+def _resolved(blocks: list[Any]) -> int:
+    """How many leading Ritz values can be counted one by one: those that have settled, and a block more."""
+    best = 0
+    for theta, residual, weight, *_ in blocks:
+        settled = residual < COUNTABLE * theta
+        prefix = len(theta) if settled.all() else int(settled.argmin())
+        best = max(best, min(prefix + len(weight), len(theta) // 3))
+    return best
 
 
 def _with_zeros(measure: Measure, zeros: int, p: int) -> Measure:

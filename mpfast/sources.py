@@ -79,7 +79,7 @@ class OperatorSource:
 
     scale_exponent = 0
 
-    def __init__(self, operator: GramOperator, function: str, threads: int) -> None:
+    def __init__(self, operator: GramOperator, threads: int) -> None:
         self.operator = operator
         self.threads = threads
         self.shape = operator.shape
@@ -108,11 +108,11 @@ class OperatorSource:
         return values, float(np.sqrt(np.trace(gram)))
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        return self.operator.multiply(X, transpose)
+        return self.operator.multiply(X, transpose=transpose)
 
 
 def open_source(W: Any, *, function: str, threads: int) -> Source:
     """Turn what the caller handed in into a source; ``function`` names the public call in error messages."""
     if is_operator(W):
-        return OperatorSource(GramOperator(W), function, threads)
+        return OperatorSource(GramOperator(W, function), threads)
     return MatrixSource(as_matrix(W, function=function), function, threads)

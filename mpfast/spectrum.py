@@ -76,6 +76,25 @@ class Spectrum:
     fro_norm_exact: bool = True
     zero_fraction: float | None = None
 
+    @classmethod
+    def from_values(
+        cls, values: Array, shape: tuple[int, int], *, dtype: str = "float64", fro_norm: float | None = None, seed: int = 0
+    ) -> Spectrum:
+        """Spectrum of which every singular value is known, descending."""
+        return cls(
+            shape=shape,
+            dtype=dtype,
+            method="exact",
+            fro_norm=float(np.linalg.norm(values)) if fro_norm is None else fro_norm,
+            measure=Measure.from_values(values),
+            values=values,
+            seed=seed,
+            outliers=values,
+            residuals=np.zeros_like(values),
+            ritz=values,
+            resolved=len(values),
+        )
+
     @property
     def nodes(self) -> Array:
         """Nodes of the discrete measure, singular-value scale, descending."""
@@ -90,11 +109,6 @@ class Spectrum:
     def extra_error(self) -> float:
         """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
         return 0.5 * self.settling
-
-    @property
-    def replicate_scale(self) -> float:
-        """Factor on the jackknife error; probe noise is all it has to cover, the rest is in ``extra_error``."""
-        return 1.0
 
     def cdf(self, s: ArrayLike) -> Array:
         """Share of singular values at or below ``s`` (singular-value scale)."""

@@ -43,8 +43,11 @@ def test_lanczos_edge_agrees_with_the_full_spectrum_within_its_error(name):
 @pytest.mark.parametrize("shape", [SHAPE, SHAPE[::-1]])
 def test_spike_counts_are_exact_where_spikes_stand_clear(name, shape):
     W = family(name, shape, 3).astype(np.float32)
-    truth = exact_edge(W).spikes
-    assert mpfast.spectrum(W, method="lanczos", seed=5).edge.spikes == truth
+    truth = exact_edge(W)
+    borderline = np.abs(singular_values(W) / truth.threshold - 1) < 0.01
+    found = mpfast.spectrum(W, method="lanczos", seed=5).edge
+    assert not found.spikes_estimated
+    assert abs(found.spikes - truth.spikes) <= borderline.sum()
 
 
 def test_outliers_lie_within_their_residuals_of_singular_values():

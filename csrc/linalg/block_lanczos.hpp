@@ -114,8 +114,6 @@ class BlockLanczos {
   }
 
  private:
-  static constexpr double kEpsilon = std::numeric_limits<typename B::Real>::epsilon();
-
   static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
 
   double t(index_t i, index_t j) const {
@@ -173,26 +171,28 @@ class BlockLanczos {
     first_product_ready_ = false;
 
     std::vector<double> c(static_cast<std::size_t>(size * width_));
-    std::vector<double> correction(c.size());
     backend_->inner(v, z, c.data());
     backend_->subtract(v, c.data(), z);
+    const bool room = size + width_ <= backend_->dim();
+    std::vector<double> coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
+    symmetrise_last_block(size, c);
+    columns_.push_back(std::move(c));
+    couplings_.push_back(std::move(coupling));
+    ++steps_;
+  }
+
+  // Second projection: takes out of Z what rounding left of it in V. `b` is what Z has been divided by since the first.
+  void project_again(View v, View z, const std::vector<double>& b, std::vector<double>& c) const {
+    const index_t size = v.count;
+    std::vector<double> correction(c.size());
     backend_->inner(v, z, correction.data());
     backend_->subtract(v, correction.data(), z);
-    for (std::size_t i = 0; i < c.size(); ++i) c[i] += correction[i];
-    symmetrise_last_block(size, c);
     for (index_t j = 0; j < width_; ++j) {
-      double squared = 0;
-      for (index_t i = 0; i < size; ++i) squared += c[at(i, j, size)] * c[at(i, j, size)];
-      largest_ = std::max(largest_, std::sqrt(squared));
+      for (index_t k = 0; k <= j; ++k) {
+        const double factor = b[at(k, j, width_)];
+        for (index_t i = 0; i < size; ++i) c[at(i, j, size)] += correction[at(i, k, size)] * factor;
+      }
     }
-    columns_.push_back(std::move(c));
-    ++steps_;
-    if (size + width_ > backend_->dim()) {
-      // No room for another block: what is left over is measured but never used.
-      couplings_.push_back(remainder_norms(z));
-      return;
-    }
-    couplings_.push_back(orthonormalise(v, z));
   }
 
   void symmetrise_last_block(index_t size, std::vector<double>& c) const {
@@ -205,11 +205,14 @@ class BlockLanczos {
     }
   }
 
-  std::vector<double> remainder_norms(View z) const {
-    std::vector<double> g(static_cast<std::size_t>(width_ * width_));
-    backend_->gram(z, g.data());
-    std::vector<double> norms(g.size(), 0.0);
-    for (index_t j = 0; j < width_; ++j) norms[at(j, j, width_)] = std::sqrt(std::max(g[at(j, j, width_)], 0.0));
+  // There is no room for another block: what is left over is measured but never used.
+  std::vector<double> remainder(View v, View z, std::vector<double>& c) const {
+    std::vector<double> b(static_cast<std::size_t>(width_ * width_));
+    identity(width_, b);
+    project_again(v, z, b, c);
+    backend_->gram(z, b.data());
+    std::vector<double> norms(b.size(), 0.0);
+    for (index_t j = 0; j < width_; ++j) norms[at(j, j, width_)] = std::sqrt(std::max(b[at(j, j, width_)], 0.0));
     return norms;
   }
 
@@ -220,23 +223,32 @@ class BlockLanczos {
     return g;
   }
 
-  // Z = Q B by Cholesky QR, twice. Directions that are rounding noise (the Krylov space has closed there) are replaced by
-  // fresh random ones with a zero coupling, so that the basis stays full without inventing spectrum.
-  std::vector<double> orthonormalise(View v, View z) {
-    // Relative to the products. fp64 can afford a wide margin; fp32 cannot: its bulk may be 1e-5 of the leading value.
-    constexpr double kNoise = std::is_same_v<typename B::Real, double> ? 1e-12 : 8 * kEpsilon;
+  // Z = V C + Q B: Cholesky QR and projection in turn, each twice. The second projection comes after a division by the
+  // first factor, which may have blown up what rounding had left of V in the small columns of Z. Directions that are
+  // nothing but rounding (the Krylov space has closed there) are replaced by fresh random ones with a zero coupling, so
+  // that the basis stays full without inventing spectrum.
+  std::vector<double> orthonormalise(View v, View z, std::vector<double>& c) {
+    // What rounding leaves of a product. fp64 can afford a wide margin below the largest of all; the bulk of an fp32
+    // matrix may itself be that far below its leading value, so there the margin is below this step's product.
+    constexpr bool kDouble = std::is_same_v<typename B::Real, double>;
+    constexpr double kNoise = kDouble ? 1e-12 : 8 * std::numeric_limits<float>::epsilon();
     std::vector<double> b(static_cast<std::size_t>(width_ * width_));
     identity(width_, b);
     std::vector<double> inverse(b.size());
     for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1) project_again(v, z, b, c);
       std::vector<double> g(b.size());
       backend_->gram(z, g.data());
+      double noise = 0;
       if (pass == 0) {
-        for (index_t j = 0; j < width_; ++j) largest_ = std::max(largest_, std::sqrt(g[at(j, j, width_)]));
+        const double product = product_norm(v.count, c, g);
+        largest_ = std::max(largest_, product);
+        noise = kNoise * (kDouble ? largest_ : product);
       }
-      const double noise = kNoise * largest_;
-      const double floor = pass == 0 ? noise * noise : 0.0;
-      if (cholesky_upper(width_, g, floor) < width_) return orthonormalise_deficient(v, z, noise);
+      if (cholesky_upper(width_, g, noise * noise) < width_) {
+        if (pass == 0) project_again(v, z, b, c);
+        return orthonormalise_deficient(v, z, b, noise);
+      }
       upper_inverse(width_, g, inverse);
       backend_->transform(z, inverse.data());
       b = upper_product(width_, g, b);
@@ -244,8 +256,19 @@ class BlockLanczos {
     return b;
   }
 
+  // Largest norm of a column of A Q_k, from its coefficients in V and the Gram matrix of what is left.
+  double product_norm(index_t size, const std::vector<double>& c, const std::vector<double>& g) const {
+    double largest = 0;
+    for (index_t j = 0; j < width_; ++j) {
+      double squared = g[at(j, j, width_)];
+      for (index_t i = 0; i < size; ++i) squared += c[at(i, j, size)] * c[at(i, j, size)];
+      largest = std::max(largest, squared);
+    }
+    return std::sqrt(largest);
+  }
+
   // One column at a time. Rare: low-rank and tiny matrices.
-  std::vector<double> orthonormalise_deficient(View v, View z, double noise) {
+  std::vector<double> orthonormalise_deficient(View v, View z, const std::vector<double>& before, double noise) {
     std::vector<double> b(static_cast<std::size_t>(width_ * width_), 0.0);
     index_t kept = 0;
     for (index_t j = 0; j < width_; ++j) {
@@ -266,7 +289,15 @@ class BlockLanczos {
       backend_->transform(column, &scale);
     }
     if (kept == 0) exhausted_ = true;
-    return b;
+    // Once more against V: normalising a small column blew up its rounding.
+    std::vector<double> coefficients(static_cast<std::size_t>(v.count * width_));
+    backend_->inner(v, z, coefficients.data());
+    backend_->subtract(v, coefficients.data(), z);
+    std::vector<double> r = cholesky_of(z);
+    std::vector<double> inverse(r.size());
+    upper_inverse(width_, r, inverse);
+    backend_->transform(z, inverse.data());
+    return upper_product(width_, upper_product(width_, r, b), before);
   }
 
   // Takes the columns before j out of column j, twice; adds the coefficients to `c`; returns the norm that is left.
@@ -309,7 +340,7 @@ class BlockLanczos {
   OperatorStats stats_;
   bool first_product_ready_ = false;
   bool exhausted_ = false;
-  double largest_ = 0;  // largest norm of A times a unit vector seen: what rounding is relative to
+  double largest_ = 0;  // largest norm of a column of A Q_j seen
   std::vector<double> r1_;
   std::vector<std::vector<double>> columns_;    // T, one block column per step, down to its diagonal block
   std::vector<std::vector<double>> couplings_;  // B_1, B_2, ...

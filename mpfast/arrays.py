@@ -1,0 +1,157 @@
+"""What the user hands in, as a view the core can read; what the core returns, in the user's framework.
+
+Nothing is copied: a matrix is passed on by pointer, shape and strides. No framework is imported unless the object already
+came from it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+
+__all__ = ["as_matrix", "as_numpy", "like", "raise_if_nonfinite"]
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
+    """View a 2-D array of any framework.
+
+    Parameters
+    ----------
+    W
+        NumPy array, PyTorch CPU tensor, JAX CPU array, or anything with ``__dlpack__``, ``__array_interface__`` or the
+        buffer protocol; float64, float32, float16 or bfloat16; any strides, read-only is fine. Nested lists are not
+        accepted.
+    function, name
+        For error messages.
+
+    Returns
+    -------
+    _core.Matrix
+        Keeps the source alive.
+
+    Raises
+    ------
+    ValueError
+        Empty, not 2-D, on a GPU, or misaligned.
+    TypeError
+        Not an array, or not of a supported type.
+    """
+    if isinstance(W, _core.Matrix):
+        return W
+    array, dtype = as_numpy(W, function=function, name=name)
+    if array.ndim != 2:
+        hint = f"; use {name}.reshape({name}.shape[0], -1)" if array.ndim > 2 else ""
+        raise ValueError(f"{function}(): {name} must be 2-D, but has shape {array.shape}{hint}")
+    if array.size == 0:
+        raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
+    return _core.Matrix(array, dtype)
+
+
+def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], str]:
+    """View an array of any number of dimensions as NumPy, with the name of its storage type.
+
+    bfloat16 comes back as the raw bits, uint16, since NumPy has no such type. Errors as `as_matrix`.
+    """
+    module = type(W).__module__.split(".")[0]
+    if isinstance(W, np.ma.MaskedArray) and np.ma.is_masked(W):
+        raise ValueError(f"{function}(): {name} is a masked array; fill it first, e.g. {name}.filled(0)")
+    if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
+        array = _from_torch(W, function, name)
+    elif isinstance(W, np.ndarray):
+        array = W
+    else:
+        array = _from_protocol(W, function, name, module)
+    dtype = "bfloat16" if array.dtype.name == "bfloat16" else array.dtype.name
+    if dtype == "uint16" and module == "torch":
+        dtype = "bfloat16"
+    if dtype not in FLOATS:
+        cast = f"{name}.float()" if module == "torch" else f"{name}.astype('float32')"
+        kind = "complex entries" if array.dtype.kind == "c" else f"dtype {dtype}"
+        raise TypeError(
+            f"{function}(): {name} has {kind}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
+        )
+    if not array.dtype.isnative:
+        raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
+    return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
+
+
+def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
+    torch = sys.modules["torch"]
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix")
+    if tensor.device.type != "cpu":
+        raise _not_on_host(function, name, str(tensor.device), f"{name}.cpu()")
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        # Any 16-bit integer type carries the bits; int16 exists in every version.
+        return np.asarray(tensor.view(torch.int16).numpy()).view(np.uint16)
+    if tensor.dtype in (torch.float64, torch.float32, torch.float16):
+        return np.asarray(tensor.numpy())
+    given = str(tensor.dtype).removeprefix("torch.")
+    raise TypeError(
+        f"{function}(): {name} has dtype {given}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. "
+        f"{name}.float()"
+    )
+
+
+def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+    if hasattr(W, "__cuda_array_interface__"):
+        raise _not_on_host(function, name, "a GPU", "numpy.asarray(...) of a host copy")
+    if hasattr(W, "__dlpack_device__"):
+        kind = int(W.__dlpack_device__()[0])
+        if kind not in (1, 3):  # kDLCPU, kDLCUDAHost
+            raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
+    accepted = ("__array_interface__", "__array__", "__dlpack__", "__array_struct__")
+    if isinstance(W, (list, tuple)) or not (any(hasattr(W, a) for a in accepted) or _is_buffer(W)):
+        raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
+    if module == "pandas" and len(set(W.dtypes)) > 1:
+        raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
+    return np.asarray(W)
+
+
+def _is_buffer(W: Any) -> bool:
+    try:
+        memoryview(W)
+    except TypeError:
+        return False
+    return True
+
+
+def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
+    return ValueError(f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}")
+
+
+def like(result: NDArray[Any], prototype: Any) -> Any:
+    """Hand a result back in the framework of ``prototype``, without a copy where the framework allows it."""
+    module = type(prototype).__module__.split(".")[0]
+    if "torch" in sys.modules and isinstance(prototype, sys.modules["torch"].Tensor):
+        return sys.modules["torch"].from_numpy(result)
+    if module in ("jax", "jaxlib"):
+        import jax.numpy as jnp
+
+        return jnp.asarray(result)
+    if module == "tensorflow":
+        return sys.modules["tensorflow"].convert_to_tensor(result)
+    if module == "mlx":
+        return sys.modules["mlx.core"].array(result)
+    return result
+
+
+def raise_if_nonfinite(function: str, name: str, count: int, first: tuple[int, ...]) -> None:
+    """Raise ValueError when ``count`` non-finite entries were seen, the first of them at index ``first``."""
+    if count == 0:
+        return
+    entries = "entry" if count == 1 else "entries"
+    raise ValueError(
+        f"{function}(): {name} has {count} non-finite {entries} (NaN or inf), the first at {first}; clean it first, e.g. "
+        f"numpy.nan_to_num({name})"
+    )

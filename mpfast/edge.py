@@ -1,0 +1,371 @@
+"""Fitting the Marchenko-Pastur law to a spectrum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast import berlyand2026, laws
+from mpfast.measure import Measure
+
+Array = NDArray[np.float64]
+
+__all__ = ["EdgeFit", "SpectrumLike", "fit_edge", "fit_values"]
+
+# Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
+QUANTILES = 512
+GOOD_KS, FAIR_KS = 0.02, 0.05
+SMALL_P = 64
+
+
+class SpectrumLike(Protocol):
+    """What a fit needs to know of a spectrum; see `mpfast.Spectrum`."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def fro_norm(self) -> float: ...  # noqa: D102
+    @property
+    def values(self) -> Array | None: ...  # noqa: D102
+    @property
+    def measure(self) -> Measure: ...  # noqa: D102
+    @property
+    def replicates(self) -> tuple[Measure, ...]: ...  # noqa: D102
+    @property
+    def ritz(self) -> Array: ...  # noqa: D102
+    @property
+    def resolved(self) -> int: ...  # noqa: D102
+    @property
+    def extra_error(self) -> float: ...  # noqa: D102
+    @property
+    def probes(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EdgeFit:
+    """A fitted Marchenko-Pastur edge.
+
+    Attributes
+    ----------
+    variance
+        Of one entry of the noise.
+    sigma_plus
+        Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
+    sigma_plus_error
+        One standard error of ``sigma_plus``; 0 when every singular value is known.
+    threshold
+        Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
+    spikes, spikes_above_edge
+        Number of singular values above ``threshold`` and above ``sigma_plus``.
+    spikes_estimated
+        True when there are too many spikes to tell apart and their number comes from the distribution function.
+    bulk_fraction
+        ``1 - spikes / p``.
+    ks
+        Kolmogorov distance between spectrum and law over the central window; for a measured spectrum never below
+        ``ks_floor``, what its probes can resolve.
+    verdict
+        ``"good"`` (ks <= 0.02), ``"fair"`` (<= 0.05) or ``"poor"``.
+    trace_ratio
+        Variance that the Frobenius norm implies when the spikes are taken out, over ``variance``: 1 for a clean bulk.
+    warnings
+        What a reader of the numbers should know.
+    """
+
+    shape: tuple[int, int]
+    variance: float
+    sigma_plus: float
+    sigma_plus_error: float
+    threshold: float
+    spikes: int
+    spikes_above_edge: int
+    spikes_estimated: bool
+    bulk_fraction: float
+    ks: float
+    ks_floor: float
+    verdict: str
+    trace_ratio: float
+    estimator: str
+    alpha: float
+    beta: float
+    compat: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def law(self) -> laws.MarchenkoPastur:
+        """The fitted law."""
+        return laws.MarchenkoPastur(self.variance, self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        record = asdict(self)
+        record["shape"], record["warnings"] = list(self.shape), list(self.warnings)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> EdgeFit:
+        """Rebuild from `to_dict`."""
+        fields = dict(record)
+        fields["shape"] = (int(record["shape"][0]), int(record["shape"][1]))
+        fields["warnings"] = tuple(record["warnings"])
+        return cls(**fields)
+
+
+def fit_edge(
+    source: SpectrumLike,
+    estimator: str = "bema",
+    *,
+    alpha: float = 0.25,
+    beta: float = 0.1,
+    compat: str | None = None,
+) -> EdgeFit:
+    """Fit the Marchenko-Pastur law; the function behind `mpfast.Spectrum.fit`, see there.
+
+    References
+    ----------
+    Ke, Ma, Lin, "Estimation of the number of spiked eigenvalues" (BEMA), arXiv 2006.00436, with mid-point ranks; Gavish
+    and Donoho, arXiv 1305.5870 (median).
+    """
+    if estimator not in _ESTIMATORS:
+        raise ValueError(f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"fit(): alpha must lie in (0, 0.5), not {alpha!r}")
+    if not 0 < beta < 1:
+        raise ValueError(f"fit(): beta must lie in (0, 1), not {beta!r}")
+    if compat not in (None, "berlyand2026"):
+        raise ValueError(f"fit(): compat must be None or 'berlyand2026', not {compat!r}")
+    if compat is not None:
+        return _compat_fit(source, estimator, alpha, beta)
+
+    estimate = _ESTIMATORS[estimator]
+    variance = estimate(source, source.measure, alpha)
+    sigma = laws.sigma_plus(variance, source.shape)
+    error = _standard_error(source, estimate, alpha, sigma)
+    return _assemble(source, variance, error, estimator, alpha, beta)
+
+
+def fit_values(
+    values: ArrayLike,
+    shape: tuple[int, int],
+    estimator: str = "bema",
+    *,
+    alpha: float = 0.25,
+    beta: float = 0.1,
+    compat: str | None = None,
+) -> EdgeFit:
+    """Fit all singular values of a matrix, shape (min(shape),), in any order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> law = laws.MarchenkoPastur(1.0, (100, 400))
+    >>> fit = fit_values(law.ppf((np.arange(100) + 0.5) / 100), (100, 400))
+    >>> print(f"{fit.sigma_plus:.6f}")
+    30.000000
+    """
+    from mpfast.spectrum import Spectrum
+
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    if ordered.shape != (min(shape),):
+        raise ValueError(f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
+    return fit_edge(Spectrum.from_values(ordered, shape), estimator, alpha=alpha, beta=beta, compat=compat)
+
+
+def _window(p: int, alpha: float) -> tuple[int, int]:
+    """First and one past the last ascending index of the central window; all when it would hold fewer than 8."""
+    first, last = math.floor(alpha * p), math.floor((1 - alpha) * p)
+    return (first, last) if last - first >= 8 else (0, p)
+
+
+def _bema(source: SpectrumLike, measure: Measure, alpha: float) -> float:
+    """Least squares of central quantiles on those of the unit law, through the origin."""
+    p, q = min(source.shape), max(source.shape)
+    if source.values is not None:
+        first, last = _window(p, alpha)
+        observed = source.values[::-1][first:last] ** 2 / q
+        unit = laws.unit_quantiles(p, q, first / p, last / p, last - first)
+    else:
+        u = alpha + (1 - 2 * alpha) * (np.arange(QUANTILES) + 0.5) / QUANTILES
+        observed = measure.quantile(u) ** 2 / q
+        unit = laws.unit_quantiles(p, q, alpha, 1 - alpha, QUANTILES)
+    return float(unit @ observed / (unit @ unit))
+
+
+def _median(source: SpectrumLike, measure: Measure, alpha: float) -> float:
+    """Median of the values over the median of the unit law."""
+    p, q = min(source.shape), max(source.shape)
+    median = np.median(source.values) if source.values is not None else measure.quantile(0.5)
+    return float(median**2 / q / laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0])
+
+
+def _residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
+    """Frobenius norm minus the spikes, self-consistently.
+
+    Right for a Marchenko-Pastur bulk with separate spikes; on heteroscedastic noise or trained layers the loop peels the
+    continuum off and ends too low. A diagnostic there, not an edge.
+    """
+    m, n = source.shape
+    p = min(m, n)
+    total = p * measure.moment(2)
+    variance = total / (m * n)
+    for _ in range(100):
+        edge = laws.sigma_plus(variance, source.shape)
+        above = measure.nodes > edge
+        count = p * float(measure.weights[above].sum())
+        peeled = p * float(measure.weights[above] @ measure.nodes[above] ** 2)
+        updated = (total - peeled) / ((m - count) * (n - count)) if count < p else 0.0
+        if abs(updated - variance) <= 1e-12 * variance:
+            break
+        variance = updated
+    return float(variance)
+
+
+_ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {
+    "bema": _bema,
+    "median": _median,
+    "residual": _residual,
+}
+
+
+def _standard_error(
+    source: SpectrumLike, estimate: Callable[[SpectrumLike, Measure, float], float], alpha: float, sigma: float
+) -> float:
+    """Jackknife over the probes, with the error of a finite run in quadrature; singular-value scale."""
+    if source.values is not None:
+        return 0.0
+    extra = source.extra_error * sigma
+    count = len(source.replicates)
+    if count < 2:
+        return extra if count == 0 and extra > 0 else math.inf if source.probes == 1 else extra
+    sigmas = np.array([laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates])
+    jackknife = math.sqrt((count - 1) / count * float(((sigmas - sigmas.mean()) ** 2).sum()))
+    return math.hypot(jackknife, extra)
+
+
+def _count_above(source: SpectrumLike, level: float) -> tuple[int, bool]:
+    """Number of singular values above ``level``, and whether it had to be read off the distribution function."""
+    if source.values is not None:
+        return int(np.count_nonzero(source.values > level)), False
+    count = int(np.count_nonzero(source.ritz > level))
+    if count <= source.resolved:
+        return count, False
+    p = min(source.shape)
+    return max(round(p * (1 - float(source.measure.cdf(level)))), source.resolved), True
+
+
+def _kolmogorov(source: SpectrumLike, variance: float, alpha: float) -> float:
+    """Two-sided Kolmogorov distance over the central window."""
+    p = min(source.shape)
+    if variance <= 0:
+        return 1.0
+    law = laws.MarchenkoPastur(variance, source.shape)
+    if source.values is not None:
+        first, last = _window(p, alpha)
+        F = law.cdf(source.values[::-1][first:last])
+        i = np.arange(first, last)
+        return float(np.maximum(np.abs(F - i / p), np.abs(F - (i + 1) / p)).max())
+    u = np.linspace(alpha, 1 - alpha, QUANTILES)
+    return float(np.abs(law.cdf(source.measure.quantile(u)) - u).max())
+
+
+def _assemble(
+    source: SpectrumLike, variance: float, error: float, estimator: str, alpha: float, beta: float
+) -> EdgeFit:
+    p = min(source.shape)
+    sigma = laws.sigma_plus(variance, source.shape)
+    threshold = laws.tracy_widom_threshold(variance, source.shape, beta)
+    spikes, estimated = _count_above(source, threshold)
+    above, _ = _count_above(source, sigma)
+    floor = 0.0 if source.values is not None else 0.87 * math.sqrt(2 / (p * max(source.probes, 1)))
+    ks = max(_kolmogorov(source, variance, alpha), floor)
+    verdict = "good" if ks <= GOOD_KS else "fair" if ks <= FAIR_KS else "poor"
+    ratio = _residual(source, source.measure, alpha) / variance if variance > 0 else math.nan
+    return EdgeFit(
+        shape=source.shape,
+        variance=variance,
+        sigma_plus=sigma,
+        sigma_plus_error=error,
+        threshold=threshold,
+        spikes=spikes,
+        spikes_above_edge=above,
+        spikes_estimated=estimated,
+        bulk_fraction=1 - spikes / p,
+        ks=ks,
+        ks_floor=floor,
+        verdict=verdict,
+        trace_ratio=ratio,
+        estimator=estimator,
+        alpha=alpha,
+        beta=beta,
+        compat=None,
+        warnings=_warnings(source, sigma, above, estimated, ks, verdict, ratio),
+    )
+
+
+def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
+    """The code of arXiv 2606.02608, bugs included."""
+    if source.values is None:
+        raise ValueError("fit(): compat='berlyand2026' needs an exact spectrum: spectrum(W, method='exact')")
+    if estimator != "bema":
+        raise ValueError(f"fit(): compat='berlyand2026' knows only estimator='bema', not {estimator!r}")
+    p = min(source.shape)
+    fit = berlyand2026.fit(source.values, source.shape, alpha, beta)
+    sigma = laws.sigma_plus(fit.variance, source.shape)
+    spikes = int(np.count_nonzero(source.values > fit.threshold))
+    return EdgeFit(
+        shape=source.shape,
+        variance=fit.variance,
+        sigma_plus=sigma,
+        sigma_plus_error=0.0,
+        threshold=fit.threshold,
+        spikes=spikes,
+        spikes_above_edge=int(np.count_nonzero(source.values > sigma)),
+        spikes_estimated=False,
+        bulk_fraction=1 - spikes / p,
+        ks=fit.error,
+        ks_floor=0.0,
+        verdict="good" if fit.error <= GOOD_KS else "fair" if fit.error <= FAIR_KS else "poor",
+        trace_ratio=math.nan,
+        estimator=estimator,
+        alpha=alpha,
+        beta=beta,
+        compat="berlyand2026",
+        warnings=("compat='berlyand2026': reproduces published code including its errors",),
+    )
+
+
+def _warnings(
+    source: SpectrumLike, sigma: float, above: int, estimated: bool, ks: float, verdict: str, trace_ratio: float
+) -> tuple[str, ...]:
+    m, n = source.shape
+    p = min(m, n)
+    found = []
+    if p < SMALL_P:
+        found.append(f"small: only {p} singular values, the law is asymptotic")
+    # A square bulk reaches down to zero, but not below the size of its smallest value, about sigma / (8 p).
+    zeros = float(source.measure.cdf(sigma / (64 * p))) if sigma > 0 else 1.0
+    if zeros > 0.01 and zeros * p >= 2:
+        found.append(
+            f"already sparse or rank deficient: {zeros:.0%} of the singular values are zero, which biases the fit; "
+            "drop zero rows and columns first"
+        )
+    share = above / p
+    if above > 20 and share > 0.05:
+        counted = "estimated" if estimated else "counted"
+        found.append(
+            f"a continuum above the edge: {above} singular values ({share:.0%}, {counted}); they are not separate spikes"
+        )
+    if verdict == "poor":
+        found.append(f"the bulk is not Marchenko-Pastur (KS {ks:.2f}): sigma_plus describes it, no more")
+    if verdict != "good" and (m == 3 * n or n == 3 * m):
+        found.append("the shape suggests fused query, key and value matrices: fit the three parts separately")
+    if math.isfinite(trace_ratio) and not 0.9 <= trace_ratio <= 1.1:
+        found.append(
+            f"the Frobenius norm implies {trace_ratio:.2f} times the fitted variance: the noise is not homogeneous"
+        )
+    return tuple(found)

@@ -1,0 +1,86 @@
+"""Optimal hard threshold and shrinkage of singular values (Gavish and Donoho)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast import laws
+
+Array = NDArray[np.float64]
+
+__all__ = ["optimal_threshold", "shrink"]
+
+
+def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
+    """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
+
+    Parameters
+    ----------
+    shape
+        (m, n).
+    variance
+        Of one noise entry; or
+    median
+        the median singular value of the noisy matrix, from which the variance is estimated.
+
+    References
+    ----------
+    Gavish and Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", arXiv 1305.5870.
+
+    Examples
+    --------
+    >>> print(f"{optimal_threshold((100, 100), variance=0.01):.6f}")
+    2.309401
+    """
+    if (variance is None) == (median is None):
+        raise ValueError("optimal_threshold(): give either variance or median")
+    p, q = min(shape), max(shape)
+    g = p / q
+    if variance is None:
+        variance = float(median or 0.0) ** 2 / (q * float(laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
+    factor = math.sqrt(2 * (g + 1) + 8 * g / (g + 1 + math.sqrt(g * g + 14 * g + 1)))
+    return factor * math.sqrt(q * variance)
+
+
+def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str = "frobenius") -> Array:
+    """Replace noisy singular values by the estimate that is optimal for ``loss``; 0 at and below the noise edge.
+
+    Parameters
+    ----------
+    s
+        Singular values of signal plus noise.
+    variance, shape
+        Of one noise entry; (m, n).
+    loss
+        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value) or
+        ``"nuclear"``.
+
+    References
+    ----------
+    Gavish and Donoho, "Optimal shrinkage of singular values", arXiv 1405.7511.
+
+    Examples
+    --------
+    >>> shrink([3.0, 20.5, 100.1], 1.0, (100, 100), loss="operator").round(2)
+    array([ 0.  , 12.5 , 99.09])
+    """
+    if loss not in ("frobenius", "operator", "nuclear"):
+        raise ValueError(f"shrink(): loss must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
+    q = max(shape)
+    g = min(shape) / q
+    unit = math.sqrt(q * variance)
+    y = np.asarray(s, dtype=np.float64) / unit
+    a = y * y - 1 - g
+    above = y > 1 + math.sqrt(g)
+    root = np.sqrt(np.where(above, a * a - 4 * g, 0.0))
+    x = np.sqrt(np.where(above, 0.5 * (a + root), 1.0))
+    if loss == "operator":
+        value = x
+    elif loss == "frobenius":
+        value = root / np.where(above, y, 1.0)
+    else:
+        value = np.maximum(0.0, (x**4 - g - math.sqrt(g) * x * y) / (x**2 * np.where(above, y, 1.0)))
+    return np.where(above, unit * value, 0.0)
