@@ -1,7 +1,81 @@
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "cpu/masks.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
 
-void register_masks(py::module_&) {}
+namespace {
+
+// (matrix, count, row-major index of the first), or None when every entry is finite.
+using NonFiniteReport = std::optional<std::tuple<index_t, index_t, index_t>>;
+
+std::vector<cpu::ScoredMatrix> targets(const std::vector<const Matrix*>& matrices, const std::vector<double>& scales,
+                                       std::vector<py::array>& keep) {
+  if (keep.size() != matrices.size() || scales.size() != matrices.size()) {
+    throw std::invalid_argument("one scale and one mask are needed for each matrix");
+  }
+  std::vector<cpu::ScoredMatrix> result;
+  result.reserve(matrices.size());
+  for (std::size_t k = 0; k < matrices.size(); ++k) {
+    const MatrixView& w = matrices[k]->view;
+    const bool is_bool = keep[k].dtype().kind() == 'b';
+    if (!is_bool || keep[k].size() != w.rows * w.cols || (keep[k].flags() & py::array::c_style) == 0) {
+      throw std::invalid_argument("a mask must be a contiguous bool array of the size of its matrix");
+    }
+    if (w.rows * w.cols == 0) throw std::invalid_argument("a matrix is empty");
+    if (!(scales[k] > 0)) throw std::invalid_argument("scales must be positive");
+    result.push_back({w, scales[k], static_cast<std::uint8_t*>(keep[k].mutable_data())});  // throws when read-only
+  }
+  return result;
+}
+
+// Starting threads that find nothing to do would cost more than a small mask.
+int team_size(const std::vector<cpu::ScoredMatrix>& matrices, int threads) {
+  constexpr index_t kEntriesPerThread = index_t{1} << 17;
+  index_t entries = 0;
+  for (const cpu::ScoredMatrix& matrix : matrices) entries += matrix.entries.rows * matrix.entries.cols;
+  const index_t useful = entries / kEntriesPerThread + 1;
+  return static_cast<int>(std::min<index_t>(cpu::resolve_threads(threads), useful));
+}
+
+NonFiniteReport report(const std::optional<cpu::NonFinite>& found) {
+  if (!found) return std::nullopt;
+  return std::tuple(found->matrix, found->count, found->first);
+}
+
+NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const std::vector<double>& scales,
+                               std::vector<py::array> keep, index_t pruned, int threads) {
+  const auto scored = targets(matrices, scales, keep);
+  index_t entries = 0;
+  for (const cpu::ScoredMatrix& matrix : scored) entries += matrix.entries.rows * matrix.entries.cols;
+  if (pruned < 0 || pruned > entries)
+    throw std::invalid_argument("pruned must lie between 0 and the number of entries");
+  const py::gil_scoped_release unlocked;
+  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  return report(cpu::prune_smallest(team, scored, pruned));
+}
+
+NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrices, std::vector<py::array> keep, int n,
+                                       int m, int threads) {
+  const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
+  const py::gil_scoped_release unlocked;
+  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  return report(cpu::keep_largest_of_groups(team, scored, n, m));
+}
+
+}  // namespace
+
+void register_masks(py::module_& m) {
+  m.def("prune_smallest", &prune_smallest, py::arg("matrices"), py::arg("scales"), py::arg("keep"), py::arg("pruned"),
+        py::arg("threads"), "Masks without the `pruned` entries of smallest |w| * scale.");
+  m.def("keep_largest_of_groups", &keep_largest_of_groups, py::arg("matrices"), py::arg("keep"), py::arg("n"),
+        py::arg("m"), py::arg("threads"), "Masks of the n largest of every m consecutive entries of a row.");
+}
 
 }  // namespace mpfast::python

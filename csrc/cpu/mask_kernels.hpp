@@ -1,0 +1,55 @@
+// Inner loops of the masks, over runs of consecutive entries. One table of them per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.hpp"
+
+namespace mpfast::cpu {
+
+// The keys (masks/select.hpp) that a counting pass looks at: low <= key <= high, in buckets of 2^shift keys.
+struct KeyWindow {
+  std::int64_t low = 0;
+  std::int64_t high = 0;
+  int shift = 0;
+
+  std::int64_t buckets() const { return ((high - low) >> shift) + 1; }
+};
+
+// What one thread counts during a pass.
+struct KeyCounts {
+  index_t below = 0;                   // keys < window.low
+  std::uint64_t* histogram = nullptr;  // of the keys inside the window
+  bool nonfinite = false;              // an infinity or NaN was seen; the counts are then meaningless
+};
+
+struct MaskKernels {
+  // Adds `count` entries to the counts. Reads each entry once; the only memory written is the histogram.
+  using CountKeys = void (*)(const void* entries, index_t count, double scale, const KeyWindow&, KeyCounts&);
+
+  // keep[i] = key_i >= cut; returns how many keys equal `cut`.
+  using WriteMask = index_t (*)(const void* entries, index_t count, double scale, std::int64_t cut, std::uint8_t* keep);
+
+  // keep[i] = whether entry i is among the n largest of its group of m; count is a multiple of m <= kLargestGroup.
+  // Returns false when an entry was not finite.
+  using KeepLargest = bool (*)(const void* entries, index_t count, int n, int m, std::uint8_t* keep);
+
+  // Indexed by DType. The narrow ones compute scores in float (none for float64 entries), the wide ones in double.
+  CountKeys count_keys_narrow[4];
+  CountKeys count_keys_wide[4];
+  WriteMask write_mask_narrow[4];
+  WriteMask write_mask_wide[4];
+  KeepLargest keep_largest[4];
+};
+
+namespace baseline {
+extern const MaskKernels mask_kernels;
+}
+namespace avx2 {
+extern const MaskKernels mask_kernels;
+}
+namespace avx512 {
+extern const MaskKernels mask_kernels;
+}
+
+}  // namespace mpfast::cpu
