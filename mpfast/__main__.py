@@ -1,0 +1,26 @@
+"""Entry point of ``mpfast`` and ``python -m mpfast``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line, or say in one line which packages it lacks."""
+    try:
+        from mpfast import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+            raise
+        print("the command line needs two more packages: pip install 'mpfast[cli]'", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("mpfast: interrupted", file=sys.stderr)
+        sys.exit(130)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

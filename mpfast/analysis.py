@@ -1,0 +1,342 @@
+"""`analyze`: the spectrum of every weight matrix of a model, layers side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import math
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mpfast import _core
+from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from mpfast.errors import CheckpointError, ConvergenceWarning
+from mpfast.layers import Layer, as_layer, as_matrix
+from mpfast.results import Analysis, LayerReport, SkippedTensor
+from mpfast.spectrum import spectrum
+
+__all__ = ["Analysis", "LayerReport", "SkippedTensor", "analyze"]
+
+NameFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+# A matrix of more entries than this (16 MB in float32, beyond the cache of one core) gets all threads to
+# itself: the fused product then scales with the memory bandwidth. Smaller ones keep one thread each and run
+# side by side.
+LARGE_LAYER = 4_000_000
+
+
+def analyze(
+    model: Any,
+    *,
+    include: NameFilter = None,
+    exclude: NameFilter = None,
+    method: str = "auto",
+    tol: float = 5e-3,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Analysis:
+    """Fit the Marchenko-Pastur edge of every weight matrix of a model.
+
+    Linear weights, embeddings and convolutions (unfolded to Co x (Ci kh kw)) are analysed; everything else is
+    listed in `Analysis.skipped` with the reason. Tensors are read one at a time per thread, files are
+    memory-mapped. The result does not depend on `workers`.
+
+    Parameters
+    ----------
+    model : path, mapping of arrays or module
+        A ``.safetensors``, ``.npz`` or ``.npy`` file, a directory of safetensors shards or its index; a
+        mapping from names to arrays of any framework; or an object with ``state_dict()``.
+    include, exclude : str, iterable of str or callable, optional
+        Glob patterns on the tensor's whole name (``"encoder.*.query.weight"``; case matters), or a function
+        of the name. A tensor is analysed if it matches `include` (default: all) and not `exclude`.
+    method : {"auto", "exact", "lanczos"}
+        See `mpfast.spectrum`.
+    tol : float
+        Wanted relative standard error of each ``sigma_plus``.
+    seed : int
+        Each layer's seed is derived from this one and the layer's name, so that the errors of different
+        layers are independent and a layer's numbers do not depend on which others are analysed.
+    device : {None, "cpu"}
+        Where to compute.
+    workers : int, optional
+        Number of threads in all; default as `mpfast.spectrum`.
+    progress : bool
+        Show a progress bar on standard error, if that is a terminal and rich is installed.
+
+    Returns
+    -------
+    Analysis
+        One `LayerReport` per matrix, in the order of the checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        The path does not exist.
+    CheckpointError
+        The file is malformed.
+    TypeError
+        `model` is nothing that holds tensors.
+    ValueError
+        A bad option, or a pattern of `include` that matches no tensor.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Once, if any layer did not meet `tol`; each layer says so in its `warnings`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> model = {"fc.weight": rng.standard_normal((96, 128)), "fc.bias": np.zeros(96)}
+    >>> analysis = analyze(model)
+    >>> analysis[0].name, analysis[0].shape, analysis[0].spikes
+    ('fc.weight', (96, 128), 0)
+    >>> analysis.skipped[0].reason
+    'vector or scalar (bias, normalisation)'
+    """
+    started = time.perf_counter()
+    settings = _checked_settings(method, tol, seed, device, workers)
+    checkpoint = open_checkpoint(model)
+    layers, skipped = _select(checkpoint.tensors, _name_filter(include), _name_filter(exclude))
+    _require_matches(checkpoint, include)
+    reports: dict[str, LayerReport] = {}
+    with _collected_warnings() as collected, _progress_bar(layers, progress) as advance:
+        for layer, outcome in _outcomes(checkpoint, layers, settings, collected):
+            if isinstance(outcome, str):
+                skipped[layer.name] = outcome
+            else:
+                reports[layer.name] = outcome
+            advance(layer)
+    collected.reissue()
+    return Analysis(
+        layers=tuple(reports[layer.name] for layer in layers if layer.name in reports),
+        skipped=tuple(
+            SkippedTensor(tensor.name, tensor.shape, tensor.dtype, skipped[tensor.name])
+            for tensor in checkpoint.tensors
+            if tensor.name in skipped
+        ),
+        source=checkpoint.source,
+        tol=settings.tol,
+        seed=settings.seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: str
+    tol: float
+    seed: int
+    workers: int
+
+
+def _checked_settings(
+    method: str, tol: float, seed: int, device: str | None, workers: int | None
+) -> _Settings:
+    if method not in ("auto", "exact", "lanczos"):
+        raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
+    if not 0 < tol < math.inf:
+        raise ValueError(f"analyze(): tol must be positive and finite, not {tol!r}")
+    if device not in (None, "cpu"):
+        raise ValueError(f'analyze(): device must be None or "cpu" in this build, not {device!r}')
+    if workers is not None and workers < 1:
+        raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
+    return _Settings(method, float(tol), int(seed), workers or _core.default_threads())
+
+
+def _name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    patterns = _patterns(chosen)
+    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _patterns(chosen: str | Iterable[str]) -> list[str]:
+    patterns = [chosen] if isinstance(chosen, str) else list(chosen)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"analyze(): include and exclude take glob patterns, not {type(pattern).__name__}"
+            )
+    return patterns
+
+
+def _require_matches(checkpoint: Checkpoint, include: NameFilter) -> None:
+    """Refuse a pattern that matches nothing: a misspelt one would otherwise pass as an empty result."""
+    if include is None or callable(include):
+        return
+    names = [tensor.name for tensor in checkpoint.tensors]
+    for pattern in _patterns(include):
+        if not fnmatch.filter(names, pattern):
+            example = f", for example {names[0]!r}" if names else ""
+            raise ValueError(
+                f"analyze(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
+                "patterns are matched against the whole name, * stands for anything"
+            )
+
+
+def _select(
+    tensors: Sequence[TensorInfo],
+    include: Callable[[str], bool] | None,
+    exclude: Callable[[str], bool] | None,
+) -> tuple[list[Layer], dict[str, str]]:
+    """Split the tensors into layers and (name -> reason) for the rest."""
+    layers: list[Layer] = []
+    skipped: dict[str, str] = {}
+    for tensor in tensors:
+        if (include and not include(tensor.name)) or (exclude and exclude(tensor.name)):
+            skipped[tensor.name] = "left out by include or exclude"
+            continue
+        layer = as_layer(tensor)
+        if isinstance(layer, Layer):
+            layers.append(layer)
+        else:
+            skipped[tensor.name] = layer
+    return layers, skipped
+
+
+def _outcomes(
+    checkpoint: Checkpoint, layers: Sequence[Layer], settings: _Settings, collected: _CollectedWarnings
+) -> Iterator[tuple[Layer, LayerReport | str]]:
+    """Yield (layer, report or reason why there is none), in the order they are done: the largest first."""
+    by_size = sorted(layers, key=lambda layer: -layer.size)
+    large = [layer for layer in by_size if layer.size > LARGE_LAYER]
+    small = by_size[len(large) :]
+    for layer in large:
+        yield layer, _outcome(checkpoint, layer, settings, settings.workers, collected)
+    if settings.workers == 1 or len(small) < 2:
+        for layer in small:
+            yield layer, _outcome(checkpoint, layer, settings, 1, collected)
+        return
+    pool = ThreadPoolExecutor(min(settings.workers, len(small)), thread_name_prefix="mpfast")
+    try:
+        futures = {pool.submit(_outcome, checkpoint, layer, settings, 1, collected): layer for layer in small}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        # After an interrupt or an error: what has not begun never will, what has is small: no need to wait.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _outcome(
+    checkpoint: Checkpoint, layer: Layer, settings: _Settings, threads: int, collected: _CollectedWarnings
+) -> LayerReport | str:
+    started = time.perf_counter()
+    with collected.of_layer(layer.name):
+        try:
+            matrix = as_matrix(checkpoint.read(layer.name), layer)
+            result = spectrum(
+                matrix,
+                method=settings.method,
+                tol=settings.tol,
+                seed=_layer_seed(settings.seed, layer.name),
+                threads=threads,
+            )
+            report = LayerReport.from_spectrum(layer, result, seconds=time.perf_counter() - started)
+        except CheckpointError:
+            raise  # the file is damaged: no number from it can be trusted
+        except (ValueError, TypeError) as error:
+            return str(error)  # NaNs, say: this layer has no spectrum, the others do
+    return replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """63 bits from the seed and the name by a hash that is the same in every process (`hash` is salted)."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass
+class _CollectedWarnings:
+    """`ConvergenceWarning` texts by layer.
+
+    The warnings machinery is global to the process; the thread that warns tells which layer it is about.
+    """
+
+    by_layer: dict[str, list[str]] = field(default_factory=dict)
+    current: threading.local = field(default_factory=threading.local)
+
+    @contextlib.contextmanager
+    def of_layer(self, name: str) -> Iterator[None]:
+        self.current.layer = name
+        try:
+            yield
+        finally:
+            self.current.layer = None
+
+    def take(self, message: Warning | str) -> bool:
+        """Keep the message if it is about a layer of this run; tell whether it was."""
+        name = getattr(self.current, "layer", None)
+        if name is None:
+            return False
+        self.by_layer.setdefault(name, []).append(str(message))
+        return True
+
+    def messages(self, name: str) -> tuple[str, ...]:
+        return tuple(self.by_layer.get(name, ()))
+
+    def reissue(self) -> None:
+        """Warn once for all layers."""
+        if self.by_layer:
+            name, messages = next(iter(self.by_layer.items()))
+            warnings.warn(
+                f"analyze(): {len(self.by_layer)} layers did not meet tol, among them {name}: {messages[0]}",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+
+@contextlib.contextmanager
+def _collected_warnings() -> Iterator[_CollectedWarnings]:
+    collected = _CollectedWarnings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConvergenceWarning)
+        show = warnings.showwarning
+
+        def showwarning(message: Warning | str, category: type[Warning], *details: Any, **named: Any) -> None:
+            if not (issubclass(category, ConvergenceWarning) and collected.take(message)):
+                show(message, category, *details, **named)
+
+        warnings.showwarning = showwarning
+        yield collected
+
+
+@contextlib.contextmanager
+def _progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[Layer], None]]:
+    """Yield a function to call after each layer; it counts entries, since the time goes with them."""
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        yield lambda _: None
+        return
+    columns = (
+        BarColumn(),
+        TextColumn("{task.fields[done]}/{task.fields[layers]} layers"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=sum(layer.size for layer in layers), done=0, layers=len(layers))
+        done = 0
+
+        def advance(layer: Layer) -> None:
+            nonlocal done
+            done += 1
+            description = layer.name.replace("[", "\\[")  # else rich takes "blocks[0]" for markup
+            bar.update(task, advance=layer.size, done=done, description=description)
+
+        yield advance

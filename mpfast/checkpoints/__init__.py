@@ -1,0 +1,76 @@
+"""Readers for checkpoints: one module per format, all with the interface of `Checkpoint`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mpfast.checkpoints.base import Checkpoint, TensorInfo
+from mpfast.errors import CheckpointError
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+def open_checkpoint(model: Any) -> Checkpoint:
+    """Open whatever holds a model's tensors. Nothing but headers is read.
+
+    Parameters
+    ----------
+    model : path, mapping of arrays or module
+        A ``.safetensors``, ``.npz`` or ``.npy`` file; a directory of safetensors files or its
+        ``*.safetensors.index.json``; a mapping from names to arrays of any framework (nested ones are
+        flattened); or an object with ``state_dict()``.
+
+    Raises
+    ------
+    FileNotFoundError
+        The path does not exist.
+    CheckpointError
+        The file is malformed or of a kind that is not read.
+    TypeError
+        `model` is none of the above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> checkpoint = open_checkpoint({"head.weight": np.zeros((10, 64), np.float32)})
+    >>> checkpoint.tensors
+    (TensorInfo(name='head.weight', shape=(10, 64), dtype='float32'),)
+    """
+    if not isinstance(model, str | os.PathLike):
+        from mpfast.checkpoints.mapping import ArrayMapping
+
+        return ArrayMapping(model)
+    path = Path(os.fsdecode(model))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    return _open_path(path)
+
+
+def _open_path(path: Path) -> Checkpoint:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        from mpfast.checkpoints.sharded import open_directory
+
+        return open_directory(path)
+    if path.name.endswith(".safetensors.index.json"):
+        from mpfast.checkpoints.sharded import open_index
+
+        return open_index(path)
+    if suffix == ".safetensors":
+        from mpfast.checkpoints.safetensors import SafetensorsFile
+
+        return SafetensorsFile(path)
+    if suffix in (".npy", ".npz"):
+        from mpfast.checkpoints.numpy_files import NpyFile, NpzFile
+
+        return NpyFile(path) if suffix == ".npy" else NpzFile(path)
+    if suffix in _PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path}: pickled checkpoints are not read, since loading one can run any code; load it yourself "
+            "and pass the state dictionary (torch.load(path, weights_only=True)) or convert it to safetensors"
+        )
+    raise CheckpointError(f"{path}: unknown kind of file; a .safetensors, .npz or .npy file is expected")

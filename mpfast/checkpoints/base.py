@@ -1,0 +1,60 @@
+"""What every checkpoint reader offers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["Checkpoint", "TensorInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and element type of a tensor, known before a byte of its data is read.
+
+    Attributes
+    ----------
+    name : str
+        Name in the checkpoint, unique in it.
+    shape : tuple of int
+        Shape as stored.
+    dtype : str
+        Element type by NumPy's names (``"float32"``, ``"int64"``), extended by ``"bfloat16"``,
+        ``"float8_e4m3fn"`` and the like, whatever the file format calls it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+class Checkpoint(Protocol):
+    """A named collection of tensors that are read one at a time."""
+
+    @property
+    def source(self) -> str:
+        """Where the tensors come from, for messages and reports: a path or a type name."""
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All tensors in the order of the checkpoint."""
+
+    def read(self, name: str) -> Any:
+        """Return one tensor, in its stored shape; read-only. Safe to call from several threads at once.
+
+        The result is an array of the type that ``TensorInfo.dtype`` names, or, for types NumPy lacks, a
+        NumPy array of unsigned integers that holds their bits (``bfloat16`` as ``uint16``).
+
+        Raises
+        ------
+        KeyError
+            No tensor has this name.
+        CheckpointError
+            The stored data is damaged.
+        """

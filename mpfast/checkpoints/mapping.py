@@ -1,0 +1,88 @@
+"""Tensors that are in memory already: mappings of arrays and live modules, recognised by what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpfast.checkpoints.base import TensorInfo
+
+__all__ = ["ArrayMapping"]
+
+
+class ArrayMapping:
+    """A mapping from names to arrays of any framework, nested mappings joined by dots; or a module's state.
+
+    Parameters
+    ----------
+    model : mapping or object with ``state_dict()``
+        The arrays are neither copied nor moved.
+
+    Raises
+    ------
+    TypeError
+        `model` is neither, or a value is no array.
+    ValueError
+        Two arrays come out with the same name.
+    """
+
+    def __init__(self, model: Any) -> None:
+        arrays = model if isinstance(model, Mapping) else _state(model)
+        self._source = type(model).__name__
+        self._arrays: dict[str, Any] = {}
+        self._infos: list[TensorInfo] = []
+        for name, array in _flatten(arrays, ""):
+            if name in self._arrays:
+                raise ValueError(f"analyze(): two arrays of the model are called {name!r}")
+            self._arrays[name] = array
+            self._infos.append(
+                TensorInfo(name, tuple(int(extent) for extent in array.shape), _dtype_name(array))
+            )
+
+    @property
+    def source(self) -> str:
+        """The type's name."""
+        return self._source
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All arrays in the order of the mapping."""
+        return tuple(self._infos)
+
+    def read(self, name: str) -> Any:
+        """Return one array as it is."""
+        return self._arrays[name]
+
+
+def _state(model: Any) -> Mapping[Any, Any]:
+    state_dict = getattr(model, "state_dict", None)
+    state = state_dict() if callable(state_dict) else None
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            "analyze(): model must be a path, a mapping from names to arrays, or a module with state_dict(); "
+            f"got {type(model).__name__}"
+        )
+    return state
+
+
+def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in arrays.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, name + ".")
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+            yield name, value
+        elif isinstance(value, int | float | bool | str | bytes | type(None)):
+            # State dictionaries carry such values (a version, a step) beside the weights.
+            yield name, np.asarray(value)
+        else:
+            raise TypeError(f"analyze(): the model's {name!r} is {type(value).__name__}, not an array")
+
+
+def _dtype_name(array: Any) -> str:
+    """Name of the element type in NumPy's spelling, ``float32`` for ``torch.float32`` too."""
+    dtype = array.dtype
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]

@@ -1,0 +1,133 @@
+"""Directories of safetensors files, with or without an index."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.errors import CheckpointError
+
+__all__ = ["ShardedSafetensors", "open_directory"]
+
+INDEX_SUFFIX = ".safetensors.index.json"
+# No separators of any system, and not "..": such a name stays within the directory.
+_PLAIN_NAME = re.compile(r"(?!\.\.?$)[^/\\:\0]+")
+
+
+class ShardedSafetensors:
+    """Several safetensors files that together are one checkpoint.
+
+    Parameters
+    ----------
+    source : path
+        The directory or the index, for messages.
+    shards : list of path
+        The files, in the order their tensors are to be listed.
+
+    Raises
+    ------
+    CheckpointError
+        A file is malformed, or two files hold a tensor of the same name.
+    """
+
+    def __init__(self, source: Path, shards: list[Path]) -> None:
+        self._source = source
+        self._tensors: list[TensorInfo] = []
+        self._home: dict[str, SafetensorsFile] = {}
+        for path in shards:
+            shard = SafetensorsFile(path)
+            for info in shard.tensors:
+                if info.name in self._home:
+                    raise CheckpointError(
+                        f"{source}: tensor {info.name!r} is in {self._home[info.name].source} and in {path}; "
+                        "pass the file that is meant",
+                        tensor=info.name,
+                    )
+                self._home[info.name] = shard
+                self._tensors.append(info)
+
+    @property
+    def source(self) -> str:
+        """The path of the directory or the index."""
+        return str(self._source)
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All tensors, shard after shard."""
+        return tuple(self._tensors)
+
+    def read(self, name: str) -> Any:
+        """Return one tensor; see `SafetensorsFile.read`."""
+        return self._home[name].read(name)
+
+    def shard_of(self, name: str) -> str | None:
+        """Path of the file that holds the tensor `name`, None if none does."""
+        shard = self._home.get(name)
+        return None if shard is None else shard.source
+
+
+def open_directory(directory: Path) -> ShardedSafetensors | SafetensorsFile:
+    """Open the checkpoint in `directory`: by its index if it has one, else all its safetensors files.
+
+    Raises
+    ------
+    CheckpointError
+        No or several checkpoints are in the directory, or one is malformed.
+    """
+    indices = sorted(directory.glob("*" + INDEX_SUFFIX))
+    if len(indices) == 1:
+        return open_index(indices[0])
+    if indices:
+        names = ", ".join(path.name for path in indices)
+        raise CheckpointError(
+            f"{directory}: holds several checkpoints ({names}); pass the index that is meant"
+        )
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{directory}: holds no .safetensors file; pass the path of the checkpoint file"
+        )
+    return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
+
+
+def open_index(index: Path) -> ShardedSafetensors:
+    """Open the shards that a ``*.safetensors.index.json`` file lists under ``weight_map``.
+
+    Raises
+    ------
+    CheckpointError
+        The index is malformed, a shard is missing, or a tensor is not in the shard the index names.
+    """
+    weight_map = _weight_map(index)
+    shards = [index.parent / file for file in dict.fromkeys(weight_map.values())]
+    for path in shards:
+        if not path.is_file():
+            raise CheckpointError(f"{index}: the shard {path.name} is missing; is the download complete?")
+    checkpoint = ShardedSafetensors(index, shards)
+    for name, file in weight_map.items():
+        if checkpoint.shard_of(name) != str(index.parent / file):
+            raise CheckpointError(
+                f"{index}: tensor {name!r} is not in {file}, where the index puts it", tensor=name
+            )
+    return checkpoint
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index}: no valid JSON: {error}", offset=getattr(error, "pos", 0)) from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map from tensor names to files")
+    for name, file in weight_map.items():
+        # A shard lies beside its index: a name with a directory in it would read files the user did not name.
+        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
+            raise CheckpointError(
+                f"{index}: tensor {name!r} is in {file!r}, which is no plain file name", tensor=name
+            )
+    return weight_map
