@@ -25,11 +25,12 @@ namespace mpfast::cpu {
 namespace {
 
 // Blocking. Nothing here depends on the machine or on the number of threads, so that neither do the results.
-constexpr index_t kPanelBytes = index_t{256} << 10;     // half of a common second-level cache
+inline int tune(const char*n,int d){char*e=std::getenv(n);return e?std::atoi(e):d;}
+const index_t kPanelBytes = index_t{tune("TPANEL",256)} << 10;     // half of a common second-level cache
 constexpr index_t kMaxPanelBytes = index_t{3} << 19;    // one core's share of a common third-level cache
 constexpr index_t kMaxStripBytes = index_t{4} << 20;    // the same for packed panels, which are worth more
 constexpr index_t kPanelRows = 48;
-constexpr index_t kChunkRows = 128;                     // combining partial results costs about 8 rows' worth of work
+const index_t kChunkRows = tune("TCHUNK",128);                    // combining partial results costs about 8 rows' worth of work
 constexpr index_t kChunkEntries = index_t{1} << 18;     // a task is worth at least this many entries,
 constexpr index_t kTaskEntries = index_t{1} << 22;      // and at most this many (32 vectors: about 10 ms)
 constexpr index_t kPackSegment = 256;                   // entries of each row packed, then used, in one go
@@ -383,7 +384,7 @@ struct Blocking {
 template <class Real>
 Blocking choose_blocking(const MatrixView& b, bool natural, index_t width) {
   // X and Z (three times a row of vectors) travel once per panel, hence wide products want panels of many rows.
-  const index_t wanted = std::max(index_t{4}, 3 * width);
+  const index_t wanted = std::max(index_t{4}, tune("TW",3) * width);
   const index_t row_bytes = b.cols * static_cast<index_t>(natural ? size_of(b.dtype) : sizeof(Real));
   const index_t affordable = (natural ? kMaxPanelBytes : kMaxStripBytes) / row_bytes;
   index_t rows = std::min({std::max(wanted, kPanelBytes / row_bytes), affordable, kPanelRows});

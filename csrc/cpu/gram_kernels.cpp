@@ -11,6 +11,9 @@ namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
 
+extern "C" char* getenv(const char*); extern "C" int atoi(const char*);
+int tune(const char*n,int d){char*e=getenv(n);return e?atoi(e):d;}
+const int tune_mode=tune("TMODE",2), tune_ahead=tune("TAHEAD",8), tune_hint=tune("THINT",3);
 constexpr index_t kGroup = 4;             // vectors a register tile works on
 constexpr index_t kCacheLine = 64;
 constexpr index_t kTileVectors = 12;      // columns of an axpy tile, in registers: a multiple of every strip below
@@ -51,8 +54,10 @@ void dot_tile(const Storage* w, index_t row_stride, const Real* x, index_t width
     }
   }
   if (tail > 0) {
+#pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       const Vec<Real> row = load_partial<Real>(w + i * row_stride + vectors * L, tail);
+#pragma GCC unroll 8
       for (int g = 0; g < G; ++g) a[i][g] = fma(row, load<Real>(x + (vectors * width + g) * L), a[i][g]);
     }
   }
@@ -236,9 +241,9 @@ void axpy_strip(const Storage* w, index_t row_stride, index_t rows, const Real* 
       for (int s = 0; s < S; ++s) a[s][g] = fma(strip[s], factor, a[s][g]);
     }
     if (next != nullptr) {
-      const char* line = next + i * row_stride * static_cast<index_t>(sizeof(Storage));
 #pragma GCC unroll 8
-      for (index_t offset = 0; offset < kStripBytes; offset += kCacheLine) __builtin_prefetch(line + offset, 0, 2);
+      for (index_t offset = 0; offset < kStripBytes; offset += kCacheLine) __builtin_prefetch(next + offset, 0, 2);
+      next += tune_mode == 1 ? row_stride*sizeof(Storage) : kStripBytes;
     }
   }
 #pragma GCC unroll 8
@@ -256,8 +261,13 @@ void axpy_group(const Storage* w, index_t row_stride, index_t rows, const Real* 
                 bool overwrite, const char* next, index_t whole, index_t tail) {
   constexpr index_t L = kLanes<Real>;
   constexpr int S = kStripVectors<G>;
-  const auto ahead = [next](index_t v) {
-    return next == nullptr ? nullptr : next + v * L * static_cast<index_t>(sizeof(Storage));
+  constexpr auto kBytes = static_cast<index_t>(sizeof(Storage));
+  const index_t row_bytes = (whole * L + tail) * kBytes;
+  const auto ahead = [=](index_t v) -> const char* {
+    if (next == nullptr || tune_mode==0) return nullptr;
+    if (tune_mode==1) return next+v*L*kBytes;
+    const index_t position = v * L * kBytes * rows;
+    return next + position / row_bytes * row_stride * kBytes + position % row_bytes;
   };
   index_t v = 0;
   for (; v + S <= whole; v += S) {
@@ -327,9 +337,12 @@ void axpy(const Panel& panel, index_t width, const Real* y, Real* z, bool overwr
       for (index_t k = 0; k < rows; ++k) {
         const Storage* row = w + k * panel.row_stride;
         Real* target = tile + k * kTileVectors * L;
-        if (ahead != nullptr) {
-          const char* line = ahead + ((i + k) * panel.row_stride + v * L) * static_cast<index_t>(sizeof(Storage));
+        if (ahead != nullptr && tune_mode) {
           const index_t bytes = vectors * L * static_cast<index_t>(sizeof(Storage));
+          const index_t position = v*L*sizeof(Storage)*panel.rows + (i+k)*bytes;
+          const index_t row_bytes = panel.cols*sizeof(Storage);
+          const char* line = tune_mode==1 ? ahead + ((i + k) * panel.row_stride + v * L) * static_cast<index_t>(sizeof(Storage)) :
+             ahead + position / row_bytes * panel.row_stride * static_cast<index_t>(sizeof(Storage)) + position % row_bytes;
           for (index_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(line + offset, 0, 2);
         }
         if (tile_whole == kTileVectors) {
@@ -409,14 +422,13 @@ void pack_transposed(const Storage* data, const PackSource& source, Real* target
   constexpr index_t L = kLanes<Real>;
   constexpr index_t P = 16 / static_cast<index_t>(sizeof(Real));
   constexpr index_t kLineEntries = kCacheLine / static_cast<index_t>(sizeof(Storage));
-  constexpr index_t kColumnsAhead = 32;  // far enough for the latency of memory, few enough for the line-fill queue
   const index_t rows = source.rows - source.rows % P;
   index_t j = 0;
   for (; j + L <= source.cols; j += L) {
     const Storage* block = data + j * source.col_stride;
     for (index_t k = 0; k < L; ++k) {
-      const Storage* column = block + (k + kColumnsAhead) * source.col_stride;
-      for (index_t i = 0; i < source.rows; i += kLineEntries) __builtin_prefetch(column + i, 0, 3);
+      const Storage* column = block + (k + tune_ahead) * source.col_stride;
+      for (index_t i = 0; i < source.rows; i += kLineEntries) if(tune_hint==3) __builtin_prefetch(column + i, 0, 3); else if(tune_hint) __builtin_prefetch(column+i,0,2);
     }
     for (index_t i = 0; i < rows; i += P) {
       Vec<Real> v[P];
