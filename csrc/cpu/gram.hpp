@@ -34,4 +34,8 @@ void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent
 template <class Real>
 void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width, const Real* x, Real* y);
 
+// Reads every entry once and does next to nothing with it: the yardstick for the products above. Returns the sum of the
+// entries' bit patterns as unsigned integers of their size, modulo that size. Rows or columns must be contiguous.
+std::uint64_t read_pass(Team& team, const MatrixView& w);
+
 }  // namespace mpfast::cpu

@@ -1,0 +1,321 @@
+"""Pruning masks: which weights stay.
+
+A mask is a boolean array of the shape of its matrix, True where the weight is kept, in the caller's framework. The number
+of pruned entries is exact: ``floor(sparsity * N)``. Entries that are already zero go first; ties are broken by layer order,
+then by flat index: of two equal entries the one with the lower index goes first. No array of scores is ever formed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, like, raise_if_nonfinite
+from mpfast.budget import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+
+__all__ = ["magnitude", "n_m", "spectral_budget"]
+
+Weights = Any | Mapping[str, Any]
+
+
+class _Layer:
+    """One weight array: its 2-D pieces for the core, and its mask."""
+
+    def __init__(self, weight: Any, function: str, name: str) -> None:
+        self.weight = weight
+        self.name = name
+        array, self.dtype = as_numpy(weight, function=function, name=name)
+        if array.size == 0:
+            raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
+        self.keep = np.empty(array.shape, dtype=np.bool_)
+        self.pieces, self.masks = _as_rows(array, self.keep)
+
+    def matrices(self) -> list[_core.Matrix]:
+        return [_core.Matrix(piece, self.dtype) for piece in self.pieces]
+
+    def locate(self, piece: int, flat: int) -> tuple[int, ...]:
+        """Index in the array of the entry with row-major index ``flat`` in a piece."""
+        before = sum(p.size for p in self.pieces[:piece])
+        return tuple(int(i) for i in np.unravel_index(before + flat, self.keep.shape))
+
+    def mask(self) -> Any:
+        return like(self.keep, self.weight)
+
+
+def _as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:
+    """2-D views that cover an array of any dimension in row-major order, and those of its mask; nothing is copied."""
+    if array.ndim < 2:
+        return [array.reshape(1, -1)], [keep.reshape(1, -1)]
+    if array.ndim == 2:
+        return [array], [keep]
+    rows = array.reshape(-1, array.shape[-1])
+    if np.shares_memory(rows, array):
+        return [rows], [keep.reshape(-1, array.shape[-1])]
+    leading = list(np.ndindex(array.shape[:-2]))
+    return [array[i] for i in leading], [keep[i] for i in leading]
+
+
+def _open(weights: Weights, function: str) -> tuple[list[_Layer], bool]:
+    if isinstance(weights, Mapping):
+        if not weights:
+            raise ValueError(f"{function}(): weights is empty")
+        return [_Layer(weight, function, f"weights[{name!r}]") for name, weight in weights.items()], True
+    return [_Layer(weights, function, "weights")], False
+
+
+def _close(layers: list[_Layer], weights: Weights, mapping: bool) -> Any:
+    if not mapping:
+        return layers[0].mask()
+    return {name: layer.mask() for name, layer in zip(weights, layers, strict=True)}
+
+
+def _prune(layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int) -> None:
+    """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
+    matrices, factors, masks, origin = [], [], [], []
+    for layer, scale in zip(layers, scales, strict=True):
+        for number, (matrix, mask) in enumerate(zip(layer.matrices(), layer.masks, strict=True)):
+            matrices.append(matrix)
+            factors.append(float(scale))
+            masks.append(mask)
+            origin.append((layer, number))
+    total = sum(mask.size for mask in masks)
+    found = _core.prune_smallest(matrices, factors, masks, _floor_count(sparsity, total), threads)
+    _raise_if_found(found, origin, function)
+
+
+def _floor_count(sparsity: float, total: int) -> int:
+    """``floor(sparsity * total)``, unharmed by the rounding of decimals: 0.3 of 10 is 3."""
+    return math.floor(sparsity * total * (1 + 2.0**-50))
+
+
+def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[_Layer, int]], function: str) -> None:
+    if found is not None:
+        which, count, flat = found
+        layer, piece = origin[which]
+        raise_if_nonfinite(function, layer.name, count, layer.locate(piece, flat))
+
+
+def _check_sparsity(sparsity: float, function: str) -> None:
+    if not (isinstance(sparsity, (int, float)) and 0 <= sparsity <= 1):
+        raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
+
+
+def _check_threads(threads: int | None, function: str) -> int:
+    if threads is not None and threads < 1:
+        raise ValueError(f"{function}(): threads must be a positive integer or None, not {threads!r}")
+    return threads or 0
+
+
+def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threads: int | None = None) -> Any:
+    """Keep the largest entries in magnitude.
+
+    Parameters
+    ----------
+    weights
+        One array, or a mapping from name to array; any framework, any number of dimensions.
+    sparsity
+        Share of entries to prune, 0 to 1.
+    scope
+        ``"global"``: over all layers together; ``"layer"``: in each.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    mask
+        Boolean array like each weight, or a dict of them.
+
+    Raises
+    ------
+    ValueError
+        A weight is empty or has non-finite entries; an option is out of range.
+    TypeError
+        A weight is not a real floating-point array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> magnitude(np.array([[1.0, -3.0], [0.0, 2.0]]), 0.5)
+    array([[False,  True],
+           [False,  True]])
+    """
+    _check_sparsity(sparsity, "magnitude")
+    if scope not in ("global", "layer"):
+        raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
+    count = _check_threads(threads, "magnitude")
+    layers, mapping = _open(weights, "magnitude")
+    groups = [layers] if scope == "global" else [[layer] for layer in layers]
+    for group in groups:
+        _prune(group, [1.0] * len(group), sparsity, "magnitude", count)
+    return _close(layers, weights, mapping)
+
+
+def spectral_budget(
+    weights: Weights,
+    sparsity: float,
+    *,
+    signal: str | Callable[[Any], float] | None = None,
+    regimes: str | Regime | Sequence[Regime] = "berlyand2026",
+    layer_type: Callable[[str], str] = default_layer_type,
+    signals: Mapping[str, float] | None = None,
+    floor: float = 0.1,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Any:
+    """Prune globally with a budget per layer set by its spectrum; see `mpfast.budget`.
+
+    Parameters
+    ----------
+    weights
+        A mapping from name to array (a single array is pruned by magnitude: there is nothing to budget). Arrays of more
+        than two dimensions enter the signal as ``reshape(shape[0], -1)``.
+    sparsity
+        Share of all entries to prune.
+    signal
+        ``"sigma_plus"`` (fitted edge), ``"hill"`` (Hill exponent of the top 20), ``"entry_std"`` (standard deviation of
+        the entries) or a callable from array to number; default what the regime says.
+    regimes
+        ``"berlyand2026"`` (four regimes by sparsity), a `mpfast.budget.Regime` or a sequence of them.
+    layer_type
+        From name to ``"attn"``, ``"mlp"`` or ``"other"``.
+    signals
+        Values of the signal by name, if they are known already: no spectrum is computed.
+    floor
+        Smallest layer weight.
+    seed, threads
+        As in `mpfast.spectrum`.
+
+    Returns
+    -------
+    masks
+        dict of boolean arrays, or one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `magnitude`; KeyError when ``signals`` lacks a layer.
+    """
+    _check_sparsity(sparsity, "spectral_budget")
+    count = _check_threads(threads, "spectral_budget")
+    if isinstance(regimes, str):
+        if regimes != "berlyand2026":
+            raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
+        regimes = BERLYAND2026
+    regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
+    layers, mapping = _open(weights, "spectral_budget")
+    names = list(weights) if mapping else [""]
+    if signals is not None:
+        values = [float(signals[name]) for name in names]
+    elif mapping:
+        measure = _signal(regime.signal if signal is None else signal, seed, threads)
+        values = [measure(weight) for weight in weights.values()]
+    else:
+        values = [1.0]
+    factors = layer_weights(values, sparsity, regime, [layer_type(name) for name in names], floor=floor)
+    _prune(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
+    return _close(layers, weights, mapping)
+
+
+def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], float]:
+    """Return the function from a weight to its number."""
+    from mpfast.spectrum import spectrum
+
+    if callable(signal):
+        return signal
+
+    def flat(weight: Any) -> Any:
+        return weight if weight.ndim == 2 else weight.reshape(weight.shape[0], -1)
+
+    def sigma_plus(weight: Any) -> float:
+        return spectrum(flat(weight), seed=seed, threads=threads).edge.sigma_plus
+
+    def hill(weight: Any) -> float:
+        return spectrum(flat(weight), seed=seed, threads=threads).metrics()["hill_alpha"]
+
+    named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": _entry_std}
+    if signal not in named:
+        raise ValueError(f"spectral_budget(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
+    return named[signal]
+
+
+def _entry_std(weight: Any) -> float:
+    """Standard deviation of all entries, row by row in fp64."""
+    array, dtype = as_numpy(weight, function="spectral_budget", name="a weight")
+    total = squares = 0.0
+    for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
+        wide = row.astype(np.float64) if dtype != "bfloat16" else (row.astype(np.uint32) << 16).view(np.float32)
+        total += float(wide.sum(dtype=np.float64))
+        squares += float((wide.astype(np.float64) ** 2).sum())
+    return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))
+
+
+def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = None) -> Any:
+    """Keep the n largest of every m consecutive entries along a row.
+
+    Parameters
+    ----------
+    W
+        Array of any framework with at least 2 dimensions; (out, in) or (out, in, kh, kw).
+    n, m
+        ``1 <= n <= m``; the row length must be a multiple of m.
+    layout
+        ``"flat"``: groups run along the flattened row ``in * kh * kw``. ``"channel"``: along ``in`` at each position of
+        the kernel, the layout of sparse tensor cores.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    mask
+        Boolean array of the shape of W, exactly n of every m True.
+
+    Raises
+    ------
+    ValueError
+        A shape or option does not fit, or W has non-finite entries.
+    TypeError
+        W is not a real floating-point array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> n_m(np.array([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
+    array([[False,  True,  True, False]])
+    """
+    if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
+        raise ValueError(f"n_m(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
+    if layout not in ("flat", "channel"):
+        raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
+    count = _check_threads(threads, "n_m")
+    array, dtype = as_numpy(W, function="n_m")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
+    if layout == "channel" and array.ndim > 2:
+        array = np.moveaxis(array, 1, -1)
+        pieces: list[NDArray[Any]] = [array[i] for i in np.ndindex(array.shape[:-2])]
+        row = array.shape[-1]
+    else:
+        flat = array.reshape(array.shape[0], -1)
+        if not np.shares_memory(flat, array):
+            raise ValueError("n_m(): the rows of W are not contiguous blocks of memory; pass a contiguous copy")
+        pieces, row = [flat], flat.shape[1]
+    if row % m:
+        raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")
+    keep = np.empty(array.shape, dtype=np.bool_)
+    masks = list(keep.reshape(len(pieces), *pieces[0].shape))
+    found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, count)
+    if found is not None:
+        which, bad, first = found
+        index = np.unravel_index(which * pieces[0].size + first, array.shape)
+        position = tuple(int(i) for i in index)
+        if layout == "channel" and array.ndim > 2:
+            position = (position[0], position[-1], *position[1:-1])
+        raise_if_nonfinite("n_m", "W", bad, position)
+    if layout == "channel" and array.ndim > 2:
+        keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
+    return like(keep, W)
