@@ -80,7 +80,11 @@ def probe_block(dim: int, width: int, seed: int, stream: int) -> NDArray[np.int8
 # Masks. `keep`: one contiguous bool array per matrix, filled in place. Both return None, or what stopped them: the
 # number of a matrix with non-finite entries, how many it has, and the row-major index of the first.
 def prune_smallest(
-    matrices: Sequence[Matrix], scales: Sequence[float], keep: Sequence[NDArray[np.bool_]], pruned: int, threads: int
+    matrices: Sequence[Matrix],
+    scales: Sequence[float],
+    keep: Sequence[NDArray[np.bool_]],
+    pruned: int,
+    threads: int,
 ) -> tuple[int, int, int] | None: ...
 def keep_largest_of_groups(
     matrices: Sequence[Matrix], keep: Sequence[NDArray[np.bool_]], n: int, m: int, threads: int

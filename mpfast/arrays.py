@@ -80,14 +80,18 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
             f"{function}(): {name} has {kind}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
         )
     if not array.dtype.isnative:
-        raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
+        raise TypeError(
+            f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')"
+        )
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 
 def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
     torch = sys.modules["torch"]
     if tensor.layout != torch.strided:
-        raise TypeError(f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix")
+        raise TypeError(
+            f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix"
+        )
     if tensor.device.type != "cpu":
         raise _not_on_host(function, name, str(tensor.device), f"{name}.cpu()")
     tensor = tensor.detach()
@@ -112,9 +116,13 @@ def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any
             raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
     accepted = ("__array_interface__", "__array__", "__dlpack__", "__array_struct__")
     if isinstance(W, (list, tuple)) or not (any(hasattr(W, a) for a in accepted) or _is_buffer(W)):
-        raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
+        raise TypeError(
+            f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})"
+        )
     if module == "pandas" and len(set(W.dtypes)) > 1:
-        raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
+        raise TypeError(
+            f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')"
+        )
     return np.asarray(W)
 
 
@@ -127,7 +135,9 @@ def _is_buffer(W: Any) -> bool:
 
 
 def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
-    return ValueError(f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}")
+    return ValueError(
+        f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}"
+    )
 
 
 def like(result: NDArray[Any], prototype: Any) -> Any:

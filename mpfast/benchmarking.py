@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import mpfast
 from mpfast import _core
+from mpfast.edge import fit_values
 
 __all__ = ["Case", "Contender", "Row", "build", "case_names", "find_minilm", "machine", "markdown", "measure"]
 
@@ -126,7 +127,9 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| case | contender | time | x ours | error |", "|---|---|---|---|---|"]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
-        lines.append(f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |")
+        lines.append(
+            f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |"
+        )
     return "\n".join(lines)
 
 
@@ -182,7 +185,7 @@ def _edge_case(full: bool) -> Case:
     W = _spiked(n, 40)
 
     def fit(values: NDArray[Any]) -> float:
-        return mpfast.edge.fit_values(np.asarray(values, dtype=np.float64), W.shape).sigma_plus
+        return fit_values(np.asarray(values, dtype=np.float64), W.shape).sigma_plus
 
     def gram_eigvalsh() -> float:
         G = W.astype(np.float64)
@@ -297,17 +300,18 @@ def _analysis_case(full: bool) -> Case:
     path = find_minilm()
     assert path is not None, "the analyze case needs the mpfast[demo] extra"
     from mpfast.checkpoints import open_checkpoint
-    from mpfast.layers import matrix_views
+    from mpfast.layers import Layer, as_layer, as_matrix
 
     def strong_baseline() -> dict[str, float]:
         edges = {}
-        with open_checkpoint(path) as checkpoint:
-            views, _ = matrix_views(checkpoint)
-            for view in views:
-                W = np.asarray(view.array, dtype=np.float64)
+        checkpoint = open_checkpoint(path)
+        for tensor in checkpoint.tensors:
+            layer = as_layer(tensor)
+            if isinstance(layer, Layer):
+                W = np.asarray(as_matrix(checkpoint.read(layer.name), layer), dtype=np.float64)
                 G = W.T @ W if W.shape[0] >= W.shape[1] else W @ W.T
                 values = np.sqrt(np.maximum(np.linalg.eigvalsh(G)[::-1], 0))
-                edges[view.name] = mpfast.edge.fit_values(values, W.shape).sigma_plus
+                edges[layer.name] = fit_values(values, W.shape).sigma_plus
         return edges
 
     def weightwatcher() -> Any:

@@ -27,7 +27,9 @@ class PublishedFit:
     error: float
 
 
-def fit(values: Array, shape: tuple[int, int], alpha: float, beta: float, *, fixed_cdf: bool = False) -> PublishedFit:
+def fit(
+    values: Array, shape: tuple[int, int], alpha: float, beta: float, *, fixed_cdf: bool = False
+) -> PublishedFit:
     """Fit all singular values, descending; ``fixed_cdf`` takes the distribution function as 1 above the edge."""
     p, q = min(shape), max(shape)
     ascending = values[::-1] ** 2 / q

@@ -73,7 +73,12 @@ def default_layer_type(name: str) -> str:
 
 
 def layer_weights(
-    signals: ArrayLike, sparsity: float, regime: Regime, types: Sequence[str] | None = None, *, floor: float = 0.1
+    signals: ArrayLike,
+    sparsity: float,
+    regime: Regime,
+    types: Sequence[str] | None = None,
+    *,
+    floor: float = 0.1,
 ) -> Array:
     """Weights ``w_l`` of all layers, shape (layers,).
 

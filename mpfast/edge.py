@@ -132,7 +132,9 @@ def fit_edge(
     and Donoho, arXiv 1305.5870 (median).
     """
     if estimator not in _ESTIMATORS:
-        raise ValueError(f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}")
+        raise ValueError(
+            f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}"
+        )
     if not 0 < alpha < 0.5:
         raise ValueError(f"fit(): alpha must lie in (0, 0.5), not {alpha!r}")
     if not 0 < beta < 1:
@@ -172,7 +174,9 @@ def fit_values(
 
     ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
     if ordered.shape != (min(shape),):
-        raise ValueError(f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
+        raise ValueError(
+            f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}"
+        )
     return fit_edge(Spectrum.from_values(ordered, shape), estimator, alpha=alpha, beta=beta, compat=compat)
 
 
@@ -233,7 +237,10 @@ _ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {
 
 
 def _standard_error(
-    source: SpectrumLike, estimate: Callable[[SpectrumLike, Measure, float], float], alpha: float, sigma: float
+    source: SpectrumLike,
+    estimate: Callable[[SpectrumLike, Measure, float], float],
+    alpha: float,
+    sigma: float,
 ) -> float:
     """Jackknife over the probes, with the error of a finite run in quadrature; singular-value scale."""
     if source.values is not None:
@@ -340,7 +347,13 @@ def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float)
 
 
 def _warnings(
-    source: SpectrumLike, sigma: float, above: int, estimated: bool, ks: float, verdict: str, trace_ratio: float
+    source: SpectrumLike,
+    sigma: float,
+    above: int,
+    estimated: bool,
+    ks: float,
+    verdict: str,
+    trace_ratio: float,
 ) -> tuple[str, ...]:
     m, n = source.shape
     p = min(m, n)

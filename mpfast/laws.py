@@ -128,7 +128,9 @@ class MarchenkoPasturEigenvalues:
         low, high = (edge / self.variance for edge in self.support)
         inside = (x > low) & (x < high)
         root = np.sqrt(np.where(inside, (high - x) * (x - low), 0.0))
-        return np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside) / self.variance
+        return (
+            np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside) / self.variance
+        )
 
     def cdf(self, x: ArrayLike) -> Array:
         """Distribution function; 1 at and above the upper edge."""
@@ -296,7 +298,9 @@ def _tracy_widom_quantile(probability: float) -> float:
     return float(TracyWidom().ppf(probability))
 
 
-def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float = 0.1, *, exponent: bool = True) -> float:
+def tracy_widom_threshold(
+    variance: float, shape: tuple[int, int], beta: float = 0.1, *, exponent: bool = True
+) -> float:
     """Singular value that the largest of a pure noise matrix exceeds with probability about ``beta``.
 
     ``exponent=False`` reproduces a slip of operator precedence in the code of arXiv 2606.02608, ``(..)**4/3`` for

@@ -58,7 +58,9 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         "bulk_fraction": fit.bulk_fraction,
         "s1_over_sigma_plus": s1 / fit.sigma_plus if fit.sigma_plus > 0 else math.inf,
         "mp_softrank": (fit.sigma_plus / s1) ** 2,
-        "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus) if len(spikes) and fit.sigma_plus > 0 else 0.0,
+        "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus)
+        if len(spikes) and fit.sigma_plus > 0
+        else 0.0,
         "snr": spike_energy / bulk_energy if bulk_energy > 0 else math.inf,
         "num_spikes": float(fit.spikes),
         "norm": norm,
@@ -101,11 +103,8 @@ def _energy_above(source: SpectrumLike, level: float) -> float:
 
 def _of_zero(fit: EdgeFit) -> dict[str, float]:
     """Measures of the zero matrix: every rank is 0, nothing else is defined."""
-    names = (
-        "hill_alpha hill_alpha_half s1_over_sigma_plus mp_softrank snr log_norm log_spectral_norm".split()
-    )
+    names = ["hill_alpha", "hill_alpha_half", "s1_over_sigma_plus", "mp_softrank", "snr", "log_norm", "log_spectral_norm"]
     zero = (
-        "stable_rank entropy_rank nuclear_rank entropy spike_mass mean_outlier_ratio num_spikes norm spectral_norm "
-        "sv_max".split()
+        ["stable_rank", "entropy_rank", "nuclear_rank", "entropy", "spike_mass", "mean_outlier_ratio", "num_spikes", "norm", "spectral_norm", "sv_max"]
     )
     return {**dict.fromkeys(zero, 0.0), **dict.fromkeys(names, math.nan), "bulk_fraction": fit.bulk_fraction}

@@ -45,7 +45,9 @@ class GramOperator:
         dtype = np.dtype(W.dtype if W.dtype is not None else np.float64)
         if dtype.kind != "f":
             kind = "complex entries" if dtype.kind == "c" else f"dtype {dtype}"
-            raise TypeError(f"{function}(): W has {kind}; cast it to a real floating-point type, e.g. W.astype('float64')")
+            raise TypeError(
+                f"{function}(): W has {kind}; cast it to a real floating-point type, e.g. W.astype('float64')"
+            )
         self.dtype = dtype.name
         self._sparse = W.tocsr() if _is_sparse(W) else None
         self._transposed = self._sparse.T.tocsr() if self._sparse is not None else None

@@ -14,7 +14,9 @@ Array = NDArray[np.float64]
 __all__ = ["optimal_threshold", "shrink"]
 
 
-def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
+def optimal_threshold(
+    shape: tuple[int, int], *, variance: float | None = None, median: float | None = None
+) -> float:
     """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
 
     Parameters

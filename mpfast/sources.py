@@ -71,7 +71,9 @@ class MatrixSource:
         return gram
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        return _core.multiply(self.matrix, X, transpose, self.threads, self.scale_exponent)
+        return _core.multiply(
+            self.matrix, np.ascontiguousarray(X), transpose, self.threads, self.scale_exponent
+        )
 
 
 class OperatorSource:
@@ -88,7 +90,9 @@ class OperatorSource:
         self.exact_norm = self._squared_norm is not None
 
     def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
-        return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
+        return _core.lanczos_run_operator(
+            self.operator.apply, min(self.shape), width, seed, stream, self.threads
+        )
 
     def squared_norm(self, measured: float) -> float | None:
         return self._squared_norm

@@ -78,7 +78,13 @@ class Spectrum:
 
     @classmethod
     def from_values(
-        cls, values: Array, shape: tuple[int, int], *, dtype: str = "float64", fro_norm: float | None = None, seed: int = 0
+        cls,
+        values: Array,
+        shape: tuple[int, int],
+        *,
+        dtype: str = "float64",
+        fro_norm: float | None = None,
+        seed: int = 0,
     ) -> Spectrum:
         """Spectrum of which every singular value is known, descending."""
         return cls(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast import _core
 from mpfast.arrays import like, raise_if_nonfinite
 from mpfast.edge import EdgeFit
 from mpfast.errors import ConvergenceWarning
@@ -150,7 +149,9 @@ def _dense_basis(source: Source, k: int | None, floor: float) -> NDArray[Any]:
 class _KrylovSearch:
     """Grows a block Krylov space until the wanted Ritz values stand."""
 
-    def __init__(self, source: Source, width: int, seed: int, tol: float, k: int | None, floor: float) -> None:
+    def __init__(
+        self, source: Source, width: int, seed: int, tol: float, k: int | None, floor: float
+    ) -> None:
         self.source = source
         self.width = width
         self.seed = seed
@@ -220,6 +221,10 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
 def _triplets(W: Any, source: Source, basis: NDArray[Any], edge: EdgeFit | None) -> SVD:
     """Rayleigh-Ritz on W itself: exact singular triplets of W restricted to the span of ``basis`` (count, p)."""
     m, n = source.shape
+    dtype = np.float64 if source.dtype == "float64" else np.float32
+    if len(basis) == 0:
+        none = np.empty(0)
+        return SVD(like(np.empty((m, 0), dtype), W), none, like(np.empty((0, n), dtype), W), none, edge)
     tall = m >= n
     image = source.multiply(basis, transpose=not tall)
     q, r = np.linalg.qr(image.astype(np.float64).T)
@@ -229,7 +234,6 @@ def _triplets(W: Any, source: Source, basis: NDArray[Any], edge: EdgeFit | None)
     back = source.multiply(long_side.astype(image.dtype), transpose=tall)
     residuals = np.linalg.norm(back - s[:, None] * short_side, axis=1)
     unit = 2.0**source.scale_exponent
-    dtype = np.float64 if source.dtype == "float64" else np.float32
     u, v = (long_side, short_side) if tall else (short_side, long_side)
     return SVD(
         U=like(np.ascontiguousarray(u.T, dtype=dtype), W),

@@ -62,7 +62,9 @@ def check_multiply(array, exact, storage, real, width, transpose, threads=2):
     x = vectors(width, w.shape[1], real)
     y = _core.multiply(_core.Matrix(array, storage), x, transpose, threads)
     wanted = (w @ x.T.astype(np.float64)).T
-    bound = 4 * np.finfo(real).eps * np.sqrt(sum(array.shape)) * (np.abs(w) @ np.abs(x.T.astype(np.float64))).T
+    bound = (
+        4 * np.finfo(real).eps * np.sqrt(sum(array.shape)) * (np.abs(w) @ np.abs(x.T.astype(np.float64))).T
+    )
     assert y.dtype == x.dtype
     assert np.all(np.abs(y - wanted) <= bound)
 
@@ -78,7 +80,20 @@ def test_every_width_on_odd_sizes(storage, real, side):
 
 @pytest.mark.parametrize(("storage", "real"), CASES)
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (1, 5), (5, 1), (1, 4099), (4099, 1), (2, 3), (3, 1031), (17, 16), (64, 64), (700, 33), (33, 700)]
+    "shape",
+    [
+        (1, 1),
+        (1, 5),
+        (5, 1),
+        (1, 4099),
+        (4099, 1),
+        (2, 3),
+        (3, 1031),
+        (17, 16),
+        (64, 64),
+        (700, 33),
+        (33, 700),
+    ],
 )
 def test_shapes(storage, real, shape):
     array, exact = store(gaussian(*shape), storage)
@@ -120,7 +135,9 @@ def test_layouts(layout, storage, real):
 
 @pytest.mark.parametrize("layout", ["C", "F", "stepped"])
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("shape", [(2500, 700), (700, 2500), (3, 700_001), (700_001, 3), (40, 300_000), (300_000, 40)])
+@pytest.mark.parametrize(
+    "shape", [(2500, 700), (700, 2500), (3, 700_001), (700_001, 3), (40, 300_000), (300_000, 40)]
+)
 def test_every_blocking(shape, side, layout):
     """Several chunks, panels that fill a cache, and the shapes that take two passes."""
     if layout == "stepped":
@@ -133,9 +150,9 @@ def test_every_blocking(shape, side, layout):
     wanted = (w.T @ (w @ x.T)).T
     # Norm-wise here: the error of a random sum of n terms is about eps sqrt(n) |w| |x| / sqrt(n) = eps |w| |x|.
     eps = float(np.finfo(np.float32).eps)
-    assert np.linalg.norm(z - wanted) <= 16 * eps * np.linalg.norm(w, 2 if min(shape) < 100 else "fro") * np.linalg.norm(
-        w @ x.T
-    )
+    assert np.linalg.norm(z - wanted) <= 16 * eps * np.linalg.norm(
+        w, 2 if min(shape) < 100 else "fro"
+    ) * np.linalg.norm(w @ x.T)
     assert fro2 == pytest.approx(np.sum(w**2), rel=1e-7)
     assert nonfinite == 0
     y = _core.multiply(_core.Matrix(array, "float32"), x, side == "left", 2)
@@ -205,7 +222,9 @@ def test_scale_exponent(storage, real, size, exponent):
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_frobenius_norm_does_not_under_or_overflow_in_single_precision(size):
     array, exact = store(gaussian(50, 70) * size, "float32")
-    _, fro2, nonfinite, _, _ = _core.gram_product(_core.Matrix(array, "float32"), np.zeros((1, 70), np.float32), "right", 1)
+    _, fro2, nonfinite, _, _ = _core.gram_product(
+        _core.Matrix(array, "float32"), np.zeros((1, 70), np.float32), "right", 1
+    )
     assert fro2 == pytest.approx(np.sum(exact**2), rel=1e-13)
     assert nonfinite == 0
 
@@ -213,7 +232,9 @@ def test_frobenius_norm_does_not_under_or_overflow_in_single_precision(size):
 def test_frobenius_norm_of_equal_entries():
     """Rounding errors that all have the same sign are the worst case of the short single-precision runs."""
     array = np.full((500, 400), 0.1, np.float32)
-    _, fro2, _, _, _ = _core.gram_product(_core.Matrix(array, "float32"), vectors(2, 400, "float32"), "right", 2)
+    _, fro2, _, _, _ = _core.gram_product(
+        _core.Matrix(array, "float32"), vectors(2, 400, "float32"), "right", 2
+    )
     assert fro2 == pytest.approx(200_000 * float(np.float32(0.1)) ** 2, rel=3e-7)
 
 
@@ -268,7 +289,9 @@ def test_bitwise_equal_for_any_number_of_threads(storage, real, order):
 
 
 def test_bitwise_equal_for_any_number_of_threads_in_two_passes():
-    matrix = _core.Matrix(np.random.default_rng(0).standard_normal((20, 600_000), dtype=np.float32), "float32")
+    matrix = _core.Matrix(
+        np.random.default_rng(0).standard_normal((20, 600_000), dtype=np.float32), "float32"
+    )
     for side, length in (("right", 600_000), ("left", 20)):
         x = vectors(2, length, "float32")
         first = _core.gram_product(matrix, x, side, 1)
@@ -316,8 +339,13 @@ def test_instruction_sets_agree(tmp_path):
         for key, wanted in results["baseline"].items():
             eps = float(np.finfo(key.split()[-1]).eps)
             # Entries of Z are near 420 |x| with terms of random sign: a few eps of the largest, times sqrt(n) growth.
-            np.testing.assert_allclose(results[isa][key], wanted, rtol=0, atol=30 * eps * np.abs(wanted[:-1]).max()
-                                       + 4 * eps * wanted[-1] * (np.arange(wanted.size) == wanted.size - 1))
+            np.testing.assert_allclose(
+                results[isa][key],
+                wanted,
+                rtol=0,
+                atol=30 * eps * np.abs(wanted[:-1]).max()
+                + 4 * eps * wanted[-1] * (np.arange(wanted.size) == wanted.size - 1),
+            )
 
 
 def test_concurrent_calls():
@@ -349,10 +377,17 @@ def test_in_a_forked_child():
 
 
 def test_read_pass_sums_the_bits():
-    for storage, bits in (("float64", np.uint64), ("float32", np.uint32), ("float16", np.uint16), ("bfloat16", np.uint16)):
+    for storage, bits in (
+        ("float64", np.uint64),
+        ("float32", np.uint32),
+        ("float16", np.uint16),
+        ("bfloat16", np.uint16),
+    ):
         array, _ = store(gaussian(77, 1031), storage)
         for view in (array, array.T, array[:, 3:-2], array[::-2]):
-            wanted = int(np.sum(np.ascontiguousarray(view).view(bits), dtype=np.uint64)) % (1 << (8 * array.itemsize))
+            wanted = int(np.sum(np.ascontiguousarray(view).view(bits), dtype=np.uint64)) % (
+                1 << (8 * array.itemsize)
+            )
             assert _core.read_pass(_core.Matrix(view, storage), 2) == wanted
 
 
@@ -373,7 +408,9 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="scale_exponent"):
         _core.gram_product(matrix, np.ones((2, 5), np.float32), "right", 1, 300)
     with pytest.raises(ValueError, match="empty"):
-        _core.gram_product(_core.Matrix(np.ones((0, 5), np.float32), "float32"), np.ones((1, 5), np.float32), "right", 1)
+        _core.gram_product(
+            _core.Matrix(np.ones((0, 5), np.float32), "float32"), np.ones((1, 5), np.float32), "right", 1
+        )
     with pytest.raises(ValueError, match="float64 storage"):
         _core.gram_product(_core.Matrix(np.ones((3, 5)), "float64"), np.ones((1, 5), np.float32), "right", 1)
     with pytest.raises(TypeError):

@@ -11,7 +11,9 @@ from .families import family, singular_values
 
 
 def diagonal_run(eigenvalues, width, seed=0, stream=0, threads=1):
-    return _core.lanczos_run_operator(lambda X: X * eigenvalues, len(eigenvalues), width, seed, stream, threads)
+    return _core.lanczos_run_operator(
+        lambda X: X * eigenvalues, len(eigenvalues), width, seed, stream, threads
+    )
 
 
 def test_probes_are_a_pure_function_of_their_indices():

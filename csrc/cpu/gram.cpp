@@ -1,9 +1,9 @@
 // The driver of the Gram products: which entries make a panel, which panels make a task, and in what order partial
 // results meet. The arithmetic is in gram_kernels.cpp.
 //
-// With B = W (right) or W^T (left), Z = B^T (B X) goes through panels of a few rows of B that fit a cache: phase 1 forms
-// y = panel X while the panel arrives from memory, phase 2 adds panel^T y while it is still in the cache. Rows of B that
-// are contiguous are used where they lie; otherwise a panel is packed into a buffer of the worker first.
+// With B = W (right) or W^T (left), Z = B^T (B X) goes through panels of a few rows of B that fit a cache: phase 1
+// forms y = panel X while the panel arrives from memory, phase 2 adds panel^T y while it is still in the cache. Rows of
+// B that are contiguous are used where they lie; otherwise a panel is packed into a buffer of the worker first.
 #include "cpu/gram.hpp"
 
 #include <algorithm>
@@ -25,16 +25,19 @@ namespace mpfast::cpu {
 namespace {
 
 // Blocking. Nothing here depends on the machine or on the number of threads, so that neither do the results.
-inline int tune(const char*n,int d){char*e=std::getenv(n);return e?std::atoi(e):d;}
-const index_t kPanelBytes = index_t{tune("TPANEL",256)} << 10;     // half of a common second-level cache
-constexpr index_t kMaxPanelBytes = index_t{3} << 19;    // one core's share of a common third-level cache
-constexpr index_t kMaxStripBytes = index_t{4} << 20;    // the same for packed panels, which are worth more
+inline int tune(const char* n, int d) {
+  char* e = std::getenv(n);
+  return e ? std::atoi(e) : d;
+}
+const index_t kPanelBytes = index_t{tune("TPANEL", 256)} << 10;  // half of a common second-level cache
+constexpr index_t kMaxPanelBytes = index_t{3} << 19;             // one core's share of a common third-level cache
+constexpr index_t kMaxStripBytes = index_t{4} << 20;             // the same for packed panels, which are worth more
 constexpr index_t kPanelRows = 48;
-const index_t kChunkRows = tune("TCHUNK",128);                    // combining partial results costs about 8 rows' worth of work
-constexpr index_t kChunkEntries = index_t{1} << 18;     // a task is worth at least this many entries,
-constexpr index_t kTaskEntries = index_t{1} << 22;      // and at most this many (32 vectors: about 10 ms)
-constexpr index_t kPackSegment = 256;                   // entries of each row packed, then used, in one go
-constexpr index_t kVectorBlock = index_t{1} << 16;      // entries per task when vectors change their layout
+const index_t kChunkRows = tune("TCHUNK", 128);      // combining partial results costs about 8 rows' worth of work
+constexpr index_t kChunkEntries = index_t{1} << 18;  // a task is worth at least this many entries,
+constexpr index_t kTaskEntries = index_t{1} << 22;   // and at most this many (32 vectors: about 10 ms)
+constexpr index_t kPackSegment = 256;                // entries of each row packed, then used, in one go
+constexpr index_t kVectorBlock = index_t{1} << 16;   // entries per task when vectors change their layout
 constexpr index_t kFewTasks = 64;
 constexpr index_t kCacheLine = 64;
 
@@ -384,7 +387,7 @@ struct Blocking {
 template <class Real>
 Blocking choose_blocking(const MatrixView& b, bool natural, index_t width) {
   // X and Z (three times a row of vectors) travel once per panel, hence wide products want panels of many rows.
-  const index_t wanted = std::max(index_t{4}, tune("TW",3) * width);
+  const index_t wanted = std::max(index_t{4}, tune("TW", 3) * width);
   const index_t row_bytes = b.cols * static_cast<index_t>(natural ? size_of(b.dtype) : sizeof(Real));
   const index_t affordable = (natural ? kMaxPanelBytes : kMaxStripBytes) / row_bytes;
   index_t rows = std::min({std::max(wanted, kPanelBytes / row_bytes), affordable, kPanelRows});

@@ -1,8 +1,8 @@
 // Compiled once per instruction set (see CMakeLists.txt).
 //
-// Both phases of Z += P^T (P X) are register tiles of the same shape: a few rows (phase 1) or a few registers of columns
-// (phase 2) against up to four vectors, so that about 12 independent FMA chains run and 7 loads feed 12 FMAs. Vectors
-// beyond four are further groups over the same matrix tile, which then comes from the first-level cache.
+// Both phases of Z += P^T (P X) are register tiles of the same shape: a few rows (phase 1) or a few registers of
+// columns (phase 2) against up to four vectors, so that about 12 independent FMA chains run and 7 loads feed 12 FMAs.
+// Vectors beyond four are further groups over the same matrix tile, which then comes from the first-level cache.
 #include "cpu/gram_kernels.hpp"
 
 #include "cpu/simd.hpp"
@@ -11,10 +11,14 @@ namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
 
-extern "C" char* getenv(const char*); extern "C" int atoi(const char*);
-int tune(const char*n,int d){char*e=getenv(n);return e?atoi(e):d;}
-const int tune_mode=tune("TMODE",2), tune_ahead=tune("TAHEAD",8), tune_hint=tune("THINT",3);
-constexpr index_t kGroup = 4;             // vectors a register tile works on
+extern "C" char* getenv(const char*);
+extern "C" int atoi(const char*);
+int tune(const char* n, int d) {
+  char* e = getenv(n);
+  return e ? atoi(e) : d;
+}
+const int tune_mode = tune("TMODE", 2), tune_ahead = tune("TAHEAD", 8), tune_hint = tune("THINT", 3);
+constexpr index_t kGroup = 4;  // vectors a register tile works on
 constexpr index_t kCacheLine = 64;
 constexpr index_t kTileVectors = 12;      // columns of an axpy tile, in registers: a multiple of every strip below
 constexpr index_t kTileRows = 48;         // rows of an axpy tile
@@ -114,7 +118,8 @@ void dot_rows(index_t rows, const Storage* w, index_t row_stride, const Real* x,
 
 // Adds the squares of a piece of one row to `total`. In float: two chains of 8, then double.
 template <class Real, class Storage>
-[[gnu::always_inline]] inline void add_squares(const Storage* w, index_t vectors, index_t tail, Vec<double> (&total)[2]) {
+[[gnu::always_inline]] inline void add_squares(const Storage* w, index_t vectors, index_t tail,
+                                               Vec<double> (&total)[2]) {
   constexpr int L = kLanes<Real>;
   if constexpr (sizeof(Real) == sizeof(double)) {
     index_t v = 0;
@@ -243,7 +248,7 @@ void axpy_strip(const Storage* w, index_t row_stride, index_t rows, const Real* 
     if (next != nullptr) {
 #pragma GCC unroll 8
       for (index_t offset = 0; offset < kStripBytes; offset += kCacheLine) __builtin_prefetch(next + offset, 0, 2);
-      next += tune_mode == 1 ? row_stride*sizeof(Storage) : kStripBytes;
+      next += tune_mode == 1 ? row_stride * sizeof(Storage) : kStripBytes;
     }
   }
 #pragma GCC unroll 8
@@ -264,8 +269,8 @@ void axpy_group(const Storage* w, index_t row_stride, index_t rows, const Real* 
   constexpr auto kBytes = static_cast<index_t>(sizeof(Storage));
   const index_t row_bytes = (whole * L + tail) * kBytes;
   const auto ahead = [=](index_t v) -> const char* {
-    if (next == nullptr || tune_mode==0) return nullptr;
-    if (tune_mode==1) return next+v*L*kBytes;
+    if (next == nullptr || tune_mode == 0) return nullptr;
+    if (tune_mode == 1) return next + v * L * kBytes;
     const index_t position = v * L * kBytes * rows;
     return next + position / row_bytes * row_stride * kBytes + position % row_bytes;
   };
@@ -330,8 +335,8 @@ void axpy(const Panel& panel, index_t width, const Real* y, Real* z, bool overwr
       const Storage* w = data + i * panel.row_stride + v * L;
       const bool replace = overwrite && i == 0;
       if (panel.packed) {
-        axpy_groups<Real, Storage>(w, panel.row_stride, rows, y + i * width, width, z_tile, replace, nullptr, tile_whole,
-                                   vectors > tile_whole ? tail : 0);
+        axpy_groups<Real, Storage>(w, panel.row_stride, rows, y + i * width, width, z_tile, replace, nullptr,
+                                   tile_whole, vectors > tile_whole ? tail : 0);
         continue;
       }
       for (index_t k = 0; k < rows; ++k) {
@@ -339,10 +344,12 @@ void axpy(const Panel& panel, index_t width, const Real* y, Real* z, bool overwr
         Real* target = tile + k * kTileVectors * L;
         if (ahead != nullptr && tune_mode) {
           const index_t bytes = vectors * L * static_cast<index_t>(sizeof(Storage));
-          const index_t position = v*L*sizeof(Storage)*panel.rows + (i+k)*bytes;
-          const index_t row_bytes = panel.cols*sizeof(Storage);
-          const char* line = tune_mode==1 ? ahead + ((i + k) * panel.row_stride + v * L) * static_cast<index_t>(sizeof(Storage)) :
-             ahead + position / row_bytes * panel.row_stride * static_cast<index_t>(sizeof(Storage)) + position % row_bytes;
+          const index_t position = v * L * sizeof(Storage) * panel.rows + (i + k) * bytes;
+          const index_t row_bytes = panel.cols * sizeof(Storage);
+          const char* line =
+              tune_mode == 1 ? ahead + ((i + k) * panel.row_stride + v * L) * static_cast<index_t>(sizeof(Storage))
+                             : ahead + position / row_bytes * panel.row_stride * static_cast<index_t>(sizeof(Storage)) +
+                                   position % row_bytes;
           for (index_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(line + offset, 0, 2);
         }
         if (tile_whole == kTileVectors) {
@@ -428,7 +435,11 @@ void pack_transposed(const Storage* data, const PackSource& source, Real* target
     const Storage* block = data + j * source.col_stride;
     for (index_t k = 0; k < L; ++k) {
       const Storage* column = block + (k + tune_ahead) * source.col_stride;
-      for (index_t i = 0; i < source.rows; i += kLineEntries) if(tune_hint==3) __builtin_prefetch(column + i, 0, 3); else if(tune_hint) __builtin_prefetch(column+i,0,2);
+      for (index_t i = 0; i < source.rows; i += kLineEntries)
+        if (tune_hint == 3)
+          __builtin_prefetch(column + i, 0, 3);
+        else if (tune_hint)
+          __builtin_prefetch(column + i, 0, 2);
     }
     for (index_t i = 0; i < rows; i += P) {
       Vec<Real> v[P];
@@ -439,7 +450,8 @@ void pack_transposed(const Storage* data, const PackSource& source, Real* target
       for (index_t q = 0; q < P; ++q) store(target + (i + q) * target_stride + j, v[q]);
     }
     for (index_t i = rows; i < source.rows; ++i) {
-      for (index_t k = 0; k < L; ++k) target[i * target_stride + j + k] = load_one<Real>(block + i + k * source.col_stride);
+      for (index_t k = 0; k < L; ++k)
+        target[i * target_stride + j + k] = load_one<Real>(block + i + k * source.col_stride);
     }
   }
   if (j == source.cols) return;
@@ -485,7 +497,7 @@ std::uint64_t read(const void* data, index_t count) {
 
 template <class Real, class Storage, class Bits>
 constexpr GramKernels<Real> kKernels = {
-    kLanes<Real>,          dot<Real, Storage>,  reduce<Real>, axpy<Real, Storage>,
+    kLanes<Real>,         dot<Real, Storage>,  reduce<Real>, axpy<Real, Storage>,
     sum_squares<Storage>, pack<Real, Storage>, read<Bits>,
 };
 

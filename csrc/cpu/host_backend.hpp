@@ -1,5 +1,5 @@
-// The Backend of linalg/backend.hpp on host memory. The operator itself is a callable: the fused Gram kernel for a matrix
-// in memory, or a Python callback for a matrix somebody else multiplies with.
+// The Backend of linalg/backend.hpp on host memory. The operator itself is a callable: the fused Gram kernel for a
+// matrix in memory, or a Python callback for a matrix somebody else multiplies with.
 #pragma once
 
 #include <algorithm>

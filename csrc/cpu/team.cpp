@@ -13,7 +13,8 @@ namespace {
 constexpr auto kPollInterval = std::chrono::milliseconds(50);
 }
 
-Team::Team(int threads, Poll poll) : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
+Team::Team(int threads, Poll poll)
+    : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
   const int extra = std::max(threads, 1) - 1;
   workers_.reserve(static_cast<std::size_t>(extra));
   for (int worker = 1; worker <= extra; ++worker) {

@@ -24,18 +24,18 @@ struct OperatorStats {
 template <class B>
 concept Backend = requires(B backend, typename B::Vectors owner, typename B::View v, typename B::View z,
                            const double* in, double* out, ProbeKey key, index_t count, OperatorStats* stats) {
-  typename B::Real;                                          // precision of the vectors: float or double
-  { backend.dim() } -> std::convertible_to<index_t>;         // p
+  typename B::Real;                                   // precision of the vectors: float or double
+  { backend.dim() } -> std::convertible_to<index_t>;  // p
   { backend.allocate(count) } -> std::same_as<typename B::Vectors>;
   { owner.slice(count, count) } -> std::same_as<typename B::View>;  // (first, how many)
-  backend.copy(v, z);                                        // Z = V
-  backend.fill_probes(v, key, count);                        // v = random probes; `count`: number of the first column
-  backend.apply(v, z, stats);                                // Z = A V: one pass over W; stats may be null
-  backend.inner(v, z, out);                                  // out = V^T Z, fp64 sums over chunks
-  backend.gram(z, out);                                      // out = Z^T Z, every product and sum in fp64
-  backend.subtract(v, in, z);                                // Z -= V C
-  backend.combine(v, in, z);                                 // Z = V C
-  backend.transform(z, in);                                  // Z = Z M, M square
+  backend.copy(v, z);                                               // Z = V
+  backend.fill_probes(v, key, count);  // v = random probes; `count`: number of the first column
+  backend.apply(v, z, stats);          // Z = A V: one pass over W; stats may be null
+  backend.inner(v, z, out);            // out = V^T Z, fp64 sums over chunks
+  backend.gram(z, out);                // out = Z^T Z, every product and sum in fp64
+  backend.subtract(v, in, z);          // Z -= V C
+  backend.combine(v, in, z);           // Z = V C
+  backend.transform(z, in);            // Z = Z M, M square
   { backend.mask_zero_coordinates(v, z) } -> std::convertible_to<index_t>;  // see block_lanczos.hpp
 };
 

@@ -11,8 +11,8 @@
 // Cost of step j: one pass over W, and 8 p b (bj) flops to reorthogonalise against the whole basis twice ("twice is
 // enough"). Ritz pairs (theta, V s) of T are lower bounds of the leading eigenvalues of A with residual |B_k s_last|.
 //
-// Coordinates on which A vanishes (zero columns of W) are taken out of the problem at the first step: the probes are set
-// to zero there, so that the basis lives on the rest and no step is spent on a known atom at zero.
+// Coordinates on which A vanishes (zero columns of W) are taken out of the problem at the first step: the probes are
+// set to zero there, so that the basis lives on the rest and no step is spent on a known atom at zero.
 #pragma once
 
 #include <algorithm>
@@ -32,12 +32,12 @@ namespace mpfast::linalg {
 
 // Ritz values of T, descending, and what the quadrature needs to know of each.
 struct RitzValues {
-  index_t size = 0;               // bk
-  index_t width = 0;              // b
-  std::vector<double> theta;      // size
-  std::vector<double> residual;   // size: |A y - theta y|
-  std::vector<double> weight;     // size x width, column-major: squared coefficient of probe c on Ritz vector i
-  std::vector<double> vectors;    // size x size, column-major: Ritz vectors in the basis, in the order of theta
+  index_t size = 0;              // bk
+  index_t width = 0;             // b
+  std::vector<double> theta;     // size
+  std::vector<double> residual;  // size: |A y - theta y|
+  std::vector<double> weight;    // size x width, column-major: squared coefficient of probe c on Ritz vector i
+  std::vector<double> vectors;   // size x size, column-major: Ritz vectors in the basis, in the order of theta
 };
 
 template <Backend B>
@@ -47,7 +47,8 @@ class BlockLanczos {
   using View = typename B::View;
 
   BlockLanczos(B& backend, index_t width, ProbeKey key) : backend_(&backend), width_(width), key_(key) {
-    if (width < 1 || width > backend.dim()) throw std::invalid_argument("block width must be between 1 and min(W.shape)");
+    if (width < 1 || width > backend.dim())
+      throw std::invalid_argument("block width must be between 1 and min(W.shape)");
   }
 
   index_t steps() const { return steps_; }

@@ -31,8 +31,8 @@ double dot(const std::vector<double>& x, const std::vector<double>& y) {
   return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
 }
 
-// Lanczos on diag(nodes) from sqrt(weights), fully reorthogonalised: the coefficients whose Gauss rules match the moments
-// of the measure. Stops early when the measure has no more points.
+// Lanczos on diag(nodes) from sqrt(weights), fully reorthogonalised: the coefficients whose Gauss rules match the
+// moments of the measure. Stops early when the measure has no more points.
 Jacobi jacobi_of(const Rule& rule, index_t count) {
   const std::size_t size = rule.nodes.size();
   const double mass = std::accumulate(rule.weights.begin(), rule.weights.end(), 0.0);
@@ -88,8 +88,8 @@ std::pair<double, double> settled(const Bidiagonal& b, index_t dim, index_t long
   return {alpha, std::min(alpha, beta)};
 }
 
-// Eigenvalues and squared first components of a symmetric tridiagonal matrix (Golub-Welsch: implicit QL that carries only
-// the first row of the eigenvector matrix). O(n^2).
+// Eigenvalues and squared first components of a symmetric tridiagonal matrix (Golub-Welsch: implicit QL that carries
+// only the first row of the eigenvector matrix). O(n^2).
 Rule gauss_rule(std::vector<double> diagonal, std::vector<double> coupling) {
   const auto n = static_cast<std::ptrdiff_t>(diagonal.size());
   std::vector<double>& d = diagonal;

@@ -2,14 +2,15 @@
 //
 // A block of b probes gives b quadrature rules on shared nodes, bk of them, of which only 2k moments are exact; used
 // directly, they make a poor distribution function. What makes a good one:
-//   1. converged Ritz values (the leading prefix) are eigenvalues: they leave the rule, with a mass of exactly 1/p each;
+//   1. converged Ritz values (the leading prefix) are eigenvalues: they leave the rule, with a mass of exactly 1/p
+//   each;
 //   2. the rest is compressed to about 0.6 k Jacobi coefficients, as those of a bidiagonal matrix B with T = B^T B:
 //      diagonal alpha_j, off-diagonal beta_j. For a noise bulk they settle within a few steps (E alpha_j^2 = v (q-j+1),
 //      E beta_j^2 = v (p-j));
 //   3. the matrix is continued with the settled values, and its eigenvalues are the nodes;
 //   4. nodes are scaled so that the first moment is what ||W||_F^2 says.
-// Terminators of this kind go back to Haydock's recursion method; for spectra of sample covariance matrices see Abi Younes,
-// Ding and Trogdon, arXiv 2504.03066.
+// Terminators of this kind go back to Haydock's recursion method; for spectra of sample covariance matrices see Abi
+// Younes, Ding and Trogdon, arXiv 2504.03066.
 #pragma once
 
 #include <span>
@@ -26,24 +27,24 @@ struct BlockRule {
   std::span<const double> weight;
   index_t width = 0;
   index_t steps = 0;
-  bool complete = false;          // the Krylov space closed: every non-zero Ritz value is an eigenvalue
+  bool complete = false;  // the Krylov space closed: every non-zero Ritz value is an eigenvalue
 };
 
 struct QuadratureOptions {
-  double trace = 0;               // of A
-  index_t dim = 0;                // p: number of eigenvalues, without those known to be zero
-  index_t long_dim = 0;           // q
-  bool exact_trace = true;        // false: the trace is itself an estimate, nodes are not scaled
-  double converged = 0.02;        // a Ritz value counts as an eigenvalue when residual < converged * theta
-  index_t extension = 256;        // settled coefficients appended
-  index_t dropped_probe = -1;     // jackknife: leave out this probe, counted through all blocks
+  double trace = 0;            // of A
+  index_t dim = 0;             // p: number of eigenvalues, without those known to be zero
+  index_t long_dim = 0;        // q
+  bool exact_trace = true;     // false: the trace is itself an estimate, nodes are not scaled
+  double converged = 0.02;     // a Ritz value counts as an eigenvalue when residual < converged * theta
+  index_t extension = 256;     // settled coefficients appended
+  index_t dropped_probe = -1;  // jackknife: leave out this probe, counted through all blocks
 };
 
 struct SpectralMeasure {
-  index_t atoms = 0;              // leading nodes that are eigenvalues, mass 1/p each
-  std::vector<double> nodes;      // eigenvalue scale, descending after the atoms
-  std::vector<double> weights;    // sum 1
-  double support_edge = 0;        // (a + b)^2 of the settled coefficients: upper edge of what is left
+  index_t atoms = 0;            // leading nodes that are eigenvalues, mass 1/p each
+  std::vector<double> nodes;    // eigenvalue scale, descending after the atoms
+  std::vector<double> weights;  // sum 1
+  double support_edge = 0;      // (a + b)^2 of the settled coefficients: upper edge of what is left
 };
 
 // How many leading Ritz values count as eigenvalues in every block.

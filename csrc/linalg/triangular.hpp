@@ -15,8 +15,8 @@ inline void identity(index_t n, std::vector<double>& a) {
   }
 }
 
-// a (symmetric, upper triangle read) becomes R with R^T R = a, zeros below. Returns the number of columns finished before
-// a pivot was not above `floor`; n on success.
+// a (symmetric, upper triangle read) becomes R with R^T R = a, zeros below. Returns the number of columns finished
+// before a pivot was not above `floor`; n on success.
 inline index_t cholesky_upper(index_t n, std::vector<double>& a, double floor) {
   const auto at = [n](index_t i, index_t j) { return static_cast<std::size_t>(j * n + i); };
   for (index_t j = 0; j < n; ++j) {

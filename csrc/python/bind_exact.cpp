@@ -68,9 +68,10 @@ void register_exact(py::module_& m) {
         "All singular values of the matrix, descending, with its Frobenius norm, the number of non-finite entries, the "
         "first one's row and column (-1 when there is none) and the method used, 'gram' or 'bidiagonal'. With "
         "non-finite entries the values mean nothing.");
-  m.def("gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
-        "fp64 Gram matrix of the short side of 2^-scale_exponent W, with the number of non-finite entries and the first "
-        "one's row and column.");
+  m.def(
+      "gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
+      "fp64 Gram matrix of the short side of 2^-scale_exponent W, with the number of non-finite entries and the first "
+      "one's row and column.");
   m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::arg("a"), py::arg("threads"),
         "Eigenvalues of a finite symmetric matrix, ascending; only its upper triangle is read.");
 }

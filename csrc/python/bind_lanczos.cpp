@@ -44,8 +44,12 @@ class HostRun : public Run {
   using MakeApply = std::function<typename Backend::Apply(cpu::Team&)>;
 
   HostRun(index_t dim, index_t width, ProbeKey key, int threads, MakeApply make_apply)
-      : dim_(dim), threads_(threads), make_apply_(std::move(make_apply)), idle_team_(1),
-        backend_(idle_team_, dim, {}), lanczos_(backend_, width, key) {}
+      : dim_(dim),
+        threads_(threads),
+        make_apply_(std::move(make_apply)),
+        idle_team_(1),
+        backend_(idle_team_, dim, {}),
+        lanczos_(backend_, width, key) {}
 
   void advance(index_t steps) override {
     with_team([&] { lanczos_.advance(steps); });
@@ -58,7 +62,8 @@ class HostRun : public Run {
 
   py::array ritz_vectors(index_t count) override {
     const linalg::RitzValues ritz_values = ritz(lanczos_.steps());
-    if (count < 1 || count > ritz_values.size) throw std::invalid_argument("count must be between 1 and the basis size");
+    if (count < 1 || count > ritz_values.size)
+      throw std::invalid_argument("count must be between 1 and the basis size");
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
     with_team([&] {
@@ -129,7 +134,8 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
       const py::gil_scoped_acquire gil;
       const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)};
-      const auto result = py::array_t<double, py::array::c_style | py::array::forcecast>((*shared)(py::array_t<double>(shape, x)));
+      const auto result =
+          py::array_t<double, py::array::c_style | py::array::forcecast>((*shared)(py::array_t<double>(shape, x)));
       if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
         throw std::invalid_argument("the operator returned an array of the wrong shape");
       }
@@ -150,13 +156,16 @@ using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecas
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
 
-py::tuple measure(const std::vector<Block>& blocks,
-                  linalg::QuadratureOptions options) {
+py::tuple measure(const std::vector<Block>& blocks, linalg::QuadratureOptions options) {
   std::vector<linalg::BlockRule> rules;
   for (const auto& [theta, residual, weight, steps, complete] : blocks) {
     const auto size = static_cast<std::size_t>(theta.size());
-    rules.push_back({{theta.data(), size}, {residual.data(), size}, {weight.data(), static_cast<std::size_t>(weight.size())},
-                     weight.shape(0), steps, complete});
+    rules.push_back({{theta.data(), size},
+                     {residual.data(), size},
+                     {weight.data(), static_cast<std::size_t>(weight.size())},
+                     weight.shape(0),
+                     steps,
+                     complete});
   }
   linalg::SpectralMeasure out;
   {
@@ -193,8 +202,9 @@ void register_lanczos(py::module_& m) {
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
       py::arg("precise"), py::arg("threads"), py::keep_alive<0, 1>());
-  m.def("scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
-        "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
+  m.def(
+      "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
+      "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
   m.def(
       "lanczos_run_operator",
       [](py::function apply, index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream, int threads) {
@@ -203,8 +213,8 @@ void register_lanczos(py::module_& m) {
       py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"));
   m.def(
       "spectral_measure",
-      [](const std::vector<Block>& blocks, double trace, index_t dim,
-         index_t long_dim, bool exact_trace, index_t extension, index_t dropped_probe) {
+      [](const std::vector<Block>& blocks, double trace, index_t dim, index_t long_dim, bool exact_trace,
+         index_t extension, index_t dropped_probe) {
         linalg::QuadratureOptions options;
         options.trace = trace;
         options.dim = dim;
@@ -222,7 +232,8 @@ void register_lanczos(py::module_& m) {
         py::array_t<std::int8_t> out({static_cast<py::ssize_t>(width), static_cast<py::ssize_t>(dim)});
         for (index_t c = 0; c < width; ++c) {
           for (index_t j = 0; j < dim; ++j) {
-            out.mutable_at(c, j) = static_cast<std::int8_t>(probe_entry({seed, stream}, j, static_cast<std::uint32_t>(c)));
+            out.mutable_at(c, j) =
+                static_cast<std::int8_t>(probe_entry({seed, stream}, j, static_cast<std::uint32_t>(c)));
           }
         }
         return out;

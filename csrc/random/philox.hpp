@@ -33,8 +33,8 @@ struct ProbeKey {
 
 // Entry `row` of probe `column`: twice the number of ones among 63 random bits, less 63. Close to Gaussian (kurtosis
 // 2.97), yet an integer of at most 63: exact in every floating-point type and bitwise equal on CPU and GPU, which no
-// transcendental transform is. It is odd, so never zero: a probe that vanishes on a coordinate would be blind to it, and
-// the eigenvectors of a diagonal matrix are coordinates. Its scale does not matter: probes are orthonormalised.
+// transcendental transform is. It is odd, so never zero: a probe that vanishes on a coordinate would be blind to it,
+// and the eigenvectors of a diagonal matrix are coordinates. Its scale does not matter: probes are orthonormalised.
 constexpr int probe_entry(ProbeKey key, index_t row, std::uint32_t column) {
   // Separates our numbers from any other use of Philox with the user's seed.
   constexpr std::uint32_t kDomain = 0x6D706661;
