@@ -140,9 +140,7 @@ class _Settings:
     workers: int
 
 
-def _checked_settings(
-    method: str, tol: float, seed: int, device: str | None, workers: int | None
-) -> _Settings:
+def _checked_settings(method: str, tol: float, seed: int, device: str | None, workers: int | None) -> _Settings:
     if method not in ("auto", "exact", "lanczos"):
         raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
     if not 0 < tol < math.inf:
@@ -165,9 +163,7 @@ def _patterns(chosen: str | Iterable[str]) -> list[str]:
     patterns = [chosen] if isinstance(chosen, str) else list(chosen)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(
-                f"analyze(): include and exclude take glob patterns, not {type(pattern).__name__}"
-            )
+            raise TypeError(f"analyze(): include and exclude take glob patterns, not {type(pattern).__name__}")
     return patterns
 
 

@@ -1,6 +1,7 @@
 """What the user hands in, as a view the core can read; what the core returns, in the user's framework.
 
-Nothing is copied: a matrix is passed on by pointer, shape and strides. No framework is imported unless the object already
+Nothing is copied: a matrix is passed on by pointer, shape and strides. No framework is imported unless the object
+already
 came from it.
 """
 
@@ -80,9 +81,7 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
             f"{function}(): {name} has {kind}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
         )
     if not array.dtype.isnative:
-        raise TypeError(
-            f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')"
-        )
+        raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 
@@ -116,13 +115,9 @@ def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any
             raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
     accepted = ("__array_interface__", "__array__", "__dlpack__", "__array_struct__")
     if isinstance(W, (list, tuple)) or not (any(hasattr(W, a) for a in accepted) or _is_buffer(W)):
-        raise TypeError(
-            f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})"
-        )
+        raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
     if module == "pandas" and len(set(W.dtypes)) > 1:
-        raise TypeError(
-            f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')"
-        )
+        raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
     return np.asarray(W)
 
 
@@ -135,9 +130,7 @@ def _is_buffer(W: Any) -> bool:
 
 
 def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
-    return ValueError(
-        f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}"
-    )
+    return ValueError(f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}")
 
 
 def like(result: NDArray[Any], prototype: Any) -> Any:
@@ -162,6 +155,6 @@ def raise_if_nonfinite(function: str, name: str, count: int, first: tuple[int, .
         return
     entries = "entry" if count == 1 else "entries"
     raise ValueError(
-        f"{function}(): {name} has {count} non-finite {entries} (NaN or inf), the first at {first}; clean it first, e.g. "
-        f"numpy.nan_to_num({name})"
+        f"{function}(): {name} has {count} non-finite {entries} (NaN or inf), the first at {first}; "
+        f"clean it first, e.g. numpy.nan_to_num({name})"
     )

@@ -1,6 +1,7 @@
 """Benchmark cases: what is timed, against what, and how far off each contender is.
 
-``mpfast bench`` runs the short cases; the suite under ``benchmarks/`` runs all of them with pytest-benchmark. Every ratio
+``mpfast bench`` runs the short cases; the suite under ``benchmarks/`` runs all of them with pytest-benchmark. Every
+ratio
 is taken within one run, against the contender named as the baseline, with the error next to it.
 """
 
@@ -127,9 +128,7 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| case | contender | time | x ours | error |", "|---|---|---|---|---|"]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
-        lines.append(
-            f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |"
-        )
+        lines.append(f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |")
     return "\n".join(lines)
 
 
@@ -152,7 +151,7 @@ def _spiked(n: int, spikes: int, seed: int = 0) -> NDArray[np.float32]:
     u = np.linalg.qr(rng.standard_normal((n, spikes)))[0]
     v = np.linalg.qr(rng.standard_normal((n, spikes)))[0]
     signal = (u * np.linspace(1.5, 20, spikes) * np.sqrt(n)) @ v.T
-    return (_noise((n, n), seed=seed + 1) + signal).astype(np.float32)
+    return np.asarray(_noise((n, n), seed=seed + 1) + signal, dtype=np.float32)
 
 
 def _gram_case(store: str, width: int, full: bool) -> Case:
@@ -217,7 +216,7 @@ def _exact_case(full: bool) -> Case:
 
     def gram_eigvalsh() -> NDArray[Any]:
         G = W.astype(np.float64)
-        return np.sqrt(np.maximum(np.linalg.eigvalsh(G.T @ G)[::-1], 0))
+        return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(G.T @ G)[::-1], 0)))
 
     return Case(
         "exact",
@@ -351,9 +350,7 @@ def _cpu_model() -> str:
 
 _BUILDERS: dict[str, Callable[[bool], Case]] = {
     **{
-        f"gram-{store}-b{width}": partial(_gram_case, store, width)
-        for width in (1, 4, 8)
-        for store in ("fp32", "bf16")
+        f"gram-{store}-b{width}": partial(_gram_case, store, width) for width in (1, 4, 8) for store in ("fp32", "bf16")
     },
     "edge": _edge_case,
     "exact": _exact_case,

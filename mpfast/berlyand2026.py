@@ -1,7 +1,9 @@
 """The edge fit of the code published with arXiv 2606.02608, for comparison only.
 
-Differences from `mpfast.edge`: quantiles are taken at i/p instead of the mid-points (the variance comes out up to 3 % high
-on small matrices); the Tracy-Widom term has ``(1 + sqrt g)**4 / 3`` for the exponent 4/3; the distribution function is 0
+Differences from `mpfast.edge`: quantiles are taken at i/p instead of the mid-points (the variance comes out up to 3
+% high
+on small matrices); the Tracy-Widom term has ``(1 + sqrt g)**4 / 3`` for the exponent 4/3; the distribution function
+is 0
 instead of 1 above the edge, which makes the fit error jump to about ``1 - alpha``.
 """
 
@@ -27,9 +29,7 @@ class PublishedFit:
     error: float
 
 
-def fit(
-    values: Array, shape: tuple[int, int], alpha: float, beta: float, *, fixed_cdf: bool = False
-) -> PublishedFit:
+def fit(values: Array, shape: tuple[int, int], alpha: float, beta: float, *, fixed_cdf: bool = False) -> PublishedFit:
     """Fit all singular values, descending; ``fixed_cdf`` takes the distribution function as 1 above the edge."""
     p, q = min(shape), max(shape)
     ascending = values[::-1] ** 2 / q

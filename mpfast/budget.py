@@ -112,4 +112,5 @@ def layer_weights(
     kinds = types if types is not None else ["other"] * len(x)
     beta = np.array([regime.beta.get(kind, regime.beta["other"]) for kind in kinds])
     fading = max(0.0, 1 - sparsity / regime.vanishing) ** regime.power
-    return np.maximum(floor, 1 + beta * fading * z)
+    weights: Array = np.maximum(floor, 1 + beta * fading * z)
+    return weights

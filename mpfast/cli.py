@@ -131,9 +131,7 @@ def analyze_command(
     ] = None,
     sort: Annotated[Sort, typer.Option(help="Order of the rows; numbers run downwards.")] = Sort.order,
     progress: Annotated[bool, typer.Option(help="Show a progress bar on a terminal.")] = True,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")] = False,
 ) -> None:
     """Fit the Marchenko-Pastur edge of every weight matrix of a model.
 
@@ -198,9 +196,7 @@ def spectrum_command(
     method: MethodOption = Method.auto,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
     _require_directory(json_file)

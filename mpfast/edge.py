@@ -132,9 +132,7 @@ def fit_edge(
     and Donoho, arXiv 1305.5870 (median).
     """
     if estimator not in _ESTIMATORS:
-        raise ValueError(
-            f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}"
-        )
+        raise ValueError(f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}")
     if not 0 < alpha < 0.5:
         raise ValueError(f"fit(): alpha must lie in (0, 0.5), not {alpha!r}")
     if not 0 < beta < 1:
@@ -174,9 +172,7 @@ def fit_values(
 
     ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
     if ordered.shape != (min(shape),):
-        raise ValueError(
-            f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}"
-        )
+        raise ValueError(f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
     return fit_edge(Spectrum.from_values(ordered, shape), estimator, alpha=alpha, beta=beta, compat=compat)
 
 
@@ -210,7 +206,8 @@ def _median(source: SpectrumLike, measure: Measure, alpha: float) -> float:
 def _residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
     """Frobenius norm minus the spikes, self-consistently.
 
-    Right for a Marchenko-Pastur bulk with separate spikes; on heteroscedastic noise or trained layers the loop peels the
+    Right for a Marchenko-Pastur bulk with separate spikes; on heteroscedastic noise or trained layers the loop peels
+    the
     continuum off and ends too low. A diagnostic there, not an edge.
     """
     m, n = source.shape
@@ -371,7 +368,8 @@ def _warnings(
     if above > 20 and share > 0.05:
         counted = "estimated" if estimated else "counted"
         found.append(
-            f"a continuum above the edge: {above} singular values ({share:.0%}, {counted}); they are not separate spikes"
+            f"a continuum above the edge: {above} singular values ({share:.0%}, {counted}); these are not "
+            "separate spikes"
         )
     if verdict == "poor":
         found.append(f"the bulk is not Marchenko-Pastur (KS {ks:.2f}): sigma_plus describes it, no more")

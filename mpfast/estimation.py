@@ -92,9 +92,7 @@ def estimate_spectrum(W: Any, request: Request) -> Spectrum:
             f"spectrum(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; use method='exact'"
         )
     wants_exact = (
-        request.method == "auto"
-        and not request.fixed
-        and _exact_is_cheaper(source, _first_probes(p, request))
+        request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
     )
     if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
         return exact_spectrum(source, request)
@@ -106,9 +104,7 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
     from mpfast.spectrum import Spectrum
 
     values, fro_norm = source.singular_values()
-    return Spectrum.from_values(
-        values, source.shape, dtype=source.dtype, fro_norm=fro_norm, seed=int(request.seed)
-    )
+    return Spectrum.from_values(values, source.shape, dtype=source.dtype, fro_norm=fro_norm, seed=int(request.seed))
 
 
 def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
@@ -127,9 +123,7 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
         result = session.spectrum()
         if request.fixed:
             return result
-        relative_error = (
-            result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
-        )
+        relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
         if relative_error <= request.tol:
             return result
         more = session.probes_missing(relative_error)
@@ -162,9 +156,7 @@ def _exact_is_cheaper(source: Source, probes: int) -> bool:
         return True
     # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
     exact = 2.0 * q * p * p + 8.0 * p**3
-    lanczos = (
-        4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
-    )
+    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
     return exact < lanczos and 8 * p * p < 2**32
 
 
@@ -347,7 +339,5 @@ def _with_zeros(measure: Measure, zeros: int, p: int) -> Measure:
     return replace(
         measure,
         nodes=np.concatenate([measure.nodes, np.zeros(portions)]),
-        weights=np.concatenate(
-            [measure.weights * ((p - zeros) / p), np.full(portions, zeros / p / portions)]
-        ),
+        weights=np.concatenate([measure.weights * ((p - zeros) / p), np.full(portions, zeros / p / portions)]),
     )

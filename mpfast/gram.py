@@ -66,9 +66,7 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     block = np.ascontiguousarray(np.atleast_2d(x.T), dtype=dtype)
     z = np.empty_like(block)
     for first in range(0, len(block), 32):
-        part, _, nonfinite, row, col = _core.gram_product(
-            matrix, block[first : first + 32], side, threads or 0
-        )
+        part, _, nonfinite, row, col = _core.gram_product(matrix, block[first : first + 32], side, threads or 0)
         raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
         z[first : first + 32] = part
     return like(z[0] if x.ndim == 1 else np.ascontiguousarray(z.T), W)

@@ -1,6 +1,7 @@
 """The Marchenko-Pastur and Tracy-Widom laws.
 
-Notation: shape (m, n), ``p = min``, ``q = max``, ``g = p / q``; ``variance`` is that of one entry of the noise matrix. On
+Notation: shape (m, n), ``p = min``, ``q = max``, ``g = p / q``; ``variance`` is that of one entry of the noise
+matrix. On
 the scale ``x = s^2 / (q variance)`` the Marchenko-Pastur law lives on ``[(1 - sqrt g)^2, (1 + sqrt g)^2]``; only the p
 non-trivial values are counted, so it has no atom at zero.
 """
@@ -63,7 +64,8 @@ def _cdf_of_angle(phi: Array, g: float) -> Array:
 def _slope_of_angle(phi: Array, g: float) -> Array:
     denominator = 1 + g - 2 * math.sqrt(g) * np.cos(phi)
     smooth = np.divide(np.sin(phi) ** 2, denominator, out=np.full(phi.shape, 2.0), where=denominator > 0)
-    return (2 / np.pi) * smooth
+    slope: Array = (2 / np.pi) * smooth
+    return slope
 
 
 def _unit_cdf(x: Array, g: float) -> Array:
@@ -128,9 +130,7 @@ class MarchenkoPasturEigenvalues:
         low, high = (edge / self.variance for edge in self.support)
         inside = (x > low) & (x < high)
         root = np.sqrt(np.where(inside, (high - x) * (x - low), 0.0))
-        return (
-            np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside) / self.variance
-        )
+        return np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside) / self.variance
 
     def cdf(self, x: ArrayLike) -> Array:
         """Distribution function; 1 at and above the upper edge."""
@@ -242,7 +242,7 @@ def _tracy_widom_spline() -> Array:
         A[i, i - 1 : i + 2] = (1, 4, 1)
         rhs[i] = 6 * (y[i - 1] - 2 * y[i] + y[i + 1]) / h**2
     A[0, :3] = A[-1, -3:] = (1, -2, 1)
-    return np.linalg.solve(A, rhs)
+    return np.asarray(np.linalg.solve(A, rhs), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,8 @@ class TracyWidom:
         last = (_TW_LOGIT[-1] - _TW_LOGIT[-2]) / _TW_STEP
         below = np.minimum(s - _TW_START, 0) * first
         above = np.maximum(s - _TW_START - _TW_STEP * (len(_TW_LOGIT) - 1), 0) * last
-        return inside + below + above
+        logit: Array = inside + below + above
+        return logit
 
     def cdf(self, s: ArrayLike) -> Array:
         """Distribution function."""
@@ -285,12 +286,15 @@ class TracyWidom:
         if np.any((u <= 0) | (u >= 1)):
             raise ValueError("ppf(): probabilities must lie strictly between 0 and 1")
         target = np.log(u / (1 - u))
-        low, high = np.full(u.shape, -40.0), np.full(u.shape, 40.0)
+        low: Array = np.full(u.shape, -40.0)
+        high: Array = np.full(u.shape, 40.0)
+        middle: Array
         for _ in range(60):
             middle = 0.5 * (low + high)
             below = self._logit(middle) < target
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return 0.5 * (low + high)
+        middle = 0.5 * (low + high)
+        return middle
 
 
 @lru_cache(maxsize=64)

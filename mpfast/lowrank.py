@@ -51,9 +51,7 @@ def factor(
             raise ValueError(f"factor(): rank must be an integer or 'mp_edge', not {rank!r}")
         result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads)
         if len(result.s) == 0:
-            raise ValueError(
-                "factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank"
-            )
+            raise ValueError("factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank")
     else:
         result = svd(W, rank, tol=tol, seed=seed, threads=threads)
     root = np.sqrt(result.s)

@@ -1,7 +1,9 @@
 """Pruning masks: which weights stay.
 
-A mask is a boolean array of the shape of its matrix, True where the weight is kept, in the caller's framework. The number
-of pruned entries is exact: ``floor(sparsity * N)``. Entries that are already zero go first; ties are broken by layer order,
+A mask is a boolean array of the shape of its matrix, True where the weight is kept, in the caller's framework. The
+number
+of pruned entries is exact: ``floor(sparsity * N)``. Entries that are already zero go first; ties are broken by layer
+order,
 then by flat index: of two equal entries the one with the lower index goes first. No array of scores is ever formed.
 """
 
@@ -47,9 +49,7 @@ class _Layer:
         return like(self.keep, self.weight)
 
 
-def _as_rows(
-    array: NDArray[Any], keep: NDArray[np.bool_]
-) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:
+def _as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:
     """2-D views that cover an array of any dimension in row-major order, and those of its mask; nothing is copied."""
     if array.ndim < 2:
         return [array.reshape(1, -1)], [keep.reshape(1, -1)]
@@ -76,9 +76,7 @@ def _close(layers: list[_Layer], weights: Weights, mapping: bool) -> Any:
     return {name: layer.mask() for name, layer in zip(weights, layers, strict=True)}
 
 
-def _prune(
-    layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int
-) -> None:
+def _prune(layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int) -> None:
     """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
     matrices, factors, masks, origin = [], [], [], []
     for layer, scale in zip(layers, scales, strict=True):
@@ -97,9 +95,7 @@ def _floor_count(sparsity: float, total: int) -> int:
     return math.floor(sparsity * total * (1 + 2.0**-50))
 
 
-def _raise_if_found(
-    found: tuple[int, int, int] | None, origin: list[tuple[_Layer, int]], function: str
-) -> None:
+def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[_Layer, int]], function: str) -> None:
     if found is not None:
         which, count, flat = found
         layer, piece = origin[which]
@@ -210,9 +206,7 @@ def spectral_budget(
     count = _check_threads(threads, "spectral_budget")
     if isinstance(regimes, str):
         if regimes != "berlyand2026":
-            raise ValueError(
-                f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}"
-            )
+            raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
         regimes = BERLYAND2026
     regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
     layers, mapping = _open(weights, "spectral_budget")
@@ -247,9 +241,7 @@ def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None
 
     named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": _entry_std}
     if signal not in named:
-        raise ValueError(
-            f"spectral_budget(): signal must be one of {', '.join(named)} or a callable, not {signal!r}"
-        )
+        raise ValueError(f"spectral_budget(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
     return named[signal]
 
 
@@ -258,9 +250,7 @@ def _entry_std(weight: Any) -> float:
     array, dtype = as_numpy(weight, function="spectral_budget", name="a weight")
     total = squares = 0.0
     for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
-        wide = (
-            row.astype(np.float64) if dtype != "bfloat16" else (row.astype(np.uint32) << 16).view(np.float32)
-        )
+        wide = row.astype(np.float64) if dtype != "bfloat16" else (row.astype(np.uint32) << 16).view(np.float32)
         total += float(wide.sum(dtype=np.float64))
         squares += float((wide.astype(np.float64) ** 2).sum())
     return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))
@@ -306,9 +296,7 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
     count = _check_threads(threads, "n_m")
     array, dtype = as_numpy(W, function="n_m")
     if array.ndim < 2 or array.size == 0:
-        raise ValueError(
-            f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}"
-        )
+        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
     if layout == "channel" and array.ndim > 2:
         array = np.moveaxis(array, 1, -1)
         pieces: list[NDArray[Any]] = [array[i] for i in np.ndindex(array.shape[:-2])]
@@ -316,9 +304,7 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
     else:
         flat = array.reshape(array.shape[0], -1)
         if not np.shares_memory(flat, array):
-            raise ValueError(
-                "n_m(): the rows of W are not contiguous blocks of memory; pass a contiguous copy"
-            )
+            raise ValueError("n_m(): the rows of W are not contiguous blocks of memory; pass a contiguous copy")
         pieces, row = [flat], flat.shape[1]
     if row % m:
         raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")

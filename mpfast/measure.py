@@ -68,7 +68,7 @@ class Measure:
         return np.interp(np.asarray(u, dtype=np.float64), level, nodes)
 
     def density(self, s: ArrayLike) -> Array:
-        """Density at ``s``, per unit of s: slope of the distribution function over a window holding some 2 % of the mass."""
+        """Density at ``s``, per unit of s: slope of the distribution function over a window holding 2 % of the mass."""
         s = np.asarray(s, dtype=np.float64)
         width = 0.02 * float(self.quantile(0.99) - self.quantile(0.01))
         if width <= 0:

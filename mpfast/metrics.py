@@ -1,6 +1,7 @@
 """Scalar measures of a spectrum.
 
-Unless said otherwise a measure is a function of the singular values alone. Those that WeightWatcher users know carry its
+Unless said otherwise a measure is a function of the singular values alone. Those that WeightWatcher users know carry
+its
 name where the meaning is the same; its ``norm`` and ``spectral_norm`` are squared, and so are these.
 """
 
@@ -29,7 +30,8 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         ``stable_rank`` = sum s^2 / s_1^2; ``entropy_rank`` = exp of the entropy of s^2 / sum s^2; ``nuclear_rank`` =
         (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) / log(rank); ``hill_alpha`` and ``hill_alpha_half``: Hill
         exponents of s^2 from the top 20 and the top half; ``spike_mass`` = share of sum s^2 above the threshold;
-        ``bulk_fraction``; ``s1_over_sigma_plus``; ``mp_softrank`` = sigma_plus^2 / s_1^2; ``mean_outlier_ratio`` = mean of
+        ``bulk_fraction``; ``s1_over_sigma_plus``; ``mp_softrank`` = sigma_plus^2 / s_1^2; ``mean_outlier_ratio`` =
+        mean of
         s / sigma_plus over spikes; ``snr`` = spike over bulk energy; ``num_spikes``; ``norm`` = sum s^2 and
         ``spectral_norm`` = s_1^2 (both squared), with ``log_norm`` and ``log_spectral_norm`` to base 10; ``sv_max``.
     """
@@ -58,9 +60,7 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         "bulk_fraction": fit.bulk_fraction,
         "s1_over_sigma_plus": s1 / fit.sigma_plus if fit.sigma_plus > 0 else math.inf,
         "mp_softrank": (fit.sigma_plus / s1) ** 2,
-        "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus)
-        if len(spikes) and fit.sigma_plus > 0
-        else 0.0,
+        "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus) if len(spikes) and fit.sigma_plus > 0 else 0.0,
         "snr": spike_energy / bulk_energy if bulk_energy > 0 else math.inf,
         "num_spikes": float(fit.spikes),
         "norm": norm,
@@ -74,7 +74,8 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
 def hill_alpha(source: SpectrumLike, k: int) -> float:
     """Hill's exponent of the k largest ``s^2``: ``1 + 1 / mean(log(s_i^2 / s_{k+1}^2))``.
 
-    Values that have not converged one by one come from the distribution function instead: an unconverged Ritz value says
+    Values that have not converged one by one come from the distribution function instead: an unconverged Ritz value
+    says
     little about its rank. 99 when k < 2, as in the code of arXiv 2606.02608.
     """
     if k < 2:
@@ -103,8 +104,25 @@ def _energy_above(source: SpectrumLike, level: float) -> float:
 
 def _of_zero(fit: EdgeFit) -> dict[str, float]:
     """Measures of the zero matrix: every rank is 0, nothing else is defined."""
-    names = ["hill_alpha", "hill_alpha_half", "s1_over_sigma_plus", "mp_softrank", "snr", "log_norm", "log_spectral_norm"]
-    zero = (
-        ["stable_rank", "entropy_rank", "nuclear_rank", "entropy", "spike_mass", "mean_outlier_ratio", "num_spikes", "norm", "spectral_norm", "sv_max"]
-    )
+    names = [
+        "hill_alpha",
+        "hill_alpha_half",
+        "s1_over_sigma_plus",
+        "mp_softrank",
+        "snr",
+        "log_norm",
+        "log_spectral_norm",
+    ]
+    zero = [
+        "stable_rank",
+        "entropy_rank",
+        "nuclear_rank",
+        "entropy",
+        "spike_mass",
+        "mean_outlier_ratio",
+        "num_spikes",
+        "norm",
+        "spectral_norm",
+        "sv_max",
+    ]
     return {**dict.fromkeys(zero, 0.0), **dict.fromkeys(names, math.nan), "bulk_fraction": fit.bulk_fraction}

@@ -49,8 +49,8 @@ class GramOperator:
                 f"{function}(): W has {kind}; cast it to a real floating-point type, e.g. W.astype('float64')"
             )
         self.dtype = dtype.name
-        self._sparse = W.tocsr() if _is_sparse(W) else None
-        self._transposed = self._sparse.T.tocsr() if self._sparse is not None else None
+        self._sparse: Any = W.tocsr() if _is_sparse(W) else None
+        self._transposed: Any = self._sparse.T.tocsr() if self._sparse is not None else None
         self._operator = W
         if self._sparse is not None:
             self._check_finite(function)
@@ -71,6 +71,7 @@ class GramOperator:
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
         columns = np.ascontiguousarray(X.T, dtype=np.float64)
+        product: Any
         if self._sparse is not None:
             product = (self._transposed if transpose else self._sparse) @ columns
         else:

@@ -14,9 +14,7 @@ Array = NDArray[np.float64]
 __all__ = ["optimal_threshold", "shrink"]
 
 
-def optimal_threshold(
-    shape: tuple[int, int], *, variance: float | None = None, median: float | None = None
-) -> float:
+def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
     """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
 
     Parameters
@@ -57,7 +55,8 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     variance, shape
         Of one noise entry; (m, n).
     loss
-        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value) or
+        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular
+        value) or
         ``"nuclear"``.
 
     References

@@ -38,11 +38,11 @@ class Source(Protocol):
         """Gram matrix of the short side of the scaled matrix, (p, p)."""
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); or with ``transpose`` (count, m) -> (count, n)."""
+        """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); ``transpose``: (count, m) to (count, n)."""
 
 
 class MatrixSource:
-    """A matrix in host memory, multiplied by the native kernels."""
+    """A matrix in host memory, multiplied by the native kernels; methods as in `Source`."""
 
     exact_norm = True
 
@@ -71,13 +71,11 @@ class MatrixSource:
         return gram
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        return _core.multiply(
-            self.matrix, np.ascontiguousarray(X), transpose, self.threads, self.scale_exponent
-        )
+        return _core.multiply(self.matrix, np.ascontiguousarray(X), transpose, self.threads, self.scale_exponent)
 
 
 class OperatorSource:
-    """A sparse matrix or a `LinearOperator`, multiplied by its owner in fp64."""
+    """A sparse matrix or a `LinearOperator`, multiplied by its owner in fp64; methods as in `Source`."""
 
     scale_exponent = 0
 
@@ -90,9 +88,7 @@ class OperatorSource:
         self.exact_norm = self._squared_norm is not None
 
     def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
-        return _core.lanczos_run_operator(
-            self.operator.apply, min(self.shape), width, seed, stream, self.threads
-        )
+        return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
         return self._squared_norm

@@ -196,9 +196,7 @@ class Spectrum:
         del fields["schema"]
         fields["shape"] = (int(record["shape"][0]), int(record["shape"][1]))
         fields["values"] = values
-        fields["measure"] = (
-            Measure.from_values(values) if values is not None else _measure_from_dict(record["measure"])
-        )
+        fields["measure"] = Measure.from_values(values) if values is not None else _measure_from_dict(record["measure"])
         fields["replicates"] = tuple(_measure_from_dict(m) for m in record["replicates"])
         for name in ("outliers", "residuals", "ritz"):
             fields[name] = np.asarray(record[name], dtype=np.float64)
@@ -269,7 +267,8 @@ def spectrum(
 
     References
     ----------
-    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding, Trogdon,
+    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
+    Trogdon,
     arXiv 2504.03066 (2025).
 
     Examples

@@ -149,9 +149,7 @@ def _dense_basis(source: Source, k: int | None, floor: float) -> NDArray[Any]:
 class _KrylovSearch:
     """Grows a block Krylov space until the wanted Ritz values stand."""
 
-    def __init__(
-        self, source: Source, width: int, seed: int, tol: float, k: int | None, floor: float
-    ) -> None:
+    def __init__(self, source: Source, width: int, seed: int, tol: float, k: int | None, floor: float) -> None:
         self.source = source
         self.width = width
         self.seed = seed

@@ -27,9 +27,7 @@ _CHART_BINS = 16
 _CHART_WIDTH = 48
 
 
-def analysis_lines(
-    analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool
-) -> list[Line]:
+def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
     """Lay out an analysis: the table, warnings, skipped tensors, totals.
 
     Parameters
@@ -227,8 +225,6 @@ def _chart_lines(row: LayerReport, spectrum: Spectrum) -> list[Line]:
     return lines
 
 
-def _shares(
-    measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Mass of a measure (anything with a `cdf`) in each bin."""
     return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)

@@ -20,9 +20,7 @@ from .families import family
 
 def edge_of(seed):
     W = family("spikes40", (300, 400), seed).astype(np.float32)
-    return mpfast.spectrum(W, method="lanczos", probes=8, steps=12).edge.sigma_plus, mpfast.spectrum(
-        W
-    ).edge.sigma_plus
+    return mpfast.spectrum(W, method="lanczos", probes=8, steps=12).edge.sigma_plus, mpfast.spectrum(W).edge.sigma_plus
 
 
 def test_calls_from_many_threads_give_what_one_thread_gives():
@@ -73,9 +71,7 @@ INTERRUPTED = """
 def test_ctrl_c_stops_a_call(call):
     # Repeated: the bar is 0.2 s on an idle machine; a loaded CI machine gets one second.
     script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4))
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     stopped, alive = run.stdout.splitlines()
     assert stopped.startswith("stopped after"), run.stdout
@@ -101,8 +97,6 @@ PEAK = """
 @pytest.mark.parametrize("call", ["mpfast.spectrum(W).edge", "mpfast.spectrum(W.T).edge"])
 def test_peak_memory_stays_below_five_percent_of_the_input(call):
     script = textwrap.dedent(PEAK.format(call=call, n=8192))
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 0.05

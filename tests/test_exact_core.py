@@ -147,9 +147,7 @@ def test_deterministic_signal_plus_noise(seed: int, outliers: list[float], top: 
     eigenvalues = values**2 / 1000
     assert method == "gram"
     assert eigenvalues[0] == pytest.approx(top, rel=1e-4)
-    np.testing.assert_array_equal(
-        np.round(np.sort(eigenvalues[(eigenvalues > 4) & (eigenvalues < 8)]), 2), outliers
-    )
+    np.testing.assert_array_equal(np.round(np.sort(eigenvalues[(eigenvalues > 4) & (eigenvalues < 8)]), 2), outliers)
 
 
 @pytest.mark.parametrize("shape", [(150, 150), (700, 600), (1200, 300)])
@@ -159,9 +157,7 @@ def test_wide_range_takes_the_bidiagonal_route(shape: tuple[int, int]) -> None:
     values, norm, *_, method = exact(w)
     assert method == "bidiagonal"
     np.testing.assert_allclose(values, np.linalg.svd(w, compute_uv=False), rtol=0, atol=1e-14)
-    np.testing.assert_allclose(
-        values[values > 1e-10], np.geomspace(1, 1e-13, shape[1])[values > 1e-10], rtol=1e-4
-    )
+    np.testing.assert_allclose(values[values > 1e-10], np.geomspace(1, 1e-13, shape[1])[values > 1e-10], rtol=1e-4)
     assert norm == pytest.approx(np.linalg.norm(w), rel=1e-13)
     np.testing.assert_allclose(exact(np.ascontiguousarray(w.T))[0], values, rtol=0, atol=1e-14)
 
@@ -269,9 +265,7 @@ def test_symmetric_eigenvalues_with_the_wide_band() -> None:
     a = half - 2 * (half @ x) @ x.T
     a = (a + a.T) / 2
     first = _core.symmetric_eigenvalues(a, 1)
-    np.testing.assert_allclose(
-        first, eigenvalues, rtol=0, atol=EIGENVALUE_TOLERANCE * np.abs(eigenvalues).max()
-    )
+    np.testing.assert_allclose(first, eigenvalues, rtol=0, atol=EIGENVALUE_TOLERANCE * np.abs(eigenvalues).max())
     np.testing.assert_array_equal(_core.symmetric_eigenvalues(a, 3), first)
 
 

@@ -62,9 +62,7 @@ def check_multiply(array, exact, storage, real, width, transpose, threads=2):
     x = vectors(width, w.shape[1], real)
     y = _core.multiply(_core.Matrix(array, storage), x, transpose, threads)
     wanted = (w @ x.T.astype(np.float64)).T
-    bound = (
-        4 * np.finfo(real).eps * np.sqrt(sum(array.shape)) * (np.abs(w) @ np.abs(x.T.astype(np.float64))).T
-    )
+    bound = 4 * np.finfo(real).eps * np.sqrt(sum(array.shape)) * (np.abs(w) @ np.abs(x.T.astype(np.float64))).T
     assert y.dtype == x.dtype
     assert np.all(np.abs(y - wanted) <= bound)
 
@@ -135,9 +133,7 @@ def test_layouts(layout, storage, real):
 
 @pytest.mark.parametrize("layout", ["C", "F", "stepped"])
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(
-    "shape", [(2500, 700), (700, 2500), (3, 700_001), (700_001, 3), (40, 300_000), (300_000, 40)]
-)
+@pytest.mark.parametrize("shape", [(2500, 700), (700, 2500), (3, 700_001), (700_001, 3), (40, 300_000), (300_000, 40)])
 def test_every_blocking(shape, side, layout):
     """Several chunks, panels that fill a cache, and the shapes that take two passes."""
     if layout == "stepped":
@@ -214,9 +210,7 @@ def test_scale_exponent(storage, real, size, exponent):
         assert fro2 == pytest.approx(np.sum(scaled**2), rel=5e-7 if real == "float32" else 1e-13)
         assert nonfinite == 0
         y = _core.multiply(_core.Matrix(array, storage), x, side == "left", 2, exponent)
-        assert np.all(
-            np.abs(y - (w @ x.T).T) <= 4 * np.finfo(real).eps * np.sqrt(210) * (np.abs(w) @ np.abs(x.T)).T
-        )
+        assert np.all(np.abs(y - (w @ x.T).T) <= 4 * np.finfo(real).eps * np.sqrt(210) * (np.abs(w) @ np.abs(x.T)).T)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
@@ -232,9 +226,7 @@ def test_frobenius_norm_does_not_under_or_overflow_in_single_precision(size):
 def test_frobenius_norm_of_equal_entries():
     """Rounding errors that all have the same sign are the worst case of the short single-precision runs."""
     array = np.full((500, 400), 0.1, np.float32)
-    _, fro2, _, _, _ = _core.gram_product(
-        _core.Matrix(array, "float32"), vectors(2, 400, "float32"), "right", 2
-    )
+    _, fro2, _, _, _ = _core.gram_product(_core.Matrix(array, "float32"), vectors(2, 400, "float32"), "right", 2)
     assert fro2 == pytest.approx(200_000 * float(np.float32(0.1)) ** 2, rel=3e-7)
 
 
@@ -289,9 +281,7 @@ def test_bitwise_equal_for_any_number_of_threads(storage, real, order):
 
 
 def test_bitwise_equal_for_any_number_of_threads_in_two_passes():
-    matrix = _core.Matrix(
-        np.random.default_rng(0).standard_normal((20, 600_000), dtype=np.float32), "float32"
-    )
+    matrix = _core.Matrix(np.random.default_rng(0).standard_normal((20, 600_000), dtype=np.float32), "float32")
     for side, length in (("right", 600_000), ("left", 20)):
         x = vectors(2, length, "float32")
         first = _core.gram_product(matrix, x, side, 1)
@@ -385,9 +375,7 @@ def test_read_pass_sums_the_bits():
     ):
         array, _ = store(gaussian(77, 1031), storage)
         for view in (array, array.T, array[:, 3:-2], array[::-2]):
-            wanted = int(np.sum(np.ascontiguousarray(view).view(bits), dtype=np.uint64)) % (
-                1 << (8 * array.itemsize)
-            )
+            wanted = int(np.sum(np.ascontiguousarray(view).view(bits), dtype=np.uint64)) % (1 << (8 * array.itemsize))
             assert _core.read_pass(_core.Matrix(view, storage), 2) == wanted
 
 

@@ -11,9 +11,7 @@ from .families import family, singular_values
 
 
 def diagonal_run(eigenvalues, width, seed=0, stream=0, threads=1):
-    return _core.lanczos_run_operator(
-        lambda X: X * eigenvalues, len(eigenvalues), width, seed, stream, threads
-    )
+    return _core.lanczos_run_operator(lambda X: X * eigenvalues, len(eigenvalues), width, seed, stream, threads)
 
 
 def test_probes_are_a_pure_function_of_their_indices():
@@ -176,7 +174,7 @@ def test_measure_follows_the_distribution_within_its_noise(name):
     s = singular_values(family(name, (p, q), 8))
     run = diagonal_run(s**2, width)
     run.advance(14)
-    nodes, weights, atoms, _ = _core.spectral_measure([(*run.ritz(), 14, False)], (s**2).sum(), p, q)
+    nodes, weights, _atoms, _ = _core.spectral_measure([(*run.ritz(), 14, False)], (s**2).sum(), p, q)
     order = np.argsort(nodes)
     cdf = np.cumsum(weights[order]) - weights[order] / 2
     measured = np.interp(np.sort(s), np.sqrt(nodes[order]), cdf)

@@ -105,9 +105,7 @@ def test_many_probes_run_in_several_blocks():
 @pytest.mark.parametrize("method", ["lanczos", "exact"])
 def test_same_seed_same_bits_for_any_number_of_threads(method):
     W = family("power_law", (500, 700), 8).astype(np.float32)
-    first, *others = (
-        json.dumps(mpfast.spectrum(W, method=method, seed=9, threads=t).to_dict()) for t in (1, 2, 3, 5)
-    )
+    first, *others = (json.dumps(mpfast.spectrum(W, method=method, seed=9, threads=t).to_dict()) for t in (1, 2, 3, 5))
     assert all(other == first for other in others)
 
 

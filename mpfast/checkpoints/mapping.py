@@ -37,9 +37,7 @@ class ArrayMapping:
             if name in self._arrays:
                 raise ValueError(f"analyze(): two arrays of the model are called {name!r}")
             self._arrays[name] = array
-            self._infos.append(
-                TensorInfo(name, tuple(int(extent) for extent in array.shape), _dtype_name(array))
-            )
+            self._infos.append(TensorInfo(name, tuple(int(extent) for extent in array.shape), _dtype_name(array)))
 
     @property
     def source(self) -> str:

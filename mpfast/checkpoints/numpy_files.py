@@ -72,9 +72,7 @@ class NpyFile:
         if name != self._info.name:
             raise KeyError(name)
         if self._array is None:
-            raise CheckpointError(
-                f"{self._path}: holds pickled Python objects, which are not read", tensor=name
-            )
+            raise CheckpointError(f"{self._path}: holds pickled Python objects, which are not read", tensor=name)
         return self._array
 
 
@@ -157,9 +155,7 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         # Version 3 exists for structured types with names outside Latin-1, which are no weights.
-        raise ValueError(
-            f"version {version[0]}.{version[1]} of the format holds structured arrays, not weights"
-        )
+        raise ValueError(f"version {version[0]}.{version[1]} of the format holds structured arrays, not weights")
     if any(extent < 0 for extent in shape):
         raise ValueError(f"negative shape {shape}")
     return shape, dtype

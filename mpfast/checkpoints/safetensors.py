@@ -110,8 +110,7 @@ class SafetensorsFile:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.metadata = _checked_metadata(self._path, header.pop(METADATA_KEY, {}))
         self._entries = {
-            name: _checked_entry(self._path, name, value, data_begin, file_bytes)
-            for name, value in header.items()
+            name: _checked_entry(self._path, name, value, data_begin, file_bytes) for name, value in header.items()
         }
         _check_tiling(self._path, list(self._entries.values()), data_begin, file_bytes)
 

@@ -83,14 +83,10 @@ def open_directory(directory: Path) -> ShardedSafetensors | SafetensorsFile:
         return open_index(indices[0])
     if indices:
         names = ", ".join(path.name for path in indices)
-        raise CheckpointError(
-            f"{directory}: holds several checkpoints ({names}); pass the index that is meant"
-        )
+        raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(
-            f"{directory}: holds no .safetensors file; pass the path of the checkpoint file"
-        )
+        raise CheckpointError(f"{directory}: holds no .safetensors file; pass the path of the checkpoint file")
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
 
 
@@ -110,9 +106,7 @@ def open_index(index: Path) -> ShardedSafetensors:
     checkpoint = ShardedSafetensors(index, shards)
     for name, file in weight_map.items():
         if checkpoint.shard_of(name) != str(index.parent / file):
-            raise CheckpointError(
-                f"{index}: tensor {name!r} is not in {file}, where the index puts it", tensor=name
-            )
+            raise CheckpointError(f"{index}: tensor {name!r} is not in {file}, where the index puts it", tensor=name)
     return checkpoint
 
 
@@ -127,7 +121,5 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         # A shard lies beside its index: a name with a directory in it would read files the user did not name.
         if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
-            raise CheckpointError(
-                f"{index}: tensor {name!r} is in {file!r}, which is no plain file name", tensor=name
-            )
+            raise CheckpointError(f"{index}: tensor {name!r} is in {file!r}, which is no plain file name", tensor=name)
     return weight_map
