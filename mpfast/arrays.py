@@ -1,12 +1,12 @@
 """What the user hands in, as a view the core can read; what the core returns, in the user's framework.
 
 Nothing is copied: a matrix is passed on by pointer, shape and strides. No framework is imported unless the object
-already
-came from it.
+already came from it.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 
-__all__ = ["as_matrix", "as_numpy", "like", "raise_if_nonfinite"]
+__all__ = ["allocate", "as_matrix", "as_numpy", "dtype_error", "like", "raise_if_nonfinite"]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -40,7 +40,7 @@ def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
     Raises
     ------
     ValueError
-        Empty, not 2-D, on a GPU, or misaligned.
+        Empty, not 2-D, on a GPU or a meta device, or misaligned.
     TypeError
         Not an array, or not of a supported type.
     """
@@ -52,8 +52,6 @@ def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
         raise ValueError(f"{function}(): {name} must be 2-D, but has shape {array.shape}{hint}")
     if array.size == 0:
         raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
-    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
-        raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
     return _core.Matrix(array, dtype)
 
 
@@ -75,14 +73,32 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
     if dtype == "uint16" and module == "torch":
         dtype = "bfloat16"
     if dtype not in FLOATS:
-        cast = f"{name}.float()" if module == "torch" else f"{name}.astype('float32')"
-        kind = "complex entries" if array.dtype.kind == "c" else f"dtype {dtype}"
-        raise TypeError(
-            f"{function}(): {name} has {kind}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
-        )
+        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
     if not array.dtype.isnative:
         raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
+
+
+def dtype_error(function: str, name: str, dtype: str, cast: str) -> TypeError:
+    """Return what to raise for entries of a type that has no kernels."""
+    if dtype.startswith("complex"):
+        return TypeError(
+            f"{function}(): {name} has complex entries ({dtype}); a real matrix is needed: pass {name}.real, for one"
+        )
+    return TypeError(
+        f"{function}(): {name} has dtype {dtype}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
+    )
+
+
+def allocate(shape: tuple[int, ...], dtype: Any, *, function: str, what: str) -> NDArray[Any]:
+    """Return an uninitialised array; MemoryError says how many bytes ``what`` needs."""
+    try:
+        return np.empty(shape, dtype=dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        raise MemoryError(f"{function}(): cannot allocate {size} bytes for {what}") from error
 
 
 def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
@@ -91,19 +107,19 @@ def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
         raise TypeError(
             f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix"
         )
+    if tensor.device.type == "meta":
+        raise ValueError(f"{function}(): {name} is on the meta device and has no entries; load the weights first")
     if tensor.device.type != "cpu":
         raise _not_on_host(function, name, str(tensor.device), f"{name}.cpu()")
     tensor = tensor.detach()
+    if tensor.is_neg():  # a lazily negated view, such as the imaginary part of a conjugate
+        raise ValueError(f"{function}(): {name} is a negated view; pass {name}.resolve_neg()")
     if tensor.dtype == torch.bfloat16:
         # Any 16-bit integer type carries the bits; int16 exists in every version.
         return np.asarray(tensor.view(torch.int16).numpy()).view(np.uint16)
     if tensor.dtype in (torch.float64, torch.float32, torch.float16):
         return np.asarray(tensor.numpy())
-    given = str(tensor.dtype).removeprefix("torch.")
-    raise TypeError(
-        f"{function}(): {name} has dtype {given}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. "
-        f"{name}.float()"
-    )
+    raise dtype_error(function, name, str(tensor.dtype).removeprefix("torch."), f"{name}.float()")
 
 
 def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
@@ -113,12 +129,26 @@ def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any
         kind = int(W.__dlpack_device__()[0])
         if kind not in (1, 3):  # kDLCPU, kDLCUDAHost
             raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
-    accepted = ("__array_interface__", "__array__", "__dlpack__", "__array_struct__")
-    if isinstance(W, (list, tuple)) or not (any(hasattr(W, a) for a in accepted) or _is_buffer(W)):
-        raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
-    if module == "pandas" and len(set(W.dtypes)) > 1:
+    if module == "scipy":
+        remedy = f"pass {name}.toarray()" if hasattr(W, "toarray") else "pass its entries as an array"
+        raise TypeError(f"{function}(): {name} must be an array, not a SciPy {type(W).__name__}; {remedy}")
+    if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
         raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
-    return np.asarray(W)
+    if not isinstance(W, (list, tuple)):
+        if any(hasattr(W, a) for a in ("__array_interface__", "__array__", "__array_struct__")) or _is_buffer(W):
+            return np.asarray(W)
+        if hasattr(W, "__dlpack__"):
+            return _from_dlpack(W, function, name)
+    raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
+
+
+def _from_dlpack(W: Any, function: str, name: str) -> NDArray[Any]:
+    try:
+        return np.from_dlpack(W)
+    except (BufferError, RuntimeError) as error:  # a type that NumPy lacks, bfloat16 for one
+        raise TypeError(
+            f"{function}(): {name} cannot be read through DLPack ({error}); cast it to float32 in its own framework"
+        ) from error
 
 
 def _is_buffer(W: Any) -> bool:

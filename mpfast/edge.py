@@ -207,8 +207,7 @@ def _residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
     """Frobenius norm minus the spikes, self-consistently.
 
     Right for a Marchenko-Pastur bulk with separate spikes; on heteroscedastic noise or trained layers the loop peels
-    the
-    continuum off and ends too low. A diagnostic there, not an edge.
+    the continuum off and ends too low. A diagnostic there, not an edge.
     """
     m, n = source.shape
     p = min(m, n)
@@ -220,6 +219,8 @@ def _residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
         count = p * float(measure.weights[above].sum())
         peeled = p * float(measure.weights[above] @ measure.nodes[above] ** 2)
         updated = (total - peeled) / ((m - count) * (n - count)) if count < p else 0.0
+        if updated <= 0:  # nothing is left below the edge
+            return 0.0
         if abs(updated - variance) <= 1e-12 * variance:
             break
         variance = updated

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_matrix, like, raise_if_nonfinite
+from mpfast.arrays import as_matrix, as_numpy, like, raise_if_nonfinite
+from mpfast.operators import GramOperator, is_operator
+from mpfast.options import thread_count
 
 __all__ = ["gram_product"]
 
@@ -18,10 +21,11 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     Parameters
     ----------
     W
-        2-D real array of any framework, shape (m, n); float64, float32, float16 or bfloat16, any strides.
+        2-D real array of any framework, shape (m, n); float64, float32, float16 or bfloat16, any strides. Also a SciPy
+        sparse matrix or `LinearOperator`: multiplied by its owner in float64.
     X
-        Array of shape (n, b) for ``side="right"`` or (m, b) for ``side="left"``; one-dimensional is b = 1. Wide blocks
-        are cut into blocks of 32 columns, one pass over W each.
+        Array of any framework, shape (n, b) for ``side="right"`` or (m, b) for ``side="left"``; one-dimensional is
+        b = 1. Wide blocks are cut into blocks of 32 columns, one pass over W each.
     side
         ``"right"``: W^T (W X). ``"left"``: W (W^T X). ``"auto"``: the smaller Gram operator, right when m >= n.
     threads
@@ -30,12 +34,13 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     Returns
     -------
     Z
-        Same shape as X, in W's framework; float64 when W is, else float32. Products and sums are in that precision.
+        Same shape as X, in W's framework; float64 when W is float64, sparse or an operator, else float32. Products and
+        sums are in that precision.
 
     Raises
     ------
     ValueError
-        A shape does not fit, or W has non-finite entries.
+        A shape does not fit, W or X has non-finite entries, or an option is out of range.
     TypeError
         W or X is not a real floating-point array.
 
@@ -49,24 +54,39 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     """
     if side not in ("auto", "right", "left"):
         raise ValueError(f"gram_product(): side must be 'auto', 'right' or 'left', not {side!r}")
-    matrix = as_matrix(W, function="gram_product")
-    rows, cols = matrix.shape
+    count = thread_count(threads, "gram_product")
+    source = GramOperator(W, "gram_product") if is_operator(W) else as_matrix(W, function="gram_product")
+    rows, cols = source.shape
     if side == "auto":
         side = "right" if rows >= cols else "left"
-    length = cols if side == "right" else rows
-    dtype = np.float64 if matrix.dtype == "float64" else np.float32
-    x = np.asarray(X)
-    if x.dtype.kind != "f":
-        raise TypeError(f"gram_product(): X has dtype {x.dtype}; cast it to a real floating-point type")
+    wide = isinstance(source, GramOperator) or source.dtype == "float64"
+    x, vector = _block(X, cols if side == "right" else rows, np.float64 if wide else np.float32, side, source.shape)
+    z = np.empty_like(x)
+    for first in range(0, len(x), 32):
+        block = x[first : first + 32]
+        if isinstance(source, GramOperator):
+            left = side == "left"
+            z[first : first + 32] = source.multiply(source.multiply(block, transpose=left), transpose=not left)
+            continue
+        z[first : first + 32], _, nonfinite, row, col = _core.gram_product(source, block, side, count)
+        raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
+    return like(z[0] if vector else np.ascontiguousarray(z.T), W)
+
+
+def _block(X: Any, length: int, dtype: type, side: str, shape: tuple[int, int]) -> tuple[NDArray[Any], bool]:
+    """Columns of X as rows, (b, length), in the precision of the products; and whether X was one-dimensional."""
+    x, stored = as_numpy(X, function="gram_product", name="X")
     if x.ndim not in (1, 2) or x.shape[0] != length or x.size == 0:
         raise ValueError(
-            f"gram_product(): X must have shape ({length}, b) for side={side!r} of a {rows} x {cols} matrix, "
+            f"gram_product(): X must have shape ({length}, b) for side={side!r} of a {shape[0]} x {shape[1]} matrix, "
             f"not {x.shape}"
         )
-    block = np.ascontiguousarray(np.atleast_2d(x.T), dtype=dtype)
-    z = np.empty_like(block)
-    for first in range(0, len(block), 32):
-        part, _, nonfinite, row, col = _core.gram_product(matrix, block[first : first + 32], side, threads or 0)
-        raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
-        z[first : first + 32] = part
-    return like(z[0] if x.ndim == 1 else np.ascontiguousarray(z.T), W)
+    columns = x[:, None] if x.ndim == 1 else x
+    if stored == "bfloat16":
+        columns = (columns.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        columns = columns.astype(dtype, copy=False)
+    bad = np.argwhere(~np.isfinite(columns))
+    if len(bad):
+        raise_if_nonfinite("gram_product", "X", len(bad), tuple(int(i) for i in bad[0][: x.ndim]))
+    return np.ascontiguousarray(columns.T), x.ndim == 1

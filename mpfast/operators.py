@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import raise_if_nonfinite
+from mpfast.arrays import dtype_error, raise_if_nonfinite
 
 Array = NDArray[np.float64]
 
@@ -23,6 +23,17 @@ def is_operator(W: Any) -> bool:
 def _is_sparse(W: Any) -> bool:
     sparse = sys.modules.get("scipy.sparse")
     return sparse is not None and bool(sparse.issparse(W))
+
+
+def _canonical(W: Any) -> Any:
+    """CSR form in which every entry is stored once; W itself, not a copy, where it is one already."""
+    csr = W.tocsr()
+    if csr.has_canonical_format or not len(csr.data):
+        return csr
+    if csr is W:
+        csr = csr.copy()
+    csr.sum_duplicates()
+    return csr
 
 
 class GramOperator:
@@ -42,25 +53,26 @@ class GramOperator:
         self.shape: tuple[int, int] = (int(W.shape[0]), int(W.shape[1]))
         if min(self.shape) == 0:
             raise ValueError(f"{function}(): W is empty: its shape is {self.shape}")
-        dtype = np.dtype(W.dtype if W.dtype is not None else np.float64)
+        given = getattr(W, "dtype", None)
+        dtype = np.dtype(np.float64 if given is None else given)
         if dtype.kind != "f":
-            kind = "complex entries" if dtype.kind == "c" else f"dtype {dtype}"
-            raise TypeError(
-                f"{function}(): W has {kind}; cast it to a real floating-point type, e.g. W.astype('float64')"
-            )
+            cast = "W.astype('float64')" if _is_sparse(W) else "W.dtype = numpy.dtype('float64')"
+            raise dtype_error(function, "W", dtype.name, cast)
         self.dtype = dtype.name
-        self._sparse: Any = W.tocsr() if _is_sparse(W) else None
-        self._transposed: Any = self._sparse.T.tocsr() if self._sparse is not None else None
+        self.function = function
         self._operator = W
+        self._sparse: Any = _canonical(W) if _is_sparse(W) else None
         if self._sparse is not None:
-            self._check_finite(function)
+            self._transposed: Any = self._sparse.T
+            self._check_finite()
 
-    def _check_finite(self, function: str) -> None:
-        assert self._sparse is not None
+    def _check_finite(self) -> None:
         bad = np.flatnonzero(~np.isfinite(self._sparse.data))
         if len(bad):
-            row = int(np.searchsorted(self._sparse.indptr, bad[0], side="right")) - 1
-            raise_if_nonfinite(function, "W", len(bad), (row, int(self._sparse.indices[bad[0]])))
+            rows = np.searchsorted(self._sparse.indptr, bad, side="right") - 1
+            columns = self._sparse.indices[bad]
+            first = np.lexsort((columns, rows))[0]
+            raise_if_nonfinite(self.function, "W", len(bad), (int(rows[first]), int(columns[first])))
 
     def frobenius_squared(self) -> float | None:
         """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
@@ -75,8 +87,22 @@ class GramOperator:
         if self._sparse is not None:
             product = (self._transposed if transpose else self._sparse) @ columns
         else:
-            product = self._operator.rmatmat(columns) if transpose else self._operator.matmat(columns)
-        return np.ascontiguousarray(np.asarray(product, dtype=np.float64).T)
+            product = self._adjoint_product(columns) if transpose else self._operator.matmat(columns)
+        rows = np.ascontiguousarray(np.asarray(product, dtype=np.float64).T)
+        if not np.isfinite(rows).all():
+            raise ValueError(
+                f"{self.function}(): products with W are not finite (NaN or inf); clean the entries of the operator"
+            )
+        return rows
+
+    def _adjoint_product(self, columns: Array) -> Any:
+        try:
+            return self._operator.rmatmat(columns)
+        except (TypeError, NotImplementedError) as error:
+            raise TypeError(
+                f"{self.function}(): W.rmatmat failed ({error}); give the operator its adjoint product, rmatvec or "
+                f"rmatmat"
+            ) from error
 
     def apply(self, X: Array) -> Array:
         """Gram product of the short side: rows of X (count, p) to (count, p)."""

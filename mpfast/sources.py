@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +43,19 @@ class Source(Protocol):
         """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); ``transpose``: (count, m) to (count, n)."""
 
 
+@contextmanager
+def _gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
+    """Say what was too large: whoever runs out of memory here was about to build the Gram matrix of the short side."""
+    try:
+        yield
+    except MemoryError as error:
+        p = min(shape)
+        raise MemoryError(
+            f"{function}(): cannot allocate the Gram matrix of W, {p} x {p}: {8 * p * p} bytes; method='lanczos', or "
+            f"fewer singular triplets, need none"
+        ) from error
+
+
 class MatrixSource:
     """A matrix in host memory, multiplied by the native kernels; methods as in `Source`."""
 
@@ -61,12 +76,14 @@ class MatrixSource:
         return measured
 
     def singular_values(self) -> tuple[Array, float]:
-        values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
+        with _gram_memory(self.function, self.shape):
+            values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
         raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
         return values, fro_norm
 
     def gram(self) -> Array:
-        gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
+        with _gram_memory(self.function, self.shape):
+            gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
         raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
         return gram
 
@@ -95,7 +112,8 @@ class OperatorSource:
 
     def gram(self) -> Array:
         p = min(self.shape)
-        gram = np.empty((p, p))
+        with _gram_memory(self.operator.function, self.shape):
+            gram = np.empty((p, p))
         for first in range(0, p, 32):
             unit = np.eye(min(32, p - first), p, k=first)
             gram[first : first + len(unit)] = self.operator.apply(unit)

@@ -43,8 +43,8 @@ class SVD:
     Vh
         Right singular vectors, shape (k, n), in the caller's framework.
     residuals
-        ``|| W^T u_i - s_i v_i ||`` of every triplet, shape (k,), on the singular-value scale (``W v_i = s_i u_i`` holds
-        to rounding). Each s_i lies within its residual of a singular value of W.
+        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, shape (k,), on the singular-value scale.
+        Each s_i lies within its residual of a singular value of W.
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     """
@@ -230,6 +230,7 @@ def _triplets(W: Any, source: Source, basis: NDArray[Any], edge: EdgeFit | None)
     long_side = (q @ left).T
     short_side = right @ basis
     back = source.multiply(long_side.astype(image.dtype), transpose=tall)
+    # W v = s u (or W^T u = s v, for a wide W) holds to rounding: the residual is all in the other equation.
     residuals = np.linalg.norm(back - s[:, None] * short_side, axis=1)
     unit = 2.0**source.scale_exponent
     u, v = (long_side, short_side) if tall else (short_side, long_side)

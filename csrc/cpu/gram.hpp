@@ -1,4 +1,4 @@
-// Products with W that read W once, in the type it is stored in.
+// Products with W that read W in the type it is stored in, once wherever one pass is the fastest way (see gram.cpp).
 #pragma once
 
 #include "core/types.hpp"

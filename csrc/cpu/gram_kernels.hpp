@@ -1,21 +1,26 @@
 // What the Gram driver (gram.cpp, compiled once) asks of the SIMD kernels (gram_kernels.cpp, compiled once per
 // instruction set).
 //
-// Vectors are kept interleaved so that every kernel walks one stream, whatever the width and the length: entry j of
-// vector c lies at [((j / lanes) * width + c) * lanes + j % lanes], and the last group is padded with zeros.
+// Vectors come in groups of up to four, interleaved so that a kernel walks one stream per group. Entries are counted in
+// pairs of registers of `lanes` entries: within a group of G vectors, register h (0 or 1) of pair p of vector c starts
+// at ((2 p + h) G + c) lanes. A pair holds 2 lanes entries in order, unless the kernels are `paired`: then its first
+// register holds the even ones and its second the odd ones, because that is how 16 bfloat16 entries fall apart most
+// cheaply (a shift and a mask). The last pair is padded with zeros.
 #pragma once
 
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
 
-// A few rows of the matrix whose entries are contiguous within a row.
+constexpr index_t kGroupWidth = 4;  // vectors a kernel works on at a time
+constexpr index_t kMaxPanelRows = 24;
+
+// Rows of the matrix whose entries are contiguous within a row.
 struct Panel {
   const void* data = nullptr;
   index_t row_stride = 0;  // in entries
   index_t rows = 0;
   index_t cols = 0;
-  bool packed = false;  // in our own buffer: zero-padded to whole vectors, rows apart by an odd number of cache lines
 };
 
 struct PackSource {
@@ -26,26 +31,27 @@ struct PackSource {
   index_t cols = 0;
 };
 
-// The kernels for one storage type and one precision of computation.
+// The kernels for one storage type and one precision of computation. `width` is 1 to 4, one group. Where a sum of
+// squares is asked for it is added to *sum_squares; for Real = float it is formed from short runs in single precision,
+// so it is good to 1e-6 and can over- and underflow.
 template <class Real>
 struct GramKernels {
   index_t lanes;  // entries of Real in one register
+  bool paired;
 
-  // sums[i][c][lane] += panel[i][j] x[c][j] over j = lane (mod lanes). Adds sum(panel^2) to *sum_squares unless null;
-  // for Real = float those squares are added in single precision 16 at a time, so they can over- and underflow.
-  void (*dot)(const Panel& panel, index_t width, const Real* x, Real* sums, double* sum_squares);
+  // y[i * width + c] = alpha beta sum_j panel[i][j] x[c][j], for at most kMaxPanelRows rows.
+  void (*dot)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y);
 
-  // y[i][c] = alpha * beta * sum over lanes of sums[i][c]
-  void (*reduce)(index_t rows, index_t width, const Real* sums, Real alpha, Real beta, Real* y);
+  // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
+  void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares);
 
-  // z[c][j] += sum_i panel[i][j] y[i][c], or = when `overwrite`. Meanwhile fetches `next` (the rows that follow, laid
-  // out like the panel; may be null) into the second-level cache.
-  void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, bool overwrite, const void* next);
+  // z += panel^T (alpha beta panel x) for one group and any number of rows.
+  void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares);
 
   // sum (scale * panel)^2, all in double.
-  double (*sum_squares)(const Panel& panel, double scale);
+  double (*scaled_sum_squares)(const Panel& panel, double scale);
 
-  // target[i * target_stride + j] = source[i][j], widened, zero-padded to whole vectors.
+  // target[i * target_stride + j] = source[i][j], widened.
   void (*pack)(const PackSource& source, Real* target, index_t target_stride);
 
   // The sum of the entries' bit patterns as unsigned integers of their size, modulo that size.

@@ -107,10 +107,56 @@ template <int N>
   return load_as<VecN<float, N>>(p);
 }
 
+// GCC 12 splits __builtin_convertvector into halves, hence intrinsics where they exist; the masked forms, because it
+// warns about its own header in the others.
+template <int N>
+[[gnu::always_inline]] inline VecN<std::uint32_t, N> widen(const VecN<std::uint16_t, N>& v) {
+  using Wide = VecN<std::uint32_t, N>;
+#ifdef __AVX512F__
+  if constexpr (N == 16) return bit_copy<Wide>(_mm512_maskz_cvtepu16_epi32(0xffff, bit_copy<__m256i>(v)));
+#endif
+#ifdef __AVX2__
+  if constexpr (N == 8) return bit_copy<Wide>(_mm256_cvtepu16_epi32(bit_copy<__m128i>(v)));
+#endif
+  return __builtin_convertvector(v, Wide);
+}
+
+template <int N>
+[[gnu::always_inline]] inline VecN<double, N> to_double(const VecN<float, N>& v) {
+#ifdef __AVX512F__
+  if constexpr (N == 8) return _mm512_maskz_cvtps_pd(0xff, v);
+#endif
+#ifdef __AVX2__
+  if constexpr (N == 4) return _mm256_cvtps_pd(v);
+#endif
+  return __builtin_convertvector(v, VecN<double, N>);
+}
+
+using HalfVec = VecN<float, kLanes<float> / 2>;
+
+[[gnu::always_inline]] inline HalfVec low_half(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_extractf32x8_ps(0xff, v, 0);
+#elif defined(__AVX2__)
+  return _mm256_castps256_ps128(v);
+#else
+  return HalfVec{v[0], v[1]};
+#endif
+}
+
+[[gnu::always_inline]] inline HalfVec high_half(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_extractf32x8_ps(0xff, v, 1);
+#elif defined(__AVX2__)
+  return _mm256_extractf128_ps(v, 1);
+#else
+  return HalfVec{v[2], v[3]};
+#endif
+}
+
 template <int N>
 [[gnu::always_inline]] inline VecN<float, N> load_float(const BFloat* p) {
-  const auto wide = __builtin_convertvector(load_as<VecN<std::uint16_t, N>>(p), VecN<std::uint32_t, N>);
-  return bit_copy<VecN<float, N>>(wide << 16);
+  return bit_copy<VecN<float, N>>(widen<N>(load_as<VecN<std::uint16_t, N>>(p)) << 16);
 }
 
 template <int N>
@@ -125,7 +171,7 @@ template <int N>
   if constexpr (N == 4) return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #endif
   using Bits = VecN<std::uint32_t, N>;
-  const Bits half = __builtin_convertvector(load_as<VecN<std::uint16_t, N>>(p), Bits);
+  const Bits half = widen<N>(load_as<VecN<std::uint16_t, N>>(p));
   const Bits magnitude = half & 0x7fffU;
   const Bits normal = (magnitude << 13) + ((127U - 15U) << 23);
   // A subnormal half is 2^-14 times its mantissa: put the mantissa below an implicit one and take that one away, which
@@ -141,6 +187,19 @@ template <int N>
   return bit_copy<VecN<float, N>>(bits);
 }
 
+[[gnu::always_inline]] inline float load_one_float(const BFloat* p) {
+  return bit_copy<float>(static_cast<std::uint32_t>(p->bits) << 16);
+}
+
+[[gnu::always_inline]] inline float load_one_float(const Half* p) {
+#ifdef __F16C__
+  return _cvtsh_ss(p->bits);
+#else
+  const Half padded[4] = {*p, {}, {}, {}};
+  return load_float<4>(padded)[0];
+#endif
+}
+
 // N consecutive stored entries as Real.
 template <class Real, int N, class Storage>
 [[gnu::always_inline]] inline VecN<Real, N> load_n(const Storage* p) {
@@ -149,7 +208,7 @@ template <class Real, int N, class Storage>
   } else if constexpr (sizeof(Real) == sizeof(float)) {
     return load_float<N>(p);
   } else {
-    return __builtin_convertvector(load_float<N>(p), VecN<Real, N>);
+    return to_double<N>(load_float<N>(p));
   }
 }
 
@@ -158,65 +217,57 @@ template <class Real, class Storage>
   return load_n<Real, kLanes<Real>>(p);
 }
 
-// The first `count` entries, then zeros; reads no further.
+// Whether a pair of registers holds the even and the odd entries of 2 L consecutive ones, not the first and the last L.
 template <class Real, class Storage>
-[[gnu::always_inline]] inline Vec<Real> load_partial(const Storage* p, index_t count) {
-  Storage padded[kLanes<Real>] = {};
-  for (index_t k = 0; k < count; ++k) padded[k] = p[k];
-  return load<Real>(padded);
+constexpr bool kPairedStorage = false;
+template <>
+constexpr bool kPairedStorage<float, BFloat> = true;
+
+// (On a little-endian machine, as all of them here are.) Register h of the pair of registers that 2 L consecutive
+// stored entries fill.
+template <class Real, int h, class Storage>
+[[gnu::always_inline]] inline Vec<Real> load_half(const Storage* pair) {
+  if constexpr (kPairedStorage<Real, Storage>) {
+    using Bits = VecN<std::uint32_t, kLanes<float>>;
+    const Bits words = load_as<Bits>(pair);
+    if constexpr (h == 0) return bit_copy<Vec<float>>(words << 16);
+    return bit_copy<Vec<float>>(words & 0xffff0000U);
+  } else {
+    return load<Real>(pair + h * kLanes<Real>);
+  }
 }
 
-// Interleaves the low (high) halves of a's and b's 16-byte pieces, entry by entry.
-[[gnu::always_inline]] inline Vec<float> interleave_low(Vec<float> a, Vec<float> b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-#elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
-#else
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-#endif
+template <class Real, class Storage>
+[[gnu::always_inline]] inline Real load_one(const Storage* p) {
+  if constexpr (sizeof(Storage) != sizeof(Half)) {
+    Storage value;
+    __builtin_memcpy(&value, p, sizeof value);
+    return static_cast<Real>(value);
+  } else {
+    return static_cast<Real>(load_one_float(p));
+  }
 }
 
-[[gnu::always_inline]] inline Vec<float> interleave_high(Vec<float> a, Vec<float> b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-#elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-#else
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-#endif
-}
-
-[[gnu::always_inline]] inline Vec<double> interleave_low(Vec<double> a, Vec<double> b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
-#elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 0, 4, 2, 6);
-#else
-  return __builtin_shufflevector(a, b, 0, 2);
-#endif
-}
-
-[[gnu::always_inline]] inline Vec<double> interleave_high(Vec<double> a, Vec<double> b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
-#elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 1, 5, 3, 7);
-#else
-  return __builtin_shufflevector(a, b, 1, 3);
-#endif
+// Calls function.template operator()<k>() for k in [0, N).
+template <int N, class Function>
+[[gnu::always_inline]] inline void unroll(Function&& function) {
+  if constexpr (N > 1) unroll<N - 1>(function);
+  function.template operator()<N - 1>();
 }
 
 // The lanes added in a fixed order, halves first.
 template <class Real>
-[[gnu::always_inline]] inline Real add_lanes(const Real* lanes) {
+[[gnu::always_inline]] inline Real add_lanes_of(const Vec<Real>& v) {
   Real sums[kLanes<Real>];
-  for (int k = 0; k < kLanes<Real>; ++k) sums[k] = lanes[k];
+  store(sums, v);
   for (int half = kLanes<Real> / 2; half > 0; half /= 2) {
     for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
   }
   return sums[0];
 }
+
+[[gnu::always_inline]] inline float add_lanes(const Vec<float>& v) { return add_lanes_of<float>(v); }
+[[gnu::always_inline]] inline double add_lanes(const Vec<double>& v) { return add_lanes_of<double>(v); }
 
 }  // namespace
 

@@ -11,7 +11,25 @@ namespace mpfast::cpu {
 
 namespace {
 constexpr auto kPollInterval = std::chrono::milliseconds(50);
+
+// Waking a sleeping thread costs as much as a short loop: look a while (about 20 us) before going to sleep.
+constexpr int kLooks = 1000;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#else
+  std::this_thread::yield();
+#endif
 }
+
+template <class Condition>
+void look_for(const Condition& condition) {
+  for (int look = 0; look < kLooks && !condition(); ++look) pause();
+}
+}  // namespace
 
 Team::Team(int threads, Poll poll)
     : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
@@ -47,8 +65,10 @@ void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& 
   }
   run_tasks(0);
   if (!alone) {
+    const auto done = [this] { return running_ == 0; };
+    look_for(done);
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+    done_.wait(lock, done);
   }
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
@@ -65,8 +85,10 @@ void Team::worker_loop(int worker) {
   std::uint64_t seen = 0;
   for (;;) {
     {
+      const auto called = [&] { return stopping_ || generation_ != seen; };
+      look_for(called);
       std::unique_lock lock(mutex_);
-      start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      start_.wait(lock, called);
       if (stopping_) return;
       seen = generation_;
     }

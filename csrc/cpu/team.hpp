@@ -53,9 +53,9 @@ class Team {
   std::mutex mutex_;
   std::condition_variable start_;
   std::condition_variable done_;
-  std::uint64_t generation_ = 0;
-  int running_ = 0;
-  bool stopping_ = false;
+  std::atomic<std::uint64_t> generation_{0};  // changed under the mutex, watched without it
+  std::atomic<int> running_{0};
+  std::atomic<bool> stopping_{false};
 
   const std::function<void(index_t, int)>* task_ = nullptr;
   index_t count_ = 0;
