@@ -16,7 +16,7 @@ __all__ = ["gram_product"]
 
 
 def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = None) -> Any:
-    """Multiply ``W^T (W X)``, or ``W (W^T X)``, reading W once in the type it is stored in.
+    """Multiply ``W^T (W X)``, or ``W (W^T X)``, reading W in the type it is stored in.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ class SVD:
     Vh
         Right singular vectors, shape (k, n), in the caller's framework.
     residuals
-        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, shape (k,), on the singular-value scale.
+        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, singular-value scale, shape (k,).
         Each s_i lies within its residual of a singular value of W.
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
