@@ -1,8 +1,7 @@
 """The Marchenko-Pastur and Tracy-Widom laws.
 
 Notation: shape (m, n), ``p = min``, ``q = max``, ``g = p / q``; ``variance`` is that of one entry of the noise
-matrix. On
-the scale ``x = s^2 / (q variance)`` the Marchenko-Pastur law lives on ``[(1 - sqrt g)^2, (1 + sqrt g)^2]``; only the p
+matrix. On the scale ``x = s^2 / (q variance)`` the Marchenko-Pastur law lives on ``[(1 - sqrt g)^2, (1 + sqrt g)^2]``; only the p
 non-trivial values are counted, so it has no atom at zero.
 """
 
@@ -302,13 +301,8 @@ def _tracy_widom_quantile(probability: float) -> float:
     return float(TracyWidom().ppf(probability))
 
 
-def tracy_widom_threshold(
-    variance: float, shape: tuple[int, int], beta: float = 0.1, *, exponent: bool = True
-) -> float:
+def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float = 0.1) -> float:
     """Singular value that the largest of a pure noise matrix exceeds with probability about ``beta``.
-
-    ``exponent=False`` reproduces a slip of operator precedence in the code of arXiv 2606.02608, ``(..)**4/3`` for
-    ``(..)**(4/3)``.
 
     References
     ----------
@@ -317,9 +311,8 @@ def tracy_widom_threshold(
     p, q = min(shape), max(shape)
     g = p / q
     edge = 1 + math.sqrt(g)
-    factor = edge ** (4 / 3) if exponent else edge**4 / 3
     t = _tracy_widom_quantile(1 - beta)
-    level = variance * (edge**2 + t * q ** (-2 / 3) * g ** (-1 / 6) * factor)
+    level = variance * (edge**2 + t * q ** (-2 / 3) * g ** (-1 / 6) * edge ** (4 / 3))
     return math.sqrt(max(q * level, 0.0))
 
 

@@ -1,0 +1,80 @@
+"""Hard thresholds and shrinkers of Gavish and Donoho."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast import MarchenkoPastur, optimal_threshold, shrink
+
+from .families import low_rank
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [
+        ((300, 300), 2.309401),
+        ((200, 400), 1.978599),
+        ((100, 300), 1.838544),
+        ((400, 100), 1.758029),
+        ((30, 300), 1.581648),
+    ],
+)
+def test_published_factors(shape, factor):
+    q = max(shape)
+    assert optimal_threshold(shape, variance=0.25) == pytest.approx(factor * math.sqrt(q * 0.25), rel=1e-6)
+    # A noise matrix of this variance has this median, so the median alone gives the same threshold.
+    median = float(MarchenkoPastur(0.25, shape).ppf(0.5))
+    assert optimal_threshold(shape, median=median) == pytest.approx(factor * math.sqrt(q * 0.25), rel=1e-6)
+
+
+def test_exactly_one_of_variance_and_median():
+    for given in ({}, {"variance": 1.0, "median": 1.0}):
+        with pytest.raises(ValueError, match="either"):
+            optimal_threshold((3, 4), **given)
+
+
+@pytest.mark.parametrize("shape", [(400, 400), (300, 900)])
+@pytest.mark.parametrize("loss", ["frobenius", "operator", "nuclear"])
+def test_shrinker_inverts_the_spike_map_or_weighs_it_by_the_angles(shape, loss):
+    p, q = min(shape), max(shape)
+    g = p / q
+    theta = np.array([1.3, 2.0, 5.0, 30.0])  # in units of sqrt(q v); all above g^(1/4)
+    y = np.sqrt((theta**2 + 1) * (theta**2 + g)) / theta
+    cos_u2 = (theta**4 - g) / (theta**4 + theta**2 * g)
+    cos_v2 = (theta**4 - g) / (theta**4 + theta**2)
+    wanted = {
+        "operator": theta,
+        "frobenius": theta * np.sqrt(cos_u2 * cos_v2),
+        "nuclear": theta * (np.sqrt(cos_u2 * cos_v2) - np.sqrt((1 - cos_u2) * (1 - cos_v2))),
+    }[loss]
+    unit = math.sqrt(q * 0.5)
+    np.testing.assert_allclose(shrink(y * unit, 0.5, shape, loss=loss), np.maximum(wanted, 0) * unit, rtol=1e-12)
+
+
+def test_nothing_is_left_of_the_bulk():
+    law = MarchenkoPastur(1.0, (50, 80))
+    np.testing.assert_array_equal(shrink([0.0, law.support[0], law.sigma_plus], 1.0, (50, 80)), 0)
+
+
+def test_frobenius_shrinkage_denoises_better_than_keeping_or_cutting():
+    rng = np.random.default_rng(3)
+    shape = (300, 500)
+    signal = low_rank(shape, np.array([60.0, 40.0, 30.0]), rng)
+    noisy = signal + rng.standard_normal(shape)
+    U, s, Vh = np.linalg.svd(noisy, full_matrices=False)
+    edge = mpfast.spectrum(noisy).edge
+    loss = {
+        "shrunk": np.linalg.norm((U * shrink(s, edge.variance, shape)) @ Vh - signal),
+        "cut": np.linalg.norm((U * np.where(s > edge.threshold, s, 0)) @ Vh - signal),
+        "kept": np.linalg.norm(noisy - signal),
+    }
+    assert loss["shrunk"] < 0.95 * loss["cut"] < 0.5 * loss["kept"]
+
+
+def test_unknown_loss():
+    with pytest.raises(ValueError, match="loss"):
+        shrink([1.0], 1.0, (2, 2), loss="huber")
