@@ -1,8 +1,8 @@
 """The Marchenko-Pastur and Tracy-Widom laws.
 
 Notation: shape (m, n), ``p = min``, ``q = max``, ``g = p / q``; ``variance`` is that of one entry of the noise
-matrix. On the scale ``x = s^2 / (q variance)`` the Marchenko-Pastur law lives on ``[(1 - sqrt g)^2, (1 + sqrt g)^2]``; only the p
-non-trivial values are counted, so it has no atom at zero.
+matrix. On the scale ``x = s^2 / (q variance)`` the Marchenko-Pastur law lives on
+``[(1 - sqrt g)^2, (1 + sqrt g)^2]``; only the p non-trivial values are counted, so it has no atom at zero.
 """
 
 from __future__ import annotations
