@@ -1,8 +1,7 @@
 """Benchmark cases: what is timed, against what, and how far off each contender is.
 
 ``mpfast bench`` runs the short cases; the suite under ``benchmarks/`` runs all of them with pytest-benchmark. Every
-ratio
-is taken within one run, against the contender named as the baseline, with the error next to it.
+ratio is taken within one run, against the contender named as the baseline, with the error next to it.
 """
 
 from __future__ import annotations

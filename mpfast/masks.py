@@ -1,10 +1,9 @@
 """Pruning masks: which weights stay.
 
 A mask is a boolean array of the shape of its matrix, True where the weight is kept, in the caller's framework. The
-number
-of pruned entries is exact: ``floor(sparsity * N)``. Entries that are already zero go first; ties are broken by layer
-order,
-then by flat index: of two equal entries the one with the lower index goes first. No array of scores is ever formed.
+number of pruned entries is exact: ``floor(sparsity * N)``. Entries that are already zero go first; ties are broken by
+layer order, then by flat index: of two equal entries the one with the lower index goes first. No array of scores is
+ever formed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Scalar measures of a spectrum.
 
 Unless said otherwise a measure is a function of the singular values alone. Those that WeightWatcher users know carry
-its
-name where the meaning is the same; its ``norm`` and ``spectral_norm`` are squared, and so are these.
+its name where the meaning is the same; its ``norm`` and ``spectral_norm`` are squared, and so are these.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) / log(rank); ``hill_alpha`` and ``hill_alpha_half``: Hill
         exponents of s^2 from the top 20 and the top half; ``spike_mass`` = share of sum s^2 above the threshold;
         ``bulk_fraction``; ``s1_over_sigma_plus``; ``mp_softrank`` = sigma_plus^2 / s_1^2; ``mean_outlier_ratio`` =
-        mean of
-        s / sigma_plus over spikes; ``snr`` = spike over bulk energy; ``num_spikes``; ``norm`` = sum s^2 and
+        mean of s / sigma_plus over spikes; ``snr`` = spike over bulk energy; ``num_spikes``; ``norm`` = sum s^2 and
         ``spectral_norm`` = s_1^2 (both squared), with ``log_norm`` and ``log_spectral_norm`` to base 10; ``sv_max``.
     """
     p = min(source.shape)
@@ -75,8 +73,7 @@ def hill_alpha(source: SpectrumLike, k: int) -> float:
     """Hill's exponent of the k largest ``s^2``: ``1 + 1 / mean(log(s_i^2 / s_{k+1}^2))``.
 
     Values that have not converged one by one come from the distribution function instead: an unconverged Ritz value
-    says
-    little about its rank. 99 when k < 2, as in the code of arXiv 2606.02608.
+    says little about its rank. 99 when k < 2, as in the code of arXiv 2606.02608.
     """
     if k < 2:
         return 99.0

@@ -55,9 +55,8 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     variance, shape
         Of one noise entry; (m, n).
     loss
-        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular
-        value) or
-        ``"nuclear"``.
+        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value)
+        or ``"nuclear"``.
 
     References
     ----------

@@ -268,8 +268,7 @@ def spectrum(
     References
     ----------
     Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
-    Trogdon,
-    arXiv 2504.03066 (2025).
+    Trogdon, arXiv 2504.03066 (2025).
 
     Examples
     --------

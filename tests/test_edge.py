@@ -1,0 +1,166 @@
+"""Fitting a spectrum: estimators, counts, verdicts, warnings, bad options."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast import edge, laws
+from mpfast.edge import EdgeFit
+
+from .families import family, low_rank, singular_values
+
+
+def noise(shape, seed=0, variance=1.0):
+    return math.sqrt(variance) * np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize("estimator", ["bema", "median", "residual"])
+@pytest.mark.parametrize("shape", [(300, 300), (200, 900), (900, 200)])
+def test_estimators_find_the_variance_under_spikes(estimator, shape):
+    W = noise(shape, variance=0.3) + low_rank(shape, np.linspace(40, 90, 6), np.random.default_rng(1))
+    fit = mpfast.spectrum(W).fit(estimator)
+    # Six spikes of 200 or 300 values shift the central ranks: BEMA and the median come out up to 4 % high.
+    assert fit.variance == pytest.approx(0.3, rel=0.01 if estimator == "residual" else 0.04)
+    assert fit.sigma_plus == pytest.approx(laws.sigma_plus(fit.variance, shape))
+    assert fit.estimator == estimator
+    assert fit.spikes == fit.spikes_above_edge == 6
+    assert fit.bulk_fraction == 1 - 6 / min(shape)
+    assert fit.trace_ratio == pytest.approx(1, abs=0.04)
+    assert fit.verdict in ("good", "fair")
+    assert fit.law == mpfast.MarchenkoPastur(fit.variance, shape)
+
+
+def test_exact_values_have_no_error_and_lanczos_values_do():
+    W = noise((400, 500))
+    assert mpfast.spectrum(W, method="exact").edge.sigma_plus_error == 0
+    measured = mpfast.spectrum(W, method="lanczos").edge
+    truth = mpfast.spectrum(W, method="exact").edge
+    assert 0 < measured.sigma_plus_error < 0.01 * measured.sigma_plus
+    assert abs(measured.sigma_plus - truth.sigma_plus) < 4 * measured.sigma_plus_error
+    assert measured.ks >= measured.ks_floor > 0
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-20, 1.0, 1e20, 1e150])
+def test_scaling_the_matrix_scales_the_fit(scale):
+    W = noise((150, 260)) + low_rank((150, 260), np.array([60.0]), np.random.default_rng(1))
+    base, scaled = mpfast.spectrum(W).edge, mpfast.spectrum(W * scale).edge
+    assert scaled.sigma_plus == pytest.approx(base.sigma_plus * scale, rel=1e-9)
+    assert (scaled.spikes, scaled.verdict) == (base.spikes, base.verdict)
+    assert scaled.ks == pytest.approx(base.ks, abs=1e-9)
+
+
+def test_transposing_the_matrix_changes_nothing():
+    W = family("spikes40", (300, 700), 3)
+    for method in ("exact", "lanczos"):
+        a, b = mpfast.spectrum(W, method=method).edge, mpfast.spectrum(W.T, method=method).edge
+        assert a.sigma_plus == pytest.approx(b.sigma_plus, rel=1e-10)
+        assert a.spikes == b.spikes
+
+
+def test_fit_options_reach_the_result():
+    spectrum = mpfast.spectrum(noise((200, 300)))
+    fit = spectrum.fit(alpha=0.1, beta=0.01)
+    assert (fit.alpha, fit.beta) == (0.1, 0.01)
+    assert fit.threshold > spectrum.edge.threshold
+    assert spectrum.edge is spectrum.edge
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "mean"}, "estimator must be one of 'bema', 'median', 'residual', not 'mean'"),
+        ({"alpha": 0.5}, "alpha must lie in"),
+        ({"alpha": 0}, "alpha must lie in"),
+        ({"beta": 1}, "beta must lie in"),
+        ({"beta": math.nan}, "beta must lie in"),
+        ({"compat": "2025"}, "compat must be None or 'berlyand2026'"),
+        ({"compat": "berlyand2026", "estimator": "median"}, "knows only estimator='bema'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        mpfast.spectrum(noise((30, 40))).fit(**options)
+
+
+def test_the_published_code_needs_all_values():
+    with pytest.raises(ValueError, match="needs an exact spectrum"):
+        mpfast.spectrum(noise((200, 300)), method="lanczos").fit(compat="berlyand2026")
+
+
+def test_fit_values_takes_any_order_and_checks_their_number():
+    values = singular_values(noise((80, 120)))
+    shuffled = np.random.default_rng(0).permutation(values)
+    assert edge.fit_values(shuffled, (80, 120)) == edge.fit_values(values, (120, 80)).__class__.from_dict(
+        edge.fit_values(values, (80, 120)).to_dict()
+    )
+    with pytest.raises(ValueError, match="expected 80 singular values"):
+        edge.fit_values(values[:-1], (80, 120))
+
+
+def test_round_trip_through_json():
+    fit = mpfast.spectrum(family("power_law", (300, 400), 1)).edge
+    assert EdgeFit.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
+
+
+class TestWarnings:
+    def of(self, W, **options):
+        return " | ".join(mpfast.spectrum(W, **options).edge.warnings)
+
+    def test_none_on_clean_noise(self):
+        assert self.of(noise((300, 400))) == ""
+
+    def test_small(self):
+        assert "only 30 singular values" in self.of(noise((30, 90)))
+
+    def test_sparse(self):
+        W = noise((300, 400))
+        W[::2] = 0
+        assert "50% of the singular values are zero" in self.of(W)
+
+    def test_continuum(self):
+        values = np.linspace(30, 200, 60)
+        W = 0.3 * noise((300, 400)) + low_rank((300, 400), values, np.random.default_rng(2))
+        assert "a continuum above the edge" in self.of(W)
+
+    def test_not_marchenko_pastur(self):
+        W = noise((300, 400)) * np.exp(2 * np.random.default_rng(4).standard_normal(400))
+        text = self.of(W)
+        assert "the bulk is not Marchenko-Pastur" in text
+        assert "the noise is not homogeneous" in text
+
+    def test_fused_parts(self):
+        parts = [noise((200, 200), seed, variance) for seed, variance in ((0, 1.0), (1, 1.0), (2, 25.0))]
+        assert "fused query, key and value" in self.of(np.vstack(parts))
+        assert "fused" not in self.of(noise((600, 200)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (5, 3)])
+def test_tiny_matrices(shape):
+    fit = mpfast.spectrum(noise(shape)).edge
+    assert np.isfinite(fit.sigma_plus)
+    assert fit.sigma_plus >= 0
+    assert 0 <= fit.spikes <= min(shape)
+    assert "small" in fit.warnings[0]
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_a_zero_matrix(method):
+    spectrum = mpfast.spectrum(np.zeros((70, 90)), method=method)
+    fit = spectrum.edge
+    assert (fit.sigma_plus, fit.spikes, fit.verdict) == (0, 0, "poor")
+    assert "zero" in fit.warnings[0]
+    assert spectrum.metrics()["norm"] == 0
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_a_matrix_of_rank_one(method):
+    rng = np.random.default_rng(1)
+    spectrum = mpfast.spectrum(np.outer(rng.standard_normal(200), rng.standard_normal(300)), method=method)
+    assert spectrum.edge.sigma_plus < 1e-3 * spectrum.fro_norm
+    assert spectrum.edge.spikes_above_edge >= 1
+    assert spectrum.metrics()["stable_rank"] == pytest.approx(1, rel=1e-6)
