@@ -18,6 +18,7 @@ from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite
 from mpfast.errors import ConvergenceWarning
 from mpfast.measure import Measure
+from mpfast.options import check_seed, positive_integer, thread_count
 from mpfast.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ REPLICATE_EXTENSION = 96
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `mpfast.spectrum` asked for; see there."""
+    """What the caller of `mpfast.spectrum` asked for, see there; ``function`` is whom error messages name."""
 
     method: str = "auto"
     tol: float = 5e-3
@@ -59,23 +60,23 @@ class Request:
     steps: int | None = None
     seed: int = 0
     threads: int | None = None
+    function: str = "spectrum"
 
     def __post_init__(self) -> None:
         if self.method not in ("auto", "exact", "lanczos"):
-            raise ValueError(f"spectrum(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
+            raise ValueError(f"{self.function}(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
         if not (isinstance(self.tol, (int, float)) and 0 < self.tol < 1):
-            raise ValueError(f"spectrum(): tol must be between 0 and 1, not {self.tol!r}")
+            raise ValueError(f"{self.function}(): tol must be between 0 and 1, not {self.tol!r}")
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
-                raise ValueError(f"spectrum(): {name} must be a positive integer or None, not {value!r}")
-        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**64:
-            raise ValueError(f"spectrum(): seed must be an integer in [0, 2**64), not {self.seed!r}")
+            if value is not None:
+                positive_integer(value, name, self.function)
+        check_seed(self.seed, self.function)
 
     @property
     def thread_count(self) -> int:
         """Threads for the core; 0 means its default."""
-        return 0 if self.threads is None else int(self.threads)
+        return thread_count(self.threads, self.function)
 
     @property
     def fixed(self) -> bool:
@@ -85,7 +86,7 @@ class Request:
 
 def estimate_spectrum(W: Any, request: Request) -> Spectrum:
     """Measure the spectrum of ``W`` as requested."""
-    source = open_source(W, function="spectrum", threads=request.thread_count)
+    source = open_source(W, function=request.function, threads=request.thread_count)
     p = min(source.shape)
     if request.method == "lanczos" and p < LANCZOS_FROM:
         raise ValueError(

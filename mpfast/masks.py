@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
 from mpfast.budget import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.options import thread_count
 
 __all__ = ["magnitude", "n_m", "spectral_budget"]
 
@@ -106,12 +107,6 @@ def _check_sparsity(sparsity: float, function: str) -> None:
         raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
 
 
-def _check_threads(threads: int | None, function: str) -> int:
-    if threads is not None and threads < 1:
-        raise ValueError(f"{function}(): threads must be a positive integer or None, not {threads!r}")
-    return threads or 0
-
-
 def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threads: int | None = None) -> Any:
     """Keep the largest entries in magnitude.
 
@@ -148,7 +143,7 @@ def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threa
     _check_sparsity(sparsity, "magnitude")
     if scope not in ("global", "layer"):
         raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
-    count = _check_threads(threads, "magnitude")
+    count = thread_count(threads, "magnitude")
     layers, mapping = _open(weights, "magnitude")
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
     for group in groups:
@@ -202,7 +197,7 @@ def spectral_budget(
         As `magnitude`; KeyError when ``signals`` lacks a layer.
     """
     _check_sparsity(sparsity, "spectral_budget")
-    count = _check_threads(threads, "spectral_budget")
+    count = thread_count(threads, "spectral_budget")
     if isinstance(regimes, str):
         if regimes != "berlyand2026":
             raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
@@ -292,7 +287,7 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
         raise ValueError(f"n_m(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
-    count = _check_threads(threads, "n_m")
+    count = thread_count(threads, "n_m")
     array, dtype = as_numpy(W, function="n_m")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")

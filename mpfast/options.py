@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_seed", "thread_count"]
+__all__ = ["check_seed", "positive_integer", "thread_count"]
+
+
+def positive_integer(value: Any, name: str, function: str) -> int:
+    """Return ``value`` as a Python integer; ValueError unless it is an integer of at least 1."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{function}(): {name} must be a positive integer or None, not {value!r}")
+    return int(value)
 
 
 def thread_count(threads: Any, function: str) -> int:
     """Return the number of threads for the core, 0 for its default; ValueError unless a positive integer or None."""
-    if threads is None:
-        return 0
-    if not isinstance(threads, (int, np.integer)) or threads < 1:
-        raise ValueError(f"{function}(): threads must be a positive integer or None, not {threads!r}")
-    return int(threads)
+    return 0 if threads is None else positive_integer(threads, "threads", function)
 
 
 def check_seed(seed: Any, function: str) -> int:

@@ -121,7 +121,7 @@ def svd(
         raise ValueError(f"svd(): tol must be between 0 and 1, not {tol!r}")
     if block is not None and not 1 <= block <= 32:
         raise ValueError(f"svd(): block must be between 1 and 32, not {block!r}")
-    request = Request(seed=seed, threads=threads)
+    request = Request(seed=seed, threads=threads, function="svd")
     source = open_source(W, function="svd", threads=request.thread_count)
     p = min(source.shape)
     if k is not None and not (isinstance(k, (int, np.integer)) and 1 <= k <= p):
