@@ -52,6 +52,8 @@ def factor(
         result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads)
         if len(result.s) == 0:
             raise ValueError("factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank")
+    elif not isinstance(rank, (int, np.integer)) or rank < 1:
+        raise ValueError(f"factor(): rank must be a positive integer or 'mp_edge', not {rank!r}")
     else:
         result = svd(W, rank, tol=tol, seed=seed, threads=threads)
     root = np.sqrt(result.s)
