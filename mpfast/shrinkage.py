@@ -26,6 +26,16 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     median
         the median singular value of the noisy matrix, from which the variance is estimated.
 
+    Returns
+    -------
+    float
+        Keep the singular values above it, drop the rest.
+
+    Raises
+    ------
+    ValueError
+        Both or neither of ``variance`` and ``median`` are given.
+
     References
     ----------
     Gavish and Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", arXiv 1305.5870.
@@ -57,6 +67,16 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     loss
         ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value)
         or ``"nuclear"``.
+
+    Returns
+    -------
+    array
+        Float64, of the shape of ``s``.
+
+    Raises
+    ------
+    ValueError
+        ``loss`` is none of these.
 
     References
     ----------

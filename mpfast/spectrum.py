@@ -276,7 +276,7 @@ def spectrum(
     >>> W = np.random.default_rng(0).standard_normal((300, 400))
     >>> edge = mpfast.spectrum(W).edge
     >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
-    37.3 0 good
+    37.4 0 good
     """
     request = Request(method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads)
     return estimate_spectrum(W, request)

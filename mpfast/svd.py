@@ -108,9 +108,9 @@ def svd(
     Examples
     --------
     >>> import numpy as np, mpfast
-    >>> W = np.diag(np.arange(600.0)) [:, :590]
+    >>> W = np.diag(np.arange(600.0))[:, :590]
     >>> U, s, Vh = mpfast.svd(W, 3)
-    >>> np.round(s, 6)
+    >>> np.round(s, 2)
     array([589., 588., 587.])
     """
     if (k is None) == (until is None):
