@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import mpfast
 from mpfast import _core
 from mpfast.edge import fit_values
+from mpfast.synthetic import family
 
 __all__ = [
     "Case",
@@ -175,15 +176,6 @@ def _noise(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> NDA
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
 
 
-def _spiked(n: int, spikes: int, seed: int = 0) -> NDArray[np.float32]:
-    """Square unit noise plus a low-rank signal from 1.5 to 20 times its critical size."""
-    rng = np.random.default_rng(seed)
-    u = np.linalg.qr(rng.standard_normal((n, spikes)))[0]
-    v = np.linalg.qr(rng.standard_normal((n, spikes)))[0]
-    signal = (u * np.linspace(1.5, 20, spikes) * np.sqrt(n)) @ v.T
-    return np.asarray(_noise((n, n), seed=seed + 1) + signal, dtype=np.float32)
-
-
 def _gram_case(store: str, width: int, full: bool) -> Case:
     n = 8192 if full else 4096
     W = _noise((n, n))
@@ -211,7 +203,7 @@ def _gram_case(store: str, width: int, full: bool) -> Case:
 
 def _edge_case(full: bool) -> Case:
     n = 4096 if full else 2048
-    W = _spiked(n, 40)
+    W = family("spikes40", (n, n), 0).astype(np.float32)
 
     def fit(values: NDArray[Any]) -> float:
         return fit_values(np.asarray(values, dtype=np.float64), W.shape).sigma_plus
@@ -238,7 +230,7 @@ def _edge_case(full: bool) -> Case:
 
 def _exact_case(full: bool) -> Case:
     n = 4096 if full else 1024
-    W = _spiked(n, 40, seed=5)
+    W = family("spikes40", (n, n), 5).astype(np.float32)
     truth = np.linalg.svd(W.astype(np.float64), compute_uv=False)
 
     def error(values: NDArray[Any]) -> float:
@@ -261,7 +253,7 @@ def _exact_case(full: bool) -> Case:
 
 def _svd_case(full: bool) -> Case:
     n = 4096 if full else 2048
-    W = _spiked(n, 40, seed=9)
+    W = family("spikes40", (n, n), 9).astype(np.float32)
     k = 64
     G = W.astype(np.float64)
     truth = np.sqrt(np.linalg.eigvalsh(G.T @ G)[::-1][:k])

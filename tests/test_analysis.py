@@ -14,8 +14,7 @@ import mpfast
 from mpfast import Analysis, ConvergenceWarning
 from mpfast.benchmarking import find_minilm
 from mpfast.errors import CheckpointError
-
-from .families import low_rank
+from mpfast.synthetic import low_rank
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import pytest
 
 import mpfast
 from mpfast import lowrank, masks
+from mpfast.synthetic import low_rank
 
-from .families import bfloat16_bits, from_bfloat16_bits, low_rank
+from .references import bfloat16_bits, from_bfloat16_bits
 
 
 def matrix(dtype=np.float32, shape=(160, 240), seed=0):

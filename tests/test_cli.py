@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from .families import low_rank
+from mpfast.synthetic import low_rank
 
 
 def mpfast(*arguments, **options):

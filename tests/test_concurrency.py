@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import mpfast
-
-from .families import family
+from mpfast.synthetic import family
 
 
 def edge_of(seed):

@@ -11,8 +11,9 @@ import pytest
 import mpfast
 from mpfast import edge, laws
 from mpfast.edge import EdgeFit
+from mpfast.synthetic import family, low_rank
 
-from .families import family, low_rank, singular_values
+from .references import singular_values
 
 
 def noise(shape, seed=0, variance=1.0):

@@ -11,7 +11,7 @@ import mpfast
 from mpfast import MarchenkoPastur, berlyand2026, edge, laws, metrics, shrink
 from mpfast.spectrum import Spectrum
 
-from .families import singular_values
+from .references import singular_values
 
 
 def deterministic_plus_random(seed: int, N: int = 1000) -> np.ndarray:

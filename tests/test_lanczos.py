@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mpfast import _core
+from mpfast.synthetic import family
 
-from .families import family, singular_values
+from .references import singular_values
 
 
 def diagonal_run(eigenvalues, width, seed=0, stream=0, threads=1):

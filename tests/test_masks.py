@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 import mpfast
 from mpfast import budget, masks
 
-from .families import bfloat16_bits, from_bfloat16_bits
+from .references import bfloat16_bits, from_bfloat16_bits
 
 
 def reference(weights, sparsity, factors=None):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mpfast
+from mpfast.synthetic import family
 
-from .families import family, singular_values
+from .references import singular_values
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 
 import mpfast
 from mpfast import MarchenkoPastur, optimal_threshold, shrink
-
-from .families import low_rank
+from mpfast.synthetic import low_rank
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import mpfast
 from mpfast import _core
 from mpfast.errors import ConvergenceWarning
+from mpfast.synthetic import FAMILIES, family
 
-from .families import FAMILIES, bfloat16_bits, family, from_bfloat16_bits, singular_values
+from .references import bfloat16_bits, from_bfloat16_bits, singular_values
 
 SHAPE = (640, 1600)
 

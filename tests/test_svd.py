@@ -8,8 +8,9 @@ import pytest
 import mpfast
 from mpfast import lowrank
 from mpfast.errors import ConvergenceWarning
+from mpfast.synthetic import family, low_rank
 
-from .families import family, low_rank, singular_values
+from .references import singular_values
 
 SHAPES = [(700, 900), (900, 700), (2000, 640), (640, 2000)]
 
