@@ -60,9 +60,16 @@ def _cdf_of_angle(phi: Array, g: float) -> Array:
     return (2 / np.pi) * ((1 + g) * phi / (4 * g) + np.sin(phi) / (2 * r) - (1 - g) / (2 * g) * angle)
 
 
+def _x_of_angle(phi: Array, g: float) -> Array:
+    """``1 + g - 2 sqrt(g) cos(phi)`` without cancellation."""
+    r = math.sqrt(g)
+    x: Array = (1 - r) ** 2 + 4 * r * np.sin(0.5 * phi) ** 2
+    return x
+
+
 def _slope_of_angle(phi: Array, g: float) -> Array:
-    denominator = 1 + g - 2 * math.sqrt(g) * np.cos(phi)
-    smooth = np.divide(np.sin(phi) ** 2, denominator, out=np.full(phi.shape, 2.0), where=denominator > 0)
+    x = _x_of_angle(phi, g)
+    smooth = np.divide(np.sin(phi) ** 2, x, out=np.full(phi.shape, 2.0), where=x > 0)
     slope: Array = (2 / np.pi) * smooth
     return slope
 
@@ -84,12 +91,15 @@ def _angle_table(g: float) -> tuple[Array, Array]:
 def _unit_ppf(u: Array, g: float) -> Array:
     """Quantiles by Newton in the angle, started from a table."""
     levels, angles = _angle_table(g)
-    phi = np.interp(u, levels, angles)
+    # Both tails are like phi^3 (but the lower one of a square matrix): cube roots make them straight.
+    lower = np.interp(np.cbrt(u), np.cbrt(levels), angles)
+    upper = np.interp(-np.cbrt(1 - u), -np.cbrt(1 - levels), angles)
+    phi = np.where(u < 0.5, lower, upper)
     for _ in range(6):
         slope = _slope_of_angle(phi, g)
         step = np.divide(_cdf_of_angle(phi, g) - u, slope, out=np.zeros(phi.shape), where=slope > 1e-12)
         phi = np.clip(phi - step, 0, np.pi)
-    x = 1 + g - 2 * math.sqrt(g) * np.cos(phi)
+    x = _x_of_angle(phi, g)
     return np.where(u <= 0, (1 - math.sqrt(g)) ** 2, np.where(u >= 1, (1 + math.sqrt(g)) ** 2, x))
 
 

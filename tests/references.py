@@ -1,6 +1,11 @@
-"""Independent references: singular values by LAPACK, bfloat16 by its bits."""
+"""Independent references: singular values by LAPACK, bfloat16 by its bits; and a fresh interpreter."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,3 +24,9 @@ def bfloat16_bits(W: Array) -> NDArray[np.uint16]:
 
 def from_bfloat16_bits(bits: NDArray[np.uint16]) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run this Python elsewhere than in the sources: it would import those instead of what is installed."""
+    options = {"capture_output": True, "text": True, "timeout": 120, "check": False, **options}
+    return subprocess.run([sys.executable, *arguments], cwd=tempfile.gettempdir(), **options)

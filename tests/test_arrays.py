@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import textwrap
 import weakref
@@ -15,7 +14,7 @@ import mpfast
 from mpfast import lowrank, masks
 from mpfast.synthetic import low_rank
 
-from .references import bfloat16_bits, from_bfloat16_bits
+from .references import bfloat16_bits, from_bfloat16_bits, run_python
 
 
 def matrix(dtype=np.float32, shape=(160, 240), seed=0):
@@ -278,7 +277,7 @@ MEMORY = """
 @pytest.mark.parametrize("layout", ["W", "W.T", "W[:, ::-1]"])
 def test_peak_memory_above_the_input(call, limit, layout):
     script = textwrap.dedent(MEMORY.format(n=8192, layout=layout, call=call))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    run = run_python("-c", script)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < limit
 
@@ -299,5 +298,5 @@ def test_nothing_keeps_the_input_alive():
 def test_frameworks_are_not_imported_for_numpy_arrays():
     optional = {"torch", "jax", "scipy", "pandas", "cupy", "rich", "typer", "matplotlib"}
     script = f"import sys, numpy, mpfast; mpfast.spectrum(numpy.eye(70)); print(set(sys.modules) & {optional})"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = run_python("-c", script)
     assert run.stdout == "set()\n"

@@ -18,10 +18,11 @@ pytest.importorskip("rich")
 
 from mpfast.synthetic import low_rank
 
+from .references import run_python
+
 
 def mpfast(*arguments, **options):
-    options = {"capture_output": True, "text": True, "timeout": 120, "check": False, **options}
-    return subprocess.run([sys.executable, "-m", "mpfast", *map(str, arguments)], **options)
+    return run_python("-m", "mpfast", *map(str, arguments), **options)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,9 @@ def test_a_locale_that_cannot_spell_the_output(model):
 
 def test_a_closed_pipe_is_no_error(model):
     command = f"{sys.executable} -m mpfast analyze {model} | head -n 1"
-    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False, cwd=model.parent
+    )
     assert run.stdout.startswith("layer")
     assert "Traceback" not in run.stderr
 
@@ -201,6 +204,7 @@ def test_ctrl_c_leaves_no_file(tmp_path):
         [sys.executable, "-m", "mpfast", "spectrum", str(path), "--method", "exact", "--json", str(target)],
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,
     )
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,8 @@ import pytest
 
 import mpfast
 from mpfast.synthetic import family
+
+from .references import run_python
 
 
 def edge_of(seed):
@@ -70,32 +71,10 @@ INTERRUPTED = """
 def test_ctrl_c_stops_a_call(call):
     # Repeated: the bar is 0.2 s on an idle machine; a loaded CI machine gets one second.
     script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    run = run_python("-c", script)
     assert run.returncode == 0, run.stderr
     stopped, alive = run.stdout.splitlines()
     assert stopped.startswith("stopped after"), run.stdout
     assert float(stopped.split()[-1]) < 1.0
     assert alive == "True"
     assert signal.SIGINT
-
-
-PEAK = """
-    import resource, numpy as np, mpfast
-    W = np.empty(({n}, {n}), dtype=np.float32)
-    rng = np.random.default_rng(0)
-    for rows in np.array_split(W, 64):
-        rng.standard_normal(rows.shape, dtype=np.float32, out=rows)
-    mpfast.spectrum(W[:300, :400])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    {call}
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / W.nbytes)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss in kilobytes")
-@pytest.mark.parametrize("call", ["mpfast.spectrum(W).edge", "mpfast.spectrum(W.T).edge"])
-def test_peak_memory_stays_below_five_percent_of_the_input(call):
-    script = textwrap.dedent(PEAK.format(call=call, n=8192))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 0.05

@@ -7,14 +7,14 @@ phases, the conversions and a factor of safety, yet three orders below the effec
 """
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from mpfast import _core
+
+from .references import run_python
 
 STORAGES = ["float64", "float32", "float16", "bfloat16"]
 CASES = [(storage, real) for storage in STORAGES for real in ("float32", "float64")][1:]
@@ -318,11 +318,8 @@ def test_instruction_sets_agree(tmp_path):
     available = levels[: levels.index(_core.isa()) + 1]
     for isa in available:
         out = tmp_path / f"{isa}.npz"
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "given.npz"), isa, str(out)],
-            env={**os.environ, "MPFAST_ISA": isa},
-            check=True,
-        )
+        arguments = ("-c", SCRIPT, str(tmp_path / "given.npz"), isa, str(out))
+        run_python(*arguments, env={**os.environ, "MPFAST_ISA": isa}, check=True)
         results[isa] = dict(np.load(out))
     for isa in available[1:]:
         for key, wanted in results["baseline"].items():
