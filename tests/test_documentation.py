@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -19,8 +18,10 @@ OPTIONAL = {"mpfast.cli": "typer"}
 
 
 def modules():
-    names = [name for _, name, _ in pkgutil.walk_packages(mpfast.__path__, "mpfast.")]
-    return ["mpfast", *(name for name in names if not name.endswith(("._core", ".__main__")))]
+    folder = Path(mpfast.__file__).parent
+    files = [file.relative_to(folder.parent).with_suffix("") for file in sorted(folder.rglob("*.py"))]
+    names = [".".join(file.parts).removesuffix(".__init__") for file in files]
+    return [name for name in names if not name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", modules())
