@@ -1,9 +1,8 @@
 """Marchenko-Pastur edges of neural-network weight matrices, in seconds and with error bars."""
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from mpfast import lowrank, masks
-from mpfast.analysis import Analysis, LayerReport, analyze
 from mpfast.edge import EdgeFit
 from mpfast.errors import CheckpointError, ConvergenceWarning
 from mpfast.gram import gram_product
@@ -12,7 +11,10 @@ from mpfast.shrinkage import optimal_threshold, shrink
 from mpfast.spectrum import Spectrum, spectrum
 from mpfast.svd import SVD, svd
 
-__version__ = _version("mpfast")
+if TYPE_CHECKING:
+    from mpfast.analysis import Analysis, LayerReport, analyze
+
+    __version__: str
 
 __all__ = [
     "SVD",
@@ -33,3 +35,20 @@ __all__ = [
     "spectrum",
     "svd",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What needs the larger part of the standard library is loaded at first use: half of the time of an import.
+    if name in ("Analysis", "LayerReport", "analyze"):
+        from mpfast import analysis
+
+        return getattr(analysis, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mpfast")
+    raise AttributeError(f"module 'mpfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
