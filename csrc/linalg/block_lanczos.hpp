@@ -220,7 +220,8 @@ class BlockLanczos {
   std::vector<double> cholesky_of(View x) const {
     std::vector<double> g(static_cast<std::size_t>(width_ * width_));
     backend_->gram(x, g.data());
-    if (cholesky_upper(width_, g, 0.0) < width_) throw std::runtime_error("the probe block is rank deficient");
+    const std::vector<double> floors(static_cast<std::size_t>(width_), 0.0);
+    if (cholesky_upper(width_, g, floors) < width_) throw std::runtime_error("the probe block is rank deficient");
     return g;
   }
 
@@ -229,10 +230,6 @@ class BlockLanczos {
   // nothing but rounding (the Krylov space has closed there) are replaced by fresh random ones with a zero coupling, so
   // that the basis stays full without inventing spectrum.
   std::vector<double> orthonormalise(View v, View z, std::vector<double>& c) {
-    // What rounding leaves of a product. fp64 can afford a wide margin below the largest of all; the bulk of an fp32
-    // matrix may itself be that far below its leading value, so there the margin is below this step's product.
-    constexpr bool kDouble = std::is_same_v<typename B::Real, double>;
-    constexpr double kNoise = kDouble ? 1e-12 : 8 * std::numeric_limits<float>::epsilon();
     std::vector<double> b(static_cast<std::size_t>(width_ * width_));
     identity(width_, b);
     std::vector<double> inverse(b.size());
@@ -240,13 +237,11 @@ class BlockLanczos {
       if (pass == 1) project_again(v, z, b, c);
       std::vector<double> g(b.size());
       backend_->gram(z, g.data());
-      double noise = 0;
-      if (pass == 0) {
-        const double product = product_norm(v.count, c, g);
-        largest_ = std::max(largest_, product);
-        noise = kNoise * (kDouble ? largest_ : product);
-      }
-      if (cholesky_upper(width_, g, noise * noise) < width_) {
+      std::vector<double> noise(static_cast<std::size_t>(width_), 0.0);
+      if (pass == 0) noise = rounding_of_products(v.count, c, g);
+      std::vector<double> floors = noise;
+      for (double& floor : floors) floor *= floor;
+      if (cholesky_upper(width_, g, floors) < width_) {
         if (pass == 0) project_again(v, z, b, c);
         return orthonormalise_deficient(v, z, b, noise);
       }
@@ -257,25 +252,33 @@ class BlockLanczos {
     return b;
   }
 
-  // Largest norm of a column of A Q_k, from its coefficients in V and the Gram matrix of what is left.
-  double product_norm(index_t size, const std::vector<double>& c, const std::vector<double>& g) const {
-    double largest = 0;
+  // What rounding may leave of every column of A Q_k, whose norms follow from their coefficients in V and the Gram
+  // matrix of what is left. fp64 can afford a wide margin below the largest product of all. The bulk of an fp32 matrix
+  // may itself be that far below its leading value, so there the margin is below each column's own product.
+  std::vector<double> rounding_of_products(index_t size, const std::vector<double>& c, const std::vector<double>& g) {
+    constexpr bool kDouble = std::is_same_v<typename B::Real, double>;
+    constexpr double kNoise = kDouble ? 1e-12 : 8 * std::numeric_limits<float>::epsilon();
+    std::vector<double> noise(static_cast<std::size_t>(width_));
     for (index_t j = 0; j < width_; ++j) {
       double squared = g[at(j, j, width_)];
       for (index_t i = 0; i < size; ++i) squared += c[at(i, j, size)] * c[at(i, j, size)];
-      largest = std::max(largest, squared);
+      const double product = std::sqrt(squared);
+      largest_ = std::max(largest_, product);
+      noise[static_cast<std::size_t>(j)] = kNoise * product;
     }
-    return std::sqrt(largest);
+    if (kDouble) std::fill(noise.begin(), noise.end(), kNoise * largest_);
+    return noise;
   }
 
   // One column at a time. Rare: low-rank and tiny matrices.
-  std::vector<double> orthonormalise_deficient(View v, View z, const std::vector<double>& before, double noise) {
+  std::vector<double> orthonormalise_deficient(View v, View z, const std::vector<double>& before,
+                                               const std::vector<double>& noise) {
     std::vector<double> b(static_cast<std::size_t>(width_ * width_), 0.0);
     index_t kept = 0;
     for (index_t j = 0; j < width_; ++j) {
       View column = z.slice(j, 1);
       double norm = project_column(z, j, &b[at(0, j, width_)]);
-      if (norm > noise && norm > 0) {
+      if (norm > noise[static_cast<std::size_t>(j)] && norm > 0) {
         b[at(j, j, width_)] = norm;
         ++kept;
       } else {

@@ -16,8 +16,8 @@ inline void identity(index_t n, std::vector<double>& a) {
 }
 
 // a (symmetric, upper triangle read) becomes R with R^T R = a, zeros below. Returns the number of columns finished
-// before a pivot was not above `floor`; n on success.
-inline index_t cholesky_upper(index_t n, std::vector<double>& a, double floor) {
+// before the pivot of column j was not above floors[j]; n on success.
+inline index_t cholesky_upper(index_t n, std::vector<double>& a, const std::vector<double>& floors) {
   const auto at = [n](index_t i, index_t j) { return static_cast<std::size_t>(j * n + i); };
   for (index_t j = 0; j < n; ++j) {
     for (index_t i = 0; i <= j; ++i) {
@@ -27,7 +27,7 @@ inline index_t cholesky_upper(index_t n, std::vector<double>& a, double floor) {
         a[at(i, j)] = sum / a[at(i, i)];
       } else {
         // The second test: what is left of the column is below the rounding of what it was.
-        if (!(sum > floor) || !(sum > 1e-13 * a[at(j, j)])) return j;
+        if (!(sum > floors[static_cast<std::size_t>(j)]) || !(sum > 1e-13 * a[at(j, j)])) return j;
         a[at(j, j)] = std::sqrt(sum);
       }
     }
