@@ -4,6 +4,8 @@
 // All of these stream the weights once from memory and are meant to run at its speed.
 #include "cpu/mask_kernels.hpp"
 
+#include <type_traits>
+
 #include "masks/n_m.hpp"
 #include "masks/select.hpp"
 
@@ -146,15 +148,16 @@ template <class V, int m, int r, int... kIndex>
 }
 
 // Minus the number of entries of the group that precede each entry. precedes(i, j) for i < j is key_i <= key_j, that is
-// key_i < key_j + 1: finite keys leave room for the increment.
-template <class V, int m, int r, class AllLanes>
+// key_i < key_j + 1: finite keys leave room for the increment. V is unsigned, so that it wraps for others; comparisons
+// are of signed numbers (S), one instruction everywhere, since magnitudes have no sign bit.
+template <class V, class S, int m, int r, class AllLanes>
 [[gnu::always_inline]] inline V minus_rank(V keys) {
   if constexpr (r == m) {
     return V{};
   } else {
     const V partner = rotated<V, m, r>(keys, AllLanes{});
     const V bound = keys + partner_is_earlier<V, m, r>(AllLanes{});
-    return (V)(partner < bound) + minus_rank<V, m, r + 1, AllLanes>(keys);
+    return (V)((S)partner < (S)bound) + minus_rank<V, S, m, r + 1, AllLanes>(keys);
   }
 }
 
@@ -191,26 +194,28 @@ bool keep_largest_in_register(const typename Stored<dtype>::Bits* entries, index
   using Bits = typename Stored<dtype>::Bits;
   constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Bits));
   using V = Vec<Bits, kLanes>;
-  // Every step writes at least 16 bytes, so that the narrowing of the flags fills whole registers.
-  constexpr int kSteps = kLanes < 16 ? 16 / kLanes : 1;
+  using S = Vec<std::make_signed_t<Bits>, kLanes>;
+  // Every step writes a register of bytes, so that the narrowing of the flags fills whole registers.
+  constexpr int kSteps = static_cast<int>(sizeof(Bits));
   using AllLanes = typename MakeLanes<kLanes>::Type;
-  const V bound = V{} - static_cast<Bits>(m - n);
-  V largest = {};
+  const S bound = S{} - static_cast<std::make_signed_t<Bits>>(m - n);
+  S largest = {};
   index_t i = 0;
   for (; i + kLanes * kSteps <= count; i += kLanes * kSteps) {
     alignas(64) Bits flags[kLanes * kSteps];
+#pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
       V keys;
       __builtin_memcpy(&keys, entries + i + step * kLanes, sizeof keys);
       keys &= Stored<dtype>::kMagnitude;
-      largest = largest > keys ? largest : keys;
-      const V flag = (V)(minus_rank<V, m, 1, AllLanes>(keys) <= bound);
+      largest = largest > (S)keys ? largest : (S)keys;
+      const S flag = (S)minus_rank<V, S, m, 1, AllLanes>(keys) <= bound;
       __builtin_memcpy(flags + step * kLanes, &flag, sizeof flag);
     }
     for (int k = 0; k < kLanes * kSteps; ++k) keep[i + k] = static_cast<std::uint8_t>(flags[k] & 1);
   }
   bool finite = keep_largest_any<dtype>(entries + i, count - i, n, m, keep + i);
-  for (int lane = 0; lane < kLanes; ++lane) finite &= largest[lane] < Stored<dtype>::kInfinity;
+  for (int lane = 0; lane < kLanes; ++lane) finite &= static_cast<Bits>(largest[lane]) < Stored<dtype>::kInfinity;
   return finite;
 }
 
