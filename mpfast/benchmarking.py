@@ -41,6 +41,12 @@ __all__ = [
 ]
 
 
+# Seconds: threads of a BLAS go on looking for work after a call, and the next contender must not pay for them; and what
+# counts as a call of milliseconds.
+PAUSE = 0.1
+QUICK = 0.1
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to do the job of a case.
@@ -83,28 +89,38 @@ class Row:
 def measure(case: Case, *, repeats: int = 7, budget: float = 20.0) -> list[Row]:
     """Time the contenders of a case turn by turn, so that drift of the machine hits all alike.
 
-    A contender is repeated until it has ``repeats`` timings or has used its ``budget`` of seconds.
+    A contender has ``repeats`` turns, fewer when they take more than ``budget`` seconds. Each turn begins with a pause;
+    one of milliseconds is several calls, of which the first, on cold caches and sleeping cores, does not count.
     """
     contenders = [c for c in case.contenders if c.available]
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
     errors: dict[str, float | None] = {}
+    quick: dict[str, bool] = {}
     for contender in contenders:
-        start = time.perf_counter()
-        result = contender.run()
-        warm_up = time.perf_counter() - start
+        seconds, result = _timed(contender)
         errors[contender.name] = None if contender.error is None else contender.error(result)
-        if warm_up > budget / 2:
-            times[contender.name].append(warm_up)
+        quick[contender.name] = seconds < QUICK
+        if seconds > budget / 2:
+            times[contender.name].append(seconds)
     for _ in range(repeats):
         for contender in contenders:
-            if sum(times[contender.name]) > budget:
+            spent = times[contender.name]
+            if sum(spent) > budget:
                 continue
-            start = time.perf_counter()
-            contender.run()
-            times[contender.name].append(time.perf_counter() - start)
+            time.sleep(PAUSE)
+            if quick[contender.name]:
+                spent += [_timed(contender)[0] for _ in range(6)][1:]
+            else:
+                spent.append(_timed(contender)[0])
     median = {name: statistics.median(t) for name, t in times.items()}
     ours = median[contenders[0].name]
     return [Row(case.name, c.name, median[c.name], median[c.name] / ours, errors[c.name]) for c in contenders]
+
+
+def _timed(contender: Contender) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = contender.run()
+    return time.perf_counter() - start, result
 
 
 def machine() -> dict[str, str]:

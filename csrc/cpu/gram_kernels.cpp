@@ -12,11 +12,13 @@ namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
 
-constexpr index_t kRun = 64;      // squares added in single precision before they go to double, about
-constexpr index_t kDotRun = 128;  // pairs in one partial sum of a dot product: long rows lose no accuracy
+constexpr index_t kRun = 64;  // squares added in single precision before they go to double, about
 
 template <class Real>
 constexpr index_t kPair = 2 * kLanes<Real>;
+// Pairs of registers in one partial sum of a dot product: long rows lose no accuracy, and X is read from the cache.
+template <int G>
+constexpr index_t kDotRun = 256 / G;
 template <int G>
 constexpr int kDotRows = G >= 3 ? (kManyRegisters ? 6 : 3) : 4;
 template <int G>
@@ -70,55 +72,59 @@ class Columns {
   run = Vec<double>{};
 }
 
-// y[i][g] = alpha beta w[i] . x[g] for R rows: per register R + G loads and R G FMAs, in R G chains (twice as many for
-// one vector). Reads R rows and X once.
+// totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers: per register R + G loads and R G FMAs, in R G
+// chains (twice as many for one vector).
 template <class Real, class Storage, int R, int G>
-void dot_tile(const Span<Storage> (&spans)[2], index_t row, const Real* x, Real alpha, Real beta, Real* y) {
+[[gnu::always_inline]] inline void dot_tile(const Storage* w, index_t row_stride, index_t pairs, const Real* x,
+                                            Vec<Real> (*totals)[G]) {
   constexpr int L = kLanes<Real>;
   constexpr int kChains = G == 1 ? 2 : 1;
-  Vec<Real> totals[R][G] = {};
-  for (const auto& span : spans) {
-    const Storage* w = span.data + row * span.row_stride;
-    for (index_t start = 0; start < span.pairs; start += kDotRun) {
-      const index_t left = span.pairs - start;
-      Vec<Real> a[R][G][kChains] = {};
-      for (index_t p = left < kDotRun ? left : kDotRun; p > 0; --p, w += kPair<Real>, x += kPair<Real> * G) {
-        unroll<2>([&]<int h>() {
-          Vec<Real> rows[R];
+  Vec<Real> a[R][G][kChains] = {};
+  for (index_t p = 0; p < pairs; ++p, w += kPair<Real>, x += kPair<Real> * G) {
+    unroll<2>([&]<int h>() {
+      Vec<Real> rows[R];
 #pragma GCC unroll 8
-          for (int i = 0; i < R; ++i) rows[i] = load_half<Real, h>(w + i * span.row_stride);
+      for (int i = 0; i < R; ++i) rows[i] = in_register(load_half<Real, h>(w + i * row_stride));
 #pragma GCC unroll 8
-          for (int g = 0; g < G; ++g) {
-            const Vec<Real> xv = load<Real>(x + (h * G + g) * L);
+      for (int g = 0; g < G; ++g) {
+        const Vec<Real> xv = load<Real>(x + (h * G + g) * L);
 #pragma GCC unroll 8
-            for (int i = 0; i < R; ++i) a[i][g][h % kChains] = fma(rows[i], xv, a[i][g][h % kChains]);
-          }
-        });
+        for (int i = 0; i < R; ++i) a[i][g][h % kChains] = fma(rows[i], xv, a[i][g][h % kChains]);
       }
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-        for (int g = 0; g < G; ++g) totals[i][g] += kChains == 2 ? a[i][g][0] + a[i][g][1] : a[i][g][0];
-      }
-    }
+    });
   }
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) y[i * G + g] = add_lanes(totals[i][g]) * alpha * beta;
+    for (int g = 0; g < G; ++g) totals[i][g] += kChains == 2 ? a[i][g][0] + a[i][g][1] : a[i][g][0];
   }
 }
 
+// All rows meet a piece of X that stays in the first-level cache before the next piece comes.
 template <class Real, class Storage, int G>
 void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y) {
   constexpr int R = kDotRows<G>;
   const Columns<Real, Storage, kMaxPanelRows> columns(static_cast<const Storage*>(panel.data), panel.row_stride,
                                                       panel.rows, panel.cols);
-  index_t i = 0;
-  for (; i + R <= panel.rows; i += R) {
-    dot_tile<Real, Storage, R, G>(columns.spans, i, x, alpha, beta, y + i * G);
+  Vec<Real> totals[kMaxPanelRows][G] = {};
+  for (const auto& span : columns.spans) {
+    for (index_t start = 0; start < span.pairs; start += kDotRun<G>) {
+      const index_t left = span.pairs - start;
+      const index_t pairs = left < kDotRun<G> ? left : kDotRun<G>;
+      const Storage* w = span.data + start * kPair<Real>;
+      index_t i = 0;
+      for (; i + R <= panel.rows; i += R) {
+        dot_tile<Real, Storage, R, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+      }
+      for (; i < panel.rows; ++i) {
+        dot_tile<Real, Storage, 1, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+      }
+      x += pairs * kPair<Real> * G;
+    }
   }
-  for (; i < panel.rows; ++i) dot_tile<Real, Storage, 1, G>(columns.spans, i, x, alpha, beta, y + i * G);
+  for (index_t i = 0; i < panel.rows; ++i) {
+    for (int g = 0; g < G; ++g) y[i * G + g] = add_lanes(totals[i][g]) * alpha * beta;
+  }
 }
 
 template <class Real, class Storage>

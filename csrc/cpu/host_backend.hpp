@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/blas.hpp"
+#include "cpu/gram.hpp"
 #include "cpu/team.hpp"
 #include "linalg/backend.hpp"
 
@@ -67,12 +68,16 @@ class HostBackend {
 
   void apply(View x, View z, linalg::OperatorStats* stats) { apply_(x.count, x.data, z.data, stats); }
 
+  // The projections on a basis go through the kernels of gram.hpp: BLAS would spend its time on packing the basis for
+  // the few columns of z.
   void inner(View v, View z, double* out) {
     const auto size = static_cast<std::size_t>(v.count * z.count);
     std::vector<Real> partial(size * static_cast<std::size_t>(chunks()));
     over_chunks([&](index_t first, index_t length, index_t chunk) {
-      gemm(true, false, v.count, z.count, length, Real{1}, v.data + first, dim_, z.data + first, dim_, Real{0},
-           &partial[size * static_cast<std::size_t>(chunk)], v.count);
+      Team alone(1);
+      const std::vector<Real> piece = copied(z, first, length);
+      multiply(alone, coordinates(v, first, length), 0, z.count, piece.data(),
+               &partial[size * static_cast<std::size_t>(chunk)]);
     });
     sum_partials(partial, size, out);
   }
@@ -94,8 +99,13 @@ class HostBackend {
   void subtract(View v, const double* coefficients, View z) {
     const std::vector<Real> c(coefficients, coefficients + v.count * z.count);
     over_chunks([&](index_t first, index_t length, index_t) {
-      gemm(false, false, length, z.count, v.count, Real{-1}, v.data + first, dim_, c.data(), v.count, Real{1},
-           z.data + first, dim_);
+      Team alone(1);
+      std::vector<Real> sum(static_cast<std::size_t>(length * z.count));
+      multiply(alone, coordinates(v, first, length).transposed(), 0, z.count, c.data(), sum.data());
+      for (index_t k = 0; k < z.count; ++k) {
+        for (index_t j = 0; j < length; ++j)
+          z.data[k * dim_ + first + j] -= sum[static_cast<std::size_t>(k * length + j)];
+      }
     });
   }
 
@@ -110,10 +120,7 @@ class HostBackend {
   void transform(View z, const double* matrix) {
     const std::vector<Real> m(matrix, matrix + z.count * z.count);
     over_chunks([&](index_t first, index_t length, index_t) {
-      std::vector<Real> old(static_cast<std::size_t>(length * z.count));
-      for (index_t c = 0; c < z.count; ++c) {
-        std::copy_n(z.data + c * dim_ + first, length, old.data() + c * length);
-      }
+      const std::vector<Real> old = copied(z, first, length);
       gemm(false, false, length, z.count, z.count, Real{1}, old.data(), length, m.data(), z.count, Real{0},
            z.data + first, dim_);
     });
@@ -135,6 +142,20 @@ class HostBackend {
  private:
   // Coordinates per task: fixed, so that sums do not depend on the team. A chunk of a 32-wide block stays in L2.
   static constexpr index_t kChunk = 2048;
+
+  // Coordinates [first, first + length) of the vectors of v, as a matrix with a row per vector.
+  static MatrixView coordinates(View v, index_t first, index_t length) {
+    constexpr DType kReal = std::is_same_v<Real, double> ? DType::float64 : DType::float32;
+    return {v.data + first, kReal, v.count, length, v.dim, 1};
+  }
+
+  static std::vector<Real> copied(View v, index_t first, index_t length) {
+    std::vector<Real> copy(static_cast<std::size_t>(length * v.count));
+    for (index_t c = 0; c < v.count; ++c) {
+      std::copy_n(v.data + c * v.dim + first, length, copy.data() + c * length);
+    }
+    return copy;
+  }
 
   index_t chunks() const { return (dim_ + kChunk - 1) / kChunk; }
 

@@ -269,6 +269,20 @@ template <class Real>
 [[gnu::always_inline]] inline float add_lanes(const Vec<float>& v) { return add_lanes_of<float>(v); }
 [[gnu::always_inline]] inline double add_lanes(const Vec<double>& v) { return add_lanes_of<double>(v); }
 
+// The same value, which the compiler must hold in a register: it would rather load it again for every use as an operand
+// in memory, where the loads are the bottleneck (and rows of the caller's matrix are not aligned).
+template <class V>
+[[gnu::always_inline]] inline V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 }  // namespace
 
 }  // namespace mpfast::cpu::MPFAST_ISA
