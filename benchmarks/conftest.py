@@ -9,6 +9,7 @@ import pytest
 from mpfast import benchmarking
 
 _ROWS: list[benchmarking.Row] = []
+_ACCURACY: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +26,22 @@ def rows() -> list[benchmarking.Row]:
     return _ROWS
 
 
+@pytest.fixture
+def accuracy() -> list[dict[str, Any]]:
+    """Collects the rows of the families for the table printed at the end."""
+    return _ACCURACY
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _ACCURACY:
+        terminalreporter.section("sigma_plus: error seen and error reported")
+        terminalreporter.write_line("| family | RMS error | reported | reported / seen | time |\n|---|---|---|---|---|")
+        for row in _ACCURACY:
+            seen, reported = row["rms_error"], row["reported_error"]
+            terminalreporter.write_line(
+                f"| {row['family']}, {row['seeds']} seeds | {100 * seen:.2f} % | {100 * reported:.2f} % "
+                f"| {reported / seen:.2f} | {1e3 * row['seconds']:.0f} ms |"
+            )
     if _ROWS:
         terminalreporter.section("time, ratio and error")
         terminalreporter.write_line(benchmarking.markdown(_ROWS))
