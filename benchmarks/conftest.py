@@ -35,13 +35,7 @@ def accuracy() -> list[dict[str, Any]]:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _ACCURACY:
         terminalreporter.section("sigma_plus: error seen and error reported")
-        terminalreporter.write_line("| family | RMS error | reported | reported / seen | time |\n|---|---|---|---|---|")
-        for row in _ACCURACY:
-            seen, reported = row["rms_error"], row["reported_error"]
-            terminalreporter.write_line(
-                f"| {row['family']}, {row['seeds']} seeds | {100 * seen:.2f} % | {100 * reported:.2f} % "
-                f"| {reported / seen:.2f} | {1e3 * row['seconds']:.0f} ms |"
-            )
+        terminalreporter.write_line(benchmarking.accuracy_markdown(_ACCURACY))
     if _ROWS:
         terminalreporter.section("time, ratio and error")
         terminalreporter.write_line(benchmarking.markdown(_ROWS))

@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "Case",
     "Contender",
     "Row",
+    "accuracy_markdown",
     "build",
     "case_names",
     "find_minilm",
@@ -170,6 +171,19 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
         lines.append(f"| {row.case} | {row.contender} | {row.seconds * 1e3:.1f} ms | {row.ratio:.2f} | {error} |")
+    return "\n".join(lines)
+
+
+def accuracy_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Table of the error of sigma_plus seen over many seeds, and of the one reported."""
+    lines = ["| family | seeds | RMS error | reported | reported / seen | time |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        m, n = row["shape"]
+        seen, reported = row["rms_error"], row["reported_error"]
+        lines.append(
+            f"| {row['family']}, {m} x {n} | {row['seeds']} | {100 * seen:.2f} % | {100 * reported:.2f} % "
+            f"| {reported / seen:.2f} | {1e3 * row['seconds']:.0f} ms |"
+        )
     return "\n".join(lines)
 
 
