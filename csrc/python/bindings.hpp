@@ -27,6 +27,5 @@ void register_info(py::module_& m);
 void register_lanczos(py::module_& m);
 void register_masks(py::module_& m);
 void register_matrix(py::module_& m);
-void register_svd(py::module_& m);
 
 }  // namespace mpfast::python

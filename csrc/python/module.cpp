@@ -10,6 +10,5 @@ PYBIND11_MODULE(_core, m) {
   register_gram(m);
   register_exact(m);
   register_lanczos(m);
-  register_svd(m);
   register_masks(m);
 }

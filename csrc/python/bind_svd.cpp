@@ -1,7 +1,0 @@
-#include "python/bindings.hpp"
-
-namespace mpfast::python {
-
-void register_svd(py::module_&) {}
-
-}  // namespace mpfast::python
