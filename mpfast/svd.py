@@ -45,8 +45,9 @@ class SVD:
     Vh
         Right singular vectors, shape (k, n), in the caller's framework.
     residuals
-        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, singular-value scale, shape (k,).
-        Each s_i lies within its residual of a singular value of W.
+        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, singular-value scale, shape (k,): what
+        the Krylov run left, and the rounding of the results. Each s_i lies within its residual of a singular value
+        of W.
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     """
@@ -132,20 +133,28 @@ def svd(
     edge = None if until is None else estimate_spectrum(W, request).edge
     floor = 0.0 if edge is None else edge.sigma_plus * 2.0**-source.scale_exponent
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
-    vectors: NDArray[Any]
+    basis: _Basis
     if p <= DENSE_UP_TO or 4 * wanted > p:
-        vectors = _dense_basis(source, k, floor)
+        basis = _dense_basis(source, k, floor)
     else:
         search = _KrylovSearch(source, min(block or DEFAULT_BLOCK, p), seed, tol, k, floor)
-        vectors = search.run(max(wanted, 1))
-    return _triplets(W, source, vectors, edge)
+        basis = search.run(max(wanted, 1))
+    return _triplets(W, source, basis, edge)
 
 
-def _dense_basis(source: Source, k: int | None, floor: float) -> NDArray[Any]:
-    """Leading eigenvectors of the whole Gram matrix, (count, p)."""
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """Leading eigenvectors of the scaled Gram operator, (count, p), and their residuals, scale s^2, (count,)."""
+
+    vectors: NDArray[Any]
+    residuals: Array
+
+
+def _dense_basis(source: Source, k: int | None, floor: float) -> _Basis:
+    """Of the whole Gram matrix: exact but for rounding."""
     values, vectors = np.linalg.eigh(source.gram())
     count = k if k is not None else int(np.count_nonzero(values > floor**2))
-    return np.ascontiguousarray(vectors[:, ::-1][:, :count].T)
+    return _Basis(np.ascontiguousarray(vectors[:, ::-1][:, :count].T), np.zeros(count))
 
 
 class _KrylovSearch:
@@ -159,14 +168,14 @@ class _KrylovSearch:
         self.k = k
         self.floor = floor
 
-    def run(self, expected: int) -> NDArray[Any]:
-        """Leading Ritz vectors, (count, p); ``expected`` sizes the first basis."""
-        vectors, spread = self._grow(expected, precise=False)
+    def run(self, expected: int) -> _Basis:
+        """Leading Ritz pairs; ``expected`` sizes the first basis."""
+        basis, spread = self._grow(expected, precise=False)
         if spread > FP32_RANGE and self.source.dtype != "float64":
-            vectors, _ = self._grow(expected, precise=True)
-        return vectors
+            basis, _ = self._grow(expected, precise=True)
+        return basis
 
-    def _grow(self, expected: int, *, precise: bool) -> tuple[NDArray[Any], float]:
+    def _grow(self, expected: int, *, precise: bool) -> tuple[_Basis, float]:
         run = self.source.start(self.width, self.seed, 0, precise=precise)
         run.advance(1)
         _, nonfinite, row, col = run.stats
@@ -201,9 +210,9 @@ class _KrylovSearch:
             steps = min(steps + max(more, 1), limit)
         count = min(count, len(theta))
         if count == 0:
-            return np.empty((0, p)), 1.0
+            return _Basis(np.empty((0, p)), np.empty(0)), 1.0
         spread = float(theta[0] / theta[count - 1]) if theta[count - 1] > 0 else math.inf
-        return run.ritz_vectors(count), spread
+        return _Basis(run.ritz_vectors(count), residual[:count]), spread
 
 
 def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> Array:
@@ -223,22 +232,22 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
     return np.where(head > 0, error, 0.0)
 
 
-def _triplets(W: Any, source: Source, basis: NDArray[Any], edge: EdgeFit | None) -> SVD:
-    """Rayleigh-Ritz on W itself: exact singular triplets of W restricted to the span of ``basis`` (count, p)."""
+def _triplets(W: Any, source: Source, basis: _Basis, edge: EdgeFit | None) -> SVD:
+    """Rayleigh-Ritz on W itself: exact singular triplets of W restricted to the span of the basis."""
     m, n = source.shape
     dtype = np.float64 if source.dtype == "float64" else np.float32
-    if len(basis) == 0:
+    if len(basis.vectors) == 0:
         none = np.empty(0)
         return SVD(like(np.empty((m, 0), dtype), W), none, like(np.empty((0, n), dtype), W), none, edge)
     tall = m >= n
-    image = source.multiply(basis, transpose=not tall)
+    image = source.multiply(basis.vectors, transpose=not tall)
     q, r = np.linalg.qr(image.astype(np.float64).T)
     left, s, right = np.linalg.svd(r)
     long_side = (q @ left).T
-    short_side = right @ basis
-    back = source.multiply(long_side.astype(image.dtype), transpose=tall)
-    # W v = s u (or W^T u = s v, for a wide W) holds to rounding: the residual is all in the other equation.
-    residuals = np.linalg.norm(back - s[:, None] * short_side, axis=1)
+    short_side = right @ basis.vectors
+    # W v = s u (W^T u = s v, for a wide W) holds to rounding; the other equation misses by A v - s^2 v, divided by s.
+    # Results come in `dtype`, so no residual is smaller than its rounding of s_1.
+    residuals = np.divide(basis.residuals, s, out=np.zeros(len(s)), where=s > 0) + np.finfo(dtype).eps * s[0]
     unit = 2.0**source.scale_exponent
     u, v = (long_side, short_side) if tall else (short_side, long_side)
     return SVD(
