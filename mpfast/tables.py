@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ _VERDICT_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
@@ -116,14 +118,19 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
 
 
 def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    layers_by_warning: dict[str, list[str]] = defaultdict(list)
+    """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for warning in row.warnings:
-            layers_by_warning[printable(warning)].append(printable(row.name))
+            key = warning if verbose else _NUMBER.sub("#", warning)
+            texts[key].append(printable(warning))
+            names[key].append(printable(row.name))
     lines: list[Line] = []
-    for warning, names in layers_by_warning.items():
-        lines.append([("! ", "yellow"), (f"{_some(names, verbose)}: {warning}", "")])
-        lines += _listed(names, verbose)
+    for key, layers in names.items():
+        differ = " (numbers of the first; --verbose lists all)" if len(set(texts[key])) > 1 else ""
+        lines.append([("! ", "yellow"), (f"{_some(layers, verbose)}: {texts[key][0]}{differ}", "")])
+        lines += _listed(layers, verbose)
     return [*lines, plain()] if lines else []
 
 

@@ -85,6 +85,18 @@ def test_analyze_options(model):
     )
 
 
+def test_warnings_that_differ_in_numbers_are_told_once(tmp_path):
+    rng = np.random.default_rng(0)
+    scales = np.exp(2 * rng.standard_normal(200))
+    path = tmp_path / "m.npz"
+    np.savez(path, **{f"w{i}": rng.standard_normal((100, 200)) * scales for i in range(4)})
+    brief = mpfast("analyze", path).stdout
+    assert brief.count("is not Marchenko-Pastur") == 1
+    assert "! 4 tensors (w0, ...): the bulk is not Marchenko-Pastur" in brief
+    assert "--verbose lists all" in brief
+    assert mpfast("analyze", path, "--verbose").stdout.count("is not Marchenko-Pastur") > 1
+
+
 def test_spectrum(matrix):
     run = mpfast("spectrum", matrix)
     assert (run.returncode, run.stderr) == (0, "")
