@@ -36,9 +36,9 @@ class Spectrum:
     device
         Where it was computed.
     seed, probes, steps, passes
-        Of a Lanczos run: the seed, the number of probe vectors, Krylov steps, and passes over the matrix.
+        Of a Lanczos run: the seed, the number of probe vectors, Krylov steps, and block products with the matrix.
     fro_norm
-        Frobenius norm. Exact (for a `LinearOperator` an estimate, see ``fro_norm_exact``).
+        Frobenius norm.
     values
         All p singular values, descending, or None.
     measure
@@ -54,6 +54,10 @@ class Spectrum:
         How many leading Ritz values can be told apart one by one.
     settling
         Relative change of sigma_plus over the last two Krylov steps: the error of a finite run.
+    fro_norm_exact
+        False when ``fro_norm`` is an estimate, because nobody sees the entries of a `LinearOperator`.
+    zero_fraction
+        Share of rows or columns on the short side that are zero; None when all singular values are known.
     """
 
     shape: tuple[int, int]
