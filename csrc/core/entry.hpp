@@ -17,21 +17,21 @@ template <>
 struct Entry<DType::float64> {
   using Bits = std::uint64_t;
   static constexpr Bits kExponent = 0x7ff0000000000000;
-  static double widen(Bits bits) { return std::bit_cast<double>(bits); }
+  static constexpr double widen(Bits bits) { return std::bit_cast<double>(bits); }
 };
 
 template <>
 struct Entry<DType::float32> {
   using Bits = std::uint32_t;
   static constexpr Bits kExponent = 0x7f800000;
-  static double widen(Bits bits) { return std::bit_cast<float>(bits); }
+  static constexpr double widen(Bits bits) { return std::bit_cast<float>(bits); }
 };
 
 template <>
 struct Entry<DType::bfloat16> {
   using Bits = std::uint16_t;
   static constexpr Bits kExponent = 0x7f80;
-  static double widen(Bits bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+  static constexpr double widen(Bits bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
 template <>
@@ -40,7 +40,7 @@ struct Entry<DType::float16> {
   static constexpr Bits kExponent = 0x7c00;
   // Normal halves by shifting the exponent into place, subnormal ones by their integer mantissa: no float subnormal
   // appears on the way, so a caller's flush-to-zero mode cannot change the result.
-  static double widen(Bits bits) {
+  static constexpr double widen(Bits bits) {
     const std::uint32_t magnitude = bits & 0x7fffU;
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
     const float normal = std::bit_cast<float>((magnitude << 13) + (112U << 23));

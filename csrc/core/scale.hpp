@@ -3,26 +3,54 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 #include "core/entry.hpp"
 #include "core/types.hpp"
 
 namespace mpfast {
 
+// 2^-e as two factors that both are normal numbers.
+template <class Real>
+struct Scale {
+  Real half = 1;
+  Real rest = 1;
+  double whole = 1;
+
+  explicit Scale(int e) {
+    const int limit = sizeof(Real) == sizeof(double) ? 1020 : 250;
+    if (std::abs(e) > limit) {
+      throw std::invalid_argument("scale_exponent must be between -" + std::to_string(limit) + " and " +
+                                  std::to_string(limit) + ", got " + std::to_string(e));
+    }
+    half = std::ldexp(Real{1}, -(e / 2));
+    rest = std::ldexp(Real{1}, -(e - e / 2));
+    whole = std::ldexp(1.0, -e);
+  }
+};
+
+// The sample that scale_exponent takes of W: every row_step-th row and col_step-th column.
+struct ScaleSample {
+  index_t row_step = 1;
+  index_t col_step = 1;
+
+  explicit ScaleSample(const MatrixView& w)
+      : row_step(std::max<index_t>(w.rows / 64, 1)), col_step(std::max<index_t>(w.cols / 64, 1)) {}
+};
+
 // e such that 2^-e W can be squared and summed without over- or underflow: 0 for ordinary weights, else the exponent of
-// the largest entry in a sample of 64 x 64 entries spread over W. A sample is enough: the bound has room to spare.
+// the largest entry in a sample of about 64 x 64 entries spread over W. A sample is enough: the bound has room to spare.
 inline int scale_exponent(const MatrixView& w) {
-  constexpr index_t kSample = 64;
   constexpr int kOrdinary = 24;
   return dispatch(w.dtype, [&]<DType dtype>() {
     using Bits = typename Entry<dtype>::Bits;
     const auto* data = static_cast<const Bits*>(w.data);
-    const index_t row_step = std::max<index_t>(w.rows / kSample, 1);
-    const index_t col_step = std::max<index_t>(w.cols / kSample, 1);
+    const ScaleSample sample(w);
     double largest = 0;
-    for (index_t i = 0; i < w.rows; i += row_step) {
-      for (index_t j = 0; j < w.cols; j += col_step) {
+    for (index_t i = 0; i < w.rows; i += sample.row_step) {
+      for (index_t j = 0; j < w.cols; j += sample.col_step) {
         const Bits bits = data[i * w.row_stride + j * w.col_stride];
         if ((bits & Entry<dtype>::kExponent) == Entry<dtype>::kExponent) continue;
         largest = std::max(largest, std::abs(Entry<dtype>::widen(bits)));

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "core/scale.hpp"
 #include "cpu/gram_kernels.hpp"
 #include "cpu/gram_vectors.hpp"
 #include "cpu/isa.hpp"
@@ -67,25 +68,6 @@ template <class Real>
 constexpr DType dtype_of() {
   return sizeof(Real) == sizeof(double) ? DType::float64 : DType::float32;
 }
-
-// 2^-e as two factors that both are normal numbers.
-template <class Real>
-struct Scale {
-  Real half = 1;
-  Real rest = 1;
-  double whole = 1;
-
-  explicit Scale(int e) {
-    const int limit = sizeof(Real) == sizeof(double) ? 1020 : 250;
-    if (std::abs(e) > limit) {
-      throw std::invalid_argument("scale_exponent must be between -" + std::to_string(limit) + " and " +
-                                  std::to_string(limit) + ", got " + std::to_string(e));
-    }
-    half = std::ldexp(Real{1}, -(e / 2));
-    rest = std::ldexp(Real{1}, -(e - e / 2));
-    whole = std::ldexp(1.0, -e);
-  }
-};
 
 MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
   const index_t offset = (row * w.row_stride + col * w.col_stride) * static_cast<index_t>(size_of(w.dtype));

@@ -1,0 +1,372 @@
+// The kernel of a pass over B. Compiled once per storage type (MPFAST_STORAGE), so that the builds run side by side.
+//
+// A block of threads owns a slice of S coordinates: its part of X lies in shared memory, and in a Gram pass its part of
+// Z in registers, S/T coordinates of b vectors per thread. It goes through the panels of its chunk, one tile (S
+// coordinates x 16 words) at a time:
+//   1. the tile is copied from memory, or, since it was asked for while the last one was worked on, from the
+//      second-level cache; meanwhile the other blocks of the multiprocessor work;
+//   2. y = tile X: a warp takes 32 coordinates at a time, half-warps 16 each, a thread one word of every coordinate;
+//      then the two halves, the warps and the blocks of the cluster are added up, each in a fixed order;
+//   3. Gram pass: z += tile^T y, each thread for its own coordinates, y broadcast from shared memory.
+// Bytes: m n entries read once, plus b N and, per chunk, b N (Gram) or b M (product, per slice) vector entries. Flops:
+// 4 m n b (Gram) or 2 m n b. Shared memory sees every word three times: one store, and one load in steps 2 and 3 each.
+// Coordinates or panel rows may be the contiguous ones: only the order in which threads fetch the tile differs. No sum
+// depends on timing, and no atomics are used.
+#include <bit>
+#include <cstdint>
+
+#include "core/entry.hpp"
+#include "cuda/pass.hpp"
+#include "cuda/pass_layout.hpp"
+#include "cuda/platform.hpp"
+
+namespace mpfast::cuda {
+
+namespace {
+
+// kCount values that are read at once.
+template <class Real, int kCount>
+struct alignas(sizeof(Real) * kCount > 16 ? 16 : sizeof(Real) * kCount) Pack {
+  Real values[kCount];
+};
+
+template <DType storage>
+struct Tile {
+  using Word = typename TileWord<storage>::Type;
+  using Bits = typename Entry<storage>::Bits;
+  static constexpr int kPerWord = rows_per_word(storage);
+  static constexpr int kRows = kTileWords * kPerWord;
+
+  static __device__ Bits entry(Word word, int e) { return static_cast<Bits>(word >> (8 * sizeof(Bits) * e)); }
+};
+
+// Brings tiles from memory into shared memory. Neighbouring threads take neighbours in memory; what lies outside B is
+// zero.
+template <DType storage>
+class Fetch {
+ public:
+  using Word = typename TileWord<storage>::Type;
+  using Bits = typename Entry<storage>::Bits;
+  static constexpr int kPerWord = Tile<storage>::kPerWord;
+
+  // Coordinates [first, first + coordinates) of B; shared memory has room for `room` of them, a power of two.
+  __device__ Fetch(const MatrixView& b, index_t first, int coordinates, int room)
+      : b_(b), first_(first), coordinates_(coordinates), room_(room), room_bits_(std::countr_zero(unsigned(room))) {
+    const bool by_rows = b.col_stride != 1 && (b.row_stride == 1 || b.row_stride == -1);
+    across_ = by_rows ? kTileWords : room;
+    // 16-bit entries travel in pairs where two neighbours in memory are a whole word.
+    const bool aligned = reinterpret_cast<std::uintptr_t>(b.data) % sizeof(Word) == 0;
+    if (kPerWord == 1 || (b.row_stride == 1 && b.col_stride % 2 == 0 && aligned)) {
+      way_ = Way::whole_words;
+    } else if (b.col_stride == 1 && b.row_stride % 2 == 0 && first % 2 == 0 && aligned) {
+      way_ = Way::coordinate_pairs;
+    }
+  }
+
+  // Begins to load the tile that starts at row0; it is there after wait_for_copies() and a barrier.
+  __device__ void start(index_t row0, Word* tile) const {
+    if (way_ == Way::coordinate_pairs) return start_pairs(row0, tile);
+    for_each_word([&](int j, int q) {
+      Word* const to = tile + j * kTileStride + q;
+      const index_t row = row0 + q * kPerWord;
+      if (j >= coordinates_ || row >= b_.rows) {
+        *to = 0;
+      } else if (way_ == Way::whole_words && row + kPerWord <= b_.rows) {
+        copy_word_async(to, reinterpret_cast<const Word*>(address(row, j)));
+      } else {
+        *to = gather(row, j);
+      }
+    });
+  }
+
+  // Asks for the tile that starts at row0 to be brought into the second-level cache.
+  __device__ void prefetch(index_t row0) const {
+    constexpr int kLine = 128;
+    constexpr int kRows = Tile<storage>::kRows;
+    const int t = static_cast<int>(threadIdx.x);
+    const int threads = static_cast<int>(blockDim.x);
+    const auto rows = static_cast<int>(row0 + kRows <= b_.rows ? kRows : b_.rows - row0);
+    if (across_ == kTileWords) {
+      for (int j = t; j < coordinates_; j += threads) prefetch_to_l2(address(row0, j));
+    } else if (b_.col_stride == 1) {
+      constexpr int kStep = kLine / static_cast<int>(sizeof(Bits));
+      const int steps = (coordinates_ + kStep - 1) / kStep;
+      for (int i = t; i < rows * steps; i += threads) prefetch_to_l2(address(row0 + i / steps, i % steps * kStep));
+    }
+  }
+
+  // Adds up what the entries of the tile say of W.
+  __device__ void add_to(BlockStats& stats, const Word* tile, index_t row0, double scale, bool swapped) const {
+    for_each_word([&](int j, int q) {
+      const Word word = tile[j * kTileStride + q];
+      for (int e = 0; e < kPerWord; ++e) {
+        const Bits bits = Tile<storage>::entry(word, e);
+        const double scaled = Entry<storage>::widen(bits) * scale;
+        stats.squares += scaled * scaled;
+        if ((bits & Entry<storage>::kExponent) != Entry<storage>::kExponent) continue;
+        const index_t row = row0 + q * kPerWord + e;
+        const index_t col = first_ + j;
+        const index_t position = swapped ? col * b_.rows + row : row * b_.cols + col;
+        if (stats.nonfinite == 0 || position < stats.first) stats.first = position;
+        ++stats.nonfinite;
+      }
+    });
+  }
+
+ private:
+  enum class Way { single_entries, whole_words, coordinate_pairs };
+
+  // function(coordinate, word of that coordinate) for this thread's share of a tile.
+  template <class Function>
+  __device__ void for_each_word(const Function& function) const {
+    const int words = room_ * kTileWords;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
+      if (across_ == kTileWords) {
+        function(i / kTileWords, i % kTileWords);
+      } else {
+        function(i & (room_ - 1), i >> room_bits_);
+      }
+    }
+  }
+
+  __device__ const Bits* address(index_t row, int j) const {
+    return static_cast<const Bits*>(b_.data) + row * b_.row_stride + (first_ + j) * b_.col_stride;
+  }
+
+  __device__ Word gather(index_t row, int j) const {
+    const Bits* const at = address(row, j);
+    if constexpr (kPerWord == 2) {
+      return row + 1 < b_.rows ? at[0] | static_cast<Word>(at[b_.row_stride]) << 16 : at[0];
+    } else {
+      return at[0];
+    }
+  }
+
+  // Words of memory hold two coordinates of a row, words of the tile two rows of a coordinate.
+  __device__ void start_pairs(index_t row0, Word* tile) const {
+    const int words = room_ / 2 * kTileWords;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
+      const int j = (i & (room_ / 2 - 1)) * 2;
+      const int q = i >> (room_bits_ - 1);
+      const index_t row = row0 + q * kPerWord;
+      const Word upper = pair_of(row, j);
+      const Word lower = pair_of(row + 1, j);
+      tile[j * kTileStride + q] = (upper & 0xffffU) | lower << 16;
+      tile[(j + 1) * kTileStride + q] = upper >> 16 | (lower & 0xffff0000U);
+    }
+  }
+
+  __device__ Word pair_of(index_t row, int j) const {
+    if (j >= coordinates_ || row >= b_.rows) return 0;
+    const Bits* const at = address(row, j);
+    return j + 1 < coordinates_ ? *reinterpret_cast<const Word*>(at) : Word{at[0]};
+  }
+
+  MatrixView b_;
+  index_t first_;
+  int coordinates_;
+  int room_;
+  int room_bits_;
+  int across_;  // words (by rows) or coordinates that consecutive threads run through first
+  Way way_ = Way::single_entries;
+};
+
+// The block's shared memory.
+template <DType storage, class Real>
+struct Shared {
+  typename TileWord<storage>::Type* tile;
+  Real* x;           // [coordinate][width]
+  Real* warp_sums;   // [warp][row][kColumnGroup]
+  Real* block_sums;  // [2][row][width]
+  Real* y;           // [row][width]
+
+  __device__ Shared(int width, int threads) {
+    const PassMemory memory(storage, sizeof(Real), width, threads);
+    auto* bytes = shared_memory<unsigned char>();
+    tile = reinterpret_cast<typename TileWord<storage>::Type*>(bytes);
+    x = reinterpret_cast<Real*>(bytes + memory.x);
+    warp_sums = reinterpret_cast<Real*>(bytes + memory.warp_sums);
+    block_sums = reinterpret_cast<Real*>(bytes + memory.block_sums);
+    y = reinterpret_cast<Real*>(bytes + memory.y);
+  }
+};
+
+// sums (rows x kWidth) = tile X over the coordinates of this block. Begins and ends with the block in step.
+template <DType storage, class Real, int kWidth, int kEach>
+__device__ void block_product(const Shared<storage, Real>& shared, int coordinates, Real* sums) {
+  using Words = Tile<storage>;
+  constexpr int kPerWord = Words::kPerWord;
+  constexpr int kGroup = kColumnGroup;
+  constexpr int kHalf = kWarp / 2;
+  const int t = static_cast<int>(threadIdx.x);
+  const int warp = t / kWarp;
+  const int lane = t % kWarp;
+  const int q = lane % kHalf;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int column = 0; column < kWidth; column += kGroup) {
+    Real sum[kPerWord][kGroup] = {};
+    for (int g = 0; g < kEach; ++g) {
+      const int base = (warp * kEach + g) * kWarp;
+      if (base >= coordinates) break;
+      const int j = base + lane / kHalf * kHalf;
+#pragma unroll 8
+      for (int i = 0; i < kHalf; ++i) {
+        const auto word = shared.tile[(j + i) * kTileStride + q];
+        const auto x = *reinterpret_cast<const Pack<Real, kGroup>*>(shared.x + (j + i) * kWidth + column);
+#pragma unroll
+        for (int e = 0; e < kPerWord; ++e) {
+          const auto entry = static_cast<Real>(Entry<storage>::widen(Words::entry(word, e)));
+#pragma unroll
+          for (int k = 0; k < kGroup; ++k) sum[e][k] += entry * x.values[k];
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kPerWord; ++e) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        const Real other = __shfl_xor_sync(0xffffffffU, sum[e][k], kHalf);
+        if (lane < kHalf) {
+          shared.warp_sums[(warp * Words::kRows + q * kPerWord + e) * kGroup + k] = sum[e][k] + other;
+        }
+      }
+    }
+    __syncthreads();
+    for (int i = t; i < Words::kRows * kGroup; i += static_cast<int>(blockDim.x)) {
+      Real total = 0;
+      for (int w = 0; w < warps; ++w) total += shared.warp_sums[w * Words::kRows * kGroup + i];
+      sums[i / kGroup * kWidth + column + i % kGroup] = total;
+    }
+    __syncthreads();
+  }
+}
+
+// One BlockStats of the threads' own, added up in the order of the threads; `tile` is free by now.
+__device__ void write_stats(const BlockStats& own, BlockStats* scratch, BlockStats* out) {
+  __syncthreads();
+  scratch[threadIdx.x] = own;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    BlockStats total = scratch[0];
+    for (unsigned t = 1; t < blockDim.x; ++t) {
+      const BlockStats& next = scratch[t];
+      total.squares += next.squares;
+      if (next.nonfinite == 0) continue;
+      if (total.nonfinite == 0 || next.first < total.first) total.first = next.first;
+      total.nonfinite += next.nonfinite;
+    }
+    *out = total;
+  }
+}
+
+template <DType storage, class Real, int kWidth, Pass kPass>
+__global__ void __launch_bounds__(most_threads(sizeof(Real))) pass_kernel(PassArguments<Real> a) {
+  using Words = Tile<storage>;
+  constexpr int kEach = coordinates_per_thread(kWidth, sizeof(Real));
+  const int t = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  const unsigned blocks = kPass == Pass::gram ? gridDim.x : 1;
+  const Shared<storage, Real> shared(kWidth, threads);
+  const index_t first = blockIdx.x * a.slice;
+  const index_t left = a.b.cols - first;
+  const auto coordinates = static_cast<int>(left < a.slice ? left : a.slice);
+
+  for (int i = t; i < kWidth * threads * kEach; i += threads) {
+    const int c = i / (threads * kEach);
+    const int j = i % (threads * kEach);
+    const bool given = c < a.width && j < coordinates;
+    shared.x[j * kWidth + c] = given ? a.x[c * a.x_stride + first + j] * a.x_scale : Real{0};
+  }
+
+  const Fetch<storage> fetch(a.b, first, coordinates, threads * kEach);
+  Real z[kPass == Pass::gram ? kEach : 1][kPass == Pass::gram ? kWidth : 1] = {};
+  BlockStats stats;
+  const index_t panels = (a.b.rows + Words::kRows - 1) / Words::kRows;
+  const index_t begin = blockIdx.y * a.chunk_panels;
+  const index_t end = begin + a.chunk_panels < panels ? begin + a.chunk_panels : panels;
+  for (index_t panel = begin; panel < end; ++panel) {
+    __syncthreads();  // nobody reads the last tile any more
+    fetch.start(panel * Words::kRows, shared.tile);
+    wait_for_copies();
+    __syncthreads();
+    if (panel + 1 < end) fetch.prefetch((panel + 1) * Words::kRows);
+    if (a.stats != nullptr) fetch.add_to(stats, shared.tile, panel * Words::kRows, a.entry_scale, a.swapped);
+
+    Real* const own = shared.block_sums + (panel - begin) % 2 * Words::kRows * kWidth;
+    block_product<storage, Real, kWidth, kEach>(shared, coordinates, own);
+    if constexpr (kPass == Pass::product) {
+      for (int i = t; i < Words::kRows * a.width; i += threads) {
+        const int row = i % Words::kRows;
+        const int c = i / Words::kRows;
+        const index_t at = panel * Words::kRows + row;
+        if (at < a.b.rows) a.partial[(blockIdx.x * index_t{a.width} + c) * a.b.rows + at] = own[row * kWidth + c];
+      }
+    } else {
+      cluster_sync(blocks);
+      for (int i = t; i < Words::kRows * kWidth; i += threads) {
+        Real total = 0;
+        for (unsigned rank = 0; rank < blocks; ++rank) total += *shared_memory_of(own + i, rank);
+        shared.y[i] = total * a.y_scale[0] * a.y_scale[1];
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int q = 0; q < kTileWords; ++q) {
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+          const auto word = shared.tile[(t + threads * i) * kTileStride + q];
+#pragma unroll
+          for (int e = 0; e < Words::kPerWord; ++e) {
+            const auto entry = static_cast<Real>(Entry<storage>::widen(Words::entry(word, e)));
+            const Real* y = shared.y + (q * Words::kPerWord + e) * kWidth;
+#pragma unroll
+            for (int c = 0; c < kWidth; ++c) z[i][c] += entry * y[c];
+          }
+        }
+      }
+    }
+  }
+  if constexpr (kPass == Pass::gram) {
+    cluster_sync(blocks);  // others may still read this block's sums
+    for (int i = 0; i < kEach; ++i) {
+      const int j = t + threads * i;
+      if (j >= coordinates) continue;
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) {
+        if (c < a.width) a.partial[(blockIdx.y * index_t{a.width} + c) * a.b.cols + first + j] = z[i][c];
+      }
+    }
+  }
+  if (a.stats != nullptr) {
+    write_stats(stats, shared_memory<BlockStats>(), a.stats + blockIdx.y * index_t{gridDim.x} + blockIdx.x);
+  }
+}
+
+template <DType storage, class Real, Pass kPass>
+void launch_width(Stream stream, const PassPlan& plan, const PassArguments<Real>& arguments) {
+  const Grid grid = plan.grid(kPass);
+  switch (plan.width) {
+    case 4:
+      return launch(stream, grid, &pass_kernel<storage, Real, 4, kPass>, arguments);
+    case 8:
+      return launch(stream, grid, &pass_kernel<storage, Real, 8, kPass>, arguments);
+    case 16:
+      return launch(stream, grid, &pass_kernel<storage, Real, 16, kPass>, arguments);
+    default:
+      return launch(stream, grid, &pass_kernel<storage, Real, 32, kPass>, arguments);
+  }
+}
+
+}  // namespace
+
+template <DType storage, class Real>
+void launch_stored(Stream stream, Pass pass, const PassPlan& plan, const PassArguments<Real>& arguments) {
+  if (pass == Pass::gram) return launch_width<storage, Real, Pass::gram>(stream, plan, arguments);
+  launch_width<storage, Real, Pass::product>(stream, plan, arguments);
+}
+
+template void launch_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, Pass, const PassPlan&,
+                                                                 const PassArguments<MPFAST_REAL>&);
+
+}  // namespace mpfast::cuda

@@ -1,0 +1,128 @@
+#include "cuda/runtime.hpp"
+
+#include <string>
+
+#include "cuda/device_platform.hpp"
+
+namespace mpfast::cuda {
+
+namespace {
+
+std::string dotted(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Memory that was given back stays with the pool: a run allocates the same few sizes again and again.
+void keep_freed_memory(int device) {
+  cudaMemPool_t pool{};
+  check(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
+  std::uint64_t threshold = std::uint64_t{256} << 20;
+  std::uint64_t current = 0;
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &current), "cudaMemPoolGetAttribute");
+  if (current >= threshold) return;
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+}
+
+}  // namespace
+
+int device_count(std::string* why) {
+  int driver = 0;
+  int count = 0;
+  std::string reason;
+  cudaError_t status = cudaDriverGetVersion(&driver);
+  if (status == cudaSuccess && driver == 0) {
+    reason = "no NVIDIA driver was found";
+  } else {
+    status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess) {
+      reason = cudaGetErrorString(status);
+      if (status == cudaErrorInsufficientDriver) {
+        reason += ": the driver supports CUDA " + dotted(driver) + ", this build needs " + dotted(CUDART_VERSION);
+      }
+      cudaGetLastError();
+      count = 0;
+    } else if (count == 0) {
+      reason = "the driver sees no GPU";
+    }
+  }
+  if (why != nullptr) *why = reason;
+  return count;
+}
+
+std::string driver_version() {
+  int version = 0;
+  check(cudaDriverGetVersion(&version), "cudaDriverGetVersion");
+  return dotted(version);
+}
+
+DeviceDescription describe(int device) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return {properties.name, properties.major, properties.minor, properties.multiProcessorCount,
+          properties.totalGlobalMem};
+}
+
+DeviceLimits limits_of(int device) {
+  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 &&
+                        attribute(cudaDevAttrClusterLaunch, device) != 0;
+  return {static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)), clusters ? 8 : 1};
+}
+
+int device_of(const void* address) {
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
+  const bool there = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return there ? attributes.device : -1;
+}
+
+std::size_t free_memory(int device) {
+  const OnDevice current(device);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
+Stream create_stream(int device) {
+  const OnDevice current(device);
+  keep_freed_memory(device);
+  cudaStream_t handle{};
+  check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  return {device, handle};
+}
+
+void destroy_stream(Stream stream) noexcept { cudaStreamDestroy(handle_of(stream)); }
+
+void* allocate(Stream stream, std::size_t bytes) {
+  const OnDevice current(stream.device);
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocAsync(&memory, bytes == 0 ? 1 : bytes, handle_of(stream));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory(bytes);
+  }
+  check(status, "cudaMallocAsync");
+  return memory;
+}
+
+void release(Stream stream, void* memory) noexcept { cudaFreeAsync(memory, handle_of(stream)); }
+
+void copy(Stream stream, void* to, const void* from, std::size_t bytes) {
+  const OnDevice current(stream.device);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle_of(stream)), "cudaMemcpyAsync");
+}
+
+void copy_rows(Stream stream, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+               std::size_t bytes, std::size_t rows) {
+  const OnDevice current(stream.device);
+  check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, rows, cudaMemcpyDefault, handle_of(stream)),
+        "cudaMemcpy2DAsync");
+}
+
+void synchronize(Stream stream) { check(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize"); }
+
+}  // namespace mpfast::cuda
