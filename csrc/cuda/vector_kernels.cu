@@ -101,6 +101,11 @@ __global__ void probe_kernel(Real* v, index_t dim, index_t count, ProbeKey key, 
   v[i] = static_cast<Real>(probe_entry(key, i % dim, first_column + static_cast<std::uint32_t>(i / dim)));
 }
 
+__global__ void identity_kernel(double* v, index_t dim, index_t count, index_t first_column) {
+  const index_t i = thread_number();
+  if (i < dim * count) v[i] = i % dim == first_column + i / dim ? 1 : 0;
+}
+
 template <class Real>
 __global__ void zero_kernel(const Real* z, int z_count, Real* x, int x_count, index_t dim, index_t* zeros) {
   auto* const found = shared_memory<int>();
@@ -160,6 +165,11 @@ template <class Real>
 void fill_probes(Stream stream, Real* v, index_t dim, index_t count, ProbeKey key, std::uint32_t first_column) {
   const Grid grid{.x = blocks_for(dim * count, kThreads), .threads = kThreads};
   launch(stream, grid, &probe_kernel<Real>, v, dim, count, key, first_column);
+}
+
+void fill_identity(Stream stream, double* v, index_t dim, index_t count, index_t first_column) {
+  const Grid grid{.x = blocks_for(dim * count, kThreads), .threads = kThreads};
+  launch(stream, grid, &identity_kernel, v, dim, count, first_column);
 }
 
 template <class Real>

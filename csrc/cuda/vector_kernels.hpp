@@ -28,6 +28,9 @@ void transform(Stream stream, Real* z, index_t dim, int count, const Real* m);
 template <class Real>
 void fill_probes(Stream stream, Real* v, index_t dim, index_t count, ProbeKey key, std::uint32_t first_column);
 
+// The `count` columns of the identity from number `first_column` on.
+void fill_identity(Stream stream, double* v, index_t dim, index_t count, index_t first_column);
+
 // Sets x to zero wherever all columns of z are zero. zeros[block]: how many coordinates of that block of
 // kZeroBlock coordinates that are.
 constexpr index_t kZeroBlock = 256;

@@ -1,6 +1,5 @@
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -8,34 +7,15 @@
 #include "core/scale.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/host_backend.hpp"
-#include "linalg/block_lanczos.hpp"
 #include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
+#include "python/lanczos_run.hpp"
 
 namespace mpfast::python {
 
 namespace {
 
-template <class T>
-py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
-  return py::array_t<T>(std::move(shape), values.data());
-}
-
-// One block Lanczos run from Python: a matrix or an operator, a thread count, and the state between calls. The team of
-// threads lives only as long as a call, so that a run can wait in Python without threads.
-class Run {
- public:
-  virtual ~Run() = default;
-  virtual void advance(index_t steps) = 0;
-  virtual linalg::RitzValues ritz(index_t steps) = 0;
-  virtual py::array ritz_vectors(index_t count) = 0;
-  virtual index_t steps() const = 0;
-  virtual index_t width() const = 0;
-  virtual bool exhausted() const = 0;
-  virtual index_t zero_coordinates() const = 0;
-  virtual linalg::OperatorStats stats() const = 0;
-};
-
+// The team of threads lives only as long as a call, so that a run can wait in Python without threads.
 template <class Real>
 class HostRun : public Run {
  public:
@@ -61,15 +41,10 @@ class HostRun : public Run {
   }
 
   py::array ritz_vectors(index_t count) override {
-    const linalg::RitzValues ritz_values = ritz(lanczos_.steps());
-    if (count < 1 || count > ritz_values.size)
-      throw std::invalid_argument("count must be between 1 and the basis size");
+    const std::vector<double> coefficients = leading_vectors(ritz(lanczos_.steps()), count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
-    with_team([&] {
-      lanczos_.combine(std::span(ritz_values.vectors).first(static_cast<std::size_t>(count * ritz_values.size)),
-                       {data, dim_, count});
-    });
+    with_team([&] { lanczos_.combine(coefficients, {data, dim_, count}); });
     return out;
   }
 
@@ -145,13 +120,6 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
 }
 
-py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
-  const linalg::RitzValues r = run.ritz(steps.value_or(run.steps()));
-  // Weights go out as (width, size): one row per probe.
-  return py::make_tuple(to_array(r.theta, {r.size}), to_array(r.residual, {r.size}),
-                        to_array(r.weight, {r.width, r.size}));
-}
-
 using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
@@ -179,19 +147,7 @@ py::tuple measure(const std::vector<Block>& blocks, linalg::QuadratureOptions op
 }  // namespace
 
 void register_lanczos(py::module_& m) {
-  py::class_<Run>(m, "LanczosRun", "A block Lanczos run on the Gram operator of the short side of a matrix.")
-      .def("advance", &Run::advance, py::arg("steps"))
-      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(),
-           "Ritz values (descending), residuals and probe weights (width, size) after `steps` steps.")
-      .def("ritz_vectors", &Run::ritz_vectors, py::arg("count"), "Leading Ritz vectors, (count, dim).")
-      .def_property_readonly("steps", &Run::steps)
-      .def_property_readonly("width", &Run::width)
-      .def_property_readonly("exhausted", &Run::exhausted)
-      .def_property_readonly("zero_coordinates", &Run::zero_coordinates)
-      .def_property_readonly("stats", [](const Run& run) {
-        const linalg::OperatorStats s = run.stats();
-        return py::make_tuple(s.trace, s.nonfinite_count, s.first_nonfinite_row, s.first_nonfinite_col);
-      });
+  register_run(m);
   m.def(
       "lanczos_run",
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,

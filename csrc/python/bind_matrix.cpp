@@ -2,31 +2,12 @@
 #include <string>
 
 #include "python/bindings.hpp"
+#include "python/dtype_names.hpp"
+#include "python/interrupt.hpp"
 
 namespace mpfast::python {
 
 namespace {
-
-DType parse_dtype(const std::string& name) {
-  if (name == "float64") return DType::float64;
-  if (name == "float32") return DType::float32;
-  if (name == "float16") return DType::float16;
-  if (name == "bfloat16") return DType::bfloat16;
-  throw std::invalid_argument("dtype must be float64, float32, float16 or bfloat16, not " + name);
-}
-
-const char* dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return "float64";
-    case DType::float32:
-      return "float32";
-    case DType::float16:
-      return "float16";
-    default:
-      return "bfloat16";
-  }
-}
 
 // `array` may hold the raw bits of a type NumPy lacks: only its memory and strides are used.
 Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
@@ -43,12 +24,7 @@ Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
 
 }  // namespace
 
-cpu::Poll interrupt_poll() {
-  return [] {
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
-}
+cpu::Poll interrupt_poll() { return &check_signals; }
 
 void register_matrix(py::module_& m) {
   py::class_<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")

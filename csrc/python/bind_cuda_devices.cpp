@@ -1,0 +1,92 @@
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "python/cuda_bindings.hpp"
+#include "python/dtype_names.hpp"
+
+namespace mpfast::python {
+
+namespace {
+
+cuda::Stream stream_of(int device, std::uintptr_t handle) {
+  return {device, reinterpret_cast<void*>(handle)};  // NOLINT: a cudaStream_t, as Python frameworks hand it out
+}
+
+// The address and the handle are integers, as in __cuda_array_interface__ and DLPack; strides count entries.
+DeviceMatrix matrix_at(std::uintptr_t address, const std::string& dtype, std::pair<index_t, index_t> shape,
+                       std::pair<index_t, index_t> strides, int device, std::uintptr_t stream, py::object owner) {
+  return {{reinterpret_cast<const void*>(address), parse_dtype(dtype), shape.first, shape.second, strides.first,
+           strides.second},
+          stream_of(device, stream),
+          std::move(owner)};
+}
+
+// Device memory that holds a copy of a matrix, and the stream it belongs to.
+struct Upload {
+  explicit Upload(int device, index_t bytes) : stream(device), memory(stream, bytes) {}
+
+  cuda::OwnStream stream;
+  cuda::DeviceBuffer<char> memory;
+};
+
+// A row-major copy of a C- or Fortran-contiguous array keeps its order.
+DeviceMatrix upload(const py::array& array, const std::string& dtype, int device) {
+  const DType type = parse_dtype(dtype);
+  const auto entry = static_cast<index_t>(size_of(type));
+  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
+  const index_t rows = array.shape(0);
+  const index_t cols = array.shape(1);
+  const bool by_rows = array.strides(1) == entry;
+  if (!by_rows && array.strides(0) != entry) throw std::invalid_argument("expected a contiguous array");
+  const index_t lines = by_rows ? rows : cols;
+  const index_t length = by_rows ? cols : rows;
+  const auto pitch = static_cast<std::size_t>(array.strides(by_rows ? 0 : 1));
+  auto copy = std::make_unique<Upload>(device, rows * cols * entry);
+  {
+    const py::gil_scoped_release unlocked;
+    const auto bytes = static_cast<std::size_t>(length * entry);
+    cuda::copy_rows(copy->stream, copy->memory.get(), bytes, array.data(), lines == 1 ? bytes : pitch, bytes,
+                    static_cast<std::size_t>(lines));
+    cuda::synchronize(copy->stream);
+  }
+  const MatrixView view{copy->memory.get(), type, rows, cols, by_rows ? cols : 1, by_rows ? 1 : rows};
+  const cuda::Stream stream = copy->stream;
+  return {view, stream, py::capsule(copy.release(), [](void* p) { delete static_cast<Upload*>(p); })};
+}
+
+}  // namespace
+
+void register_cuda_devices(py::module_& m) {
+  py::register_exception<cuda::Error>(m, "CudaError", PyExc_RuntimeError);
+  py::class_<DeviceMatrix>(m, "Matrix", "A read-only view of a 2-D array in device memory; keeps its owner alive.")
+      .def(py::init(&matrix_at), py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
+           py::arg("device"), py::arg("stream"), py::arg("owner"))
+      .def_static("upload", &upload, py::arg("array"), py::arg("dtype"), py::arg("device"),
+                  "A copy of a host array with contiguous rows or columns.")
+      .def_property_readonly("shape", [](const DeviceMatrix& w) { return py::make_tuple(w.view.rows, w.view.cols); })
+      .def_property_readonly("dtype", [](const DeviceMatrix& w) { return dtype_name(w.view.dtype); })
+      .def_property_readonly("device", [](const DeviceMatrix& w) { return w.stream.device; });
+  m.def(
+      "device_count",
+      [] {
+        std::string why;
+        const int count = cuda::device_count(&why);
+        return py::make_tuple(count, why);
+      },
+      "Number of GPUs, and why there are none.");
+  m.def("driver_version", &cuda::driver_version);
+  m.def("device_of", [](std::uintptr_t address) { return cuda::device_of(reinterpret_cast<const void*>(address)); },
+        py::arg("address"), "The device that owns this memory; -1 for host memory.");
+  m.def("free_memory", &cuda::free_memory, py::arg("device"), "Bytes.");
+  m.def(
+      "describe",
+      [](int device) {
+        const cuda::DeviceDescription d = cuda::describe(device);
+        return py::make_tuple(d.name, std::to_string(d.major) + "." + std::to_string(d.minor), d.multiprocessors,
+                              d.memory_bytes);
+      },
+      py::arg("device"), "Name, compute capability, multiprocessors, bytes of memory.");
+}
+
+}  // namespace mpfast::python

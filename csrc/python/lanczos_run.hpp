@@ -1,0 +1,63 @@
+// One block Lanczos run as Python sees it, whatever machine it runs on.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "linalg/block_lanczos.hpp"
+#include "python/bindings.hpp"
+
+namespace mpfast::python {
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape), values.data());
+}
+
+// A matrix or an operator, and the state between calls.
+class Run {
+ public:
+  virtual ~Run() = default;
+  virtual void advance(index_t steps) = 0;
+  virtual linalg::RitzValues ritz(index_t steps) = 0;
+  virtual py::array ritz_vectors(index_t count) = 0;
+  virtual index_t steps() const = 0;
+  virtual index_t width() const = 0;
+  virtual bool exhausted() const = 0;
+  virtual index_t zero_coordinates() const = 0;
+  virtual linalg::OperatorStats stats() const = 0;
+};
+
+// The coefficients of the leading `count` Ritz vectors in the basis.
+inline std::vector<double> leading_vectors(const linalg::RitzValues& ritz, index_t count) {
+  if (count < 1 || count > ritz.size) throw std::invalid_argument("count must be between 1 and the basis size");
+  return {ritz.vectors.begin(), ritz.vectors.begin() + count * ritz.size};
+}
+
+inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
+  const linalg::RitzValues r = run.ritz(steps.value_or(run.steps()));
+  // Weights go out as (width, size): one row per probe.
+  return py::make_tuple(to_array(r.theta, {r.size}), to_array(r.residual, {r.size}),
+                        to_array(r.weight, {r.width, r.size}));
+}
+
+// Every module has its own Python class of this name.
+inline void register_run(py::module_& m) {
+  py::class_<Run>(m, "LanczosRun", py::module_local(),
+                  "A block Lanczos run on the Gram operator of the short side of a matrix.")
+      .def("advance", &Run::advance, py::arg("steps"))
+      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(),
+           "Ritz values (descending), residuals and probe weights (width, size) after `steps` steps.")
+      .def("ritz_vectors", &Run::ritz_vectors, py::arg("count"), "Leading Ritz vectors, (count, dim).")
+      .def_property_readonly("steps", &Run::steps)
+      .def_property_readonly("width", &Run::width)
+      .def_property_readonly("exhausted", &Run::exhausted)
+      .def_property_readonly("zero_coordinates", &Run::zero_coordinates)
+      .def_property_readonly("stats", [](const Run& run) {
+        const linalg::OperatorStats s = run.stats();
+        return py::make_tuple(s.trace, s.nonfinite_count, s.first_nonfinite_row, s.first_nonfinite_col);
+      });
+}
+
+}  // namespace mpfast::python
