@@ -43,7 +43,7 @@ if(MPFAST_CUDA_EMULATION)
   add_library(_cuda_options INTERFACE)
   target_include_directories(_cuda_options INTERFACE tests)
   # Kernels are compiled as C++: pragmas meant for nvcc are none of the host compiler's business.
-  target_compile_options(_cuda_options INTERFACE -x c++ -Wno-unknown-pragmas -Wno-maybe-uninitialized -g -O1 -fsanitize=address
+  target_compile_options(_cuda_options INTERFACE -x c++ -Wno-unknown-pragmas -Wno-maybe-uninitialized -g -O2 -fsanitize=address
                          -fno-omit-frame-pointer)
   target_link_options(_cuda_options INTERFACE -fsanitize=address)
   pybind11_add_module(_cuda NO_EXTRAS ${cuda_host_sources} tests/emulation/emulation.cpp tests/emulation/runtime.cpp)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 
-__all__ = ["allocate", "as_matrix", "as_numpy", "dtype_error", "like", "raise_if_nonfinite"]
+__all__ = ["allocate", "as_matrix", "as_numpy", "check_matrix", "dtype_error", "like", "raise_if_nonfinite"]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -47,12 +47,19 @@ def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
     if isinstance(W, _core.Matrix):
         return W
     array, dtype = as_numpy(W, function=function, name=name)
-    if array.ndim != 2:
-        hint = f"; use {name}.reshape({name}.shape[0], -1)" if array.ndim > 2 else ""
-        raise ValueError(f"{function}(): {name} must be 2-D, but has shape {array.shape}{hint}")
-    if array.size == 0:
-        raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
+    check_matrix(array.shape, dtype, function, name)
     return _core.Matrix(array, dtype)
+
+
+def check_matrix(shape: tuple[int, ...], dtype: str, function: str, name: str) -> None:
+    """Raise unless an array of this shape and type can be viewed as a matrix; errors as `as_matrix`."""
+    if dtype not in FLOATS:
+        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
+    if len(shape) != 2:
+        hint = f"; use {name}.reshape({name}.shape[0], -1)" if len(shape) > 2 else ""
+        raise ValueError(f"{function}(): {name} must be 2-D, but has shape {shape}{hint}")
+    if math.prod(shape) == 0:
+        raise ValueError(f"{function}(): {name} is empty: its shape is {shape}")
 
 
 def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], str]:
@@ -160,14 +167,17 @@ def _is_buffer(W: Any) -> bool:
 
 
 def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
-    return ValueError(f"{function}(): {name} is on {where}, and this build has no CUDA backend; pass {remedy}")
+    return ValueError(f"{function}(): {name} is on {where}, and this build cannot work there; pass {remedy}")
 
 
 def like(result: NDArray[Any], prototype: Any) -> Any:
-    """Hand a result back in the framework of ``prototype``, without a copy where the framework allows it."""
+    """Hand a result back in the framework and on the device of ``prototype``, without a copy where that is possible."""
     module = type(prototype).__module__.split(".")[0]
     if "torch" in sys.modules and isinstance(prototype, sys.modules["torch"].Tensor):
-        return sys.modules["torch"].from_numpy(result)
+        return sys.modules["torch"].from_numpy(result).to(prototype.device)
+    if module == "cupy":
+        with prototype.device:
+            return sys.modules["cupy"].asarray(result)
     if module in ("jax", "jaxlib"):
         import jax.numpy as jnp
 

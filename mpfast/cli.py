@@ -272,6 +272,7 @@ def info_command() -> None:
     import numpy as np
 
     from mpfast import _core
+    from mpfast.devices import cuda_status
 
     facts = {
         "mpfast": _version(),
@@ -280,7 +281,7 @@ def info_command() -> None:
         "BLAS": _core.blas(),
         "SIMD": _core.isa(),
         "threads": str(_core.default_threads()),
-        "CUDA": "not built",
+        "CUDA": cuda_status(),
     }
     for name, value in facts.items():
         typer.echo(f"{name:8} {value}")

@@ -19,7 +19,7 @@ from mpfast.arrays import raise_if_nonfinite
 from mpfast.errors import ConvergenceWarning
 from mpfast.measure import Measure
 from mpfast.options import check_seed, positive_integer, thread_count
-from mpfast.sources import Source, open_source
+from mpfast.sources import LanczosRun, Source, open_source
 
 if TYPE_CHECKING:
     from mpfast.spectrum import Spectrum
@@ -62,6 +62,7 @@ class Request:
     steps: int | None = None
     seed: int = 0
     threads: int | None = None
+    device: str | None = None
     function: str = "spectrum"
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class Request:
 
 def estimate_spectrum(W: Any, request: Request) -> Spectrum:
     """Measure the spectrum of ``W`` as requested."""
-    source = open_source(W, function=request.function, threads=request.thread_count)
+    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
     p = min(source.shape)
     if request.method == "lanczos" and p < LANCZOS_FROM:
         raise ValueError(
@@ -107,7 +108,9 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
     from mpfast.spectrum import Spectrum
 
     values, fro_norm = source.singular_values()
-    return Spectrum.from_values(values, source.shape, dtype=source.dtype, fro_norm=fro_norm, seed=int(request.seed))
+    return Spectrum.from_values(
+        values, source.shape, dtype=source.dtype, device=source.device, fro_norm=fro_norm, seed=int(request.seed)
+    )
 
 
 def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
@@ -172,7 +175,7 @@ class _Session:
         self.source = source
         self.request = request
         self.precise = precise
-        self.runs: list[_core.LanczosRun] = []
+        self.runs: list[LanczosRun] = []
         self.settling = 0.0
         self._trace: float | None = None
 
@@ -264,6 +267,7 @@ class _Session:
         return Spectrum(
             shape=self.source.shape,
             dtype=self.source.dtype,
+            device=self.source.device,
             method="lanczos",
             fro_norm=math.sqrt(trace) * unit,
             measure=measure,

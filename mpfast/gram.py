@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_matrix, as_numpy, like, raise_if_nonfinite
+from mpfast.device_sources import DeviceSource, device_gram_product, open_device_array
+from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.operators import GramOperator, is_operator
 from mpfast.options import thread_count
 
@@ -21,8 +23,8 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     Parameters
     ----------
     W
-        2-D real array of any framework, shape (m, n); float64, float32, float16 or bfloat16, any strides. Also a SciPy
-        sparse matrix or `LinearOperator`: multiplied by its owner in float64.
+        2-D real array of any framework, shape (m, n); float64, float32, float16 or bfloat16, any strides; in GPU
+        memory the GPU multiplies. Also a SciPy sparse matrix or `LinearOperator`: multiplied by its owner in float64.
     X
         Array of any framework, shape (n, b) for ``side="right"`` or (m, b) for ``side="left"``; one-dimensional is
         b = 1. Wide blocks are cut into blocks of 32 columns, one pass over W each.
@@ -55,10 +57,18 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     if side not in ("auto", "right", "left"):
         raise ValueError(f"gram_product(): side must be 'auto', 'right' or 'left', not {side!r}")
     count = thread_count(threads, "gram_product")
-    source = GramOperator(W, "gram_product") if is_operator(W) else as_matrix(W, function="gram_product")
+    source: GramOperator | _core.Matrix | DeviceSource
+    if is_operator(W):
+        source = GramOperator(W, "gram_product")
+    elif is_on_gpu(W) and has_cuda_backend():
+        source = open_device_array(W, "gram_product", count)
+    else:
+        source = as_matrix(W, function="gram_product")
     rows, cols = source.shape
     if side == "auto":
         side = "right" if rows >= cols else "left"
+    if isinstance(source, DeviceSource) and is_on_gpu(X):
+        return device_gram_product(source, X, side)
     wide = isinstance(source, GramOperator) or source.dtype == "float64"
     x, vector = _block(X, cols if side == "right" else rows, np.float64 if wide else np.float32, side, source.shape)
     z = np.empty_like(x)
@@ -68,7 +78,11 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
             left = side == "left"
             z[first : first + 32] = source.multiply(source.multiply(block, transpose=left), transpose=not left)
             continue
-        z[first : first + 32], _, nonfinite, row, col = _core.gram_product(source, block, side, count)
+        if isinstance(source, DeviceSource):
+            product = source.backend.gram_product(source.matrix, block, side == "right")
+        else:
+            product = _core.gram_product(source, block, side, count)
+        z[first : first + 32], _, nonfinite, row, col = product
         raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
     return like(z[0] if vector else np.ascontiguousarray(z.T), W)
 

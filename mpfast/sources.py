@@ -11,9 +11,43 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_matrix, raise_if_nonfinite
+from mpfast.devices import has_cuda_backend, is_on_gpu, parse_device
 from mpfast.operators import GramOperator, is_operator
 
 Array = NDArray[np.float64]
+
+
+class LanczosRun(Protocol):
+    """A block Lanczos run of either backend."""
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+
+    @property
+    def width(self) -> int:
+        """Number of probes."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether further steps add nothing: the Krylov space has closed."""
+
+    @property
+    def zero_coordinates(self) -> int:
+        """Rows or columns of the short side that are zero; known after the first step."""
+
+    @property
+    def stats(self) -> tuple[float, int, int, int]:
+        """Squared Frobenius norm, number of non-finite entries, row and column of the first, as the first pass saw."""
+
+    def advance(self, steps: int) -> None:
+        """Take up to ``steps`` further steps."""
+
+    def ritz(self, steps: int | None = None) -> tuple[Array, Array, Array]:
+        """Ritz values, descending, their residuals, and the weights of the probes on them, (width, size)."""
+
+    def ritz_vectors(self, count: int) -> NDArray[Any]:
+        """Leading Ritz vectors, (count, p)."""
 
 
 class Source(Protocol):
@@ -24,10 +58,11 @@ class Source(Protocol):
 
     shape: tuple[int, int]
     dtype: str
+    device: str
     scale_exponent: int
     exact_norm: bool
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
         """Begin a block Lanczos run; ``precise`` asks for fp64 products."""
 
     def squared_norm(self, measured: float) -> float | None:
@@ -44,7 +79,7 @@ class Source(Protocol):
 
 
 @contextmanager
-def _gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
+def gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
     """Say what was too large: whoever runs out of memory here was about to build the Gram matrix of the short side."""
     try:
         yield
@@ -59,6 +94,7 @@ def _gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
 class MatrixSource:
     """A matrix in host memory, multiplied by the native kernels; methods as in `Source`."""
 
+    device = "cpu"
     exact_norm = True
 
     def __init__(self, matrix: _core.Matrix, function: str, threads: int) -> None:
@@ -69,20 +105,20 @@ class MatrixSource:
         self.dtype: str = matrix.dtype
         self.scale_exponent: int = _core.scale_exponent(matrix)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
         return _core.lanczos_run(self.matrix, width, seed, stream, self.scale_exponent, precise, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
     def singular_values(self) -> tuple[Array, float]:
-        with _gram_memory(self.function, self.shape):
+        with gram_memory(self.function, self.shape):
             values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
         raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
         return values, fro_norm
 
     def gram(self) -> Array:
-        with _gram_memory(self.function, self.shape):
+        with gram_memory(self.function, self.shape):
             gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
         raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
         return gram
@@ -94,6 +130,7 @@ class MatrixSource:
 class OperatorSource:
     """A sparse matrix or a `LinearOperator`, multiplied by its owner in fp64; methods as in `Source`."""
 
+    device = "cpu"
     scale_exponent = 0
 
     def __init__(self, operator: GramOperator, threads: int) -> None:
@@ -104,7 +141,7 @@ class OperatorSource:
         self._squared_norm = operator.frobenius_squared()
         self.exact_norm = self._squared_norm is not None
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _core.LanczosRun:
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
         return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
@@ -112,7 +149,7 @@ class OperatorSource:
 
     def gram(self) -> Array:
         p = min(self.shape)
-        with _gram_memory(self.operator.function, self.shape):
+        with gram_memory(self.operator.function, self.shape):
             gram = np.empty((p, p))
         for first in range(0, p, 32):
             unit = np.eye(min(32, p - first), p, k=first)
@@ -129,8 +166,26 @@ class OperatorSource:
         return self.operator.multiply(X, transpose=transpose)
 
 
-def open_source(W: Any, *, function: str, threads: int) -> Source:
-    """Turn what the caller handed in into a source; ``function`` names the public call in error messages."""
+def open_source(W: Any, *, function: str, threads: int, device: str | None = None) -> Source:
+    """Turn what the caller handed in into a source; ``function`` names the public call in error messages.
+
+    ``device`` None: computed where W lives.
+    """
+    target = parse_device(device, function)
     if is_operator(W):
+        if target is not None:
+            raise ValueError(f"{function}(): W is multiplied by its owner, so device={str(target)!r} has no effect")
         return OperatorSource(GramOperator(W, function), threads)
-    return MatrixSource(as_matrix(W, function=function), function, threads)
+    if is_on_gpu(W) and has_cuda_backend():
+        from mpfast.device_sources import open_device_array
+
+        source = open_device_array(W, function, threads)
+        if device is not None and str(target or device) != source.device:
+            raise ValueError(f"{function}(): W is on {source.device}, not on {target or device}; move it first")
+        return source
+    matrix = as_matrix(W, function=function)
+    if target is None:
+        return MatrixSource(matrix, function, threads)
+    from mpfast.device_sources import send_to_device
+
+    return send_to_device(matrix, target, function, threads)

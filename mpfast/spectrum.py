@@ -87,6 +87,7 @@ class Spectrum:
         shape: tuple[int, int],
         *,
         dtype: str = "float64",
+        device: str = "cpu",
         fro_norm: float | None = None,
         seed: int = 0,
     ) -> Spectrum:
@@ -94,6 +95,7 @@ class Spectrum:
         return cls(
             shape=shape,
             dtype=dtype,
+            device=device,
             method="exact",
             fro_norm=float(np.linalg.norm(values)) if fro_norm is None else fro_norm,
             measure=Measure.from_values(values),
@@ -232,6 +234,7 @@ def spectrum(
     steps: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: str | None = None,
 ) -> Spectrum:
     """Measure the singular-value distribution of a matrix.
 
@@ -252,6 +255,9 @@ def spectrum(
         Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
     threads
         Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
+    device
+        Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
+        is too large for it; ``"cpu"`` insists on the host.
 
     Returns
     -------
@@ -282,5 +288,5 @@ def spectrum(
     >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
     37.4 0 good
     """
-    request = Request(method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads)
+    request = Request(method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device)
     return estimate_spectrum(W, request)

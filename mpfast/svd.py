@@ -71,6 +71,7 @@ def svd(
     block: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: str | None = None,
 ) -> SVD:
     """Compute the k leading singular triplets, or all above the Marchenko-Pastur edge.
 
@@ -86,7 +87,7 @@ def svd(
         Wanted relative error of every singular value.
     block
         Vectors multiplied at a time (1 to 32); default 4.
-    seed, threads
+    seed, threads, device
         As in `mpfast.spectrum`.
 
     Returns
@@ -124,8 +125,8 @@ def svd(
         raise ValueError(f"svd(): tol must be between 0 and 1, not {tol!r}")
     if block is not None and not 1 <= block <= 32:
         raise ValueError(f"svd(): block must be between 1 and 32, not {block!r}")
-    request = Request(seed=seed, threads=threads, function="svd")
-    source = open_source(W, function="svd", threads=request.thread_count)
+    request = Request(seed=seed, threads=threads, device=device, function="svd")
+    source = open_source(W, function="svd", threads=request.thread_count, device=device)
     p = min(source.shape)
     if k is not None and not (isinstance(k, (int, np.integer)) and 1 <= k <= p):
         raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")

@@ -2,7 +2,9 @@
 #include <string>
 #include <utility>
 
+#include "cuda/vector_kernels.hpp"
 #include "python/cuda_bindings.hpp"
+#include "python/dlpack.hpp"
 #include "python/dtype_names.hpp"
 
 namespace mpfast::python {
@@ -20,6 +22,36 @@ DeviceMatrix matrix_at(std::uintptr_t address, const std::string& dtype, std::pa
            strides.second},
           stream_of(device, stream),
           std::move(owner)};
+}
+
+DType dtype_of(const dlpack::DataType& type) {
+  if (type.lanes == 1 && type.code == dlpack::kBfloat && type.bits == 16) return DType::bfloat16;
+  if (type.lanes == 1 && type.code == dlpack::kFloat) {
+    if (type.bits == 64) return DType::float64;
+    if (type.bits == 32) return DType::float32;
+    if (type.bits == 16) return DType::float16;
+  }
+  throw py::type_error("float64, float32, float16 or bfloat16 is needed");
+}
+
+// Takes the tensor out of a capsule of __dlpack__, which made it ready on the stream given.
+DeviceMatrix matrix_from_dlpack(const py::capsule& capsule, std::uintptr_t stream) {
+  if (std::string(capsule.name()) != dlpack::kCapsule) throw std::invalid_argument("expected an unused DLPack capsule");
+  auto* const managed = capsule.get_pointer<dlpack::ManagedTensor>();
+  const dlpack::Tensor& tensor = managed->tensor;
+  if (tensor.ndim != 2) throw std::invalid_argument("expected a 2-D tensor");
+  const MatrixView view{static_cast<const char*>(tensor.data) + tensor.byte_offset,
+                        dtype_of(tensor.dtype),
+                        tensor.shape[0],
+                        tensor.shape[1],
+                        tensor.strides == nullptr ? tensor.shape[1] : tensor.strides[0],
+                        tensor.strides == nullptr ? 1 : tensor.strides[1]};
+  const int device = tensor.device.id;
+  if (PyCapsule_SetName(capsule.ptr(), dlpack::kUsedCapsule) != 0) throw py::error_already_set();
+  return {view, stream_of(device, stream), py::capsule(managed, [](void* p) {
+            auto* const taken = static_cast<dlpack::ManagedTensor*>(p);
+            if (taken->deleter != nullptr) taken->deleter(taken);
+          })};
 }
 
 // Device memory that holds a copy of a matrix, and the stream it belongs to.
@@ -55,6 +87,23 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   return {view, stream, py::capsule(copy.release(), [](void* p) { delete static_cast<Upload*>(p); })};
 }
 
+// A row-major copy in host memory; bfloat16 as its bits, uint16. Any strides: entries are gathered on the device.
+py::tuple download(const DeviceMatrix& w) {
+  const auto entry = static_cast<index_t>(size_of(w.view.dtype));
+  const char* const numpy_type = w.view.dtype == DType::bfloat16 ? "uint16" : dtype_name(w.view.dtype);
+  py::array out(py::dtype(numpy_type), {w.view.rows, w.view.cols});
+  void* const to = out.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    const index_t bytes = w.view.rows * w.view.cols * entry;
+    const cuda::DeviceBuffer<char> gathered(w.stream, bytes);
+    cuda::gather_sample(w.stream, w.view, 1, 1, w.view.rows, w.view.cols, gathered.get());
+    cuda::copy(w.stream, to, gathered.get(), static_cast<std::size_t>(bytes));
+    cuda::synchronize(w.stream);
+  }
+  return py::make_tuple(out, dtype_name(w.view.dtype));
+}
+
 }  // namespace
 
 void register_cuda_devices(py::module_& m) {
@@ -62,11 +111,13 @@ void register_cuda_devices(py::module_& m) {
   py::class_<DeviceMatrix>(m, "Matrix", "A read-only view of a 2-D array in device memory; keeps its owner alive.")
       .def(py::init(&matrix_at), py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
            py::arg("device"), py::arg("stream"), py::arg("owner"))
+      .def_static("from_dlpack", &matrix_from_dlpack, py::arg("capsule"), py::arg("stream"))
       .def_static("upload", &upload, py::arg("array"), py::arg("dtype"), py::arg("device"),
                   "A copy of a host array with contiguous rows or columns.")
       .def_property_readonly("shape", [](const DeviceMatrix& w) { return py::make_tuple(w.view.rows, w.view.cols); })
       .def_property_readonly("dtype", [](const DeviceMatrix& w) { return dtype_name(w.view.dtype); })
       .def_property_readonly("device", [](const DeviceMatrix& w) { return w.stream.device; });
+  m.def("download", &download, py::arg("matrix"), "A row-major host copy and the name of its storage type.");
   m.def(
       "device_count",
       [] {

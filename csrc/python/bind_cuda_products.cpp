@@ -65,6 +65,28 @@ Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose
   return y;
 }
 
+// As gram_product_at, with vectors in host memory.
+template <class Real>
+py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, int scale_exponent) {
+  const index_t dim = right ? w.view.cols : w.view.rows;
+  if (x.ndim() != 2 || x.shape(1) != dim || x.shape(0) < 1 || x.shape(0) > cuda::kMaxPassWidth) {
+    throw std::invalid_argument("gram_product(): x must have shape (1 to 32, " + std::to_string(dim) + ")");
+  }
+  const index_t size = x.shape(0) * dim;
+  const auto bytes = static_cast<std::size_t>(size) * sizeof(Real);
+  Block<Real> z({x.shape(0), dim});
+  const cuda::DeviceBuffer<Real> x_there(w.stream, size);
+  const cuda::DeviceBuffer<Real> z_there(w.stream, size);
+  cuda::copy(w.stream, x_there.get(), x.data(), bytes);
+  const py::tuple stats =
+      gram_product_at<Real>(w, reinterpret_cast<std::uintptr_t>(x_there.get()),
+                            reinterpret_cast<std::uintptr_t>(z_there.get()), static_cast<int>(x.shape(0)), right,
+                            scale_exponent);
+  cuda::copy(w.stream, z.mutable_data(), z_there.get(), bytes);
+  cuda::synchronize(w.stream);
+  return py::make_tuple(z, stats[0], stats[1], stats[2], stats[3]);
+}
+
 // Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
 py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
   const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
@@ -94,8 +116,12 @@ py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
 
 void register_cuda_products(py::module_& m) {
   m.def("scale_exponent", &scale_exponent_of, py::arg("matrix"), "As that of _core.");
+  m.def("gram_product", &gram_product<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right"),
+        py::arg("scale_exponent") = 0);
+  m.def("gram_product", &gram_product<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right"),
+        py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
   m.def(
-      "gram_product",
+      "gram_product_at",
       [](const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, const std::string& dtype, bool right,
          int scale_exponent) {
         return dtype == "float64" ? gram_product_at<double>(w, x, z, width, right, scale_exponent)

@@ -35,6 +35,7 @@ struct Fiber {
   Scope waits_for = Scope::block;
   unsigned block = 0;  // rank in the cluster
   unsigned thread = 0;
+  unsigned exchanges = 0;
   void* fake_stack = nullptr;  // AddressSanitizer's
 
   struct Copy {
@@ -62,7 +63,7 @@ class Cluster {
       std::memset(memory, 0xff, grid.shared_bytes);
       shared_.emplace_back(memory, &std::free);
     }
-    slots_.assign(std::size_t{blocks_} * threads_, 0);
+    slots_.assign(std::size_t{2} * blocks_ * threads_, 0);
     for (unsigned i = 0; i < blocks_ * threads_; ++i) prepare(*fibers_[i], i);
     schedule();
     if (failure_) std::rethrow_exception(failure_);
@@ -78,8 +79,9 @@ class Cluster {
   void* shared_memory(unsigned rank) { return shared_.at(rank).get(); }
   unsigned rank() const { return current_->block; }
   Fiber& current() { return *current_; }
-  void* exchange_slot(unsigned lane) {
-    return &slots_[current_->block * threads_ + current_->thread / kWarp * kWarp + lane];
+  unsigned next_exchange() { return current_->exchanges++ % 2; }
+  void* exchange_slot(unsigned generation, unsigned lane) {
+    return &slots_[(generation * blocks_ + current_->block) * threads_ + current_->thread / kWarp * kWarp + lane];
   }
 
  private:
@@ -90,6 +92,7 @@ class Cluster {
     fiber.state = State::ready;
     fiber.block = number / threads_;
     fiber.thread = number % threads_;
+    fiber.exchanges = 0;
     fiber.fake_stack = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -205,7 +208,8 @@ thread_local Cluster* running = nullptr;
 void wait(Scope scope) { running->wait(scope); }
 void* shared_memory(unsigned rank) { return running->shared_memory(rank); }
 unsigned rank_in_cluster() { return running->rank(); }
-void* exchange_slot(unsigned lane) { return running->exchange_slot(lane); }
+unsigned next_exchange() { return running->next_exchange(); }
+void* exchange_slot(unsigned generation, unsigned lane) { return running->exchange_slot(generation, lane); }
 
 void copy_later(void* to, const void* from, std::size_t bytes) {
   running->current().copies.push_back({to, from, bytes});

@@ -39,8 +39,10 @@ extern thread_local Index grid_size;
 void wait(Scope scope);
 void* shared_memory(unsigned rank_in_cluster);
 unsigned rank_in_cluster();
+// 0 and 1 in turn, for each thread.
+unsigned next_exchange();
 // 8 bytes that lane `lane` of this warp offers the others.
-void* exchange_slot(unsigned lane);
+void* exchange_slot(unsigned generation, unsigned lane);
 
 // Asynchronous copies of the running fiber take effect when it waits for them, not before.
 void copy_later(void* to, const void* from, std::size_t bytes);
@@ -61,14 +63,15 @@ inline thread_local emulation::Index& gridDim = emulation::grid_size;
 inline void __syncthreads() { emulation::wait(emulation::Scope::block); }
 inline void __syncwarp() { emulation::wait(emulation::Scope::warp); }
 
+// One barrier is enough: a lane cannot be two exchanges ahead of another, and the slots alternate.
 template <class T>
 T __shfl_xor_sync(unsigned, T value, unsigned mask) {
   static_assert(sizeof(T) <= 8);
-  std::memcpy(emulation::exchange_slot(threadIdx.x % 32), &value, sizeof(T));
+  const unsigned generation = emulation::next_exchange();
+  std::memcpy(emulation::exchange_slot(generation, threadIdx.x % 32), &value, sizeof(T));
   __syncwarp();
   T other;
-  std::memcpy(&other, emulation::exchange_slot((threadIdx.x % 32) ^ mask), sizeof(T));
-  __syncwarp();
+  std::memcpy(&other, emulation::exchange_slot(generation, (threadIdx.x % 32) ^ mask), sizeof(T));
   return other;
 }
 

@@ -1,0 +1,140 @@
+"""Where arrays live: the CUDA backend, when this build has one, and matrices in GPU memory.
+
+The backend is a native module of its own, ``mpfast._cuda``; it is loaded when the first GPU array is handed in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpfast import _cuda
+
+__all__ = ["Device", "cuda_backend", "cuda_status", "device_matrix", "has_cuda_backend", "is_on_gpu", "parse_device"]
+
+_KDLCUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+class NoCudaError(ImportError):
+    """There is no CUDA backend in this build."""
+
+
+def cuda_backend() -> Any:
+    """Return the native CUDA module; `NoCudaError` when this build has none."""
+    try:
+        return importlib.import_module("mpfast._cuda")
+    except ModuleNotFoundError as error:
+        raise NoCudaError(
+            "this build of mpfast has no CUDA backend: it was built where no nvcc was found (MPFAST_CUDA=on insists)"
+        ) from error
+
+
+def has_cuda_backend() -> bool:
+    """Whether this build has the CUDA module; it may still find no GPU."""
+    return "mpfast._cuda" in sys.modules or importlib.util.find_spec("mpfast._cuda") is not None
+
+
+def cuda_status() -> str:
+    """Say in one line which GPUs can be used, or why there are none."""
+    try:
+        cuda = cuda_backend()
+    except ImportError as error:
+        return str(error)
+    count, why = cuda.device_count()
+    if count == 0:
+        return f"built, not usable here: {why}"
+    names = [f"cuda:{i} {cuda.describe(i)[0]}" for i in range(count)]
+    return f"{', '.join(names)}; driver for CUDA {cuda.driver_version()}"
+
+
+class Device:
+    """One GPU, as named by ``device="cuda:1"``."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.backend = cuda_backend()
+
+    def __str__(self) -> str:
+        return f"cuda:{self.index}"
+
+
+def parse_device(device: Any, function: str) -> Device | None:
+    """Return the GPU that ``device`` names; None for the host.
+
+    Raises
+    ------
+    ValueError
+        Not a device, or none that can be used here.
+    """
+    if device is None or device == "cpu":
+        return None
+    found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
+    if not found:
+        raise ValueError(f"{function}(): device must be None, 'cpu', 'cuda' or 'cuda:N', not {device!r}")
+    try:
+        count, why = cuda_backend().device_count()
+    except NoCudaError as error:
+        raise ValueError(f"{function}(): device={str(device)!r} cannot be used: {error}") from error
+    index = int(found[1] or 0)
+    if index >= count:
+        reason = why if count == 0 else f"there are {count} GPUs"
+        raise ValueError(f"{function}(): device={str(device)!r} cannot be used: {reason}")
+    return Device(index)
+
+
+def is_on_gpu(W: Any) -> bool:
+    """Whether W is an array in the memory of a CUDA device; nothing is imported and nothing copied."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(W, torch.Tensor):
+        return bool(W.device.type == "cuda")
+    if hasattr(W, "__cuda_array_interface__"):
+        return True
+    if not hasattr(W, "__dlpack_device__"):
+        return False
+    return int(W.__dlpack_device__()[0]) in _KDLCUDA
+
+
+def device_matrix(W: Any, backend: Any) -> _cuda.Matrix:
+    """View a 2-D GPU array of a supported type, ready on the stream its framework works on."""
+    if hasattr(W, "__dlpack__"):
+        handle = _current_stream(W)
+        # DLPack calls the legacy default stream 1.
+        capsule = _detached(W).__dlpack__(stream=handle or 1)
+        matrix: _cuda.Matrix = backend.Matrix.from_dlpack(capsule, handle)
+        return matrix
+    interface = W.__cuda_array_interface__
+    dtype = {"<f8": "float64", "<f4": "float32", "<f2": "float16"}[interface["typestr"]]
+    rows, cols = interface["shape"]
+    size = int(interface["typestr"][2:])
+    strides = interface.get("strides") or (cols * size, size)
+    address = interface["data"][0]
+    stream = interface.get("stream") or 0
+    return backend.Matrix(  # type: ignore[no-any-return]
+        address=address,
+        dtype=dtype,
+        shape=(rows, cols),
+        strides=(strides[0] // size, strides[1] // size),
+        device=backend.device_of(address),
+        stream=0 if stream == 1 else stream,
+        owner=W,
+    )
+
+
+def _detached(W: Any) -> Any:
+    torch = sys.modules.get("torch")
+    return W.detach() if torch is not None and isinstance(W, torch.Tensor) else W
+
+
+def _current_stream(W: Any) -> int:
+    """Handle of the stream that the caller's framework works on; 0 is the default stream."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(W, torch.Tensor):
+        return int(torch.cuda.current_stream(W.device).cuda_stream)
+    if type(W).__module__.split(".")[0] == "cupy":
+        with W.device:
+            return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return 0

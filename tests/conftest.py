@@ -1,0 +1,31 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import pytest
+
+MISSING = "MPFAST_EMULATED_CUDA names no emulated build of the CUDA backend (see tests/emulation/README.md)"
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Any:
+    """Return the CUDA module on the emulated device, in the place of ``mpfast._cuda``."""
+    path = os.environ.get("MPFAST_EMULATED_CUDA")
+    if not path:
+        pytest.skip(MISSING)
+    spec = importlib.util.spec_from_file_location("mpfast._cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before = sys.modules.get("mpfast._cuda")
+    sys.modules["mpfast._cuda"] = module
+    yield module
+    sys.modules.pop("mpfast._cuda")
+    if before is not None:
+        sys.modules["mpfast._cuda"] = before
