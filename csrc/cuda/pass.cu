@@ -211,7 +211,7 @@ __device__ void block_product(const Shared<storage, Real>& shared, int coordinat
       const int base = (warp * kEach + g) * kWarp;
       if (base >= coordinates) break;
       const int j = base + lane / kHalf * kHalf;
-#pragma unroll 8
+#pragma unroll 4
       for (int i = 0; i < kHalf; ++i) {
         const auto word = shared.tile[(j + i) * kTileStride + q];
         const auto x = *reinterpret_cast<const Pack<Real, kGroup>*>(shared.x + (j + i) * kWidth + column);
