@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import hashlib
 import math
+import queue
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from mpfast import _core
 from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
 from mpfast.layers import Layer, as_layer, as_matrix
 from mpfast.results import Analysis, LayerReport, SkippedTensor
@@ -30,6 +32,8 @@ NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 # itself: the fused product then scales with the memory bandwidth. Smaller ones keep one thread each and run
 # side by side.
 LARGE_LAYER = 4_000_000
+# Layers that share a GPU.
+LAYERS_PER_GPU = 2
 
 
 def analyze(
@@ -65,8 +69,9 @@ def analyze(
     seed : int
         Each layer's seed is derived from this one and the layer's name, so that the errors of different
         layers are independent and a layer's numbers do not depend on which others are analysed.
-    device : {None, "cpu"}
-        Where to compute.
+    device : str, optional
+        Where to compute: None, where the tensors are; ``"cuda"``, on every GPU there is, layer by layer; ``"cuda:1"``,
+        on that one; ``"cpu"``, on the host.
     workers : int, optional
         Number of threads in all; default as `mpfast.spectrum`.
     progress : bool
@@ -138,6 +143,8 @@ class _Settings:
     tol: float
     seed: int
     workers: int
+    device: str | None = None
+    gpus: tuple[str, ...] = ()
 
 
 def _checked_settings(method: str, tol: float, seed: int, device: str | None, workers: int | None) -> _Settings:
@@ -145,11 +152,10 @@ def _checked_settings(method: str, tol: float, seed: int, device: str | None, wo
         raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
     if not 0 < tol < math.inf:
         raise ValueError(f"analyze(): tol must be positive and finite, not {tol!r}")
-    if device not in (None, "cpu"):
-        raise ValueError(f'analyze(): device must be None or "cpu" in this build, not {device!r}')
+    gpus = device_names(device, "analyze")
     if workers is not None and workers < 1:
         raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
-    return _Settings(method, float(tol), int(seed), workers or _core.default_threads())
+    return _Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus)
 
 
 def _name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
@@ -206,17 +212,49 @@ def _outcomes(
 ) -> Iterator[tuple[Layer, LayerReport | str]]:
     """Yield (layer, report or reason why there is none), in the order they are done: the largest first."""
     by_size = sorted(layers, key=lambda layer: -layer.size)
+    if settings.gpus:
+        yield from _outcomes_on_gpus(checkpoint, by_size, settings, collected)
+        return
     large = [layer for layer in by_size if layer.size > LARGE_LAYER]
     small = by_size[len(large) :]
     for layer in large:
-        yield layer, _outcome(checkpoint, layer, settings, settings.workers, collected)
+        yield layer, _outcome(checkpoint, layer, settings, settings.workers, collected, settings.device)
     if settings.workers == 1 or len(small) < 2:
         for layer in small:
-            yield layer, _outcome(checkpoint, layer, settings, 1, collected)
+            yield layer, _outcome(checkpoint, layer, settings, 1, collected, settings.device)
         return
-    pool = ThreadPoolExecutor(min(settings.workers, len(small)), thread_name_prefix="mpfast")
+
+    def on_the_host(layer: Layer) -> LayerReport | str:
+        return _outcome(checkpoint, layer, settings, 1, collected, settings.device)
+
+    yield from _in_threads(on_the_host, small, min(settings.workers, len(small)))
+
+
+def _outcomes_on_gpus(
+    checkpoint: Checkpoint, layers: Sequence[Layer], settings: _Settings, collected: _CollectedWarnings
+) -> Iterator[tuple[Layer, LayerReport | str]]:
+    """As `_outcomes`, each layer on whichever GPU is free; the host's part of one overlaps the device's of another."""
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for gpu in settings.gpus * LAYERS_PER_GPU:
+        free.put(gpu)
+
+    def on_a_gpu(layer: Layer) -> LayerReport | str:
+        gpu = free.get()
+        try:
+            return _outcome(checkpoint, layer, settings, 1, collected, gpu)
+        finally:
+            free.put(gpu)
+
+    yield from _in_threads(on_a_gpu, layers, LAYERS_PER_GPU * len(settings.gpus))
+
+
+def _in_threads(
+    outcome: Callable[[Layer], LayerReport | str], layers: Sequence[Layer], workers: int
+) -> Iterator[tuple[Layer, LayerReport | str]]:
+    """Yield (layer, outcome) in the order they are done."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="mpfast")
     try:
-        futures = {pool.submit(_outcome, checkpoint, layer, settings, 1, collected): layer for layer in small}
+        futures = {pool.submit(outcome, layer): layer for layer in layers}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
@@ -225,7 +263,12 @@ def _outcomes(
 
 
 def _outcome(
-    checkpoint: Checkpoint, layer: Layer, settings: _Settings, threads: int, collected: _CollectedWarnings
+    checkpoint: Checkpoint,
+    layer: Layer,
+    settings: _Settings,
+    threads: int,
+    collected: _CollectedWarnings,
+    device: str | None,
 ) -> LayerReport | str:
     started = time.perf_counter()
     with collected.of_layer(layer.name):
@@ -237,6 +280,7 @@ def _outcome(
                 tol=settings.tol,
                 seed=_layer_seed(settings.seed, layer.name),
                 threads=threads,
+                device=device,
             )
             report = LayerReport.from_spectrum(layer, result, seconds=time.perf_counter() - started)
         except CheckpointError:

@@ -94,6 +94,9 @@ TolOption = Annotated[
     typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the random probes.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda (every GPU) or cuda:N.", show_default="cpu", metavar="DEVICE")
+]
 MethodOption = Annotated[Method, typer.Option(help="How the spectrum is computed.")]
 JsonOption = Annotated[
     str | None,
@@ -126,6 +129,7 @@ def analyze_command(
     method: MethodOption = Method.auto,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
+    device: DeviceOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of threads in all.", show_default="all cores")
     ] = None,
@@ -152,6 +156,7 @@ def analyze_command(
         method=method.value,
         tol=tol,
         seed=seed,
+        device=device,
         workers=workers,
         progress=progress,
     )
@@ -196,6 +201,7 @@ def spectrum_command(
     method: MethodOption = Method.auto,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
+    device: DeviceOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
@@ -214,7 +220,9 @@ def spectrum_command(
     checkpoint = NpyFile(file)
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
-    found = spectrum(checkpoint.read(tensor.name), method=method.value, tol=tol, seed=seed, threads=threads)
+    found = spectrum(
+        checkpoint.read(tensor.name), method=method.value, tol=tol, seed=seed, threads=threads, device=device
+    )
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     if json_file is not None:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-# Share of the free device memory that a matrix may be copied into; a larger one streams through the device.
-RESIDENT_SHARE = 0.8
+# Share of the free device memory that a matrix may be copied into; a larger one streams through the device. Two layers
+# of a model may be on their way to a device at the same time.
+RESIDENT_SHARE = 0.4
 # Device memory for one panel of a streamed matrix; there are two.
 PANEL_BYTES = 256 << 20
 # From this order on, a GPU's eigenvalue solver gains more than the way to it costs.

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpfast import _cuda
 
-__all__ = ["Device", "cuda_backend", "cuda_status", "device_matrix", "has_cuda_backend", "is_on_gpu", "parse_device"]
+__all__ = [
+    "Device",
+    "cuda_backend",
+    "cuda_status",
+    "device_matrix",
+    "device_names",
+    "has_cuda_backend",
+    "is_on_gpu",
+    "parse_device",
+]
 
 _KDLCUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
@@ -84,6 +93,17 @@ def parse_device(device: Any, function: str) -> Device | None:
         reason = why if count == 0 else f"there are {count} GPUs"
         raise ValueError(f"{function}(): device={str(device)!r} cannot be used: {reason}")
     return Device(index)
+
+
+def device_names(device: Any, function: str) -> tuple[str, ...]:
+    """Return the GPUs that ``device`` names, every one for ``"cuda"``; none for the host. Errors as `parse_device`."""
+    first = parse_device(device, function)
+    if first is None:
+        return ()
+    if str(device) != "cuda":
+        return (str(first),)
+    count, _ = first.backend.device_count()
+    return tuple(f"cuda:{i}" for i in range(count))
 
 
 def is_on_gpu(W: Any) -> bool:

@@ -247,6 +247,17 @@ def test_badly_conditioned_device_array_takes_the_host_s_exact_path() -> None:
     assert np.allclose(values, s, rtol=1e-4)
 
 
+def test_analyze_spreads_layers_over_the_devices() -> None:
+    rng = np.random.default_rng(17)
+    model = {f"layer.{i}.weight": rng.standard_normal((40 + i, 50)).astype(np.float32) for i in range(3)}
+    there = mpfast.analyze(model, device="cuda", progress=False)
+    here = mpfast.analyze(model, progress=False)
+    assert [row.name for row in there] == [row.name for row in here]
+    for mine, host in zip(there, here, strict=True):
+        assert mine.sigma_plus == pytest.approx(host.sigma_plus, rel=1e-9)
+        assert mine.spikes == host.spikes
+
+
 def test_errors_name_what_is_wrong_with_a_device_array() -> None:
     W = np.ones((70, 80))
     W[3, 4] = np.nan
@@ -277,7 +288,8 @@ def test_a_kernel_that_leaves_its_memory_would_be_found(cuda: Any) -> None:
         f"spec = importlib.util.spec_from_file_location('_cuda', {cuda.__file__!r})\n"
         "cuda = importlib.util.module_from_spec(spec); spec.loader.exec_module(cuda)\n"
         "W = np.ones((40, 40))\n"
-        "cuda.gram_product(cuda.Matrix(W.ctypes.data, 'float64', (4000, 40), (40, 1), 0, 0, W), np.ones((1, 40)), True)\n"
+        "liar = cuda.Matrix(W.ctypes.data, 'float64', (4000, 40), (40, 1), 0, 0, W)\n"
+        "cuda.gram_product(liar, np.ones((1, 40)), True)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode != 0

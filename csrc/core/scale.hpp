@@ -41,7 +41,8 @@ struct ScaleSample {
 };
 
 // e such that 2^-e W can be squared and summed without over- or underflow: 0 for ordinary weights, else the exponent of
-// the largest entry in a sample of about 64 x 64 entries spread over W. A sample is enough: the bound has room to spare.
+// the largest entry in a sample of about 64 x 64 entries spread over W. A sample is enough: the bound has room to
+// spare.
 inline int scale_exponent(const MatrixView& w) {
   constexpr int kOrdinary = 24;
   return dispatch(w.dtype, [&]<DType dtype>() {

@@ -41,8 +41,7 @@ class DeviceBackend {
   // Z = A X; stats, when not null, is to be filled.
   using Apply = std::function<void(Workspace<Real>& workspace, View x, View z, linalg::OperatorStats* stats)>;
 
-  DeviceBackend(Stream stream, index_t dim, Apply apply)
-      : workspace_(stream), dim_(dim), apply_(std::move(apply)) {}
+  DeviceBackend(Stream stream, index_t dim, Apply apply) : workspace_(stream), dim_(dim), apply_(std::move(apply)) {}
 
   index_t dim() const { return dim_; }
   Stream stream() const { return workspace_.stream(); }
@@ -72,9 +71,7 @@ class DeviceBackend {
     to_caller(sums, size, out);
   }
 
-  void subtract(View v, const double* coefficients, View z) {
-    add_combination(v, coefficients, z, Into::subtract);
-  }
+  void subtract(View v, const double* coefficients, View z) { add_combination(v, coefficients, z, Into::subtract); }
 
   void combine(View v, const double* coefficients, View z) { add_combination(v, coefficients, z, Into::store); }
 

@@ -89,9 +89,9 @@ void launch(Stream stream, const Grid& grid, void (*kernel)(Parameters...),
     config.numAttrs = 1;
   }
   if (grid.shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(grid.shared_bytes)),
-          "cudaFuncSetAttribute");
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
+        "cudaFuncSetAttribute");
   }
   check(cudaLaunchKernelEx(&config, kernel, arguments...), "cudaLaunchKernelEx");
 }

@@ -367,6 +367,6 @@ void launch_stored(Stream stream, Pass pass, const PassPlan& plan, const PassArg
 }
 
 template void launch_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, Pass, const PassPlan&,
-                                                                 const PassArguments<MPFAST_REAL>&);
+                                                                const PassArguments<MPFAST_REAL>&);
 
 }  // namespace mpfast::cuda

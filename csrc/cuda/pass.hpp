@@ -28,10 +28,10 @@ enum class Pass { gram, product };
 // How a pass is cut. A function of the shape, the types and the limits of the device, so results are the same on every
 // device of a kind.
 struct PassPlan {
-  int width = 0;          // vectors in shared memory: b rounded up to 4, 8, 16 or 32
-  int threads = 0;        // per block
-  index_t slice = 0;      // coordinates of X per block
-  index_t slices = 0;     // blocks along N: one cluster in a Gram pass
+  int width = 0;       // vectors in shared memory: b rounded up to 4, 8, 16 or 32
+  int threads = 0;     // per block
+  index_t slice = 0;   // coordinates of X per block
+  index_t slices = 0;  // blocks along N: one cluster in a Gram pass
   index_t panel_rows = 0;
   index_t chunk_panels = 0;  // panels that one block goes through
   index_t chunks = 0;        // blocks along M
@@ -58,8 +58,8 @@ struct PassArguments {
   Real y_scale[2] = {1, 1};  // of B X, one after the other; in a product, applied by the sum of the partial results
   const Real* x = nullptr;   // vector c starts at x + c * x_stride
   index_t x_stride = 0;
-  Real* partial = nullptr;       // gram: [chunk][c][N]    product: [slice][c][M]
-  BlockStats* stats = nullptr;   // one per block of the grid, or null
+  Real* partial = nullptr;      // gram: [chunk][c][N]    product: [slice][c][M]
+  BlockStats* stats = nullptr;  // one per block of the grid, or null
   int width = 0;
   index_t slice = 0;
   index_t chunk_panels = 0;

@@ -2,8 +2,8 @@
 //
 // The tile is stored by coordinate: word q of coordinate j holds entry j of panel rows qP to qP + P - 1 as stored in
 // memory, P = 2 for types of 16 bits and 1 otherwise. A row of kTileWords words is padded by one: with an odd stride,
-// threads that read one word of 32 consecutive coordinates hit 32 banks, and so do threads that read the 16 words of two
-// coordinates 16 apart.
+// threads that read one word of 32 consecutive coordinates hit 32 banks, and so do threads that read the 16 words of
+// two coordinates 16 apart.
 #pragma once
 
 #include <cstddef>

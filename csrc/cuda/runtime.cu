@@ -1,8 +1,7 @@
-#include "cuda/runtime.hpp"
-
 #include <string>
 
 #include "cuda/device_platform.hpp"
+#include "cuda/runtime.hpp"
 
 namespace mpfast::cuda {
 
@@ -67,8 +66,8 @@ DeviceDescription describe(int device) {
 }
 
 DeviceLimits limits_of(int device) {
-  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 &&
-                        attribute(cudaDevAttrClusterLaunch, device) != 0;
+  const bool clusters =
+      attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 && attribute(cudaDevAttrClusterLaunch, device) != 0;
   return {static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)), clusters ? 8 : 1};
 }
 

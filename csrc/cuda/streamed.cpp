@@ -63,8 +63,8 @@ void StreamedGram<Real>::apply(Stream stream, int width, const Real* x, Real* z,
     // Positions are in the panel; the first in row-major order of W is the least.
     const index_t row = seen.first_nonfinite_row + (operand_.swapped ? 0 : first);
     const index_t col = seen.first_nonfinite_col + (operand_.swapped ? first : 0);
-    const bool earlier = row < stats->first_nonfinite_row ||
-                         (row == stats->first_nonfinite_row && col < stats->first_nonfinite_col);
+    const bool earlier =
+        row < stats->first_nonfinite_row || (row == stats->first_nonfinite_row && col < stats->first_nonfinite_col);
     if (stats->nonfinite_count == 0 || earlier) {
       stats->first_nonfinite_row = row;
       stats->first_nonfinite_col = col;

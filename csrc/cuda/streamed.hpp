@@ -1,8 +1,8 @@
 // The Gram product with a matrix in host memory that is too large for the device, or not worth keeping there.
 //
-// B is cut into panels of rows. Two pipelines, each with a stream, a panel in device memory and a sum Z of its own, take
-// the panels in turn: while one multiplies, the other's panel is on its way. Their sums are added at the end, so the
-// result does not depend on timing.
+// B is cut into panels of rows. Two pipelines, each with a stream, a panel in device memory and a sum Z of its own,
+// take the panels in turn: while one multiplies, the other's panel is on its way. Their sums are added at the end, so
+// the result does not depend on timing.
 #pragma once
 
 #include <array>

@@ -1,8 +1,7 @@
-#include "cuda/vector_kernels.hpp"
-
 #include <algorithm>
 
 #include "cuda/platform.hpp"
+#include "cuda/vector_kernels.hpp"
 
 namespace mpfast::cuda {
 
@@ -17,9 +16,7 @@ constexpr index_t kTransformRows = 64;
 
 unsigned blocks_for(index_t items, index_t each) { return static_cast<unsigned>((items + each - 1) / each); }
 
-__device__ index_t thread_number() {
-  return static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+__device__ index_t thread_number() { return static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 template <class Real, class Out>
 __global__ void sum_parts_kernel(const Real* partial, index_t parts, index_t size, double factor, Into into, Out* out) {

@@ -127,8 +127,9 @@ void register_cuda_devices(py::module_& m) {
       },
       "Number of GPUs, and why there are none.");
   m.def("driver_version", &cuda::driver_version);
-  m.def("device_of", [](std::uintptr_t address) { return cuda::device_of(reinterpret_cast<const void*>(address)); },
-        py::arg("address"), "The device that owns this memory; -1 for host memory.");
+  m.def(
+      "device_of", [](std::uintptr_t address) { return cuda::device_of(reinterpret_cast<const void*>(address)); },
+      py::arg("address"), "The device that owns this memory; -1 for host memory.");
   m.def("free_memory", &cuda::free_memory, py::arg("device"), "Bytes.");
   m.def(
       "describe",

@@ -76,8 +76,7 @@ std::unique_ptr<Run> resident_run(const DeviceMatrix& w, index_t width, ProbeKey
 template <class Real>
 class StreamedRun : public Run {
  public:
-  StreamedRun(int device, const MatrixView& w, index_t width, ProbeKey key, int scale_exponent,
-              std::size_t panel_bytes)
+  StreamedRun(int device, const MatrixView& w, index_t width, ProbeKey key, int scale_exponent, std::size_t panel_bytes)
       : stream_(device),
         gram_(device, cuda::short_side(w, scale_exponent), panel_bytes),
         run_(stream_, std::min(w.rows, w.cols), width, key,

@@ -30,8 +30,8 @@ int scale_exponent_of(const DeviceMatrix& w) {
 template <class Real>
 py::tuple gram_product_at(const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, bool right,
                           int scale_exponent) {
-  const cuda::Operand operand = right ? cuda::Operand{w.view, false, scale_exponent}
-                                      : cuda::Operand{w.view.transposed(), true, scale_exponent};
+  const cuda::Operand operand =
+      right ? cuda::Operand{w.view, false, scale_exponent} : cuda::Operand{w.view.transposed(), true, scale_exponent};
   linalg::OperatorStats stats;
   {
     const py::gil_scoped_release unlocked;
@@ -78,10 +78,9 @@ py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, 
   const cuda::DeviceBuffer<Real> x_there(w.stream, size);
   const cuda::DeviceBuffer<Real> z_there(w.stream, size);
   cuda::copy(w.stream, x_there.get(), x.data(), bytes);
-  const py::tuple stats =
-      gram_product_at<Real>(w, reinterpret_cast<std::uintptr_t>(x_there.get()),
-                            reinterpret_cast<std::uintptr_t>(z_there.get()), static_cast<int>(x.shape(0)), right,
-                            scale_exponent);
+  const py::tuple stats = gram_product_at<Real>(w, reinterpret_cast<std::uintptr_t>(x_there.get()),
+                                                reinterpret_cast<std::uintptr_t>(z_there.get()),
+                                                static_cast<int>(x.shape(0)), right, scale_exponent);
   cuda::copy(w.stream, z.mutable_data(), z_there.get(), bytes);
   cuda::synchronize(w.stream);
   return py::make_tuple(z, stats[0], stats[1], stats[2], stats[3]);

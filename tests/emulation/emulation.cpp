@@ -129,9 +129,9 @@ class Cluster {
     }
     for (unsigned i = 0; i < count; ++i) {
       if (fibers_[i]->state != State::done && !failure_) {
-        failure_ = std::make_exception_ptr(std::logic_error(
-            "a barrier was not reached by every thread: thread " + std::to_string(fibers_[i]->thread) + " of block " +
-            std::to_string(first_block_.x + fibers_[i]->block) + " waits for ever"));
+        failure_ = std::make_exception_ptr(
+            std::logic_error("a barrier was not reached by every thread: thread " + std::to_string(fibers_[i]->thread) +
+                             " of block " + std::to_string(first_block_.x + fibers_[i]->block) + " waits for ever"));
       }
     }
   }

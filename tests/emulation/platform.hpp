@@ -1,10 +1,11 @@
 // A CUDA device acted out on the host, for tests: kernels compile as C++ and run thread by thread.
 //
-// Each CUDA thread is a fiber with a stack of its own; one operating-system thread runs all fibers of a cluster in turn,
-// and the clusters of a grid one after the other. A fiber runs until it ends or waits at a barrier. Barriers of a warp,
-// a block and a cluster are real: one that some thread never reaches is reported instead of hanging, and between two
-// barriers the order of the threads changes from round to round, so that results that depend on it show. Shared memory
-// is exactly as large as the launch asked for and starts as NaN; under AddressSanitizer, accesses beyond it are found.
+// Each CUDA thread is a fiber with a stack of its own; one operating-system thread runs all fibers of a cluster in
+// turn, and the clusters of a grid one after the other. A fiber runs until it ends or waits at a barrier. Barriers of a
+// warp, a block and a cluster are real: one that some thread never reaches is reported instead of hanging, and between
+// two barriers the order of the threads changes from round to round, so that results that depend on it show. Shared
+// memory is exactly as large as the launch asked for and starts as NaN; under AddressSanitizer, accesses beyond it are
+// found.
 #pragma once
 
 #include <cstddef>
@@ -87,7 +88,9 @@ T* shared_memory() {
   return static_cast<T*>(emulation::shared_memory(emulation::rank_in_cluster()));
 }
 
-inline void cluster_sync(unsigned size) { emulation::wait(size > 1 ? emulation::Scope::cluster : emulation::Scope::block); }
+inline void cluster_sync(unsigned size) {
+  emulation::wait(size > 1 ? emulation::Scope::cluster : emulation::Scope::block);
+}
 
 template <class T>
 T* shared_memory_of(T* p, unsigned rank) {
