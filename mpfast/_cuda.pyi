@@ -45,6 +45,16 @@ def gram_product_at(
 ) -> tuple[float, int, int, int]: ...
 def multiply(matrix: Matrix, x: NDArray[Any], transpose: bool, scale_exponent: int = 0) -> NDArray[Any]: ...
 def gram_matrix(matrix: Matrix, scale_exponent: int) -> tuple[NDArray[np.float64], int, int, int]: ...
+def plan_pass(
+    pass_kind: str,
+    dtype: str,
+    rows: int,
+    cols: int,
+    real_bytes: int,
+    width: int,
+    shared_bytes: int,
+    largest_cluster: int,
+) -> dict[str, Any]: ...
 
 # Block Lanczos.
 class LanczosRun:

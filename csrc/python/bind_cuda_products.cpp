@@ -5,6 +5,7 @@
 #include "core/scale.hpp"
 #include "cuda/products.hpp"
 #include "python/cuda_bindings.hpp"
+#include "python/dtype_names.hpp"
 
 namespace mpfast::python {
 
@@ -24,6 +25,25 @@ int scale_exponent_of(const DeviceMatrix& w) {
   cuda::gather_sample(w.stream, w.view, sample.row_step, sample.col_step, rows, cols, there.get());
   const std::vector<char> here = cuda::to_host(w.stream, there.get(), bytes);
   return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1});
+}
+
+// How a pass would be cut on a device with these limits; needs no device. For the roofline account and for tests.
+py::dict plan_of(const std::string& pass, const std::string& dtype, index_t rows, index_t cols, std::size_t real_bytes,
+                 int width, std::size_t shared_bytes, int largest_cluster) {
+  const MatrixView b{nullptr, parse_dtype(dtype), rows, cols, cols, 1};
+  const cuda::PassPlan plan = cuda::plan_pass(pass == "gram" ? cuda::Pass::gram : cuda::Pass::product, b, real_bytes,
+                                              width, {shared_bytes, largest_cluster});
+  py::dict out;
+  out["possible"] = plan.possible;
+  out["width"] = plan.width;
+  out["threads"] = plan.threads;
+  out["slice"] = plan.slice;
+  out["slices"] = plan.slices;
+  out["panel_rows"] = plan.panel_rows;
+  out["chunk_panels"] = plan.chunk_panels;
+  out["chunks"] = plan.chunks;
+  out["shared_bytes"] = plan.shared_bytes;
+  return out;
 }
 
 // Vectors in device memory, given by address.
@@ -133,6 +153,9 @@ void register_cuda_products(py::module_& m) {
         py::arg("scale_exponent") = 0);
   m.def("multiply", &multiply<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
         py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
+  m.def("plan_pass", &plan_of, py::arg("pass_kind"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),
+        py::arg("real_bytes"), py::arg("width"), py::arg("shared_bytes"), py::arg("largest_cluster"),
+        "How pass.hpp cuts a 'gram' pass or a 'product' over a rows x cols matrix.");
   m.def("gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"),
         "Gram matrix of the short side in float64, and the non-finite entries of W.");
 }
