@@ -115,7 +115,7 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
     plan_pass = cuda_backend().plan_pass
     lines = [
         "| long x short side, storage | b | blocks (cluster) | threads | shared memory | blocks per multiprocessor "
-        "| vectors / W bytes | memory | arithmetic | shared memory | bound / (bytes of W at copy rate) |",
+        "| vectors / W bytes | memory | arithmetic | shared memory | share of copy rate |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, cols, dtype in (
@@ -168,36 +168,37 @@ def _entries_per_cycle(width: int, entry_bytes: int) -> float:
 
 HEAD = """# What the CUDA kernels use, and what that allows
 
-Written by `python benchmarks/roofline.py`. Nothing here was measured on a GPU: registers and spills are what the compiler
-reports, shared memory and blocks are the launch plans', bytes and flops are counted, and times are those of an H200's data
-sheet (4.8 TB/s, 67 TFLOP/s fp32, 34 TFLOP/s fp64, 132 multiprocessors at 1.98 GHz). `python benchmarks/gpu.py` measures.
+Written by `python benchmarks/roofline.py`. Nothing here was measured on a GPU: registers and spills are what the
+compiler reports, shared memory and blocks are the launch plans', bytes and flops are counted, and times are those of an
+H200's data sheet (4.8 TB/s, 67 TFLOP/s fp32, 34 TFLOP/s fp64, 132 multiprocessors at 1.98 GHz).
+`python benchmarks/gpu.py` measures.
 
 ## One Gram pass, Z = W^T (W X)
 
-W is read once; X and the chunks' sums of Z are the vector traffic. *shared memory* is the time that the requests to shared
-memory take at one per multiprocessor and cycle. The last column is the share of the copy bandwidth (4.3 TB/s) that W would
-arrive at if the slowest of the three were reached and all else hidden.
+W is read once; X and the chunks' sums of Z are the vector traffic. *shared memory* is the time that the requests to
+shared memory take at one per multiprocessor and cycle. The last column is the share of the copy bandwidth (4.3 TB/s)
+that W would arrive at if the slowest of the three were reached and all else hidden.
 
 """
 
 OTHERS = """
 ## The other kernels
 
-Bytes per call, for b vectors of length p in precision w (4 or 8 bytes), a basis of k vectors, c chunks, and M x N entries of
-e bytes. All of them are bound by memory and, at p = 16384 and b = 4, by the launch (about 3 us).
+Bytes per call, for b vectors of length p in precision w (4 or 8 bytes), a basis of k vectors, and c chunks. All of them
+are bound by memory and, at p = 16384 and b = 4, by the launch (about 3 us).
 
 | kernel | bytes | flops |
 |---|---|---|
 | `pass_kernel<..., product>` as inner product V^T Z | w p (k + b) | 2 p k b |
-| `pass_kernel<..., product>` as V C | w p (k + 2 b) + w b p | 2 p k b |
+| `pass_kernel<..., product>` as V C | w p (k + 2 b) | 2 p k b |
 | `sum_parts_kernel` | w b p (c + 1) | b p c |
-| `gram_kernel` | w b p | 2 b^2 p, fp64: 1.0 ms per 16384 x 32 at 34 TFLOP/s is 0.001 ms |
+| `gram_kernel` | w b p | 2 b^2 p, fp64 |
 | `transform_kernel` | 2 w b p | 2 b^2 p |
 | `probe_kernel` | w b p | about 60 integer operations an entry |
 | `zero_kernel` | w b p | none |
 
-A step of block Lanczos is a pass over W, four products with the basis, three Gram matrices of b vectors and two transforms:
-about 20 launches and five waits for a small result, some 0.1 ms besides the pass.
+A step of block Lanczos is a pass over W, four products with the basis, three Gram matrices of b vectors and two
+transforms: about 20 launches and five waits for a small result, some 0.1 ms besides the pass.
 
 ## Registers per thread
 

@@ -1,3 +1,6 @@
+#include <cstdint>
+#include <map>
+#include <mutex>
 #include <string>
 
 #include "cuda/device_platform.hpp"
@@ -15,15 +18,26 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Memory that was given back stays with the pool: a run allocates the same few sizes again and again.
-void keep_freed_memory(int device) {
+// A pool of our own on each device. Memory that was given back stays with it, up to a point: a run allocates the same
+// few sizes again and again. The device's default pool is left as other libraries of the process set it up. Pools last
+// as long as the process.
+cudaMemPool_t pool_of(int device) {
+  constexpr std::uint64_t kKept = std::uint64_t{256} << 20;
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;
+  const std::lock_guard lock(mutex);
+  const auto found = pools.find(device);
+  if (found != pools.end()) return found->second;
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
   cudaMemPool_t pool{};
-  check(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
-  std::uint64_t threshold = std::uint64_t{256} << 20;
-  std::uint64_t current = 0;
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &current), "cudaMemPoolGetAttribute");
-  if (current >= threshold) return;
-  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+  check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
+  std::uint64_t kept = kKept;
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+  pools.emplace(device, pool);
+  return pool;
 }
 
 }  // namespace
@@ -88,7 +102,6 @@ std::size_t free_memory(int device) {
 
 Stream create_stream(int device) {
   const OnDevice current(device);
-  keep_freed_memory(device);
   cudaStream_t handle{};
   check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   return {device, handle};
@@ -99,12 +112,13 @@ void destroy_stream(Stream stream) noexcept { cudaStreamDestroy(handle_of(stream
 void* allocate(Stream stream, std::size_t bytes) {
   const OnDevice current(stream.device);
   void* memory = nullptr;
-  const cudaError_t status = cudaMallocAsync(&memory, bytes == 0 ? 1 : bytes, handle_of(stream));
+  const cudaError_t status =
+      cudaMallocFromPoolAsync(&memory, bytes == 0 ? 1 : bytes, pool_of(stream.device), handle_of(stream));
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     throw OutOfMemory(bytes);
   }
-  check(status, "cudaMallocAsync");
+  check(status, "cudaMallocFromPoolAsync");
   return memory;
 }
 
