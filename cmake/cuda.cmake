@@ -1,7 +1,8 @@
 # The CUDA backend, a module of its own beside _core: a machine without a GPU never loads it.
 #
 # With nvcc it holds machine code for the data-centre GPUs of compute capability 8.0, 9.0 and 10.0 (which runs on the
-# other 8.x and 10.x too) and PTX for what comes later. The runtime is linked statically and finds the driver by itself.
+# other 8.x and 10.x too; nvcc before 12.8 knows no 10.0) and PTX for what comes later. The runtime is linked statically
+# and finds the driver by itself.
 # With MPFAST_CUDA_EMULATION the host's compiler compiles the same sources for the emulated device of tests/emulation.
 set(cuda_host_sources
   csrc/cuda/pass_dispatch.cpp
@@ -66,11 +67,14 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
-set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+endif()
 message(STATUS "CUDA backend: nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 
 add_library(_cuda_options INTERFACE)
