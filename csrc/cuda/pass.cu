@@ -12,7 +12,6 @@
 // 4 m n b (Gram) or 2 m n b. Shared memory sees every word three times: one store, and one load in steps 2 and 3 each.
 // Coordinates or panel rows may be the contiguous ones: only the order in which threads fetch the tile differs. No sum
 // depends on timing, and no atomics are used.
-#include <bit>
 #include <cstdint>
 
 #include "core/entry.hpp"
@@ -51,9 +50,11 @@ class Fetch {
 
   // Coordinates [first, first + coordinates) of B; shared memory has room for `room` of them, a power of two.
   __device__ Fetch(const MatrixView& b, index_t first, int coordinates, int room)
-      : b_(b), first_(first), coordinates_(coordinates), room_(room), room_bits_(std::countr_zero(unsigned(room))) {
-    const bool by_rows = b.col_stride != 1 && (b.row_stride == 1 || b.row_stride == -1);
-    across_ = by_rows ? kTileWords : room;
+      : b_(b),
+        first_(first),
+        coordinates_(coordinates),
+        room_(room),
+        by_rows_(b.col_stride != 1 && (b.row_stride == 1 || b.row_stride == -1)) {
     // 16-bit entries travel in pairs where two neighbours in memory are a whole word.
     const bool aligned = reinterpret_cast<std::uintptr_t>(b.data) % sizeof(Word) == 0;
     if (kPerWord == 1 || (b.row_stride == 1 && b.col_stride % 2 == 0 && aligned)) {
@@ -66,15 +67,22 @@ class Fetch {
   // Begins to load the tile that starts at row0; it is there after wait_for_copies() and a barrier.
   __device__ void start(index_t row0, Word* tile) const {
     if (way_ == Way::coordinate_pairs) return start_pairs(row0, tile);
-    for_each_word([&](int j, int q) {
-      Word* const to = tile + j * kTileStride + q;
-      const index_t row = row0 + q * kPerWord;
-      if (j >= coordinates_ || row >= b_.rows) {
-        *to = 0;
-      } else if (way_ == Way::whole_words && row + kPerWord <= b_.rows) {
-        copy_word_async(to, reinterpret_cast<const Word*>(address(row, j)));
-      } else {
-        *to = gather(row, j);
+    const auto rows = static_cast<int>(row0 + kRows <= b_.rows ? kRows : b_.rows - row0);
+    for_each_line(row0, [&](Line line) {
+#pragma unroll 4
+      for (int n = 0; n < line.words; ++n) {
+        Word* const to = tile + line.coordinate * kTileStride + line.word;
+        const int left = rows - line.word * kPerWord;
+        if (line.coordinate >= coordinates_ || left <= 0) {
+          *to = 0;
+        } else if (way_ == Way::whole_words && left >= kPerWord) {
+          copy_word_async(to, reinterpret_cast<const Word*>(line.from));
+        } else {
+          *to = gathered(line.from, left);
+        }
+        line.coordinate += line.coordinate_step;
+        line.word += line.word_step;
+        line.from += line.from_step;
       }
     });
   }
@@ -82,11 +90,10 @@ class Fetch {
   // Asks for the tile that starts at row0 to be brought into the second-level cache.
   __device__ void prefetch(index_t row0) const {
     constexpr int kLine = 128;
-    constexpr int kRows = Tile<storage>::kRows;
     const int t = static_cast<int>(threadIdx.x);
     const int threads = static_cast<int>(blockDim.x);
     const auto rows = static_cast<int>(row0 + kRows <= b_.rows ? kRows : b_.rows - row0);
-    if (across_ == kTileWords) {
+    if (by_rows_) {
       for (int j = t; j < coordinates_; j += threads) prefetch_to_l2(address(row0, j));
     } else if (b_.col_stride == 1) {
       constexpr int kStep = kLine / static_cast<int>(sizeof(Bits));
@@ -97,7 +104,10 @@ class Fetch {
 
   // Adds up what the entries of the tile say of W.
   __device__ void add_to(BlockStats& stats, const Word* tile, index_t row0, double scale, bool swapped) const {
-    for_each_word([&](int j, int q) {
+    const int words = room_ * kTileWords;
+    for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
+      const int j = i / kTileWords;
+      const int q = i % kTileWords;
       const Word word = tile[j * kTileStride + q];
       for (int e = 0; e < kPerWord; ++e) {
         const Bits bits = Tile<storage>::entry(word, e);
@@ -110,66 +120,89 @@ class Fetch {
         if (stats.nonfinite == 0 || position < stats.first) stats.first = position;
         ++stats.nonfinite;
       }
-    });
+    }
   }
 
  private:
   enum class Way { single_entries, whole_words, coordinate_pairs };
+  static constexpr int kRows = Tile<storage>::kRows;
 
-  // function(coordinate, word of that coordinate) for this thread's share of a tile.
+  // Words of a tile in a row: where the first one is, in the tile and in memory, and the steps to the next.
+  struct Line {
+    int words;
+    int coordinate;
+    int word;
+    const Bits* from;
+    int coordinate_step;
+    int word_step;
+    index_t from_step;
+  };
+
+  // This thread's share of a tile: along the coordinates where panel rows are contiguous in memory (so that
+  // neighbouring threads take neighbouring rows), along the words of a coordinate otherwise.
   template <class Function>
-  __device__ void for_each_word(const Function& function) const {
-    const int words = room_ * kTileWords;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
-      if (across_ == kTileWords) {
-        function(i / kTileWords, i % kTileWords);
-      } else {
-        function(i & (room_ - 1), i >> room_bits_);
+  __device__ void for_each_line(index_t row0, const Function& function) const {
+    const int t = static_cast<int>(threadIdx.x);
+    const int threads = static_cast<int>(blockDim.x);
+    if (by_rows_) {
+      const int word = t % kTileWords;
+      const int first = t / kTileWords;
+      const int step = threads / kTileWords;
+      function(Line{room_ / step, first, word, address(row0 + word * kPerWord, first), step, 0, step * b_.col_stride});
+    } else {
+      for (int j = t; j < room_; j += threads) {
+        function(Line{kTileWords, j, 0, address(row0, j), 0, 1, kPerWord * b_.row_stride});
       }
     }
+  }
+
+  // Words of memory hold two coordinates of a row, words of the tile two rows of a coordinate. Where there are fewer
+  // pairs of coordinates than threads, several threads share a pair.
+  __device__ void start_pairs(index_t row0, Word* tile) const {
+    const int t = static_cast<int>(threadIdx.x);
+    const int threads = static_cast<int>(blockDim.x);
+    const int across = threads < room_ / 2 ? threads : room_ / 2;
+    const int sharers = threads / across;
+    const auto rows = static_cast<int>(row0 + kRows <= b_.rows ? kRows : b_.rows - row0);
+    for (int j = t % across * 2; j < room_; j += 2 * across) {
+      const int first = t / across;
+      const Bits* from = address(row0 + first * kPerWord, j);
+      const int given = coordinates_ - j;
+#pragma unroll 4
+      for (int q = first; q < kTileWords; q += sharers) {
+        const Word upper = pair_at(from, given, rows - q * kPerWord);
+        const Word lower = pair_at(from + b_.row_stride, given, rows - q * kPerWord - 1);
+        tile[j * kTileStride + q] = (upper & 0xffffU) | lower << 16;
+        tile[(j + 1) * kTileStride + q] = upper >> 16 | (lower & 0xffff0000U);
+        from += sharers * kPerWord * b_.row_stride;
+      }
+    }
+  }
+
+  // Two coordinates of a row, if as many are given and the row is one of the `left` rows that are.
+  __device__ static Word pair_at(const Bits* from, int given, int left) {
+    if (given <= 0 || left <= 0) return 0;
+    return given >= 2 ? *reinterpret_cast<const Word*>(from) : Word{from[0]};
   }
 
   __device__ const Bits* address(index_t row, int j) const {
     return static_cast<const Bits*>(b_.data) + row * b_.row_stride + (first_ + j) * b_.col_stride;
   }
 
-  __device__ Word gather(index_t row, int j) const {
-    const Bits* const at = address(row, j);
+  // A word of the tile from entries one by one; `left` rows are given.
+  __device__ Word gathered(const Bits* from, int left) const {
     if constexpr (kPerWord == 2) {
-      return row + 1 < b_.rows ? at[0] | static_cast<Word>(at[b_.row_stride]) << 16 : at[0];
+      return left >= 2 ? from[0] | static_cast<Word>(from[b_.row_stride]) << 16 : from[0];
     } else {
-      return at[0];
+      return from[0];
     }
-  }
-
-  // Words of memory hold two coordinates of a row, words of the tile two rows of a coordinate.
-  __device__ void start_pairs(index_t row0, Word* tile) const {
-    const int words = room_ / 2 * kTileWords;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
-      const int j = (i & (room_ / 2 - 1)) * 2;
-      const int q = i >> (room_bits_ - 1);
-      const index_t row = row0 + q * kPerWord;
-      const Word upper = pair_of(row, j);
-      const Word lower = pair_of(row + 1, j);
-      tile[j * kTileStride + q] = (upper & 0xffffU) | lower << 16;
-      tile[(j + 1) * kTileStride + q] = upper >> 16 | (lower & 0xffff0000U);
-    }
-  }
-
-  __device__ Word pair_of(index_t row, int j) const {
-    if (j >= coordinates_ || row >= b_.rows) return 0;
-    const Bits* const at = address(row, j);
-    return j + 1 < coordinates_ ? *reinterpret_cast<const Word*>(at) : Word{at[0]};
   }
 
   MatrixView b_;
   index_t first_;
   int coordinates_;
   int room_;
-  int room_bits_;
-  int across_;  // words (by rows) or coordinates that consecutive threads run through first
+  bool by_rows_;
   Way way_ = Way::single_entries;
 };
 
@@ -243,6 +276,36 @@ __device__ void block_product(const Shared<storage, Real>& shared, int coordinat
   }
 }
 
+// z += tile^T y for this thread's coordinates: t, t + T, ...
+template <DType storage, class Real, int kWidth, int kEach>
+__device__ void add_transposed_product(const Shared<storage, Real>& shared, Real (&z)[kEach][kWidth]) {
+  using Words = Tile<storage>;
+  using Values = Pack<Real, kColumnGroup>;
+  const int t = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
+  for (int q = 0; q < kTileWords; ++q) {
+    typename TileWord<storage>::Type words[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) words[i] = shared.tile[(t + threads * i) * kTileStride + q];
+#pragma unroll
+    for (int e = 0; e < Words::kPerWord; ++e) {
+      Real entries[kEach];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) entries[i] = static_cast<Real>(Entry<storage>::widen(Words::entry(words[i], e)));
+#pragma unroll
+      for (int column = 0; column < kWidth; column += kColumnGroup) {
+        const auto y = *reinterpret_cast<const Values*>(shared.y + (q * Words::kPerWord + e) * kWidth + column);
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+          for (int k = 0; k < kColumnGroup; ++k) z[i][column + k] += entries[i] * y.values[k];
+        }
+      }
+    }
+  }
+}
+
 // One BlockStats of the threads' own, added up in the order of the threads; `tile` is free by now.
 __device__ void write_stats(const BlockStats& own, BlockStats* scratch, BlockStats* out) {
   __syncthreads();
@@ -311,20 +374,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) pass_kernel(PassAr
         shared.y[i] = total * a.y_scale[0] * a.y_scale[1];
       }
       __syncthreads();
-#pragma unroll 1
-      for (int q = 0; q < kTileWords; ++q) {
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          const auto word = shared.tile[(t + threads * i) * kTileStride + q];
-#pragma unroll
-          for (int e = 0; e < Words::kPerWord; ++e) {
-            const auto entry = static_cast<Real>(Entry<storage>::widen(Words::entry(word, e)));
-            const Real* y = shared.y + (q * Words::kPerWord + e) * kWidth;
-#pragma unroll
-            for (int c = 0; c < kWidth; ++c) z[i][c] += entry * y[c];
-          }
-        }
-      }
+      add_transposed_product<storage, Real, kWidth, kEach>(shared, z);
     }
   }
   if constexpr (kPass == Pass::gram) {
