@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -135,27 +134,35 @@ def device_gram_product(source: DeviceSource, X: Any, side: str) -> Any:
             f"not {tuple(X.shape)}"
         )
     dtype = "float64" if source.dtype == "float64" else "float32"
-    x, z, data = _vectors_on_device(X.reshape(dim, -1).T, dtype)
+    x, z = _vectors_on_device(X.reshape(dim, -1).T, dtype)
     for first in range(0, len(x), 32):
         width = min(32, len(x) - first)
         _, nonfinite, row, col = source.backend.gram_product_at(
-            source.matrix, data(x[first:]), data(z[first:]), width, dtype, side == "right"
+            source.matrix, _address(x[first:]), _address(z[first:]), width, dtype, side == "right"
         )
         raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
     return z.T.reshape(X.shape)
 
 
-def _vectors_on_device(x: Any, dtype: str) -> tuple[Any, Any, Callable[[Any], int]]:
-    """Contiguous rows of ``x`` in the precision of the products, room for the result, and how to get an address."""
+def _vectors_on_device(x: Any, dtype: str) -> tuple[Any, Any]:
+    """Contiguous rows of ``x`` in the precision of the products, and room for the result."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
+        framework: Any = torch
         vectors = x.detach().to(getattr(torch, dtype)).contiguous()
-        return vectors, torch.empty_like(vectors), lambda v: int(v.data_ptr())
-    if type(x).__module__.split(".")[0] == "cupy":
-        cupy = sys.modules["cupy"]
-        vectors = cupy.ascontiguousarray(x, dtype=dtype)
-        return vectors, cupy.empty_like(vectors), lambda v: int(v.data.ptr)
-    raise TypeError(f"gram_product(): X on a GPU must be a PyTorch or CuPy array, not {type(x).__name__}")
+    elif type(x).__module__.split(".")[0] == "cupy":
+        framework = sys.modules["cupy"]
+        vectors = framework.ascontiguousarray(x, dtype=dtype)
+    else:
+        raise TypeError(f"gram_product(): X on a GPU must be a PyTorch or CuPy array, not {type(x).__name__}")
+    if not bool(framework.isfinite(vectors).all()):
+        raise ValueError("gram_product(): X has non-finite entries (NaN or inf); clean it first")
+    return vectors, framework.empty_like(vectors)
+
+
+def _address(vectors: Any) -> int:
+    """Where a PyTorch tensor or a CuPy array begins in device memory."""
+    return int(vectors.data_ptr() if hasattr(vectors, "data_ptr") else vectors.data.ptr)
 
 
 def open_device_array(W: Any, function: str, threads: int) -> DeviceSource:
