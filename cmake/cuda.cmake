@@ -5,6 +5,7 @@
 # and finds the driver by itself.
 # With MPFAST_CUDA_EMULATION the host's compiler compiles the same sources for the emulated device of tests/emulation.
 set(cuda_host_sources
+  csrc/cuda/masks.cpp
   csrc/cuda/pass_dispatch.cpp
   csrc/cuda/pass_plan.cpp
   csrc/cuda/products.cpp
@@ -13,9 +14,10 @@ set(cuda_host_sources
   csrc/cpu/blas.cpp
   csrc/python/bind_cuda_devices.cpp
   csrc/python/bind_cuda_lanczos.cpp
+  csrc/python/bind_cuda_masks.cpp
   csrc/python/bind_cuda_products.cpp
   csrc/python/cuda_module.cpp)
-set(cuda_kernel_sources csrc/cuda/vector_kernels.cu)
+set(cuda_kernel_sources csrc/cuda/mask_kernels.cu csrc/cuda/vector_kernels.cu)
 # pass.cu is compiled once per storage type and precision of the vectors.
 set(cuda_passes float64:double float32:double float16:double bfloat16:double float32:float float16:float bfloat16:float)
 

@@ -1,4 +1,5 @@
 # Private. Addresses and stream handles are integers; strides count entries. As _core unless said otherwise.
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,11 @@ def lanczos_run_streamed(
     precise: bool,
     panel_bytes: int,
 ) -> LanczosRun: ...
+
+# Masks: `keep` holds the device address of every mask.
+def prune_smallest(
+    matrices: Sequence[Matrix], scales: Sequence[float], keep: Sequence[int], pruned: int
+) -> tuple[int, int, int] | None: ...
+def keep_largest_of_groups(
+    matrices: Sequence[Matrix], keep: Sequence[int], n: int, m: int
+) -> tuple[int, int, int] | None: ...

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_cuda, m) {
   register_cuda_devices(m);
   register_cuda_products(m);
   register_cuda_lanczos(m);
+  register_cuda_masks(m);
 }

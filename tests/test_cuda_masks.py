@@ -1,0 +1,109 @@
+"""Masks of the CUDA backend on the emulated device, against those of the CPU: the same, entry by entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mpfast import _core
+from tests.test_cuda import DTYPES, device_matrix, stored
+
+pytestmark = pytest.mark.usefixtures("cuda")
+
+
+def quantised(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Few values, so that there are many ties, and zeros of either sign."""
+    values = np.round(rng.standard_normal(shape) * 4) / 4
+    return np.where(rng.random(shape) < 0.1, -0.0, values)
+
+
+def layouts(W: NDArray[Any]) -> list[NDArray[Any]]:
+    padded = np.zeros((W.shape[0], W.shape[1] + 1), dtype=W.dtype)
+    padded[:, 1:] = W
+    return [np.ascontiguousarray(W), np.asfortranarray(W), padded[:, 1:], np.ascontiguousarray(W[::-1])[::-1]]
+
+
+def addresses(masks: list[NDArray[np.bool_]]) -> list[int]:
+    return [mask.ctypes.data for mask in masks]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (3, 5), (64, 64)])
+def test_groups_as_on_the_cpu(cuda: Any, dtype: str, n: int, m: int) -> None:
+    entries, _ = stored(quantised(np.random.default_rng(m), (7, 3 * m)), dtype)
+    for layout in layouts(entries):
+        here, there = np.empty((2, *entries.shape), dtype=np.bool_)
+        assert _core.keep_largest_of_groups([_core.Matrix(layout, dtype)], [here], n, m, 1) is None
+        found = cuda.keep_largest_of_groups([device_matrix(cuda, layout, dtype)], addresses([there]), n, m)
+        assert found is None
+        assert (there == here).all()
+
+
+@pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16", "float16"), ("float32", "float64", "bfloat16")])
+def test_selection_as_on_the_cpu(cuda: Any, dtypes: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(len(dtypes))
+    shapes = [(33, 57), (120, 90), (5, 1)][: len(dtypes)]
+    scales = [1.0, 0.37, 2.5][: len(dtypes)]
+    arrays = [stored(quantised(rng, shape), dtype)[0] for shape, dtype in zip(shapes, dtypes, strict=True)]
+    total = sum(array.size for array in arrays)
+    for pruned in (0, 1, total // 3, total // 2, total - 1, total):
+        for layout in (0, 1):
+            laid = [layouts(array)[layout] for array in arrays]
+            here = [np.empty(a.shape, dtype=np.bool_) for a in arrays]
+            there = [np.empty(a.shape, dtype=np.bool_) for a in arrays]
+            host = [_core.Matrix(a, d) for a, d in zip(laid, dtypes, strict=True)]
+            device = [device_matrix(cuda, a, d) for a, d in zip(laid, dtypes, strict=True)]
+            assert _core.prune_smallest(host, scales, here, pruned, 1) is None
+            assert cuda.prune_smallest(device, scales, addresses(there), pruned) is None
+            assert sum(int(mask.sum()) for mask in there) == total - pruned
+            assert all((a == b).all() for a, b in zip(here, there, strict=True))
+
+
+def test_selection_of_distinct_values_over_several_chunks(cuda: Any) -> None:
+    W = np.random.default_rng(3).standard_normal((150, 160)).astype(np.float32)
+    keep = np.empty(W.shape, dtype=np.bool_)
+    assert cuda.prune_smallest([device_matrix(cuda, W, "float32")], [1.0], addresses([keep]), 12345) is None
+    order = np.argsort(np.abs(W).ravel(), kind="stable")
+    expected = np.ones(W.size, dtype=np.bool_)
+    expected[order[:12345]] = False
+    assert (keep.ravel() == expected).all()
+
+
+def test_ties_are_pruned_in_row_major_order_across_chunks(cuda: Any) -> None:
+    W = np.ones((200, 100), dtype=np.float32)
+    keep = np.empty(W.shape, dtype=np.bool_)
+    assert cuda.prune_smallest([device_matrix(cuda, W, "float32")], [1.0], addresses([keep]), 9001) is None
+    assert not keep.ravel()[:9001].any()
+    assert keep.ravel()[9001:].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nonfinite_entries_are_reported_as_on_the_cpu(cuda: Any, dtype: str) -> None:
+    clean, _ = stored(np.ones((12, 16)), dtype)
+    W = np.ones((90, 128))
+    W[88, 3] = np.inf
+    W[70, 101] = W[89, 1] = np.nan
+    entries, _ = stored(W, dtype)
+    keep = [np.empty(clean.shape, dtype=np.bool_), np.empty(W.shape, dtype=np.bool_)]
+    device = [device_matrix(cuda, clean, dtype), device_matrix(cuda, entries, dtype)]
+    host = [_core.Matrix(clean, dtype), _core.Matrix(entries, dtype)]
+    expected = (1, 3, 70 * 128 + 101)
+    assert _core.prune_smallest(host, [1.0, 1.0], keep, 100, 1) == expected
+    assert cuda.prune_smallest(device, [1.0, 1.0], addresses(keep), 100) == expected
+    assert cuda.keep_largest_of_groups(device, addresses(keep), 2, 4) == expected
+    assert cuda.keep_largest_of_groups(device, addresses(keep), 3, 16) == expected
+
+
+def test_bad_requests_are_refused(cuda: Any) -> None:
+    W = np.ones((4, 6), dtype=np.float32)
+    matrix = device_matrix(cuda, W, "float32")
+    keep = np.empty(W.shape, dtype=np.bool_)
+    with pytest.raises(ValueError, match="m must divide"):
+        cuda.keep_largest_of_groups([matrix], addresses([keep]), 2, 4)
+    with pytest.raises(ValueError, match="between 0"):
+        cuda.prune_smallest([matrix], [1.0], addresses([keep]), 25)
+    with pytest.raises(ValueError, match="positive"):
+        cuda.prune_smallest([matrix], [0.0], addresses([keep]), 2)
