@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import check_matrix, raise_if_nonfinite
-from mpfast.devices import Device, cuda_backend, device_matrix
+from mpfast.devices import Device, address_of, cuda_backend, device_matrix
 from mpfast.sources import MatrixSource, gram_memory
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def device_gram_product(source: DeviceSource, X: Any, side: str) -> Any:
     for first in range(0, len(x), 32):
         width = min(32, len(x) - first)
         _, nonfinite, row, col = source.backend.gram_product_at(
-            source.matrix, _address(x[first:]), _address(z[first:]), width, dtype, side == "right"
+            source.matrix, address_of(x[first:]), address_of(z[first:]), width, dtype, side == "right"
         )
         raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
     return z.T.reshape(X.shape)
@@ -158,11 +158,6 @@ def _vectors_on_device(x: Any, dtype: str) -> tuple[Any, Any]:
     if not bool(framework.isfinite(vectors).all()):
         raise ValueError("gram_product(): X has non-finite entries (NaN or inf); clean it first")
     return vectors, framework.empty_like(vectors)
-
-
-def _address(vectors: Any) -> int:
-    """Where a PyTorch tensor or a CuPy array begins in device memory."""
-    return int(vectors.data_ptr() if hasattr(vectors, "data_ptr") else vectors.data.ptr)
 
 
 def open_device_array(W: Any, function: str, threads: int) -> DeviceSource:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Device",
+    "address_of",
     "cuda_backend",
     "cuda_status",
     "device_matrix",
@@ -142,6 +143,13 @@ def device_matrix(W: Any, backend: Any) -> _cuda.Matrix:
         stream=0 if stream == 1 else stream,
         owner=W,
     )
+
+
+def address_of(array: Any) -> int:
+    """Where a PyTorch tensor, a CuPy array or, for the emulated device, a NumPy array begins in memory."""
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.ctypes.data if hasattr(array, "ctypes") else array.data.ptr)
 
 
 def _detached(W: Any) -> Any:

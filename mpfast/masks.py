@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
 from mpfast.budget import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.device_masks import DeviceLayer, entry_std_on_device, groups_on_device, prune_on_device
+from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.options import thread_count
 
 __all__ = ["magnitude", "n_m", "spectral_budget"]
@@ -62,22 +64,45 @@ def _as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray
     return [array[i] for i in leading], [keep[i] for i in leading]
 
 
-def _open(weights: Weights, function: str) -> tuple[list[_Layer], bool]:
+def _layer(weight: Any, function: str, name: str) -> _Layer | DeviceLayer:
+    if is_on_gpu(weight) and has_cuda_backend():
+        return DeviceLayer(weight, function, name)
+    return _Layer(weight, function, name)
+
+
+def _open(weights: Weights, function: str) -> tuple[list[_Layer | DeviceLayer], bool]:
     if isinstance(weights, Mapping):
         if not weights:
             raise ValueError(f"{function}(): weights is empty")
-        return [_Layer(weight, function, f"weights[{name!r}]") for name, weight in weights.items()], True
-    return [_Layer(weights, function, "weights")], False
+        return [_layer(weight, function, f"weights[{name!r}]") for name, weight in weights.items()], True
+    return [_layer(weights, function, "weights")], False
 
 
-def _close(layers: list[_Layer], weights: Weights, mapping: bool) -> Any:
+def _close(layers: list[_Layer | DeviceLayer], weights: Weights, mapping: bool) -> Any:
     if not mapping:
         return layers[0].mask()
     return {name: layer.mask() for name, layer in zip(weights, layers, strict=True)}
 
 
-def _prune(layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int) -> None:
+def _prune(
+    layers: Sequence[_Layer | DeviceLayer], scales: Sequence[float], sparsity: float, function: str, threads: int
+) -> None:
     """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
+    there = [layer for layer in layers if isinstance(layer, DeviceLayer)]
+    here = [layer for layer in layers if isinstance(layer, _Layer)]
+    if there and here:
+        raise ValueError(f"{function}(): {there[0].name} is on a GPU, {here[0].name} is not; bring them together first")
+    if there:
+        bad = prune_on_device(there, scales, _floor_count(sparsity, sum(layer.size for layer in there)))
+        if bad is not None:
+            raise_if_nonfinite(function, bad[0].name, bad[1], bad[2])
+        return
+    _prune_on_host(here, scales, sparsity, function, threads)
+
+
+def _prune_on_host(
+    layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int
+) -> None:
     matrices, factors, masks, origin = [], [], [], []
     for layer, scale in zip(layers, scales, strict=True):
         for number, (matrix, mask) in enumerate(zip(layer.matrices(), layer.masks, strict=True)):
@@ -124,7 +149,7 @@ def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threa
     Returns
     -------
     mask
-        Boolean array like each weight, or a dict of them.
+        Boolean array like each weight, on its device, or a dict of them.
 
     Raises
     ------
@@ -241,6 +266,8 @@ def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None
 
 def _entry_std(weight: Any) -> float:
     """Standard deviation of all entries, row by row in fp64."""
+    if is_on_gpu(weight) and has_cuda_backend():
+        return entry_std_on_device(weight)
     array, dtype = as_numpy(weight, function="spectral_budget", name="a weight")
     total = squares = 0.0
     for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
@@ -288,6 +315,8 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
     count = thread_count(threads, "n_m")
+    if is_on_gpu(W) and has_cuda_backend():
+        return _n_m_on_device(W, n, m, layout)
     array, dtype = as_numpy(W, function="n_m")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
@@ -315,3 +344,18 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
     if layout == "channel" and array.ndim > 2:
         keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
     return like(keep, W)
+
+
+def _n_m_on_device(W: Any, n: int, m: int, layout: str) -> Any:
+    shape = tuple(W.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {shape}")
+    if layout == "channel" and len(shape) > 2:
+        raise ValueError("n_m(): layout='channel' of a convolution on a GPU: move the channels to the end yourself")
+    layer = DeviceLayer(W.reshape(shape[0], -1), "n_m", "W")
+    if layer.shape[1] % m:
+        raise ValueError(f"n_m(): rows of length {layer.shape[1]} cannot be cut into groups of {m}")
+    bad = groups_on_device(layer, n, m)
+    if bad is not None:
+        raise_if_nonfinite("n_m", "W", *bad)
+    return layer.mask().reshape(shape)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import mpfast
 from mpfast import _core
-from tests.test_cuda import DTYPES, device_matrix, stored
+from tests.test_cuda import DTYPES, device_matrix, on_device, stored
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
@@ -107,3 +108,37 @@ def test_bad_requests_are_refused(cuda: Any) -> None:
         cuda.prune_smallest([matrix], [1.0], addresses([keep]), 25)
     with pytest.raises(ValueError, match="positive"):
         cuda.prune_smallest([matrix], [0.0], addresses([keep]), 2)
+
+
+def test_masks_of_device_arrays_are_those_of_host_arrays() -> None:
+    rng = np.random.default_rng(5)
+    weights = {
+        "attn.q": rng.standard_normal((40, 48)).astype(np.float32),
+        "conv": rng.standard_normal((6, 5, 3, 3)).astype(np.float32),
+        "bias": rng.standard_normal(33).astype(np.float32),
+    }
+    there = {name: on_device(W) for name, W in weights.items()}
+    for scope in ("global", "layer"):
+        expected = mpfast.masks.magnitude(weights, 0.37, scope=scope)
+        found = mpfast.masks.magnitude(there, 0.37, scope=scope)
+        assert all((found[name] == expected[name]).all() for name in weights)
+    matrices = {name: W for name, W in weights.items() if W.ndim > 1}
+    expected = mpfast.masks.spectral_budget(matrices, 0.5, signal="entry_std")
+    found = mpfast.masks.spectral_budget({name: on_device(W) for name, W in matrices.items()}, 0.5, signal="entry_std")
+    assert all((found[name] == expected[name]).all() for name in matrices)
+    assert (mpfast.masks.n_m(there["conv"], 1, 5) == mpfast.masks.n_m(weights["conv"], 1, 5)).all()
+
+
+def test_mask_errors_of_device_arrays() -> None:
+    W = np.ones((6, 8), dtype=np.float32)
+    with pytest.raises(ValueError, match="is on a GPU"):
+        mpfast.masks.magnitude({"a": on_device(W), "b": W}, 0.5)
+    with pytest.raises(ValueError, match="groups of 5"):
+        mpfast.masks.n_m(on_device(W), 2, 5)
+    with pytest.raises(TypeError, match="dtype int64"):
+        mpfast.masks.magnitude(on_device(np.ones((4, 4), dtype=np.int64)), 0.5)
+    W[2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"first at \(2, 3\)"):
+        mpfast.masks.magnitude(on_device(W), 0.5)
+    with pytest.raises(ValueError, match=r"first at \(2, 3\)"):
+        mpfast.masks.n_m(on_device(W), 2, 4)
