@@ -42,7 +42,7 @@ class DeviceLayer:
 def prune_on_device(
     layers: Sequence[DeviceLayer], scales: Sequence[float], pruned: int
 ) -> tuple[DeviceLayer, int, tuple[int, ...]] | None:
-    """Prune the entries of smallest |w| * scale; or say which layer is not finite, in how many entries, and the first."""
+    """Prune the entries of smallest |w| * scale; or say which layer is not finite, how many entries and the first."""
     backend = layers[0].backend
     found = backend.prune_smallest(
         [layer.matrix for layer in layers], list(scales), [address_of(layer.keep) for layer in layers], pruned

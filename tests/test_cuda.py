@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,52 +12,15 @@ import mpfast
 from mpfast import _core
 from mpfast.devices import is_on_gpu
 
+from .device_arrays import DTYPES, device_matrix, on_device, stored
+from .references import run_python
+
 pytestmark = pytest.mark.usefixtures("cuda")
 
-DTYPES = ("float64", "float32", "float16", "bfloat16")
 # More than a panel and a slice of every type, not a multiple of anything, and smaller than one tile.
 SHAPES = ((131, 70), (37, 301), (5, 3), (1, 40))
 # Unit roundoff of the products, times sqrt of the longest sum (301), times a few.
 TOLERANCE = {"float64": 1e-14, "float32": 4e-6}
-
-
-class DeviceArray(np.ndarray):
-    """An array that claims to be in device memory, as the emulated device believes."""
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.ctypes.data, False),
-            "strides": self.strides,
-            "version": 3,
-            "stream": None,
-        }
-
-    def __dlpack__(self, **_: Any) -> Any:
-        return np.ndarray.__dlpack__(self.view(np.ndarray))
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
-
-
-def on_device(W: NDArray[Any]) -> Any:
-    return W.view(DeviceArray)
-
-
-def stored(W: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Entries as stored (bfloat16: the bits), and what they are worth."""
-    if dtype != "bfloat16":
-        entries = W.astype(dtype)
-        return entries, entries.astype(np.float64)
-    bits = (W.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def device_matrix(cuda: Any, W: NDArray[Any], dtype: str) -> Any:
-    strides = tuple(s // W.itemsize for s in W.strides)
-    return cuda.Matrix(W.ctypes.data, dtype, W.shape, strides, 0, 0, W)
 
 
 def layouts(W: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -316,7 +276,7 @@ def test_gram_product_of_a_device_array_with_host_vectors() -> None:
     assert np.allclose(mpfast.gram_product(on_device(W), X), W.T @ (W @ X), rtol=1e-12)
 
 
-def test_a_kernel_that_leaves_its_memory_would_be_found(cuda: Any, tmp_path: Path) -> None:
+def test_a_kernel_that_leaves_its_memory_would_be_found(cuda: Any) -> None:
     """The emulation is only worth its name under AddressSanitizer: a matrix that lies about its size must abort."""
     program = (
         "import numpy as np, importlib.util\n"
@@ -327,7 +287,6 @@ def test_a_kernel_that_leaves_its_memory_would_be_found(cuda: Any, tmp_path: Pat
         "liar = cuda.Matrix(W.ctypes.data, 'float64', (4000, 40), (40, 1), 0, 0, W)\n"
         "cuda.gram_product(liar, np.ones((1, 40)), True)\n"
     )
-    # Elsewhere than in the source tree, whose package has no compiled core.
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = run_python("-c", program)
     assert run.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in run.stderr

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import mpfast
 from mpfast import _core
-from tests.test_cuda import DTYPES, device_matrix, on_device, stored
+
+from .device_arrays import DTYPES, device_matrix, on_device, stored
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
