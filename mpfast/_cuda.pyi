@@ -42,7 +42,14 @@ def gram_product(
     matrix: Matrix, x: NDArray[Any], right: bool, scale_exponent: int = 0
 ) -> tuple[NDArray[Any], float, int, int, int]: ...
 def gram_product_at(
-    matrix: Matrix, x: int, z: int, width: int, dtype: str, right: bool, scale_exponent: int = 0
+    matrix: Matrix,
+    x: int,
+    z: int,
+    width: int,
+    dtype: str,
+    right: bool,
+    scale_exponent: int = 0,
+    with_stats: bool = True,
 ) -> tuple[float, int, int, int]: ...
 def multiply(matrix: Matrix, x: NDArray[Any], transpose: bool, scale_exponent: int = 0) -> NDArray[Any]: ...
 def gram_matrix(matrix: Matrix, scale_exponent: int) -> tuple[NDArray[np.float64], int, int, int]: ...

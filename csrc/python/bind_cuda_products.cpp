@@ -46,20 +46,18 @@ py::dict plan_of(const std::string& pass, const std::string& dtype, index_t rows
   return out;
 }
 
-// Vectors in device memory, given by address.
+// Vectors in device memory, given by address. Without statistics nothing is waited for.
 template <class Real>
-py::tuple gram_product_at(const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, bool right,
-                          int scale_exponent) {
+linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, bool right,
+                                      int scale_exponent, bool with_stats) {
   const cuda::Operand operand =
       right ? cuda::Operand{w.view, false, scale_exponent} : cuda::Operand{w.view.transposed(), true, scale_exponent};
   linalg::OperatorStats stats;
-  {
-    const py::gil_scoped_release unlocked;
-    cuda::Workspace<Real> workspace(w.stream);
-    cuda::gram_product(workspace, operand, width, reinterpret_cast<const Real*>(x), reinterpret_cast<Real*>(z),
-                       cuda::Into::store, &stats);
-  }
-  return py::make_tuple(stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
+  const py::gil_scoped_release unlocked;
+  cuda::Workspace<Real> workspace(w.stream);
+  cuda::gram_product(workspace, operand, width, reinterpret_cast<const Real*>(x), reinterpret_cast<Real*>(z),
+                     cuda::Into::store, with_stats ? &stats : nullptr);
+  return stats;
 }
 
 // Vectors in host memory, (width, cols) to (width, rows); `transpose`: (width, rows) to (width, cols).
@@ -98,12 +96,12 @@ py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, 
   const cuda::DeviceBuffer<Real> x_there(w.stream, size);
   const cuda::DeviceBuffer<Real> z_there(w.stream, size);
   cuda::copy(w.stream, x_there.get(), x.data(), bytes);
-  const py::tuple stats = gram_product_at<Real>(w, reinterpret_cast<std::uintptr_t>(x_there.get()),
-                                                reinterpret_cast<std::uintptr_t>(z_there.get()),
-                                                static_cast<int>(x.shape(0)), right, scale_exponent);
+  const linalg::OperatorStats stats = gram_product_at<Real>(w, reinterpret_cast<std::uintptr_t>(x_there.get()),
+                                                            reinterpret_cast<std::uintptr_t>(z_there.get()),
+                                                            static_cast<int>(x.shape(0)), right, scale_exponent, true);
   cuda::copy(w.stream, z.mutable_data(), z_there.get(), bytes);
   cuda::synchronize(w.stream);
-  return py::make_tuple(z, stats[0], stats[1], stats[2], stats[3]);
+  return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
 }
 
 // Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
@@ -142,13 +140,16 @@ void register_cuda_products(py::module_& m) {
   m.def(
       "gram_product_at",
       [](const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, const std::string& dtype, bool right,
-         int scale_exponent) {
-        return dtype == "float64" ? gram_product_at<double>(w, x, z, width, right, scale_exponent)
-                                  : gram_product_at<float>(w, x, z, width, right, scale_exponent);
+         int scale_exponent, bool with_stats) {
+        const linalg::OperatorStats stats =
+            dtype == "float64" ? gram_product_at<double>(w, x, z, width, right, scale_exponent, with_stats)
+                               : gram_product_at<float>(w, x, z, width, right, scale_exponent, with_stats);
+        return py::make_tuple(stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
       },
       py::arg("matrix"), py::arg("x"), py::arg("z"), py::arg("width"), py::arg("dtype"), py::arg("right"),
-      py::arg("scale_exponent") = 0,
-      "As that of _core; x and z are addresses of (width, dim) float32 or float64 vectors on the device.");
+      py::arg("scale_exponent") = 0, py::arg("with_stats") = true,
+      "As gram_product; x and z are addresses of (width, dim) float32 or float64 vectors on the device. Without "
+      "statistics the call does not wait for the device.");
   m.def("multiply", &multiply<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
         py::arg("scale_exponent") = 0);
   m.def("multiply", &multiply<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),

@@ -1,0 +1,330 @@
+"""Benchmarks on one NVIDIA GPU: needs mpfast with its CUDA backend, PyTorch, and under 8 minutes.
+
+    python benchmarks/gpu.py            # writes benchmarks/results/NAME.json and .md, NAME being the GPU's
+    python benchmarks/gpu.py --quick    # small sizes
+
+Times are medians after a warm-up, by CUDA events for single products and by the clock, synchronised, for everything
+that a user calls. Errors are relative to fp64 references. A bar is a figure that the project has promised on an H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mpfast.devices import address_of, cuda_backend, cuda_status, device_matrix
+
+RESULTS = Path(__file__).parent / "results"
+# (rows, columns) of the matrices of one layer of a LLaMA of 70 billion parameters, and the number of layers.
+LLAMA_LAYER = ((8192, 8192), (1024, 8192), (1024, 8192), (8192, 8192), (28672, 8192), (28672, 8192), (8192, 28672))
+LLAMA_LAYERS = 80
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; ``ratio`` is what ``figure`` counts, and ``met`` whether the bar was."""
+
+    case: str
+    contender: str
+    seconds: float
+    figure: str = ""
+    error: float | None = None
+    bar: str = ""
+    met: bool | None = None
+
+
+def clock(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Median wall time of a synchronised call after one warm-up, and its result."""
+    import torch
+
+    result = run()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), result
+
+
+def device_time(launch: Callable[[], Any], repeats: int = 20) -> float:
+    """Median time of one launch on the device, between events."""
+    import torch
+
+    for _ in range(3):
+        launch()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def gaussian(shape: tuple[int, int], dtype: Any, seed: int = 0) -> Any:
+    """Noise with entries of variance one, made on the device."""
+    import torch
+
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype)
+
+
+def copy_rate() -> float:
+    """Bytes read and written per second by a copy of 4 GB."""
+    import torch
+
+    source = torch.empty(1 << 30, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / device_time(lambda: target.copy_(source))
+
+
+def gram_rows(rate: float, quick: bool) -> Iterator[Row]:
+    """Single products, both orientations, against PyTorch's pair of products."""
+    import torch
+
+    for shape in ((4096, 4096),) if quick else ((8192, 28672), (28672, 8192)):
+        for dtype in (torch.float32, torch.bfloat16):
+            W = gaussian(shape, dtype)
+            for width in (1, 4, 8, 16, 32):
+                yield from product_rows(W, width, rate)
+            del W
+            torch.cuda.empty_cache()
+
+
+def product_rows(W: Any, width: int, rate: float) -> Iterator[Row]:
+    """The Gram product of the short side of W with `width` vectors."""
+    import torch
+
+    rows, cols = W.shape
+    right = rows >= cols
+    side = W if right else W.T
+    matrix = device_matrix(W, cuda_backend())
+    x = gaussian((width, min(rows, cols)), torch.float32, seed=1)
+    z = torch.empty_like(x)
+    exact = _gram_product_fp64(side, x)
+
+    def error(found: Any) -> float:
+        return float((found.double() - exact).abs().max() / exact.abs().max())
+
+    def ours() -> Any:
+        return cuda_backend().gram_product_at(
+            matrix, address_of(x), address_of(z), width, "float32", right, with_stats=False
+        )
+
+    seconds = device_time(ours)
+    share = W.nbytes / seconds / rate
+    barred = width == 4 and (rows, cols) == (8192, 28672)
+    case = f"Gram product {rows} x {cols} {str(W.dtype)[6:]}, b={width}"
+    yield Row(
+        case,
+        "mpfast",
+        seconds,
+        f"{share:.2f} of copy bandwidth",
+        error(z),
+        "0.6 of copy bandwidth" if barred else "",
+        share >= 0.6 if barred else None,
+    )
+    stored = x.T.to(W.dtype)
+    pair = device_time(lambda: side.T @ (side @ stored))
+    yield Row(case, "torch pair", pair, f"{pair / seconds:.2f} x mpfast", error((side.T @ (side @ stored)).T))
+
+
+def _gram_product_fp64(side: Any, x: Any) -> Any:
+    """Reference, a few thousand rows of W at a time: fp64 takes four times the memory of bfloat16."""
+    import torch
+
+    total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    for block in side.split(4096):
+        wide = block.double()
+        total += (wide.T @ (wide @ x.double().T)).T
+    return total
+
+
+def edge_rows(quick: bool) -> Iterator[Row]:
+    """Whole fits, against every singular value by PyTorch."""
+    import torch
+
+    import mpfast
+
+    shape = (2048, 6656) if quick else (16384, 53248)
+    W = gaussian(shape, torch.bfloat16)
+    seconds, edge = clock(lambda: mpfast.spectrum(W).edge, 5)
+    law = shape[0] ** 0.5 + shape[1] ** 0.5
+    yield Row(
+        f"edge of {shape[0]} x {shape[1]} bfloat16",
+        "mpfast",
+        seconds,
+        "",
+        abs(edge.sigma_plus / law - 1),
+        "" if quick else "40 ms",
+        None if quick else seconds < 0.04,
+    )
+    del W
+    torch.cuda.empty_cache()
+    p = 2048 if quick else 8192
+    W = gaussian((p, p), torch.float32)
+    case = f"edge of {p} x {p} float32"
+    full, values = clock(lambda: torch.linalg.svdvals(W), 1)
+    exact = mpfast.Spectrum.from_values(values.double().cpu().numpy(), (p, p)).edge.sigma_plus
+    seconds, edge = clock(lambda: mpfast.spectrum(W).edge, 5)
+    error = abs(edge.sigma_plus / exact - 1)
+    met = None if quick else full / seconds >= 100 and error <= 5e-3
+    yield Row(case, "mpfast", seconds, f"{full / seconds:.0f} x faster than svdvals", error, "100 x, 0.5 %", met)
+    yield Row(case, "torch.linalg.svdvals", full, f"{full / seconds:.1f} x mpfast")
+    gram, _ = clock(lambda: torch.linalg.eigvalsh(W.T.double() @ W.double()), 1)
+    yield Row(case, "torch fp64 Gram + eigvalsh", gram, f"{gram / seconds:.1f} x mpfast", 0.0)
+
+
+def svd_rows(quick: bool) -> Iterator[Row]:
+    """Leading triplets of noise with 40 spikes."""
+    import torch
+
+    import mpfast
+
+    p = 1024 if quick else 4096
+    generator = torch.Generator("cuda").manual_seed(3)
+    u, v = (torch.linalg.qr(torch.randn(p, 40, generator=generator, device="cuda"))[0] for _ in range(2))
+    spikes = torch.linspace(1.2, 4.0, 40, device="cuda") * 2 * p**0.5
+    W = gaussian((p, p), torch.float32) + (u * spikes) @ v.T
+    exact = torch.linalg.svdvals(W.double())[:64]
+
+    def error(s: Any) -> float:
+        return float(((torch.as_tensor(s, device="cuda").double() - exact).abs() / exact).max())
+
+    case = f"64 triplets of {p} x {p} float32"
+    seconds, found = clock(lambda: mpfast.svd(W, 64), 3)
+    yield Row(case, "mpfast.svd", seconds, "", error(found.s))
+    for name, run in (
+        ("torch.svd_lowrank niter=6", lambda: torch.svd_lowrank(W, 64, niter=6)[1]),
+        ("torch.linalg.svdvals", lambda: torch.linalg.svdvals(W)[:64]),
+    ):
+        other, s = clock(run, 3)
+        yield Row(case, name, other, f"{other / seconds:.1f} x mpfast", error(s))
+
+
+def mask_rows(rate: float, quick: bool) -> Iterator[Row]:
+    """2:4 and threshold masks."""
+    import torch
+
+    import mpfast
+
+    W = gaussian((1024, 4096) if quick else (8192, 28672), torch.bfloat16)
+    seconds, mask = clock(lambda: mpfast.masks.n_m(W, 2, 4), 5)
+    moved = W.nbytes + mask.nbytes
+    yield Row("2:4 mask, bfloat16", "mpfast.masks.n_m", seconds, f"{moved / seconds / rate:.2f} of copy bandwidth")
+    seconds, mask = clock(lambda: mpfast.masks.magnitude(W, 0.5), 5)
+    kept = int(mask.sum())
+    yield Row(
+        "half of all entries, bfloat16",
+        "mpfast.masks.magnitude",
+        seconds,
+        "",
+        float(kept != W.numel() - W.numel() // 2),
+    )
+    other, _ = clock(lambda: W.abs().float().flatten().kthvalue(W.numel() // 2), 3)
+    yield Row(
+        "half of all entries, bfloat16", "torch.kthvalue (threshold only)", other, f"{other / seconds:.1f} x mpfast"
+    )
+
+
+def llama_rows(quick: bool) -> Iterator[Row]:
+    """Every matrix of LLaMA-70B's shape, made on the device one after the other; their making is not counted."""
+    import torch
+
+    import mpfast
+
+    layers = 1 if quick else LLAMA_LAYERS
+    total = 0.0
+    worst = 0.0
+    matrices = [gaussian(shape, torch.bfloat16, seed=i) for i, shape in enumerate(LLAMA_LAYER)]
+    mpfast.spectrum(matrices[0])
+    for _ in range(layers):
+        for W in matrices:
+            start = time.perf_counter()
+            edge = mpfast.spectrum(W).edge
+            total += time.perf_counter() - start
+            law = W.shape[0] ** 0.5 + W.shape[1] ** 0.5
+            worst = max(worst, abs(edge.sigma_plus / law - 1))
+    bar = "" if quick else "6 s"
+    yield Row(
+        f"{layers * len(matrices)} matrices of LLaMA-70B's shapes, bfloat16",
+        "mpfast.spectrum(W).edge, one by one",
+        total,
+        "",
+        worst,
+        bar,
+        None if quick else total < 6,
+    )
+
+
+def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
+    lines = ["# Benchmarks on " + machine["gpu"], "", "Written by `benchmarks/gpu.py`; see there what is measured.", ""]
+    lines += [f"- {key}: {value}" for key, value in machine.items()]
+    lines += ["", "| case | contender | time | figure | error | bar | met |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.1e}"
+        met = "" if row.met is None else "yes" if row.met else "**no**"
+        cells = (row.case, row.contender, _duration(row.seconds), row.figure, error, row.bar, met)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--name", help="name of the files under benchmarks/results; default: the GPU's")
+    parser.add_argument("--quick", action="store_true", help="small sizes, no bars: does everything run?")
+    arguments = parser.parse_args()
+    status = cuda_status()
+    if not status.startswith("cuda:"):
+        print(f"no GPU to measure on: {status}", file=sys.stderr)
+        return 1
+    import torch
+
+    import mpfast
+    from mpfast.files import write_text_atomically
+
+    machine = {"gpu": torch.cuda.get_device_name(), "mpfast": mpfast.__version__, "torch": torch.__version__}
+    machine["found"] = status
+    rate = copy_rate()
+    machine["copy bandwidth"] = f"{rate / 1e12:.2f} TB/s, read and written"
+    rows: list[Row] = []
+    for group in (
+        gram_rows(rate, arguments.quick),
+        edge_rows(arguments.quick),
+        svd_rows(arguments.quick),
+        mask_rows(rate, arguments.quick),
+        llama_rows(arguments.quick),
+    ):
+        for row in group:
+            rows.append(row)
+            print(f"{row.case}: {row.contender}: {_duration(row.seconds)} {row.figure}", flush=True)
+        torch.cuda.empty_cache()
+    slug = arguments.name or re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
+    record = {"schema": "mpfast.gpu-benchmark/1", "machine": machine, "rows": [asdict(row) for row in rows]}
+    target = RESULTS / slug
+    write_text_atomically(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text_atomically(target.with_suffix(".md"), as_markdown(rows, machine))
+    print(f"written: {target}.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
