@@ -186,11 +186,11 @@ def test_masks_are_the_cpu_s(torch: Any, dtype: str) -> None:
 def test_more_memory_than_there_is(torch: Any) -> None:
     from mpfast.devices import cuda_backend
 
+    entry = torch.zeros(1, device="cuda")
+    matrix = cuda_backend().Matrix(entry.data_ptr(), "float32", (1 << 22, 1 << 22), (0, 0), 0, 0, entry)
+    vectors = np.zeros((4096, 1 << 22), dtype=np.float32)
     with pytest.raises(MemoryError, match="bytes on the GPU"):
-        shape = (1 << 22, 1 << 22)
-        entry = torch.zeros(1, device="cuda")
-        matrix = cuda_backend().Matrix(entry.data_ptr(), "float32", shape, (0, 0), 0, 0, entry)
-        cuda_backend().multiply(matrix, np.zeros((4096, shape[1]), dtype=np.float32), False)
+        cuda_backend().multiply(matrix, vectors, False)
 
 
 def test_every_device(torch: Any) -> None:

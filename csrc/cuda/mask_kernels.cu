@@ -1,6 +1,5 @@
-#include "cuda/mask_kernels.hpp"
-
 #include "core/entry.hpp"
+#include "cuda/mask_kernels.hpp"
 #include "cuda/platform.hpp"
 #include "masks/n_m.hpp"
 #include "masks/select.hpp"
@@ -264,9 +263,8 @@ void write_groups(Stream stream, const ScoredMatrix& matrix, int n, int m, std::
 
 void find_nonfinite(Stream stream, const MatrixView& entries, ChunkNonFinite* found) {
   const Grid grid = chunk_grid(entries, kThreads * sizeof(ChunkNonFinite));
-  dispatch(entries.dtype, [&]<DType dtype>() {
-    launch(stream, grid, &nonfinite_kernel<dtype>, Entries<dtype>(entries), found);
-  });
+  dispatch(entries.dtype,
+           [&]<DType dtype>() { launch(stream, grid, &nonfinite_kernel<dtype>, Entries<dtype>(entries), found); });
 }
 
 }  // namespace mpfast::cuda

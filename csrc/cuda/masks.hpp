@@ -26,8 +26,9 @@ struct NonFinite {
   index_t first = 0;
 };
 
-// Prunes exactly `pruned` entries of the smallest scores |w| * scale over all matrices; zeros first, equal scores in the
-// order of the matrices, then of the row-major index. Scores in float, or in double as soon as one matrix is stored so.
+// Prunes exactly `pruned` entries of the smallest scores |w| * scale over all matrices; zeros first, equal scores in
+// the order of the matrices, then of the row-major index. Scores in float, or in double as soon as one matrix is stored
+// so.
 //
 // The score to cut at is found digit by digit, 11 bits of the key at a time: each pass over the weights counts the keys
 // that agree with the digits known so far. Three passes (six for double) find it, one more writes the masks and counts

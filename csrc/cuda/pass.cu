@@ -395,17 +395,15 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) pass_kernel(PassAr
 
 template <DType storage, class Real, Pass kPass>
 void launch_width(Stream stream, const PassPlan& plan, const PassArguments<Real>& arguments) {
-  const Grid grid = plan.grid(kPass);
-  switch (plan.width) {
-    case 4:
-      return launch(stream, grid, &pass_kernel<storage, Real, 4, kPass>, arguments);
-    case 8:
-      return launch(stream, grid, &pass_kernel<storage, Real, 8, kPass>, arguments);
-    case 16:
-      return launch(stream, grid, &pass_kernel<storage, Real, 16, kPass>, arguments);
-    default:
-      return launch(stream, grid, &pass_kernel<storage, Real, 32, kPass>, arguments);
+  const auto launch_as = [&]<int kWidth>() {
+    launch(stream, plan.grid(kPass), &pass_kernel<storage, Real, kWidth, kPass>, arguments);
+  };
+  if (plan.width == 8) return launch_as.template operator()<8>();
+  if constexpr (padded_width(1, sizeof(Real)) == 4) {
+    if (plan.width == 4) return launch_as.template operator()<4>();
+    if (plan.width == 16) return launch_as.template operator()<16>();
   }
+  launch_as.template operator()<32>();
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ enum class Pass { gram, product };
 // How a pass is cut. A function of the shape, the types and the limits of the device, so results are the same on every
 // device of a kind.
 struct PassPlan {
-  int width = 0;       // vectors in shared memory: b rounded up to 4, 8, 16 or 32
+  int width = 0;       // vectors in shared memory: b rounded up, see pass_layout.hpp
   int threads = 0;     // per block
   index_t slice = 0;   // coordinates of X per block
   index_t slices = 0;  // blocks along N: one cluster in a Gram pass

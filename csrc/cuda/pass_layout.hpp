@@ -31,6 +31,12 @@ struct TileWord<DType::float64> {
 constexpr int rows_per_word(DType storage) { return size_of(storage) == 2 ? 2 : 1; }
 constexpr std::size_t word_bytes(DType storage) { return size_of(storage) == 8 ? 8 : 4; }
 
+// Vectors that kernels are compiled for: b is rounded up to one of these. Fewer for double, which is rare.
+constexpr int padded_width(int width, std::size_t real_bytes) {
+  if (real_bytes == 8) return width <= 8 ? 8 : 32;
+  return width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : 32;
+}
+
 // Coordinates that each thread owns: their sums of width vectors each stay in its registers.
 constexpr int coordinates_per_thread(int width, std::size_t real_bytes) {
   const int registers = real_bytes == 8 ? 8 : 16;

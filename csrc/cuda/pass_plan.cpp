@@ -21,7 +21,7 @@ index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
 PassPlan plan_pass(Pass pass, const MatrixView& b, std::size_t real_bytes, int width, const DeviceLimits& limits) {
   PassPlan plan;
-  plan.width = width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : 32;
+  plan.width = padded_width(width, real_bytes);
   const int each = coordinates_per_thread(plan.width, real_bytes);
   const auto memory_of = [&](int threads) { return PassMemory(b.dtype, real_bytes, plan.width, threads).end; };
   plan.threads = 256;
