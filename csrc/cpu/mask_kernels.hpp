@@ -52,4 +52,7 @@ namespace avx512 {
 extern const MaskKernels mask_kernels;
 }
 
+// Those of the instruction set in use.
+const MaskKernels& active_mask_kernels();
+
 }  // namespace mpfast::cpu

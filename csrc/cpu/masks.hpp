@@ -29,12 +29,8 @@ struct NonFinite {
 // Prunes exactly `pruned` (between 0 and the number of all entries) entries of the smallest scores |w| * scale. Zeros
 // go first; equal scores go in the order of the matrices, then of the row-major index. Scores are computed in float, or
 // in double as soon as one matrix is stored in double.
-//
-// The score to cut at is found by counting: each pass over the weights histograms the keys (masks/select.hpp) of a
-// window known to hold it, and the next window is one bucket of that histogram. A sample of 1/64 of the entries guesses
-// the first window; a wrong guess costs a pass, never a wrong mask. Usually the weights are read three times in all
-// (two counts, one to write), and extra memory is one histogram of at most 2^17 counters per thread and one counter per
-// 2^17 entries. The same mask for any size of the team. When the result is set, the masks were not written.
+// See cut_search.hpp for how. The same mask for any size of the team. When the result is set, the masks were not
+// written.
 std::optional<NonFinite> prune_smallest(Team& team, std::span<const ScoredMatrix> matrices, index_t pruned);
 
 // Keeps the n entries of largest magnitude of every m consecutive ones of a row; of equal entries the one at the lower

@@ -3,8 +3,10 @@
 #include <optional>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "cpu/cut_search.hpp"
 #include "cpu/masks.hpp"
 #include "python/bindings.hpp"
 
@@ -61,6 +63,34 @@ NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const
   return report(cpu::prune_smallest(team, scored, pruned));
 }
 
+// A search whose matrices come one at a time.
+class CutSearch {
+ public:
+  CutSearch(index_t total, index_t pruned, bool wide) : search_(total, pruned, wide) {}
+
+  bool done() const { return search_.done(); }
+  void narrow() { search_.narrow(); }
+
+  NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
+    if (!(scale > 0)) throw std::invalid_argument("scales must be positive");
+    const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
+    const py::gil_scoped_release unlocked;
+    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    return report(search_.count(team, scored));
+  }
+
+  void write(const Matrix& matrix, double scale, py::array keep, int threads) {
+    std::vector<py::array> masks = {std::move(keep)};
+    const auto scored = targets({&matrix}, {scale}, masks);
+    const py::gil_scoped_release unlocked;
+    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    search_.write(team, scored);
+  }
+
+ private:
+  cpu::CutSearch search_;
+};
+
 NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrices, std::vector<py::array> keep, int n,
                                        int m, int threads) {
   const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
@@ -74,6 +104,15 @@ NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrice
 void register_masks(py::module_& m) {
   m.def("prune_smallest", &prune_smallest, py::arg("matrices"), py::arg("scales"), py::arg("keep"), py::arg("pruned"),
         py::arg("threads"), "Masks without the `pruned` entries of smallest |w| * scale.");
+  py::class_<CutSearch>(m, "CutSearch", "prune_smallest() for matrices that come one at a time.")
+      .def(py::init<index_t, index_t, bool>(), py::arg("total"), py::arg("pruned"), py::arg("wide"),
+           "For the `pruned` smallest of `total` entries; `wide`: a matrix is stored in float64.")
+      .def_property_readonly("done", &CutSearch::done)
+      .def("count", &CutSearch::count, py::arg("matrix"), py::arg("scale"), py::arg("threads"),
+           "Count a matrix in this round: every one once, in any order.")
+      .def("narrow", &CutSearch::narrow, "End a round.")
+      .def("write", &CutSearch::write, py::arg("matrix"), py::arg("scale"), py::arg("keep"), py::arg("threads"),
+           "Once done, the mask of the next matrix: every one once, in the order that breaks ties.");
   m.def("keep_largest_of_groups", &keep_largest_of_groups, py::arg("matrices"), py::arg("keep"), py::arg("n"),
         py::arg("m"), py::arg("threads"), "Masks of the n largest of every m consecutive entries of a row.");
 }
