@@ -179,8 +179,9 @@ W is read once; X and the chunks' sums of Z are the vector traffic. *shared memo
 shared memory take at one per multiprocessor and cycle. The last column is the share of the copy bandwidth (4.3 TB/s)
 that W would arrive at if the slowest of the three were reached and all else hidden.
 
-At b = 4, which fits of large matrices use, memory is the slowest of the three for both storages. Tensor cores would need X and y as three
-bf16 terms each to keep single precision; they would shorten what is hidden already, and are not used.
+At b = 4, which fits of large matrices use, memory is the slowest of the three for both storages. Tensor cores would
+need X and y as three bf16 terms each to keep single precision; they would shorten what is hidden already, and are not
+used.
 
 """
 

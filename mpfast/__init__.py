@@ -1,5 +1,6 @@
 """Marchenko-Pastur edges of neural-network weight matrices, in seconds and with error bars."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mpfast import lowrank, masks
@@ -13,36 +14,58 @@ from mpfast.svd import SVD, svd
 
 if TYPE_CHECKING:
     from mpfast.analysis import Analysis, LayerReport, analyze
+    from mpfast.budget import Budget
+    from mpfast.compression import CompressResult, compress
+    from mpfast.pruning import PruneResult, prune
+    from mpfast.verification import Verification, verify
 
     __version__: str
 
 __all__ = [
     "SVD",
     "Analysis",
+    "Budget",
     "CheckpointError",
+    "CompressResult",
     "ConvergenceWarning",
     "EdgeFit",
     "LayerReport",
     "MarchenkoPastur",
+    "PruneResult",
     "Spectrum",
     "TracyWidom",
+    "Verification",
     "analyze",
+    "compress",
     "gram_product",
     "lowrank",
     "masks",
     "optimal_threshold",
+    "prune",
     "shrink",
     "spectrum",
     "svd",
+    "verify",
 ]
+
+# What needs the larger part of the standard library is loaded at first use: half of the time of an import.
+_LATER = {
+    "Analysis": "analysis",
+    "LayerReport": "analysis",
+    "analyze": "analysis",
+    "Budget": "budget",
+    "CompressResult": "compression",
+    "compress": "compression",
+    "PruneResult": "pruning",
+    "prune": "pruning",
+    "Verification": "verification",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # What needs the larger part of the standard library is loaded at first use: half of the time of an import.
-    if name in ("Analysis", "LayerReport", "analyze"):
-        from mpfast import analysis
-
-        return getattr(analysis, name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"mpfast.{_LATER[name]}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import hashlib
 import math
 import queue
@@ -11,22 +10,20 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpfast import _core
-from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from mpfast.checkpoints import Checkpoint, open_checkpoint
 from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
-from mpfast.layers import Layer, as_layer, as_matrix
+from mpfast.layers import Layer, NameFilter, as_matrix, select_layers
 from mpfast.results import Analysis, LayerReport, SkippedTensor
 from mpfast.spectrum import spectrum
 
 __all__ = ["Analysis", "LayerReport", "SkippedTensor", "analyze"]
-
-NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 
 # A matrix of more entries than this (16 MB in float32, beyond the cache of one core) gets all threads to
 # itself: the fused product then scales with the memory bandwidth. Smaller ones keep one thread each and run
@@ -112,8 +109,7 @@ def analyze(
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, workers)
     checkpoint = open_checkpoint(model)
-    layers, skipped = _select(checkpoint.tensors, _name_filter(include), _name_filter(exclude))
-    _require_matches(checkpoint, include)
+    layers, skipped = select_layers(checkpoint, include, exclude, "analyze")
     reports: dict[str, LayerReport] = {}
     with _collected_warnings() as collected, _progress_bar(layers, progress) as advance:
         for layer, outcome in _outcomes(checkpoint, layers, settings, collected):
@@ -156,55 +152,6 @@ def _checked_settings(method: str, tol: float, seed: int, device: str | None, wo
     if workers is not None and workers < 1:
         raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
     return _Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus)
-
-
-def _name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
-    if chosen is None or callable(chosen):
-        return chosen
-    patterns = _patterns(chosen)
-    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _patterns(chosen: str | Iterable[str]) -> list[str]:
-    patterns = [chosen] if isinstance(chosen, str) else list(chosen)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"analyze(): include and exclude take glob patterns, not {type(pattern).__name__}")
-    return patterns
-
-
-def _require_matches(checkpoint: Checkpoint, include: NameFilter) -> None:
-    """Refuse a pattern that matches nothing: a misspelt one would otherwise pass as an empty result."""
-    if include is None or callable(include):
-        return
-    names = [tensor.name for tensor in checkpoint.tensors]
-    for pattern in _patterns(include):
-        if not fnmatch.filter(names, pattern):
-            example = f", for example {names[0]!r}" if names else ""
-            raise ValueError(
-                f"analyze(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
-                "patterns are matched against the whole name, * stands for anything"
-            )
-
-
-def _select(
-    tensors: Sequence[TensorInfo],
-    include: Callable[[str], bool] | None,
-    exclude: Callable[[str], bool] | None,
-) -> tuple[list[Layer], dict[str, str]]:
-    """Split the tensors into layers and (name -> reason) for the rest."""
-    layers: list[Layer] = []
-    skipped: dict[str, str] = {}
-    for tensor in tensors:
-        if (include and not include(tensor.name)) or (exclude and exclude(tensor.name)):
-            skipped[tensor.name] = "left out by include or exclude"
-            continue
-        layer = as_layer(tensor)
-        if isinstance(layer, Layer):
-            layers.append(layer)
-        else:
-            skipped[tensor.name] = layer
-    return layers, skipped
 
 
 def _outcomes(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import mpfast
 from mpfast import _core
+from mpfast.bfloat16 import widened
 from mpfast.edge import fit_values
 from mpfast.synthetic import family
 
@@ -210,7 +211,7 @@ def _gram_case(store: str, width: int, full: bool) -> Case:
     n = 8192 if full else 4096
     W = _noise((n, n))
     bits = (W.view(np.uint32) >> 16).astype(np.uint16)
-    dense = W if store == "fp32" else (bits.astype(np.uint32) << 16).view(np.float32)
+    dense = W if store == "fp32" else widened(bits)
     matrix = _core.Matrix(W, "float32") if store == "fp32" else _core.Matrix(bits, "bfloat16")
     X = np.random.default_rng(1).standard_normal((n, width)).astype(np.float32)
     block = np.ascontiguousarray(X.T)

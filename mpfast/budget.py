@@ -1,116 +1,296 @@
-"""Spectral edge budgeting: how strongly each layer is pruned, from one number per layer.
-
-``z_l`` is the signal of layer l, standardised over all layers. At sparsity s a regime gives
-
-    w_l = max(floor, 1 + beta d(s) z_l),     d(s) = max(0, 1 - s / s_d) ** power
-
-and the entries with the smallest ``|w| / w_l`` go: a larger weight prunes more.
-
-References
-----------
-Berlyand, Bourdais, Owhadi, Shmalo, arXiv 2606.02608, "spectral edge budgeting".
-"""
+"""A pruning budget: how many entries of each layer go, with the spectra that say so; and its forms on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fnmatch
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from mpfast.allocation import allocate, floor_count, gaussian_shares
+from mpfast.files import write_text_atomically
+from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 
-__all__ = ["BERLYAND2026", "Regime", "default_layer_type", "layer_weights", "regime_for"]
+if TYPE_CHECKING:
+    from mpfast.results import LayerReport
+
+__all__ = ["Budget", "LayerBudget", "budget_from_reports"]
+
+SCHEMA = "mpfast.budget/1"
+Bound = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Regime:
-    """Rule for sparsities up to ``up_to``.
+class LayerBudget:
+    """One row of a budget.
 
     Attributes
     ----------
-    up_to
-        Largest sparsity it is meant for.
-    signal
-        ``"sigma_plus"``, ``"hill"`` or ``"entry_std"``.
-    beta
-        Strength, by layer type; ``"other"`` is the default for types not named.
-    vanishing
-        Sparsity ``s_d`` at which the rule has faded to plain magnitude.
-    power
-        Of the fading.
+    name : str
+        Tensor in the checkpoint.
+    kind : str
+        "linear", "conv" or "embedding".
+    shape : tuple of int
+        Shape as stored.
+    dtype : str
+        Element type as stored.
+    pruned : int
+        Entries to prune, those that are zero already among them.
+    sparsity : float
+        ``pruned`` over the number of entries.
+    sigma_plus, sigma_plus_error : float or None
+        Marchenko-Pastur edge and its standard error, singular-value scale; None where no spectrum was taken.
+    rank : int or None
+        Number of singular values above the noise.
+    content : str or None
+        Hash of the dense tensor's bytes, ``"blake2b-128:<hex>"``.
     """
 
-    up_to: float
-    signal: str
-    beta: Mapping[str, float]
-    vanishing: float
-    power: float = 1.0
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    pruned: int
+    sparsity: float
+    sigma_plus: float | None = None
+    sigma_plus_error: float | None = None
+    rank: int | None = None
+    content: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def module(self) -> str:
+        """Name of the module that owns the tensor."""
+        return self.name.removesuffix(".weight").removesuffix(".kernel")
 
 
-BERLYAND2026 = (
-    Regime(0.20, "hill", {"other": 0.50}, 0.30),
-    Regime(0.40, "sigma_plus", {"other": 1.00}, 0.50),
-    Regime(0.55, "sigma_plus", {"other": 1.25}, 0.70),
-    Regime(1.00, "sigma_plus", {"attn": 1.00, "mlp": 2.00, "other": 1.50}, 0.85),
-)
+@dataclass(frozen=True, repr=False)
+class Budget(Sequence[LayerBudget]):
+    """Sparsity per layer, an immutable sequence of `LayerBudget` in the order of the checkpoint.
 
-
-def regime_for(sparsity: float, regimes: Sequence[Regime] = BERLYAND2026) -> Regime:
-    """Return the first regime whose range includes ``sparsity``."""
-    for regime in regimes:
-        if sparsity <= regime.up_to:
-            return regime
-    raise ValueError(f"no regime covers a sparsity of {sparsity}; the last ends at {regimes[-1].up_to}")
-
-
-def default_layer_type(name: str) -> str:
-    """Type of a layer by its name: ``"attn"``, ``"mlp"`` or ``"other"``."""
-    if "attn" in name or "attention" in name:
-        return "attn"
-    return "mlp" if "mlp" in name or ".fc" in name else "other"
-
-
-def layer_weights(
-    signals: ArrayLike,
-    sparsity: float,
-    regime: Regime,
-    types: Sequence[str] | None = None,
-    *,
-    floor: float = 0.1,
-) -> Array:
-    """Weights ``w_l`` of all layers, shape (layers,).
-
-    Parameters
+    Attributes
     ----------
-    signals
-        One number per layer; NaN where a layer has none (its z is 0).
-    sparsity
-        Target share of zeros, 0 to 1.
-    regime
-        Rule to apply.
-    types
-        Layer types for ``regime.beta``; default all ``"other"``.
-    floor
-        Smallest weight.
-
-    Examples
-    --------
-    >>> rule = Regime(1.0, "sigma_plus", {"other": 1.0}, vanishing=0.5)
-    >>> layer_weights([1, 2, 3, 4], 0.25, rule).round(5)
-    array([0.32918, 0.77639, 1.22361, 1.67082])
+    layers : tuple of LayerBudget
+        The rows; layers that stay dense on purpose are not among them.
+    method : str
+        How it was made.
+    sparsity : float
+        Share of the entries of all rows that was asked for.
+    pattern : str or None
+        ``"2:4"`` and the like; None where any entry may go.
+    source : str
+        The checkpoint.
     """
-    x = np.asarray(signals, dtype=np.float64)
-    known = np.isfinite(x)
-    z = np.zeros(len(x))
-    if known.any():
-        deviation = x[known] - x[known].mean()
-        spread = np.sqrt(np.mean(deviation**2))
-        if spread >= 1e-12:
-            z[known] = deviation / spread
-    kinds = types if types is not None else ["other"] * len(x)
-    beta = np.array([regime.beta.get(kind, regime.beta["other"]) for kind in kinds])
-    fading = max(0.0, 1 - sparsity / regime.vanishing) ** regime.power
-    weights: Array = np.maximum(floor, 1 + beta * fading * z)
-    return weights
+
+    layers: tuple[LayerBudget, ...]
+    method: str
+    sparsity: float
+    pattern: str | None
+    source: str
+
+    granularity = "layer"
+
+    @overload
+    def __getitem__(self, index: int) -> LayerBudget: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerBudget, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerBudget | tuple[LayerBudget, ...]:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerBudget]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        return f"Budget({self.method}: {self.pruned} of {self.entries} entries in {len(self.layers)} layers)"
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of all rows."""
+        return sum(row.size for row in self.layers)
+
+    @property
+    def pruned(self) -> int:
+        """Number of entries pruned in all rows."""
+        return sum(row.pruned for row in self.layers)
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the budget as JSON text, or write it to `path`, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written.
+        """
+        document = {
+            "schema": SCHEMA,
+            "granularity": self.granularity,
+            "method": self.method,
+            "pattern": self.pattern,
+            "sparsity": self.sparsity,
+            "entries": self.entries,
+            "pruned": self.pruned,
+            "source": self.source,
+            "layers": [asdict(row) for row in self.layers],
+        }
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        if path is None:
+            return text
+        write_text_atomically(path, text)
+        return None
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Budget:
+        """Rebuild a budget from the text of `to_json` (a string that starts with ``{``) or from a file.
+
+        Raises
+        ------
+        ValueError
+            The text is no JSON, or not of this schema.
+        OSError
+            The file cannot be read.
+        """
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            text = source
+        else:
+            text = Path(source).read_text(encoding="utf-8")
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError(f"Budget.from_json(): this is not JSON of the schema {SCHEMA}")
+        try:
+            layers = tuple(LayerBudget(**{**row, "shape": tuple(row["shape"])}) for row in document["layers"])
+            return cls(layers, document["method"], float(document["sparsity"]), document["pattern"], document["source"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Budget.from_json(): a field is missing or unknown: {error}") from None
+
+    def export(self, format: str) -> str:
+        """Return the budget as another tool reads it.
+
+        Parameters
+        ----------
+        format : {"json", "torchao", "llm-compressor", "peft", "axolotl"}
+            See `mpfast.exporters`, which also has AlphaPruning's binary file.
+
+        Raises
+        ------
+        ValueError
+            An unknown format, or one that needs what this budget lacks.
+        """
+        from mpfast.exporters import TEXT_FORMATS
+
+        if format == "json":
+            return self.to_json()
+        if format not in TEXT_FORMATS:
+            raise ValueError(f"Budget.export(): format must be one of json, {', '.join(TEXT_FORMATS)}, not {format!r}")
+        return TEXT_FORMATS[format](self)
+
+
+def budget_from_reports(
+    reports: Iterable[LayerReport],
+    sparsity: float,
+    *,
+    source: str,
+    method: str | Callable[[LayerReport], float] = "spectral_budget",
+    floor: Bound = 0.0,
+    ceiling: Bound = 1.0,
+    exclude: str | Iterable[str] = (),
+    groups: Mapping[str, str | Iterable[str]] | None = None,
+    embeddings: bool = False,
+    regimes: Sequence[Regime] = BERLYAND2026,
+    layer_type: Callable[[str], str] = default_layer_type,
+) -> Budget:
+    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"budget(): sparsity must lie in [0, 1], not {sparsity!r}")
+    left_out = [exclude] if isinstance(exclude, str) else list(exclude)
+    rows = [
+        row
+        for row in reports
+        if (embeddings or row.kind != "embedding")
+        and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
+    ]
+    if not rows:
+        raise ValueError("budget(): no layer is left to prune")
+    sizes = [math.prod(row.tensor_shape) for row in rows]
+    names = [row.name for row in rows]
+    counts = allocate(
+        _wishes(rows, sizes, sparsity, method, regimes, layer_type),
+        sizes,
+        floor_count(sparsity, sum(sizes)),
+        floors=[_bound(floor, name, 0.0) for name in names],
+        ceilings=[_bound(ceiling, name, 1.0) for name in names],
+        groups=[_group(groups or {}, name) for name in names],
+    )
+    layers = tuple(
+        LayerBudget(
+            row.name,
+            row.kind,
+            row.tensor_shape,
+            row.dtype,
+            pruned=count,
+            sparsity=count / size,
+            sigma_plus=row.sigma_plus,
+            sigma_plus_error=row.sigma_plus_error,
+            rank=row.spikes,
+        )
+        for row, size, count in zip(rows, sizes, counts, strict=True)
+    )
+    label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    return Budget(layers, label, sparsity, None, source)
+
+
+def _wishes(
+    rows: Sequence[LayerReport],
+    sizes: Sequence[int],
+    sparsity: float,
+    method: str | Callable[[LayerReport], float],
+    regimes: Sequence[Regime],
+    layer_type: Callable[[str], str],
+) -> Any:
+    if callable(method):
+        return [float(method(row)) for row in rows]
+    if method == "uniform":
+        return [sparsity] * len(rows)
+    deviations = [row.fro_norm / math.sqrt(math.prod(row.shape)) for row in rows]
+    if method == "magnitude":
+        return gaussian_shares(deviations, sizes, sparsity)
+    if method == "spectral_budget":
+        regime = regime_for(sparsity, regimes)
+        signals = {"hill": [row.hill_alpha for row in rows], "sigma_plus": [row.sigma_plus for row in rows]}
+        signal = signals.get(regime.signal, deviations)
+        weights = layer_weights(signal, sparsity, regime, [layer_type(row.name) for row in rows])
+        return gaussian_shares(np.asarray(deviations) / weights, sizes, sparsity)
+    raise ValueError(
+        f"budget(): method must be 'spectral_budget', 'magnitude', 'uniform' or a function of a layer, not {method!r}"
+    )
+
+
+def _bound(bound: Bound, name: str, default: float) -> float:
+    if not isinstance(bound, Mapping):
+        return float(bound)
+    return next((float(value) for pattern, value in bound.items() if fnmatch.fnmatchcase(name, pattern)), default)
+
+
+def _group(groups: Mapping[str, str | Iterable[str]], name: str) -> str:
+    """The group that a layer belongs to; a layer of none is one by itself."""
+    for group, patterns in groups.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if fnmatch.fnmatchcase(name, pattern):
+                return f"group {group}"
+    return f"layer {name}"

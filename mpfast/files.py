@@ -6,15 +6,23 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_text_atomically"]
+__all__ = ["check_directory", "staged_directory", "write_bytes_atomically", "write_text_atomically"]
+
+STAGING_SUFFIX = ".mpfast-partial"
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` (UTF-8, line ends untouched) to `path`, all of it or nothing.
+    """Write `text` (UTF-8, line ends untouched) to `path`, all of it or nothing; see `write_bytes_atomically`."""
+    write_bytes_atomically(path, text.encode())
 
-    The text goes to a temporary file in the same directory, is flushed to the disk and then renamed over
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to `path`, all of it or nothing.
+
+    It goes to a temporary file in the same directory, is flushed to the disk and then renamed over
     `path`; if anything fails before the rename, an older file of that name is left as it was. A path that
     exists and is no regular file (a pipe, ``/dev/stdout``) is written to directly.
 
@@ -25,13 +33,13 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """
     target = Path(path).resolve()  # through a symbolic link: replace what it points to, not the link
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with target.open("wb") as stream:
+            stream.write(content)
         return
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with temporary.open("xb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         if target.exists():
@@ -42,6 +50,70 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
             temporary.unlink()
         raise
     _sync_directory(target.parent)
+
+
+def check_directory(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return where `out` is to be written; errors as `staged_directory`, before any work is done."""
+    target = Path(out).absolute()
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{out}: is a file; a directory is to be written")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such directory")
+    return target
+
+
+@contextlib.contextmanager
+def staged_directory(out: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a directory to write into, which becomes `out` when all went well and vanishes when something failed.
+
+    It lies beside `out` and is called ``.<name>.mpfast-partial``. One that a killed process left is handed out again,
+    with what it holds: whoever writes decides what of it is still good.
+
+    Raises
+    ------
+    FileExistsError
+        `out` exists and `overwrite` is false.
+    FileNotFoundError
+        The directory that `out` is to lie in does not exist.
+    """
+    target = check_directory(out, overwrite=overwrite)
+    staging = target.with_name(f".{target.name}{STAGING_SUFFIX}")
+    staging.mkdir(exist_ok=True)
+    try:
+        yield staging
+        _sync_tree(staging)
+        _replace_directory(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def _replace_directory(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; directories cannot be exchanged in one step, so an old one steps aside first."""
+    if not target.exists():
+        new.rename(target)
+        return
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.old")
+    target.rename(aside)
+    try:
+        new.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            _sync_directory(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _sync_directory(directory)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_matrix, as_numpy, like, raise_if_nonfinite
+from mpfast.bfloat16 import widened
 from mpfast.device_sources import DeviceSource, device_gram_product, open_device_array
 from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.operators import GramOperator, is_operator
@@ -97,7 +98,7 @@ def _block(X: Any, length: int, dtype: type, side: str, shape: tuple[int, int]) 
         )
     columns = x[:, None] if x.ndim == 1 else x
     if stored == "bfloat16":
-        columns = (columns.astype(np.uint32) << 16).view(np.float32)
+        columns = widened(columns)
     with np.errstate(over="ignore"):
         columns = columns.astype(dtype, copy=False)
     bad = np.argwhere(~np.isfinite(columns))

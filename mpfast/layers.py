@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mpfast import _core
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.base import Checkpoint, TensorInfo
 
-__all__ = ["MIN_SIDE", "Layer", "as_layer", "as_matrix"]
+__all__ = ["MIN_SIDE", "Layer", "NameFilter", "as_layer", "as_matrix", "select_layers"]
+
+NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 
 #: Fewer singular values than this cannot be told from any law: the fit's central window would be empty.
 MIN_SIDE = 8
@@ -75,6 +79,56 @@ def as_layer(tensor: TensorInfo) -> Layer | str:
     if min(shape) < MIN_SIDE:
         return f"too small: fewer than {MIN_SIDE} rows or columns"
     return Layer(tensor.name, kind, tensor.shape, shape, tensor.dtype)
+
+
+def select_layers(
+    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, function: str
+) -> tuple[list[Layer], dict[str, str]]:
+    """Split the tensors of a checkpoint into layers and (name -> reason) for the rest.
+
+    Raises
+    ------
+    ValueError
+        A pattern of `include` matches no tensor: a misspelt one would otherwise pass as an empty result.
+    TypeError
+        A pattern is no string.
+    """
+    wanted, unwanted = _name_filter(include, function), _name_filter(exclude, function)
+    layers: list[Layer] = []
+    skipped: dict[str, str] = {}
+    for tensor in checkpoint.tensors:
+        if (wanted and not wanted(tensor.name)) or (unwanted and unwanted(tensor.name)):
+            skipped[tensor.name] = "left out by include or exclude"
+            continue
+        layer = as_layer(tensor)
+        if isinstance(layer, Layer):
+            layers.append(layer)
+        else:
+            skipped[tensor.name] = layer
+    names = [tensor.name for tensor in checkpoint.tensors]
+    for pattern in [] if include is None or callable(include) else _patterns(include, function):
+        if not fnmatch.filter(names, pattern):
+            example = f", for example {names[0]!r}" if names else ""
+            raise ValueError(
+                f"{function}(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
+                "patterns are matched against the whole name, * stands for anything"
+            )
+    return layers, skipped
+
+
+def _name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    patterns = _patterns(chosen, function)
+    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _patterns(chosen: str | Iterable[str], function: str) -> list[str]:
+    patterns = [chosen] if isinstance(chosen, str) else list(chosen)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{function}(): include and exclude take glob patterns, not {type(pattern).__name__}")
+    return patterns
 
 
 def as_matrix(tensor: Any, layer: Layer) -> Any:

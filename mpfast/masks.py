@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
+from mpfast.allocation import floor_count
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
-from mpfast.budget import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.bfloat16 import widened
 from mpfast.device_masks import DeviceLayer, entry_std_on_device, groups_on_device, prune_on_device
 from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.options import thread_count
+from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 
 __all__ = ["magnitude", "n_m", "spectral_budget"]
 
@@ -93,7 +95,7 @@ def _prune(
     if there and here:
         raise ValueError(f"{function}(): {there[0].name} is on a GPU, {here[0].name} is not; bring them together first")
     if there:
-        bad = prune_on_device(there, scales, _floor_count(sparsity, sum(layer.size for layer in there)))
+        bad = prune_on_device(there, scales, floor_count(sparsity, sum(layer.size for layer in there)))
         if bad is not None:
             raise_if_nonfinite(function, bad[0].name, bad[1], bad[2])
         return
@@ -111,13 +113,8 @@ def _prune_on_host(
             masks.append(mask)
             origin.append((layer, number))
     total = sum(mask.size for mask in masks)
-    found = _core.prune_smallest(matrices, factors, masks, _floor_count(sparsity, total), threads)
+    found = _core.prune_smallest(matrices, factors, masks, floor_count(sparsity, total), threads)
     _raise_if_found(found, origin, function)
-
-
-def _floor_count(sparsity: float, total: int) -> int:
-    """``floor(sparsity * total)``, unharmed by the rounding of decimals: 0.3 of 10 is 3."""
-    return math.floor(sparsity * total * (1 + 2.0**-50))
 
 
 def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[_Layer, int]], function: str) -> None:
@@ -188,7 +185,7 @@ def spectral_budget(
     seed: int = 0,
     threads: int | None = None,
 ) -> Any:
-    """Prune globally with a budget per layer set by its spectrum; see `mpfast.budget`.
+    """Prune globally with a budget per layer set by its spectrum; see `mpfast.regimes`.
 
     Parameters
     ----------
@@ -201,7 +198,7 @@ def spectral_budget(
         ``"sigma_plus"`` (fitted edge), ``"hill"`` (Hill exponent of the top 20), ``"entry_std"`` (standard deviation of
         the entries) or a callable from array to number; default what the regime says.
     regimes
-        ``"berlyand2026"`` (four regimes by sparsity), a `mpfast.budget.Regime` or a sequence of them.
+        ``"berlyand2026"`` (four regimes by sparsity), a `mpfast.regimes.Regime` or a sequence of them.
     layer_type
         From name to ``"attn"``, ``"mlp"`` or ``"other"``.
     signals
@@ -271,7 +268,7 @@ def _entry_std(weight: Any) -> float:
     array, dtype = as_numpy(weight, function="spectral_budget", name="a weight")
     total = squares = 0.0
     for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
-        wide = row.astype(np.float64) if dtype != "bfloat16" else (row.astype(np.uint32) << 16).view(np.float32)
+        wide = row.astype(np.float64) if dtype != "bfloat16" else widened(row)
         total += float(wide.sum(dtype=np.float64))
         squares += float((wide.astype(np.float64) ** 2).sum())
     return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))

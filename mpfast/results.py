@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -20,6 +20,7 @@ import numpy as np
 from mpfast.files import write_text_atomically
 
 if TYPE_CHECKING:
+    from mpfast.budget import Budget
     from mpfast.layers import Layer
     from mpfast.spectrum import Spectrum
 
@@ -247,6 +248,68 @@ class Analysis(Sequence[LayerReport]):
             "median_stable_rank": _median(row.metrics.get("stable_rank", math.nan) for row in self.layers),
             "seconds": self.seconds,
         }
+
+    def budget(
+        self,
+        sparsity: float,
+        *,
+        method: str | Callable[[LayerReport], float] = "spectral_budget",
+        floor: float | Mapping[str, float] = 0.0,
+        ceiling: float | Mapping[str, float] = 1.0,
+        exclude: str | Iterable[str] = (),
+        groups: Mapping[str, str | Iterable[str]] | None = None,
+        embeddings: bool = False,
+    ) -> Budget:
+        """Share a sparsity out over the layers, without reading a weight again.
+
+        Parameters
+        ----------
+        sparsity : float
+            Share of all entries of the budgeted layers to prune; met to the entry, rounded down.
+        method : str or callable
+            ``"spectral_budget"``: what a global cut of ``|w| / w_l`` would prune in each layer if its entries were
+            normal, with the layer weights w_l of arXiv 2606.02608; ``"magnitude"``: the same of ``|w|``;
+            ``"uniform"``; or a function from a `LayerReport` to the sparsity wanted: one number is then added to all.
+        floor, ceiling : float or mapping
+            Smallest and largest sparsity of a layer: one number, or by glob pattern of the name.
+        exclude : str or iterable of str
+            Glob patterns of layers that stay dense; they do not count towards the target.
+        groups : mapping of str to patterns, optional
+            Layers whose names match the glob patterns of one group get one sparsity.
+        embeddings : bool
+            Whether embeddings are pruned, too.
+
+        Returns
+        -------
+        Budget
+
+        Raises
+        ------
+        ValueError
+            A bad option, no layer left, or bounds that leave no room for the target.
+
+        Examples
+        --------
+        >>> import numpy as np, mpfast
+        >>> rng = np.random.default_rng(0)
+        >>> model = {f"{i}.weight": (i + 1) * rng.standard_normal((64, 96)) for i in range(3)}
+        >>> budget = mpfast.analyze(model).budget(0.5, method="magnitude", ceiling=0.8)
+        >>> budget.pruned, [round(row.sparsity, 2) for row in budget]
+        (9216, [0.8, 0.41, 0.29])
+        """
+        from mpfast.budget import budget_from_reports
+
+        return budget_from_reports(
+            self.layers,
+            sparsity,
+            source=self.source,
+            method=method,
+            floor=floor,
+            ceiling=ceiling,
+            exclude=exclude,
+            groups=groups,
+            embeddings=embeddings,
+        )
 
     def to_pandas(self) -> Any:
         """Return the rows as a pandas ``DataFrame``, one column per key of `LayerReport.to_dict`.

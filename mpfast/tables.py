@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.results import Analysis, LayerReport
+from mpfast.results import Analysis, LayerReport, SkippedTensor
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.benchmarking import Row
+    from mpfast.compression import CompressResult
+    from mpfast.pruning import PruneResult
     from mpfast.spectrum import Spectrum
 
-__all__ = ["Line", "analysis_lines", "benchmark_table", "spectrum_lines"]
+__all__ = ["Line", "analysis_lines", "benchmark_table", "compress_lines", "prune_lines", "spectrum_lines"]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
@@ -47,12 +49,12 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
     verbose : bool
         List every skipped tensor and every warning by name.
     """
-    lines = _layer_table(rows, width) if rows else [plain("no weight matrices found")]
+    lines = _table(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
     return [
         *lines,
         plain(),
         *_warning_lines(rows, verbose),
-        *_skipped_lines(analysis, verbose),
+        *_skipped_lines(analysis.skipped, verbose),
         *_total_lines(analysis),
     ]
 
@@ -95,13 +97,13 @@ def _row_cells(row: LayerReport) -> Line:
     ]
 
 
-def _layer_table(rows: Sequence[LayerReport], width: int | None) -> list[Line]:
-    table = [[(header, "dim") for header in _HEADERS], *(_row_cells(row) for row in rows)]
-    widths = [max(len(line[column][0]) for line in table) for column in range(len(_HEADERS))]
+def _table(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
+    """Lay out rows whose first cell is a name."""
+    table = [[(header, "dim") for header in headers], *body]
+    widths = [max(len(line[column][0]) for line in table) for column in range(len(headers))]
     if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
         return [_aligned(line, widths, name_first=True) for line in table]
-    header, *body = table
-    lines = [_aligned(header[1:], widths[1:], name_first=False)]
+    lines = [_aligned(table[0][1:], widths[1:], name_first=False)]
     for cells in body:
         lines += [[cells[0]], _aligned(cells[1:], widths[1:], name_first=False)]
     return lines
@@ -134,11 +136,11 @@ def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     return [*lines, plain()] if lines else []
 
 
-def _skipped_lines(analysis: Analysis, verbose: bool) -> list[Line]:
-    if not analysis.skipped:
+def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool) -> list[Line]:
+    if not skipped:
         return []
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for tensor in analysis.skipped:
+    for tensor in skipped:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         text = f"{tensor.name} ({shape} {tensor.dtype})" if verbose else tensor.name
         by_reason[printable(tensor.reason)].append(printable(text))
@@ -238,6 +240,40 @@ def _chart_lines(row: LayerReport, spectrum: Spectrum) -> list[Line]:
 def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Mass of a measure (anything with a `cdf`) in each bin."""
     return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
+
+
+def _cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+    return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
+
+
+def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out what was pruned, layer by layer, what was not and why, and the total."""
+    body = [_cells(row.name, row.shape, f"{row.pruned:,}", f"{100 * row.sparsity:.2f}%") for row in result.budget]
+    budget = result.budget
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    return [
+        *_table(("layer", "shape", "pruned", "sparsity"), body, width),
+        plain(),
+        *_skipped_lines(result.skipped, verbose),
+        plain(
+            f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of {len(budget)} layers "
+            f"pruned by {budget.method}{f', {budget.pattern}' if budget.pattern else ''}"
+        ),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
+def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out what was factored, layer by layer, what was not and why, and the total."""
+    body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    return [
+        *_table(("layer", "shape", "rank", "energy"), body, width),
+        plain(),
+        *_skipped_lines(result.skipped, verbose),
+        plain(f"{len(result.layers)} matrices factored to {100 * result.ratio:.1f}% of their entries"),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
 
 
 def benchmark_table(rows: Sequence[Row]) -> Table:

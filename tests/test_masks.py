@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import mpfast
-from mpfast import budget, masks
+from mpfast import masks, regimes
 
 from .references import bfloat16_bits, from_bfloat16_bits
 
@@ -177,21 +177,21 @@ class TestSpectralBudget:
     @pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.7])
     def test_scores_are_magnitudes_over_layer_weights(self, sparsity):
         weights = self.weights()
-        regime = budget.regime_for(sparsity)
+        regime = regimes.regime_for(sparsity)
         spectra = {name: mpfast.spectrum(w) for name, w in weights.items()}
         signals = [
             s.metrics()["hill_alpha"] if regime.signal == "hill" else s.edge.sigma_plus for s in spectra.values()
         ]
-        types = [budget.default_layer_type(name) for name in weights]
+        types = [regimes.default_layer_type(name) for name in weights]
         assert types == ["attn", "mlp", "other"]
-        factors = 1 / budget.layer_weights(signals, sparsity, regime, types)
+        factors = 1 / regimes.layer_weights(signals, sparsity, regime, types)
         result = masks.spectral_budget(weights, sparsity)
         for mask, wanted in zip(result.values(), reference(list(weights.values()), sparsity, factors), strict=True):
             np.testing.assert_array_equal(mask, wanted)
 
     def test_signals(self):
         weights = self.weights()
-        rule = budget.Regime(1.0, "sigma_plus", {"other": 1.0}, 0.9)
+        rule = regimes.Regime(1.0, "sigma_plus", {"other": 1.0}, 0.9)
         spread = {name: float(w.astype(np.float64).std()) for name, w in weights.items()}
         by_name = masks.spectral_budget(weights, 0.5, signal="entry_std", regimes=rule)
         by_callable = masks.spectral_budget(weights, 0.5, signal=lambda w: float(w.astype(float).std()), regimes=rule)

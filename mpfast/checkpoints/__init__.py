@@ -19,7 +19,7 @@ def open_checkpoint(model: Any) -> Checkpoint:
 
     Parameters
     ----------
-    model : path, mapping of arrays or module
+    model : path, mapping of arrays, module or Checkpoint
         A ``.safetensors``, ``.npz`` or ``.npy`` file; a directory of safetensors files or its
         ``*.safetensors.index.json``; a mapping from names to arrays of any framework (nested ones are
         flattened); or an object with ``state_dict()``.
@@ -40,6 +40,8 @@ def open_checkpoint(model: Any) -> Checkpoint:
     >>> checkpoint.tensors
     (TensorInfo(name='head.weight', shape=(10, 64), dtype='float32'),)
     """
+    if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
+        return model  # type: ignore[no-any-return]
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 

@@ -58,3 +58,6 @@ class Checkpoint(Protocol):
         CheckpointError
             The stored data is damaged.
         """
+
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor back, if the system can: it stays valid, and is read again when it is used."""

@@ -53,6 +53,9 @@ class ArrayMapping:
         """Return one array as it is."""
         return self._arrays[name]
 
+    def release(self, name: str) -> None:
+        """Do nothing: the arrays belong to the caller."""
+
 
 def _state(model: Any) -> Mapping[Any, Any]:
     state_dict = getattr(model, "state_dict", None)

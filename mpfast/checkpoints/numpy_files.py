@@ -75,6 +75,9 @@ class NpyFile:
             raise CheckpointError(f"{self._path}: holds pickled Python objects, which are not read", tensor=name)
         return self._array
 
+    def release(self, name: str) -> None:
+        """Do nothing: the file holds one array only."""
+
 
 class NpzFile:
     """One ``.npz`` archive; members are decompressed one at a time, when read.
@@ -145,6 +148,9 @@ class NpzFile:
             raise self._damaged(name, member, error) from None
         array.flags.writeable = False
         return array
+
+    def release(self, name: str) -> None:
+        """Do nothing: every `read` returns an array of its own."""
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

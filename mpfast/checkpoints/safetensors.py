@@ -69,6 +69,21 @@ _ELEMENT_TYPES = {
 }
 
 
+_CODES = {element.name: code for code, element in _ELEMENT_TYPES.items()}
+
+
+def element_code(dtype: str) -> str:
+    """Return the format's name of an element type; ValueError if it has none."""
+    if dtype not in _CODES:
+        raise ValueError(f"safetensors files hold no {dtype}")
+    return _CODES[dtype]
+
+
+def stored_bytes(info: TensorInfo) -> int:
+    """Return how many bytes a tensor's data takes."""
+    return info.size * _ELEMENT_TYPES[element_code(info.dtype)].bits // 8
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """A tensor whose header entry has passed every check; `begin` and `end` are offsets in the file."""
@@ -108,11 +123,27 @@ class SafetensorsFile:
             header, data_begin = _read_header(self._path, stream.read, file_bytes)
             # The whole file at once: the views share one map, and no file descriptor stays open.
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._data_begin = data_begin
         self.metadata = _checked_metadata(self._path, header.pop(METADATA_KEY, {}))
         self._entries = {
             name: _checked_entry(self._path, name, value, data_begin, file_bytes) for name, value in header.items()
         }
         _check_tiling(self._path, list(self._entries.values()), data_begin, file_bytes)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def header(self) -> bytes:
+        """All bytes before the data, as they are."""
+        return self._map[: self._data_begin]
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """First byte of each tensor in the file and the one after its last, in the order of the header."""
+        return {name: (entry.begin, entry.end) for name, entry in self._entries.items()}
 
     @property
     def source(self) -> str:
@@ -152,6 +183,21 @@ class SafetensorsFile:
             flat = flat.copy()
             flat.flags.writeable = False
         return flat.reshape(entry.info.shape)
+
+    def raw(self, name: str) -> memoryview:
+        """Return the bytes of one tensor of any type, a view of the mapped file."""
+        entry = self._entries[name]
+        return memoryview(self._map)[entry.begin : entry.end]
+
+    def release(self, name: str) -> None:
+        """Drop a tensor's pages from this process; the system's cache of the file may keep them."""
+        entry = self._entries[name]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            # Whole pages only: those at the ends hold bytes of the neighbours, too.
+            begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
+            if length > 0:
+                self._map.madvise(mmap.MADV_DONTNEED, begin, length)
 
 
 def _read_header(path: Path, read: Any, file_bytes: int) -> tuple[dict[str, Any], int]:

@@ -32,14 +32,21 @@ class ShardedSafetensors:
     ------
     CheckpointError
         A file is malformed, or two files hold a tensor of the same name.
+
+    Attributes
+    ----------
+    shards : list of SafetensorsFile
+        The open files.
     """
 
     def __init__(self, source: Path, shards: list[Path]) -> None:
         self._source = source
+        self.shards: list[SafetensorsFile] = []
         self._tensors: list[TensorInfo] = []
         self._home: dict[str, SafetensorsFile] = {}
         for path in shards:
             shard = SafetensorsFile(path)
+            self.shards.append(shard)
             for info in shard.tensors:
                 if info.name in self._home:
                     raise CheckpointError(
@@ -64,6 +71,10 @@ class ShardedSafetensors:
         """Return one tensor; see `SafetensorsFile.read`."""
         return self._home[name].read(name)
 
+    def release(self, name: str) -> None:
+        """Give a tensor's memory back; see `Checkpoint.release`."""
+        self._home[name].release(name)
+
     def shard_of(self, name: str) -> str | None:
         """Path of the file that holds the tensor `name`, None if none does."""
         shard = self._home.get(name)
@@ -84,7 +95,8 @@ def open_directory(directory: Path) -> ShardedSafetensors | SafetensorsFile:
     if indices:
         names = ", ".join(path.name for path in indices)
         raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
-    files = sorted(directory.glob("*.safetensors"))
+    # Masks lie beside the weights that they belong to.
+    files = sorted(path for path in directory.glob("*.safetensors") if path.name != "masks.safetensors")
     if not files:
         raise CheckpointError(f"{directory}: holds no .safetensors file; pass the path of the checkpoint file")
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)

@@ -1,0 +1,136 @@
+"""Writer of safetensors files, tensor by tensor in any order; the file is as long as it will be from the start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.safetensors import METADATA_KEY, PREFIX_BYTES, SafetensorsFile, element_code, stored_bytes
+
+__all__ = ["SafetensorsWriter"]
+
+# Written at a time: a copy of a large tensor is never in memory as a whole.
+CHUNK_BYTES = 16 << 20
+# The reference implementation pads its header so that the data starts at a multiple of this.
+ALIGNMENT = 8
+
+
+class SafetensorsWriter:
+    """One safetensors file being written; a context manager. Every tensor must be written once.
+
+    Use `like` for a file with the names, types, order, metadata and layout of another, `create` for a new one.
+
+    Parameters
+    ----------
+    path : path
+        The file; an existing one is overwritten.
+    header : bytes
+        All bytes before the data.
+    spans : mapping of str to (int, int)
+        Where each tensor goes: its first byte in the file and the one after its last.
+    """
+
+    def __init__(self, path: Path, header: bytes, spans: Mapping[str, tuple[int, int]]) -> None:
+        self.path = path
+        self._spans = dict(spans)
+        self._missing = dict.fromkeys(spans)
+        self._stream = path.open("wb")
+        self._stream.truncate(max((end for _, end in spans.values()), default=len(header)))
+        self._stream.write(header)
+
+    @classmethod
+    def like(cls, source: SafetensorsFile, path: Path) -> SafetensorsWriter:
+        """Write a file whose header is that of `source`, byte for byte."""
+        return cls(path, source.header, source.spans)
+
+    @classmethod
+    def create(cls, path: Path, tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> SafetensorsWriter:
+        """Write a new file with these tensors, in this order.
+
+        Raises
+        ------
+        ValueError
+            A type that the format lacks.
+        """
+        header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+        position = 0
+        offsets = {}
+        for info in tensors:
+            end = position + stored_bytes(info)
+            offsets[info.name] = (position, end)
+            header[info.name] = {
+                "dtype": element_code(info.dtype),
+                "shape": list(info.shape),
+                "data_offsets": [position, end],
+            }
+            position = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-(PREFIX_BYTES + len(text)) % ALIGNMENT)
+        prefix = len(text).to_bytes(PREFIX_BYTES, "little") + text
+        spans = {name: (len(prefix) + begin, len(prefix) + end) for name, (begin, end) in offsets.items()}
+        return cls(path, prefix, spans)
+
+    def write(self, name: str, data: NDArray[Any] | memoryview) -> None:
+        """Write one tensor: an array in row-major order, or its bytes.
+
+        Raises
+        ------
+        KeyError
+            No tensor of this name belongs into the file.
+        ValueError
+            The data has not the size of the tensor.
+        """
+        if isinstance(data, np.ndarray):
+            data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        self.write_chunks(name, (data[at : at + CHUNK_BYTES] for at in range(0, data.nbytes, CHUNK_BYTES)))
+
+    def write_chunks(self, name: str, chunks: Iterable[memoryview]) -> None:
+        """Write one tensor from its bytes in pieces; errors as `write`."""
+        begin, end = self._spans[name]
+        self._stream.seek(begin)
+        written = 0
+        for chunk in chunks:
+            written += chunk.nbytes
+            if begin + written <= end:
+                self._stream.write(chunk)
+        if begin + written != end:
+            raise ValueError(f"{self.path}: tensor {name!r} has {end - begin} bytes, not {written}")
+        self._missing.pop(name, None)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Tensors that were not written yet, in the order of the header."""
+        return tuple(self._missing)
+
+    def close(self) -> None:
+        """Flush the file to the disk.
+
+        Raises
+        ------
+        ValueError
+            A tensor was not written.
+        """
+        if self._missing:
+            raise ValueError(f"{self.path}: {len(self._missing)} tensors were not written, {self.missing[0]!r} first")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._stream.close()

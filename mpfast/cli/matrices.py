@@ -1,0 +1,64 @@
+"""Commands on one matrix: spectrum."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpfast.cli.app import (
+    DeviceOption,
+    JsonOption,
+    Method,
+    MethodOption,
+    SeedOption,
+    TolOption,
+    app,
+    print_lines,
+    reports_errors,
+    require_directory,
+)
+
+
+@app.command("spectrum")
+@reports_errors
+def spectrum_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="One matrix, as numpy.save writes it.")],
+    json_file: JsonOption = None,
+    method: MethodOption = Method.auto,
+    tol: TolOption = 5e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
+) -> None:
+    """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
+    require_directory(json_file)
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file or directory")
+    import time
+
+    from mpfast.checkpoints.numpy_files import NpyFile
+    from mpfast.files import write_text_atomically
+    from mpfast.layers import Layer
+    from mpfast.results import LayerReport, jsonable
+    from mpfast.spectrum import spectrum
+    from mpfast.tables import spectrum_lines
+
+    checkpoint = NpyFile(file)
+    (tensor,) = checkpoint.tensors
+    started = time.perf_counter()
+    found = spectrum(
+        checkpoint.read(tensor.name), method=method.value, tol=tol, seed=seed, threads=threads, device=device
+    )
+    layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype)
+    row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+    if json_file is not None:
+        document = {"schema": "mpfast.spectrum/1", "summary": row.to_dict(), "spectrum": found.to_dict()}
+        text = json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
+        if json_file == "-":
+            typer.echo(text, nl=False)
+            return
+        write_text_atomically(json_file, text)
+    print_lines(spectrum_lines(checkpoint.source, row, found))

@@ -1,0 +1,334 @@
+"""Commands on whole models: analyze, budget, prune, verify, compress."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mpfast.cli.app import (
+    DeviceOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    Method,
+    MethodOption,
+    ProgressOption,
+    SeedOption,
+    TolOption,
+    WorkersOption,
+    app,
+    print_lines,
+    reports_errors,
+    require_directory,
+    terminal_width,
+)
+
+if TYPE_CHECKING:
+    from mpfast.results import Analysis, LayerReport
+
+
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A .safetensors, .npz or .npy file, or a directory of safetensors shards."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="OUT", help="Directory to write.", show_default=False)
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write nothing.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")]
+
+
+class Sort(str, enum.Enum):
+    """Order of the rows: by a column, numbers downwards."""
+
+    order = "order"
+    name = "name"
+    size = "size"
+    sigma = "sigma"
+    spikes = "spikes"
+    bulk = "bulk"
+    ks = "ks"
+    alpha = "alpha"
+    rank = "rank"
+
+
+@app.command("analyze")
+@reports_errors
+def analyze_command(
+    model: ModelArgument,
+    json_file: JsonOption = None,
+    csv_file: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    method: MethodOption = Method.auto,
+    tol: TolOption = 5e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    sort: Annotated[Sort, typer.Option(help="Order of the rows; numbers run downwards.")] = Sort.order,
+    progress: ProgressOption = True,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fit the Marchenko-Pastur edge of every weight matrix of a model.
+
+    The table shows, per matrix: the edge sigma+ with its standard error where it is an estimate, the number
+    of singular values above it that noise does not explain (spikes), the share that noise does (bulk), the
+    distance between spectrum and fitted law (KS) with a verdict, the Hill exponent alpha and the stable rank.
+    """
+    if json_file == "-" and csv_file == "-":
+        raise typer.BadParameter("--json - and --csv - cannot share standard output")
+    for file in (json_file, csv_file):
+        require_directory(file)
+    from mpfast.analysis import analyze
+
+    analysis = analyze(
+        model,
+        include=include or None,
+        exclude=exclude or None,
+        method=method.value,
+        tol=tol,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    if json_file == "-":
+        typer.echo(analysis.to_json(), nl=False)
+    elif json_file is not None:
+        analysis.to_json(json_file)
+    if csv_file == "-":
+        typer.echo(analysis.to_csv(), nl=False)
+    elif csv_file is not None:
+        analysis.to_csv(csv_file)
+    if "-" not in (json_file, csv_file):
+        from mpfast.tables import analysis_lines
+
+        print_lines(analysis_lines(analysis, _sorted(analysis, sort), width=terminal_width(), verbose=verbose))
+
+
+def _sorted(analysis: Analysis, sort: Sort) -> Sequence[LayerReport]:
+    """Return the rows in the order asked for; undefined values come last, equal ones keep their order."""
+    if sort is Sort.order:
+        return analysis.layers
+    if sort is Sort.name:
+        return sorted(analysis, key=lambda row: row.name)
+    measures: dict[Sort, Callable[[LayerReport], float]] = {
+        Sort.size: lambda row: math.prod(row.shape),
+        Sort.sigma: lambda row: row.sigma_plus,
+        Sort.spikes: lambda row: row.spikes,
+        Sort.bulk: lambda row: row.bulk_fraction,
+        Sort.ks: lambda row: row.ks,
+        Sort.alpha: lambda row: row.hill_alpha,
+        Sort.rank: lambda row: row.stable_rank,
+    }
+    measure = measures[sort]
+    return sorted(analysis, key=lambda row: math.inf if math.isnan(measure(row)) else -measure(row))
+
+
+class PruneMethod(str, enum.Enum):
+    """How the weights that go are chosen."""
+
+    spectral_budget = "spectral_budget"
+    sigma_plus = "sigma_plus"
+    hill = "hill"
+    magnitude = "magnitude"
+    uniform = "uniform"
+
+
+class BudgetFormat(str, enum.Enum):
+    """Whose format a budget is written in."""
+
+    json = "json"
+    torchao = "torchao"
+    llm_compressor = "llm-compressor"
+    peft = "peft"
+    axolotl = "axolotl"
+
+
+class BudgetMethod(str, enum.Enum):
+    """How a sparsity is shared out."""
+
+    spectral_budget = "spectral_budget"
+    magnitude = "magnitude"
+    uniform = "uniform"
+
+
+@app.command("budget")
+@reports_errors
+def budget_command(
+    model: ModelArgument,
+    sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="File to write; - prints it.")] = "-",
+    format: Annotated[BudgetFormat, typer.Option(help="Whose format to write.")] = BudgetFormat.json,
+    method: Annotated[
+        BudgetMethod, typer.Option(help="How the sparsity is shared out.")
+    ] = BudgetMethod.spectral_budget,
+    floor: Annotated[float, typer.Option(min=0, max=1, help="Smallest sparsity of a layer.")] = 0.0,
+    ceiling: Annotated[float, typer.Option(min=0, max=1, help="Largest sparsity of a layer.")] = 1.0,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    embeddings: EmbeddingsOption = False,
+    tol: TolOption = 5e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    progress: ProgressOption = True,
+) -> None:
+    """Share a sparsity out over the layers of a model, from their spectra; for prune --budget or another tool."""
+    require_directory(out)
+    from mpfast.analysis import analyze
+    from mpfast.files import write_text_atomically
+
+    analysis = analyze(
+        model,
+        include=include or None,
+        exclude=exclude or None,
+        tol=tol,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    budget = analysis.budget(sparsity, method=method.value, floor=floor, ceiling=ceiling, embeddings=embeddings)
+    text = budget.export(format.value)
+    if out == "-":
+        typer.echo(text, nl=False)
+    else:
+        write_text_atomically(out, text)
+        typer.echo(f"{out}: {budget.pruned:,} of {budget.entries:,} entries in {len(budget)} layers")
+
+
+@app.command("prune")
+@reports_errors
+def prune_command(
+    model: ModelArgument,
+    out: OutOption = None,
+    sparsity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)
+    ] = None,
+    method: Annotated[PruneMethod, typer.Option(help="How they are chosen.")] = PruneMethod.spectral_budget,
+    pattern: Annotated[
+        str | None, typer.Option(metavar="N:M", help="Keep n of every m along a row.", show_default=False)
+    ] = None,
+    budget_file: Annotated[
+        Path | None, typer.Option("--budget", metavar="FILE", help="Sparsity per layer, from mpfast budget.")
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    embeddings: EmbeddingsOption = False,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    tol: TolOption = 5e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    progress: ProgressOption = True,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a copy of a model with the weights that matter least set to zero, its masks and its budget.
+
+    One of --sparsity, --pattern and --budget says how much goes. MODEL is never changed.
+    """
+    if (out is None) != dry_run:
+        raise typer.BadParameter("pass either -o OUT or --dry-run")
+    from mpfast.budget import Budget
+    from mpfast.pruning import prune
+    from mpfast.tables import prune_lines
+
+    result = prune(
+        model,
+        out,
+        sparsity=sparsity,
+        method=method.value,
+        pattern=pattern,
+        budget=None if budget_file is None else Budget.from_json(budget_file),
+        include=include or None,
+        exclude=exclude or None,
+        embeddings=embeddings,
+        tol=tol,
+        seed=seed,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
+
+
+@app.command("verify")
+@reports_errors
+def verify_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune wrote.")],
+    source: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one its budget names")
+    ] = None,
+) -> None:
+    """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
+    from mpfast.verification import verify
+
+    found = verify(out, source)
+    for problem in found.problems:
+        typer.echo(problem)
+    if found.source is None:
+        typer.echo("the dense model is not at hand: only masks and zeros were checked", err=True)
+    if not found.ok:
+        raise ValueError(f"{out}: {len(found.problems)} problems")
+    typer.echo(f"{out}: {found.layers} pruned tensors as their masks say, {found.untouched} others bitwise untouched")
+
+
+def _rank(text: str) -> str:
+    if text != "mp_edge" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter("must be mp_edge or a positive integer")
+    return text
+
+
+@app.command("compress")
+@reports_errors
+def compress_command(
+    model: ModelArgument,
+    out: OutOption = None,
+    rank: Annotated[
+        str, typer.Option(help="Singular values kept: mp_edge, those above the noise, or a number.", callback=_rank)
+    ] = "mp_edge",
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="What MODEL was tuned from: write a LoRA adapter of the difference."),
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    embeddings: EmbeddingsOption = False,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a copy of a model with low-rank factors in the place of matrices, or a LoRA adapter of a difference."""
+    if (out is None) != dry_run:
+        raise typer.BadParameter("pass either -o OUT or --dry-run")
+    from mpfast.compression import compress
+    from mpfast.tables import compress_lines
+
+    result = compress(
+        model,
+        out,
+        rank=rank if rank == "mp_edge" else int(rank),
+        base=base,
+        include=include or None,
+        exclude=exclude or None,
+        embeddings=embeddings,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    print_lines(compress_lines(result, width=terminal_width(), verbose=verbose))

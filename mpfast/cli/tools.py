@@ -1,0 +1,70 @@
+"""Commands about mpfast itself: bench and info."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated
+
+import typer
+
+from mpfast.cli.app import JsonOption, app, reports_errors, require_directory, terminal_width, version
+
+
+@app.command("bench")
+@reports_errors
+def bench_command(
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases to run.", show_default="all")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The published sizes: many minutes.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Time mpfast against LAPACK, SciPy and others on this machine, with the error of each.
+
+    Ratios are taken within one run: "x ours" is how many times longer a contender took than mpfast.
+    """
+    require_directory(json_file)
+    from rich.console import Console
+
+    from mpfast import benchmarking
+    from mpfast.files import write_text_atomically
+    from mpfast.tables import benchmark_table
+
+    rows: list[benchmarking.Row] = []
+    notes = [f"{name}: not run, needs {why}" for name, why in benchmarking.missing_cases().items() if not cases]
+    for name in cases or benchmarking.case_names():
+        typer.echo(f"{name} ...", err=True)
+        case = benchmarking.build(name, full=full)
+        rows += benchmarking.measure(case)
+        notes += [f"{name}: {c.name} not run, needs {c.requires}" for c in case.contenders if not c.available]
+    if json_file == "-":
+        typer.echo(benchmarking.to_json(rows), nl=False)
+        return
+    if json_file is not None:
+        write_text_atomically(json_file, benchmarking.to_json(rows))
+    console = Console(highlight=False, width=terminal_width() or 110)
+    console.print(benchmark_table(rows))
+    for line in (*notes, ", ".join(f"{key} {value}" for key, value in benchmarking.machine().items())):
+        console.print(line, soft_wrap=True)
+
+
+@app.command("info")
+@reports_errors
+def info_command() -> None:
+    """Show versions and what the native core uses on this machine."""
+    import numpy as np
+
+    from mpfast import _core
+    from mpfast.devices import cuda_status
+
+    facts = {
+        "mpfast": version(),
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "NumPy": np.__version__,
+        "BLAS": _core.blas(),
+        "SIMD": _core.isa(),
+        "threads": str(_core.default_threads()),
+        "CUDA": cuda_status(),
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:8} {value}")

@@ -1,0 +1,352 @@
+"""`prune`: masks for a whole checkpoint, and the pruned checkpoint, which other tools load like the dense one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.allocation import floor_count
+from mpfast.analysis import analyze
+from mpfast.arrays import like
+from mpfast.budget import Budget, LayerBudget
+from mpfast.checkpoints import Checkpoint, open_checkpoint
+from mpfast.checkpoints.output import CheckpointOutput, fingerprint
+from mpfast.files import check_directory, staged_directory
+from mpfast.layers import Layer, NameFilter, select_layers
+from mpfast.mask_files import MASKS_FILE, mask_writer, packed
+from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
+from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
+from mpfast.results import LayerReport, SkippedTensor
+
+__all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
+
+#: Name of the budget that is written beside the weights.
+BUDGET_FILE = "budget.json"
+METHODS = ("spectral_budget", "sigma_plus", "hill", "magnitude", "uniform")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
+# Entries masked, hashed and written at a time.
+CHUNK_ENTRIES = 4 << 20
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `mpfast.prune` did.
+
+    Attributes
+    ----------
+    budget : Budget
+        Entries pruned per layer, with the content hash of each dense tensor.
+    skipped : tuple of SkippedTensor
+        Every tensor that stays dense, and why.
+    out : Path or None
+        The directory written; None for a dry run.
+    masks : dict or None
+        For a model in memory: boolean arrays in its framework, True = kept, by name. None for a path: they are in
+        ``masks.safetensors``.
+    seconds : float
+        Wall time.
+    """
+
+    budget: Budget
+    skipped: tuple[SkippedTensor, ...]
+    out: Path | None
+    masks: dict[str, Any] | None
+    seconds: float
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the entries of the pruned layers that is gone."""
+        return self.budget.pruned / self.budget.entries if self.budget.entries else 0.0
+
+
+def prune(
+    model: Any,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    sparsity: float | None = None,
+    method: str = "spectral_budget",
+    pattern: str | None = None,
+    budget: Budget | None = None,
+    include: NameFilter = None,
+    exclude: NameFilter = None,
+    embeddings: bool = False,
+    tol: float = 5e-3,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> PruneResult:
+    """Prune a model: set the weights that matter least to zero.
+
+    Parameters
+    ----------
+    model : path, mapping of arrays or module
+        As `mpfast.analyze`. It is never changed.
+    out : path, optional
+        Directory to write: files of the same names, header, order and layout as the source's, ``masks.safetensors``
+        (one bit per weight, see `mpfast.mask_files`), ``budget.json``, and copies of the files beside the weights
+        (configuration, tokenizer). Default: nothing is written.
+    sparsity : float
+        Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
+        fixes it, or `budget`.
+    method : str
+        ``"spectral_budget"``: globally by ``|w| / w_l`` with layer weights from the spectra (arXiv 2606.02608);
+        ``"sigma_plus"``, ``"hill"``: the same with this signal at every sparsity; ``"magnitude"``: globally by ``|w|``;
+        ``"uniform"``: the same share of every layer, by ``|w|``.
+    pattern : str, optional
+        ``"2:4"``: of every 4 consecutive weights of a row, the 2 largest stay; any ``n:m`` with m up to 64.
+    budget : Budget, optional
+        Prune these layers, these numbers of entries each, by ``|w|``; see `mpfast.Analysis.budget`.
+    include, exclude
+        As `mpfast.analyze`.
+    embeddings : bool
+        Prune embeddings and output heads, too.
+    tol, seed, device
+        Of the spectra, as in `mpfast.analyze`.
+    workers : int, optional
+        Number of threads.
+    overwrite : bool
+        Replace `out` if it exists.
+    progress : bool
+        Show a progress bar of the spectra on a terminal.
+
+    Returns
+    -------
+    PruneResult
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, OSError
+        `model` does not exist, `out` does, or it cannot be written. Nothing half-written is left.
+    CheckpointError
+        The checkpoint is malformed.
+    ValueError, TypeError
+        A bad option, no layer to prune, or a layer with NaN or infinities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> model = {"fc1.weight": rng.standard_normal((64, 48)), "fc2.weight": rng.standard_normal((32, 64))}
+    >>> result = prune(model, sparsity=0.5, method="magnitude")
+    >>> result.budget.pruned, result.sparsity
+    (2560, 0.5)
+    >>> int((~result.masks["fc1.weight"]).sum()) == result.budget[0].pruned
+    True
+    """
+    started = time.perf_counter()
+    n_of_m = _checked_options(sparsity, method, pattern, budget)
+    threads = workers or _core.default_threads()
+    if out is not None:
+        check_directory(out, overwrite=overwrite)
+    checkpoint = open_checkpoint(model)
+    layers, skipped = select_layers(checkpoint, include, exclude, "prune")
+    layers = _prunable(layers, skipped, embeddings or include is not None, n_of_m, budget)
+    if not layers:
+        raise ValueError("prune(): no layer is left to prune")
+    reports: Mapping[str, LayerReport] = {}
+    if n_of_m is not None:
+        plan: MaskPlan = Pattern(*n_of_m, threads)
+        label, target = "magnitude", 1 - n_of_m[0] / n_of_m[1]
+    elif budget is not None:
+        plan = LayerCuts({row.name: row.pruned for row in budget}, threads)
+        label, target = budget.method, budget.sparsity
+    else:
+        label, target = method, float(sparsity or 0)
+        if method == "uniform":
+            plan = LayerCuts({layer.name: floor_count(target, layer.size) for layer in layers}, threads)
+        else:
+            scales = [1.0] * len(layers)
+            if method != "magnitude":
+                reports = _spectra(checkpoint, layers, tol, seed, device, workers, progress)
+                scales = _scales(layers, reports, method, target)
+            plan = GlobalCut(
+                checkpoint, layers, scales, floor_count(target, sum(layer.size for layer in layers)), threads
+            )
+    job = _Job(checkpoint, layers, plan, reports, None if isinstance(model, str | os.PathLike) else {})
+    template = Budget((), label, target, pattern, checkpoint.source)
+    if out is None:
+        written = replace(template, layers=job.run(None, None))
+    else:
+        options: list[Any] = [sparsity, method, pattern, [layer.name for layer in layers], tol, seed]
+        if budget is not None:
+            options.append([asdict(row) for row in budget])
+        with staged_directory(out, overwrite=overwrite) as staging:
+            output = CheckpointOutput(checkpoint, staging, fingerprint(checkpoint, "prune", options))
+            with mask_writer(staging / MASKS_FILE, {layer.name: layer.tensor_shape for layer in layers}) as masks:
+                written = replace(template, layers=job.run(output, masks))
+            output.finish()
+            (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
+    return PruneResult(
+        budget=written,
+        skipped=tuple(
+            SkippedTensor(tensor.name, tensor.shape, tensor.dtype, skipped[tensor.name])
+            for tensor in checkpoint.tensors
+            if tensor.name in skipped
+        ),
+        out=None if out is None else Path(out),
+        masks=job.masks,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _checked_options(
+    sparsity: float | None, method: str, pattern: str | None, budget: Budget | None
+) -> tuple[int, int] | None:
+    """Check that exactly one of the three says how much goes; return n and m of the pattern."""
+    if sum(option is not None for option in (sparsity, pattern, budget)) != 1:
+        raise ValueError("prune(): pass one of sparsity, pattern and budget")
+    if method not in METHODS:
+        raise ValueError(f"prune(): method must be one of {', '.join(METHODS)}, not {method!r}")
+    if sparsity is not None and not 0 <= sparsity <= 1:
+        raise ValueError(f"prune(): sparsity must lie in [0, 1], not {sparsity!r}")
+    if pattern is None:
+        return None
+    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", pattern)
+    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= n <= m <= 64:
+        raise ValueError(f"prune(): pattern must be 'n:m' with 1 <= n <= m <= 64, not {pattern!r}")
+    return n, m
+
+
+def _prunable(
+    layers: list[Layer],
+    skipped: dict[str, str],
+    embeddings: bool,
+    n_of_m: tuple[int, int] | None,
+    budget: Budget | None,
+) -> list[Layer]:
+    """Leave out what stays dense, with the reason."""
+    budgeted = None if budget is None else {row.name: row for row in budget}
+    chosen = []
+    for layer in layers:
+        reason = _reason_to_skip(layer, embeddings, n_of_m, budgeted)
+        if reason is None:
+            chosen.append(layer)
+        else:
+            skipped[layer.name] = reason
+    if budgeted is not None:
+        missing = budgeted.keys() - {layer.name for layer in chosen}
+        if missing:
+            raise ValueError(f"prune(): the budget names {min(missing)!r}, which is no layer of this checkpoint")
+    return chosen
+
+
+def _reason_to_skip(
+    layer: Layer, embeddings: bool, n_of_m: tuple[int, int] | None, budgeted: Mapping[str, LayerBudget] | None
+) -> str | None:
+    if budgeted is not None:
+        row = budgeted.get(layer.name)
+        if row is None:
+            return "not in the budget"
+        if row.shape != layer.tensor_shape:
+            raise ValueError(f"prune(): the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}")
+        return None
+    if not embeddings and (layer.kind == "embedding" or _HEAD.search(layer.name)):
+        return "embedding or output head (embeddings=True prunes them)"
+    if n_of_m is not None:
+        if layer.name.endswith("kernel"):
+            return "stored as (in, out): a pattern runs along the input features"
+        if layer.shape[1] % n_of_m[1]:
+            return f"rows of {layer.shape[1]} entries cannot be cut into groups of {n_of_m[1]}"
+    return None
+
+
+def _spectra(
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    tol: float,
+    seed: int,
+    device: str | None,
+    workers: int | None,
+    progress: bool,
+) -> dict[str, LayerReport]:
+    names = {layer.name for layer in layers}
+    analysis = analyze(
+        checkpoint,
+        include=names.__contains__,
+        tol=tol,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    for tensor in analysis.skipped:
+        if tensor.name in names:
+            raise ValueError(f"prune(): {tensor.name}: {tensor.reason}")
+    return {row.name: row for row in analysis}
+
+
+def _scales(layers: list[Layer], reports: Mapping[str, LayerReport], method: str, sparsity: float) -> list[float]:
+    """Factors of the magnitudes: one over the layer weights of the regime."""
+    regime = regime_for(sparsity, BERLYAND2026)
+    signal = regime.signal if method == "spectral_budget" else method
+    values = [getattr(reports[layer.name], "hill_alpha" if signal == "hill" else signal) for layer in layers]
+    weights = layer_weights(values, sparsity, regime, [default_layer_type(layer.name) for layer in layers])
+    return [float(1 / weight) for weight in weights]
+
+
+@dataclass
+class _Job:
+    """Goes through the layers once, in the order of the checkpoint."""
+
+    checkpoint: Checkpoint
+    layers: list[Layer]
+    plan: MaskPlan
+    reports: Mapping[str, LayerReport]
+    masks: dict[str, Any] | None
+
+    def run(self, output: CheckpointOutput | None, masks: Any) -> tuple[LayerBudget, ...]:
+        rows = []
+        for layer in self.layers:
+            tensor = self.checkpoint.read(layer.name)
+            entries = stored_rows(tensor, layer)
+            keep = self.plan.mask(layer, entries)
+            if masks is not None:
+                masks.write(layer.name, packed(keep))
+            content = hashlib.blake2b(digest_size=16)
+            if output is None:
+                content.update(entries.reshape(-1).view(np.uint8).data)
+            else:
+                output.write(layer.name, masked_chunks(entries, keep, content))
+            if self.masks is not None:
+                self.masks[layer.name] = like(keep.reshape(layer.tensor_shape), tensor)
+            rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.hexdigest()))
+            self.checkpoint.release(layer.name)
+        return tuple(rows)
+
+    def _row(self, layer: Layer, pruned: int, digest: str) -> LayerBudget:
+        report = self.reports.get(layer.name)
+        return LayerBudget(
+            layer.name,
+            layer.kind,
+            layer.tensor_shape,
+            layer.dtype,
+            pruned=pruned,
+            sparsity=pruned / layer.size,
+            sigma_plus=None if report is None else report.sigma_plus,
+            sigma_plus_error=None if report is None else report.sigma_plus_error,
+            rank=None if report is None else report.spikes,
+            content=f"blake2b-128:{digest}",
+        )
+
+
+def masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_], content: Any) -> Iterator[memoryview]:
+    """Yield the bytes of the entries that are kept, zeros for the others; `content` is fed with the dense bytes."""
+    bits = entries.reshape(-1).view(f"u{entries.itemsize}")
+    flat = keep.reshape(-1)
+    for at in range(0, bits.size, CHUNK_ENTRIES):
+        dense = bits[at : at + CHUNK_ENTRIES]
+        content.update(dense.view(np.uint8).data)
+        yield np.multiply(dense, flat[at : at + CHUNK_ENTRIES], dtype=dense.dtype).view(np.uint8).data

@@ -1,0 +1,154 @@
+"""`verify`: whether a pruned checkpoint is what its budget and masks say, and else the source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.budget import Budget, LayerBudget
+from mpfast.checkpoints import Checkpoint, open_checkpoint
+from mpfast.errors import CheckpointError
+from mpfast.mask_files import MASKS_FILE, MaskFile
+from mpfast.pruning import BUDGET_FILE
+
+__all__ = ["Verification", "verify"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `mpfast.verify` found.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        What is wrong; empty if nothing is.
+    layers : int
+        Pruned tensors checked.
+    untouched : int
+        Other tensors found bitwise equal to the source's.
+    source : str or None
+        The source compared with; None if there was none: then only the pruned tensors could be checked.
+    """
+
+    problems: tuple[str, ...]
+    layers: int
+    untouched: int
+    source: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
+    """Check a directory that `mpfast.prune` wrote.
+
+    For every pruned tensor: as many entries are masked as the budget says, those are zero, the pattern holds, and,
+    where the source is at hand, the others are bitwise those of the source, whose content hash is the budget's. Every
+    other tensor is bitwise that of the source.
+
+    Parameters
+    ----------
+    out : path
+        The directory.
+    source : path, optional
+        The dense checkpoint; default where the budget says it was, if it still is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        The directory, its budget or its masks are missing, or `source` is.
+    CheckpointError
+        A file is malformed.
+    """
+    directory = Path(out)
+    for file in (BUDGET_FILE, MASKS_FILE):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"{directory / file}: no such file; is this a directory that prune() wrote?")
+    try:
+        budget = Budget.from_json(directory / BUDGET_FILE)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / BUDGET_FILE}: {error}") from None
+    masks = MaskFile(directory / MASKS_FILE)
+    pruned = open_checkpoint(directory)
+    if source is None and Path(budget.source).exists():
+        source = budget.source
+    dense = None if source is None else open_checkpoint(source)
+    problems: list[str] = []
+    _compare_names(budget, masks, pruned, dense, problems)
+    shapes = {info.name: info.shape for info in pruned.tensors}
+    for row in budget:
+        if row.name in masks and shapes.get(row.name) == row.shape == masks.shape_of(row.name):
+            problems += _layer_problems(row, budget.pattern, masks[row.name], pruned, dense)
+    untouched = 0
+    if dense is not None:
+        rows = {row.name for row in budget}
+        for name in [info.name for info in dense.tensors if info.name in shapes and info.name not in rows]:
+            if _bits(pruned.read(name)).tobytes() == _bits(dense.read(name)).tobytes():
+                untouched += 1
+            else:
+                problems.append(f"{name}: is not pruned, but differs from the source")
+            pruned.release(name)
+            dense.release(name)
+    return Verification(tuple(problems), len(budget), untouched, None if dense is None else dense.source)
+
+
+def _compare_names(
+    budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None, problems: list[str]
+) -> None:
+    infos = {info.name: info for info in pruned.tensors}
+    for row in budget:
+        if row.name not in infos:
+            problems.append(f"{row.name}: is in the budget, but not in the checkpoint")
+        elif row.name not in masks:
+            problems.append(f"{row.name}: is in the budget, but has no mask")
+        elif not infos[row.name].shape == row.shape == masks.shape_of(row.name):
+            problems.append(f"{row.name}: checkpoint, budget and mask differ in shape")
+    for name in masks:
+        if name not in {row.name for row in budget}:
+            problems.append(f"{name}: has a mask, but is not in the budget")
+    if dense is not None and list(infos.values()) != list(dense.tensors):
+        problems.append("names, order, shapes or types of the tensors differ from the source's")
+
+
+def _layer_problems(
+    row: LayerBudget, pattern: str | None, keep: NDArray[np.bool_], pruned: Checkpoint, dense: Checkpoint | None
+) -> list[str]:
+    problems = []
+    masked = int(keep.size - np.count_nonzero(keep))
+    if masked != row.pruned:
+        problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
+    if pattern is not None:
+        n, m = (int(part) for part in pattern.split(":"))
+        groups = keep.reshape(-1, m)
+        wrong = int(np.count_nonzero(np.count_nonzero(groups, axis=1) != n))
+        if wrong:
+            problems.append(f"{row.name}: {wrong} groups of {m} do not keep {n}")
+    bits = _bits(pruned.read(row.name)).reshape(keep.shape)
+    if np.any(bits[~keep]):
+        problems.append(f"{row.name}: {np.count_nonzero(bits[~keep])} masked entries are not zero")
+    if dense is not None:
+        original = _bits(dense.read(row.name)).reshape(keep.shape)
+        changed = int(np.count_nonzero((bits != original) & keep))
+        if changed:
+            problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
+        digest = hashlib.blake2b(original.data, digest_size=16).hexdigest()
+        if row.content is not None and row.content != f"blake2b-128:{digest}":
+            problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
+        dense.release(row.name)
+    pruned.release(row.name)
+    return problems
+
+
+def _bits(tensor: NDArray[Any]) -> NDArray[Any]:
+    """Return the entries as integers of their size: equality of bits, NaN included."""
+    contiguous = np.ascontiguousarray(tensor)
+    kind = f"u{contiguous.itemsize}" if contiguous.itemsize in (1, 2, 4, 8) else "u1"
+    return contiguous.reshape(-1).view(kind)

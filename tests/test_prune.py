@@ -1,0 +1,342 @@
+"""Pruned checkpoints: the right weights, nothing else touched, nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mpfast
+from mpfast import CheckpointError, _core, masks
+from mpfast.bfloat16 import narrowed
+from mpfast.budget import Budget
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.mask_files import MaskFile
+
+LAYERS = ("blocks.0.attn.weight", "blocks.0.mlp.weight", "blocks.1.attn.weight", "blocks.1.mlp.weight")
+
+
+def weights(seed=0, size=64):
+    rng = np.random.default_rng(seed)
+    found = {"embed.weight": rng.standard_normal((200, size), dtype=np.float32)}
+    for number, name in enumerate(LAYERS):
+        shape = (size, size) if "attn" in name else (4 * size, size)
+        found[name] = (1 + number) * rng.standard_normal(shape, dtype=np.float32)
+        found[name.replace("weight", "bias")] = rng.standard_normal(shape[0], dtype=np.float32)
+    found["steps"] = np.arange(5)
+    return found
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model directory of two shards with an index, a configuration and a tokenizer."""
+    directory = tmp_path / "model"
+    (directory / "tokenizer").mkdir(parents=True)
+    tensors = weights()
+    parts = {"model-1.safetensors": list(tensors)[:5], "model-2.safetensors": list(tensors)[5:]}
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, directory / file, {"format": "pt", "part": file})
+    index = {"metadata": {}, "weight_map": {name: file for file, names in parts.items() for name in names}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text('{"a": 1}')
+    (directory / "tokenizer" / "vocab.txt").write_text("a b c")
+    (directory / "pytorch_model.bin").write_bytes(b"stale")
+    (directory / ".git").mkdir()
+    (directory / ".git" / "config").write_text("private")
+    return directory
+
+
+def all_tensors(directory):
+    found = {}
+    for path in sorted(directory.glob("model*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def digest(directory):
+    state = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            state.update(path.name.encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"sparsity": 0.37, "method": "magnitude"}, lambda W: masks.magnitude(W, 0.37)),
+        ({"sparsity": 0.5}, lambda W: masks.spectral_budget(W, 0.5)),
+        ({"sparsity": 0.1}, lambda W: masks.spectral_budget(W, 0.1)),
+        ({"sparsity": 0.6, "method": "hill"}, lambda W: masks.spectral_budget(W, 0.6, signal="hill")),
+        ({"sparsity": 0.25, "method": "uniform"}, lambda W: masks.magnitude(W, 0.25, scope="layer")),
+        ({"pattern": "2:4"}, lambda W: {name: masks.n_m(w, 2, 4) for name, w in W.items()}),
+        ({"sparsity": 0.0, "method": "magnitude"}, lambda W: masks.magnitude(W, 0.0)),
+        ({"sparsity": 1.0, "method": "magnitude"}, lambda W: masks.magnitude(W, 1.0)),
+    ],
+)
+def test_the_weights_that_the_masks_in_memory_prune_are_zero(model, tmp_path, options, expected):
+    before = digest(model)
+    result = mpfast.prune(model, tmp_path / "out", **options)
+    dense, pruned = all_tensors(model), all_tensors(tmp_path / "out")
+    wanted = expected({name: dense[name] for name in LAYERS})
+    stored = MaskFile(tmp_path / "out" / "masks.safetensors")
+    assert list(dense) == list(pruned)
+    assert set(stored) == set(LAYERS) == {row.name for row in result.budget}
+    for name in dense:
+        keep = wanted.get(name, np.ones(dense[name].shape, bool))
+        np.testing.assert_array_equal(pruned[name], dense[name] * keep)
+        if name in stored:
+            np.testing.assert_array_equal(stored[name], keep)
+    assert digest(model) == before
+    assert Budget.from_json(tmp_path / "out" / "budget.json") == result.budget
+    found = mpfast.verify(tmp_path / "out")
+    assert found.ok, found.problems
+    assert (found.layers, found.untouched) == (4, len(dense) - 4)
+
+
+def test_layout_and_companions(model, tmp_path):
+    mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
+    written = sorted(
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+    assert written == [
+        "budget.json",
+        "config.json",
+        "masks.safetensors",
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer/vocab.txt",
+    ]
+    for file in ("model-1.safetensors", "model-2.safetensors"):
+        assert SafetensorsFile(tmp_path / "out" / file).header == SafetensorsFile(model / file).header
+
+
+def test_bfloat16_and_ties(tmp_path):
+    rng = np.random.default_rng(0)
+    bits = {name: narrowed(rng.standard_normal((96, 80))) for name in ("a.weight", "b.weight")}
+    header, data = {}, b""
+    for name, array in bits.items():
+        header[name] = {"dtype": "BF16", "shape": [96, 80], "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    result = mpfast.prune(tmp_path / "m.safetensors", tmp_path / "out", sparsity=0.41, method="magnitude")
+    keep = [np.empty((96, 80), bool), np.empty((96, 80), bool)]
+    matrices = [_core.Matrix(array, "bfloat16") for array in bits.values()]
+    _core.prune_smallest(matrices, [1.0, 1.0], keep, int(0.41 * 2 * 96 * 80), 1)
+    found = MaskFile(tmp_path / "out" / "masks.safetensors")
+    pruned = SafetensorsFile(tmp_path / "out" / "m.safetensors")
+    for name, mask in zip(bits, keep, strict=True):
+        np.testing.assert_array_equal(found[name], mask)
+        np.testing.assert_array_equal(pruned.read(name), bits[name] * mask)
+    assert result.budget.pruned == int(0.41 * 2 * 96 * 80)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("size", [40, 1100])
+def test_a_search_of_matrices_one_at_a_time_finds_the_same_cut(dtype, size):
+    rng = np.random.default_rng(size)
+    arrays = [np.round(rng.standard_normal((size, size)), 2).astype(dtype) for _ in range(3)]
+    matrices = [_core.Matrix(array, dtype) for array in arrays]
+    scales = [1.0, 0.5, 3.0]
+    for pruned in (0, 1, size * size, 3 * size * size):
+        together = [np.empty((size, size), bool) for _ in arrays]
+        assert _core.prune_smallest(matrices, scales, together, pruned, 2) is None
+        search = _core.CutSearch(3 * size * size, pruned, dtype == "float64")
+        while not search.done:
+            for k in (2, 0, 1):
+                assert search.count(matrices[k], scales[k], 1 + k) is None
+            search.narrow()
+        for k in range(3):
+            keep = np.empty((size, size), bool)
+            search.write(matrices[k], scales[k], keep, 2)
+            np.testing.assert_array_equal(keep, together[k])
+
+
+def test_a_search_that_missed_a_matrix_says_so():
+    search = _core.CutSearch(100, 10, False)
+    with pytest.raises(RuntimeError, match="counted once"):
+        search.narrow()
+    with pytest.raises(RuntimeError, match="not done"):
+        search.write(_core.Matrix(np.ones((10, 10), np.float32), "float32"), 1.0, np.empty((10, 10), bool), 1)
+
+
+def test_models_in_memory():
+    model = weights()
+    before = {name: array.copy() for name, array in model.items()}
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude")
+    expected = masks.magnitude({name: model[name] for name in LAYERS}, 0.5)
+    for name in LAYERS:
+        np.testing.assert_array_equal(result.masks[name], expected[name])
+    assert result.out is None
+    for name, array in model.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_module_is_written_as_one_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.BatchNorm1d(48), torch.nn.Linear(48, 16))
+    model.half()
+    result = mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert all(isinstance(mask, torch.Tensor) for mask in result.masks.values())
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    state = model.state_dict()
+    assert list(written) == list(state)
+    for name, tensor in state.items():
+        keep = result.masks.get(name, torch.ones_like(tensor, dtype=torch.bool))
+        np.testing.assert_array_equal(written[name], (tensor * keep).numpy())
+
+
+def test_a_budget_decides_layer_by_layer(model, tmp_path):
+    budget = mpfast.analyze(model).budget(0.4, ceiling={"*attn*": 0.2}, exclude="blocks.1.attn.weight")
+    result = mpfast.prune(model, tmp_path / "out", budget=budget)
+    assert [row.pruned for row in result.budget] == [row.pruned for row in budget]
+    assert "blocks.1.attn.weight" in {tensor.name for tensor in result.skipped}
+    assert mpfast.verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ValueError, "one of sparsity, pattern and budget"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "one of sparsity"),
+        ({"sparsity": 1.5}, ValueError, "sparsity must lie"),
+        ({"sparsity": 0.5, "method": "guess"}, ValueError, "method must be"),
+        ({"pattern": "4:2"}, ValueError, "1 <= n <= m"),
+        ({"sparsity": 0.5, "include": "embed.nothing"}, ValueError, "matches none"),
+        ({"pattern": "3:7"}, ValueError, "no layer is left"),
+    ],
+)
+def test_bad_options(model, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        mpfast.prune(model, tmp_path / "out", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_layer_that_is_not_finite(tmp_path):
+    tensors = weights()
+    tensors[LAYERS[2]][3, 5] = np.nan
+    save_file(tensors, tmp_path / "m.safetensors")
+    for options in ({"sparsity": 0.5, "method": "magnitude"}, {"pattern": "2:4"}):
+        with pytest.raises(ValueError, match=r"blocks.1.attn.weight has 1 non-finite entry .* \(3, 5\)"):
+            mpfast.prune(tmp_path / "m.safetensors", tmp_path / "out", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"]
+
+
+def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        mpfast.prune(model, tmp_path / "out", sparsity=0.5)
+    assert (tmp_path / "out" / "precious").exists()
+    mpfast.prune(model, tmp_path / "out", sparsity=0.5, overwrite=True)
+    assert not (tmp_path / "out" / "precious").exists()
+    assert mpfast.verify(tmp_path / "out").ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again(tmp_path):
+    tensors = {
+        f"h.{i}.weight": np.random.default_rng(i).standard_normal((700, 700), dtype=np.float32) for i in range(12)
+    }
+    source = tmp_path / "model"
+    source.mkdir()
+    for part in range(4):
+        names = list(tensors)[3 * part : 3 * part + 3]
+        save_file({name: tensors[name] for name in names}, source / f"model-{part}.safetensors")
+    before = digest(source)
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, mpfast; mpfast.prune(sys.argv[1], sys.argv[2], sparsity=.5, method='magnitude')",
+    ]
+    started = time.perf_counter()
+    subprocess.run([*command, str(source), str(tmp_path / "whole")], check=True)
+    took = time.perf_counter() - started
+    expected = digest(tmp_path / "whole")
+    generator = random.Random(0)
+    for _ in range(20):
+        process = subprocess.Popen([*command, str(source), str(out)])
+        time.sleep(took * (0.3 + 0.7 * generator.random()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert digest(source) == before
+        if out.exists():  # it was done by then
+            assert digest(out) == expected
+            shutil.rmtree(out)
+    subprocess.run([*command, str(source), str(out)], check=True)
+    assert digest(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
+
+
+def test_what_another_job_left_is_not_used(model, tmp_path):
+    staging = tmp_path / ".out.mpfast-partial"
+    staging.mkdir()
+    (staging / "model-1.safetensors").write_bytes(b"rubbish")
+    (staging / ".progress.json").write_text(json.dumps({"job": "another", "done": ["model-1.safetensors"]}))
+    (staging / "stray").mkdir()
+    mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert mpfast.verify(tmp_path / "out").ok
+    assert not (tmp_path / "out" / "stray").exists()
+
+
+def damage(directory, name, change):
+    file = next(p for p in directory.glob("model*.safetensors") if name in SafetensorsFile(p).spans)
+    begin, _ = SafetensorsFile(file).spans[name]
+    content = bytearray(file.read_bytes())
+    content[begin + 400 : begin + 404] = change
+    file.write_bytes(content)
+
+
+def test_verify_finds_what_is_wrong(model, tmp_path):
+    out = tmp_path / "out"
+    mpfast.prune(model, out, pattern="2:4")
+    damage(out, "blocks.1.mlp.bias", b"\x12\x34\x56\x78")
+    damage(out, "blocks.0.mlp.weight", b"\x12\x34\x56\x3f")
+    found = mpfast.verify(out)
+    assert any("blocks.1.mlp.bias: is not pruned, but differs" in problem for problem in found.problems)
+    assert any(problem.startswith("blocks.0.mlp.weight:") for problem in found.problems)
+    document = json.loads((out / "budget.json").read_text())
+    document["layers"][0]["pruned"] += 1
+    (out / "budget.json").write_text(json.dumps(document))
+    assert any("the budget" in problem for problem in mpfast.verify(out).problems)
+    shutil.move(model, tmp_path / "moved")
+    assert mpfast.verify(out).source is None
+    assert mpfast.verify(out, tmp_path / "moved").source is not None
+    with pytest.raises(FileNotFoundError):
+        mpfast.verify(tmp_path / "moved")
+
+
+def test_damaged_mask_files(tmp_path):
+    save_file({"w": np.zeros(3, np.uint8)}, tmp_path / "a.safetensors")
+    save_file({"w": np.zeros(3, np.uint8)}, tmp_path / "b.safetensors", {"format": "mpfast.masks/1", "shapes": "[]"})
+    save_file(
+        {"w": np.zeros(3, np.uint8)}, tmp_path / "c.safetensors", {"format": "mpfast.masks/1", "shapes": '{"w": [40]}'}
+    )
+    for name, message in (("a", "no mask file"), ("b", "damaged"), ("c", "do not have the sizes")):
+        with pytest.raises(CheckpointError, match=message):
+            MaskFile(tmp_path / f"{name}.safetensors")
