@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast import lowrank
+from mpfast import _core, lowrank
 from mpfast.bfloat16 import narrowed, widened
 from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from mpfast.checkpoints.output import copy_companions, files_of, stored
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
-from mpfast.layers import Layer, NameFilter, as_matrix, select_layers
+from mpfast.layers import Layer, NameFilter, select_layers
 from mpfast.results import SkippedTensor
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
@@ -163,7 +163,7 @@ def compress(
             write = job.write_adapter if reference is not None else job.write_factors
             factored = write(chosen, staging)
     if not factored:
-        raise ValueError("compress(): no layer is worth factoring: " + next(iter(skipped.values()), ""))
+        raise ValueError(f"compress(): no layer is worth factoring: {chosen[0].name}: {skipped[chosen[0].name]}")
     return CompressResult(
         layers=factored,
         skipped=tuple(
@@ -207,14 +207,14 @@ class _Job:
 
     def factored(self, layer: Layer) -> Factors | None:
         """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
-        matrix = as_matrix(self.checkpoint.read(layer.name), layer)
-        dense = stored(self.checkpoint.read(layer.name), layer.name)
+        dense, dtype = stored(self.checkpoint.read(layer.name), layer.name), layer.dtype
         if self.base is not None:
             dense = self._difference(layer, dense)
-            matrix = dense
+            dtype = dense.dtype.name
             if not dense.any():
                 self.skipped[layer.name] = "equal in both checkpoints"
                 return None
+        matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
         rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
             left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.workers)
@@ -224,7 +224,7 @@ class _Job:
             self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
             return None
         found = np.square(left.astype(np.float64)).sum(axis=0) * np.square(right.astype(np.float64)).sum(axis=1)
-        energy = float(found.sum() / _squared_norm(dense, layer.dtype if self.base is None else "float32"))
+        energy = float(found.sum() / _squared_norm(dense, dtype))
         self.checkpoint.release(layer.name)
         if self.base is None and left.shape[1] * sum(layer.shape) >= layer.size:
             self.skipped[layer.name] = f"rank {left.shape[1]} would take more entries than the matrix"

@@ -1,0 +1,185 @@
+"""Budgets: exact totals, bounds, groups; the file; and what other tools make of the exports."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mpfast
+from mpfast import exporters
+from mpfast.allocation import allocate, floor_count, gaussian_shares
+from mpfast.budget import Budget
+
+layers = st.lists(
+    st.tuples(st.floats(-1, 2), st.integers(1, 5000), st.floats(0, 0.5), st.floats(0.5, 1)), min_size=1, max_size=12
+)
+
+
+@given(layers, st.floats(0, 1))
+def test_allocations_are_exact_and_within_bounds(layers, share):
+    wishes, sizes, floors, ceilings = zip(*layers, strict=True)
+    fewest = sum(math.ceil(size * floor - 1e-9) for size, floor in zip(sizes, floors, strict=True))
+    most = sum(math.floor(size * ceiling + 1e-9) for size, ceiling in zip(sizes, ceilings, strict=True))
+    if any(math.ceil(s * f - 1e-9) > math.floor(s * c + 1e-9) for _, s, f, c in layers):
+        return
+    pruned = fewest + round(share * (most - fewest))
+    counts = allocate(wishes, sizes, pruned, floors=floors, ceilings=ceilings)
+    assert sum(counts) == pruned
+    for count, (_, size, floor, ceiling) in zip(counts, layers, strict=True):
+        assert floor * size - 1e-6 <= count <= ceiling * size + 1e-6
+
+
+def test_allocations_keep_the_differences_of_the_wishes():
+    counts = allocate([0.1, 0.3, 0.35], [1000, 1000, 2000], 2000)
+    sparsities = np.array(counts) / [1000, 1000, 2000]
+    np.testing.assert_allclose(np.diff(sparsities), [0.2, 0.05], atol=1e-3)
+
+
+def test_layers_of_a_group_get_one_sparsity():
+    counts = allocate([0.1, 0.5, 0.9], [100, 300, 100], 250, groups=["a", "a", "b"])
+    assert counts[0] / 100 == pytest.approx(counts[1] / 300, abs=0.01)
+    assert sum(counts) == 250
+
+
+def test_impossible_allocations():
+    with pytest.raises(ValueError, match="allow 0 to 50 pruned entries of 100, not 60"):
+        allocate([0.5], [100], 60, ceilings=0.5)
+    with pytest.raises(ValueError, match="floor <= ceiling"):
+        allocate([0.5], [100], 60, floors=0.6, ceilings=0.5)
+
+
+def test_floor_count_of_decimals():
+    assert [floor_count(0.1 * k, 10) for k in range(11)] == list(range(11))
+    assert floor_count(1.0, 3) == 3
+
+
+def test_gaussian_shares_foretell_a_global_cut():
+    rng = np.random.default_rng(0)
+    model = {f"{i}.weight": (0.5 + i) * rng.standard_normal((200, 300)) for i in range(4)}
+    kept = mpfast.masks.magnitude(model, 0.6)
+    found = [1 - mask.mean() for mask in kept.values()]
+    np.testing.assert_allclose(gaussian_shares([0.5, 1.5, 2.5, 3.5], [60000] * 4, 0.6), found, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    rng = np.random.default_rng(1)
+    model = {}
+    for i in range(3):
+        for kind, shape in (("attn.q", (96, 64)), ("mlp.up", (128, 64))):
+            signal = 30 * np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1])) / math.sqrt(shape[0])
+            model[f"blocks.{i}.{kind}.weight"] = (1 + i) * rng.standard_normal(shape) + (i == 1) * signal
+    model["embed_tokens.weight"] = rng.standard_normal((300, 64))
+    return mpfast.analyze(model)
+
+
+@pytest.mark.parametrize("method", ["spectral_budget", "magnitude", "uniform", lambda row: row.bulk_fraction])
+@pytest.mark.parametrize("sparsity", [0.0, 0.15, 0.35, 0.5, 0.8, 1.0])
+def test_budgets_of_an_analysis(analysis, method, sparsity):
+    budget = analysis.budget(sparsity, method=method)
+    assert budget.pruned == floor_count(sparsity, 3 * (96 * 64 + 128 * 64))
+    assert [row.name for row in budget] == [row.name for row in analysis if row.kind != "embedding"]
+    assert budget.entries == sum(row.size for row in budget)
+    assert Budget.from_json(budget.to_json()) == budget
+
+
+def test_bounds_exclusions_and_groups(analysis):
+    budget = analysis.budget(
+        0.5, floor={"*attn*": 0.3}, ceiling=0.7, exclude=["*.0.mlp*"], groups={"q": "*attn*"}, embeddings=True
+    )
+    by_name = {row.name: row for row in budget}
+    assert "blocks.0.mlp.up.weight" not in by_name
+    assert "embed_tokens.weight" in by_name
+    attention = {round(row.sparsity, 3) for name, row in by_name.items() if "attn" in name}
+    assert len(attention) == 1
+    assert min(attention) >= 0.3
+    assert max(row.sparsity for row in budget) <= 0.7
+    assert budget.pruned == floor_count(0.5, budget.entries)
+
+
+def test_bad_budgets(analysis, tmp_path):
+    with pytest.raises(ValueError, match="method must be"):
+        analysis.budget(0.5, method="guess")
+    with pytest.raises(ValueError, match="sparsity must lie"):
+        analysis.budget(-0.1)
+    with pytest.raises(ValueError, match="no layer is left"):
+        analysis.budget(0.5, exclude="*")
+    with pytest.raises(ValueError, match="schema"):
+        Budget.from_json("{}")
+    with pytest.raises(ValueError, match="missing or unknown"):
+        Budget.from_json('{"schema": "mpfast.budget/1", "layers": [{"shape": [1]}]}')
+    (tmp_path / "budget.json").write_text(analysis.budget(0.5).to_json())
+    assert Budget.from_json(tmp_path / "budget.json") == analysis.budget(0.5)
+    with pytest.raises(ValueError, match="format must be one of json, torchao"):
+        analysis.budget(0.5).export("toml")
+
+
+def test_a_callable_without_spectra_has_no_ranks(analysis):
+    rows = [row.__class__(**{**row.__dict__, "rank": None}) for row in analysis.budget(0.5)]
+    budget = Budget(tuple(rows), "magnitude", 0.5, None, "nowhere")
+    for export in (exporters.peft, exporters.axolotl):
+        with pytest.raises(ValueError, match="no ranks"):
+            export(budget)
+
+
+def test_torchao_prunes_what_the_budget_says(analysis):
+    torch = pytest.importorskip("torch")
+    sparsifiers = pytest.importorskip("torchao.prototype.sparsity.sparsifier.weight_norm_sparsifier")
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList()})
+    for _ in range(3):
+        block = torch.nn.ModuleDict({"attn": torch.nn.ModuleDict(), "mlp": torch.nn.ModuleDict()})
+        block["attn"]["q"] = torch.nn.Linear(64, 96)
+        block["mlp"]["up"] = torch.nn.Linear(64, 128)
+        model["blocks"].append(block)
+    budget = analysis.budget(0.5, method="magnitude")
+    config = json.loads(budget.export("torchao"))
+    sparsifier = sparsifiers.WeightNormSparsifier(sparse_block_shape=(1, 1), zeros_per_block=1)
+    sparsifier.prepare(model, config)
+    sparsifier.step()
+    sparsifier.squash_mask()
+    for row in budget:
+        weight = model.get_submodule(row.module).weight
+        assert float((weight == 0).float().mean()) == pytest.approx(row.sparsity, abs=2 / 96)
+
+
+def test_peft_takes_the_ranks(analysis):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList()})
+    for _ in range(3):
+        block = torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"q": torch.nn.Linear(64, 96)})})
+        block["mlp"] = torch.nn.ModuleDict({"up": torch.nn.Linear(64, 128)})
+        model["blocks"].append(block)
+    pattern = json.loads(analysis.budget(0.5).export("peft"))["rank_pattern"]
+    assert pattern == {r"^blocks\.1\.attn\.q$": 1, r"^blocks\.1\.mlp\.up$": 1}
+    config = peft.LoraConfig(r=8, target_modules=["q", "up"], rank_pattern=pattern)
+    adapted = peft.get_peft_model(model, config)
+    ranks = {name: p.shape[0] for name, p in adapted.named_parameters() if "lora_A" in name}
+    assert sorted(ranks.values()) == [1, 1, 8, 8, 8, 8]
+
+
+def test_yaml_recipes(analysis):
+    yaml = pytest.importorskip("yaml")
+    budget = analysis.budget(0.5)
+    parameters = yaml.safe_load(budget.export("axolotl"))["unfrozen_parameters"]
+    assert parameters == [r"^blocks\.1\.attn\.q\.weight$", r"^blocks\.1\.mlp\.up\.weight$"]
+    recipe = yaml.safe_load(budget.export("llm-compressor"))
+    modifier = recipe["pruning_stage"]["pruning_modifiers"]["SparseGPTModifier"]
+    assert modifier["sparsity"] == [row.sparsity for row in budget]
+    assert modifier["targets"][0] == r"re:^blocks\.0\.attn\.q$"
+
+
+def test_alphapruning_maps_its_metric_to_the_budget(analysis, tmp_path):
+    budget = analysis.budget(0.5)
+    epsilon = exporters.alphapruning(budget, tmp_path / "metric.npy")
+    metric = np.load(tmp_path / "metric.npy")
+    # AlphaPruning's rule, from its paper (arXiv 2410.10912), equation (3) and the normalisation after it.
+    sizes = np.array([row.size for row in budget])
+    ratios = (metric - metric.min()) / (metric.max() - metric.min()) * 2 * epsilon + 1 - epsilon
+    ratios *= 0.5 * sizes.sum() / (sizes * ratios).sum()
+    np.testing.assert_allclose(ratios, [row.sparsity for row in budget], atol=1e-6)
