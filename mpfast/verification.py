@@ -61,6 +61,10 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     source : path, optional
         The dense checkpoint; default where the budget says it was, if it still is there.
 
+    Returns
+    -------
+    Verification
+
     Raises
     ------
     FileNotFoundError

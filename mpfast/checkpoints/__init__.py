@@ -11,7 +11,7 @@ from mpfast.errors import CheckpointError
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def open_checkpoint(model: Any) -> Checkpoint:
@@ -20,9 +20,9 @@ def open_checkpoint(model: Any) -> Checkpoint:
     Parameters
     ----------
     model : path, mapping of arrays, module or Checkpoint
-        A ``.safetensors``, ``.npz`` or ``.npy`` file; a directory of safetensors files or its
-        ``*.safetensors.index.json``; a mapping from names to arrays of any framework (nested ones are
-        flattened); or an object with ``state_dict()``.
+        A ``.safetensors``, ``.npz``, ``.npy`` or ``.onnx`` file; a PyTorch state dictionary; a directory of
+        safetensors files or its ``*.safetensors.index.json``; a Hugging Face model directory; a mapping from names to
+        arrays of any framework (nested ones are flattened); or a live PyTorch, Keras or Flax model.
 
     Raises
     ------
@@ -70,9 +70,14 @@ def _open_path(path: Path) -> Checkpoint:
         from mpfast.checkpoints.numpy_files import NpyFile, NpzFile
 
         return NpyFile(path) if suffix == ".npy" else NpzFile(path)
-    if suffix in _PICKLE_SUFFIXES:
-        raise CheckpointError(
-            f"{path}: pickled checkpoints are not read, since loading one can run any code; load it yourself "
-            "and pass the state dictionary (torch.load(path, weights_only=True)) or convert it to safetensors"
-        )
-    raise CheckpointError(f"{path}: unknown kind of file; a .safetensors, .npz or .npy file is expected")
+    if suffix == ".onnx":
+        from mpfast.checkpoints.onnx_file import OnnxFile
+
+        return OnnxFile(path)
+    if suffix in _TORCH_SUFFIXES or path.name.endswith(".bin.index.json"):
+        from mpfast.checkpoints.torch_state import TorchState, open_torch_index
+
+        return open_torch_index(path) if suffix == ".json" else TorchState(path, [path])
+    raise CheckpointError(
+        f"{path}: unknown kind of file; a .safetensors, .npz, .npy, .onnx or PyTorch file is expected"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ class ArrayMapping:
 
     Parameters
     ----------
-    model : mapping or object with ``state_dict()``
+    model : mapping or live model
         The arrays are neither copied nor moved.
 
     Raises
@@ -58,14 +59,29 @@ class ArrayMapping:
 
 
 def _state(model: Any) -> Mapping[Any, Any]:
+    """The tensors of a live model: PyTorch's and Flax NNX's by their state, Keras's by their variables."""
+    weights = getattr(model, "weights", None)
+    if isinstance(weights, list) and weights and all(hasattr(weight, "path") for weight in weights):
+        # Before the state: on PyTorch, a Keras model is a module too, whose state names every variable twice.
+        return {weight.path: _keras_value(weight) for weight in weights}
     state_dict = getattr(model, "state_dict", None)
     state = state_dict() if callable(state_dict) else None
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            "analyze(): model must be a path, a mapping from names to arrays, or a module with state_dict(); "
-            f"got {type(model).__name__}"
-        )
-    return state
+    if isinstance(state, Mapping):
+        return state
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
+        found: Mapping[Any, Any] = nnx.to_pure_dict(nnx.state(model))
+        return found
+    raise TypeError(
+        "analyze(): model must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model; "
+        f"got {type(model).__name__}"
+    )
+
+
+def _keras_value(variable: Any) -> Any:
+    """The array of the backend where mpfast can view it, else NumPy's."""
+    value = getattr(variable, "value", None)
+    return value if hasattr(value, "__dlpack__") else variable.numpy()
 
 
 def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.base import Checkpoint, TensorInfo
+from mpfast.checkpoints.names import plain_name
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.errors import CheckpointError
 
 __all__ = ["ShardedSafetensors", "open_directory"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
-# No separators of any system, and not "..": such a name stays within the directory.
-_PLAIN_NAME = re.compile(r"(?!\.\.?$)[^/\\:\0]+")
 
 
 class ShardedSafetensors:
@@ -81,8 +79,10 @@ class ShardedSafetensors:
         return None if shard is None else shard.source
 
 
-def open_directory(directory: Path) -> ShardedSafetensors | SafetensorsFile:
+def open_directory(directory: Path) -> Checkpoint:
     """Open the checkpoint in `directory`: by its index if it has one, else all its safetensors files.
+
+    Where there are none, PyTorch's files of a Hugging Face model directory are opened.
 
     Raises
     ------
@@ -98,8 +98,18 @@ def open_directory(directory: Path) -> ShardedSafetensors | SafetensorsFile:
     # Masks lie beside the weights that they belong to.
     files = sorted(path for path in directory.glob("*.safetensors") if path.name != "masks.safetensors")
     if not files:
-        raise CheckpointError(f"{directory}: holds no .safetensors file; pass the path of the checkpoint file")
+        return _open_torch_directory(directory)
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
+
+
+def _open_torch_directory(directory: Path) -> Checkpoint:
+    from mpfast.checkpoints.torch_state import TorchState, open_torch_index
+
+    if (directory / "pytorch_model.bin.index.json").is_file():
+        return open_torch_index(directory / "pytorch_model.bin.index.json")
+    if (directory / "pytorch_model.bin").is_file():
+        return TorchState(directory, [directory / "pytorch_model.bin"])
+    raise CheckpointError(f"{directory}: holds no .safetensors file; pass the path of the checkpoint file")
 
 
 def open_index(index: Path) -> ShardedSafetensors:
@@ -131,7 +141,5 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map from tensor names to files")
     for name, file in weight_map.items():
-        # A shard lies beside its index: a name with a directory in it would read files the user did not name.
-        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
-            raise CheckpointError(f"{index}: tensor {name!r} is in {file!r}, which is no plain file name", tensor=name)
+        plain_name(file, index, name)  # one with a directory in it would read files that the user did not name
     return weight_map
