@@ -13,14 +13,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from mpfast import _core
-from mpfast.checkpoints import Checkpoint, open_checkpoint
+from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from mpfast.checkpoints.derived import Difference, LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
-from mpfast.layers import Layer, NameFilter, as_matrix, select_layers
-from mpfast.results import Analysis, LayerReport, SkippedTensor
+from mpfast.layers import Layer, NameFilter, Views, as_matrix, select_layers
+from mpfast.results import Analysis, LayerReport, SkippedTensor, skipped_tensors
 from mpfast.spectrum import spectrum
 
 __all__ = ["Analysis", "LayerReport", "SkippedTensor", "analyze"]
@@ -38,6 +40,8 @@ def analyze(
     *,
     include: NameFilter = None,
     exclude: NameFilter = None,
+    base: Any = None,
+    views: Views | None = None,
     method: str = "auto",
     tol: float = 5e-3,
     seed: int = 0,
@@ -59,6 +63,12 @@ def analyze(
     include, exclude : str, iterable of str or callable, optional
         Glob patterns on the tensor's whole name (``"encoder.*.query.weight"``; case matters), or a function
         of the name. A tensor is analysed if it matches `include` (default: all) and not `exclude`.
+    base : path, mapping of arrays or module, optional
+        The checkpoint that `model` was tuned from: the differences are analysed, each formed when its turn comes.
+    views : Views, optional
+        How tensors are seen as matrices, see `mpfast.layers.Views`: convolutions unfolded or position by position,
+        projections to query, key and value split in three or not, stacks of experts matrix by matrix or as one. LoRA
+        pairs are analysed as their product B A, which is never formed.
     method : {"auto", "exact", "lanczos"}
         See `mpfast.spectrum`.
     tol : float
@@ -109,7 +119,13 @@ def analyze(
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, workers)
     checkpoint = open_checkpoint(model)
-    layers, skipped = select_layers(checkpoint, include, exclude, "analyze")
+    unmatched: list[tuple[TensorInfo, str]] = []
+    if base is not None:
+        checkpoint = Difference(checkpoint, open_checkpoint(base))
+        unmatched = checkpoint.unmatched
+    if has_lora_pairs(checkpoint):
+        checkpoint = LoraProducts(checkpoint)
+    layers, skipped = select_layers(checkpoint, include, exclude, "analyze", views or Views())
     reports: dict[str, LayerReport] = {}
     with _collected_warnings() as collected, _progress_bar(layers, progress) as advance:
         for layer, outcome in _outcomes(checkpoint, layers, settings, collected):
@@ -121,10 +137,9 @@ def analyze(
     collected.reissue()
     return Analysis(
         layers=tuple(reports[layer.name] for layer in layers if layer.name in reports),
-        skipped=tuple(
-            SkippedTensor(tensor.name, tensor.shape, tensor.dtype, skipped[tensor.name])
-            for tensor in checkpoint.tensors
-            if tensor.name in skipped
+        skipped=(
+            *skipped_tensors(checkpoint, layers, skipped),
+            *(SkippedTensor(info.name, info.shape, info.dtype, reason) for info, reason in unmatched),
         ),
         source=checkpoint.source,
         tol=settings.tol,
@@ -164,7 +179,9 @@ def _outcomes(
         return
     large = [layer for layer in by_size if layer.size > LARGE_LAYER]
     small = by_size[len(large) :]
-    for layer in large:
+    for layer, following in zip_longest(large, large[1:]):
+        if following is not None:
+            checkpoint.prefetch(following.tensor)
         yield layer, _outcome(checkpoint, layer, settings, settings.workers, collected, settings.device)
     if settings.workers == 1 or len(small) < 2:
         for layer in small:
@@ -220,20 +237,23 @@ def _outcome(
     started = time.perf_counter()
     with collected.of_layer(layer.name):
         try:
-            matrix = as_matrix(checkpoint.read(layer.name), layer)
+            matrix = as_matrix(checkpoint.read(layer.tensor), layer)
+            product = isinstance(matrix, LowRankProduct)
             result = spectrum(
                 matrix,
-                method=settings.method,
+                method="exact" if product else settings.method,
                 tol=settings.tol,
                 seed=_layer_seed(settings.seed, layer.name),
                 threads=threads,
-                device=device,
+                device=None if product else device,
             )
             report = LayerReport.from_spectrum(layer, result, seconds=time.perf_counter() - started)
         except CheckpointError:
             raise  # the file is damaged: no number from it can be trusted
         except (ValueError, TypeError) as error:
             return str(error)  # NaNs, say: this layer has no spectrum, the others do
+        finally:
+            checkpoint.release(layer.tensor)
     return replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -221,7 +221,7 @@ def budget_from_reports(
     left_out = [exclude] if isinstance(exclude, str) else list(exclude)
     rows = [
         row
-        for row in reports
+        for row in _by_tensor(reports)
         if (embeddings or row.kind != "embedding")
         and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
     ]
@@ -253,6 +253,32 @@ def budget_from_reports(
     )
     label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     return Budget(layers, label, sparsity, None, source)
+
+
+def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
+    """One row per tensor: norms and spikes of its parts are added up, edges and exponents averaged."""
+    parts: dict[str, list[LayerReport]] = {}
+    for row in reports:
+        parts.setdefault(row.tensor, []).append(row)
+    merged = []
+    for tensor, rows in parts.items():
+        if len(rows) == 1:
+            merged.append(replace(rows[0], name=tensor))
+            continue
+        errors = [row.sigma_plus_error for row in rows]
+        merged.append(
+            replace(
+                rows[0],
+                name=tensor,
+                shape=(rows[0].tensor_shape[0], math.prod(rows[0].tensor_shape[1:])),
+                fro_norm=math.hypot(*(row.fro_norm for row in rows)),
+                sigma_plus=float(np.mean([row.sigma_plus for row in rows])),
+                sigma_plus_error=math.hypot(*errors) / len(rows),
+                spikes=sum(row.spikes for row in rows),
+                metrics={**rows[0].metrics, "hill_alpha": float(np.mean([row.hill_alpha for row in rows]))},
+            )
+        )
+    return merged
 
 
 def _wishes(

@@ -21,7 +21,7 @@ from mpfast.checkpoints.output import copy_companions, files_of, stored
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layers import Layer, NameFilter, select_layers
-from mpfast.results import SkippedTensor
+from mpfast.results import SkippedTensor, skipped_tensors
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
 
@@ -166,11 +166,7 @@ def compress(
         raise ValueError(f"compress(): no layer is worth factoring: {chosen[0].name}: {skipped[chosen[0].name]}")
     return CompressResult(
         layers=factored,
-        skipped=tuple(
-            SkippedTensor(tensor.name, tensor.shape, tensor.dtype, skipped[tensor.name])
-            for tensor in checkpoint.tensors
-            if tensor.name in skipped
-        ),
+        skipped=skipped_tensors(checkpoint, layers, skipped),
         out=None if out is None else Path(out),
         seconds=time.perf_counter() - started,
     )
@@ -193,6 +189,8 @@ class _Job:
         reason = None
         if layer.kind == "embedding" and not (embeddings and self.base is None):
             reason = "embedding (embeddings=True factors them)" if self.base is None else "embedding: no LoRA layer"
+        elif len(layer.tensor_shape) == 3 and layer.kind == "linear":
+            reason = "a stack of matrices: pass them one by one"
         elif self.base is not None:
             shapes = {info.name: info.shape for info in self.base.tensors}
             if len(layer.tensor_shape) != 2:

@@ -14,7 +14,7 @@ import numpy as np
 from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
 
-__all__ = ["MIN_SIDE", "Layer", "NameFilter", "as_layer", "as_matrix", "select_layers"]
+__all__ = ["MIN_SIDE", "WHOLE", "Layer", "NameFilter", "Views", "as_layer", "as_layers", "as_matrix", "select_layers"]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 
@@ -22,25 +22,63 @@ NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 MIN_SIDE = 8
 
 SUPPORTED_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
+# Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
+_FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
 _EMBEDDING = re.compile(r"embed|wte|wpe|(^|[._])tok_", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
+class Views:
+    """How tensors are seen as matrices.
+
+    Attributes
+    ----------
+    conv : {"im2col", "positions"}
+        A convolution (Co, Ci, kh, kw) is one Co x (Ci kh kw) matrix, or kh kw matrices Co x Ci.
+    qkv : {"split", "fused"}
+        A projection to query, key and value is three matrices or one.
+    experts : {"split", "stack"}
+        A stack (E, a, b) is E matrices a x b, or one E a x b.
+    """
+
+    conv: str = "im2col"
+    qkv: str = "split"
+    experts: str = "split"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("conv", ("im2col", "positions")),
+            ("qkv", ("split", "fused")),
+            ("experts", ("split", "stack")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Views: {name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+
+
+#: One matrix per tensor.
+WHOLE = Views(qkv="fused", experts="stack")
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """A tensor that is analysed.
+    """A matrix that is analysed: a tensor or a part of one.
 
     Attributes
     ----------
     name : str
-        Name in the checkpoint.
+        Name of the tensor, with the part in brackets: ``"h.0.attn.qkv.weight[key]"``, ``"experts.up[3]"``.
     kind : {"linear", "conv", "embedding"}
         What the name and the number of dimensions say it is; all three are treated as matrices.
     tensor_shape : tuple of int
-        Shape as stored.
+        Shape of the tensor as stored.
     shape : (int, int)
-        Shape of the matrix: convolutions (Co, Ci, kh, kw) unfold to Co x (Ci kh kw), without a copy.
+        Shape of the matrix; convolutions (Co, Ci, kh, kw) unfold to Co x (Ci kh kw) without a copy.
     dtype : str
         Element type.
+    tensor : str
+        Name of the tensor in the checkpoint.
+    index : tuple of int and slice
+        The part of the tensor; empty for all of it.
     """
 
     name: str
@@ -48,6 +86,8 @@ class Layer:
     tensor_shape: tuple[int, ...]
     shape: tuple[int, int]
     dtype: str
+    tensor: str
+    index: tuple[int | slice, ...] = ()
 
     @property
     def size(self) -> int:
@@ -65,6 +105,18 @@ def as_layer(tensor: TensorInfo) -> Layer | str:
     >>> as_layer(TensorInfo("conv1.bias", (64,), "float32"))
     'vector or scalar (bias, normalisation)'
     """
+    found = as_layers(tensor, WHOLE)
+    return found if isinstance(found, str) else found[0]
+
+
+def as_layers(tensor: TensorInfo, views: Views = Views()) -> list[Layer] | str:
+    """Return the matrices that a tensor holds, or why it holds none.
+
+    Examples
+    --------
+    >>> [layer.name for layer in as_layers(TensorInfo("h.0.qkv.weight", (192, 64), "float32"))]
+    ['h.0.qkv.weight[query]', 'h.0.qkv.weight[key]', 'h.0.qkv.weight[value]']
+    """
     if len(tensor.shape) < 2:
         return "vector or scalar (bias, normalisation)"
     if 0 in tensor.shape:
@@ -72,17 +124,28 @@ def as_layer(tensor: TensorInfo) -> Layer | str:
     reason = _unsupported_dtype(tensor.dtype)
     if reason:
         return reason
-    found = _matrix_shape(tensor)
-    if found is None:
-        return f"{len(tensor.shape)}-D tensor, neither a matrix nor a convolution: pass its slices"
-    kind, shape = found
-    if min(shape) < MIN_SIDE:
+    parts = _parts(tensor, views)
+    if parts is None:
+        return f"{len(tensor.shape)}-D tensor, neither a matrix, a convolution nor a stack of matrices: pass its slices"
+    kind, matrices = parts
+    if min(min(shape) for _, shape, _ in matrices) < MIN_SIDE:
         return f"too small: fewer than {MIN_SIDE} rows or columns"
-    return Layer(tensor.name, kind, tensor.shape, shape, tensor.dtype)
+    return [
+        Layer(
+            f"{tensor.name}[{label}]" if label else tensor.name,
+            kind,
+            tensor.shape,
+            shape,
+            tensor.dtype,
+            tensor.name,
+            index,
+        )
+        for label, shape, index in matrices
+    ]
 
 
 def select_layers(
-    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, function: str
+    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, function: str, views: Views = WHOLE
 ) -> tuple[list[Layer], dict[str, str]]:
     """Split the tensors of a checkpoint into layers and (name -> reason) for the rest.
 
@@ -100,11 +163,11 @@ def select_layers(
         if (wanted and not wanted(tensor.name)) or (unwanted and unwanted(tensor.name)):
             skipped[tensor.name] = "left out by include or exclude"
             continue
-        layer = as_layer(tensor)
-        if isinstance(layer, Layer):
-            layers.append(layer)
+        found = as_layers(tensor, views)
+        if isinstance(found, str):
+            skipped[tensor.name] = found
         else:
-            skipped[tensor.name] = layer
+            layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
     for pattern in [] if include is None or callable(include) else _patterns(include, function):
         if not fnmatch.filter(names, pattern):
@@ -133,7 +196,8 @@ def _patterns(chosen: str | Iterable[str], function: str) -> list[str]:
 
 def as_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
-    matrix = tensor if tuple(tensor.shape) == layer.shape else tensor.reshape(layer.shape)
+    part = tensor[layer.index] if layer.index else tensor
+    matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)
     if layer.dtype == "bfloat16" and isinstance(matrix, np.ndarray) and matrix.dtype == np.uint16:
         return _core.Matrix(matrix, "bfloat16")  # a reader's raw bits: NumPy has no such type
     return matrix
@@ -153,16 +217,55 @@ def _unsupported_dtype(dtype: str) -> str | None:
     return f"dtype {dtype} is not supported"
 
 
-def _matrix_shape(tensor: TensorInfo) -> tuple[str, tuple[int, int]] | None:
-    """Kind and matrix shape of a tensor of two or more dimensions; None if it is no matrix."""
+# Label, shape of the matrix, and index of a part of a tensor.
+_Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
+
+
+def _parts(tensor: TensorInfo, views: Views) -> tuple[str, list[_Part]] | None:
+    """Kind and matrices of a tensor of two or more dimensions; None if it is no matrix."""
     shape, convolution = tensor.shape, "conv" in tensor.name.lower()
     if len(shape) == 3 and shape[0] == 1 and not convolution:  # position embeddings (1, positions, width)
         shape = shape[1:]
     if len(shape) == 2:
-        return "embedding" if _EMBEDDING.search(tensor.name) else "linear", (shape[0], shape[1])
+        kind = "embedding" if _EMBEDDING.search(tensor.name) else "linear"
+        split = _split_qkv(tensor.name, shape) if views.qkv == "split" and len(tensor.shape) == 2 else []
+        return kind, split or [("", (shape[0], shape[1]), ())]
     # Three dimensions are a 1-D convolution or a stack of experts; only the name can tell.
     if len(shape) in (4, 5) or (len(shape) == 3 and convolution):
-        if tensor.name.endswith("kernel"):  # Flax and Keras store (kh, kw, Ci, Co): the transposed matrix
-            return "conv", (math.prod(shape[:-1]), shape[-1])
-        return "conv", (shape[0], math.prod(shape[1:]))
+        # Flax and Keras store (kh, kw, Ci, Co): the transposed matrix.
+        channels_last = tensor.name.endswith("kernel")
+        if views.conv == "positions":
+            return "conv", _positions(shape, channels_last)
+        if channels_last:
+            return "conv", [("", (math.prod(shape[:-1]), shape[-1]), ())]
+        return "conv", [("", (shape[0], math.prod(shape[1:])), ())]
+    if len(shape) == 3:
+        if views.experts == "stack":
+            return "linear", [("", (shape[0] * shape[1], shape[2]), ())]
+        return "linear", [(str(e), (shape[1], shape[2]), (e,)) for e in range(shape[0])]
     return None
+
+
+def _split_qkv(name: str, shape: tuple[int, ...]) -> list[_Part]:
+    """Three parts along the output features, three times as many as the inputs; none if it is no such projection."""
+    if not _FUSED_QKV.search(name):
+        return []
+    labels = ("query", "key", "value")
+    if shape[0] == 3 * shape[1]:
+        d = shape[1]
+        return [(label, (d, d), (slice(k * d, (k + 1) * d),)) for k, label in enumerate(labels)]
+    if shape[1] == 3 * shape[0]:  # GPT-2 stores (in, out)
+        d = shape[0]
+        return [(label, (d, d), (slice(None), slice(k * d, (k + 1) * d))) for k, label in enumerate(labels)]
+    return []
+
+
+def _positions(shape: tuple[int, ...], channels_last: bool) -> list[_Part]:
+    """One matrix for every position of the kernel."""
+    window = shape[:-2] if channels_last else shape[2:]
+    sides = shape[-2:] if channels_last else shape[:2]
+    both = (slice(None), slice(None))
+    return [
+        (",".join(map(str, at)), (sides[0], sides[1]), at if channels_last else (*both, *at))
+        for at in np.ndindex(*window)
+    ]

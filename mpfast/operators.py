@@ -104,6 +104,11 @@ class GramOperator:
                 f"rmatmat"
             ) from error
 
+    def singular_values(self) -> Array | None:
+        """All singular values, descending, where the operator itself knows them."""
+        known = getattr(self._operator, "singular_values", None)
+        return np.asarray(known(), dtype=np.float64) if callable(known) else None
+
     def apply(self, X: Array) -> Array:
         """Gram product of the short side: rows of X (count, p) to (count, p)."""
         wide = self.shape[0] < self.shape[1]

@@ -22,11 +22,11 @@ from mpfast.budget import Budget, LayerBudget
 from mpfast.checkpoints import Checkpoint, open_checkpoint
 from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.files import check_directory, staged_directory
-from mpfast.layers import Layer, NameFilter, select_layers
+from mpfast.layers import WHOLE, Layer, NameFilter, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
 from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
-from mpfast.results import LayerReport, SkippedTensor
+from mpfast.results import LayerReport, SkippedTensor, skipped_tensors
 
 __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
 
@@ -190,11 +190,7 @@ def prune(
             (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
     return PruneResult(
         budget=written,
-        skipped=tuple(
-            SkippedTensor(tensor.name, tensor.shape, tensor.dtype, skipped[tensor.name])
-            for tensor in checkpoint.tensors
-            if tensor.name in skipped
-        ),
+        skipped=skipped_tensors(checkpoint, layers, skipped),
         out=None if out is None else Path(out),
         masks=job.masks,
         seconds=time.perf_counter() - started,
@@ -276,6 +272,7 @@ def _spectra(
     analysis = analyze(
         checkpoint,
         include=names.__contains__,
+        views=WHOLE,
         tol=tol,
         seed=seed,
         device=device,

@@ -21,10 +21,11 @@ from mpfast.files import write_text_atomically
 
 if TYPE_CHECKING:
     from mpfast.budget import Budget
+    from mpfast.checkpoints import Checkpoint
     from mpfast.layers import Layer
     from mpfast.spectrum import Spectrum
 
-__all__ = ["Analysis", "LayerReport", "SkippedTensor", "jsonable"]
+__all__ = ["Analysis", "LayerReport", "SkippedTensor", "jsonable", "skipped_tensors"]
 
 SCHEMA = "mpfast.analysis/1"
 
@@ -38,6 +39,16 @@ class SkippedTensor(NamedTuple):
     reason: str
 
 
+def skipped_tensors(
+    checkpoint: Checkpoint, layers: Iterable[Layer], reasons: Mapping[str, str]
+) -> tuple[SkippedTensor, ...]:
+    """List what has a reason: tensors in the order of the checkpoint, then parts of tensors."""
+    tensors = [(info.name, info.shape, info.dtype) for info in checkpoint.tensors]
+    known = {name for name, _, _ in tensors}
+    parts = [(layer.name, layer.shape, layer.dtype) for layer in layers if layer.name not in known]
+    return tuple(SkippedTensor(*entry, reasons[entry[0]]) for entry in (*tensors, *parts) if entry[0] in reasons)
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """One row: what the spectrum of one layer says. Singular-value scale throughout.
@@ -45,7 +56,9 @@ class LayerReport:
     Attributes
     ----------
     name, kind : str
-        Name in the checkpoint; "linear", "conv" or "embedding".
+        Name of the matrix, the tensor's with the part in brackets; "linear", "conv" or "embedding".
+    tensor : str
+        Name of the tensor in the checkpoint.
     tensor_shape, shape : tuple of int
         Shape as stored, and of the matrix analysed.
     dtype : str
@@ -78,6 +91,7 @@ class LayerReport:
 
     name: str
     kind: str
+    tensor: str
     tensor_shape: tuple[int, ...]
     shape: tuple[int, int]
     dtype: str
@@ -104,6 +118,7 @@ class LayerReport:
         return cls(
             name=layer.name,
             kind=layer.kind,
+            tensor=layer.tensor,
             tensor_shape=layer.tensor_shape,
             shape=layer.shape,
             dtype=layer.dtype,

@@ -157,6 +157,9 @@ class OperatorSource:
         return 0.5 * (gram + gram.T)
 
     def singular_values(self) -> tuple[Array, float]:
+        known = self.operator.singular_values()
+        if known is not None:
+            return known, float(np.linalg.norm(known))
         gram = self.gram()
         eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
         values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))

@@ -7,7 +7,8 @@ import pytest
 
 import mpfast
 from mpfast.checkpoints import TensorInfo
-from mpfast.layers import as_layer, as_matrix
+from mpfast.checkpoints.derived import Difference
+from mpfast.layers import Views, as_layer, as_layers, as_matrix
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,6 @@ def test_matrices(name, shape, kind, matrix):
         ((64, 64), "complex64", "complex"),
         ((64, 64), "str32", "not supported"),
         ((64, 7), "float32", "too small"),
-        ((8, 64, 64), "float32", "3-D tensor"),
         ((2,) * 6, "float32", "6-D tensor"),
     ],
 )
@@ -71,3 +71,118 @@ def test_bits_of_bfloat16_are_read_as_such():
     widened = (bits.astype(np.uint32) << 16).view(np.float32)
     assert spectrum.dtype == "bfloat16"
     np.testing.assert_allclose(spectrum.values, mpfast.spectrum(widened).values, rtol=1e-12)
+
+
+def matrices(tensors, **views):
+    """Every matrix of the tensors by name."""
+    found = {}
+    for name, tensor in tensors.items():
+        for layer in as_layers(TensorInfo(name, tensor.shape, tensor.dtype.name), Views(**views)):
+            found[layer.name] = as_matrix(tensor, layer)
+            assert found[layer.name].shape == layer.shape
+            assert layer.tensor == name
+    return found
+
+
+def test_fused_projections_are_split():
+    W = np.arange(3 * 16 * 16, dtype=np.float32).reshape(48, 16)
+    found = matrices({"h.0.attn.qkv.weight": W, "h.0.attn.c_attn.weight": W.T, "h.0.mlp.up.weight": W})
+    assert list(found) == [
+        *(f"h.0.attn.qkv.weight[{part}]" for part in ("query", "key", "value")),
+        *(f"h.0.attn.c_attn.weight[{part}]" for part in ("query", "key", "value")),
+        "h.0.mlp.up.weight",
+    ]
+    for k, part in enumerate(("query", "key", "value")):
+        np.testing.assert_array_equal(found[f"h.0.attn.qkv.weight[{part}]"], W[16 * k : 16 * k + 16])
+        np.testing.assert_array_equal(found[f"h.0.attn.c_attn.weight[{part}]"], W[16 * k : 16 * k + 16].T)
+    assert list(matrices({"h.0.attn.qkv.weight": W}, qkv="fused")) == ["h.0.attn.qkv.weight"]
+    # Grouped-query projections and those that alternate head by head stay whole.
+    for name, shape in (("a.qkv_proj.weight", (40, 16)), ("a.query_key_value.weight", (48, 16))):
+        assert list(matrices({name: np.zeros(shape)})) == [name]
+
+
+def test_stacks_of_experts():
+    W = np.random.default_rng(0).standard_normal((3, 16, 24))
+    found = matrices({"mlp.experts.up": W})
+    assert list(found) == ["mlp.experts.up[0]", "mlp.experts.up[1]", "mlp.experts.up[2]"]
+    np.testing.assert_array_equal(found["mlp.experts.up[1]"], W[1])
+    np.testing.assert_array_equal(matrices({"w": W}, experts="stack")["w"], W.reshape(48, 24))
+
+
+def test_convolutions_position_by_position():
+    W = np.random.default_rng(0).standard_normal((16, 12, 2, 3))
+    found = matrices({"conv.weight": W, "flax.kernel": W.transpose(2, 3, 1, 0)}, conv="positions")
+    assert len(found) == 12
+    np.testing.assert_array_equal(found["conv.weight[1,2]"], W[:, :, 1, 2])
+    np.testing.assert_array_equal(found["flax.kernel[0,1]"], W[:, :, 0, 1].T)
+
+
+def test_views_are_checked():
+    with pytest.raises(ValueError, match="qkv must be one of split, fused"):
+        Views(qkv="thirds")
+
+
+def test_parts_of_tensors_are_analysed_and_budgeted_together():
+    rng = np.random.default_rng(0)
+    model = {"qkv.weight": rng.standard_normal((192, 64)), "experts": rng.standard_normal((2, 48, 64))}
+    model["experts"][1, 3, 4] = np.nan
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in analysis] == [f"qkv.weight[{p}]" for p in ("query", "key", "value")] + ["experts[0]"]
+    assert [(tensor.name, tensor.shape) for tensor in analysis.skipped] == [("experts[1]", (48, 64))]
+    expected = mpfast.spectrum(model["qkv.weight"][64:128])
+    assert analysis[1].fro_norm == pytest.approx(expected.fro_norm)
+    assert analysis[1].tensor == "qkv.weight"
+    budget = analysis.budget(0.5, exclude="experts")
+    assert [(row.name, row.pruned) for row in budget] == [("qkv.weight", 6144)]
+    masks = mpfast.prune({"qkv.weight": model["qkv.weight"]}, budget=budget).masks
+    assert int((~masks["qkv.weight"]).sum()) == 6144
+
+
+def test_differences():
+    rng = np.random.default_rng(0)
+    base = {
+        "a.weight": rng.standard_normal((64, 96), dtype=np.float32),
+        "steps": np.arange(3),
+        "b.weight": np.ones((9, 9)),
+    }
+    update = 0.01 * rng.standard_normal((64, 96), dtype=np.float32)
+    tuned = {"a.weight": base["a.weight"] + update, "steps": np.arange(3), "new.weight": np.ones((20, 20))}
+    analysis = mpfast.analyze(tuned, base=base)
+    assert [row.name for row in analysis] == ["a.weight"]
+    assert analysis[0].fro_norm == pytest.approx(np.linalg.norm(update), rel=1e-4)
+    assert {tensor.name: tensor.reason[:12] for tensor in analysis.skipped} == {
+        "steps": "integer or q",
+        "new.weight": "the base has",
+    }
+
+
+def test_differences_of_bfloat16_are_exact():
+    torch = pytest.importorskip("torch")
+    W = torch.randn(40, 50).bfloat16()
+    tuned = (W + 0.1).bfloat16()
+    from mpfast.checkpoints import open_checkpoint
+
+    found = Difference(open_checkpoint({"w": tuned}), open_checkpoint({"w": W})).read("w")
+    np.testing.assert_array_equal(found, (tuned.float() - W.float()).numpy())
+
+
+def test_lora_pairs_are_seen_as_their_product():
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((4, 120), dtype=np.float32), rng.standard_normal((100, 4), dtype=np.float32)
+    model = {
+        "m.layers.0.q_proj.lora_A.weight": A,
+        "m.layers.0.q_proj.lora_B.weight": B,
+        "m.v.lora_A.default.weight": A,
+        "m.v.lora_B.default.weight": B,
+        "lonely.lora_A.weight": rng.standard_normal((16, 120)),
+    }
+    analysis = mpfast.analyze(model)
+    assert {row.name: row.shape for row in analysis} == {
+        "m.layers.0.q_proj.lora": (100, 120),
+        "m.v.lora.default": (100, 120),
+        "lonely.lora_A.weight": (16, 120),
+    }
+    row = next(row for row in analysis if row.name == "m.v.lora.default")
+    s = np.linalg.svd(B @ A, compute_uv=False)
+    assert row.fro_norm == pytest.approx(np.linalg.norm(s), rel=1e-5)
+    assert row.spikes == 4

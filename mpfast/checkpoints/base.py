@@ -59,5 +59,8 @@ class Checkpoint(Protocol):
             The stored data is damaged.
         """
 
+    def prefetch(self, name: str) -> None:
+        """Ask the system to fetch a tensor that is to be read next; returns at once."""
+
     def release(self, name: str) -> None:
         """Give the memory of a tensor back, if the system can: it stays valid, and is read again when it is used."""

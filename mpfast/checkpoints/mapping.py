@@ -54,6 +54,9 @@ class ArrayMapping:
         """Return one array as it is."""
         return self._arrays[name]
 
+    def prefetch(self, name: str) -> None:
+        """Do nothing: the arrays are in memory."""
+
     def release(self, name: str) -> None:
         """Do nothing: the arrays belong to the caller."""
 

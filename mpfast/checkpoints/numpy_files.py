@@ -75,6 +75,9 @@ class NpyFile:
             raise CheckpointError(f"{self._path}: holds pickled Python objects, which are not read", tensor=name)
         return self._array
 
+    def prefetch(self, name: str) -> None:
+        """Do nothing: reading is left to the system."""
+
     def release(self, name: str) -> None:
         """Do nothing: the file holds one array only."""
 
@@ -148,6 +151,9 @@ class NpzFile:
             raise self._damaged(name, member, error) from None
         array.flags.writeable = False
         return array
+
+    def prefetch(self, name: str) -> None:
+        """Do nothing: reading is left to the system."""
 
     def release(self, name: str) -> None:
         """Do nothing: every `read` returns an array of its own."""

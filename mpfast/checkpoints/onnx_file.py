@@ -82,5 +82,8 @@ class OnnxFile:
                 f"{self._path}: tensor {info.name!r} cannot be read from {file.name}: {error}", tensor=info.name
             ) from None
 
+    def prefetch(self, name: str) -> None:
+        """Do nothing: the file is in memory."""
+
     def release(self, name: str) -> None:
         """Do nothing: every `read` returns an array of its own."""

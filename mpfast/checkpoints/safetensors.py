@@ -189,15 +189,22 @@ class SafetensorsFile:
         entry = self._entries[name]
         return memoryview(self._map)[entry.begin : entry.end]
 
+    def prefetch(self, name: str) -> None:
+        """Begin to read a tensor's pages."""
+        self._advise(name, "MADV_WILLNEED")
+
     def release(self, name: str) -> None:
         """Drop a tensor's pages from this process; the system's cache of the file may keep them."""
+        self._advise(name, "MADV_DONTNEED")
+
+    def _advise(self, name: str, advice: str) -> None:
         entry = self._entries[name]
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if hasattr(mmap, advice):  # not on Windows
             # Whole pages only: those at the ends hold bytes of the neighbours, too.
             begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
             length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
             if length > 0:
-                self._map.madvise(mmap.MADV_DONTNEED, begin, length)
+                self._map.madvise(getattr(mmap, advice), begin, length)
 
 
 def _read_header(path: Path, read: Any, file_bytes: int) -> tuple[dict[str, Any], int]:

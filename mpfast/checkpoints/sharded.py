@@ -69,6 +69,10 @@ class ShardedSafetensors:
         """Return one tensor; see `SafetensorsFile.read`."""
         return self._home[name].read(name)
 
+    def prefetch(self, name: str) -> None:
+        """Begin to read a tensor; see `Checkpoint.prefetch`."""
+        self._home[name].prefetch(name)
+
     def release(self, name: str) -> None:
         """Give a tensor's memory back; see `Checkpoint.release`."""
         self._home[name].release(name)

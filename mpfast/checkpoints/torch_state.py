@@ -61,6 +61,9 @@ class TorchState:
         """Return one tensor, a PyTorch tensor over the mapped file."""
         return self._arrays.read(name)
 
+    def prefetch(self, name: str) -> None:
+        """Do nothing: PyTorch owns the map."""
+
     def release(self, name: str) -> None:
         """Do nothing: PyTorch owns the map."""
 

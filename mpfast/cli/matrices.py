@@ -52,7 +52,7 @@ def spectrum_command(
     found = spectrum(
         checkpoint.read(tensor.name), method=method.value, tol=tol, seed=seed, threads=threads, device=device
     )
-    layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype)
+    layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     if json_file is not None:
         document = {"schema": "mpfast.spectrum/1", "summary": row.to_dict(), "spectrum": found.to_dict()}

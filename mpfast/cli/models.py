@@ -59,6 +59,27 @@ class Sort(str, enum.Enum):
     rank = "rank"
 
 
+class Conv(str, enum.Enum):
+    """Views of a convolution."""
+
+    im2col = "im2col"
+    positions = "positions"
+
+
+class Qkv(str, enum.Enum):
+    """Views of a fused projection."""
+
+    in_three = "split"
+    fused = "fused"
+
+
+class Experts(str, enum.Enum):
+    """Views of a stack of experts."""
+
+    apart = "split"
+    stack = "stack"
+
+
 @app.command("analyze")
 @reports_errors
 def analyze_command(
@@ -70,6 +91,12 @@ def analyze_command(
     ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="What MODEL was tuned from: analyse the difference.")
+    ] = None,
+    conv: Annotated[Conv, typer.Option(help="Convolutions as one matrix, or one per position.")] = Conv.im2col,
+    qkv: Annotated[Qkv, typer.Option(help="Fused query, key and value as three matrices or one.")] = Qkv.in_three,
+    experts: Annotated[Experts, typer.Option(help="A stack of experts as matrices or as one.")] = Experts.apart,
     method: MethodOption = Method.auto,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
@@ -90,11 +117,14 @@ def analyze_command(
     for file in (json_file, csv_file):
         require_directory(file)
     from mpfast.analysis import analyze
+    from mpfast.layers import Views
 
     analysis = analyze(
         model,
         include=include or None,
         exclude=exclude or None,
+        base=base,
+        views=Views(conv.value, qkv.value, experts.value),
         method=method.value,
         tol=tol,
         seed=seed,
