@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import queue
 import sys
 import threading
@@ -21,6 +22,7 @@ from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from mpfast.checkpoints.derived import Difference, LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
+from mpfast.layer_cache import LayerCache
 from mpfast.layers import Layer, NameFilter, Views, as_matrix, select_layers
 from mpfast.results import Analysis, LayerReport, SkippedTensor, skipped_tensors
 from mpfast.spectrum import spectrum
@@ -47,6 +49,7 @@ def analyze(
     seed: int = 0,
     device: str | None = None,
     workers: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Analysis:
     """Fit the Marchenko-Pastur edge of every weight matrix of a model.
@@ -81,6 +84,9 @@ def analyze(
         on that one; ``"cpu"``, on the host.
     workers : int, optional
         Number of threads in all; default as `mpfast.spectrum`.
+    cache : path, optional
+        Directory that keeps the report of every layer under a hash of its content and the options: an analysis that
+        was stopped resumes there, and a layer that did not change is not analysed again.
     progress : bool
         Show a progress bar on standard error, if that is a terminal and rich is installed.
 
@@ -117,7 +123,7 @@ def analyze(
     'vector or scalar (bias, normalisation)'
     """
     started = time.perf_counter()
-    settings = _checked_settings(method, tol, seed, device, workers)
+    settings = _checked_settings(method, tol, seed, device, workers, cache)
     checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
@@ -156,9 +162,17 @@ class _Settings:
     workers: int
     device: str | None = None
     gpus: tuple[str, ...] = ()
+    cache: LayerCache | None = None
 
 
-def _checked_settings(method: str, tol: float, seed: int, device: str | None, workers: int | None) -> _Settings:
+def _checked_settings(
+    method: str,
+    tol: float,
+    seed: int,
+    device: str | None,
+    workers: int | None,
+    cache: str | os.PathLike[str] | None,
+) -> _Settings:
     if method not in ("auto", "exact", "lanczos"):
         raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
     if not 0 < tol < math.inf:
@@ -166,7 +180,8 @@ def _checked_settings(method: str, tol: float, seed: int, device: str | None, wo
     gpus = device_names(device, "analyze")
     if workers is not None and workers < 1:
         raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
-    return _Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus)
+    kept = None if cache is None else LayerCache(cache, [method, float(tol), int(seed)])
+    return _Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus, kept)
 
 
 def _outcomes(
@@ -238,6 +253,10 @@ def _outcome(
     with collected.of_layer(layer.name):
         try:
             matrix = as_matrix(checkpoint.read(layer.tensor), layer)
+            key = None if settings.cache is None else settings.cache.key(layer, matrix)
+            kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
+            if kept is not None:
+                return kept
             product = isinstance(matrix, LowRankProduct)
             result = spectrum(
                 matrix,
@@ -254,7 +273,10 @@ def _outcome(
             return str(error)  # NaNs, say: this layer has no spectrum, the others do
         finally:
             checkpoint.release(layer.tensor)
-    return replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))
+    report = replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))
+    if settings.cache is not None and key is not None:
+        settings.cache.put(key, report)
+    return report
 
 
 def _layer_seed(seed: int, name: str) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from mpfast.results import Analysis
     from mpfast.spectrum import Spectrum
 
 
@@ -49,4 +50,28 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("density")
     ax.set_title(f"{spectrum.shape[0]} x {spectrum.shape[1]}: {edge.spikes} spikes, fit {edge.verdict}")
     ax.legend()
+    return ax
+
+
+def plot_analysis(analysis: Analysis, ax: Axes | None = None) -> Axes:
+    """Draw, layer by layer, the largest singular value and the edge it is measured against; see `Analysis.plot`."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("Analysis.plot() needs matplotlib: pip install 'mpfast[plot]'") from error
+    ax = plt.gca() if ax is None else ax
+    rows = range(len(analysis))
+    largest = [row.histogram.spikes[0] if row.histogram and row.histogram.spikes else np.nan for row in analysis]
+    ax.vlines(rows, [row.sigma_plus for row in analysis], largest, color="0.75", lw=1)
+    ax.plot(rows, largest, ".", color="C1", label="largest singular value")
+    ax.errorbar(
+        rows,
+        [row.sigma_plus for row in analysis],
+        yerr=[row.sigma_plus_error for row in analysis],
+        fmt=".",
+        color="C0",
+        label="edge sigma+",
+    )
+    ax.set(xlabel="layer", ylabel="singular value", yscale="log")
+    ax.legend(frameon=False)
     return ax

@@ -11,7 +11,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -20,14 +20,18 @@ import numpy as np
 from mpfast.files import write_text_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from mpfast.budget import Budget
     from mpfast.checkpoints import Checkpoint
     from mpfast.layers import Layer
     from mpfast.spectrum import Spectrum
 
-__all__ = ["Analysis", "LayerReport", "SkippedTensor", "jsonable", "skipped_tensors"]
+__all__ = ["Analysis", "Histogram", "LayerReport", "SkippedTensor", "jsonable", "skipped_tensors"]
 
 SCHEMA = "mpfast.analysis/1"
+HISTOGRAM_BINS = 48
+SPIKES_KEPT = 32
 
 
 class SkippedTensor(NamedTuple):
@@ -37,6 +41,37 @@ class SkippedTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     reason: str
+
+
+class Histogram(NamedTuple):
+    """The distribution of a layer's singular values, as much of it as a chart shows.
+
+    Attributes
+    ----------
+    low, high : float
+        Where the bins begin and end, singular-value scale; they are equally wide.
+    shares : tuple of float
+        Share of the singular values in each bin.
+    spikes : tuple of float
+        The largest singular values that are known one by one, descending.
+    """
+
+    low: float
+    high: float
+    shares: tuple[float, ...]
+    spikes: tuple[float, ...]
+
+    @classmethod
+    def of(cls, spectrum: Spectrum) -> Histogram | None:
+        """Summarise a spectrum; None where it is all zero."""
+        top = max(spectrum.edge.threshold, spectrum.edge.sigma_plus, float(spectrum.quantile(0.98)))
+        if not 0 < top < math.inf:
+            return None
+        edges = np.linspace(0.0, 1.1 * top, HISTOGRAM_BINS + 1)
+        cdf = np.asarray(spectrum.cdf(edges), dtype=np.float64)
+        shares = np.diff(np.concatenate([[0.0], cdf[1:]]))
+        known = spectrum.values if spectrum.values is not None else spectrum.outliers
+        return cls(0.0, float(edges[-1]), tuple(shares.round(7).tolist()), tuple(known[:SPIKES_KEPT].tolist()))
 
 
 def skipped_tensors(
@@ -87,6 +122,8 @@ class LayerReport:
         Time spent on this layer.
     warnings : tuple of str
         What to know before believing the numbers.
+    histogram : Histogram or None
+        The distribution of the singular values, for charts; not among the columns of tables.
     """
 
     name: str
@@ -109,6 +146,7 @@ class LayerReport:
     metrics: Mapping[str, float] = field(hash=False)
     seconds: float
     warnings: tuple[str, ...]
+    histogram: Histogram | None = None
 
     @classmethod
     def from_spectrum(cls, layer: Layer, spectrum: Spectrum, *, seconds: float) -> LayerReport:
@@ -136,6 +174,7 @@ class LayerReport:
             metrics=metrics,
             seconds=seconds,
             warnings=tuple(edge.warnings),
+            histogram=Histogram.of(spectrum),
         )
 
     @property
@@ -189,7 +228,9 @@ _CONVERTERS = {
     "tuple[str, ...]": _texts,
 }
 _COLUMNS: dict[str, Any] = {
-    column.name: _CONVERTERS[str(column.type)] for column in fields(LayerReport) if column.name != "metrics"
+    column.name: _CONVERTERS[str(column.type)]
+    for column in fields(LayerReport)
+    if column.name not in ("metrics", "histogram")
 }
 
 
@@ -360,7 +401,7 @@ class Analysis(Sequence[LayerReport]):
             "tol": self.tol,
             "seed": self.seed,
             "seconds": self.seconds,
-            "layers": [jsonable(row.to_dict()) for row in self.layers],
+            "layers": [jsonable(_with_histogram(row)) for row in self.layers],
             "skipped": [tensor._asdict() for tensor in self.skipped],
         }
         return _return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
@@ -390,6 +431,46 @@ class Analysis(Sequence[LayerReport]):
             writer.writerow(cells)
         return _return_or_write(stream.getvalue(), path)
 
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
+
+        The page needs no network: a sortable table with the spectrum of every layer, a heat map over depth and layer
+        type, and a preview of budgets.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written; an older file of that name is left as it was.
+        """
+        from mpfast.report import html_report
+
+        return _return_or_write(html_report(self), path)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the share of noise and of spikes layer by layer; needs matplotlib. ``show()`` is never called.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on; default the current ones.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        from mpfast.plotting import plot_analysis
+
+        return plot_analysis(self, ax)
+
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Analysis:
         """Rebuild an analysis from the text of `to_json` (a string that starts with ``{``) or from a file.
@@ -409,7 +490,7 @@ class Analysis(Sequence[LayerReport]):
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise ValueError(f"Analysis.from_json(): this is not JSON of the schema {SCHEMA}")
         return cls(
-            layers=tuple(LayerReport.from_dict(_from_jsonable(row)) for row in document["layers"]),
+            layers=tuple(layer_from_json(row) for row in document["layers"]),
             skipped=tuple(
                 SkippedTensor(entry["name"], _integers(entry["shape"]), entry["dtype"], entry["reason"])
                 for entry in document["skipped"]
@@ -425,6 +506,26 @@ class Analysis(Sequence[LayerReport]):
         if not self.layers:
             return list(_COLUMNS)
         return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
+
+
+def _with_histogram(row: LayerReport) -> dict[str, Any]:
+    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram._asdict()}
+
+
+def layer_to_json(row: LayerReport) -> str:
+    """Return one row as JSON text."""
+    return json.dumps(jsonable(_with_histogram(row)), allow_nan=False)
+
+
+def layer_from_json(document: str | dict[str, Any]) -> LayerReport:
+    """Rebuild a row from `layer_to_json`, or from what JSON made of it; errors as `LayerReport.from_dict`."""
+    row = dict(json.loads(document)) if isinstance(document, str) else dict(document)
+    found = row.pop("histogram", None)
+    report = LayerReport.from_dict(_from_jsonable(row))
+    if found is None:
+        return report
+    histogram = Histogram(found["low"], found["high"], tuple(found["shares"]), tuple(found["spikes"]))
+    return replace(report, histogram=histogram)
 
 
 def _median(values: Iterator[float]) -> float:

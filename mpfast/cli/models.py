@@ -89,6 +89,9 @@ def analyze_command(
         str | None,
         typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
     ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report to FILE that any browser shows.")
+    ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     base: Annotated[
@@ -102,6 +105,9 @@ def analyze_command(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     workers: WorkersOption = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the layers' results in DIR, and resume from there.")
+    ] = None,
     sort: Annotated[Sort, typer.Option(help="Order of the rows; numbers run downwards.")] = Sort.order,
     progress: ProgressOption = True,
     verbose: VerboseOption = False,
@@ -114,7 +120,7 @@ def analyze_command(
     """
     if json_file == "-" and csv_file == "-":
         raise typer.BadParameter("--json - and --csv - cannot share standard output")
-    for file in (json_file, csv_file):
+    for file in (json_file, csv_file, None if html_file is None else str(html_file)):
         require_directory(file)
     from mpfast.analysis import analyze
     from mpfast.layers import Views
@@ -130,8 +136,11 @@ def analyze_command(
         seed=seed,
         device=device,
         workers=workers,
+        cache=cache,
         progress=progress,
     )
+    if html_file is not None:
+        analysis.to_html(html_file)
     if json_file == "-":
         typer.echo(analysis.to_json(), nl=False)
     elif json_file is not None:
