@@ -50,6 +50,7 @@ def analyze(
     device: str | None = None,
     workers: int | None = None,
     cache: str | os.PathLike[str] | None = None,
+    client: Any = None,
     progress: bool = True,
 ) -> Analysis:
     """Fit the Marchenko-Pastur edge of every weight matrix of a model.
@@ -87,6 +88,9 @@ def analyze(
     cache : path, optional
         Directory that keeps the report of every layer under a hash of its content and the options: an analysis that
         was stopped resumes there, and a layer that did not change is not analysed again.
+    client : distributed.Client, optional
+        Spread the layers over this Dask cluster. Its workers open `model` and `base` themselves when they are paths,
+        which must be good there too; arrays in memory are sent to them. `workers` is then the threads of one layer.
     progress : bool
         Show a progress bar on standard error, if that is a terminal and rich is installed.
 
@@ -124,17 +128,17 @@ def analyze(
     """
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, workers, cache)
-    checkpoint = open_checkpoint(model)
-    unmatched: list[tuple[TensorInfo, str]] = []
-    if base is not None:
-        checkpoint = Difference(checkpoint, open_checkpoint(base))
-        unmatched = checkpoint.unmatched
-    if has_lora_pairs(checkpoint):
-        checkpoint = LoraProducts(checkpoint)
+    checkpoint, unmatched = open_derived(model, base)
     layers, skipped = select_layers(checkpoint, include, exclude, "analyze", views or Views())
     reports: dict[str, LayerReport] = {}
-    with _collected_warnings() as collected, _progress_bar(layers, progress) as advance:
-        for layer, outcome in _outcomes(checkpoint, layers, settings, collected):
+    with collected_warnings() as collected, _progress_bar(layers, progress) as advance:
+        if client is None:
+            outcomes = _outcomes(checkpoint, layers, settings, collected)
+        else:
+            from mpfast.cluster import outcomes_on_cluster
+
+            outcomes = outcomes_on_cluster(client, (model, base), checkpoint, layers, settings, collected)
+        for layer, outcome in outcomes:
             if isinstance(outcome, str):
                 skipped[layer.name] = outcome
             else:
@@ -154,8 +158,32 @@ def analyze(
     )
 
 
+def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
+    """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
+    checkpoint = open_checkpoint(model)
+    unmatched: list[tuple[TensorInfo, str]] = []
+    if base is not None:
+        checkpoint = Difference(checkpoint, open_checkpoint(base))
+        unmatched = checkpoint.unmatched
+    if has_lora_pairs(checkpoint):
+        checkpoint = LoraProducts(checkpoint)
+    return checkpoint, unmatched
+
+
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """Options of an analysis, checked.
+
+    Attributes
+    ----------
+    method, tol, seed, workers, device
+        As in `analyze`.
+    gpus
+        Names of the GPUs to use.
+    cache
+        Where reports are kept, if anywhere.
+    """
+
     method: str
     tol: float
     seed: int
@@ -172,7 +200,7 @@ def _checked_settings(
     device: str | None,
     workers: int | None,
     cache: str | os.PathLike[str] | None,
-) -> _Settings:
+) -> Settings:
     if method not in ("auto", "exact", "lanczos"):
         raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
     if not 0 < tol < math.inf:
@@ -181,11 +209,11 @@ def _checked_settings(
     if workers is not None and workers < 1:
         raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
     kept = None if cache is None else LayerCache(cache, [method, float(tol), int(seed)])
-    return _Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus, kept)
+    return Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus, kept)
 
 
 def _outcomes(
-    checkpoint: Checkpoint, layers: Sequence[Layer], settings: _Settings, collected: _CollectedWarnings
+    checkpoint: Checkpoint, layers: Sequence[Layer], settings: Settings, collected: CollectedWarnings
 ) -> Iterator[tuple[Layer, LayerReport | str]]:
     """Yield (layer, report or reason why there is none), in the order they are done: the largest first."""
     by_size = sorted(layers, key=lambda layer: -layer.size)
@@ -197,20 +225,20 @@ def _outcomes(
     for layer, following in zip_longest(large, large[1:]):
         if following is not None:
             checkpoint.prefetch(following.tensor)
-        yield layer, _outcome(checkpoint, layer, settings, settings.workers, collected, settings.device)
+        yield layer, layer_outcome(checkpoint, layer, settings, settings.workers, collected, settings.device)
     if settings.workers == 1 or len(small) < 2:
         for layer in small:
-            yield layer, _outcome(checkpoint, layer, settings, 1, collected, settings.device)
+            yield layer, layer_outcome(checkpoint, layer, settings, 1, collected, settings.device)
         return
 
     def on_the_host(layer: Layer) -> LayerReport | str:
-        return _outcome(checkpoint, layer, settings, 1, collected, settings.device)
+        return layer_outcome(checkpoint, layer, settings, 1, collected, settings.device)
 
     yield from _in_threads(on_the_host, small, min(settings.workers, len(small)))
 
 
 def _outcomes_on_gpus(
-    checkpoint: Checkpoint, layers: Sequence[Layer], settings: _Settings, collected: _CollectedWarnings
+    checkpoint: Checkpoint, layers: Sequence[Layer], settings: Settings, collected: CollectedWarnings
 ) -> Iterator[tuple[Layer, LayerReport | str]]:
     """As `_outcomes`, each layer on whichever GPU is free; the host's part of one overlaps the device's of another."""
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -220,7 +248,7 @@ def _outcomes_on_gpus(
     def on_a_gpu(layer: Layer) -> LayerReport | str:
         gpu = free.get()
         try:
-            return _outcome(checkpoint, layer, settings, 1, collected, gpu)
+            return layer_outcome(checkpoint, layer, settings, 1, collected, gpu)
         finally:
             free.put(gpu)
 
@@ -241,14 +269,15 @@ def _in_threads(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _outcome(
+def layer_outcome(
     checkpoint: Checkpoint,
     layer: Layer,
-    settings: _Settings,
+    settings: Settings,
     threads: int,
-    collected: _CollectedWarnings,
+    collected: CollectedWarnings,
     device: str | None,
 ) -> LayerReport | str:
+    """Analyse one layer: its report, or why there is none."""
     started = time.perf_counter()
     with collected.of_layer(layer.name):
         try:
@@ -286,7 +315,7 @@ def _layer_seed(seed: int, name: str) -> int:
 
 
 @dataclass
-class _CollectedWarnings:
+class CollectedWarnings:
     """`ConvergenceWarning` texts by layer.
 
     The warnings machinery is global to the process; the thread that warns tells which layer it is about.
@@ -326,8 +355,9 @@ class _CollectedWarnings:
 
 
 @contextlib.contextmanager
-def _collected_warnings() -> Iterator[_CollectedWarnings]:
-    collected = _CollectedWarnings()
+def collected_warnings() -> Iterator[CollectedWarnings]:
+    """Keep the warnings about layers instead of showing them one by one."""
+    collected = CollectedWarnings()
     with warnings.catch_warnings():
         warnings.simplefilter("always", ConvergenceWarning)
         show = warnings.showwarning

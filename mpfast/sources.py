@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_matrix, raise_if_nonfinite
+from mpfast.dask_arrays import DaskOperator, is_dask_array
 from mpfast.devices import has_cuda_backend, is_on_gpu, parse_device
 from mpfast.operators import GramOperator, is_operator
 
@@ -133,7 +134,7 @@ class OperatorSource:
     device = "cpu"
     scale_exponent = 0
 
-    def __init__(self, operator: GramOperator, threads: int) -> None:
+    def __init__(self, operator: GramOperator | DaskOperator, threads: int) -> None:
         self.operator = operator
         self.threads = threads
         self.shape = operator.shape
@@ -169,12 +170,27 @@ class OperatorSource:
         return self.operator.multiply(X, transpose=transpose)
 
 
+class DaskSource(OperatorSource):
+    """A Dask array, multiplied on its workers block by block; methods as in `Source`."""
+
+    device = "dask"
+
+    def __init__(self, operator: DaskOperator, threads: int) -> None:
+        super().__init__(operator, threads)
+        self.exact_norm = True
+
+    def squared_norm(self, measured: float) -> float | None:
+        return self.operator.frobenius_squared()  # known since the first product
+
+
 def open_source(W: Any, *, function: str, threads: int, device: str | None = None) -> Source:
     """Turn what the caller handed in into a source; ``function`` names the public call in error messages.
 
     ``device`` None: computed where W lives.
     """
     target = parse_device(device, function)
+    if is_dask_array(W):
+        return DaskSource(DaskOperator(W, function, threads), threads)
     if is_operator(W):
         if target is not None:
             raise ValueError(f"{function}(): W is multiplied by its owner, so device={str(target)!r} has no effect")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,6 +109,9 @@ def analyze_command(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the layers' results in DIR, and resume from there.")
     ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Spread the layers over the Dask cluster of this scheduler.")
+    ] = None,
     sort: Annotated[Sort, typer.Option(help="Order of the rows; numbers run downwards.")] = Sort.order,
     progress: ProgressOption = True,
     verbose: VerboseOption = False,
@@ -126,10 +130,10 @@ def analyze_command(
     from mpfast.layers import Views
 
     analysis = analyze(
-        model,
+        model.absolute() if dask else model,
         include=include or None,
         exclude=exclude or None,
-        base=base,
+        base=base.absolute() if base and dask else base,
         views=Views(conv.value, qkv.value, experts.value),
         method=method.value,
         tol=tol,
@@ -137,6 +141,7 @@ def analyze_command(
         device=device,
         workers=workers,
         cache=cache,
+        client=None if dask is None else _dask_client(dask),
         progress=progress,
     )
     if html_file is not None:
@@ -153,6 +158,14 @@ def analyze_command(
         from mpfast.tables import analysis_lines
 
         print_lines(analysis_lines(analysis, _sorted(analysis, sort), width=terminal_width(), verbose=verbose))
+
+
+def _dask_client(address: str) -> Any:
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError:
+        raise ImportError("--dask needs Dask: pip install 'mpfast[dask]'") from None
+    return distributed.Client(address)
 
 
 def _sorted(analysis: Analysis, sort: Sort) -> Sequence[LayerReport]:

@@ -1,0 +1,117 @@
+"""Dask: arrays in blocks, and layers spread over a cluster of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mpfast
+
+da = pytest.importorskip("dask.array")
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("shape", [(1600, 1200), (1100, 1700), (300, 200)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_arrays_in_blocks_have_the_spectrum_of_the_array(shape, dtype):
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal(shape)
+    W[:, :3] *= 5
+    W = W.astype(dtype)
+    blocks = da.from_array(W, chunks=(400, 330))
+    found, expected = mpfast.spectrum(blocks), mpfast.spectrum(W)
+    assert found.edge.sigma_plus == pytest.approx(expected.edge.sigma_plus, rel=1e-5)
+    assert found.edge.sigma_plus_error == pytest.approx(expected.edge.sigma_plus_error, rel=1e-2, abs=1e-12)
+    assert found.fro_norm == pytest.approx(expected.fro_norm, rel=1e-6)
+    assert found.fro_norm_exact
+    assert found.device == "dask"
+    U, s, Vh = mpfast.svd(blocks, 3)
+    np.testing.assert_allclose(U * s, W @ np.asarray(Vh).T, atol=1e-3 * s[0])
+
+
+def test_arrays_on_a_cluster(client):
+    W = np.random.default_rng(1).standard_normal((1500, 1100))
+    blocks = da.from_array(W, chunks=(500, 1100)).persist()
+    found = mpfast.spectrum(blocks)
+    assert found.edge.sigma_plus == pytest.approx(mpfast.spectrum(W).edge.sigma_plus, rel=1e-6)
+
+
+def test_bad_arrays():
+    W = np.ones((60, 40))
+    W[37, 21] = np.inf
+    with pytest.raises(ValueError, match=r"1 non-finite entry .* \(37, 21\)"):
+        mpfast.spectrum(da.from_array(W, chunks=(20, 20)))
+    with pytest.raises(ValueError, match=r"1 non-finite entry .* \(21, 37\)"):
+        mpfast.spectrum(da.from_array(W.T, chunks=(20, 20)))
+    with pytest.raises(TypeError, match="int64"):
+        mpfast.spectrum(da.ones((20, 20), dtype=int))
+    unknown = da.from_array(np.ones((20, 20)), chunks=5)
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        mpfast.spectrum(unknown[unknown[:, 0] > 0])
+
+
+@pytest.fixture
+def model(tmp_path):
+    rng = np.random.default_rng(2)
+    tensors = {f"{i}.weight": rng.standard_normal((200, 300), dtype=np.float32) for i in range(12)}
+    tensors["nan.weight"] = np.full((20, 20), np.nan, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def same(found, expected):
+    assert [row.name for row in found] == [row.name for row in expected]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.sigma_plus == pytest.approx(other.sigma_plus, rel=1e-12)
+    assert found.skipped == expected.skipped
+
+
+def test_layers_on_a_cluster(client, model):
+    same(mpfast.analyze(model, client=client), mpfast.analyze(model))
+    tensors = {"a.weight": np.random.default_rng(3).standard_normal((50, 70))}
+    same(mpfast.analyze(tensors, client=client), mpfast.analyze(tensors))
+
+
+def test_warnings_come_back(client):
+    tensors = {"a.weight": np.random.default_rng(3).standard_normal((1500, 1500))}
+    with pytest.warns(mpfast.ConvergenceWarning, match="a.weight"):
+        found = mpfast.analyze(tensors, client=client, method="lanczos", tol=1e-5)
+    assert any("was not met" in text for text in found[0].warnings)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed(tmp_path):
+    rng = np.random.default_rng(4)
+    tensors = {f"{i}.weight": rng.standard_normal((1000, 1000), dtype=np.float32) for i in range(16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    expected = mpfast.analyze(tmp_path / "model.safetensors")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+
+        def kill():
+            time.sleep(0.6)
+            os.kill(victim, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        found = mpfast.analyze(tmp_path / "model.safetensors", client=client, workers=1)
+        thread.join()
+    same(found, expected)
