@@ -275,12 +275,12 @@ def test_killed_at_any_moment_and_run_again(tmp_path):
         "import sys, mpfast; mpfast.prune(sys.argv[1], sys.argv[2], sparsity=.5, method='magnitude')",
     ]
     started = time.perf_counter()
-    subprocess.run([*command, str(source), str(tmp_path / "whole")], check=True)
+    subprocess.run([*command, str(source), str(tmp_path / "whole")], check=True, cwd=tmp_path)
     took = time.perf_counter() - started
     expected = digest(tmp_path / "whole")
     generator = random.Random(0)
     for _ in range(20):
-        process = subprocess.Popen([*command, str(source), str(out)])
+        process = subprocess.Popen([*command, str(source), str(out)], cwd=tmp_path)
         time.sleep(took * (0.3 + 0.7 * generator.random()))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -288,7 +288,7 @@ def test_killed_at_any_moment_and_run_again(tmp_path):
         if out.exists():  # it was done by then
             assert digest(out) == expected
             shutil.rmtree(out)
-    subprocess.run([*command, str(source), str(out)], check=True)
+    subprocess.run([*command, str(source), str(out)], check=True, cwd=tmp_path)
     assert digest(out) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
 

@@ -98,7 +98,9 @@ def test_a_torch_file_of_something_else(torch, tmp_path):
 def test_without_torch(tmp_path):
     (tmp_path / "m.pt").write_bytes(b"x")
     code = "import sys; sys.modules['torch'] = None; import mpfast; mpfast.analyze(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True, cwd=tmp_path
+    )
     assert "needs PyTorch: pip install torch" in done.stderr
 
 
@@ -159,15 +161,15 @@ def test_hostile_onnx(onnx, tmp_path):
         open_checkpoint(tmp_path / "m.onnx").read("w")
 
 
-def run(code, **environment):
+def run(code, folder, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_keras_models():
+def test_keras_models(tmp_path):
     if importlib.util.find_spec("keras") is None:  # importing it here would fix its backend
         pytest.skip("needs Keras")
     code = """
@@ -178,10 +180,10 @@ print([(row.name, row.shape) for row in mpfast.analyze(model)])
     expected = "[('sequential/up/kernel', (32, 64)), ('sequential/down/kernel', (64, 16))]"
     for backend in ("jax", "torch"):
         pytest.importorskip(backend)
-        assert run(code, KERAS_BACKEND=backend).strip() == expected
+        assert run(code, tmp_path, KERAS_BACKEND=backend).strip() == expected
 
 
-def test_flax_models():
+def test_flax_models(tmp_path):
     pytest.importorskip("flax")
     code = """
 from flax import nnx
@@ -195,6 +197,6 @@ import flax.linen as nn
 params = nn.Dense(24).init(jax.random.key(0), jax.numpy.ones((1, 12)))
 print([(row.name, row.shape) for row in mpfast.analyze(params)])
 """
-    nnx, linen = run(code).splitlines()
+    nnx, linen = run(code, tmp_path).splitlines()
     assert sorted(ast.literal_eval(nnx)) == [("layers.0.kernel", (64, 16)), ("up.kernel", (32, 64))]
     assert ast.literal_eval(linen) == [("params.kernel", (12, 24))]
