@@ -49,7 +49,7 @@ class LayerBudget:
     rank : int or None
         Number of singular values above the noise.
     content : str or None
-        Hash of the dense tensor's bytes, ``"blake2b-128:<hex>"``.
+        Hash of the dense tensor's bytes, ``"sha256:<hex>"``.
     """
 
     name: str

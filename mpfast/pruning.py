@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mpfast.arrays import like
 from mpfast.budget import Budget, LayerBudget
 from mpfast.checkpoints import Checkpoint, open_checkpoint
 from mpfast.checkpoints.output import CheckpointOutput, fingerprint
+from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layers import WHOLE, Layer, NameFilter, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
@@ -34,7 +36,7 @@ __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
 BUDGET_FILE = "budget.json"
 METHODS = ("spectral_budget", "sigma_plus", "hill", "magnitude", "uniform")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
-# Entries masked, hashed and written at a time.
+# Entries masked and written at a time.
 CHUNK_ENTRIES = 4 << 20
 
 
@@ -304,26 +306,25 @@ class _Job:
     reports: Mapping[str, LayerReport]
     masks: dict[str, Any] | None
 
-    def run(self, output: CheckpointOutput | None, masks: Any) -> tuple[LayerBudget, ...]:
+    def run(self, output: CheckpointOutput | None, masks: SafetensorsWriter | None) -> tuple[LayerBudget, ...]:
         rows = []
-        for layer in self.layers:
-            tensor = self.checkpoint.read(layer.name)
-            entries = stored_rows(tensor, layer)
-            keep = self.plan.mask(layer, entries)
-            if masks is not None:
-                masks.write(layer.name, packed(keep))
-            content = hashlib.blake2b(digest_size=16)
-            if output is None:
-                content.update(entries.reshape(-1).view(np.uint8).data)
-            else:
-                output.write(layer.name, masked_chunks(entries, keep, content))
-            if self.masks is not None:
-                self.masks[layer.name] = like(keep.reshape(layer.tensor_shape), tensor)
-            rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.hexdigest()))
-            self.checkpoint.release(layer.name)
+        with ThreadPoolExecutor(1, thread_name_prefix="mpfast") as hasher:
+            for layer in self.layers:
+                tensor = self.checkpoint.read(layer.name)
+                entries = stored_rows(tensor, layer)
+                content = hasher.submit(content_hash, entries)
+                keep = self.plan.mask(layer, entries)
+                if masks is not None:
+                    masks.write(layer.name, packed(keep))
+                if output is not None:
+                    output.write(layer.name, masked_chunks(entries, keep))
+                if self.masks is not None:
+                    self.masks[layer.name] = like(keep.reshape(layer.tensor_shape), tensor)
+                rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.result()))
+                self.checkpoint.release(layer.name)
         return tuple(rows)
 
-    def _row(self, layer: Layer, pruned: int, digest: str) -> LayerBudget:
+    def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
         report = self.reports.get(layer.name)
         return LayerBudget(
             layer.name,
@@ -335,15 +336,19 @@ class _Job:
             sigma_plus=None if report is None else report.sigma_plus,
             sigma_plus_error=None if report is None else report.sigma_plus_error,
             rank=None if report is None else report.spikes,
-            content=f"blake2b-128:{digest}",
+            content=content,
         )
 
 
-def masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_], content: Any) -> Iterator[memoryview]:
-    """Yield the bytes of the entries that are kept, zeros for the others; `content` is fed with the dense bytes."""
+def content_hash(entries: NDArray[Any]) -> str:
+    """Return the hash of a contiguous tensor's bytes, as a budget gives it."""
+    return f"sha256:{hashlib.sha256(entries.reshape(-1).view(np.uint8).data).hexdigest()}"
+
+
+def masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_]) -> Iterator[memoryview]:
+    """Yield the bytes of the entries that are kept, zeros for the others."""
     bits = entries.reshape(-1).view(f"u{entries.itemsize}")
     flat = keep.reshape(-1)
     for at in range(0, bits.size, CHUNK_ENTRIES):
         dense = bits[at : at + CHUNK_ENTRIES]
-        content.update(dense.view(np.uint8).data)
         yield np.multiply(dense, flat[at : at + CHUNK_ENTRIES], dtype=dense.dtype).view(np.uint8).data

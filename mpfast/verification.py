@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from mpfast.budget import Budget, LayerBudget
 from mpfast.checkpoints import Checkpoint, open_checkpoint
 from mpfast.errors import CheckpointError
 from mpfast.mask_files import MASKS_FILE, MaskFile
-from mpfast.pruning import BUDGET_FILE
+from mpfast.pruning import BUDGET_FILE, content_hash
 
 __all__ = ["Verification", "verify"]
 
@@ -95,7 +94,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     if dense is not None:
         rows = {row.name for row in budget}
         for name in [info.name for info in dense.tensors if info.name in shapes and info.name not in rows]:
-            if _bits(pruned.read(name)).tobytes() == _bits(dense.read(name)).tobytes():
+            if np.array_equal(_bits(pruned.read(name)), _bits(dense.read(name))):
                 untouched += 1
             else:
                 problems.append(f"{name}: is not pruned, but differs from the source")
@@ -136,15 +135,15 @@ def _layer_problems(
         if wrong:
             problems.append(f"{row.name}: {wrong} groups of {m} do not keep {n}")
     bits = _bits(pruned.read(row.name)).reshape(keep.shape)
-    if np.any(bits[~keep]):
-        problems.append(f"{row.name}: {np.count_nonzero(bits[~keep])} masked entries are not zero")
+    gone = ~keep
+    if np.multiply(bits, gone, dtype=bits.dtype).any():
+        problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
     if dense is not None:
-        original = _bits(dense.read(row.name)).reshape(keep.shape)
-        changed = int(np.count_nonzero((bits != original) & keep))
-        if changed:
+        original = np.ascontiguousarray(_bits(dense.read(row.name)).reshape(keep.shape))
+        if not np.array_equal(np.multiply(bits, keep, dtype=bits.dtype), np.multiply(original, keep, dtype=bits.dtype)):
+            changed = int(np.count_nonzero((bits != original) & keep))
             problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
-        digest = hashlib.blake2b(original.data, digest_size=16).hexdigest()
-        if row.content is not None and row.content != f"blake2b-128:{digest}":
+        if row.content is not None and row.content != content_hash(original):
             problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
         dense.release(row.name)
     pruned.release(row.name)

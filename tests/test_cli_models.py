@@ -1,0 +1,126 @@
+"""The commands that write models, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from safetensors.numpy import load_file, save_file
+
+from mpfast.budget import Budget
+from mpfast.synthetic import low_rank
+
+from .references import run_python
+
+
+def mpfast(*arguments, **options):
+    return run_python("-m", "mpfast", *map(str, arguments), **options)
+
+
+@pytest.fixture
+def model(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "embed.weight": rng.standard_normal((200, 64)),
+        "fc.weight": rng.standard_normal((150, 200)) + low_rank((150, 200), np.array([70.0]), rng),
+        "out.weight": 3 * rng.standard_normal((88, 152)),
+        "fc.bias": np.zeros(150),
+    }
+    save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_prune_and_verify(model, tmp_path):
+    out = tmp_path / "out"
+    run = mpfast("prune", model, "-o", out, "--sparsity", "0.5")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "21,688 of 43,376 entries (50.00%) of 2 layers pruned by spectral_budget" in run.stdout
+    assert "embed.weight: embedding or output head" in run.stdout
+    run = mpfast("verify", out)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == f"{out}: 2 pruned tensors as their masks say, 2 others bitwise untouched\n"
+    again = mpfast("prune", model, "-o", out, "--sparsity", "0.5")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "exists already" in again.stderr
+    assert mpfast("prune", model, "-o", out, "--pattern", "2:4", "--overwrite").returncode == 0
+    tensors = load_file(out / "model.safetensors")
+    tensors["fc.weight"][0, 0] += 1
+    save_file(tensors, out / "model.safetensors")
+    run = mpfast("verify", out)
+    assert run.returncode == 1
+    assert "fc.weight: " in run.stdout
+    assert "problems" in run.stderr
+
+
+def test_dry_runs_write_nothing(model, tmp_path):
+    run = mpfast("prune", model, "--sparsity", "0.3", "--method", "uniform", "--dry-run")
+    assert run.returncode == 0
+    assert "nothing written (dry run)" in run.stdout
+    assert mpfast("compress", model, "--dry-run").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_budgets_go_from_one_command_to_the_other(model, tmp_path):
+    run = mpfast("budget", model, "--sparsity", "0.4", "--ceiling", "0.5", "-o", tmp_path / "budget.json")
+    assert run.returncode == 0
+    budget = Budget.from_json(tmp_path / "budget.json")
+    assert budget.pruned == int(0.4 * budget.entries)
+    run = mpfast("prune", model, "-o", tmp_path / "out", "--budget", tmp_path / "budget.json")
+    assert run.returncode == 0
+    written = Budget.from_json(tmp_path / "out" / "budget.json")
+    assert [row.pruned for row in written] == [row.pruned for row in budget]
+    config = json.loads(mpfast("budget", model, "--sparsity", "0.4", "--format", "torchao").stdout)
+    assert [entry["tensor_fqn"] for entry in config] == ["fc.weight", "out.weight"]
+
+
+def test_compress(model, tmp_path):
+    run = mpfast("compress", model, "-o", tmp_path / "out", "--rank", "8")
+    assert run.returncode == 0
+    assert "2 matrices factored to " in run.stdout
+    assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight_A"].shape == (150, 8)
+
+
+def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
+    options = ("--html", tmp_path / "report.html", "--cache", tmp_path / "kept", "--base", model)
+    assert mpfast("analyze", model, *options[:4]).returncode == 0
+    assert "<title>mpfast" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    assert mpfast("analyze", model, *options).returncode == 0  # the differences are other matrices
+    assert len(list((tmp_path / "kept").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "MODEL", "-o", "OUT"], "one of sparsity, pattern and budget"),
+        (["prune", "MODEL", "-o", "OUT", "--pattern", "4:2"], "1 <= n <= m"),
+        (["prune", "MODEL", "-o", "/missing/OUT", "--sparsity", "0.5"], "no such directory"),
+        (["prune", "nowhere", "-o", "OUT", "--sparsity", "0.5"], "no such file"),
+        (["verify", "/"], "is this a directory that prune() wrote?"),
+        (["analyze", "MODEL", "--dask", "nonsense://x"], "nonsense"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(model, arguments, message):
+    run = mpfast(*[str(model) if argument == "MODEL" else argument for argument in arguments])
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "MODEL", "--sparsity", "0.5"],
+        ["prune", "MODEL", "-o", "OUT", "--dry-run", "--sparsity", "0.5"],
+        ["prune", "MODEL", "-o", "OUT", "--sparsity", "1.5"],
+        ["compress", "MODEL", "-o", "OUT", "--rank", "0"],
+        ["budget", "MODEL"],
+    ],
+)
+def test_wrong_usage(model, arguments):
+    assert mpfast(*[str(model) if argument == "MODEL" else argument for argument in arguments]).returncode == 2
