@@ -93,6 +93,7 @@ def compress(
     exclude: NameFilter = None,
     embeddings: bool = False,
     seed: int = 0,
+    device: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> CompressResult:
@@ -114,8 +115,10 @@ def compress(
         As `mpfast.analyze`.
     embeddings : bool
         Factor embeddings, too. Not with `base`.
-    seed, workers
+    seed, device
         As `mpfast.svd`.
+    workers : int, optional
+        Number of threads.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -151,7 +154,7 @@ def compress(
     checkpoint = open_checkpoint(model)
     reference = None if base is None else open_checkpoint(base)
     layers, skipped = select_layers(checkpoint, include, exclude, "compress")
-    job = _Job(checkpoint, reference, rank, seed, workers, skipped)
+    job = _Job(checkpoint, reference, rank, seed, device, workers, skipped)
     chosen = [layer for layer in layers if job.is_wanted(layer, embeddings)]
     if not chosen:
         raise ValueError("compress(): no layer is left to factor")
@@ -181,6 +184,7 @@ class _Job:
     base: Checkpoint | None
     rank: int | str
     seed: int
+    device: str | None
     workers: int | None
     skipped: dict[str, str]
 
@@ -215,7 +219,7 @@ class _Job:
         matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
         rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
-            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.workers)
+            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.workers, device=self.device)
         except ValueError as error:
             if "no singular value" not in str(error):
                 raise ValueError(f"compress(): {layer.name}: {error}") from None

@@ -13,7 +13,13 @@ __all__ = ["factor"]
 
 
 def factor(
-    W: Any, rank: int | str = "mp_edge", *, tol: float = 1e-5, seed: int = 0, threads: int | None = None
+    W: Any,
+    rank: int | str = "mp_edge",
+    *,
+    tol: float = 1e-5,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
 ) -> tuple[Any, Any]:
     """Split W into ``A @ B``, the truncation of its SVD.
 
@@ -23,7 +29,7 @@ def factor(
         2-D real array of any framework, shape (m, n).
     rank
         Number of singular triplets kept, or ``"mp_edge"``: all above ``spectrum(W).edge.sigma_plus``.
-    tol, seed, threads
+    tol, seed, threads, device
         As in `mpfast.svd`.
 
     Returns
@@ -49,13 +55,13 @@ def factor(
     if isinstance(rank, str):
         if rank != "mp_edge":
             raise ValueError(f"factor(): rank must be an integer or 'mp_edge', not {rank!r}")
-        result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads)
+        result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads, device=device)
         if len(result.s) == 0:
             raise ValueError("factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank")
     elif not isinstance(rank, (int, np.integer)) or rank < 1:
         raise ValueError(f"factor(): rank must be a positive integer or 'mp_edge', not {rank!r}")
     else:
-        result = svd(W, rank, tol=tol, seed=seed, threads=threads)
+        result = svd(W, rank, tol=tol, seed=seed, threads=threads, device=device)
     root = np.sqrt(result.s)
     left, right = np.asarray(result.U), np.asarray(result.Vh)
     return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W)

@@ -362,6 +362,7 @@ def compress_command(
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -380,6 +381,7 @@ def compress_command(
         exclude=exclude or None,
         embeddings=embeddings,
         seed=seed,
+        device=device,
         workers=workers,
         overwrite=overwrite,
     )
