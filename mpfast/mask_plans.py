@@ -59,8 +59,8 @@ class GlobalCut:
     ) -> None:
         self._scales = {layer.name: float(scale) for layer, scale in zip(layers, scales, strict=True)}
         self._threads = threads
-        wide = any(layer.dtype == "float64" for layer in layers)
-        self._search = _core.CutSearch(sum(layer.size for layer in layers), pruned, wide)
+        storage = [(layer.dtype, self._scales[layer.name]) for layer in layers]
+        self._search = _core.CutSearch(sum(layer.size for layer in layers), pruned, storage)
         while not self._search.done:
             for layer in layers:
                 rows = stored_rows(checkpoint.read(layer.name), layer)

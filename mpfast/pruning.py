@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -307,22 +307,38 @@ class _Job:
     masks: dict[str, Any] | None
 
     def run(self, output: CheckpointOutput | None, masks: SafetensorsWriter | None) -> tuple[LayerBudget, ...]:
+        """Hash and write one layer in the background while the mask of the next is made."""
         rows = []
-        with ThreadPoolExecutor(1, thread_name_prefix="mpfast") as hasher:
+        with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
             for layer in self.layers:
                 tensor = self.checkpoint.read(layer.name)
                 entries = stored_rows(tensor, layer)
                 content = hasher.submit(content_hash, entries)
                 keep = self.plan.mask(layer, entries)
-                if masks is not None:
-                    masks.write(layer.name, packed(keep))
-                if output is not None:
-                    output.write(layer.name, masked_chunks(entries, keep))
                 if self.masks is not None:
                     self.masks[layer.name] = like(keep.reshape(layer.tensor_shape), tensor)
                 rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.result()))
-                self.checkpoint.release(layer.name)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, layer, entries, keep, output, masks)
+            if writing is not None:
+                writing.result()
         return tuple(rows)
+
+    def _write(
+        self,
+        layer: Layer,
+        entries: NDArray[Any],
+        keep: NDArray[np.bool_],
+        output: CheckpointOutput | None,
+        masks: SafetensorsWriter | None,
+    ) -> None:
+        if masks is not None:
+            masks.write(layer.name, packed(keep))
+        if output is not None:
+            output.write(layer.name, masked_chunks(entries, keep))
+        self.checkpoint.release(layer.name)
 
     def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
         report = self.reports.get(layer.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -149,11 +150,10 @@ def test_a_search_of_matrices_one_at_a_time_finds_the_same_cut(dtype, size):
     rng = np.random.default_rng(size)
     arrays = [np.round(rng.standard_normal((size, size)), 2).astype(dtype) for _ in range(3)]
     matrices = [_core.Matrix(array, dtype) for array in arrays]
-    scales = [1.0, 0.5, 3.0]
-    for pruned in (0, 1, size * size, 3 * size * size):
+    for scales, pruned in itertools.product(([1.0, 0.5, 3.0], [1.0] * 3), (0, 1, size * size, 3 * size * size)):
         together = [np.empty((size, size), bool) for _ in arrays]
         assert _core.prune_smallest(matrices, scales, together, pruned, 2) is None
-        search = _core.CutSearch(3 * size * size, pruned, dtype == "float64")
+        search = _core.CutSearch(3 * size * size, pruned, [(dtype, scale) for scale in scales])
         while not search.done:
             for k in (2, 0, 1):
                 assert search.count(matrices[k], scales[k], 1 + k) is None
@@ -165,7 +165,7 @@ def test_a_search_of_matrices_one_at_a_time_finds_the_same_cut(dtype, size):
 
 
 def test_a_search_that_missed_a_matrix_says_so():
-    search = _core.CutSearch(100, 10, False)
+    search = _core.CutSearch(100, 10, [("float32", 1.0)])
     with pytest.raises(RuntimeError, match="counted once"):
         search.narrow()
     with pytest.raises(RuntimeError, match="not done"):

@@ -24,18 +24,31 @@ std::size_t position(index_t i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-CutSearch::CutSearch(index_t total, index_t pruned, bool wide)
+KeyKind KeyKind::operator&(const KeyKind& other) const {
+  if (wide || other.wide) return {true, 0};
+  return {false, std::min(trailing_zeros, other.trailing_zeros)};
+}
+
+KeyKind key_kind(DType dtype, double scale) {
+  constexpr int kFloatMantissa = 23;
+  if (dtype == DType::float64) return {true, 0};
+  if (scale == 1 && dtype == DType::bfloat16) return {false, kFloatMantissa - 7};
+  if (scale == 1 && dtype == DType::float16) return {false, kFloatMantissa - 10};
+  return {};
+}
+
+CutSearch::CutSearch(index_t total, index_t pruned, KeyKind keys)
     : total_(total),
       pruned_(pruned),
-      wide_(wide),
-      high_(wide ? masks::Score<std::int64_t>::kLargest : masks::Score<std::int32_t>::kLargest) {
+      keys_(keys),
+      high_(keys.wide ? masks::Score<std::int64_t>::kLargest : masks::Score<std::int32_t>::kLargest) {
   if (total < 1 || pruned < 0 || pruned > total) {
     throw std::invalid_argument("pruned must lie between 0 and the number of entries");
   }
   const int bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(total / 16)));
   counter_bits_ = std::clamp(bits, kMinCounterBits, kMaxCounterBits);
+  const int key_bits = keys.wide ? masks::Score<std::int64_t>::kBits : masks::Score<std::int32_t>::kBits;
   sampling_ = total >= kSampleFrom;
-  const int key_bits = wide ? masks::Score<std::int64_t>::kBits : masks::Score<std::int32_t>::kBits;
   start_round(sampling_ ? KeyWindow{0, high_, key_bits - kSampleCounterBits} : cover(low_, high_));
 }
 
@@ -79,8 +92,10 @@ void CutSearch::narrow() {
   while (bucket < window_.buckets() && before + counter(bucket) <= rank) before += counter(bucket++);
   if (bucket == window_.buckets()) {
     low_ = window_.high + 1;
-  } else if (window_.shift == 0) {
-    key_ = window_.low + bucket;
+  } else if (window_.shift <= keys_.trailing_zeros) {
+    // At most one key of this bucket occurs: the first multiple of 2^trailing_zeros in it.
+    const std::int64_t step = std::int64_t{1} << keys_.trailing_zeros;
+    key_ = (window_.low + (bucket << window_.shift) + step - 1) / step * step;
     ties_ = counter(bucket);
     pruned_ties_ = pruned_ - before;
     done_ = true;
@@ -162,7 +177,7 @@ std::vector<std::uint64_t> CutSearch::merged() const {
 void CutSearch::count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts) const {
   const auto dtype = static_cast<std::size_t>(matrix.entries.dtype);
   const MaskKernels& kernels = active_mask_kernels();
-  const auto kernel = wide_ ? kernels.count_keys_wide[dtype] : kernels.count_keys_narrow[dtype];
+  const auto kernel = keys_.wide ? kernels.count_keys_wide[dtype] : kernels.count_keys_narrow[dtype];
   for_each_run(matrix.entries, block, 1, [&](const void* entries, index_t count, index_t) {
     kernel(entries, count, matrix.scale, window_, counts);
   });
@@ -185,7 +200,7 @@ void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, Key
 index_t CutSearch::write_block(const ScoredMatrix& matrix, const Block& block, std::int64_t cut) const {
   const auto dtype = static_cast<std::size_t>(matrix.entries.dtype);
   const MaskKernels& kernels = active_mask_kernels();
-  const auto kernel = wide_ ? kernels.write_mask_wide[dtype] : kernels.write_mask_narrow[dtype];
+  const auto kernel = keys_.wide ? kernels.write_mask_wide[dtype] : kernels.write_mask_narrow[dtype];
   index_t ties = 0;
   for_each_run(matrix.entries, block, 1, [&](const void* entries, index_t count, index_t flat) {
     ties += kernel(entries, count, matrix.scale, cut, matrix.keep + flat);

@@ -1,7 +1,7 @@
 // The search for the score that separates what is pruned from what is kept, over any number of matrices that need not
 // be in memory at the same time.
 //
-//   CutSearch search(total, pruned, wide);
+//   CutSearch search(total, pruned, keys);
 //   while (!search.done()) {
 //     search.count(team, matrices);  // in one call or several: every matrix once a round, in any order
 //     search.narrow();
@@ -10,8 +10,9 @@
 //
 // Each round histograms the keys (masks/select.hpp) of a window known to hold the cut, and the next window is one
 // bucket of that histogram. From 2^20 entries on, the first round looks at 1/64 of them and guesses a window; a wrong
-// guess costs a round, never a wrong mask. Usually the weights are read three times in all (two counts, one to write),
-// and extra memory is one histogram of at most 2^17 counters per thread and one counter per 2^17 entries.
+// guess costs a round, never a wrong mask. Usually the weights are read three times in all: two counts and one to write
+// (unscaled entries of 16 bits need one count). Extra memory is one histogram of at most 2^17 counters per thread and
+// one counter per 2^17 entries.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +28,22 @@
 
 namespace mpfast::cpu {
 
+// What is known of all keys of a search.
+struct KeyKind {
+  bool wide = false;       // scores in double, which entries stored in double need
+  int trailing_zeros = 0;  // bits at the end of every key that are zero: unscaled entries of 16 bits leave them
+
+  // What holds for both.
+  KeyKind operator&(const KeyKind& other) const;
+};
+
+// The keys of one matrix.
+KeyKind key_kind(DType dtype, double scale);
+
 class CutSearch {
  public:
-  // For the `pruned` smallest of `total` entries. `wide`: scores in double, which matrices stored in double need.
-  CutSearch(index_t total, index_t pruned, bool wide);
+  // For the `pruned` smallest of `total` entries.
+  CutSearch(index_t total, index_t pruned, KeyKind keys);
 
   bool done() const { return done_; }
 
@@ -61,7 +74,7 @@ class CutSearch {
 
   index_t total_;
   index_t pruned_;
-  bool wide_;
+  KeyKind keys_;
   bool sampling_ = false;
   bool done_ = false;
   int counter_bits_;

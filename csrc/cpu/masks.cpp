@@ -26,13 +26,14 @@ const MaskKernels& active_mask_kernels() {
 }
 
 std::optional<NonFinite> prune_smallest(Team& team, std::span<const ScoredMatrix> matrices, index_t pruned) {
-  bool wide = false;
+  if (matrices.empty()) return std::nullopt;
+  KeyKind keys = key_kind(matrices[0].entries.dtype, matrices[0].scale);
   index_t total = 0;
   for (const ScoredMatrix& matrix : matrices) {
-    wide = wide || matrix.entries.dtype == DType::float64;
+    keys = keys & key_kind(matrix.entries.dtype, matrix.scale);
     total += matrix.entries.rows * matrix.entries.cols;
   }
-  CutSearch search(total, pruned, wide);
+  CutSearch search(total, pruned, keys);
   while (!search.done()) {
     if (const auto found = search.count(team, matrices)) return found;
     search.narrow();

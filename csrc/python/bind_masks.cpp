@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "cpu/cut_search.hpp"
 #include "cpu/masks.hpp"
 #include "python/bindings.hpp"
+#include "python/dtype_names.hpp"
 
 namespace mpfast::python {
 
@@ -66,7 +68,8 @@ NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const
 // A search whose matrices come one at a time.
 class CutSearch {
  public:
-  CutSearch(index_t total, index_t pruned, bool wide) : search_(total, pruned, wide) {}
+  CutSearch(index_t total, index_t pruned, const std::vector<std::pair<std::string, double>>& storage)
+      : search_(total, pruned, common_kind(storage)) {}
 
   bool done() const { return search_.done(); }
   void narrow() { search_.narrow(); }
@@ -88,6 +91,13 @@ class CutSearch {
   }
 
  private:
+  static cpu::KeyKind common_kind(const std::vector<std::pair<std::string, double>>& storage) {
+    if (storage.empty()) throw std::invalid_argument("there is no matrix");
+    cpu::KeyKind keys = cpu::key_kind(parse_dtype(storage[0].first), storage[0].second);
+    for (const auto& [dtype, scale] : storage) keys = keys & cpu::key_kind(parse_dtype(dtype), scale);
+    return keys;
+  }
+
   cpu::CutSearch search_;
 };
 
@@ -105,8 +115,9 @@ void register_masks(py::module_& m) {
   m.def("prune_smallest", &prune_smallest, py::arg("matrices"), py::arg("scales"), py::arg("keep"), py::arg("pruned"),
         py::arg("threads"), "Masks without the `pruned` entries of smallest |w| * scale.");
   py::class_<CutSearch>(m, "CutSearch", "prune_smallest() for matrices that come one at a time.")
-      .def(py::init<index_t, index_t, bool>(), py::arg("total"), py::arg("pruned"), py::arg("wide"),
-           "For the `pruned` smallest of `total` entries; `wide`: a matrix is stored in float64.")
+      .def(py::init<index_t, index_t, const std::vector<std::pair<std::string, double>>&>(), py::arg("total"),
+           py::arg("pruned"), py::arg("storage"),
+           "For the `pruned` smallest of `total` entries; `storage`: type and scale of every matrix.")
       .def_property_readonly("done", &CutSearch::done)
       .def("count", &CutSearch::count, py::arg("matrix"), py::arg("scale"), py::arg("threads"),
            "Count a matrix in this round: every one once, in any order.")
