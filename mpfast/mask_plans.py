@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_numpy, raise_if_nonfinite
-from mpfast.checkpoints import Checkpoint
+from mpfast.checkpoints import Checkpoint, prefetched
 from mpfast.layers import Layer
 
 __all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "stored_rows"]
@@ -23,8 +23,8 @@ __all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "stored_rows"]
 class MaskPlan(Protocol):
     """Gives out masks."""
 
-    def mask(self, layer: Layer, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the mask, in the shape of ``rows``, of the next layer, whose weights these are."""
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
+        """Write the mask of the next layer, whose weights ``rows`` are, into ``keep`` of the same shape."""
 
 
 def stored_rows(tensor: Any, layer: Layer) -> NDArray[Any]:
@@ -62,17 +62,15 @@ class GlobalCut:
         storage = [(layer.dtype, self._scales[layer.name]) for layer in layers]
         self._search = _core.CutSearch(sum(layer.size for layer in layers), pruned, storage)
         while not self._search.done:
-            for layer in layers:
-                rows = stored_rows(checkpoint.read(layer.name), layer)
+            for layer, name in zip(layers, prefetched((layer.name for layer in layers), checkpoint), strict=True):
+                rows = stored_rows(checkpoint.read(name), layer)
                 found = self._search.count(_matrix(rows, layer), self._scales[layer.name], threads)
                 _raise_if_bad(found, layer, rows)
-                checkpoint.release(layer.name)
+                checkpoint.release(name)
             self._search.narrow()
 
-    def mask(self, layer: Layer, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        keep = np.empty(rows.shape, np.bool_)
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         self._search.write(_matrix(rows, layer), self._scales[layer.name], keep, self._threads)
-        return keep
 
 
 class LayerCuts:
@@ -82,11 +80,9 @@ class LayerCuts:
         self._pruned = pruned
         self._threads = threads
 
-    def mask(self, layer: Layer, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        keep = np.empty(rows.shape, np.bool_)
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         found = _core.prune_smallest([_matrix(rows, layer)], [1.0], [keep], self._pruned[layer.name], self._threads)
         _raise_if_bad(found, layer, rows)
-        return keep
 
 
 class Pattern:
@@ -97,8 +93,6 @@ class Pattern:
         self._m = m
         self._threads = threads
 
-    def mask(self, layer: Layer, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        keep = np.empty(rows.shape, np.bool_)
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         found = _core.keep_largest_of_groups([_matrix(rows, layer)], [keep], self._n, self._m, self._threads)
         _raise_if_bad(found, layer, rows)
-        return keep

@@ -20,7 +20,7 @@ from mpfast.allocation import floor_count
 from mpfast.analysis import analyze
 from mpfast.arrays import like
 from mpfast.budget import Budget, LayerBudget
-from mpfast.checkpoints import Checkpoint, open_checkpoint
+from mpfast.checkpoints import Checkpoint, open_checkpoint, prefetched
 from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
@@ -308,16 +308,20 @@ class _Job:
 
     def run(self, output: CheckpointOutput | None, masks: SafetensorsWriter | None) -> tuple[LayerBudget, ...]:
         """Hash and write one layer in the background while the mask of the next is made."""
-        rows = []
+        rows: list[LayerBudget] = []
+        # One mask is written while the next is made; fresh pages for every layer would cost more than the masks.
+        spare = [np.empty(max(layer.size for layer in self.layers), np.bool_) for _ in range(2)]
         with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
-            for layer in self.layers:
-                tensor = self.checkpoint.read(layer.name)
+            names = prefetched((layer.name for layer in self.layers), self.checkpoint)
+            for layer, name in zip(self.layers, names, strict=True):
+                tensor = self.checkpoint.read(name)
                 entries = stored_rows(tensor, layer)
                 content = hasher.submit(content_hash, entries)
-                keep = self.plan.mask(layer, entries)
+                keep = spare[len(rows) % 2][: layer.size].reshape(entries.shape)
+                self.plan.mask(layer, entries, keep)
                 if self.masks is not None:
-                    self.masks[layer.name] = like(keep.reshape(layer.tensor_shape), tensor)
+                    self.masks[layer.name] = like(keep.reshape(layer.tensor_shape).copy(), tensor)
                 rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.result()))
                 if writing is not None:
                     writing.result()

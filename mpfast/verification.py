@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.budget import Budget, LayerBudget
-from mpfast.checkpoints import Checkpoint, open_checkpoint
+from mpfast.checkpoints import Checkpoint, open_checkpoint, prefetched
 from mpfast.errors import CheckpointError
 from mpfast.mask_files import MASKS_FILE, MaskFile
 from mpfast.pruning import BUDGET_FILE, content_hash
@@ -86,14 +86,19 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     dense = None if source is None else open_checkpoint(source)
     problems: list[str] = []
     _compare_names(budget, masks, pruned, dense, problems)
-    shapes = {info.name: info.shape for info in pruned.tensors}
-    for row in budget:
-        if row.name in masks and shapes.get(row.name) == row.shape == masks.shape_of(row.name):
-            problems += _layer_problems(row, budget.pattern, masks[row.name], pruned, dense)
+    both = [pruned] if dense is None else [pruned, dense]
+    # A tensor that is in one of the two only is among the problems already.
+    common = set.intersection(*(set(checkpoint.tensors) for checkpoint in both))
+    shapes = {info.name: info.shape for info in common}
+    rows = {row.name: row for row in budget}
+    masked = [name for name, row in rows.items() if name in masks and shapes.get(name) == row.shape]
+    masked = [name for name in masked if masks.shape_of(name) == rows[name].shape]
+    for name in prefetched(masked, *both):
+        problems += _layer_problems(rows[name], budget.pattern, masks[name], pruned, dense)
     untouched = 0
     if dense is not None:
-        rows = {row.name for row in budget}
-        for name in [info.name for info in dense.tensors if info.name in shapes and info.name not in rows]:
+        others = [info.name for info in dense.tensors if info in common and info.name not in rows]
+        for name in prefetched(others, *both):
             if np.array_equal(_bits(pruned.read(name)), _bits(dense.read(name))):
                 untouched += 1
             else:

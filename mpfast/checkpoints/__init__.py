@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints.base import Checkpoint, TensorInfo
+from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
 from mpfast.errors import CheckpointError
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "prefetched"]
 
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Checkpoint", "TensorInfo"]
+__all__ = ["Checkpoint", "TensorInfo", "prefetched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +65,16 @@ class Checkpoint(Protocol):
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor back, if the system can: it stays valid, and is read again when it is used."""
+
+
+def prefetched(names: Iterable[str], *checkpoints: Checkpoint) -> Iterator[str]:
+    """Yield the names, and have each tensor's successor fetched from these checkpoints while it is worked on."""
+    remaining = iter(names)
+    name = next(remaining, None)
+    while name is not None:
+        following = next(remaining, None)
+        if following is not None:
+            for checkpoint in checkpoints:
+                checkpoint.prefetch(following)
+        yield name
+        name = following

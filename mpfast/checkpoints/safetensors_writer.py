@@ -45,6 +45,7 @@ class SafetensorsWriter:
         self._stream = path.open("wb")
         self._stream.truncate(max((end for _, end in spans.values()), default=len(header)))
         self._stream.write(header)
+        self._waiting = 0
 
     @classmethod
     def like(cls, source: SafetensorsFile, path: Path) -> SafetensorsWriter:
@@ -101,9 +102,20 @@ class SafetensorsWriter:
             written += chunk.nbytes
             if begin + written <= end:
                 self._stream.write(chunk)
+                self._start_writing(chunk.nbytes)
         if begin + written != end:
             raise ValueError(f"{self.path}: tensor {name!r} has {end - begin} bytes, not {written}")
         self._missing.pop(name, None)
+
+    def _start_writing(self, added: int) -> None:
+        """Let the disk work from now on, not only when the file is closed, and free the memory of what it has done.
+
+        The system's cache would otherwise fill up with the file, and the last flush would wait for most of it.
+        """
+        self._waiting += added
+        if self._waiting >= CHUNK_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._waiting = 0
 
     @property
     def missing(self) -> tuple[str, ...]:
