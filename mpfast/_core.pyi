@@ -96,3 +96,13 @@ class CutSearch:
 def keep_largest_of_groups(
     matrices: Sequence[Matrix], keep: Sequence[NDArray[np.bool_]], n: int, m: int, threads: int
 ) -> tuple[int, int, int] | None: ...
+def project_groups(
+    matrix: Matrix,
+    moments: NDArray[np.float64],
+    source: NDArray[np.bool_] | None,
+    prior: float,
+    keep: NDArray[np.bool_],
+    n: int,
+    m: int,
+    threads: int,
+) -> tuple[int, int, int] | None: ...

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
 from mpfast.allocation import floor_count
@@ -274,15 +274,31 @@ def _entry_std(weight: Any) -> float:
     return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))
 
 
-def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = None) -> Any:
-    """Keep the n largest of every m consecutive entries along a row.
+def n_m(
+    W: Any,
+    n: int,
+    m: int,
+    *,
+    second_moment: ArrayLike | None = None,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    permute: bool = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> Any:
+    """Keep n of every m consecutive entries along a row: the largest, or those whose loss changes the output least.
 
     Parameters
     ----------
     W
         Array of any framework with at least 2 dimensions; (out, in) or (out, in, kh, kw).
     n, m
-        ``1 <= n <= m``; the row length must be a multiple of m.
+        ``1 <= n <= m <= 64``; the row length must be a multiple of m.
+    second_moment
+        Mean of ``x x^T`` over the layer's inputs, its blocks (row length / m, m, m) or all of it: the mask is then that
+        of `mpfast.projection.project`, which also says what it costs. Without it, the n largest stay.
+    source_mask, prior, permute
+        As `mpfast.projection.project`; they need a `second_moment`.
     layout
         ``"flat"``: groups run along the flattened row ``in * kh * kw``. ``"channel"``: along ``in`` at each position of
         the kernel, the layout of sparse tensor cores.
@@ -292,7 +308,8 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
     Returns
     -------
     mask
-        Boolean array of the shape of W, exactly n of every m True.
+        Boolean array of the shape of W, exactly n of every m True. With ``permute=True`` the tuple (mask,
+        permutation): ``mask[:, permutation]`` has the pattern.
 
     Raises
     ------
@@ -311,6 +328,25 @@ def n_m(W: Any, n: int, m: int, *, layout: str = "flat", threads: int | None = N
         raise ValueError(f"n_m(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
+    if second_moment is not None:
+        from mpfast.projection import project
+
+        if is_on_gpu(W):
+            raise ValueError("n_m(): with a second_moment W must be in host memory")
+        projection = project(
+            W,
+            n,
+            m,
+            second_moment,
+            source_mask=source_mask,
+            prior=prior,
+            permute=bool(permute),
+            layout=layout,
+            threads=threads,
+        )
+        return (projection.mask, projection.permutation) if permute else projection.mask
+    if source_mask is not None or prior or permute:
+        raise ValueError("n_m(): source_mask, prior and permute need a second_moment")
     count = thread_count(threads, "n_m")
     if is_on_gpu(W) and has_cuda_backend():
         return _n_m_on_device(W, n, m, layout)

@@ -9,6 +9,7 @@
 
 #include "cpu/cut_search.hpp"
 #include "cpu/masks.hpp"
+#include "cpu/projection.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
 
@@ -109,6 +110,22 @@ NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrice
   return report(cpu::keep_largest_of_groups(team, scored, n, m));
 }
 
+NonFiniteReport project_groups(const Matrix& matrix, const py::array_t<double, py::array::c_style>& moments,
+                               const std::optional<py::array_t<bool, py::array::c_style>>& source, double prior,
+                               py::array keep, int n, int m, int threads) {
+  std::vector<py::array> masks = {std::move(keep)};
+  const auto scored = targets({&matrix}, {1.0}, masks);
+  const index_t cols = matrix.view.cols;
+  if (m < 1 || cols % m != 0) throw std::invalid_argument("m must divide the number of columns");
+  if (moments.size() != cols * m) throw std::invalid_argument("one m x m moment is needed for each group of columns");
+  if (source && source->size() != matrix.view.rows * cols) throw std::invalid_argument("source has not the shape of W");
+  const auto* source_bytes = source ? reinterpret_cast<const std::uint8_t*>(source->data()) : nullptr;
+  const cpu::ProjectionProblem problem{scored[0], moments.data(), source_bytes, prior, n, m};
+  const py::gil_scoped_release unlocked;
+  cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+  return report(cpu::project_groups(team, problem));
+}
+
 }  // namespace
 
 void register_masks(py::module_& m) {
@@ -126,6 +143,9 @@ void register_masks(py::module_& m) {
            "Once done, the mask of the next matrix: every one once, in the order that breaks ties.");
   m.def("keep_largest_of_groups", &keep_largest_of_groups, py::arg("matrices"), py::arg("keep"), py::arg("n"),
         py::arg("m"), py::arg("threads"), "Masks of the n largest of every m consecutive entries of a row.");
+  m.def("project_groups", &project_groups, py::arg("matrix"), py::arg("moments"), py::arg("source"), py::arg("prior"),
+        py::arg("keep"), py::arg("n"), py::arg("m"), py::arg("threads"),
+        "Mask of n of every m entries of a row that changes the output least, given second moments of the input.");
 }
 
 }  // namespace mpfast::python

@@ -1,0 +1,357 @@
+"""n:m masks that change a layer's output least, given the second moment of its inputs (CAST).
+
+For a row ``w`` of the weights and a group of m inputs with second moment ``C`` (uncentred: the mean of ``x x^T``), a
+mask that drops the set D costs ``Q(D) = sum over i, j in D of w_i C_ij w_j``, the mean squared change of the output as
+far as this group is concerned. For m <= 16 the mask found is the best there is; beyond that, a local optimum with a
+lower bound. The algorithm is in ``csrc/masks/projection.hpp``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, like, raise_if_nonfinite
+from mpfast.bfloat16 import widened
+from mpfast.options import thread_count
+
+__all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project"]
+
+Array = NDArray[np.float64]
+#: Groups up to this size are searched exhaustively.
+LARGEST_EXACT = 16
+_CHUNK_ENTRIES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A mask with n of every m inputs, and what it costs.
+
+    Costs are sums over rows and groups of the mean squared change of the output that a group causes; they are those of
+    the weights alone, without the prior.
+
+    Attributes
+    ----------
+    mask : array
+        Boolean, of the shape of W, in W's own order of inputs, in the caller's framework.
+    permutation : ndarray of int, optional
+        The order of the inputs in which groups are consecutive: ``permute_inputs(mask, permutation)`` is n:m.
+    cost : float
+        Of this mask.
+    magnitude_cost : float
+        Of the mask that keeps the n largest weights of each of the same groups.
+    lower_bound : float
+        No mask costs less: `cost` itself where the search was exhaustive, without source mask or prior.
+    """
+
+    mask: Any
+    permutation: NDArray[np.int64] | None
+    cost: float
+    magnitude_cost: float
+    lower_bound: float
+
+    @property
+    def gap(self) -> float:
+        """How much cheaper a mask could be at best, relative to `cost`."""
+        return 0.0 if self.cost == 0 else 1 - self.lower_bound / self.cost
+
+
+def project(
+    W: Any,
+    n: int,
+    m: int,
+    second_moment: ArrayLike,
+    *,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    restore: bool = True,
+    permute: bool | str = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> Projection:
+    """Keep those n of every m weights of a row whose loss changes the output least.
+
+    Parameters
+    ----------
+    W
+        Weights (out, in) or (out, in, kh, kw), of any framework, in host memory.
+    n, m
+        ``1 <= n <= m <= 64``.
+    second_moment
+        Mean of ``x x^T`` over the inputs x of the layer: its blocks on the diagonal, shape (row length / m, m, m), or
+        all of it, (row length, row length). With ``layout="channel"`` the blocks come kernel position by position;
+        the full matrix is always in the order of ``W.reshape(out, -1)``.
+    source_mask
+        A mask that W has already.
+    prior
+        Cost of dropping a weight that `source_mask` keeps, and gain of not restoring one it does not, in units of the
+        mean cost of a mask of the group. The paper uses 0.1 to 0.5.
+    restore
+        Whether a weight that `source_mask` prunes may come back; if not, it counts as zero.
+    permute
+        True: sort the inputs by importance, ``||W_j||^2 C_jj``, and deal them out to the groups, so that important
+        inputs do not share one. ``"auto"``: the same if it makes the mask cheaper. Needs the full second moment.
+    layout
+        ``"flat"``: groups run along ``in * kh * kw``; ``"channel"``: along ``in``, at each position of the kernel.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    Projection
+        Of equal costs, the mask that drops the inputs of lowest index.
+
+    Raises
+    ------
+    ValueError
+        Shapes or options do not fit; W or `second_moment` is not finite; `second_moment` is not symmetric or has a
+        negative diagonal.
+    TypeError
+        W is not a real floating-point array.
+
+    References
+    ----------
+    Berlyand, Bourdais, Owhadi, Shmalo 2026 (arXiv 2606.02608), CAST; the cost with the sign error of the printed
+    formula corrected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> C = np.array([[1.0, 0.99], [0.99, 1.0]])  # two inputs that are nearly the same
+    >>> project(np.array([[1.0, -0.9]]), 1, 2, C[None]).mask
+    array([[ True, False]])
+    """
+    if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
+        raise ValueError(f"project(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
+    if layout not in ("flat", "channel"):
+        raise ValueError(f"project(): layout must be 'flat' or 'channel', not {layout!r}")
+    if permute not in (False, True, "auto"):
+        raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
+    if not prior >= 0:
+        raise ValueError(f"project(): prior must not be negative, not {prior!r}")
+    if source_mask is None and (prior > 0 or not restore):
+        raise ValueError("project(): prior and restore=False refer to a source_mask, and there is none")
+    count = thread_count(threads, "project")
+    array, dtype = as_numpy(W, function="project")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(
+            f"project(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}"
+        )
+    source = None if source_mask is None else _mask_rows(source_mask, array.shape)
+    problem = _Problem(array.reshape(array.shape[0], -1), dtype, array.shape, source, n, m)
+    length = problem.row if layout == "flat" else array.shape[1]
+    if length % m:
+        raise ValueError(f"project(): {length} inputs cannot be cut into groups of {m}")
+    moment = _checked_moment(second_moment, problem.row, m)
+    plain = _input_order(array.shape, layout, None)
+    result = None
+    if permute is not True:
+        result = problem.solve(moment, plain, None, prior, restore, count)
+    if permute is not False:
+        if moment.ndim != 2:
+            raise ValueError("project(): permute needs the full second moment, of shape (row length, row length)")
+        order = _dealt_out(_importance(problem, moment), m)
+        permuted = problem.solve(moment, _input_order(array.shape, layout, order), order, prior, restore, count)
+        if result is None or permuted.cost < result.cost:
+            result = permuted
+    assert result is not None
+    keep = result.mask.reshape(array.shape)
+    return Projection(like(keep, W), result.permutation, result.cost, result.magnitude_cost, result.lower_bound)
+
+
+@dataclass
+class _Problem:
+    """Weights as rows, and how many of each group stay."""
+
+    rows: NDArray[Any]
+    dtype: str
+    shape: tuple[int, ...]
+    source: NDArray[np.bool_] | None
+    n: int
+    m: int
+
+    @property
+    def row(self) -> int:
+        return int(self.rows.shape[1])
+
+    def numbers(self, rows: slice) -> Array:
+        """Some rows in float64."""
+        chunk = self.rows[rows]
+        return np.asarray(widened(chunk) if self.dtype == "bfloat16" else chunk, np.float64)
+
+    def solve(
+        self,
+        moment: Array,
+        order: NDArray[np.int64] | None,
+        permutation: NDArray[np.int64] | None,
+        prior: float,
+        restore: bool,
+        threads: int,
+    ) -> Projection:
+        """Project with the inputs in this order; a result in the order of W, in NumPy."""
+        rows, source = self.rows, self.source
+        if order is not None:
+            rows = rows[:, order]
+            source = None if source is None else np.ascontiguousarray(source[:, order])
+        if source is not None and not restore:
+            rows = rows * source.astype(rows.dtype)
+        blocks = _blocks(moment, self.m, order)
+        found_mask = np.empty(rows.shape, np.bool_)
+        matrix = _core.Matrix(rows, self.dtype)
+        found = _core.project_groups(matrix, blocks, source, float(prior), found_mask, self.n, self.m, threads)
+        if found is not None:
+            position = np.unravel_index(found[2], rows.shape)
+            column = int(position[1]) if order is None else int(order[position[1]])
+            flat = int(position[0]) * self.row + column
+            raise_if_nonfinite("project", "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
+        largest = np.empty(rows.shape, np.bool_)
+        _core.keep_largest_of_groups([matrix], [largest], self.n, self.m, threads)
+        permuted = _Problem(rows, self.dtype, rows.shape, None, self.n, self.m)
+        cost = permuted.cost(found_mask, blocks)
+        bound = cost if self.m <= LARGEST_EXACT and prior == 0 else min(permuted.lower_bound(blocks), cost)
+        mask = found_mask
+        if order is not None:
+            mask = np.empty_like(found_mask)
+            mask[:, order] = found_mask
+        return Projection(mask, permutation, cost, permuted.cost(largest, blocks), bound)
+
+    def _chunks(self) -> list[slice]:
+        step = max(1, _CHUNK_ENTRIES // self.row)
+        return [slice(at, at + step) for at in range(0, len(self.rows), step)]
+
+    def cost(self, keep: NDArray[np.bool_], blocks: Array) -> float:
+        """Sum of Q over all groups."""
+        total = 0.0
+        for chunk in self._chunks():
+            dropped = (self.numbers(chunk) * ~keep[chunk]).reshape(-1, len(blocks), self.m)
+            total += _quadratic(dropped, blocks)
+        return total
+
+    def lower_bound(self, blocks: Array) -> float:
+        """Sum over all groups of the least eigenvalue of the correlations times the d least w_i^2 C_ii."""
+        d = self.m - self.n
+        diagonal = np.diagonal(blocks, axis1=1, axis2=2)
+        with np.errstate(divide="ignore"):
+            inverse = np.where(diagonal > 0, 1 / np.sqrt(diagonal), 0.0)
+        correlations = blocks * inverse[:, :, None] * inverse[:, None, :]
+        # Dead inputs cost nothing and are no part of the correlations; on the diagonal they must not be the minimum.
+        correlations += np.eye(self.m) * (diagonal == 0)[:, None, :]
+        least = np.maximum(np.linalg.eigvalsh(correlations)[:, 0], 0.0)
+        total = 0.0
+        for chunk in self._chunks():
+            single = self.numbers(chunk).reshape(-1, len(blocks), self.m) ** 2 * diagonal
+            total += float((np.sort(single, axis=-1)[..., :d].sum(axis=-1) * least).sum())
+        return total
+
+
+def _quadratic(residual: Array, blocks: Array) -> float:
+    """Sum over rows and groups of r^T C r, for residuals (rows, groups, m)."""
+    by_group = np.ascontiguousarray(residual.transpose(1, 0, 2))
+    return float(np.vdot(by_group, by_group @ blocks))
+
+
+def _mask_rows(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    if array.shape != shape or array.dtype != np.bool_:
+        raise ValueError(
+            f"project(): source_mask must be a boolean array of shape {shape}, not {array.dtype} {array.shape}"
+        )
+    return np.ascontiguousarray(array).reshape(shape[0], -1)
+
+
+def _checked_moment(second_moment: ArrayLike, row: int, m: int) -> Array:
+    moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
+    if moment.shape not in ((row // m, m, m), (row, row)):
+        raise ValueError(
+            f"project(): second_moment must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
+        )
+    if not np.isfinite(moment).all():
+        raise ValueError("project(): second_moment has entries that are not finite")
+    transposed = np.swapaxes(moment, -1, -2)
+    diagonal = np.diagonal(moment, axis1=-2, axis2=-1)
+    scale = float(diagonal.max(initial=0.0))
+    if (diagonal < 0).any() or np.abs(moment - transposed).max(initial=0.0) > 1e-4 * scale:
+        raise ValueError("project(): second_moment must be symmetric, and its diagonal must not be negative")
+    symmetric: Array = (moment + transposed) / 2
+    return symmetric
+
+
+def _input_order(shape: tuple[int, ...], layout: str, channels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Columns of ``W.reshape(out, -1)`` in the order in which groups are consecutive; None if that is theirs."""
+    if channels is None and (layout == "flat" or len(shape) == 2):
+        return None
+    index = np.arange(int(np.prod(shape[1:]))).reshape(shape[1], -1)
+    if channels is not None:
+        index = index[channels]
+    return np.ascontiguousarray(index.T if layout == "channel" else index).reshape(-1)
+
+
+def _blocks(moment: Array, m: int, order: NDArray[np.int64] | None) -> Array:
+    """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
+    if moment.ndim == 3:
+        return np.ascontiguousarray(moment)
+    groups = (np.arange(len(moment)) if order is None else order).reshape(-1, m)
+    return np.ascontiguousarray(moment[groups[:, :, None], groups[:, None, :]])
+
+
+def _importance(problem: _Problem, moment: Array) -> Array:
+    """Sum over rows and kernel positions of w^2 C_jj, for each input channel."""
+    squares = np.zeros(problem.row)
+    for chunk in problem._chunks():
+        squares += (problem.numbers(chunk) ** 2).sum(axis=0)
+    importance: Array = (squares * np.diagonal(moment)).reshape(problem.shape[1], -1).sum(axis=1)
+    return importance
+
+
+def _dealt_out(importance: Array, m: int) -> NDArray[np.int64]:
+    """Order in which slot j of group g holds the channel of rank ``j G + g``; left-over channels stay at the end."""
+    groups = len(importance) // m
+    ranked = np.argsort(-importance, kind="stable")
+    dealt = ranked[: groups * m].reshape(m, groups).T.reshape(-1)
+    return np.concatenate([dealt, ranked[groups * m :]]).astype(np.int64)
+
+
+def permute_inputs(W: Any, permutation: NDArray[np.int64]) -> Any:
+    """Return weights (or a mask) with the input channels in this order: ``W[:, permutation]``."""
+    return W[:, permutation]
+
+
+def permute_outputs(W: Any, permutation: NDArray[np.int64]) -> Any:
+    """Return weights or a bias with the output channels in this order: ``W[permutation]``.
+
+    Folds a permutation of a layer's inputs into the layer before it, when nothing between the two mixes channels:
+    ``f(x) = W2 act(W1 x + b1)`` is unchanged when ``W1, b1`` become ``permute_outputs(., p)`` and ``W2`` becomes
+    ``permute_inputs(W2, p)``.
+    """
+    return W[permutation]
+
+
+def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
+    """Mean squared change of a layer's output, summed over its outputs, when the mask is applied.
+
+    Parameters
+    ----------
+    W, mask
+        Weights and boolean mask of the same shape, (out, in, ...).
+    second_moment
+        Mean of ``x x^T`` over the inputs, (row length, row length): the error is exact. Or its blocks on the diagonal,
+        (row length / m, m, m): what the groups cause one by one.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit.
+    """
+    array, dtype = as_numpy(W, function="output_error")
+    keep = _mask_rows(mask, array.shape)
+    rows = array.reshape(array.shape[0], -1)
+    moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
+    size = moment.shape[-1]
+    blocks = moment if moment.ndim == 3 else moment[None]
+    if moment.ndim not in (2, 3) or blocks.shape != (rows.shape[1] // size, size, size):
+        raise ValueError(f"output_error(): a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
+    return _Problem(rows, dtype, array.shape, None, size, size).cost(keep, np.ascontiguousarray(blocks))
