@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_directory", "staged_directory", "write_bytes_atomically", "write_text_atomically"]
+__all__ = ["check_directory", "replaced_file", "staged_directory", "write_bytes_atomically", "write_text_atomically"]
 
 STAGING_SUFFIX = ".mpfast-partial"
 
@@ -31,17 +31,27 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
     OSError
         The directory does not exist, is not writable or the disk is full.
     """
-    target = Path(path).resolve()  # through a symbolic link: replace what it points to, not the link
+    target = Path(path).resolve()
     if target.exists() and not target.is_file():
         with target.open("wb") as stream:
             stream.write(content)
         return
+    with replaced_file(target) as temporary, temporary.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path in the same directory to write to and flush, and rename it over `path` when all went well.
+
+    If anything fails before the rename, an older file of that name is left as it was.
+    """
+    target = Path(path).resolve()  # through a symbolic link: replace what it points to, not the link
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         if target.exists():
             shutil.copymode(target, temporary)
         temporary.replace(target)

@@ -14,7 +14,18 @@ import numpy as np
 from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
 
-__all__ = ["MIN_SIDE", "WHOLE", "Layer", "NameFilter", "Views", "as_layer", "as_layers", "as_matrix", "select_layers"]
+__all__ = [
+    "MIN_SIDE",
+    "WHOLE",
+    "Layer",
+    "NameFilter",
+    "Views",
+    "as_layer",
+    "as_layers",
+    "as_matrix",
+    "name_filter",
+    "select_layers",
+]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 
@@ -156,7 +167,7 @@ def select_layers(
     TypeError
         A pattern is no string.
     """
-    wanted, unwanted = _name_filter(include, function), _name_filter(exclude, function)
+    wanted, unwanted = name_filter(include, function), name_filter(exclude, function)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     for tensor in checkpoint.tensors:
@@ -179,7 +190,8 @@ def select_layers(
     return layers, skipped
 
 
-def _name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:
+def name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:
+    """Return the function of a name that an include or exclude argument stands for; TypeError if for none."""
     if chosen is None or callable(chosen):
         return chosen
     patterns = _patterns(chosen, function)

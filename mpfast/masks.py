@@ -16,112 +16,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
-from mpfast.allocation import floor_count
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
 from mpfast.bfloat16 import widened
-from mpfast.device_masks import DeviceLayer, entry_std_on_device, groups_on_device, prune_on_device
+from mpfast.device_masks import DeviceLayer, entry_std_on_device, groups_on_device
 from mpfast.devices import has_cuda_backend, is_on_gpu
+from mpfast.mask_layers import Weights, close_layers, open_layers, prune_layers
 from mpfast.options import thread_count
 from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.restoration import restore
 
-__all__ = ["magnitude", "n_m", "spectral_budget"]
-
-Weights = Any | Mapping[str, Any]
-
-
-class _Layer:
-    """One weight array: its 2-D pieces for the core, and its mask."""
-
-    def __init__(self, weight: Any, function: str, name: str) -> None:
-        self.weight = weight
-        self.name = name
-        array, self.dtype = as_numpy(weight, function=function, name=name)
-        if array.size == 0:
-            raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
-        self.keep = np.empty(array.shape, dtype=np.bool_)
-        self.pieces, self.masks = _as_rows(array, self.keep)
-
-    def matrices(self) -> list[_core.Matrix]:
-        return [_core.Matrix(piece, self.dtype) for piece in self.pieces]
-
-    def locate(self, piece: int, flat: int) -> tuple[int, ...]:
-        """Index in the array of the entry with row-major index ``flat`` in a piece."""
-        before = sum(p.size for p in self.pieces[:piece])
-        return tuple(int(i) for i in np.unravel_index(before + flat, self.keep.shape))
-
-    def mask(self) -> Any:
-        return like(self.keep, self.weight)
-
-
-def _as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:
-    """2-D views that cover an array of any dimension in row-major order, and those of its mask; nothing is copied."""
-    if array.ndim < 2:
-        return [array.reshape(1, -1)], [keep.reshape(1, -1)]
-    if array.ndim == 2:
-        return [array], [keep]
-    rows = array.reshape(-1, array.shape[-1])
-    if np.shares_memory(rows, array):
-        return [rows], [keep.reshape(-1, array.shape[-1])]
-    leading = list(np.ndindex(array.shape[:-2]))
-    return [array[i] for i in leading], [keep[i] for i in leading]
-
-
-def _layer(weight: Any, function: str, name: str) -> _Layer | DeviceLayer:
-    if is_on_gpu(weight) and has_cuda_backend():
-        return DeviceLayer(weight, function, name)
-    return _Layer(weight, function, name)
-
-
-def _open(weights: Weights, function: str) -> tuple[list[_Layer | DeviceLayer], bool]:
-    if isinstance(weights, Mapping):
-        if not weights:
-            raise ValueError(f"{function}(): weights is empty")
-        return [_layer(weight, function, f"weights[{name!r}]") for name, weight in weights.items()], True
-    return [_layer(weights, function, "weights")], False
-
-
-def _close(layers: list[_Layer | DeviceLayer], weights: Weights, mapping: bool) -> Any:
-    if not mapping:
-        return layers[0].mask()
-    return {name: layer.mask() for name, layer in zip(weights, layers, strict=True)}
-
-
-def _prune(
-    layers: Sequence[_Layer | DeviceLayer], scales: Sequence[float], sparsity: float, function: str, threads: int
-) -> None:
-    """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
-    there = [layer for layer in layers if isinstance(layer, DeviceLayer)]
-    here = [layer for layer in layers if isinstance(layer, _Layer)]
-    if there and here:
-        raise ValueError(f"{function}(): {there[0].name} is on a GPU, {here[0].name} is not; bring them together first")
-    if there:
-        bad = prune_on_device(there, scales, floor_count(sparsity, sum(layer.size for layer in there)))
-        if bad is not None:
-            raise_if_nonfinite(function, bad[0].name, bad[1], bad[2])
-        return
-    _prune_on_host(here, scales, sparsity, function, threads)
-
-
-def _prune_on_host(
-    layers: Sequence[_Layer], scales: Sequence[float], sparsity: float, function: str, threads: int
-) -> None:
-    matrices, factors, masks, origin = [], [], [], []
-    for layer, scale in zip(layers, scales, strict=True):
-        for number, (matrix, mask) in enumerate(zip(layer.matrices(), layer.masks, strict=True)):
-            matrices.append(matrix)
-            factors.append(float(scale))
-            masks.append(mask)
-            origin.append((layer, number))
-    total = sum(mask.size for mask in masks)
-    found = _core.prune_smallest(matrices, factors, masks, floor_count(sparsity, total), threads)
-    _raise_if_found(found, origin, function)
-
-
-def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[_Layer, int]], function: str) -> None:
-    if found is not None:
-        which, count, flat = found
-        layer, piece = origin[which]
-        raise_if_nonfinite(function, layer.name, count, layer.locate(piece, flat))
+__all__ = ["magnitude", "n_m", "noise_floor", "restore", "spectral_budget", "spectral_signals"]
 
 
 def _check_sparsity(sparsity: float, function: str) -> None:
@@ -129,7 +33,9 @@ def _check_sparsity(sparsity: float, function: str) -> None:
         raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
 
 
-def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threads: int | None = None) -> Any:
+def magnitude(
+    weights: Weights, sparsity: float, *, scope: str = "global", within: Any = None, threads: int | None = None
+) -> Any:
     """Keep the largest entries in magnitude.
 
     Parameters
@@ -140,6 +46,9 @@ def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threa
         Share of entries to prune, 0 to 1.
     scope
         ``"global"``: over all layers together; ``"layer"``: in each.
+    within
+        Masks of an earlier, lower sparsity, as this function returns them: what they prune stays pruned and counts, so
+        that the masks of a growing sparsity are nested. Weights in host memory only.
     threads
         Number of threads; the result does not depend on it.
 
@@ -166,11 +75,11 @@ def magnitude(weights: Weights, sparsity: float, *, scope: str = "global", threa
     if scope not in ("global", "layer"):
         raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
     count = thread_count(threads, "magnitude")
-    layers, mapping = _open(weights, "magnitude")
+    layers, mapping = open_layers(weights, "magnitude", within)
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
     for group in groups:
-        _prune(group, [1.0] * len(group), sparsity, "magnitude", count)
-    return _close(layers, weights, mapping)
+        prune_layers(group, [1.0] * len(group), sparsity, "magnitude", count)
+    return close_layers(layers, weights, mapping)
 
 
 def spectral_budget(
@@ -182,6 +91,7 @@ def spectral_budget(
     layer_type: Callable[[str], str] = default_layer_type,
     signals: Mapping[str, float] | None = None,
     floor: float = 0.1,
+    within: Any = None,
     seed: int = 0,
     threads: int | None = None,
 ) -> Any:
@@ -205,6 +115,8 @@ def spectral_budget(
         Values of the signal by name, if they are known already: no spectrum is computed.
     floor
         Smallest layer weight.
+    within
+        As in `magnitude`. The signal is that of the weights as they are given.
     seed, threads
         As in `mpfast.spectrum`.
 
@@ -225,18 +137,32 @@ def spectral_budget(
             raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
         regimes = BERLYAND2026
     regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
-    layers, mapping = _open(weights, "spectral_budget")
+    layers, mapping = open_layers(weights, "spectral_budget", within)
     names = list(weights) if mapping else [""]
     if signals is not None:
         values = [float(signals[name]) for name in names]
     elif mapping:
-        measure = _signal(regime.signal if signal is None else signal, seed, threads)
-        values = [measure(weight) for weight in weights.values()]
+        measured = spectral_signals(weights, regime.signal if signal is None else signal, seed=seed, threads=threads)
+        values = list(measured.values())
     else:
         values = [1.0]
     factors = layer_weights(values, sparsity, regime, [layer_type(name) for name in names], floor=floor)
-    _prune(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
-    return _close(layers, weights, mapping)
+    prune_layers(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
+    return close_layers(layers, weights, mapping)
+
+
+def spectral_signals(
+    weights: Mapping[str, Any], signal: str | Callable[[Any], float], *, seed: int = 0, threads: int | None = None
+) -> dict[str, float]:
+    """Return the signal of each layer that `spectral_budget` sets its budget by, to be used more than once.
+
+    Parameters
+    ----------
+    weights, signal, seed, threads
+        As in `spectral_budget`.
+    """
+    measure = _signal(signal, seed, threads)
+    return {name: float(measure(weight)) for name, weight in weights.items()}
 
 
 def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], float]:
@@ -392,3 +318,48 @@ def _n_m_on_device(W: Any, n: int, m: int, layout: str) -> Any:
     if bad is not None:
         raise_if_nonfinite("n_m", "W", *bad)
     return layer.mask().reshape(shape)
+
+
+def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, seed: int = 0) -> Any:
+    """Keep the entries that are larger than noise would be.
+
+    With entries of W being a sparse signal plus independent Gaussian noise of variance v, the threshold
+    ``t = sqrt(2 v log(2 m n / delta))`` keeps no entry without signal, and every entry with a signal above ``2 t``,
+    with probability ``1 - delta``.
+
+    Parameters
+    ----------
+    W
+        Matrix (m, n) of any framework, or an array that is reshaped to ``(shape[0], -1)``.
+    delta
+        Probability of any false entry.
+    variance
+        Of one noise entry; default that of the fitted Marchenko-Pastur bulk, ``spectrum(W).edge.variance``.
+    seed
+        As in `mpfast.spectrum`.
+
+    Returns
+    -------
+    mask
+        Boolean array of the shape of W.
+
+    Raises
+    ------
+    ValueError
+        `delta` or `variance` is out of range, or as `mpfast.spectrum`.
+
+    References
+    ----------
+    Berlyand, Bourdais, Owhadi, Shmalo 2026 (arXiv 2606.02608), theorem on the support of the entries; for Gaussian
+    noise a union bound over the m n entries.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"noise_floor(): delta must lie in (0, 1), not {delta!r}")
+    if variance is None:
+        from mpfast.spectrum import spectrum
+
+        variance = spectrum(W if W.ndim == 2 else W.reshape(W.shape[0], -1), seed=seed).edge.variance
+    if not variance >= 0:
+        raise ValueError(f"noise_floor(): variance must not be negative, not {variance!r}")
+    threshold = math.sqrt(2 * variance * math.log(2 * math.prod(W.shape) / delta))
+    return abs(W) > threshold

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
 from mpfast.bfloat16 import widened
+from mpfast.mask_layers import boolean_mask
 from mpfast.options import thread_count
 
 __all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project"]
@@ -141,7 +142,11 @@ def project(
         raise ValueError(
             f"project(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}"
         )
-    source = None if source_mask is None else _mask_rows(source_mask, array.shape)
+    source = (
+        None if source_mask is None else np.ascontiguousarray(boolean_mask(source_mask, array.shape, "project", "W"))
+    )
+    if source is not None:
+        source = source.reshape(array.shape[0], -1)
     problem = _Problem(array.reshape(array.shape[0], -1), dtype, array.shape, source, n, m)
     length = problem.row if layout == "flat" else array.shape[1]
     if length % m:
@@ -254,15 +259,6 @@ def _quadratic(residual: Array, blocks: Array) -> float:
     return float(np.vdot(by_group, by_group @ blocks))
 
 
-def _mask_rows(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
-    if array.shape != shape or array.dtype != np.bool_:
-        raise ValueError(
-            f"project(): source_mask must be a boolean array of shape {shape}, not {array.dtype} {array.shape}"
-        )
-    return np.ascontiguousarray(array).reshape(shape[0], -1)
-
-
 def _checked_moment(second_moment: ArrayLike, row: int, m: int) -> Array:
     moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
     if moment.shape not in ((row // m, m, m), (row, row)):
@@ -347,7 +343,7 @@ def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
         Shapes do not fit.
     """
     array, dtype = as_numpy(W, function="output_error")
-    keep = _mask_rows(mask, array.shape)
+    keep = boolean_mask(mask, array.shape, "output_error", "W").reshape(array.shape[0], -1)
     rows = array.reshape(array.shape[0], -1)
     moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
     size = moment.shape[-1]

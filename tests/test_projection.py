@@ -267,7 +267,7 @@ def test_instruction_sets_agree() -> None:
         ({"second_moment": -np.broadcast_to(np.eye(4), (2, 4, 4))}, "negative"),
         ({"prior": 0.5}, "source_mask"),
         ({"prior": -1.0}, "negative"),
-        ({"source_mask": np.ones((3, 4), np.bool_)}, "boolean array of shape"),
+        ({"source_mask": np.ones((3, 4), np.bool_)}, "must be boolean of shape"),
         ({"permute": True}, "full second moment"),
         ({"permute": "often"}, "permute"),
         ({"layout": "row"}, "layout"),

@@ -1,0 +1,27 @@
+"""PyTorch models: calibration, masks that stay, pruning in PyTorch's own terms, prune and restore, low-rank layers."""
+
+from mpfast.integrations.torch.calibration import SecondMoments
+from mpfast.integrations.torch.holders import Mask, hold, masks_of, release, to_semi_structured
+from mpfast.integrations.torch.layers import input_rows, prunable_modules
+from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, SpectralSparsifier, global_prune
+from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
+
+__all__ = [
+    "FineTuning",
+    "GivenMask",
+    "Mask",
+    "NOfM",
+    "NoiseFloor",
+    "PruneAndRestore",
+    "SecondMoments",
+    "Selection",
+    "SpectralSparsifier",
+    "StepReport",
+    "global_prune",
+    "hold",
+    "input_rows",
+    "masks_of",
+    "prunable_modules",
+    "release",
+    "to_semi_structured",
+]

@@ -1,0 +1,76 @@
+"""Which modules of a PyTorch model have weights to prune, and how their inputs reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from mpfast.layers import NameFilter, name_filter
+
+__all__ = ["input_rows", "prunable_modules"]
+
+CHUNK_ROWS = 4096
+
+
+def prunable_modules(
+    model: torch.nn.Module, include: NameFilter | None = None, exclude: NameFilter | None = None
+) -> dict[str, torch.nn.Module]:
+    """Linear and Conv2d modules by name, in the order of the model; a shared module comes once.
+
+    Parameters
+    ----------
+    model : Module
+    include, exclude : str, sequence of str or callable, optional
+        Names as patterns (``"encoder.*"``) or a function of the name, as in `mpfast.analyze`.
+    """
+    wanted = name_filter(include, "prunable_modules")
+    unwanted = name_filter(exclude, "prunable_modules")
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        and (wanted is None or wanted(name))
+        and not (unwanted is not None and unwanted(name))
+    }
+
+
+def input_rows(module: torch.nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the inputs of a layer as rows in the order of ``weight.reshape(out, -1)``, some thousands at a time.
+
+    For a Linear these are the tokens; for a Conv2d (without groups) the patches, of which only those at hand are ever
+    in memory.
+
+    Parameters
+    ----------
+    module : Linear or Conv2d
+    x : Tensor
+        What the module is called with.
+    """
+    x = x.detach()
+    if not isinstance(module, torch.nn.Conv2d):
+        yield from x.reshape(-1, x.shape[-1]).split(CHUNK_ROWS)
+        return
+    x = _padded(module, x if x.dim() == 4 else x[None])
+    (kh, kw), (sh, sw), (dh, dw) = (_pair(pair) for pair in (module.kernel_size, module.stride, module.dilation))
+    height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    for images in x.split(max(1, CHUNK_ROWS // (height * width))):
+        step = max(1, CHUNK_ROWS // (len(images) * width))
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            part = images[:, :, top * sh : (bottom - 1) * sh + dh * (kh - 1) + 1]
+            patches = torch.nn.functional.unfold(part, (kh, kw), dilation=(dh, dw), stride=(sh, sw))
+            yield patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _padded(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    sides = list(conv._reversed_padding_repeated_twice)  # also what padding="same" comes to
+    if not any(sides):
+        return x
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return torch.nn.functional.pad(x, sides, mode=mode)
+
+
+def _pair(value: tuple[int, ...] | int) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
