@@ -1,21 +1,29 @@
-"""Low-rank factors of a weight matrix."""
+"""Low-rank factors of a weight matrix, and the matrix without its noise."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpfast.arrays import like
+from mpfast.arrays import as_numpy, like
+from mpfast.bfloat16 import widened
+from mpfast.edge import EdgeFit
+from mpfast.shrinkage import optimal_threshold, shrink
 from mpfast.svd import svd
 
-__all__ = ["factor"]
+__all__ = ["RULES", "denoise", "factor"]
+
+#: What `denoise` may do with the singular values.
+RULES = ("edge", "threshold", "optimal", "frobenius", "operator", "nuclear")
 
 
 def factor(
     W: Any,
     rank: int | str = "mp_edge",
     *,
+    shrinkage: str | None = None,
     tol: float = 1e-5,
     seed: int = 0,
     threads: int | None = None,
@@ -29,6 +37,9 @@ def factor(
         2-D real array of any framework, shape (m, n).
     rank
         Number of singular triplets kept, or ``"mp_edge"``: all above ``spectrum(W).edge.sigma_plus``.
+    shrinkage
+        ``"frobenius"``, ``"operator"`` or ``"nuclear"``: reduce the singular values by what noise has added; see
+        `mpfast.shrink`. Default: keep them.
     tol, seed, threads, device
         As in `mpfast.svd`.
 
@@ -62,6 +73,81 @@ def factor(
         raise ValueError(f"factor(): rank must be a positive integer or 'mp_edge', not {rank!r}")
     else:
         result = svd(W, rank, tol=tol, seed=seed, threads=threads, device=device)
-    root = np.sqrt(result.s)
+    s = result.s
+    if shrinkage is not None:
+        edge = result.edge
+        if edge is None:
+            from mpfast.spectrum import spectrum
+
+            edge = spectrum(W, seed=seed, threads=threads).edge
+        s = shrink(s, edge.variance, W.shape, loss=shrinkage)
+    root = np.sqrt(s)
     left, right = np.asarray(result.U), np.asarray(result.Vh)
     return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W)
+
+
+def denoise(W: Any, rule: str = "frobenius", *, bulk: float = 0.0, seed: int = 0, threads: int | None = None) -> Any:
+    """Return W without the part of it that looks like noise.
+
+    Only the singular triplets above the edge are computed, however large W is.
+
+    Parameters
+    ----------
+    W
+        2-D real array of any framework, in host memory.
+    rule
+        Which singular values stay: ``"edge"``, those above the Marchenko-Pastur edge; ``"threshold"``, above the
+        Tracy-Widom corrected edge; ``"optimal"``, above Gavish and Donoho's hard threshold. Or those above the edge,
+        shrunk so that the loss is least: ``"frobenius"``, ``"operator"``, ``"nuclear"``.
+    bulk
+        What the other singular values are multiplied with: 0 drops them, 0.5 halves them.
+    seed, threads
+        As in `mpfast.svd`.
+
+    Returns
+    -------
+    array
+        Of the shape of W, in the caller's framework; float32 where W is stored in 16 bits.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range, or as `mpfast.svd`.
+
+    References
+    ----------
+    Gavish and Donoho, arXiv 1305.5870 and 1405.7511.
+    """
+    if rule not in RULES:
+        raise ValueError(f"denoise(): rule must be one of {', '.join(RULES)}, not {rule!r}")
+    if not 0 <= bulk <= 1:
+        raise ValueError(f"denoise(): bulk must lie in [0, 1], not {bulk!r}")
+    array, dtype = as_numpy(W, function="denoise")
+    result = svd(array if dtype != "bfloat16" else W, until="mp_edge", seed=seed, threads=threads)
+    edge = result.edge
+    assert edge is not None
+    kept = _after(rule, result.s, edge, array.shape)
+    wide = np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
+    U, Vh = (np.asarray(_host(vectors), np.float64) for vectors in (result.U, result.Vh))
+    # A value that the rule drops although it is above the edge is one of the bulk.
+    change = np.where(kept > 0, kept, bulk * result.s) - bulk * result.s
+    changed = bulk * wide + (U * change) @ Vh
+    return like(changed.astype(np.float32 if dtype in ("bfloat16", "float16") else array.dtype), W)
+
+
+def _after(rule: str, s: NDArray[np.float64], edge: EdgeFit, shape: tuple[int, int]) -> NDArray[np.float64]:
+    if rule in ("frobenius", "operator", "nuclear"):
+        return shrink(s, edge.variance, shape, loss=rule)
+    levels = {
+        "edge": edge.sigma_plus,
+        "threshold": edge.threshold,
+        "optimal": optimal_threshold(shape, variance=edge.variance),
+    }
+    return np.where(s > levels[rule], s, 0.0)
+
+
+def _host(vectors: Any) -> Any:
+    """Singular vectors as NumPy can take them."""
+    if hasattr(vectors, "detach"):
+        return vectors.detach().float().cpu().numpy()
+    return vectors

@@ -3,6 +3,7 @@
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.holders import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
+from mpfast.integrations.torch.lowrank import split, split_modules
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, SpectralSparsifier, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 
@@ -23,5 +24,7 @@ __all__ = [
     "masks_of",
     "prunable_modules",
     "release",
+    "split",
+    "split_modules",
     "to_semi_structured",
 ]

@@ -1,0 +1,112 @@
+"""Linear and Conv2d modules split into two of lower rank."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from mpfast import lowrank
+from mpfast.integrations.torch.layers import prunable_modules
+from mpfast.layers import NameFilter
+
+__all__ = ["split", "split_modules"]
+
+
+def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: str | None = None) -> torch.nn.Sequential:
+    """Return two modules that together do nearly what this one does.
+
+    A Linear becomes ``in -> r`` without bias and ``r -> out`` with the bias; a Conv2d a convolution to r channels with
+    the same kernel, stride, padding and dilation, and one of 1 x 1.
+
+    Parameters
+    ----------
+    module : Linear or Conv2d
+        Left as it is.
+    rank, shrinkage
+        As in `mpfast.lowrank.factor`, for the weight as ``reshape(out, -1)``.
+
+    Raises
+    ------
+    TypeError
+        The module is neither.
+    ValueError
+        It is a grouped convolution, or as `mpfast.lowrank.factor`.
+    """
+    if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+        raise TypeError(f"split(): a Linear or Conv2d is needed, not {type(module).__name__}")
+    weight = module.weight.detach()
+    left, right = lowrank.factor(weight.reshape(len(weight), -1), rank, shrinkage=shrinkage)
+    r = left.shape[1]
+    common = {"device": weight.device, "dtype": weight.dtype}
+    first: torch.nn.Module
+    second: torch.nn.Module
+    if isinstance(module, torch.nn.Linear):
+        first = torch.nn.Linear(module.in_features, r, bias=False, **common)
+        second = torch.nn.Linear(r, module.out_features, bias=module.bias is not None, **common)
+    else:
+        if module.groups != 1:
+            raise ValueError("split(): the groups of a convolution have weights of their own")
+        first = torch.nn.Conv2d(
+            module.in_channels,
+            r,
+            module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            bias=False,
+            padding_mode=module.padding_mode,
+            **common,
+        )
+        second = torch.nn.Conv2d(r, module.out_channels, 1, bias=module.bias is not None, **common)
+    with torch.no_grad():
+        first.weight.copy_(right.reshape(first.weight.shape))
+        second.weight.copy_(left.reshape(second.weight.shape))
+        if module.bias is not None:
+            second.bias.copy_(module.bias)
+    return torch.nn.Sequential(first, second).train(module.training)
+
+
+def split_modules(
+    model: torch.nn.Module,
+    rank: int | str = "mp_edge",
+    *,
+    shrinkage: str | None = None,
+    include: NameFilter | None = None,
+    exclude: NameFilter | None = None,
+) -> tuple[torch.nn.Module, dict[str, str]]:
+    """Return a copy of a model with its modules split wherever that saves parameters.
+
+    Parameters
+    ----------
+    model : Module
+        Left as it is.
+    rank, shrinkage
+        As in `split`.
+    include, exclude : optional
+        As in `prunable_modules`.
+
+    Returns
+    -------
+    model : Module
+    report : dict of str to str
+        For every module what became of it: its rank, or why it is as it was.
+    """
+    result = copy.deepcopy(model)
+    report = {}
+    for name, module in prunable_modules(result, include, exclude).items():
+        weight = module.weight
+        out, length = len(weight), weight[0].numel()
+        try:
+            pair = split(module, rank if isinstance(rank, str) else min(rank, out, length), shrinkage=shrinkage)
+        except ValueError as error:
+            report[name] = str(error)
+            continue
+        r = pair[0].weight.shape[0]
+        if r * (out + length) >= out * length:
+            report[name] = f"rank {r} would take more parameters"
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(result.get_submodule(parent), attribute, pair)
+        report[name] = f"rank {r} of {min(out, length)}"
+    return result, report
