@@ -1,6 +1,7 @@
 """PyTorch models: calibration, masks that stay, pruning in PyTorch's own terms, prune and restore, low-rank layers."""
 
 from mpfast.integrations.torch.calibration import SecondMoments
+from mpfast.integrations.torch.certificates import ModelCertificate, certify
 from mpfast.integrations.torch.holders import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import split, split_modules
@@ -11,6 +12,7 @@ __all__ = [
     "FineTuning",
     "GivenMask",
     "Mask",
+    "ModelCertificate",
     "NOfM",
     "NoiseFloor",
     "PruneAndRestore",
@@ -18,6 +20,7 @@ __all__ = [
     "Selection",
     "SpectralSparsifier",
     "StepReport",
+    "certify",
     "global_prune",
     "hold",
     "input_rows",
