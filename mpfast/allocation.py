@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["allocate", "floor_count", "gaussian_shares"]
+__all__ = ["allocate", "floor_count", "gaussian_shares", "linear_map"]
 
 Array = NDArray[np.float64]
 
@@ -112,6 +112,48 @@ def _rounded(wanted: Array, fewest: Array, most: Array, pruned: int) -> list[int
         whole[chosen] += step
         missing -= step * len(chosen)
     return [int(value) for value in whole]
+
+
+def linear_map(signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsilon: float = 0.3) -> list[float]:
+    """Sparsities that rise linearly with a signal: AlphaPruning's rule, made exact.
+
+    The signal is mapped to ``[1 - epsilon, 1 + epsilon]`` and scaled so that ``sparsity`` of all entries goes; where a
+    layer would lose more than everything, the others take over.
+
+    Parameters
+    ----------
+    signal
+        One number per layer; in AlphaPruning the Hill exponent, large where training has left little structure.
+    sizes
+        Entries per layer.
+    sparsity
+        Share of all entries to prune.
+    epsilon
+        0: uniform; up to 1.
+
+    Returns
+    -------
+    list of float
+        Sparsity per layer, for `mpfast.masks.magnitude`; entry counts are whole and their sum is exact.
+
+    References
+    ----------
+    Lu, Zhou, Liu, Wang, Mahoney, Yang, AlphaPruning (arXiv 2410.10912).
+
+    Examples
+    --------
+    >>> [round(s, 3) for s in linear_map([2.0, 4.0, 6.0], [100, 100, 100], 0.5, epsilon=0.4)]
+    [0.3, 0.5, 0.7]
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"linear_map(): epsilon must lie in [0, 1], not {epsilon!r}")
+    values = np.asarray(signal, dtype=np.float64)
+    count = np.asarray(sizes, dtype=np.float64)
+    spread = float(np.ptp(values))
+    factor = 1 - epsilon + 2 * epsilon * (values - values.min()) / spread if spread > 0 else np.ones(len(values))
+    wishes = factor * sparsity * count.sum() / (factor @ count)
+    pruned = allocate(np.minimum(wishes, 1.0), sizes, floor_count(sparsity, int(count.sum())))
+    return [gone / size for gone, size in zip(pruned, sizes, strict=True)]
 
 
 def gaussian_shares(deviations: ArrayLike, sizes: Sequence[int], sparsity: float) -> Array:

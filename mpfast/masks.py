@@ -34,7 +34,12 @@ def _check_sparsity(sparsity: float, function: str) -> None:
 
 
 def magnitude(
-    weights: Weights, sparsity: float, *, scope: str = "global", within: Any = None, threads: int | None = None
+    weights: Weights,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    within: Any = None,
+    threads: int | None = None,
 ) -> Any:
     """Keep the largest entries in magnitude.
 
@@ -43,7 +48,7 @@ def magnitude(
     weights
         One array, or a mapping from name to array; any framework, any number of dimensions.
     sparsity
-        Share of entries to prune, 0 to 1.
+        Share of entries to prune, 0 to 1; or one for each layer by name, such as a budget's.
     scope
         ``"global"``: over all layers together; ``"layer"``: in each.
     within
@@ -71,14 +76,22 @@ def magnitude(
     array([[False,  True],
            [False,  True]])
     """
-    _check_sparsity(sparsity, "magnitude")
     if scope not in ("global", "layer"):
         raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
     count = thread_count(threads, "magnitude")
     layers, mapping = open_layers(weights, "magnitude", within)
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
-    for group in groups:
-        prune_layers(group, [1.0] * len(group), sparsity, "magnitude", count)
+    if isinstance(sparsity, Mapping):
+        if not mapping:
+            raise ValueError("magnitude(): a sparsity for each layer needs a mapping of weights")
+        groups = [[layer] for layer in layers]
+        shares = [sparsity[name] for name in weights]
+    else:
+        shares = [sparsity] * len(groups)
+    for share in shares:
+        _check_sparsity(share, "magnitude")
+    for group, share in zip(groups, shares, strict=True):
+        prune_layers(group, [1.0] * len(group), share, "magnitude", count)
     return close_layers(layers, weights, mapping)
 
 

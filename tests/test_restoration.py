@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mpfast import masks
+from mpfast.allocation import linear_map
 from mpfast.projection import output_error
 from mpfast.restoration import input_norm_saliency, restoration_gain
 
@@ -156,3 +157,21 @@ def test_noise_floor_keeps_signal_and_no_noise() -> None:
     )
     with pytest.raises(ValueError, match="delta"):
         masks.noise_floor(W, 0)
+
+
+def test_a_sparsity_for_each_layer() -> None:
+    weights = weights_of()
+    shares = linear_map([1.0, 2.0, 5.0], [w.size for w in weights.values()], 0.4, epsilon=0.5)
+    found = masks.magnitude(weights, dict(zip(weights, shares, strict=True)))
+    gone = [int((~mask).sum()) for mask in found.values()]
+    assert sum(gone) == math.floor(0.4 * sum(w.size for w in weights.values()))
+    for w, mask, share in zip(weights.values(), found.values(), shares, strict=True):
+        np.testing.assert_array_equal(mask, masks.magnitude(w, share))
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] / shares[0] == pytest.approx(3, rel=0.01)
+    assert linear_map([3.0, 3.0], [100, 100], 0.5) == [0.5, 0.5]
+    assert max(linear_map([1.0, 9.0], [100, 100], 0.9, epsilon=1.0)) == 1.0
+    with pytest.raises(ValueError, match="epsilon"):
+        linear_map([1.0], [10], 0.5, epsilon=2)
+    with pytest.raises(ValueError, match="mapping"):
+        masks.magnitude(weights["a.attn"], {"a.attn": 0.5})

@@ -15,8 +15,8 @@ DIFFERENCES = {
     "alpha": "Hill's estimate from the 20 largest eigenvalues; WeightWatcher fits a power law above an xmin that it "
     "searches for, so its value depends on the whole tail",
     "alpha_weighted": "with the alpha above",
-    "num_spikes": "values above the Tracy-Widom corrected edge; WeightWatcher counts those above the edge of a fit whose "
-    "variance it finds by minimising a Kolmogorov distance",
+    "num_spikes": "values above the Tracy-Widom corrected edge; WeightWatcher counts those above the edge of a fit "
+    "whose variance it finds by minimising a Kolmogorov distance",
     "sigma_mp": "standard deviation of one noise entry of W; WeightWatcher's is that of W times W_scale",
     "bulk_max": "square of the fitted edge, on the scale of spectral_norm",
     "bulk_min": "square of the lower edge, on the scale of spectral_norm",
