@@ -114,7 +114,9 @@ def _rounded(wanted: Array, fewest: Array, most: Array, pruned: int) -> list[int
     return [int(value) for value in whole]
 
 
-def linear_map(signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsilon: float = 0.3) -> list[float]:
+def linear_map(
+    signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsilon: float = 0.3, floors: ArrayLike = 0.0
+) -> list[float]:
     """Sparsities that rise linearly with a signal: AlphaPruning's rule, made exact.
 
     The signal is mapped to ``[1 - epsilon, 1 + epsilon]`` and scaled so that ``sparsity`` of all entries goes; where a
@@ -130,6 +132,8 @@ def linear_map(signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsi
         Share of all entries to prune.
     epsilon
         0: uniform; up to 1.
+    floors
+        Smallest sparsity, one number or one per layer: what is pruned already.
 
     Returns
     -------
@@ -152,7 +156,7 @@ def linear_map(signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsi
     spread = float(np.ptp(values))
     factor = 1 - epsilon + 2 * epsilon * (values - values.min()) / spread if spread > 0 else np.ones(len(values))
     wishes = factor * sparsity * count.sum() / (factor @ count)
-    pruned = allocate(np.minimum(wishes, 1.0), sizes, floor_count(sparsity, int(count.sum())))
+    pruned = allocate(np.minimum(wishes, 1.0), sizes, floor_count(sparsity, int(count.sum())), floors=floors)
     return [gone / size for gone, size in zip(pruned, sizes, strict=True)]
 
 

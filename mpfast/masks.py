@@ -268,22 +268,13 @@ def n_m(
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
     if second_moment is not None:
-        from mpfast.projection import project
+        from mpfast.projection import project_mask
 
         if is_on_gpu(W):
             raise ValueError("n_m(): with a second_moment W must be in host memory")
-        projection = project(
-            W,
-            n,
-            m,
-            second_moment,
-            source_mask=source_mask,
-            prior=prior,
-            permute=bool(permute),
-            layout=layout,
-            threads=threads,
-        )
-        return (projection.mask, projection.permutation) if permute else projection.mask
+        options = {"source_mask": source_mask, "prior": prior, "permute": permute, "layout": layout, "threads": threads}
+        mask, permutation = project_mask(W, n, m, second_moment, **options)
+        return (mask, permutation) if permute else mask
     if source_mask is not None or prior or permute:
         raise ValueError("n_m(): source_mask, prior and permute need a second_moment")
     count = thread_count(threads, "n_m")

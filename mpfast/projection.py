@@ -8,7 +8,7 @@ lower bound. The algorithm is in ``csrc/masks/projection.hpp``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from mpfast.bfloat16 import widened
 from mpfast.mask_layers import boolean_mask
 from mpfast.options import thread_count
 
-__all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project"]
+__all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project", "project_mask"]
 
 Array = NDArray[np.float64]
 #: Groups up to this size are searched exhaustively.
@@ -126,106 +126,160 @@ def project(
     >>> project(np.array([[1.0, -0.9]]), 1, 2, C[None]).mask
     array([[ True, False]])
     """
-    if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
-        raise ValueError(f"project(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
-    if layout not in ("flat", "channel"):
-        raise ValueError(f"project(): layout must be 'flat' or 'channel', not {layout!r}")
     if permute not in (False, True, "auto"):
         raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
-    if not prior >= 0:
-        raise ValueError(f"project(): prior must not be negative, not {prior!r}")
-    if source_mask is None and (prior > 0 or not restore):
-        raise ValueError("project(): prior and restore=False refer to a source_mask, and there is none")
     count = thread_count(threads, "project")
-    array, dtype = as_numpy(W, function="project")
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(
-            f"project(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}"
-        )
-    source = (
-        None if source_mask is None else np.ascontiguousarray(boolean_mask(source_mask, array.shape, "project", "W"))
-    )
-    if source is not None:
-        source = source.reshape(array.shape[0], -1)
-    problem = _Problem(array.reshape(array.shape[0], -1), dtype, array.shape, source, n, m)
-    length = problem.row if layout == "flat" else array.shape[1]
-    if length % m:
-        raise ValueError(f"project(): {length} inputs cannot be cut into groups of {m}")
-    moment = _checked_moment(second_moment, problem.row, m)
-    plain = _input_order(array.shape, layout, None)
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout)
     result = None
     if permute is not True:
-        result = problem.solve(moment, plain, None, prior, restore, count)
+        result = problem.priced(problem.solve(None, count), None, count)
     if permute is not False:
-        if moment.ndim != 2:
-            raise ValueError("project(): permute needs the full second moment, of shape (row length, row length)")
-        order = _dealt_out(_importance(problem, moment), m)
-        permuted = problem.solve(moment, _input_order(array.shape, layout, order), order, prior, restore, count)
+        channels = problem.dealt_out()
+        permuted = problem.priced(problem.solve(channels, count), channels, count)
         if result is None or permuted.cost < result.cost:
             result = permuted
     assert result is not None
-    keep = result.mask.reshape(array.shape)
-    return Projection(like(keep, W), result.permutation, result.cost, result.magnitude_cost, result.lower_bound)
+    return replace(result, mask=like(result.mask.reshape(problem.shape), W))
+
+
+def project_mask(
+    W: Any,
+    n: int,
+    m: int,
+    second_moment: ArrayLike,
+    *,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    permute: bool = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> tuple[Any, NDArray[np.int64] | None]:
+    """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask."""
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout)
+    channels = problem.dealt_out() if permute else None
+    mask = problem.solve(channels, thread_count(threads, "n_m"))
+    return like(mask.reshape(problem.shape), W), channels
 
 
 @dataclass
 class _Problem:
-    """Weights as rows, and how many of each group stay."""
+    """Weights as rows, how many of each group stay, and the second moment of the inputs."""
 
     rows: NDArray[Any]
     dtype: str
     shape: tuple[int, ...]
-    source: NDArray[np.bool_] | None
     n: int
     m: int
+    moment: Array
+    layout: str = "flat"
+    source: NDArray[np.bool_] | None = None
+    prior: float = 0.0
 
-    @property
-    def row(self) -> int:
-        return int(self.rows.shape[1])
+    @classmethod
+    def of(
+        cls,
+        W: Any,
+        n: int,
+        m: int,
+        second_moment: ArrayLike,
+        source_mask: Any,
+        prior: float,
+        restore: bool,
+        layout: str,
+    ) -> _Problem:
+        """Check the arguments of `project`."""
+        if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
+            raise ValueError(f"project(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
+        if layout not in ("flat", "channel"):
+            raise ValueError(f"project(): layout must be 'flat' or 'channel', not {layout!r}")
+        if not prior >= 0:
+            raise ValueError(f"project(): prior must not be negative, not {prior!r}")
+        if source_mask is None and (prior > 0 or not restore):
+            raise ValueError("project(): prior and restore=False refer to a source_mask, and there is none")
+        array, dtype = as_numpy(W, function="project")
+        if array.ndim < 2 or array.size == 0:
+            raise ValueError(f"project(): W must be non-empty with at least 2 dimensions, but has shape {array.shape}")
+        rows, source = array.reshape(len(array), -1), None
+        if source_mask is not None:
+            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, "project", "W")).reshape(rows.shape)
+            if not restore:
+                rows = rows * source.astype(rows.dtype)
+        length = rows.shape[1] if layout == "flat" else array.shape[1]
+        if length % m:
+            raise ValueError(f"project(): {length} inputs cannot be cut into groups of {m}")
+        moment = _checked_moment(second_moment, rows.shape[1], m)
+        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior))
 
     def numbers(self, rows: slice) -> Array:
         """Some rows in float64."""
         chunk = self.rows[rows]
         return np.asarray(widened(chunk) if self.dtype == "bfloat16" else chunk, np.float64)
 
-    def solve(
-        self,
-        moment: Array,
-        order: NDArray[np.int64] | None,
-        permutation: NDArray[np.int64] | None,
-        prior: float,
-        restore: bool,
-        threads: int,
-    ) -> Projection:
-        """Project with the inputs in this order; a result in the order of W, in NumPy."""
-        rows, source = self.rows, self.source
+    def solve(self, channels: NDArray[np.int64] | None, threads: int) -> NDArray[np.bool_]:
+        """The mask, in the order of W, when groups are made with the input channels in this order."""
+        order, rows, source = self._order(channels), self.rows, self.source
         if order is not None:
             rows = rows[:, order]
             source = None if source is None else np.ascontiguousarray(source[:, order])
-        if source is not None and not restore:
-            rows = rows * source.astype(rows.dtype)
-        blocks = _blocks(moment, self.m, order)
-        found_mask = np.empty(rows.shape, np.bool_)
+        keep = np.empty(rows.shape, np.bool_)
         matrix = _core.Matrix(rows, self.dtype)
-        found = _core.project_groups(matrix, blocks, source, float(prior), found_mask, self.n, self.m, threads)
+        found = _core.project_groups(matrix, self._blocks(order), source, self.prior, keep, self.n, self.m, threads)
         if found is not None:
-            position = np.unravel_index(found[2], rows.shape)
-            column = int(position[1]) if order is None else int(order[position[1]])
-            flat = int(position[0]) * self.row + column
+            row, column = (int(i) for i in np.unravel_index(found[2], rows.shape))
+            flat = row * rows.shape[1] + (column if order is None else int(order[column]))
             raise_if_nonfinite("project", "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
-        largest = np.empty(rows.shape, np.bool_)
-        _core.keep_largest_of_groups([matrix], [largest], self.n, self.m, threads)
-        permuted = _Problem(rows, self.dtype, rows.shape, None, self.n, self.m)
-        cost = permuted.cost(found_mask, blocks)
-        bound = cost if self.m <= LARGEST_EXACT and prior == 0 else min(permuted.lower_bound(blocks), cost)
-        mask = found_mask
+        if order is None:
+            return keep
+        mask = np.empty_like(keep)
+        mask[:, order] = keep
+        return mask
+
+    def priced(self, mask: NDArray[np.bool_], channels: NDArray[np.int64] | None, threads: int) -> Projection:
+        """A mask with its cost, that of magnitude, and the bound."""
+        order = self._order(channels)
+        here = self
+        keep = mask
         if order is not None:
-            mask = np.empty_like(found_mask)
-            mask[:, order] = found_mask
-        return Projection(mask, permutation, cost, permuted.cost(largest, blocks), bound)
+            here, keep = replace(self, rows=self.rows[:, order]), mask[:, order]
+        blocks = self._blocks(order)
+        largest = np.empty(mask.shape, np.bool_)
+        _core.keep_largest_of_groups([_core.Matrix(here.rows, self.dtype)], [largest], self.n, self.m, threads)
+        cost = here.cost(keep, blocks)
+        exhaustive = self.m <= LARGEST_EXACT and self.prior == 0
+        bound = cost if exhaustive else min(here.lower_bound(blocks), cost)
+        return Projection(mask, channels, cost, here.cost(largest, blocks), bound)
+
+    def dealt_out(self) -> NDArray[np.int64]:
+        """Order of the channels where slot j of group g holds that of rank ``j G + g``; left-overs stay at the end."""
+        if self.moment.ndim != 2:
+            raise ValueError("project(): permute needs the full second moment, of shape (row length, row length)")
+        squares = np.zeros(self.rows.shape[1])
+        for chunk in self._chunks():
+            squares += (self.numbers(chunk) ** 2).sum(axis=0)
+        importance = (squares * np.diagonal(self.moment)).reshape(self.shape[1], -1).sum(axis=1)
+        groups = len(importance) // self.m
+        ranked = np.argsort(-importance, kind="stable")
+        dealt = ranked[: groups * self.m].reshape(self.m, groups).T.reshape(-1)
+        return np.concatenate([dealt, ranked[groups * self.m :]]).astype(np.int64)
+
+    def _order(self, channels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+        """Columns in the order in which groups are consecutive; None if that is theirs."""
+        if channels is None and (self.layout == "flat" or len(self.shape) == 2):
+            return None
+        index = np.arange(self.rows.shape[1]).reshape(self.shape[1], -1)
+        if channels is not None:
+            index = index[channels]
+        return np.ascontiguousarray(index.T if self.layout == "channel" else index).reshape(-1)
+
+    def _blocks(self, order: NDArray[np.int64] | None) -> Array:
+        """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
+        if self.moment.ndim == 3:
+            return np.ascontiguousarray(self.moment)
+        groups = (np.arange(len(self.moment)) if order is None else order).reshape(-1, self.m)
+        return np.ascontiguousarray(self.moment[groups[:, :, None], groups[:, None, :]])
 
     def _chunks(self) -> list[slice]:
-        step = max(1, _CHUNK_ENTRIES // self.row)
+        step = max(1, _CHUNK_ENTRIES // self.rows.shape[1])
         return [slice(at, at + step) for at in range(0, len(self.rows), step)]
 
     def cost(self, keep: NDArray[np.bool_], blocks: Array) -> float:
@@ -276,41 +330,6 @@ def _checked_moment(second_moment: ArrayLike, row: int, m: int) -> Array:
     return symmetric
 
 
-def _input_order(shape: tuple[int, ...], layout: str, channels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    """Columns of ``W.reshape(out, -1)`` in the order in which groups are consecutive; None if that is theirs."""
-    if channels is None and (layout == "flat" or len(shape) == 2):
-        return None
-    index = np.arange(int(np.prod(shape[1:]))).reshape(shape[1], -1)
-    if channels is not None:
-        index = index[channels]
-    return np.ascontiguousarray(index.T if layout == "channel" else index).reshape(-1)
-
-
-def _blocks(moment: Array, m: int, order: NDArray[np.int64] | None) -> Array:
-    """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
-    if moment.ndim == 3:
-        return np.ascontiguousarray(moment)
-    groups = (np.arange(len(moment)) if order is None else order).reshape(-1, m)
-    return np.ascontiguousarray(moment[groups[:, :, None], groups[:, None, :]])
-
-
-def _importance(problem: _Problem, moment: Array) -> Array:
-    """Sum over rows and kernel positions of w^2 C_jj, for each input channel."""
-    squares = np.zeros(problem.row)
-    for chunk in problem._chunks():
-        squares += (problem.numbers(chunk) ** 2).sum(axis=0)
-    importance: Array = (squares * np.diagonal(moment)).reshape(problem.shape[1], -1).sum(axis=1)
-    return importance
-
-
-def _dealt_out(importance: Array, m: int) -> NDArray[np.int64]:
-    """Order in which slot j of group g holds the channel of rank ``j G + g``; left-over channels stay at the end."""
-    groups = len(importance) // m
-    ranked = np.argsort(-importance, kind="stable")
-    dealt = ranked[: groups * m].reshape(m, groups).T.reshape(-1)
-    return np.concatenate([dealt, ranked[groups * m :]]).astype(np.int64)
-
-
 def permute_inputs(W: Any, permutation: NDArray[np.int64]) -> Any:
     """Return weights (or a mask) with the input channels in this order: ``W[:, permutation]``."""
     return W[:, permutation]
@@ -350,4 +369,4 @@ def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
     blocks = moment if moment.ndim == 3 else moment[None]
     if moment.ndim not in (2, 3) or blocks.shape != (rows.shape[1] // size, size, size):
         raise ValueError(f"output_error(): a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
-    return _Problem(rows, dtype, array.shape, None, size, size).cost(keep, np.ascontiguousarray(blocks))
+    return _Problem(rows, dtype, array.shape, size, size, moment).cost(keep, np.ascontiguousarray(blocks))

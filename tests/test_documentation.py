@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import mpfast
 
 README = Path(__file__).parents[1] / "README.md"
-OPTIONAL = {"mpfast.cli": "typer"}
+OPTIONAL = {"mpfast.cli": "typer", "mpfast.integrations.torch": "torch"}
 
 
 def modules():
@@ -26,8 +27,9 @@ def modules():
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name):
-    if name in OPTIONAL:
-        pytest.importorskip(OPTIONAL[name])
+    for package, needed in OPTIONAL.items():
+        if name == package or name.startswith(f"{package}."):
+            pytest.importorskip(needed)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
 
@@ -53,6 +55,8 @@ def test_readme_python_runs(tmp_path, monkeypatch):
     assert blocks
     names = {"W": W, "W1": W, "W2": 2 * W}
     for block in blocks:
+        if "torch" in block and importlib.util.find_spec("torch") is None:
+            continue
         exec(compile(block.replace("model.safetensors", "model.npz"), str(README), "exec"), names)
     assert names["edge"].spikes >= 1
 

@@ -71,7 +71,7 @@ class StepReport:
     sparsity : float
         Of the prunable weights, as reached.
     method : str
-        ``"magnitude"`` or ``"restore"``.
+        ``"magnitude"``, ``"restore"`` or what `prune_to` was told.
     pruned, restored : int
         Entries that this step took out, and how many of the pruned ones it put back.
     score : float, optional
@@ -201,19 +201,32 @@ class PruneAndRestore:
 
     def magnitude_step(self, sparsity: float) -> StepReport:
         """Prune globally by magnitude, what is pruned staying so, and fine-tune."""
+        return self.prune_to(masks.magnitude(self.weights, sparsity, within=self.masks), "magnitude")
+
+    def prune_to(self, found: Mapping[str, torch.Tensor], method: str = "given") -> StepReport:
+        """Prune by masks that come from elsewhere, by parameter name, and fine-tune.
+
+        Raises
+        ------
+        ValueError
+            A mask is missing, or keeps what is pruned already.
+        """
+        for name, mask in self.masks.items():
+            if name not in found or bool((found[name] & ~mask).any()):
+                raise ValueError(f"prune_to(): the mask of {name} is missing, or keeps what is pruned already")
         before = dict(self.masks)
-        self._prune(masks.magnitude(self._values(), sparsity, within=self.masks))
-        return self._finish("magnitude", before)
+        self._prune({name: found[name] for name in self.masks})
+        return self._finish(method, before)
 
     def restore_step(self, sparsity: float) -> StepReport:
         """Prune too much, restore the excess, and fine-tune."""
         before = dict(self.masks)
         regime = regime_for(sparsity, BERLYAND2026)
-        signals = spectral_signals(self._values(), regime.signal, seed=self.seed)
+        signals = spectral_signals(self.weights, regime.signal, seed=self.seed)
         types = [default_layer_type(name) for name in signals]
         weights = dict(zip(signals, layer_weights(list(signals.values()), sparsity, regime, types), strict=True))
         excess = min(sparsity + self.over_prune, 1.0)
-        self._prune(masks.spectral_budget(self._values(), excess, regimes=regime, signals=signals, within=self.masks))
+        self._prune(masks.spectral_budget(self.weights, excess, regimes=regime, signals=signals, within=self.masks))
         scores = self._movement() if self.saliency is None else self.saliency(self.model, self.masks)
         power = {"quiet": -1, "loud": 1, "none": 0}[self.protect]
         restored = masks.restore(
@@ -230,7 +243,9 @@ class PruneAndRestore:
         self.masks = restored
         return self._finish("restore", before)
 
-    def _values(self) -> dict[str, torch.Tensor]:
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The prunable weights as they are now, by parameter name."""
         return {name: weight.detach() for name, weight in self._weights.items()}
 
     @torch.no_grad()
