@@ -23,14 +23,11 @@ constexpr index_t kTileEntriesWide = index_t{1} << 13;
 
 std::size_t position(index_t i) { return static_cast<std::size_t>(i); }
 
-// 2^-k such that the largest of the magnitudes lies in [1/2, 1): a factor that costs no digit.
+// The factor that brings the largest magnitude near 1.
 double normalizer(const double* values, index_t count, index_t stride) {
   double largest = 0;
   for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(values[i * stride]));
-  if (largest == 0) return 1;
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
+  return masks::unit_factor(largest);
 }
 
 // Each block with the largest entry of its diagonal near 1: a common factor changes no choice.
@@ -44,19 +41,17 @@ std::vector<double> normalized(const double* moments, index_t groups, int m) {
   return result;
 }
 
-// Mean of Q over all sets of d of the m slots, without the prior.
+// Mean cost of dropping d slots of a group, without the prior.
 double mean_cost(const double* u, const double* moment, int m, int d) {
   double trace = 0;
   double all = 0;
   for (int i = 0; i < m; ++i) {
     double row = 0;
     for (int j = 0; j < m; ++j) row += moment[i * m + j] * u[j];
-    trace += u[i] * moment[i * m + i] * u[i];
+    trace += u[i] * (moment[i * m + i] * u[i]);
     all += u[i] * row;
   }
-  const double single = static_cast<double>(d) / m;
-  const double pair = m > 1 ? single * (d - 1) / (m - 1) : 0;
-  return single * trace + pair * (all - trace);
+  return masks::mean_cost(all, trace, m, d);
 }
 
 class Projector {

@@ -71,18 +71,6 @@ void project_pairs(const ProjectionTile& tile, index_t group, int row) {
   write(tile, group, row, dropped);
 }
 
-// The slots that cost nothing, if there are enough of them: the first d. A is positive semidefinite, so no set costs
-// less; and in a group of zeros all sets would be equally good, and all be compared in double.
-bool free_slots(const Group& group, int d, unsigned& dropped) {
-  dropped = 0;
-  for (int i = 0; i < group.m && d > 0; ++i) {
-    if (group.diagonal(i) != 0) continue;
-    dropped |= 1U << i;
-    --d;
-  }
-  return d == 0;
-}
-
 template <int kSecond>
 void project_by_tables(const ProjectionTile& tile, index_t group, int row,
                        masks::TableSearch<Floats, kSecond>& search) {
@@ -111,7 +99,7 @@ void project_by_tables(const ProjectionTile& tile, index_t group, int row,
       prior[j] = lanes.prior[j][lane];
     }
     const Group one{u, moment, prior, m};
-    if (free_slots(one, d, dropped[lane])) continue;
+    if (one.free_slots(d, dropped[lane])) continue;
     dropped[lane] = search.settle(a, d, lane, best[lane], masks::kTableError * magnitude[lane], one);
   }
   write(tile, group, row, dropped);

@@ -16,6 +16,7 @@
 // Of equal costs the lexicographically smallest D wins. Internal linkage as in select.hpp.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 namespace mpfast::masks {
@@ -36,6 +37,36 @@ constexpr int bit_count(unsigned bits) {
   int count = 0;
   for (; bits != 0; bits &= bits - 1) ++count;
   return count;
+}
+
+// Of a set that is not empty.
+constexpr int first_slot(unsigned set) {
+  int slot = 0;
+  for (; (set & 1U) == 0; set >>= 1) ++slot;
+  return slot;
+}
+
+template <class V>
+constexpr V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
+// 2^-k such that `largest` times it lies in [1/2, 1): a factor that costs no digit. 1 for zero.
+constexpr double unit_factor(double largest) {
+  if (largest == 0) return 1;
+  constexpr int kMostExponent = 1000;  // so that the factor is a normal number
+  const auto exponent = static_cast<int>(std::bit_cast<std::uint64_t>(largest) >> 52 & 0x7ff);
+  int k = exponent - 1022;
+  if (k < -kMostExponent) k = -kMostExponent;
+  if (k > kMostExponent) k = kMostExponent;
+  return std::bit_cast<double>(static_cast<std::uint64_t>(1023 - k) << 52);
+}
+
+// Mean of Q over all sets of d of m slots, from the sum of A and that of its diagonal, without the prior.
+constexpr double mean_cost(double all, double trace, int m, int d) {
+  const double single = static_cast<double>(d) / m;
+  const double pair = m > 1 ? single * (d - 1) / (m - 1) : 0;
+  return single * trace + pair * (all - trace);
 }
 
 // The subsets of eight slots by size: those of size k are sets[first_of_size[k]] up to sets[first_of_size[k + 1]]. In
@@ -89,10 +120,22 @@ struct Group {
   const double* prior;   // m terms of the diagonal
   int m;
 
-  double diagonal(int i) const { return u[i] * u[i] * moment[i * m + i] + prior[i]; }
+  constexpr double diagonal(int i) const { return u[i] * u[i] * moment[i * m + i] + prior[i]; }
+
+  // The slots that cost nothing, if there are enough of them: the first d. A is positive semidefinite, so no set costs
+  // less; and in a group of zeros all sets would be equally good, and all be compared in double.
+  constexpr bool free_slots(int d, unsigned& dropped) const {
+    dropped = 0;
+    for (int i = 0; i < m && d > 0; ++i) {
+      if (diagonal(i) != 0) continue;
+      dropped |= 1U << i;
+      --d;
+    }
+    return d == 0;
+  }
 
   // Q(D), always summed in the same order.
-  double cost(unsigned dropped) const {
+  constexpr double cost(unsigned dropped) const {
     double total = 0;
     for (int i = 0; i < m; ++i) {
       if ((dropped >> i & 1U) == 0) continue;
@@ -112,7 +155,7 @@ struct BestSet {
   unsigned set = 0;
   bool any = false;
 
-  void see(double other_cost, unsigned other) {
+  constexpr void see(double other_cost, unsigned other) {
     if (any && !(other_cost < cost || (other_cost == cost && lexicographically_before(other, set)))) return;
     cost = other_cost;
     set = other;
@@ -120,8 +163,66 @@ struct BestSet {
   }
 };
 
-// The search for groups whose second half has kSecond slots. Loops over the second half are unrolled: one addition and
-// one comparison for each D, and nothing else.
+// The second half, of kSecond slots: its quarters, and the step that all the time is spent in. Loops are unrolled: one
+// addition and one comparison for each D2, and nothing else.
+template <int kSecond>
+struct SecondHalf {
+  static constexpr int kLower = kSecond / 2;
+  static constexpr int kUpper = kSecond - kLower;
+
+  // Sums of the terms over all subsets of a quarter.
+  template <int kCount, class V>
+  static constexpr void tabulate(const V* terms, V* table) {
+    table[0] = V{};
+    for (int i = 0; i < kCount; ++i) {
+      for (int e = 0; e < 1 << i; ++e) table[(1 << i) + e] = table[e] + terms[i];
+    }
+  }
+
+  // Least cost over the D2 of `size` slots: second[D2] + lower[its lower quarter] + upper[its upper quarter].
+  template <int kSize = kSecond, class V>
+  static constexpr V least(int size, const V* second, const V* lower, const V* upper, V worst) {
+    if (size == kSize) {
+      V best = worst;
+      over_upper<kSize>(best, second, lower, upper, worst, typename MakeIndices<1 << kUpper>::Type{});
+      return best;
+    }
+    if constexpr (kSize > 0) {
+      return least<kSize - 1>(size, second, lower, upper, worst);
+    } else {
+      return worst;
+    }
+  }
+
+ private:
+  template <int kSize, class V, int... kHigh>
+  static constexpr void over_upper(V& best, const V* second, const V* lower, const V* upper, V worst,
+                                   Indices<kHigh...>) {
+    (take_upper<kSize, kHigh>(best, second, lower, upper, worst), ...);
+  }
+
+  template <int kSize, int kHigh, class V>
+  static constexpr void take_upper(V& best, const V* second, const V* lower, const V* upper, V worst) {
+    constexpr int kLeft = kSize - bit_count(kHigh);
+    if constexpr (kLeft >= 0 && kLeft <= kLower) {
+      V inner = worst;
+      over_lower<kLeft>(inner, second + (kHigh << kLower), lower, typename MakeIndices<1 << kLower>::Type{});
+      best = smaller(best, inner + upper[kHigh]);
+    }
+  }
+
+  template <int kSize, class V, int... kLow>
+  static constexpr void over_lower(V& best, const V* second, const V* lower, Indices<kLow...>) {
+    (take_lower<kSize, kLow>(best, second, lower), ...);
+  }
+
+  template <int kSize, int kLow, class V>
+  static constexpr void take_lower(V& best, const V* second, const V* lower) {
+    if constexpr (bit_count(kLow) == kSize) best = smaller(best, second[kLow] + lower[kLow]);
+  }
+};
+
+// The search on the host, for groups whose second half has kSecond slots.
 template <class V, int kSecond>
 class TableSearch {
  public:
@@ -148,9 +249,9 @@ class TableSearch {
         least_[d1] = worst;
         continue;
       }
-      tabulate_sums<kLower>(cross_[slot], lower_);
-      tabulate_sums<kUpper>(cross_[slot] + kLower, upper_);
-      least_[d1] = least_[d1] + least_of_size<kSecond>(size, worst);
+      Half::template tabulate<Half::kLower>(cross_[slot], lower_);
+      Half::template tabulate<Half::kUpper>(cross_[slot] + Half::kLower, upper_);
+      least_[d1] = least_[d1] + Half::least(size, second_, lower_, upper_, worst);
       best = smaller(best, least_[d1]);
     }
     return best;
@@ -170,17 +271,8 @@ class TableSearch {
   }
 
  private:
-  static constexpr int kLower = kSecond / 2;
-  static constexpr int kUpper = kSecond - kLower;
+  using Half = SecondHalf<kSecond>;
   static constexpr int kMostFirst = kSecond;
-
-  static V smaller(V a, V b) { return a < b ? a : b; }
-
-  static constexpr int first_slot(unsigned set) {
-    int slot = 0;
-    for (; (set & 1U) == 0; set >>= 1) ++slot;
-    return slot;
-  }
 
   // Costs of all subsets of the slots begin .. begin + size.
   void tabulate(const V* a, int m, int begin, int size, V* table) {
@@ -194,53 +286,6 @@ class TableSearch {
       }
       for (int e = 0; e < 1 << i; ++e) table[(1 << i) + e] = table[e] + sums_[e];
     }
-  }
-
-  template <int kCount>
-  static void tabulate_sums(const V* terms, V* table) {
-    table[0] = V{};
-    for (int i = 0; i < kCount; ++i) {
-      for (int e = 0; e < 1 << i; ++e) table[(1 << i) + e] = table[e] + terms[i];
-    }
-  }
-
-  // Least cost over the D2 of `size` slots, given the sums for a D1.
-  template <int kSize>
-  V least_of_size(int size, V worst) const {
-    if (size == kSize) return over_upper<kSize>(worst, typename MakeIndices<1 << kUpper>::Type{});
-    if constexpr (kSize > 0) {
-      return least_of_size<kSize - 1>(size, worst);
-    } else {
-      return worst;
-    }
-  }
-
-  template <int kSize, int... kHigh>
-  V over_upper(V worst, Indices<kHigh...>) const {
-    V best = worst;
-    (take_upper<kSize, kHigh>(best, worst), ...);
-    return best;
-  }
-
-  template <int kSize, int kHigh>
-  void take_upper(V& best, V worst) const {
-    constexpr int kLeft = kSize - bit_count(kHigh);
-    if constexpr (kLeft >= 0 && kLeft <= kLower) {
-      const V inner = over_lower<kLeft, kHigh>(worst, typename MakeIndices<1 << kLower>::Type{});
-      best = smaller(best, inner + upper_[kHigh]);
-    }
-  }
-
-  template <int kSize, int kHigh, int... kLow>
-  V over_lower(V worst, Indices<kLow...>) const {
-    V best = worst;
-    (take_lower<kSize, kHigh, kLow>(best), ...);
-    return best;
-  }
-
-  template <int kSize, int kHigh, int kLow>
-  void take_lower(V& best) const {
-    if constexpr (bit_count(kLow) == kSize) best = smaller(best, second_[kHigh << kLower | kLow] + lower_[kLow]);
   }
 
   // Shows every D1 + D2 that costs at most `slack` more than the best of this D1.
@@ -280,8 +325,8 @@ class TableSearch {
   V second_[1 << kSecond];
   V sums_[1 << kSecond];
   V cross_[kMostFirst + 1][kSecond];
-  V lower_[1 << kLower];
-  V upper_[1 << kUpper];
+  V lower_[1 << Half::kLower];
+  V upper_[1 << Half::kUpper];
 };
 
 }  // namespace
