@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpfast.devices import address_of, cuda_backend, cuda_status, device_matrix
 
 RESULTS = Path(__file__).parent / "results"
@@ -237,6 +239,16 @@ def mask_rows(rate: float, quick: bool) -> Iterator[Row]:
     yield Row(
         "half of all entries, bfloat16", "torch.kthvalue (threshold only)", other, f"{other / seconds:.1f} x mpfast"
     )
+    W = W[:3072, :768].float().contiguous()
+    for n, m in ((2, 4), (4, 8), (8, 16)):
+        moments = np.broadcast_to(0.5 + 0.5 * np.eye(m), (768 // m, m, m))
+        seconds, mask = clock(lambda n=n, m=m, C=moments: mpfast.masks.n_m(W, n, m, second_moment=C), 5)
+        started = time.perf_counter()
+        expected = mpfast.masks.n_m(W.cpu(), n, m, second_moment=moments)
+        other = time.perf_counter() - started
+        case = f"{n}:{m} by second moment, 3072 x 768 float32"
+        yield Row(case, "mpfast.masks.n_m", seconds, "", float((mask.cpu() != expected).sum()))
+        yield Row(case, "the same on the CPU", other, f"{other / seconds:.1f} x mpfast")
 
 
 def llama_rows(quick: bool) -> Iterator[Row]:

@@ -198,6 +198,7 @@ are bound by memory and, at p = 16384 and b = 4, by the launch (about 3 us).
 | `sum_parts_kernel` | w b p (c + 1) | b p c |
 | `gram_kernel` | w b p | 2 b^2 p, fp64 |
 | `transform_kernel` | 2 w b p | 2 b^2 p |
+| `project_kernel`, 8:16, per group | 16 weights, 16 bytes of mask, its moments from the cache | 2 x 12870 |
 | `probe_kernel` | w b p | about 60 integer operations an entry |
 | `zero_kernel` | w b p | none |
 

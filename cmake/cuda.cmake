@@ -9,6 +9,7 @@ set(cuda_host_sources
   csrc/cuda/pass_dispatch.cpp
   csrc/cuda/pass_plan.cpp
   csrc/cuda/products.cpp
+  csrc/cuda/projection.cpp
   csrc/cuda/streamed.cpp
   csrc/cpu/small_eigen.cpp
   csrc/cpu/blas.cpp
@@ -17,7 +18,7 @@ set(cuda_host_sources
   csrc/python/bind_cuda_masks.cpp
   csrc/python/bind_cuda_products.cpp
   csrc/python/cuda_module.cpp)
-set(cuda_kernel_sources csrc/cuda/mask_kernels.cu csrc/cuda/vector_kernels.cu)
+set(cuda_kernel_sources csrc/cuda/mask_kernels.cu csrc/cuda/projection_kernels.cu csrc/cuda/vector_kernels.cu)
 # pass.cu is compiled once per storage type and precision of the vectors.
 set(cuda_passes float64:double float32:double float16:double bfloat16:double float32:float float16:float bfloat16:float)
 

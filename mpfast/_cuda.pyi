@@ -104,3 +104,6 @@ def prune_smallest(
 def keep_largest_of_groups(
     matrices: Sequence[Matrix], keep: Sequence[int], n: int, m: int
 ) -> tuple[int, int, int] | None: ...
+def project_groups(
+    matrix: Matrix, moments: NDArray[np.float64], source: int, prior: float, keep: int, n: int, m: int
+) -> tuple[int, int, int] | None: ...

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpfast.arrays import check_matrix
 from mpfast.devices import address_of, cuda_backend, device_matrix
@@ -53,6 +54,15 @@ def prune_on_device(
 def groups_on_device(layer: DeviceLayer, n: int, m: int) -> tuple[int, tuple[int, ...]] | None:
     """Keep the n largest of every m entries along the rows; or say how many entries are not finite, and the first."""
     found = layer.backend.keep_largest_of_groups([layer.matrix], [address_of(layer.keep)], n, m)
+    return None if found is None else (found[1], layer.locate(found[2]))
+
+
+def projection_on_device(
+    layer: DeviceLayer, moments: NDArray[np.float64], source: Any, prior: float, n: int, m: int
+) -> tuple[int, tuple[int, ...]] | None:
+    """Keep those n of every m entries whose loss costs least; or say how many entries are not finite, and the first."""
+    where = 0 if source is None else address_of(source)
+    found = layer.backend.project_groups(layer.matrix, moments, where, prior, address_of(layer.keep), n, m)
     return None if found is None else (found[1], layer.locate(found[2]))
 
 

@@ -237,7 +237,7 @@ def n_m(
         Mean of ``x x^T`` over the layer's inputs, its blocks (row length / m, m, m) or all of it: the mask is then that
         of `mpfast.projection.project`, which also says what it costs. Without it, the n largest stay.
     source_mask, prior, permute
-        As `mpfast.projection.project`; they need a `second_moment`.
+        As `mpfast.projection.project`; they need a `second_moment`. On a GPU m is at most 16, and permute is not there.
     layout
         ``"flat"``: groups run along the flattened row ``in * kh * kw``. ``"channel"``: along ``in`` at each position of
         the kernel, the layout of sparse tensor cores.
@@ -270,8 +270,6 @@ def n_m(
     if second_moment is not None:
         from mpfast.projection import project_mask
 
-        if is_on_gpu(W):
-            raise ValueError("n_m(): with a second_moment W must be in host memory")
         options = {"source_mask": source_mask, "prior": prior, "permute": permute, "layout": layout, "threads": threads}
         mask, permutation = project_mask(W, n, m, second_moment, **options)
         return (mask, permutation) if permute else mask

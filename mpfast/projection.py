@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, like, raise_if_nonfinite
 from mpfast.bfloat16 import widened
+from mpfast.device_masks import DeviceLayer, projection_on_device
+from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.mask_layers import boolean_mask
 from mpfast.options import thread_count
 
@@ -155,10 +157,51 @@ def project_mask(
     threads: int | None = None,
 ) -> tuple[Any, NDArray[np.int64] | None]:
     """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask."""
+    count = thread_count(threads, "n_m")
+    if is_on_gpu(W) and has_cuda_backend():
+        return _mask_on_device(W, n, m, second_moment, source_mask, prior, permute, layout), None
     problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout)
     channels = problem.dealt_out() if permute else None
-    mask = problem.solve(channels, thread_count(threads, "n_m"))
+    mask = problem.solve(channels, count)
     return like(mask.reshape(problem.shape), W), channels
+
+
+def _mask_on_device(
+    W: Any, n: int, m: int, second_moment: ArrayLike, source_mask: Any, prior: float, permute: bool, layout: str
+) -> Any:
+    shape = tuple(int(extent) for extent in W.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"n_m(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
+    if not 1 <= n <= m <= LARGEST_EXACT:
+        raise ValueError(f"n_m(): on a GPU 1 <= n <= m <= {LARGEST_EXACT} is needed with a second_moment, got {n}:{m}")
+    if permute or (layout == "channel" and len(shape) > 2):
+        raise ValueError("n_m(): on a GPU neither permute nor layout='channel' of a convolution: reorder W yourself")
+    if prior < 0 or (prior > 0 and source_mask is None):
+        raise ValueError("n_m(): prior must not be negative, and needs a source_mask")
+    rows = W.reshape(shape[0], -1)
+    if rows.shape[1] % m:
+        raise ValueError(f"n_m(): rows of length {rows.shape[1]} cannot be cut into groups of {m}")
+    layer = DeviceLayer(rows, "n_m", "W")
+    source = None
+    if source_mask is not None:
+        if tuple(source_mask.shape) != shape or "bool" not in str(source_mask.dtype) or not is_on_gpu(source_mask):
+            raise ValueError("n_m(): source_mask must be a boolean array of the shape of W, on its GPU")
+        source = source_mask.reshape(rows.shape)
+        if hasattr(source, "contiguous"):
+            source = source.contiguous()
+    moment = _checked_moment(second_moment, int(rows.shape[1]), m)
+    bad = projection_on_device(layer, _diagonal_blocks(moment, m, None), source, float(prior), n, m)
+    if bad is not None:
+        raise_if_nonfinite("n_m", "W", *bad)
+    return layer.mask().reshape(shape)
+
+
+def _diagonal_blocks(moment: Array, m: int, order: NDArray[np.int64] | None) -> Array:
+    """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
+    if moment.ndim == 3:
+        return np.ascontiguousarray(moment)
+    groups = (np.arange(len(moment)) if order is None else order).reshape(-1, m)
+    return np.ascontiguousarray(moment[groups[:, :, None], groups[:, None, :]])
 
 
 @dataclass
@@ -223,7 +266,9 @@ class _Problem:
             source = None if source is None else np.ascontiguousarray(source[:, order])
         keep = np.empty(rows.shape, np.bool_)
         matrix = _core.Matrix(rows, self.dtype)
-        found = _core.project_groups(matrix, self._blocks(order), source, self.prior, keep, self.n, self.m, threads)
+        found = _core.project_groups(
+            matrix, _diagonal_blocks(self.moment, self.m, order), source, self.prior, keep, self.n, self.m, threads
+        )
         if found is not None:
             row, column = (int(i) for i in np.unravel_index(found[2], rows.shape))
             flat = row * rows.shape[1] + (column if order is None else int(order[column]))
@@ -241,7 +286,7 @@ class _Problem:
         keep = mask
         if order is not None:
             here, keep = replace(self, rows=self.rows[:, order]), mask[:, order]
-        blocks = self._blocks(order)
+        blocks = _diagonal_blocks(self.moment, self.m, order)
         largest = np.empty(mask.shape, np.bool_)
         _core.keep_largest_of_groups([_core.Matrix(here.rows, self.dtype)], [largest], self.n, self.m, threads)
         cost = here.cost(keep, blocks)
@@ -270,13 +315,6 @@ class _Problem:
         if channels is not None:
             index = index[channels]
         return np.ascontiguousarray(index.T if self.layout == "channel" else index).reshape(-1)
-
-    def _blocks(self, order: NDArray[np.int64] | None) -> Array:
-        """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
-        if self.moment.ndim == 3:
-            return np.ascontiguousarray(self.moment)
-        groups = (np.arange(len(self.moment)) if order is None else order).reshape(-1, self.m)
-        return np.ascontiguousarray(self.moment[groups[:, :, None], groups[:, None, :]])
 
     def _chunks(self) -> list[slice]:
         step = max(1, _CHUNK_ENTRIES // self.rows.shape[1])

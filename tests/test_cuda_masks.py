@@ -143,3 +143,48 @@ def test_mask_errors_of_device_arrays() -> None:
         mpfast.masks.magnitude(on_device(W), 0.5)
     with pytest.raises(ValueError, match=r"first at \(2, 3\)"):
         mpfast.masks.n_m(on_device(W), 2, 4)
+
+
+def second_moments(rng: np.random.Generator, groups: int, m: int) -> NDArray[np.float64]:
+    X = rng.standard_normal((groups, 4 * m, m)) @ (np.eye(m) + 0.4 * rng.standard_normal((groups, m, m)))
+    return np.einsum("gsi,gsj->gij", X, X)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 4), (2, 5), (4, 8), (8, 9), (7, 12), (8, 16), (16, 16)])
+def test_projection_as_on_the_cpu(cuda: Any, dtype: str, n: int, m: int) -> None:
+    rng = np.random.default_rng(100 * n + m)
+    entries, _ = stored(rng.standard_normal((3, 2 * m)), dtype)
+    moments = second_moments(rng, 2, m)
+    source = rng.random(entries.shape) < 0.5
+    for layout in layouts(entries):
+        for prior in (0.0, 0.3):
+            here, there = np.empty((2, *entries.shape), dtype=np.bool_)
+            assert _core.project_groups(_core.Matrix(layout, dtype), moments, source, prior, here, n, m, 1) is None
+            device = device_matrix(cuda, layout, dtype)
+            found = cuda.project_groups(device, moments, source.ctypes.data, prior, there.ctypes.data, n, m)
+            assert found is None
+            assert (there == here).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (5, 10)])
+def test_projection_of_ties_and_zeros_as_on_the_cpu(cuda: Any, n: int, m: int) -> None:
+    rng = np.random.default_rng(m)
+    rows = np.stack([np.zeros(2 * m), np.ones(2 * m), quantised(rng, (1, 2 * m))[0], 1 + 1e-9 * np.arange(2 * m)])
+    for moments in (np.broadcast_to(np.eye(m), (2, m, m)), np.zeros((2, m, m)), second_moments(rng, 2, m)):
+        here, there = np.empty((2, *rows.shape), dtype=np.bool_)
+        _core.project_groups(_core.Matrix(rows, "float64"), moments, None, 0.0, here, n, m, 1)
+        cuda.project_groups(device_matrix(cuda, rows, "float64"), moments, 0, 0.0, there.ctypes.data, n, m)
+        assert (there == here).all()
+
+
+def test_projection_reports_what_is_not_finite(cuda: Any) -> None:
+    W = np.ones((3, 8))
+    W[1, 5] = np.nan
+    W[2, 0] = np.inf
+    keep = np.empty(W.shape, dtype=np.bool_)
+    moments = np.broadcast_to(np.eye(4), (2, 4, 4))
+    found = cuda.project_groups(device_matrix(cuda, W, "float64"), moments, 0, 0.0, keep.ctypes.data, 2, 4)
+    assert found == (0, 2, 13)
+    with pytest.raises(ValueError, match="16"):
+        cuda.project_groups(device_matrix(cuda, np.ones((2, 17)), "float64"), np.eye(17), 0, 0.0, 0, 3, 17)

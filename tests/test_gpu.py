@@ -108,6 +108,19 @@ def test_cupy_arrays(cupy: Any) -> None:
     assert (cupy.asnumpy(mpfast.masks.n_m(W, 2, 4)) == mpfast.masks.n_m(host, 2, 4)).all()
 
 
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (8, 16)])
+def test_projection(cupy: Any, n: int, m: int) -> None:
+    W = cupy.random.default_rng(m).standard_normal((300, 10 * m), dtype=cupy.float32)
+    X = np.random.default_rng(m).standard_normal((10, 4 * m, m)) @ np.random.default_rng(1).standard_normal((m, m))
+    moments = np.einsum("gsi,gsj->gij", X, X)
+    source = W > 0
+    for options in ({}, {"source_mask": source, "prior": 0.5}):
+        there = mpfast.masks.n_m(W, n, m, second_moment=moments, **options)
+        on_host = {key: cupy.asnumpy(value) if key == "source_mask" else value for key, value in options.items()}
+        here = mpfast.masks.n_m(cupy.asnumpy(W), n, m, second_moment=moments, **on_host)
+        assert (cupy.asnumpy(there) == here).all()
+
+
 def test_jax_arrays() -> None:
     jax = pytest.importorskip("jax")
     if jax.default_backend() != "gpu":

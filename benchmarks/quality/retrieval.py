@@ -32,6 +32,7 @@ from mpfast import lowrank, masks
 from mpfast.allocation import linear_map
 from mpfast.integrations.torch import SecondMoments
 from mpfast.projection import output_error, project
+from mpfast.restoration import input_norm_saliency
 
 PACKAGES = ("numpy", "numpy.linalg", "numpy.random", "scipy.stats", "scipy.signal", "scipy.special", "scipy.optimize")
 PACKAGES += ("scipy.linalg", "scipy.sparse", "scipy.ndimage", "sklearn.metrics", "sklearn.preprocessing")
@@ -118,6 +119,7 @@ class Bench:
             name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.names
         }
         self.rows: list[dict[str, object]] = []
+        self.ranks: dict[tuple[str, float | None], np.ndarray] = {}
         self.before = self._embeddings()
         self.record("dense", None, None)
 
@@ -142,6 +144,7 @@ class Bench:
         fidelity = float(
             np.mean([(a * b).sum(axis=1).mean() for a, b in zip(self.before, (queries, documents), strict=True)])
         )
+        self.ranks[method, sparsity] = ranks
         row = {
             "method": method,
             "sparsity": sparsity,
@@ -160,12 +163,26 @@ def alpha_budget(weights: Weights, sparsity: float) -> Weights:
     return masks.magnitude(weights, dict(zip(weights, shares, strict=True)))
 
 
+def input_norm(moments: dict[str, np.ndarray], scope: str) -> Callable[[Weights, float], Weights]:
+    """|w_ij| sqrt(C_jj) in the place of |w_ij|."""
+
+    def choose(weights: Weights, sparsity: float) -> Weights:
+        saliency = {name: torch.from_numpy(input_norm_saliency(w, moments[name])) for name, w in weights.items()}
+        return masks.magnitude(saliency, sparsity, scope=scope)
+
+    return choose
+
+
 BUDGETS: dict[str, Callable[[Weights, float], Weights]] = {
     "global magnitude": masks.magnitude,
     "layer-uniform magnitude": lambda w, s: masks.magnitude(w, s, scope="layer"),
     "alpha budget": alpha_budget,
     "spectral budget (SEB)": masks.spectral_budget,
 }
+
+
+UNIFORM = "layer-uniform magnitude"
+UNSTRUCTURED = (*BUDGETS, "global input norm", "layer-uniform input norm")
 
 
 def prune_by_patterns(bench: Bench, moments: dict[str, np.ndarray]) -> None:
@@ -216,15 +233,24 @@ def report(bench: Bench) -> list[str]:
         "",
         "## Budgets: MRR (cosine to the dense embeddings)",
         "",
-        "| sparsity | " + " | ".join(BUDGETS) + " |",
-        "|---" * (len(BUDGETS) + 1) + "|",
+        "The first four choose by the weights alone; the last two by the weight times the root mean square of its "
+        "input.",
+        "",
+        "| sparsity | " + " | ".join(UNSTRUCTURED) + " |",
+        "|---" * (len(UNSTRUCTURED) + 1) + "|",
     ]
     for sparsity in SPARSITIES:
         cells = []
-        for method in BUDGETS:
+        for method in UNSTRUCTURED:
             row = next(r for r in rows if r["method"] == method and r["sparsity"] == sparsity)
             cells.append(f"{row['mrr']:.3f} ± {row['error']:.3f} ({row['cosine']:.3f})")
         lines.append(f"| {sparsity:g} | " + " | ".join(cells) + " |")
+    lines += ["", "Difference to layer-uniform magnitude at 50 %, query by query:", ""]
+    base = bench.ranks[UNIFORM, 0.5]
+    for (method, sparsity), ranks in bench.ranks.items():
+        if sparsity == 0.5 and method != UNIFORM:
+            change = ranks - base
+            lines.append(f"- {method}: {change.mean():+.3f} ± {change.std(ddof=1) / np.sqrt(len(change)):.3f}")
     lines += [
         "",
         "## n:m patterns, half of the weights",
@@ -259,7 +285,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for key, ax in zip(("mrr", "cosine"), axes, strict=True):
-        for method in BUDGETS:
+        for method in UNSTRUCTURED:
             line = [row for row in rows if row["method"] == method]
             error = [row["error"] for row in line] if key == "mrr" else None
             ax.errorbar(SPARSITIES, [row[key] for row in line], error, marker=".", capsize=2, label=method)
@@ -284,7 +310,10 @@ def main() -> None:
     started = time.perf_counter()
     bench = Bench(Path(package.origin).parent / "model")
     moments = bench.moments()
-    for method, choose in BUDGETS.items():
+    with_data = {
+        f"{label} input norm": input_norm(moments, label.split("-")[0]) for label in ("global", "layer-uniform")
+    }
+    for method, choose in {**BUDGETS, **with_data}.items():
         for sparsity in SPARSITIES:
             found = choose(bench.dense, sparsity)
             bench.measure(method, sparsity, {name: w * found[name] for name, w in bench.dense.items()})

@@ -22,23 +22,6 @@ DeviceBuffer<T> zeros(Stream stream, index_t count) {
   return buffer;
 }
 
-// Only reached on the way to an error.
-NonFinite describe_nonfinite(Stream stream, std::span<const ScoredMatrix> matrices) {
-  for (std::size_t k = 0; k < matrices.size(); ++k) {
-    const MatrixView& w = matrices[k].entries;
-    const index_t chunks = mask_chunks(w);
-    const DeviceBuffer<ChunkNonFinite> found(stream, chunks);
-    find_nonfinite(stream, w, found.get());
-    NonFinite all{static_cast<index_t>(k), 0, 0};
-    for (const ChunkNonFinite& part : to_host(stream, found.get(), chunks)) {
-      if (part.count > 0 && all.count == 0) all.first = part.first;  // chunks are in row-major order
-      all.count += part.count;
-    }
-    if (all.count > 0) return all;
-  }
-  throw std::logic_error("a non-finite entry was seen and is gone");
-}
-
 struct Cut {
   std::int64_t key = 0;     // everything below is pruned, everything above is kept
   index_t ties = 0;         // entries with this very key
@@ -111,6 +94,22 @@ class Selection {
 };
 
 }  // namespace
+
+NonFinite describe_nonfinite(Stream stream, std::span<const ScoredMatrix> matrices) {
+  for (std::size_t k = 0; k < matrices.size(); ++k) {
+    const MatrixView& w = matrices[k].entries;
+    const index_t chunks = mask_chunks(w);
+    const DeviceBuffer<ChunkNonFinite> found(stream, chunks);
+    find_nonfinite(stream, w, found.get());
+    NonFinite all{static_cast<index_t>(k), 0, 0};
+    for (const ChunkNonFinite& part : to_host(stream, found.get(), chunks)) {
+      if (part.count > 0 && all.count == 0) all.first = part.first;  // chunks are in row-major order
+      all.count += part.count;
+    }
+    if (all.count > 0) return all;
+  }
+  throw std::logic_error("a non-finite entry was seen and is gone");
+}
 
 std::optional<NonFinite> prune_smallest(Stream stream, std::span<const ScoredMatrix> matrices, index_t pruned) {
   Selection selection(stream, matrices);

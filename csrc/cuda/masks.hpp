@@ -26,6 +26,9 @@ struct NonFinite {
   index_t first = 0;
 };
 
+// Finds the first matrix that has some. Only reached on the way to an error.
+NonFinite describe_nonfinite(Stream stream, std::span<const ScoredMatrix> matrices);
+
 // Prunes exactly `pruned` entries of the smallest scores |w| * scale over all matrices; zeros first, equal scores in
 // the order of the matrices, then of the row-major index. Scores in float, or in double as soon as one matrix is stored
 // so.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/masks.hpp"
+#include "cuda/projection.hpp"
 #include "python/cuda_bindings.hpp"
 
 namespace mpfast::python {
@@ -53,6 +54,18 @@ NonFiniteReport keep_largest_of_groups(const std::vector<const DeviceMatrix*>& m
   return report(cuda::keep_largest_of_groups(matrices[0]->stream, scored, n, m));
 }
 
+NonFiniteReport project_groups(const DeviceMatrix& matrix, const py::array_t<double, py::array::c_style>& moments,
+                               std::uintptr_t source, double prior, std::uintptr_t keep, int n, int m) {
+  const auto scored = targets({&matrix}, {1.0}, {keep});
+  const index_t cols = matrix.view.cols;
+  if (m < 1 || cols % m != 0) throw std::invalid_argument("m must divide the number of columns");
+  if (moments.size() != cols * m) throw std::invalid_argument("one m x m moment is needed for each group of columns");
+  const cuda::ProjectionProblem problem{
+      scored[0], moments.data(), reinterpret_cast<const std::uint8_t*>(source), prior, n, m};
+  const py::gil_scoped_release unlocked;
+  return report(cuda::project_groups(matrix.stream, problem));
+}
+
 }  // namespace
 
 void register_cuda_masks(py::module_& m) {
@@ -60,6 +73,9 @@ void register_cuda_masks(py::module_& m) {
         "As that of _core; `keep` holds the addresses of the masks on the device.");
   m.def("keep_largest_of_groups", &keep_largest_of_groups, py::arg("matrices"), py::arg("keep"), py::arg("n"),
         py::arg("m"), "As that of _core; `keep` holds the addresses of the masks on the device.");
+  m.def("project_groups", &project_groups, py::arg("matrix"), py::arg("moments"), py::arg("source"), py::arg("prior"),
+        py::arg("keep"), py::arg("n"), py::arg("m"),
+        "As that of _core, for m <= 16; `source` (0: none) and `keep` are addresses of masks on the device.");
 }
 
 }  // namespace mpfast::python
