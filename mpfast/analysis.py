@@ -23,8 +23,9 @@ from mpfast.checkpoints.derived import Difference, LoraProducts, LowRankProduct,
 from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
 from mpfast.layer_cache import LayerCache
+from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.layers import Layer, NameFilter, Views, as_matrix, select_layers
-from mpfast.results import Analysis, LayerReport, SkippedTensor, skipped_tensors
+from mpfast.results import Analysis
 from mpfast.spectrum import spectrum
 
 __all__ = ["Analysis", "LayerReport", "SkippedTensor", "analyze"]

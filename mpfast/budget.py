@@ -18,7 +18,7 @@ from mpfast.files import write_text_atomically
 from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 
 if TYPE_CHECKING:
-    from mpfast.results import LayerReport
+    from mpfast.layer_reports import LayerReport
 
 __all__ = ["Budget", "LayerBudget", "budget_from_reports"]
 

@@ -14,8 +14,8 @@ from mpfast.analysis import CollectedWarnings, Settings, collected_warnings, lay
 from mpfast.checkpoints import Checkpoint
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.dask_arrays import aligned
+from mpfast.layer_reports import LayerReport
 from mpfast.layers import Layer
-from mpfast.results import LayerReport
 
 __all__ = ["outcomes_on_cluster"]
 

@@ -20,8 +20,8 @@ from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from mpfast.checkpoints.output import copy_companions, files_of, stored
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
+from mpfast.layer_reports import SkippedTensor, skipped_tensors
 from mpfast.layers import Layer, NameFilter, select_layers
-from mpfast.results import SkippedTensor, skipped_tensors
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
 

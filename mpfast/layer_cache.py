@@ -15,8 +15,8 @@ import numpy as np
 from mpfast import _core
 from mpfast.arrays import as_numpy
 from mpfast.files import write_text_atomically
+from mpfast.layer_reports import LayerReport, layer_from_json, layer_to_json
 from mpfast.layers import Layer
-from mpfast.results import LayerReport, layer_from_json, layer_to_json
 
 __all__ = ["LayerCache"]
 

@@ -24,11 +24,11 @@ from mpfast.checkpoints import Checkpoint, open_checkpoint, prefetched
 from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
+from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.layers import WHOLE, Layer, NameFilter, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
 from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
-from mpfast.results import LayerReport, SkippedTensor, skipped_tensors
 
 __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.results import Analysis, LayerReport, SkippedTensor
+from mpfast.layer_reports import LayerReport, SkippedTensor
+from mpfast.results import Analysis
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.results import Histogram
+from mpfast.layer_reports import Histogram
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -41,8 +41,8 @@ def spectrum_command(
 
     from mpfast.checkpoints.numpy_files import NpyFile
     from mpfast.files import write_text_atomically
+    from mpfast.layer_reports import LayerReport, jsonable
     from mpfast.layers import Layer
-    from mpfast.results import LayerReport, jsonable
     from mpfast.spectrum import spectrum
     from mpfast.tables import spectrum_lines
 

@@ -30,7 +30,8 @@ from mpfast.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from mpfast.results import Analysis, LayerReport
+    from mpfast.layer_reports import LayerReport
+    from mpfast.results import Analysis
 
 
 ModelArgument = Annotated[

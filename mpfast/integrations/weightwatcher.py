@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpfast.results import Analysis, LayerReport
+    from mpfast.layer_reports import LayerReport
+    from mpfast.results import Analysis
 
 __all__ = ["DIFFERENCES", "details"]
 

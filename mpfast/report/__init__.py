@@ -12,10 +12,11 @@ import numpy as np
 
 from mpfast.budget import budget_from_reports
 from mpfast.laws import MarchenkoPastur
-from mpfast.results import jsonable
+from mpfast.layer_reports import jsonable
 
 if TYPE_CHECKING:
-    from mpfast.results import Analysis, LayerReport
+    from mpfast.layer_reports import LayerReport
+    from mpfast.results import Analysis
 
 __all__ = ["html_report"]
 
