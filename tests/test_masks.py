@@ -279,3 +279,19 @@ class TestBadInput:
             masks.n_m(np.ones(8), 2, 4)
         with pytest.raises(ValueError, match="layout"):
             masks.n_m(np.ones((4, 8)), 2, 4, layout="row")
+
+
+def test_a_sample_that_misleads_costs_a_round_only() -> None:
+    """Entries that the first look at the weights sees are spread out, and all others alike, near the cut."""
+    rng = np.random.default_rng(0)
+    size, block, step = 6 << 20, 1 << 17, 1024
+    W = np.full(size, 0.6745, np.float32)
+    for start in range(0, size, step):
+        col = start // block * block
+        looked_at = start + ((((start - col) // step + col) * 2654435761) % 2**32 >> 22)
+        W[looked_at : looked_at + 16] = rng.standard_normal(16)
+    for pruned in (size // 2, 7 * size // 8):
+        mask = masks.magnitude(W, pruned / size, threads=2)
+        want = np.ones(size, np.bool_)
+        want[np.argsort(np.abs(W), kind="stable")[:pruned]] = False
+        np.testing.assert_array_equal(mask, want)

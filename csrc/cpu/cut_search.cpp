@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "masks/select.hpp"
 
@@ -19,6 +20,8 @@ constexpr int kSampleCounterBits = 16;
 constexpr index_t kSampleRun = 16;  // entries; one cache line of float
 constexpr index_t kSampleStep = 1024;
 constexpr index_t kSampleFrom = index_t{1} << 20;  // below this many entries one more pass is cheaper than a sample
+
+constexpr std::size_t kMostCollected = std::size_t{1} << 21;  // keys
 
 std::size_t position(index_t i) { return static_cast<std::size_t>(i); }
 
@@ -56,7 +59,13 @@ std::optional<NonFinite> CutSearch::count(Team& team, std::span<const ScoredMatr
   const std::vector<ScoredMatrix> flat = flattened(matrices);
   const std::vector<Block> blocks = cut_into_blocks(flat, 1);
   workers_.resize(std::max(workers_.size(), position(team.size())));
-  for (Worker& worker : workers_) worker.histogram.resize(position(window_.buckets()));
+  for (Worker& worker : workers_) {
+    if (collecting_) {
+      worker.scratch.resize(position(kBlockEntries));
+    } else {
+      worker.histogram.resize(position(window_.buckets()));
+    }
+  }
   std::vector<FirstBad> bad(position(team.size()));
   team.parallel_for(static_cast<index_t>(blocks.size()), [&](index_t b, int w) {
     const Block& block = blocks[position(b)];
@@ -64,7 +73,8 @@ std::optional<NonFinite> CutSearch::count(Team& team, std::span<const ScoredMatr
     Worker& worker = workers_[position(w)];
     KeyCounts mine;  // not in the worker: its neighbours share the cache line
     mine.histogram = worker.histogram.data();
-    sampling_ ? sample_block(matrix, block, mine) : count_block(matrix, block, mine);
+    if (collecting_) mine.collected = worker.scratch.data();
+    sampling_ ? sample_block(matrix, block, mine, worker) : count_block(matrix, block, mine, worker);
     worker.below += mine.below;
     if (mine.nonfinite) bad[position(w)].see(block.matrix);
   });
@@ -75,10 +85,9 @@ std::optional<NonFinite> CutSearch::count(Team& team, std::span<const ScoredMatr
 
 void CutSearch::narrow() {
   if (seen_ != total_) throw std::logic_error("every entry must be counted once in a round");
-  const std::vector<std::uint64_t> histogram = merged();
   if (sampling_) {
     sampling_ = false;
-    return start_round(guessed_window(histogram));
+    return guess_window(merged());
   }
   const index_t rank = std::max<index_t>(pruned_, 1) - 1;
   index_t before = 0;
@@ -87,6 +96,8 @@ void CutSearch::narrow() {
     high_ = window_.low - 1;
     return start_round(cover(low_, high_));
   }
+  if (collecting_) return narrow_collected(rank, before);
+  const std::vector<std::uint64_t> histogram = merged();
   const auto counter = [&](std::int64_t bucket) { return static_cast<index_t>(histogram[position(bucket)]); };
   std::int64_t bucket = 0;
   while (bucket < window_.buckets() && before + counter(bucket) <= rank) before += counter(bucket++);
@@ -105,6 +116,28 @@ void CutSearch::narrow() {
     high_ = std::min(window_.high, low_ + ((std::int64_t{1} << window_.shift) - 1));
   }
   start_round(cover(low_, high_));
+}
+
+// The cut among the keys of the window, if they all were collected and it is one of them.
+void CutSearch::narrow_collected(index_t rank, index_t before) {
+  std::vector<std::int64_t> keys;
+  for (Worker& worker : workers_) {
+    // A worker that has given up counts the window instead, like all others.
+    if (worker.collected.size() > kMostCollected) return start_round(window_);
+    keys.insert(keys.end(), worker.collected.begin(), worker.collected.end());
+    worker.collected = {};
+  }
+  const index_t within = rank - before;
+  if (within >= static_cast<index_t>(keys.size())) {
+    low_ = window_.high + 1;
+    return start_round(cover(low_, high_));
+  }
+  std::nth_element(keys.begin(), keys.begin() + within, keys.end());
+  key_ = keys[position(within)];
+  const auto smaller = std::count_if(keys.begin(), keys.end(), [&](std::int64_t key) { return key < key_; });
+  ties_ = std::count(keys.begin(), keys.end(), key_);
+  pruned_ties_ = pruned_ - before - smaller;
+  done_ = true;
 }
 
 void CutSearch::write(Team& team, std::span<const ScoredMatrix> matrices) {
@@ -143,7 +176,7 @@ KeyWindow CutSearch::cover(std::int64_t low, std::int64_t high) const {
 
 // A window that most likely holds the cut, from a sample of independent entries: ten standard deviations to either
 // side, because neighbours are alike.
-KeyWindow CutSearch::guessed_window(const std::vector<std::uint64_t>& sampled) const {
+void CutSearch::guess_window(const std::vector<std::uint64_t>& sampled) {
   const auto size = static_cast<double>(std::accumulate(sampled.begin(), sampled.end(), std::uint64_t{0}));
   const double share = (static_cast<double>(std::max<index_t>(pruned_, 1)) - 0.5) / static_cast<double>(total_);
   const double expected = share * size;
@@ -151,17 +184,27 @@ KeyWindow CutSearch::guessed_window(const std::vector<std::uint64_t>& sampled) c
   std::int64_t first = 0;
   std::int64_t last = 0;
   double seen = 0;
+  double before = 0;
+  double inside = 0;
   for (std::int64_t b = 0; b < window_.buckets(); ++b) {
-    if (seen <= expected - margin) first = b;
+    if (seen <= expected - margin) {
+      first = b;
+      before = seen;
+    }
     if (seen <= expected + margin) last = b;
     seen += static_cast<double>(sampled[position(b)]);
+    if (b == last) inside = seen - before;
   }
   const std::int64_t end = (last + 1) << window_.shift;
-  return cover(first << window_.shift, std::min(end - 1, window_.high));
+  const KeyWindow window = cover(first << window_.shift, std::min(end - 1, window_.high));
+  const bool few = inside / size * static_cast<double>(total_) < static_cast<double>(kMostCollected) / 2;
+  // One count is enough for keys that end in zeros.
+  start_round(window, few && window.shift > keys_.trailing_zeros);
 }
 
-void CutSearch::start_round(const KeyWindow& window) {
+void CutSearch::start_round(const KeyWindow& window, bool collecting) {
   window_ = window;
+  collecting_ = collecting;
   seen_ = 0;
   workers_.clear();
 }
@@ -174,17 +217,21 @@ std::vector<std::uint64_t> CutSearch::merged() const {
   return all;
 }
 
-void CutSearch::count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts) const {
+void CutSearch::count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const {
   const auto dtype = static_cast<std::size_t>(matrix.entries.dtype);
   const MaskKernels& kernels = active_mask_kernels();
   const auto kernel = keys_.wide ? kernels.count_keys_wide[dtype] : kernels.count_keys_narrow[dtype];
   for_each_run(matrix.entries, block, 1, [&](const void* entries, index_t count, index_t) {
     kernel(entries, count, matrix.scale, window_, counts);
+    if (!collecting_) return;
+    const index_t added = std::exchange(counts.collected_size, 0);
+    if (worker.collected.size() > kMostCollected) return;  // given up; see narrow_collected
+    worker.collected.insert(worker.collected.end(), counts.collected, counts.collected + added);
   });
 }
 
 // A short run out of every kSampleStep entries, at varying distances so that no period of the matrix is in step.
-void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts) const {
+void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const {
   for (index_t start = 0; start < block.size(); start += kSampleStep) {
     const auto hash = static_cast<std::uint32_t>(start / kSampleStep + block.row + block.col) * 2654435761U;
     const index_t at = start + static_cast<index_t>(hash >> 22);  // 0 to kSampleStep - 1
@@ -192,7 +239,7 @@ void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, Key
     const index_t col = at % block.cols;
     const Block run = {block.matrix, block.row + at / block.cols, 1, block.col + col,
                        std::min(kSampleRun, block.cols - col)};
-    count_block(matrix, run, counts);
+    count_block(matrix, run, counts, worker);
   }
 }
 

@@ -10,9 +10,10 @@
 //
 // Each round histograms the keys (masks/select.hpp) of a window known to hold the cut, and the next window is one
 // bucket of that histogram. From 2^20 entries on, the first round looks at 1/64 of them and guesses a window; a wrong
-// guess costs a round, never a wrong mask. Usually the weights are read three times in all: two counts and one to write
-// (unscaled entries of 16 bits need one count). Extra memory is one histogram of at most 2^17 counters per thread and
-// one counter per 2^17 entries.
+// guess costs a round, never a wrong mask. A window of few keys is not counted but collected, and the cut found among
+// them: the weights are then read twice in all, once for that and once to write. So are unscaled entries of 16 bits,
+// however many there are; others are counted twice. Extra memory: a histogram of at most 2^17 counters per thread or
+// the keys that are collected, at most 2^21 in all, and one counter per 2^17 entries.
 #pragma once
 
 #include <cstdint>
@@ -57,25 +58,29 @@ class CutSearch {
   void write(Team& team, std::span<const ScoredMatrix> matrices);
 
  private:
-  KeyWindow cover(std::int64_t low, std::int64_t high) const;
-  KeyWindow guessed_window(const std::vector<std::uint64_t>& sampled) const;
-  void start_round(const KeyWindow& window);
-  std::vector<std::uint64_t> merged() const;
-  void count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts) const;
-  void sample_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts) const;
-  index_t write_block(const ScoredMatrix& matrix, const Block& block, std::int64_t cut) const;
-  void prune_first_ties(const ScoredMatrix& matrix, const Block& block, index_t budget) const;
-
   // One worker's counts of a round.
   struct Worker {
     std::vector<std::uint64_t> histogram;
+    std::vector<std::int64_t> collected;
+    std::vector<std::int64_t> scratch;
     index_t below = 0;
   };
+
+  KeyWindow cover(std::int64_t low, std::int64_t high) const;
+  void guess_window(const std::vector<std::uint64_t>& sampled);
+  void start_round(const KeyWindow& window, bool collecting = false);
+  void narrow_collected(index_t rank, index_t before);
+  std::vector<std::uint64_t> merged() const;
+  void count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const;
+  void sample_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const;
+  index_t write_block(const ScoredMatrix& matrix, const Block& block, std::int64_t cut) const;
+  void prune_first_ties(const ScoredMatrix& matrix, const Block& block, index_t budget) const;
 
   index_t total_;
   index_t pruned_;
   KeyKind keys_;
   bool sampling_ = false;
+  bool collecting_ = false;
   bool done_ = false;
   int counter_bits_;
   index_t seen_ = 0;

@@ -6,6 +6,10 @@
 
 #include <type_traits>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "masks/n_m.hpp"
 #include "masks/select.hpp"
 
@@ -18,7 +22,6 @@ using masks::Stored;
 
 // Keys of one chunk stay in L1 between the loops over them.
 constexpr int kChunk = 512;
-constexpr int kProbe = 16;  // entries that are tested together for being in the window
 
 #if defined(__AVX512BW__)
 constexpr int kVectorBytes = 64;
@@ -42,41 +45,91 @@ template <DType dtype, class Key, bool kScaled>
   return largest < Stored<dtype>::kInfinity;
 }
 
-// Most probes of a well-chosen window find nothing, so the histogram, the only part that is not vectorised, costs
-// little.
+// A register of keys.
 template <class Key>
-[[gnu::always_inline]] inline void count_chunk(const Key* keys, int count, const KeyWindow& window, KeyCounts& counts) {
-  const Key low = static_cast<Key>(window.low);
-  const Key high = static_cast<Key>(window.high);
-  const int shift = window.shift;
-  Key below = 0;
-  for (int i = 0; i < count; ++i) below = static_cast<Key>(below + (keys[i] < low ? 1 : 0));
-  counts.below += below;
-  const auto add = [&](Key key) {
-    if (key >= low && key <= high) ++counts.histogram[(key - low) >> shift];
-  };
-  int i = 0;
-  for (; i + kProbe <= count; i += kProbe) {
-    Key any = 0;
-    for (int k = 0; k < kProbe; ++k) any |= (keys[i + k] >= low ? 1 : 0) & (keys[i + k] <= high ? 1 : 0);
-    if (any == 0) continue;
-    for (int k = 0; k < kProbe; ++k) add(keys[i + k]);
-  }
-  for (; i < count; ++i) add(keys[i]);
+constexpr int kKeys = kVectorBytes / static_cast<int>(sizeof(Key));
+template <class Key>
+struct KeyVector {
+  typedef Key Type __attribute__((vector_size(kVectorBytes)));
+};
+
+// Bit i: whether lane i of a comparison holds.
+template <class Key>
+[[gnu::always_inline]] inline unsigned lanes_that_hold(const typename KeyVector<Key>::Type& comparison) {
+#if defined(__AVX512BW__)
+  __m512i bits;
+  __builtin_memcpy(&bits, &comparison, sizeof bits);
+  return sizeof(Key) == 4 ? _mm512_movepi32_mask(bits) : _mm512_movepi64_mask(bits);
+#elif defined(__AVX2__)
+  __m256i bits;
+  __builtin_memcpy(&bits, &comparison, sizeof bits);
+  return static_cast<unsigned>(sizeof(Key) == 4 ? _mm256_movemask_ps(_mm256_castsi256_ps(bits))
+                                                : _mm256_movemask_pd(_mm256_castsi256_pd(bits)));
+#else
+  unsigned bits = 0;
+  for (int lane = 0; lane < kKeys<Key>; ++lane) bits |= static_cast<unsigned>(comparison[lane] & 1) << lane;
+  return bits;
+#endif
 }
 
-template <DType dtype, class Key, bool kScaled>
-void count_all(const typename Stored<dtype>::Bits* entries, index_t count, double scale, const KeyWindow& window,
-               KeyCounts& counts) {
+// Most registers hold no key of a well-chosen window, so the hits, the only part that is not vectorised, cost little.
+// hit(key) is called for each key inside, in order. count is a multiple of the keys of a register.
+template <class Key, class Hit>
+[[gnu::always_inline]] inline index_t count_chunk(const Key* keys, int count, Key low, Key high, const Hit& hit) {
+  using V = typename KeyVector<Key>::Type;
+  const V first = V{} + low;
+  const V last = V{} + high;
+  V below{};
+  for (int i = 0; i < count; i += kKeys<Key>) {
+    V some;
+    __builtin_memcpy(&some, keys + i, sizeof some);
+    const auto is_below = some < first;
+    below -= (V)is_below;
+    for (unsigned inside = lanes_that_hold<Key>((V)(~is_below & (some <= last))); inside != 0; inside &= inside - 1) {
+      hit(keys[i + __builtin_ctz(inside)]);
+    }
+  }
+  index_t total = 0;
+  for (int lane = 0; lane < kKeys<Key>; ++lane) total += below[lane];
+  return total;
+}
+
+template <DType dtype, class Key, bool kScaled, class Hit>
+[[gnu::always_inline]] inline void count_entries(const typename Stored<dtype>::Bits* entries, index_t count,
+                                                 double scale, const KeyWindow& window, KeyCounts& counts,
+                                                 const Hit& hit) {
   const auto narrow_scale = static_cast<typename Score<Key>::Real>(scale);
+  const Key low = static_cast<Key>(window.low);
+  const Key high = static_cast<Key>(window.high);
   alignas(64) Key keys[kChunk];
   bool finite = true;
   for (index_t start = 0; start < count; start += kChunk) {
     const int size = count - start < kChunk ? static_cast<int>(count - start) : kChunk;
     finite &= make_keys<dtype, Key, kScaled>(entries + start, size, narrow_scale, keys);
-    count_chunk(keys, size, window, counts);
+    const int whole = size / kKeys<Key> * kKeys<Key>;
+    counts.below += count_chunk(keys, whole, low, high, hit);
+    for (int i = whole; i < size; ++i) {
+      if (keys[i] < low) ++counts.below;
+      if (keys[i] >= low && keys[i] <= high) hit(keys[i]);
+    }
   }
   if (!finite) counts.nonfinite = true;
+}
+
+template <DType dtype, class Key, bool kScaled>
+void count_all(const typename Stored<dtype>::Bits* entries, index_t count, double scale, const KeyWindow& window,
+               KeyCounts& counts) {
+  if (counts.collected != nullptr) {
+    std::int64_t* next = counts.collected + counts.collected_size;
+    count_entries<dtype, Key, kScaled>(entries, count, scale, window, counts, [&](Key key) { *next++ = key; });
+    counts.collected_size = next - counts.collected;
+  } else {
+    std::uint64_t* const histogram = counts.histogram;
+    const Key low = static_cast<Key>(window.low);
+    const int shift = window.shift;
+    count_entries<dtype, Key, kScaled>(entries, count, scale, window, counts,
+                                       [&](Key key) { ++histogram[(key - low) >> shift]; });
+  }
 }
 
 template <DType dtype, class Key>

@@ -19,8 +19,10 @@ struct KeyWindow {
 // What one thread counts during a pass.
 struct KeyCounts {
   index_t below = 0;                   // keys < window.low
-  std::uint64_t* histogram = nullptr;  // of the keys inside the window
-  bool nonfinite = false;              // an infinity or NaN was seen; the counts are then meaningless
+  std::uint64_t* histogram = nullptr;  // of the keys inside the window; or, in its place,
+  std::int64_t* collected = nullptr;   // the keys themselves, with room for as many as there are entries
+  index_t collected_size = 0;
+  bool nonfinite = false;  // an infinity or NaN was seen; the counts are then meaningless
 };
 
 struct MaskKernels {
