@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.arrays import as_numpy
 from mpfast.bfloat16 import widened
 from mpfast.mask_layers import boolean_mask
+from mpfast.spectrum import spectrum
 
 __all__ = [
     "BOUND",
@@ -102,6 +103,11 @@ class LayerCertificate:
     shape : tuple of int
         Of the weight.
     sparsity : float
+    variance, sigma_plus, ks : Labelled
+        Of the Marchenko-Pastur fit of the dense weight: variance of a noise entry, edge on the singular-value scale,
+        distance between bulk and law.
+    spikes : int
+        Singular values of the dense weight above the Tracy-Widom threshold.
     samples : int
     lipschitz : str
         What the factor L_s is: ``exact``, ``bound``, ``estimate``, or ``unscaled`` if it is just 1.
@@ -127,6 +133,10 @@ class LayerCertificate:
     name: str
     shape: tuple[int, ...]
     sparsity: float
+    variance: Labelled
+    sigma_plus: Labelled
+    ks: Labelled
+    spikes: int
     samples: int
     lipschitz: str
     shift_mean: Labelled
@@ -183,6 +193,7 @@ class RemovedWeights:
         self.shape = array.shape
         self.sparsity = 1 - float(np.count_nonzero(keep)) / keep.size
         self.R: Array = (wide * ~keep).reshape(len(array), -1)
+        self._edge = spectrum(wide.reshape(len(array), -1)).edge
         self._absolute = np.abs(self.R)
         self._row_norm = float(np.sqrt((self.R**2).sum(axis=1)).max(initial=0.0))
         self._induced = float(self._absolute.sum(axis=1).max(initial=0.0))
@@ -252,6 +263,10 @@ class RemovedWeights:
             self.name,
             tuple(self.shape),
             self.sparsity,
+            Labelled(self._edge.variance, ESTIMATE),
+            Labelled(self._edge.sigma_plus, ESTIMATE),
+            Labelled(self._edge.ks, EXACT if self._edge.sigma_plus_error == 0 else ESTIMATE),
+            self._edge.spikes,
             samples,
             lipschitz,
             shift_mean=Labelled(float(shifts.mean()), EXACT),
@@ -272,8 +287,6 @@ class RemovedWeights:
 
     def _noise_level(self) -> float:
         """Standard deviation of an entry of R, from the edge of its spectrum."""
-        from mpfast.spectrum import spectrum
-
         if not self.R.any():
             return 0.0
         return spectrum(self.R).edge.sigma_plus / (math.sqrt(self.R.shape[0]) + math.sqrt(self.R.shape[1]))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mpfast
 from mpfast import masks
 from mpfast.certificates import BOUND, EXACT, RemovedWeights, margin_safe, worst_cross_entropy
 
@@ -64,7 +65,10 @@ def test_one_layer() -> None:
     assert not found.certified(l2=0.99 * found.break_even_l2.value)
     assert found.certified(l1=1.01 * found.break_even_l1.value)
     assert found.sparsity == pytest.approx(0.6)
-    assert found.to_dict()["budget_kind"] == BOUND
+    row = found.to_dict()
+    assert row["budget_kind"] == BOUND
+    assert row["sigma_plus"] == mpfast.spectrum(W).edge.sigma_plus
+    assert found.gaussian_bound.value / found.shift_max.value > 0.1
     proxy = removed.certificate()
     assert proxy.budget.kind == "proxy"
     assert not proxy.certified(l2=1e9)
