@@ -264,7 +264,7 @@ def main() -> None:
             lines += [f"{'With' if tuned else 'Without'} fine-tuning:", "", *table(rows, name, tuned), ""]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".md").write_text("\n".join(lines))
-    options.out.with_suffix(".json").write_text(json.dumps(rows, indent=0))
+    options.out.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     plot(rows, options.out.with_suffix(".png"))
 
 

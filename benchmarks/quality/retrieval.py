@@ -321,7 +321,7 @@ def main() -> None:
     low_rank(bench)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".md").write_text("\n".join(report(bench)))
-    options.out.with_suffix(".json").write_text(json.dumps(bench.rows, indent=0))
+    options.out.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, bench.rows)) + "\n]\n")
     plot(bench.rows, options.out.with_suffix(".png"))
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
