@@ -1,5 +1,10 @@
 """PyTorch models: calibration, masks that stay, pruning in PyTorch's own terms, prune and restore, low-rank layers."""
 
+import importlib.util
+
+if importlib.util.find_spec("torch") is None:
+    raise ImportError("mpfast.integrations.torch needs PyTorch: pip install 'mpfast[torch]'")
+
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
 from mpfast.integrations.torch.holders import Mask, hold, masks_of, release, to_semi_structured
