@@ -249,6 +249,9 @@ def _standard_error(
         return extra if count == 0 and extra > 0 else math.inf if source.probes == 1 else extra
     sigmas = np.array([laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates])
     jackknife = math.sqrt((count - 1) / count * float(((sigmas - sigmas.mean()) ** 2).sum()))
+    # The jackknife of few probes scatters itself. For intervals of one and of two standard errors to cover what they
+    # should, Student's law asks for 1.08 and 1.21 times as much with 8 probes, 1.02 and 1.04 with 32; this is between.
+    jackknife *= math.sqrt((count + 1) / (count - 1))
     return math.hypot(jackknife, extra)
 
 

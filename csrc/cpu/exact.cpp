@@ -18,9 +18,9 @@ namespace mpfast::cpu {
 
 namespace {
 
-// A panel of the long side holds about this many doubles (16 MB), and at least kMinDepth rows so that updating the
-// tiles of G costs little next to the products.
-constexpr index_t kPanelEntries = index_t{1} << 21;
+// A panel of the long side holds about this many doubles (2 MB, so that it is still in a cache when it is multiplied),
+// and at least kMinDepth rows so that updating the tiles of G costs little next to the products.
+constexpr index_t kPanelEntries = index_t{1} << 18;
 constexpr index_t kMinDepth = 256;
 constexpr index_t kMaxDepth = 4096;
 // Runs of W that one conversion task widens.
@@ -36,7 +36,7 @@ constexpr double kLargeTrace = 1e200;
 index_t blocks(index_t n, index_t block) { return (n + block - 1) / block; }
 
 // Tiles of G: large enough for the gemm rate, small enough to keep eight threads busy.
-index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 1024 ? 256 : p >= 256 ? 128 : 64; }
+index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
 
 // Widens `count` entries and says whether all are finite.
 template <DType dtype>
