@@ -1,6 +1,6 @@
 """Are the error bars right, and which spikes are found?
 
-    python benchmarks/coverage.py [--draws 200] [--out FILE]
+    python benchmarks/coverage.py [--draws 200] [--out FILE.md] [--plot FILE.svg]
 
 Coverage: for every family of `mpfast.synthetic`, how often the edge from all singular values lies within one and two
 reported standard errors of the measured one; nominal are 68.3 % and 95.4 %.
@@ -23,7 +23,8 @@ from mpfast.synthetic import FAMILIES, critical_signal, family, low_rank
 
 FIRST_SEED = 90000
 SHAPE = (1100, 1400)  # just beyond where all singular values are computed
-STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
+DETECTION_SHAPE = (400, 600)
+STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
 
 
 def coverage_rows(draws: int) -> list[str]:
@@ -49,10 +50,34 @@ def coverage_rows(draws: int) -> list[str]:
     return lines
 
 
-def detection_rows(draws: int) -> list[str]:
-    shape = (400, 600)
+def detection_rates(draws: int) -> dict[str, list[float]]:
+    """Share of matrices whose leading value lies above each level, for every strength."""
+    rates: dict[str, list[float]] = {"threshold": [], "edge": [], "optimal": []}
+    for strength in STRENGTHS:
+        counts = dict.fromkeys(rates, 0)
+        for draw in range(draws):
+            rng = np.random.default_rng([FIRST_SEED, draw, int(100 * strength)])
+            W = rng.standard_normal(DETECTION_SHAPE)
+            if strength > 0:
+                W = W + low_rank(DETECTION_SHAPE, [strength * critical_signal(DETECTION_SHAPE)], rng)
+            spectrum = mpfast.spectrum(W, method="exact")
+            edge, values = spectrum.edge, spectrum.values
+            levels = {
+                "threshold": edge.threshold,
+                "edge": edge.sigma_plus,
+                "optimal": mpfast.optimal_threshold(DETECTION_SHAPE, variance=edge.variance),
+            }
+            for name, level in levels.items():
+                counts[name] += int(values[0] > level)
+        for name, count in counts.items():
+            rates[name].append(count / draws)
+        print(strength, {name: rate[-1] for name, rate in rates.items()}, file=sys.stderr)
+    return rates
+
+
+def detection_lines(rates: dict[str, list[float]], draws: int) -> list[str]:
     lines = [
-        f"## Detection of one spike, {shape[0]} x {shape[1]}, {draws} matrices of each strength",
+        f"## Detection of one spike, {DETECTION_SHAPE[0]} x {DETECTION_SHAPE[1]}, {draws} matrices of each strength",
         "",
         "Strength in units of the critical size. `threshold` is the Tracy-Widom corrected edge at its default, which "
         "noise alone exceeds in one matrix of ten; `edge` the plain one; `optimal` Gavish and Donoho's hard threshold.",
@@ -60,30 +85,51 @@ def detection_rows(draws: int) -> list[str]:
         "| strength | above threshold | above edge | above optimal |",
         "|---|---|---|---|",
     ]
-    for strength in STRENGTHS:
-        counts = np.zeros(3)
-        for draw in range(draws):
-            rng = np.random.default_rng([FIRST_SEED, draw, int(100 * strength)])
-            W = rng.standard_normal(shape)
-            if strength > 0:
-                W = W + low_rank(shape, [strength * critical_signal(shape)], rng)
-            spectrum = mpfast.spectrum(W, method="exact")
-            edge, values = spectrum.edge, spectrum.values
-            levels = (edge.threshold, edge.sigma_plus, mpfast.optimal_threshold(shape, variance=edge.variance))
-            counts += [values[0] > level for level in levels]
-        cells = " | ".join(f"{100 * count / draws:.1f} %" for count in counts)
+    for i, strength in enumerate(STRENGTHS):
+        cells = " | ".join(f"{100 * rate[i]:.1f} %" for rate in rates.values())
         lines.append(f"| {strength:g} | {cells} |")
-        print(lines[-1], file=sys.stderr)
     return lines
+
+
+def plot_detection(rates: dict[str, list[float]], draws: int, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "mpfast"  # the same file every time
+    from matplotlib import pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    labels = {
+        "threshold": "Tracy-Widom threshold",
+        "edge": "Marchenko-Pastur edge",
+        "optimal": "optimal hard threshold",
+    }
+    for name, rate in rates.items():
+        error = np.sqrt(np.multiply(rate, np.subtract(1, rate)) / draws)
+        ax.errorbar(STRENGTHS, rate, yerr=error, marker="o", markersize=4, capsize=2, label=labels[name])
+    ax.axvline(1, color="0.6", linestyle="--", linewidth=1)
+    ax.annotate("critical size ", (1, 0.5), ha="right", va="center", color="0.4", fontsize=8)
+    ax.set(
+        xlabel="size of the planted spike, in units of the critical one",
+        ylabel="share of matrices in which it is counted",
+        title=f"One spike in noise, {DETECTION_SHAPE[0]} x {DETECTION_SHAPE[1]}",
+    )
+    ax.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--out", type=Path, default=None, help="Markdown file; default standard output")
+    parser.add_argument("--plot", type=Path, default=None, help="SVG file of the detection curve; needs matplotlib")
     options = parser.parse_args()
     lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
-    lines += [*coverage_rows(options.draws), "", *detection_rows(options.draws)]
+    lines += [*coverage_rows(options.draws), ""]
+    rates = detection_rates(options.draws)
+    lines += detection_lines(rates, options.draws)
+    if options.plot is not None:
+        plot_detection(rates, options.draws, options.plot)
     text = "\n".join(lines) + "\n"
     if options.out is None:
         sys.stdout.write(text)
