@@ -87,8 +87,8 @@ def gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
     except MemoryError as error:
         p = min(shape)
         raise MemoryError(
-            f"{function}(): cannot allocate the Gram matrix of W, {p} x {p}: {8 * p * p} bytes; method='lanczos', or "
-            f"fewer singular triplets, need none"
+            f"{function}(): out of memory at the Gram matrix of W, {p} x {p}, {8 * p * p} bytes ({error}); "
+            f"method='lanczos', or fewer singular triplets, need none"
         ) from error
 
 

@@ -1,11 +1,18 @@
 #include "cpu/blas.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "cblas.h"
+#include "cpu/buffer.hpp"
 
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
@@ -52,11 +59,44 @@ void require_success(blasint info, const char* routine) {
 // Workspace per column that lets the blocked LAPACK drivers use their usual block size (32) with room to spare.
 constexpr index_t kLapackBlock = 64;
 
+// What OpenBLAS maps for one call, and some room for what else a call allocates meanwhile.
+constexpr std::size_t kBlasBuffer = std::size_t{32} << 20;
+constexpr std::size_t kBlasReserve = std::size_t{4} << 20;
+
+std::mutex blas_memory_mutex;
+int blas_threads_now = 0;
+int blas_threads_before = 0;  // at most, at one time: OpenBLAS keeps that many buffers
+
+bool can_map([[maybe_unused]] std::size_t bytes) {
+#ifdef __linux__
+  void* const place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (place == MAP_FAILED) return false;
+  munmap(place, bytes);
+#endif
+  return true;
+}
+
 CBLAS_TRANSPOSE op(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
 
 }  // namespace
 
 void blas_use_one_thread() { scipy_openblas_set_num_threads(1); }
+
+BlasMemory::BlasMemory(int threads) : threads_(threads) {
+  const std::lock_guard lock(blas_memory_mutex);
+  const int together = blas_threads_now + threads;
+  if (together > blas_threads_before) {
+    const std::size_t bytes = static_cast<std::size_t>(together - blas_threads_before) * kBlasBuffer + kBlasReserve;
+    if (!can_map(bytes)) throw AllocationError("the work space of OpenBLAS", static_cast<double>(bytes));
+  }
+  blas_threads_now = together;
+  blas_threads_before = std::max(blas_threads_before, together);
+}
+
+BlasMemory::~BlasMemory() {
+  const std::lock_guard lock(blas_memory_mutex);
+  blas_threads_now -= threads_;
+}
 
 std::string blas_description() {
   return std::string(scipy_openblas_get_config()) + " (" + scipy_openblas_get_corename() + ")";

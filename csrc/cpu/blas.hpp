@@ -12,6 +12,22 @@ namespace mpfast::cpu {
 // Pins OpenBLAS (our own copy, not NumPy's) to one thread. Called once, when the extension module is loaded.
 void blas_use_one_thread();
 
+// Makes sure that calls of BLAS from up to `threads` threads at once find their work space, for as long as it lives.
+//
+// OpenBLAS maps 32 MB for every call that runs beside others, keeps them for later calls, and ends the process when it
+// gets none. So whoever is about to call it asks first whether there is that much.
+class BlasMemory {
+ public:
+  // Throws AllocationError when there is not enough.
+  explicit BlasMemory(int threads);
+  ~BlasMemory();
+  BlasMemory(const BlasMemory&) = delete;
+  BlasMemory& operator=(const BlasMemory&) = delete;
+
+ private:
+  int threads_;
+};
+
 // "OpenBLAS 0.3.x ... Haswell ..."
 std::string blas_description();
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <future>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -273,9 +274,16 @@ int scaling_exponent(index_t n, const double* a, index_t lda) {
 }  // namespace
 
 void run_abandonable(Team& team, std::function<void()> work) {
-  std::packaged_task<void()> task(std::move(work));
-  std::future<void> result = task.get_future();
-  std::thread thread(std::move(task));
+  const auto task = std::make_shared<std::packaged_task<void()>>(std::move(work));
+  std::future<void> result = task->get_future();
+  std::thread thread;
+  try {
+    thread = std::thread([task] { (*task)(); });
+  } catch (const std::system_error&) {
+    // No thread is to be had: what cannot be abandoned is still right.
+    (*task)();
+    return result.get();
+  }
   try {
     while (result.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) team.check_interrupt();
   } catch (...) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <system_error>
 
 #ifdef __linux__
 #include <sched.h>
@@ -35,8 +36,12 @@ Team::Team(int threads, Poll poll)
     : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
   const int extra = std::max(threads, 1) - 1;
   workers_.reserve(static_cast<std::size_t>(extra));
-  for (int worker = 1; worker <= extra; ++worker) {
-    workers_.emplace_back([this, worker] { worker_loop(worker); });
+  try {
+    for (int worker = 1; worker <= extra; ++worker) {
+      workers_.emplace_back([this, worker] { worker_loop(worker); });
+    }
+  } catch (const std::system_error&) {
+    // No more threads are to be had (memory, a limit on processes): results do not depend on how many there are.
   }
 }
 
@@ -82,6 +87,9 @@ void Team::check_interrupt() {
 }
 
 void Team::worker_loop(int worker) {
+  // Sets up what the runtime keeps per thread about exceptions now: it ends the process if that fails while one is
+  // thrown, perhaps because memory has run out.
+  static_cast<void>(std::uncaught_exceptions());
   std::uint64_t seen = 0;
   for (;;) {
     {

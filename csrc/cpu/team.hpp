@@ -26,6 +26,7 @@ using Poll = std::function<void()>;
 
 class Team {
  public:
+  // A team of `threads`, or of as many as the system grants.
   explicit Team(int threads, Poll poll = {});
   ~Team();
   Team(const Team&) = delete;

@@ -1,6 +1,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/blas.hpp"
 #include "cpu/buffer.hpp"
 #include "cpu/exact.hpp"
 #include "cpu/symmetric_eigen.hpp"
@@ -20,6 +21,7 @@ py::tuple exact_values(const Matrix& matrix, int threads) {
   {
     const py::gil_scoped_release release;
     cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    const cpu::BlasMemory blas_memory(team.size());
     cpu::singular_values(team, matrix.view, values.data(), &stats);
   }
   const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
@@ -39,6 +41,7 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
     cpu::Buffer<double> copy(ld, n, "a copy of the matrix");
     for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
     cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    const cpu::BlasMemory blas_memory(team.size());
     cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data());
   }
   return to_array(values);
@@ -53,6 +56,7 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
   {
     const py::gil_scoped_release release;
     cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    const cpu::BlasMemory blas_memory(team.size());
     stats = cpu::gram_matrix(team, matrix.view, scale_exponent, g, p);
     for (index_t j = 0; j < p; ++j) {
       for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];

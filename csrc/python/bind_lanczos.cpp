@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/scale.hpp"
+#include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/host_backend.hpp"
 #include "linalg/quadrature.hpp"
@@ -60,6 +61,7 @@ class HostRun : public Run {
     const py::gil_scoped_release unlocked;
     const std::lock_guard one_call_at_a_time(mutex_);
     cpu::Team team(threads_, interrupt_poll());
+    const cpu::BlasMemory blas_memory(team.size());
     backend_.use(team, make_apply_(team));
     try {
       body();
