@@ -139,6 +139,7 @@ def fit_edge(
         raise ValueError(f"fit(): beta must lie in (0, 1), not {beta!r}")
     if compat not in (None, "berlyand2026"):
         raise ValueError(f"fit(): compat must be None or 'berlyand2026', not {compat!r}")
+    _check_range(source)
     if compat is not None:
         return _compat_fit(source, estimator, alpha, beta)
 
@@ -225,6 +226,16 @@ def _residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
             break
         variance = updated
     return float(variance)
+
+
+def _check_range(source: SpectrumLike) -> None:
+    """Raise ValueError where the variance, a square, would leave the range of float64."""
+    rows, cols = source.shape
+    size = source.fro_norm / math.sqrt(rows * cols)
+    if size > 0 and not 1e-152 < size < 1e152:
+        raise ValueError(
+            f"fit(): the entries of W are about {size:.1g}, and a variance of their square is no float64; scale W"
+        )
 
 
 _ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {

@@ -58,7 +58,8 @@ inline int scale_exponent(const MatrixView& w) {
       }
     }
     if (largest == 0) return 0;
-    const int exponent = std::ilogb(largest);
+    // Denormal entries are brought near to one, not to it: 2^-e itself must be a number.
+    const int exponent = std::max(std::ilogb(largest), -1000);
     return std::abs(exponent) <= kOrdinary ? 0 : exponent;
   });
 }

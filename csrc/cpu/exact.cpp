@@ -165,7 +165,8 @@ std::vector<double> row_maxima(Team& team, const MatrixView& view) {
 int largest_exponent(Team& team, const MatrixView& w) {
   const std::vector<double> maxima = row_maxima(team, w);
   const double largest = *std::max_element(maxima.begin(), maxima.end());
-  return largest == 0 ? 0 : std::ilogb(largest);
+  // The power of two itself must be a number: entries that are denormal are brought near to one, not to it.
+  return largest == 0 ? 0 : std::max(std::ilogb(largest), -1000);
 }
 
 index_t count_positive(const std::vector<double>& x) {
