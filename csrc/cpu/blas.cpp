@@ -59,13 +59,15 @@ void require_success(blasint info, const char* routine) {
 // Workspace per column that lets the blocked LAPACK drivers use their usual block size (32) with room to spare.
 constexpr index_t kLapackBlock = 64;
 
-// What OpenBLAS maps for one call, and some room for what else a call allocates meanwhile.
+// What OpenBLAS maps for one call; a new thread's stack and what the C library may set aside for its allocations; and
+// what else is allocated meanwhile: partial sums, results.
 constexpr std::size_t kBlasBuffer = std::size_t{32} << 20;
-constexpr std::size_t kBlasReserve = std::size_t{4} << 20;
+constexpr std::size_t kThread = std::size_t{72} << 20;
+constexpr std::size_t kReserve = std::size_t{16} << 20;
 
 std::mutex blas_memory_mutex;
-int blas_threads_now = 0;
-int blas_threads_before = 0;  // at most, at one time: OpenBLAS keeps that many buffers
+int blas_threads = 0;          // that may be in a call now
+bool blas_has_buffer = false;  // OpenBLAS keeps what it has mapped, so one call will always find its work space
 
 bool can_map([[maybe_unused]] std::size_t bytes) {
 #ifdef __linux__
@@ -76,26 +78,40 @@ bool can_map([[maybe_unused]] std::size_t bytes) {
   return true;
 }
 
+// A product that is too large for OpenBLAS to do without its work space.
+void take_buffer() {
+  constexpr int kSize = 160;
+  const std::vector<double> a(kSize * kSize, 1.0);
+  std::vector<double> c(kSize * kSize);
+  scipy_cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1.0, a.data(), kSize, a.data(),
+                    kSize, 0.0, c.data(), kSize);
+}
+
 CBLAS_TRANSPOSE op(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
 
 }  // namespace
 
 void blas_use_one_thread() { scipy_openblas_set_num_threads(1); }
 
-BlasMemory::BlasMemory(int threads) : threads_(threads) {
+BlasMemory::BlasMemory(int threads, index_t bytes) : threads_(threads) {
   const std::lock_guard lock(blas_memory_mutex);
-  const int together = blas_threads_now + threads;
-  if (together > blas_threads_before) {
-    const std::size_t bytes = static_cast<std::size_t>(together - blas_threads_before) * kBlasBuffer + kBlasReserve;
-    if (!can_map(bytes)) throw AllocationError("the work space of OpenBLAS", static_cast<double>(bytes));
+  for (;; threads_ /= 2) {
+    const int more = blas_threads + threads_ - static_cast<int>(blas_has_buffer);
+    const std::size_t needed = static_cast<std::size_t>(more) * kBlasBuffer +
+                               static_cast<std::size_t>(threads_ - 1) * kThread + kReserve +
+                               static_cast<std::size_t>(bytes);
+    if (can_map(needed)) break;
+    if (threads_ == 1)
+      throw AllocationError("the work space of this call and of OpenBLAS", static_cast<double>(needed));
   }
-  blas_threads_now = together;
-  blas_threads_before = std::max(blas_threads_before, together);
+  if (!blas_has_buffer) take_buffer();
+  blas_has_buffer = true;
+  blas_threads += threads_;
 }
 
 BlasMemory::~BlasMemory() {
   const std::lock_guard lock(blas_memory_mutex);
-  blas_threads_now -= threads_;
+  blas_threads -= threads_;
 }
 
 std::string blas_description() {

@@ -12,17 +12,20 @@ namespace mpfast::cpu {
 // Pins OpenBLAS (our own copy, not NumPy's) to one thread. Called once, when the extension module is loaded.
 void blas_use_one_thread();
 
-// Makes sure that calls of BLAS from up to `threads` threads at once find their work space, for as long as it lives.
+// Makes sure that calls of BLAS from several threads at once find their work space, for as long as it lives.
 //
 // OpenBLAS maps 32 MB for every call that runs beside others, keeps them for later calls, and ends the process when it
 // gets none. So whoever is about to call it asks first whether there is that much.
 class BlasMemory {
  public:
-  // Throws AllocationError when there is not enough.
-  explicit BlasMemory(int threads);
+  // For up to `threads` threads that are yet to be started, fewer when memory is short; `bytes` is what the caller
+  // allocates besides. Throws AllocationError when there is not enough for one thread.
+  BlasMemory(int threads, index_t bytes);
   ~BlasMemory();
   BlasMemory(const BlasMemory&) = delete;
   BlasMemory& operator=(const BlasMemory&) = delete;
+
+  int threads() const { return threads_; }
 
  private:
   int threads_;

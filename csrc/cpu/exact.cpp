@@ -224,6 +224,13 @@ ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, doub
   return stats;
 }
 
+index_t exact_work_bytes(const MatrixView& w) {
+  const index_t p = std::min(w.rows, w.cols);
+  const index_t panel = std::max(kPanelEntries, kMinDepth * p);
+  constexpr index_t kFactors = 512;  // columns of the reduction's panels and its band, and then some
+  return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
+}
+
 void singular_values(Team& team, const MatrixView& w, double* values, ExactStats* stats) {
   const index_t p = std::min(w.rows, w.cols);
   *stats = {};

@@ -18,10 +18,13 @@ struct ExactStats {
 };
 
 // Lower triangle of G = S^T S (p x p, column-major), where S is 2^-scale_exponent W or its transpose, whichever has its
-// short side p = min(rows, cols) as columns. W is widened to double panel by panel (about 16 MB at a time up to
-// p = 8192). Panels that follow a non-finite entry are only counted, and G is then meaningless.
+// short side p = min(rows, cols) as columns. W is widened to double panel by panel (2 MB at a time up to
+// p = 1024). Panels that follow a non-finite entry are only counted, and G is then meaningless.
 // Bitwise the same for any size of the team.
 ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, double* g, index_t ldg);
+
+// Memory that singular_values needs for its matrix in the first case below.
+index_t exact_work_bytes(const MatrixView& w);
 
 // All p = min(rows, cols) singular values of W, descending. When W has non-finite entries nothing but stats is filled.
 //

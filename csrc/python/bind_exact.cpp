@@ -1,11 +1,11 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/blas.hpp"
 #include "cpu/buffer.hpp"
 #include "cpu/exact.hpp"
 #include "cpu/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
+#include "python/blas_team.hpp"
 
 namespace mpfast::python {
 
@@ -20,9 +20,8 @@ py::tuple exact_values(const Matrix& matrix, int threads) {
   cpu::ExactStats stats;
   {
     const py::gil_scoped_release release;
-    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
-    const cpu::BlasMemory blas_memory(team.size());
-    cpu::singular_values(team, matrix.view, values.data(), &stats);
+    with_blas_team(threads, cpu::exact_work_bytes(matrix.view),
+                   [&](cpu::Team& team) { cpu::singular_values(team, matrix.view, values.data(), &stats); });
   }
   const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
   return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
@@ -40,9 +39,8 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
     const index_t ld = cpu::padded_leading_dimension(n);
     cpu::Buffer<double> copy(ld, n, "a copy of the matrix");
     for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
-    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
-    const cpu::BlasMemory blas_memory(team.size());
-    cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data());
+    with_blas_team(threads, 0,
+                   [&](cpu::Team& team) { cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data()); });
   }
   return to_array(values);
 }
@@ -55,9 +53,8 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
   cpu::ExactStats stats;
   {
     const py::gil_scoped_release release;
-    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
-    const cpu::BlasMemory blas_memory(team.size());
-    stats = cpu::gram_matrix(team, matrix.view, scale_exponent, g, p);
+    with_blas_team(threads, 0,
+                   [&](cpu::Team& team) { stats = cpu::gram_matrix(team, matrix.view, scale_exponent, g, p); });
     for (index_t j = 0; j < p; ++j) {
       for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];
     }

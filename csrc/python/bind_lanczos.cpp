@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "core/scale.hpp"
-#include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/host_backend.hpp"
 #include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
+#include "python/blas_team.hpp"
 #include "python/lanczos_run.hpp"
 
 namespace mpfast::python {
@@ -33,7 +33,9 @@ class HostRun : public Run {
         lanczos_(backend_, width, key) {}
 
   void advance(index_t steps) override {
-    with_team([&] { lanczos_.advance(steps); });
+    // The new part of the basis, and the vectors of a product.
+    const index_t vectors = (steps + 4) * lanczos_.width();
+    with_team(vectors * dim_ * static_cast<index_t>(sizeof(Real)), [&] { lanczos_.advance(steps); });
   }
 
   linalg::RitzValues ritz(index_t steps) override {
@@ -45,7 +47,7 @@ class HostRun : public Run {
     const std::vector<double> coefficients = leading_vectors(ritz(lanczos_.steps()), count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
-    with_team([&] { lanczos_.combine(coefficients, {data, dim_, count}); });
+    with_team(0, [&] { lanczos_.combine(coefficients, {data, dim_, count}); });
     return out;
   }
 
@@ -57,19 +59,19 @@ class HostRun : public Run {
 
  private:
   template <class F>
-  void with_team(const F& body) {
+  void with_team(index_t bytes, const F& body) {
     const py::gil_scoped_release unlocked;
     const std::lock_guard one_call_at_a_time(mutex_);
-    cpu::Team team(threads_, interrupt_poll());
-    const cpu::BlasMemory blas_memory(team.size());
-    backend_.use(team, make_apply_(team));
-    try {
-      body();
-    } catch (...) {
+    with_blas_team(threads_, bytes, [&](cpu::Team& team) {
+      backend_.use(team, make_apply_(team));
+      try {
+        body();
+      } catch (...) {
+        backend_.use(idle_team_, {});
+        throw;
+      }
       backend_.use(idle_team_, {});
-      throw;
-    }
-    backend_.use(idle_team_, {});
+    });
   }
 
   index_t dim_;

@@ -1,0 +1,19 @@
+// A team for work that calls BLAS.
+#pragma once
+
+#include "cpu/blas.hpp"
+#include "cpu/team.hpp"
+#include "python/bindings.hpp"
+
+namespace mpfast::python {
+
+// Calls body(team) with a team of `threads` (0: the default), or of fewer when there is not enough memory for BLAS to
+// work on so many beside the `bytes` that the body allocates. Throws AllocationError when there is not enough for one.
+template <class Body>
+void with_blas_team(int threads, index_t bytes, const Body& body) {
+  const cpu::BlasMemory memory(cpu::resolve_threads(threads), bytes);
+  cpu::Team team(memory.threads(), interrupt_poll());
+  body(team);
+}
+
+}  // namespace mpfast::python

@@ -1,0 +1,221 @@
+"""Many calls, many threads, other processes and interpreters, and little memory."""
+
+from __future__ import annotations
+
+import json
+import locale
+import multiprocessing
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast.synthetic import family
+
+from .references import run_python
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
+
+
+def signature(seed):
+    """One call of each kind on a small matrix, as bits."""
+    W = family("gauss", (96, 128), seed).astype(np.float32)
+    spectrum = mpfast.spectrum(W, method="lanczos", probes=4, steps=6)
+    parts = [
+        spectrum.edge.sigma_plus,
+        mpfast.spectrum(W, method="exact").edge.sigma_plus,
+        mpfast.svd(W, 2).s[0],
+        mpfast.gram_product(W, np.ones((96, 3), np.float32)).tobytes(),
+        mpfast.masks.n_m(W, 2, 4).tobytes(),
+        mpfast.masks.magnitude(W, 0.5).tobytes(),
+    ]
+    return hash(tuple(parts))
+
+
+def test_a_thousand_calls_from_32_threads():
+    """1000 calls, 32 at a time, on 25 matrices: bit for bit what one thread computes."""
+    alone = [signature(seed) for seed in range(25)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(signature, (i % 25 for i in range(1000)))) == [alone[i % 25] for i in range(1000)]
+
+
+def edge_of(seed):  # at module level: a spawned process imports it
+    return mpfast.spectrum(family("gauss", (96, 128), seed).astype(np.float32)).edge.sigma_plus
+
+
+def test_a_spawned_process_computes_the_same():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(edge_of, [1, 2]) == [edge_of(1), edge_of(2)]
+
+
+GROWTH = """
+    import numpy as np, mpfast
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+    W = np.random.default_rng(0).standard_normal((24, 32)).astype(np.float32)
+    X = np.ones((24, 2), np.float32)
+    def calls(count):
+        for _ in range(count // 5):
+            mpfast.spectrum(W).edge
+            mpfast.gram_product(W, X)
+            mpfast.masks.n_m(W, 2, 4)
+            mpfast.masks.magnitude(W, 0.5)
+            try:
+                mpfast.spectrum(W[:0])
+            except ValueError:
+                pass
+    calls(5000)
+    before = resident()
+    calls({count})
+    print(resident() - before)
+"""
+
+
+@linux_only
+def test_fifty_thousand_calls_need_no_more_memory():
+    run = run_python("-c", textwrap.dedent(GROWTH.format(count=50000)), timeout=600)
+    assert run.returncode == 0, run.stderr
+    # A leak of 40 bytes a call would be 2 MB; the allocators of Python and C move by some hundred kB.
+    assert int(run.stdout) < 1 << 20
+
+
+LIMITED = """
+    import resource, sys
+    import numpy as np, mpfast
+    W = np.random.default_rng(0).standard_normal((1500, 1600)).astype(np.float32)
+    X = np.ones((1500, 8), np.float32)
+    calls = {
+        "exact": lambda: mpfast.spectrum(W, method="exact", threads=4).edge.sigma_plus,
+        "lanczos": lambda: mpfast.spectrum(W, method="lanczos", threads=4).edge.sigma_plus,
+        "svd": lambda: mpfast.svd(W, 8, threads=4).s[0],
+        "gram": lambda: mpfast.gram_product(W, X, threads=4).sum(),
+        "masks": lambda: mpfast.masks.n_m(W, 2, 4).sum(),
+    }
+    name, megabytes = sys.argv[1], int(sys.argv[2])
+    # NumPy has an OpenBLAS of its own, which ends the process when it gets no work space; here it has some.
+    a = np.ones((300, 300))
+    np.linalg.eigh(a @ a)
+    if megabytes:
+        with open("/proc/self/status") as file:
+            used = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) << 10
+        resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20),) * 2)
+    try:
+        print(float(calls[name]()))
+    except MemoryError as error:
+        print("MemoryError")
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("name", ["exact", "lanczos", "svd", "gram", "masks"])
+def test_a_limit_on_memory_is_an_error_not_the_end(name):
+    """Whatever is left, from 2 MB up: the right result or MemoryError, and the process goes on."""
+    script = textwrap.dedent(LIMITED)
+    expected = run_python("-c", script, name, "0")
+    assert expected.returncode == 0, expected.stderr
+    outcomes = []
+    for megabytes in (2, 8, 24, 80, 400):
+        run = run_python("-c", script, name, str(megabytes))
+        assert run.returncode == 0, (megabytes, run.stdout, run.stderr)
+        assert run.stdout in ("MemoryError\n", expected.stdout), megabytes
+        outcomes.append(run.stdout)
+    assert outcomes[-1] == expected.stdout
+
+
+THREADS = """
+    import resource
+    import numpy as np, mpfast
+    W = np.random.default_rng(0).standard_normal((2200, 2300)).astype(np.float32)
+    expected = mpfast.spectrum(W, method="exact", threads=1).values
+    # Neither the stacks of 64 threads nor what OpenBLAS maps for them has room in what is left.
+    with open("/proc/self/status") as file:
+        used = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+    print((mpfast.spectrum(W, method="exact", threads=64).values == expected).all())
+"""
+
+
+@linux_only
+def test_fewer_threads_than_wanted_give_the_same():
+    run = run_python("-c", textwrap.dedent(THREADS), timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "True\n"
+
+
+SUBINTERPRETER = """
+    import mpfast
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    other = interpreters.create()
+    lines = [
+        "try:",
+        "    import mpfast",
+        "    print(round(mpfast.laws.sigma_plus(1.0, (4, 9)), 6))",
+        "except ImportError as error:",
+        "    print('ImportError')",
+    ]
+    interpreters.run_string(other, chr(10).join(lines))
+    interpreters.destroy(other)
+    print("alive", mpfast.laws.sigma_plus(1.0, (4, 9)))
+"""
+
+
+def test_a_subinterpreter_imports_or_says_that_it_cannot():
+    """NumPy refuses to be loaded twice in a process; that has to arrive as an ImportError."""
+    run = run_python("-c", textwrap.dedent(SUBINTERPRETER))
+    if "No module named" in run.stderr:
+        pytest.skip("this Python has no subinterpreters")
+    assert run.returncode == 0, run.stderr
+    first, last = run.stdout.splitlines()
+    assert first in ("ImportError", "5.0")
+    assert last == "alive 5.0"
+
+
+def german() -> str | None:
+    before = locale.setlocale(locale.LC_ALL)
+    for name in ("de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"):
+        try:
+            locale.setlocale(locale.LC_ALL, name)
+        except locale.Error:
+            continue
+        locale.setlocale(locale.LC_ALL, before)
+        return name
+    return None
+
+
+def test_a_decimal_comma_changes_no_output(tmp_path):
+    """With a locale that writes 1,5 the reports still hold 1.5; where there is none, one is imitated."""
+    model = {"fc": family("gauss", (96, 128), 0).astype(np.float32)}
+    plain = mpfast.analyze(model, progress=False)
+    name = german()
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        if name is not None:
+            locale.setlocale(locale.LC_ALL, name)
+        else:
+            locale._override_localeconv = {"decimal_point": ",", "thousands_sep": "."}
+        there = mpfast.analyze(model, progress=False)
+        rows = [json.loads(analysis.to_json())["layers"][0] for analysis in (plain, there)]
+        assert {**rows[0], "seconds": 0} == {**rows[1], "seconds": 0}
+        assert len(there.to_csv().splitlines()[1].split(",")) == len(there.to_csv().splitlines()[0].split(","))
+        assert mpfast.Analysis.from_json(there.to_json()).layers == there.layers
+    finally:
+        locale._override_localeconv = {}
+        locale.setlocale(locale.LC_ALL, before)
+
+
+def test_the_clock_may_jump(monkeypatch):
+    """Nothing but a file's modification date depends on the time of day."""
+    W = family("gauss", (96, 128), 0).astype(np.float32)
+    expected = mpfast.spectrum(W, method="lanczos").to_dict()
+    times = iter([0.0, 1e12, -1e9, *range(1000)])
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    assert mpfast.spectrum(W, method="lanczos").to_dict() == expected
+    assert len(mpfast.analyze({"fc": W}, progress=False)) == 1
