@@ -1,0 +1,225 @@
+"""Measure mpfast and its peers on the same matrices, each in an environment of its own. See README.md.
+
+    python benchmarks/peers/run.py --work DIR [--only NAME] [--largest N] [--limit SECONDS] [--out FILE.jsonl]
+
+What has been measured is kept, line by line, and not measured again: a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import contenders
+import ml_dtypes
+import numpy as np
+
+from mpfast.benchmarking import machine
+from mpfast.synthetic import FAMILIES, critical_signal, family, low_rank
+
+HERE = Path(__file__).parent
+K = 32  # leading values
+SQUARE = (512, 1024, 2048, 4096, 8192, 16384)
+TALL = ((4096, 1024), (16384, 2048))
+GROWTH_FAMILY = "spikes40"
+THREAD_SIZES = (2048, 4096)
+# Signals above the critical size, which the singular values show.
+PLANTED = {"gauss": 0, "spikes40": 40, "one_huge_spike": 1, "power_law": 29}
+DETECTION_SHAPE = (400, 608)  # a multiple of 16 for scikit-rmt
+STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the comparison, by what it is made from."""
+
+    family: str
+    rows: int
+    cols: int
+    dtype: str = "float32"
+
+    @property
+    def file(self) -> str:
+        return f"{self.family}-{self.rows}x{self.cols}-{self.dtype}.npy"
+
+    @property
+    def truth_file(self) -> str:
+        return f"{self.family}-{self.rows}x{self.cols}-{self.dtype}.truth.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement."""
+
+    contender: str
+    matrix: Matrix
+    threads: int
+
+
+def jobs(largest: int) -> Iterator[Job]:
+    """Sizes first, small ones before large ones: what was too slow once is not tried on more."""
+    growth = [Matrix(GROWTH_FAMILY, n, n) for n in SQUARE]
+    growth += [Matrix(GROWTH_FAMILY, *shape) for shape in TALL]
+    families = [Matrix(name, 2048, 2048) for name in FAMILIES if name != GROWTH_FAMILY]
+    half = [Matrix(GROWTH_FAMILY, 4096, 4096, "bfloat16")]
+    plan = [(matrix, 2) for matrix in growth + families + half]
+    plan += [(Matrix(GROWTH_FAMILY, n, n), 1) for n in THREAD_SIZES]
+    for matrix, threads in sorted(plan, key=lambda entry: entry[0].rows * entry[0].cols):
+        if max(matrix.rows, matrix.cols) <= largest:
+            for contender in contenders.CONTENDERS:
+                yield Job(contender.name, matrix, threads)
+
+
+def environment(work: Path, name: str) -> Path:
+    """The Python of an environment, made when it is not there."""
+    folder = work / "environments" / name
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"making the environment of {name}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        wanted = ["numpy", "ml_dtypes", *contenders.ENVIRONMENTS[name]]
+        if name == "mpfast":
+            wanted.append(str(HERE.parents[1]))
+        pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, *wanted], check=True, env={**os.environ, "SKBUILD_CMAKE_DEFINE": "MPFAST_CUDA=off"})
+        (folder / "complete").touch()
+    return python
+
+
+def make(work: Path, matrix: Matrix) -> Path:
+    """The matrix in a file, and its leading values by LAPACK in float64 where that is affordable."""
+    folder = work / "matrices"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / matrix.file
+    if not path.exists():
+        W = family(matrix.family, (matrix.rows, matrix.cols), 1).astype(np.float32)
+        if matrix.dtype == "bfloat16":
+            W = W.astype(ml_dtypes.bfloat16).view(np.uint16)
+        np.save(path, W)
+    truth = folder / matrix.truth_file
+    if not truth.exists():
+        record: dict[str, Any] = {"planted": PLANTED.get(matrix.family)}
+        if matrix.family in PLANTED:
+            record["sigma_plus"] = float(np.sqrt(matrix.rows) + np.sqrt(matrix.cols))
+        if min(matrix.rows, matrix.cols) <= 4096:
+            W = np.load(path)
+            W = (W.view(ml_dtypes.bfloat16) if matrix.dtype == "bfloat16" else W).astype(np.float64)
+            record["leading"] = np.linalg.svd(W, compute_uv=False)[:K].tolist()
+        truth.write_text(json.dumps(record))
+    return path
+
+
+def call(work: Path, job: dict[str, Any], threads: int, limit: float) -> dict[str, Any]:
+    """Run a worker; its findings, or why there are none."""
+    contender = contenders.contender(job["contender"])
+    count = str(threads)
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
+    try:
+        done = subprocess.run(
+            [environment(work, contender.environment), HERE / "worker.py"],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+            env={**os.environ, **variables, "PYTHONPATH": "", "MPLBACKEND": "Agg"},
+            cwd=work,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"> {limit:g} s", "slow": True}
+    if done.returncode != 0:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return {"failed": last[0].replace(str(work), "")[:200]}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def detection_matrices(work: Path, draws: int) -> dict[float, list[str]]:
+    """One spike of every strength in noise, in files."""
+    folder = work / "detection"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[float, list[str]] = {}
+    for strength in STRENGTHS:
+        for draw in range(draws):
+            path = folder / f"{strength:g}-{draw}.npy"
+            paths.setdefault(strength, []).append(str(path))
+            if not path.exists():
+                rng = np.random.default_rng([7, draw, int(100 * strength)])
+                W = rng.standard_normal(DETECTION_SHAPE)
+                if strength > 0:
+                    W += low_rank(DETECTION_SHAPE, [strength * critical_signal(DETECTION_SHAPE)], rng)
+                np.save(path, W.astype(np.float32))
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for environments and matrices (15 GB)")
+    parser.add_argument("--out", type=Path, default=None, help="measurements; default WORK/measurements.jsonl")
+    parser.add_argument("--only", default=None, help="contenders whose name contains this")
+    parser.add_argument("--largest", type=int, default=max(SQUARE), help="longest side of a matrix")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that a measurement may take")
+    parser.add_argument("--draws", type=int, default=40, help="matrices of each strength in the detection curve")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    out = options.out or work / "measurements.jsonl"
+    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    finished = {json.dumps(record["job"], sort_keys=True) for record in known}
+    slow = {
+        (record["job"]["contender"], record["job"]["threads"], record["job"]["matrix"]["dtype"])
+        for record in known
+        if record.get("slow")
+    }
+
+    def keep(record: dict[str, Any]) -> None:
+        with out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    if not known:
+        keep({"job": "machine", **machine()})
+    for job in jobs(options.largest):
+        if options.only and options.only not in job.contender:
+            continue
+        if json.dumps(asdict(job), sort_keys=True) in finished:
+            continue
+        key = (job.contender, job.threads, job.matrix.dtype)
+        if key in slow:
+            result: dict[str, Any] = {"failed": "not tried: too slow on a smaller one"}
+        else:
+            path = make(work, job.matrix)
+            request = {
+                "contender": job.contender,
+                "matrix": str(path),
+                "dtype": job.matrix.dtype,
+                "k": K,
+                "seconds": options.limit / 4,
+            }
+            result = call(work, request, job.threads, options.limit)
+            truth = json.loads((path.parent / job.matrix.truth_file).read_text())
+            result["truth"] = truth
+            if result.get("slow"):
+                slow.add(key)
+        keep({"job": asdict(job), **result})
+        shown = result.get("failed") or f"{result['cold']:.2f} s, then {result['warm']:.3f} s"
+        print(f"{job.contender}, {job.matrix.file}, {job.threads} threads: {shown}", file=sys.stderr)
+
+    paths = detection_matrices(work, options.draws)
+    for contender in ("mpfast, exact", "WeightWatcher"):
+        for strength, files in paths.items():
+            job = {"contender": contender, "strength": strength, "draws": options.draws}
+            if json.dumps(job, sort_keys=True) in finished or (options.only and options.only not in contender):
+                continue
+            result = call(work, {"contender": contender, "matrices": files}, 2, 900)
+            keep({"job": job, **result})
+            print(job, result, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
