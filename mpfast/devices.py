@@ -114,11 +114,12 @@ def is_on_gpu(W: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(W, torch.Tensor):
         return bool(W.device.type == "cuda")
-    if hasattr(W, "__cuda_array_interface__"):
-        return True
-    if not hasattr(W, "__dlpack_device__"):
+    try:
+        if hasattr(W, "__cuda_array_interface__"):
+            return True
+        return hasattr(W, "__dlpack_device__") and int(W.__dlpack_device__()[0]) in _KDLCUDA
+    except Exception:  # whatever a foreign object raises; whoever views it on the host says so
         return False
-    return int(W.__dlpack_device__()[0]) in _KDLCUDA
 
 
 def device_matrix(W: Any, backend: Any, *, function: str = "as_matrix", name: str = "W") -> _cuda.Matrix:
