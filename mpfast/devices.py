@@ -132,9 +132,15 @@ def device_matrix(W: Any, backend: Any, *, function: str = "as_matrix", name: st
     """
     if hasattr(W, "__dlpack__"):
         handle = _current_stream(W)
-        # DLPack calls the legacy default stream 1.
-        capsule = _detached(W).__dlpack__(stream=handle or 1)
-        matrix: _cuda.Matrix = backend.Matrix.from_dlpack(capsule, handle)
+        try:
+            # DLPack calls the legacy default stream 1.
+            capsule = _detached(W).__dlpack__(stream=handle or 1)
+            matrix: _cuda.Matrix = backend.Matrix.from_dlpack(capsule, handle)
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # whatever a foreign object raises, or what is wrong with its tensor
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{function}(): {name} cannot be read through DLPack: {error}") from error
         return matrix
     record = CudaRecord.of(W, function, name)
     return backend.Matrix(  # type: ignore[no-any-return]

@@ -242,3 +242,15 @@ def test_device_interfaces_that_tell_the_truth():
     W = OnDevice(stream=1)
     expected = {"address": 4096, "dtype": "float32", "shape": (2, 3), "strides": (3, 1), "device": 0, "stream": 0}
     assert device_matrix(W, Backend) == {**expected, "owner": W}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(RuntimeError, TypeError), (BufferError, TypeError), (ValueError, ValueError)]
+)
+def test_foreign_exceptions_on_a_device(error, kind):
+    class Failing:
+        def __dlpack__(self, **_):
+            raise error("from abroad")
+
+    with pytest.raises(kind, match=r"svd\(\): A cannot be read through DLPack: from abroad"):
+        device_matrix(Failing(), Backend, function="svd", name="A")
