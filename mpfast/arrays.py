@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
+from mpfast.interfaces import HostRecord
 
 __all__ = ["allocate", "as_matrix", "as_numpy", "check_matrix", "dtype_error", "like", "raise_if_nonfinite"]
 
@@ -130,10 +131,19 @@ def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
 
 
 def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+    try:
+        return _viewed(W, function, name, module)
+    except (TypeError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a property or a method of a foreign object raises
+        raise _unreadable(W, function, name, error) from error
+
+
+def _viewed(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
     if hasattr(W, "__cuda_array_interface__"):
         raise _not_on_host(function, name, "a GPU", "numpy.asarray(...) of a host copy")
     if hasattr(W, "__dlpack_device__"):
-        kind = int(W.__dlpack_device__()[0])
+        kind = _dlpack_kind(W, function, name)
         if kind not in (1, 3):  # kDLCPU, kDLCUDAHost
             raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
     if module == "scipy":
@@ -141,18 +151,46 @@ def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any
         raise TypeError(f"{function}(): {name} must be an array, not a SciPy {type(W).__name__}; {remedy}")
     if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
         raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
-    if not isinstance(W, (list, tuple)):
-        if any(hasattr(W, a) for a in ("__array_interface__", "__array__", "__array_struct__")) or _is_buffer(W):
-            return np.asarray(W)
+    if not isinstance(W, (list, tuple, type)):
+        if _is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
+            return _asarray(W, W, function, name)
+        if hasattr(W, "__array_interface__"):
+            return _asarray(HostRecord.of(W, function, name), W, function, name)
+        if hasattr(W, "__array__"):
+            return _asarray(W, W, function, name)
         if hasattr(W, "__dlpack__"):
             return _from_dlpack(W, function, name)
     raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
 
 
+def _asarray(view: Any, W: Any, function: str, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(view)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(W, function, name, error) from error
+
+
+def _unreadable(W: Any, function: str, name: str, error: Exception) -> TypeError:
+    return TypeError(
+        f"{function}(): {name} is a {type(W).__name__} that cannot be read as an array: {type(error).__name__}: {error}"
+    )
+
+
+def _dlpack_kind(W: Any, function: str, name: str) -> int:
+    try:
+        return int(W.__dlpack_device__()[0])
+    except Exception as error:
+        raise _unreadable(W, function, name, error) from error
+
+
 def _from_dlpack(W: Any, function: str, name: str) -> NDArray[Any]:
     try:
         return np.from_dlpack(W)
-    except (BufferError, RuntimeError) as error:  # a type that NumPy lacks, bfloat16 for one
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # BufferError and RuntimeError: a type that NumPy lacks, bfloat16 for one
         raise TypeError(
             f"{function}(): {name} cannot be read through DLPack ({error}); cast it to float32 in its own framework"
         ) from error
@@ -161,7 +199,7 @@ def _from_dlpack(W: Any, function: str, name: str) -> NDArray[Any]:
 def _is_buffer(W: Any) -> bool:
     try:
         memoryview(W)
-    except TypeError:
+    except (TypeError, BufferError):
         return False
     return True
 

@@ -6,14 +6,16 @@ import fnmatch
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from mpfast.allocation import allocate, floor_count, gaussian_shares
+from mpfast.documents import Record, parse_json
 from mpfast.files import write_text_atomically
 from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 
@@ -162,7 +164,7 @@ class Budget(Sequence[LayerBudget]):
         Raises
         ------
         ValueError
-            The text is no JSON, or not of this schema.
+            The text is no JSON, not of this schema, or a field is wrong: the message names it.
         OSError
             The file cannot be read.
         """
@@ -170,14 +172,21 @@ class Budget(Sequence[LayerBudget]):
             text = source
         else:
             text = Path(source).read_text(encoding="utf-8")
-        document = json.loads(text)
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise ValueError(f"Budget.from_json(): this is not JSON of the schema {SCHEMA}")
         try:
-            layers = tuple(LayerBudget(**{**row, "shape": tuple(row["shape"])}) for row in document["layers"])
-            return cls(layers, document["method"], float(document["sparsity"]), document["pattern"], document["source"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"Budget.from_json(): a field is missing or unknown: {error}") from None
+            document = parse_json(text)
+            if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+                raise ValueError(f"this is not JSON of the schema {SCHEMA}")
+            record = Record(document, "the budget")
+            layers = tuple(_row(entry) for entry in record.records("layers"))
+            names = [row.name for row in layers]
+            if len(set(names)) != len(names):
+                raise ValueError("the budget has two rows of the same name")
+            pattern = record.optional_text("pattern")
+            if pattern is not None and not is_pattern(pattern):
+                raise record.refuse("pattern", "null or of the form 2:4")
+            return cls(layers, record.text("method"), record.number("sparsity", 0, 1), pattern, record.text("source"))
+        except ValueError as error:
+            raise ValueError(f"Budget.from_json(): {error}") from None
 
     def export(self, format: str) -> str:
         """Return the budget as another tool reads it.
@@ -199,6 +208,33 @@ class Budget(Sequence[LayerBudget]):
         if format not in TEXT_FORMATS:
             raise ValueError(f"Budget.export(): format must be one of json, {', '.join(TEXT_FORMATS)}, not {format!r}")
         return TEXT_FORMATS[format](self)
+
+
+def is_pattern(text: str) -> bool:
+    """Tell whether `text` is a pattern ``n:m`` that keeps n of every m entries, 1 <= n <= m <= 64."""
+    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text)
+    return found is not None and 1 <= int(found[1]) <= int(found[2]) <= 64
+
+
+def _row(record: Record) -> LayerBudget:
+    """Read one row of a budget's JSON; ValueError names the field that is wrong."""
+    record.allow({column.name for column in fields(LayerBudget)})
+    shape = record.shape("shape", least=1)
+    pruned = record.integer("pruned")
+    if pruned > math.prod(shape):
+        raise record.refuse("pruned", f"at most the {math.prod(shape)} entries of the shape")
+    return LayerBudget(
+        record.text("name"),
+        record.text("kind"),
+        shape,
+        record.text("dtype"),
+        pruned,
+        record.number("sparsity", 0, 1),
+        record.optional_number("sigma_plus", 0),
+        record.optional_number("sigma_plus_error", 0),
+        record.integer("rank") if record.has("rank") else None,
+        record.optional_text("content"),
+    )
 
 
 def budget_from_reports(

@@ -28,7 +28,7 @@ class DeviceLayer:
         rows = weight if len(self.shape) == 2 else weight.reshape(*_as_rows(self.shape))
         check_matrix(tuple(rows.shape), str(weight.dtype).removeprefix("torch."), function, name)
         self.backend = cuda_backend()
-        self.matrix: _cuda.Matrix = device_matrix(rows, self.backend)
+        self.matrix: _cuda.Matrix = device_matrix(rows, self.backend, function=function, name=name)
         self.keep = _empty_mask(weight, function)
 
     def locate(self, flat: int) -> tuple[int, ...]:

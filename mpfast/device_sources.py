@@ -163,7 +163,7 @@ def _vectors_on_device(x: Any, dtype: str) -> tuple[Any, Any]:
 def open_device_array(W: Any, function: str, threads: int) -> DeviceSource:
     """View an array that is already on a GPU."""
     check_matrix(tuple(W.shape), str(W.dtype).removeprefix("torch."), function, "W")
-    return DeviceSource(device_matrix(W, cuda_backend()), function, threads)
+    return DeviceSource(device_matrix(W, cuda_backend(), function=function), function, threads)
 
 
 def send_to_device(matrix: _core.Matrix, device: Device, function: str, threads: int) -> DeviceSource | StreamedSource:

@@ -11,6 +11,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from mpfast.interfaces import CudaRecord
+
 if TYPE_CHECKING:
     from mpfast import _cuda
 
@@ -112,35 +114,42 @@ def is_on_gpu(W: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(W, torch.Tensor):
         return bool(W.device.type == "cuda")
-    if hasattr(W, "__cuda_array_interface__"):
-        return True
-    if not hasattr(W, "__dlpack_device__"):
+    try:
+        if hasattr(W, "__cuda_array_interface__"):
+            return True
+        return hasattr(W, "__dlpack_device__") and int(W.__dlpack_device__()[0]) in _KDLCUDA
+    except Exception:  # whatever a foreign object raises; whoever views it on the host says so
         return False
-    return int(W.__dlpack_device__()[0]) in _KDLCUDA
 
 
-def device_matrix(W: Any, backend: Any) -> _cuda.Matrix:
-    """View a 2-D GPU array of a supported type, ready on the stream its framework works on."""
+def device_matrix(W: Any, backend: Any, *, function: str = "as_matrix", name: str = "W") -> _cuda.Matrix:
+    """View a 2-D GPU array of a supported type, ready on the stream its framework works on.
+
+    Raises
+    ------
+    ValueError, TypeError
+        What W says about its memory is wrong or not supported; the message names `function`, `name` and the field.
+    """
     if hasattr(W, "__dlpack__"):
         handle = _current_stream(W)
-        # DLPack calls the legacy default stream 1.
-        capsule = _detached(W).__dlpack__(stream=handle or 1)
-        matrix: _cuda.Matrix = backend.Matrix.from_dlpack(capsule, handle)
+        try:
+            # DLPack calls the legacy default stream 1.
+            capsule = _detached(W).__dlpack__(stream=handle or 1)
+            matrix: _cuda.Matrix = backend.Matrix.from_dlpack(capsule, handle)
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # whatever a foreign object raises, or what is wrong with its tensor
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{function}(): {name} cannot be read through DLPack: {error}") from error
         return matrix
-    interface = W.__cuda_array_interface__
-    dtype = {"<f8": "float64", "<f4": "float32", "<f2": "float16"}[interface["typestr"]]
-    rows, cols = interface["shape"]
-    size = int(interface["typestr"][2:])
-    strides = interface.get("strides") or (cols * size, size)
-    address = interface["data"][0]
-    stream = interface.get("stream") or 0
+    record = CudaRecord.of(W, function, name)
     return backend.Matrix(  # type: ignore[no-any-return]
-        address=address,
-        dtype=dtype,
-        shape=(rows, cols),
-        strides=(strides[0] // size, strides[1] // size),
-        device=backend.device_of(address),
-        stream=0 if stream == 1 else stream,
+        address=record.address,
+        dtype=record.dtype,
+        shape=record.shape,
+        strides=record.strides,
+        device=backend.device_of(record.address),
+        stream=record.stream,
         owner=W,
     )
 

@@ -61,7 +61,7 @@ class LayerCache:
         """Return the report kept under a key, if there is one."""
         try:
             report = layer_from_json((self._directory / f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError):
             return None
         return replace(report, tensor=layer.tensor, tensor_shape=layer.tensor_shape)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from mpfast.documents import Record, is_shape, is_text, parse_json, short
 
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint
@@ -198,30 +200,71 @@ class LayerReport:
         Raises
         ------
         ValueError
-            A column is missing.
+            A column is missing or of a wrong kind: the message names it.
         """
         missing = COLUMNS.keys() - row.keys()
         if missing:
             raise ValueError(f"LayerReport.from_dict(): the row lacks {', '.join(sorted(missing))}")
-        values = {name: convert(row[name]) for name, convert in COLUMNS.items()}
-        metrics = {key: float(value) for key, value in row.items() if key not in COLUMNS}
+        values = {name: _converted(name, row[name], convert) for name, convert in COLUMNS.items()}
+        if len(values["shape"]) != 2:
+            raise _column_error("shape", row["shape"])
+        metrics = {key: _converted(key, value, _number) for key, value in row.items() if key not in COLUMNS}
         return cls(**values, metrics=metrics)
 
 
+def _converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _column_error(column, value) from None
+
+
+def _column_error(column: str, value: Any) -> ValueError:
+    return ValueError(f"LayerReport.from_dict(): the column {short(column)} cannot be {short(value)}")
+
+
 def integers(values: Sequence[int]) -> tuple[int, ...]:
-    """Return a tuple of Python integers."""
-    return tuple(int(value) for value in values)
+    """Return a shape as Python integers; TypeError or ValueError where it is none."""
+    if isinstance(values, str | Mapping):
+        raise TypeError("expected a sequence")
+    shape = tuple(_count(value) for value in values)
+    if not is_shape(shape):
+        raise ValueError("expected the extents of an array")
+    return shape
+
+
+def _text(value: Any) -> str:
+    if not is_text(value):
+        raise TypeError("expected text")
+    return str(value)
 
 
 def _texts(values: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(value) for value in values)
+    if isinstance(values, str | Mapping):
+        raise TypeError("expected a sequence")
+    return tuple(_text(value) for value in values)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+        raise ValueError("expected a count")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    # Infinities are text in JSON, see `jsonable`.
+    if isinstance(value, str) and value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError("expected a number")
+    return float(value)
 
 
 # How each column comes back from JSON, by its annotation, which is a string in this module.
-_CONVERTERS = {
-    "str": str,
-    "float": float,
-    "int": int,
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "str": _text,
+    "float": _number,
+    "int": _count,
     "tuple[int, ...]": integers,
     "tuple[int, int]": integers,
     "tuple[str, ...]": _texts,
@@ -245,13 +288,22 @@ def layer_to_json(row: LayerReport) -> str:
 
 def layer_from_json(document: str | dict[str, Any]) -> LayerReport:
     """Rebuild a row from `layer_to_json`, or from what JSON made of it; errors as `LayerReport.from_dict`."""
-    row = dict(json.loads(document)) if isinstance(document, str) else dict(document)
+    record = parse_json(document) if isinstance(document, str) else document
+    if not isinstance(record, dict):
+        raise ValueError(f"LayerReport.from_dict(): a row must be an object, not {short(record)}")
+    row = dict(record)
     found = row.pop("histogram", None)
     report = LayerReport.from_dict(_from_jsonable(row))
-    if found is None:
-        return report
-    histogram = Histogram(found["low"], found["high"], tuple(found["shares"]), tuple(found["spikes"]))
-    return replace(report, histogram=histogram)
+    return report if found is None else replace(report, histogram=_converted("histogram", found, _histogram))
+
+
+def _histogram(found: Any) -> Histogram:
+    record = Record(found, "the histogram")
+    shares, spikes = record.get("shares"), record.get("spikes")
+    if not isinstance(shares, list) or not isinstance(spikes, list):
+        raise TypeError("expected lists")
+    numbers = tuple(map(_number, shares)), tuple(map(_number, spikes))
+    return Histogram(_number(record.get("low")), _number(record.get("high")), *numbers)
 
 
 def jsonable(value: Any) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.documents import Record, parse_json
 from mpfast.errors import CheckpointError
 
 __all__ = ["FORMAT", "MASKS_FILE", "MaskFile", "mask_writer", "packed"]
@@ -55,10 +56,10 @@ class MaskFile(Mapping[str, Any]):
         if self._file.metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path}: is no mask file: its metadata does not say format={FORMAT}")
         try:
-            shapes = json.loads(self._file.metadata["shapes"])
-            self._shapes = {str(name): tuple(int(extent) for extent in shape) for name, shape in shapes.items()}
-        except (KeyError, ValueError, TypeError, AttributeError):
-            raise CheckpointError(f"{path}: the shapes in its metadata are damaged") from None
+            shapes = Record(parse_json(self._file.metadata.get("shapes", "")), "the shapes")
+            self._shapes = {name: shapes.shape(name) for name in shapes}
+        except ValueError as error:
+            raise CheckpointError(f"{path}: the shapes in its metadata are damaged: {error}") from None
         sizes = {info.name: info.size for info in self._file.tensors}
         wanted = {name: (math.prod(shape) + 7) // 8 for name, shape in self._shapes.items()}
         if sizes != wanted or any(info.dtype != "uint8" for info in self._file.tensors):

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from mpfast.documents import Record, parse_json
 from mpfast.files import write_text_atomically
 from mpfast.layer_reports import (
     COLUMNS,
     LayerReport,
     SkippedTensor,
-    integers,
     jsonable,
     layer_from_json,
     with_histogram,
@@ -280,7 +280,7 @@ class Analysis(Sequence[LayerReport]):
         Raises
         ------
         ValueError
-            The text is no JSON, or not of this schema.
+            The text is no JSON, not of this schema, or a field is wrong: the message names it.
         OSError
             The file cannot be read.
         """
@@ -288,20 +288,27 @@ class Analysis(Sequence[LayerReport]):
             text = source
         else:
             text = Path(source).read_text(encoding="utf-8")
-        document = json.loads(text)
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise ValueError(f"Analysis.from_json(): this is not JSON of the schema {SCHEMA}")
-        return cls(
-            layers=tuple(layer_from_json(row) for row in document["layers"]),
-            skipped=tuple(
-                SkippedTensor(entry["name"], integers(entry["shape"]), entry["dtype"], entry["reason"])
-                for entry in document["skipped"]
-            ),
-            source=document["source"],
-            tol=float(document["tol"]),
-            seed=int(document["seed"]),
-            seconds=float(document["seconds"]),
-        )
+        try:
+            document = parse_json(text)
+            if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+                raise ValueError(f"this is not JSON of the schema {SCHEMA}")
+            record = Record(document, "the analysis")
+            rows = record.get("layers")
+            if not isinstance(rows, list):
+                raise record.refuse("layers", "a list")
+            return cls(
+                layers=tuple(layer_from_json(row) for row in rows),
+                skipped=tuple(
+                    SkippedTensor(entry.text("name"), entry.shape("shape"), entry.text("dtype"), entry.text("reason"))
+                    for entry in record.records("skipped")
+                ),
+                source=record.text("source"),
+                tol=record.number("tol", 0),
+                seed=record.integer("seed"),
+                seconds=record.number("seconds", 0),
+            )
+        except ValueError as error:
+            raise ValueError(f"Analysis.from_json(): {error}") from None
 
     def _columns(self) -> list[str]:
         """All columns in the order of the first row that has them."""

@@ -81,7 +81,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error}") from None
     masks = MaskFile(directory / MASKS_FILE)
     pruned = open_checkpoint(directory)
-    if source is None and Path(budget.source).exists():
+    if source is None and _exists(budget.source):
         source = budget.source
     dense = None if source is None else open_checkpoint(source)
     problems: list[str] = []
@@ -106,6 +106,13 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
             pruned.release(name)
             dense.release(name)
     return Verification(tuple(problems), len(budget), untouched, None if dense is None else dense.source)
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # no name that the system takes
+        return False
 
 
 def _compare_names(
@@ -135,11 +142,16 @@ def _layer_problems(
         problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
     if pattern is not None:
         n, m = (int(part) for part in pattern.split(":"))
-        groups = keep.reshape(-1, m)
-        wrong = int(np.count_nonzero(np.count_nonzero(groups, axis=1) != n))
-        if wrong:
-            problems.append(f"{row.name}: {wrong} groups of {m} do not keep {n}")
-    bits = _bits(pruned.read(row.name)).reshape(keep.shape)
+        if keep.size % m:
+            problems.append(f"{row.name}: {keep.size} entries are no groups of {m}")
+        else:
+            wrong = int(np.count_nonzero(np.count_nonzero(keep.reshape(-1, m), axis=1) != n))
+            if wrong:
+                problems.append(f"{row.name}: {wrong} groups of {m} do not keep {n}")
+    bits = _bits(pruned.read(row.name))
+    if bits.size != keep.size:
+        return [*problems, f"{row.name}: has entries of a type that is not pruned"]
+    bits = bits.reshape(keep.shape)
     gone = ~keep
     if np.multiply(bits, gone, dtype=bits.dtype).any():
         problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")

@@ -111,7 +111,7 @@ def test_bad_budgets(analysis, tmp_path):
         analysis.budget(0.5, exclude="*")
     with pytest.raises(ValueError, match="schema"):
         Budget.from_json("{}")
-    with pytest.raises(ValueError, match="missing or unknown"):
+    with pytest.raises(ValueError, match="lacks the field 'pruned'"):
         Budget.from_json('{"schema": "mpfast.budget/1", "layers": [{"shape": [1]}]}')
     (tmp_path / "budget.json").write_text(analysis.budget(0.5).to_json())
     assert Budget.from_json(tmp_path / "budget.json") == analysis.budget(0.5)

@@ -148,3 +148,32 @@ def test_what_is_left_out_says_why() -> None:
         SecondMoments(model, block=0)
     with pytest.raises(ValueError, match="layout"):
         SecondMoments(model, layout="rows")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("rows", "", "rows in its metadata is damaged"),
+        ("calls", "[" * 20_000, "nested too deeply"),
+        ("rows", '{"0": -3}', "0 must be an integer"),
+        ("calls", "[1]", "calls must be an object"),
+        ("options", None, "options in its metadata is damaged"),
+    ],
+)
+def test_files_that_lie(tmp_path, key, text, message):
+    import json
+    import struct
+
+    path = tmp_path / "moments.safetensors"
+    collected = SecondMoments(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    collected.save(path)
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"][key] = text
+    if text is None:
+        del header["__metadata__"][key]
+    changed = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
+    with pytest.raises(ValueError, match=message):
+        collected.load(path)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
+from mpfast.documents import is_shape, is_text, short, storage_bits
 from mpfast.errors import CheckpointError
 
 __all__ = ["NpyFile", "NpzFile"]
 
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)
+# Deflate packs no more than this into a byte; what a member claims beyond that is a lie, found before memory is taken.
+_MAX_DEFLATION = 1032
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class NpyFile:
@@ -40,21 +32,26 @@ class NpyFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        try:
-            with self._path.open("rb") as stream:
-                shape, dtype = _read_npy_header(stream)
+        with self._path.open("rb") as stream:
+            try:
+                shape, by_columns, dtype = _read_npy_header(stream)
                 data_begin = stream.tell()
                 data_bytes = os.fstat(stream.fileno()).st_size - data_begin
-            _check_data(shape, dtype, data_bytes)
-            self._array: NDArray[Any] | None = None
-            if not dtype.hasobject:
-                # An empty section of a file cannot be mapped, and need not be.
-                if data_bytes:
-                    self._array = np.load(self._path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-                else:
-                    self._array = np.empty(shape, dtype)
-        except _DAMAGED as error:
-            raise CheckpointError(f"{self._path}: no valid .npy file: {error}", offset=0) from None
+                _check_data(shape, dtype, data_bytes)
+                self._array: NDArray[Any] | None = None
+                if not dtype.hasobject:
+                    # An empty section of a file cannot be mapped, and need not be.
+                    if data_bytes:
+                        order: Literal["C", "F"] = "F" if by_columns else "C"
+                        mapped = np.memmap(stream, dtype, "r", data_begin, shape, order)
+                        self._array = mapped.view(np.ndarray)
+                    else:
+                        self._array = np.empty(shape, dtype)
+                        self._array.flags.writeable = False
+            except (ValueError, OverflowError) as error:
+                raise CheckpointError(f"{self._path}: no valid .npy file: {error}", offset=0) from None
+        if not is_text(self._path.stem):
+            raise CheckpointError(f"{self._path}: the file's name is no valid Unicode")
         self._info = TensorInfo(self._path.stem, shape, dtype.name)
 
     @property
@@ -93,9 +90,12 @@ class NpzFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        stream = self._path.open("rb")
         try:
-            self._archive = zipfile.ZipFile(self._path)
-        except _DAMAGED as error:
+            self._bytes = os.fstat(stream.fileno()).st_size
+            self._archive = zipfile.ZipFile(stream)
+        except Exception as error:  # zipfile raises its own, struct.error and others, by where the damage is
+            stream.close()
             raise CheckpointError(f"{self._path}: no valid .npz archive: {error}", offset=0) from None
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._infos: list[TensorInfo] = []
@@ -106,21 +106,33 @@ class NpzFile:
     def _add(self, name: str, member: zipfile.ZipInfo) -> None:
         if name in self._members:
             raise CheckpointError(
-                f"{self._path}: tensor {name!r} occurs twice", tensor=name, offset=member.header_offset
+                f"{self._path}: tensor {short(name)} occurs twice", tensor=name, offset=member.header_offset
             )
         try:
+            self._check_sizes(member)
             with self._archive.open(member) as stream:
-                shape, dtype = _read_npy_header(stream)
+                shape, _, dtype = _read_npy_header(stream)
                 # The archive says how long the member is once unpacked, so a lying header costs no memory.
                 _check_data(shape, dtype, member.file_size - stream.tell())
-        except (*_DAMAGED, RuntimeError) as error:  # RuntimeError: the member is encrypted
+        except Exception as error:  # as above; RuntimeError: the member is encrypted
             raise self._damaged(name, member, error) from None
         self._members[name] = member
         self._infos.append(TensorInfo(name, shape, dtype.name))
 
+    def _check_sizes(self, member: zipfile.ZipInfo) -> None:
+        if not is_text(member.filename):
+            raise ValueError("its name is no valid Unicode")
+        if member.compress_type not in _METHODS:
+            raise ValueError(f"it is compressed by method {member.compress_type}, which NumPy does not write")
+        if not 0 <= member.header_offset <= self._bytes - member.compress_size:
+            raise ValueError("it reaches beyond the end of the archive")
+        limit = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _MAX_DEFLATION)
+        if member.file_size > limit:
+            raise ValueError(f"{member.compress_size} bytes cannot hold the {member.file_size} that it claims")
+
     def _damaged(self, name: str, member: zipfile.ZipInfo, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self._path}: tensor {name!r} is damaged: {error}", tensor=name, offset=member.header_offset
+            f"{self._path}: tensor {short(name)} is damaged: {error}", tensor=name, offset=member.header_offset
         )
 
     @property
@@ -147,7 +159,9 @@ class NpzFile:
         try:
             with self._archive.open(member) as stream:
                 array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        except _DAMAGED as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of many types, by where the damage is
             raise self._damaged(name, member, error) from None
         array.flags.writeable = False
         return array
@@ -159,21 +173,31 @@ class NpzFile:
         """Do nothing: every `read` returns an array of its own."""
 
 
-def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
-        # Version 3 exists for structured types with names outside Latin-1, which are no weights.
-        raise ValueError(f"version {version[0]}.{version[1]} of the format holds structured arrays, not weights")
-    if any(extent < 0 for extent in shape):
-        raise ValueError(f"negative shape {shape}")
-    return shape, dtype
+def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and type; ValueError for whatever is wrong."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, by_columns, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            # Version 3 exists for structured types with names outside Latin-1, which are no weights.
+            raise ValueError(f"version {version[0]}.{version[1]} of the format holds structured arrays, not weights")
+    except ValueError:
+        raise
+    except Exception as error:  # Python's parser and tokeniser, which read the header, have errors of many types
+        raise ValueError(f"the header cannot be read: {type(error).__name__}: {error}") from None
+    if not is_shape(shape):
+        raise ValueError(f"the shape {short(shape)} is none")
+    if dtype.itemsize == 0 or dtype.subdtype is not None:
+        raise ValueError(f"the type {short(dtype.str)} has no entries of a size")
+    return shape, by_columns, dtype
 
 
 def _check_data(shape: tuple[int, ...], dtype: np.dtype[Any], data_bytes: int) -> None:
-    needed = math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and needed != data_bytes:
-        raise ValueError(f"{dtype} of shape {shape} needs {needed} bytes of data, there are {data_bytes}")
+    bits = storage_bits(shape, 8 * dtype.itemsize)
+    if bits is None:
+        raise ValueError(f"the shape {short(shape)} is too large for any address space")
+    if not dtype.hasobject and bits != 8 * data_bytes:
+        raise ValueError(f"{dtype} of shape {shape} needs {bits // 8} bytes of data, there are {data_bytes}")

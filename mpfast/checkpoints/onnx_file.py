@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.names import plain_name
+from mpfast.documents import is_shape, short, storage_bits
 from mpfast.errors import CheckpointError
 
 __all__ = ["OnnxFile"]
@@ -38,15 +41,34 @@ class OnnxFile:
         except ImportError:
             raise ImportError(f"{path}: reading an ONNX model needs onnx: pip install 'mpfast[onnx]'") from None
         self._path = path
+        with path.open("rb") as stream:
+            content = stream.read()
         try:
-            model = onnx.load(str(path), load_external_data=False)
+            model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's own errors, of no common type
             raise CheckpointError(f"{path}: no valid ONNX model: {error}", offset=0) from None
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._infos = tuple(
-            TensorInfo(name, tuple(tensor.dims), np.dtype(self._types(tensor.data_type)).name)
-            for name, tensor in self._tensors.items()
-        )
+        self._tensors: dict[str, Any] = {}
+        self._infos: dict[str, TensorInfo] = {}
+        for tensor in model.graph.initializer:
+            if tensor.name in self._tensors:
+                raise CheckpointError(f"{path}: tensor {short(tensor.name)} occurs twice", tensor=tensor.name)
+            self._tensors[tensor.name] = tensor
+            self._infos[tensor.name] = self._info(tensor)
+
+    def _info(self, tensor: Any) -> TensorInfo:
+        name = tensor.name
+        try:
+            dtype = np.dtype(self._types(tensor.data_type))
+        except Exception:  # KeyError or another, by onnx's version
+            raise CheckpointError(
+                f"{self._path}: tensor {short(name)} has the unknown data type {tensor.data_type}", tensor=name
+            ) from None
+        shape = tuple(tensor.dims)
+        if not is_shape(shape) or storage_bits(shape, 8 * dtype.itemsize) is None:
+            raise CheckpointError(
+                f"{self._path}: tensor {short(name)} has the shape {short(shape)}, which no array has", tensor=name
+            )
+        return TensorInfo(name, shape, dtype.name)
 
     @property
     def source(self) -> str:
@@ -56,30 +78,49 @@ class OnnxFile:
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All initialisers in the order of the graph."""
-        return self._infos
+        return tuple(self._infos.values())
 
     def read(self, name: str) -> NDArray[Any]:
         """Return one initialiser; see `Checkpoint.read`."""
         tensor = self._tensors[name]
-        info = next(info for info in self._infos if info.name == name)
+        info = self._infos[name]
         if tensor.external_data:
             return self._external(tensor, info)
         try:
             array = np.asarray(self._helper.to_array(tensor))
+        except MemoryError:
+            raise
         except Exception as error:  # onnx raises whatever NumPy or protobuf does
-            raise CheckpointError(f"{self._path}: tensor {name!r} is damaged: {error}", tensor=name) from None
+            raise CheckpointError(f"{self._path}: tensor {short(name)} is damaged: {error}", tensor=name) from None
+        if array.shape != info.shape:
+            raise CheckpointError(
+                f"{self._path}: tensor {short(name)} of shape {info.shape} holds data of shape {array.shape}",
+                tensor=name,
+            )
         return array.view(_BITS[info.dtype]) if info.dtype in _BITS else array
 
     def _external(self, tensor: Any, info: TensorInfo) -> NDArray[Any]:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         file = self._path.parent / plain_name(entries.get("location"), self._path, info.name)
-        dtype = np.dtype(_BITS.get(info.dtype, info.dtype))
         try:
-            offset = int(entries.get("offset", 0))
+            dtype = np.dtype(_BITS.get(info.dtype, info.dtype))
+            if dtype.hasobject or info.dtype.startswith(("int4", "uint4", "float4", "int2", "uint2")):
+                raise ValueError(f"external data of type {info.dtype} is not read")
+            offset = _count(entries.get("offset", "0"), "offset")
+            needed = math.prod(info.shape) * dtype.itemsize
+            if _count(entries.get("length", str(needed)), "length") != needed:
+                raise ValueError(f"{info.dtype} of shape {info.shape} needs {needed} bytes, not {entries['length']}")
+            there = file.stat().st_size
+            if offset + needed > there:
+                raise ValueError(f"bytes {offset} to {offset + needed} are needed, the file has {there}")
+            if not file.is_file():
+                raise ValueError("it is no regular file")
+            if needed == 0:
+                return np.empty(info.shape, dtype)
             return np.memmap(file, dtype, "r", offset, info.shape).view(np.ndarray)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{self._path}: tensor {info.name!r} cannot be read from {file.name}: {error}", tensor=info.name
+                f"{self._path}: tensor {short(info.name)} cannot be read from {file.name}: {error}", tensor=info.name
             ) from None
 
     def prefetch(self, name: str) -> None:
@@ -87,3 +128,10 @@ class OnnxFile:
 
     def release(self, name: str) -> None:
         """Do nothing: every `read` returns an array of its own."""
+
+
+def _count(text: str, what: str) -> int:
+    # Nineteen digits fit 64 bits; int() by itself takes signs, blanks, underscores and digits of any script.
+    if not re.fullmatch("[0-9]{1,19}", text):
+        raise ValueError(f"the {what} {short(text)} is no number of bytes")
+    return int(text)

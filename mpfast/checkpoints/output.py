@@ -18,6 +18,7 @@ from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.sharded import ShardedSafetensors
+from mpfast.documents import parse_json
 from mpfast.files import write_text_atomically
 
 __all__ = ["CheckpointOutput", "copy_companions", "files_of", "fingerprint", "stored"]
@@ -94,7 +95,7 @@ class CheckpointOutput:
         done: set[str] = set()
         if self._shards:  # what is in memory now need not be what was in memory then
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                progress = json.loads((self._staging / PROGRESS_FILE).read_text(encoding="utf-8"))
+                progress = parse_json((self._staging / PROGRESS_FILE).read_bytes())
                 if progress["job"] == self._job:
                     done = set(progress["done"]) & self._shards.keys()
         for path in self._staging.iterdir():

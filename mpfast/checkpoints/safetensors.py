@@ -13,7 +13,6 @@ The format's specification, https://github.com/huggingface/safetensors, section 
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
+from mpfast.documents import MAX_DIMENSIONS, is_shape, is_text, no_constant, short, storage_bits, unique_keys
 from mpfast.errors import CheckpointError
 
 __all__ = ["SafetensorsFile"]
@@ -232,7 +232,7 @@ def _read_header(path: Path, read: Any, file_bytes: int) -> tuple[dict[str, Any]
         raise CheckpointError(f"{path}: the header does not start with '{{'", offset=PREFIX_BYTES)
     try:
         # A decoder that fails on NaN and repeated keys: json's defaults let both pass in silence.
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         position = getattr(error, "pos", getattr(error, "start", 0))
         raise CheckpointError(
@@ -243,40 +243,8 @@ def _read_header(path: Path, read: Any, file_bytes: int) -> tuple[dict[str, Any]
     return header, PREFIX_BYTES + length
 
 
-class _RepeatedKeyError(ValueError):
-    def __init__(self, key: str) -> None:
-        super().__init__(f"the key {key!r} occurs twice")
-        self.key = key
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _RepeatedKeyError(key)
-            seen.add(key)
-    return unique
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _is_text(value: Any) -> bool:
-    """Tell whether `value` is a string without lone surrogates, which JSON can spell but no text holds."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _checked_metadata(path: Path, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(_is_text(k) and _is_text(v) for k, v in value.items()):
+    if not isinstance(value, dict) or not all(is_text(k) and is_text(v) for k, v in value.items()):
         raise CheckpointError(f"{path}: {METADATA_KEY} must map strings to strings", offset=PREFIX_BYTES)
     return value
 
@@ -285,32 +253,32 @@ def _checked_entry(path: Path, name: str, value: Any, data_begin: int, file_byte
     """Check one header entry by itself; `_check_tiling` looks at all of them together."""
 
     def reject(what: str, offset: int = PREFIX_BYTES) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor {name!r} {what}", tensor=name, offset=offset)
+        return CheckpointError(f"{path}: tensor {short(name)} {what}", tensor=name, offset=offset)
 
-    if not _is_text(name):
+    if not is_text(name):
         raise reject("has a name that is no valid Unicode")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise reject("must have exactly the keys dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     element = _ELEMENT_TYPES.get(dtype) if isinstance(dtype, str) else None
     if element is None:
-        raise reject(f"has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(type(extent) is int and extent >= 0 for extent in shape):
-        raise reject(f"has the shape {_short(shape)}; non-negative integers are expected")
-    # Zero extents count as one: [2**62, 2**62, 0] holds nothing but overflows whatever computes its strides.
-    if math.prod(max(extent, 1) for extent in shape) * element.bits >= 2**63:
-        raise reject(f"has the shape {_short(shape)}, too large for any address space")
+        raise reject(f"has the unknown dtype {short(dtype)}")
+    if not is_shape(shape):
+        raise reject(f"has the shape {short(shape)}; non-negative integers are expected, {MAX_DIMENSIONS} at most")
+    bits = storage_bits(shape, element.bits)
+    if bits is None:
+        raise reject(f"has the shape {short(shape)}, too large for any address space")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int for at in offsets):
-        raise reject(f"has the data_offsets {_short(offsets)}; two integers are expected")
+        raise reject(f"has the data_offsets {short(offsets)}; two integers are expected")
     begin, end = offsets
     if not 0 <= begin <= end:
-        raise reject(f"has the data_offsets {_short(offsets)}, which run backwards or are negative")
+        raise reject(f"has the data_offsets {short(offsets)}, which run backwards or are negative")
     if data_begin + end > file_bytes:
         raise reject(
-            f"ends at byte {data_begin + end}, the file has {file_bytes}; it is truncated or damaged",
-            data_begin + begin,
+            f"has the data_offsets {short(offsets)}, the data has {file_bytes - data_begin} bytes; "
+            "the file is truncated or damaged",
+            min(data_begin + begin, file_bytes),
         )
-    bits = math.prod(shape) * element.bits
     if bits % 8 != 0 or bits // 8 != end - begin:
         raise reject(
             f"has {end - begin} bytes of data, but {dtype} of shape {shape} needs {bits / 8:.16g}",
@@ -336,12 +304,3 @@ def _check_tiling(path: Path, entries: list[_Entry], data_begin: int, file_bytes
         raise CheckpointError(
             f"{path}: {file_bytes - position} bytes after the last tensor belong to none", offset=position
         )
-
-
-def _short(value: Any) -> str:
-    """`value` as text, cut where a hostile header would fill the screen; Python may refuse huge integers."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return "of huge numbers"
-    return text if len(text) <= 80 else text[:77] + "..."

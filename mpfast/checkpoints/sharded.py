@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
-from mpfast.checkpoints.names import plain_name
+from mpfast.checkpoints.names import weight_map_of
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.errors import CheckpointError
 
@@ -100,7 +99,9 @@ def open_directory(directory: Path) -> Checkpoint:
         names = ", ".join(path.name for path in indices)
         raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
     # Masks lie beside the weights that they belong to.
-    files = sorted(path for path in directory.glob("*.safetensors") if path.name != "masks.safetensors")
+    files = sorted(
+        path for path in directory.glob("*.safetensors") if path.name != "masks.safetensors" and path.is_file()
+    )
     if not files:
         return _open_torch_directory(directory)
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
@@ -124,26 +125,10 @@ def open_index(index: Path) -> ShardedSafetensors:
     CheckpointError
         The index is malformed, a shard is missing, or a tensor is not in the shard the index names.
     """
-    weight_map = _weight_map(index)
+    weight_map = weight_map_of(index)
     shards = [index.parent / file for file in dict.fromkeys(weight_map.values())]
-    for path in shards:
-        if not path.is_file():
-            raise CheckpointError(f"{index}: the shard {path.name} is missing; is the download complete?")
     checkpoint = ShardedSafetensors(index, shards)
     for name, file in weight_map.items():
         if checkpoint.shard_of(name) != str(index.parent / file):
             raise CheckpointError(f"{index}: tensor {name!r} is not in {file}, where the index puts it", tensor=name)
     return checkpoint
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: no valid JSON: {error}", offset=getattr(error, "pos", 0)) from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map from tensor names to files")
-    for name, file in weight_map.items():
-        plain_name(file, index, name)  # one with a directory in it would read files that the user did not name
-    return weight_map

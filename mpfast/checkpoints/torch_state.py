@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.mapping import ArrayMapping
-from mpfast.checkpoints.names import plain_name
+from mpfast.checkpoints.names import weight_map_of
+from mpfast.documents import is_text, short
 from mpfast.errors import CheckpointError
 
 __all__ = ["TorchState", "open_torch_index"]
@@ -76,17 +76,7 @@ def open_torch_index(index: Path) -> TorchState:
     CheckpointError
         The index is malformed or a file is missing.
     """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: no valid JSON: {error}") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map from tensor names to files")
-    files = [index.parent / plain_name(file, index, name) for name, file in weight_map.items()]
-    for path in files:
-        if not path.is_file():
-            raise CheckpointError(f"{index}: the shard {path.name} is missing; is the download complete?")
+    files = [index.parent / file for file in weight_map_of(index).values()]
     return TorchState(index, list(dict.fromkeys(files)))
 
 
@@ -95,15 +85,18 @@ def _load(path: Path) -> Any:
         torch = importlib.import_module("torch")
     except ImportError:
         raise ImportError(f"{path}: reading a PyTorch file needs PyTorch: pip install torch") from None
+    with path.open("rb"):
+        pass  # a file that cannot be opened is not damaged
+    # What PyTorch raises for a damaged file depends on where the damage is: RuntimeError, KeyError, struct.error...
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError):
-        pass  # the old format, from before PyTorch 1.6, cannot be mapped
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
+    except Exception:  # the old format, from before PyTorch 1.6, cannot be mapped
+        pass
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:
         raise _refused(path, error) from None
 
 
@@ -124,4 +117,13 @@ def _flat(state: Any, path: Path) -> dict[str, Any]:
         if isinstance(inner, dict) and any(hasattr(value, "shape") for value in inner.values()):
             state = inner
             break
-    return {str(key): value for key, value in state.items() if hasattr(value, "shape") and hasattr(value, "dtype")}
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            continue
+        if not isinstance(key, str | int) or not is_text(str(key)):
+            raise CheckpointError(f"{path}: a tensor is called {short(key)}, which is no name")
+        if str(key) in flat:
+            raise CheckpointError(f"{path}: tensor {short(str(key))} occurs twice", tensor=str(key))
+        flat[str(key)] = value
+    return flat

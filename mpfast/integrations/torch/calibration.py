@@ -14,6 +14,8 @@ import torch
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.documents import Record, parse_json
+from mpfast.errors import CheckpointError
 from mpfast.files import replaced_file
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.layers import NameFilter
@@ -215,17 +217,26 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         if file.metadata.get("format") != FORMAT:
             raise ValueError(f"{os.fspath(path)}: these are no second moments")
         options = [self.block, self.layout, self.share, self.seed]
-        if json.loads(file.metadata["options"]) != options:
+        said = {key: _parsed(path, file.metadata, key) for key in ("options", "rows", "calls")}
+        if said["options"] != options:
             raise ValueError(f"{os.fspath(path)}: was collected with {file.metadata['options']}, not {options}")
         unknown = [info.name for info in file.tensors if info.name not in self._modules]
         if unknown:
             raise ValueError(f"{os.fspath(path)}: the model has no module {unknown[0]!r}")
+        counts = {key: Record(said[key], f"{os.fspath(path)}: {key}") for key in ("rows", "calls")}
+        rows, calls = ({name: counts[key].integer(name) for name in counts[key]} for key in ("rows", "calls"))
         self._sums = {
             info.name: torch.from_numpy(np.array(file.read(info.name))).to(self._device(info.name))
             for info in file.tensors
         }
-        self.rows = json.loads(file.metadata["rows"])
-        self._calls = json.loads(file.metadata["calls"])
+        self.rows, self._calls = rows, calls
 
     def _device(self, name: str) -> torch.device:
         return next(self._modules[name].parameters()).device
+
+
+def _parsed(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return parse_json(metadata.get(key, ""))
+    except ValueError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {key} in its metadata is damaged: {error}") from None
