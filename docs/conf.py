@@ -46,3 +46,15 @@ html_title = f"mpfast {release}"
 html_static_path = ["_static"]
 html_css_files = ["mpfast.css"]
 html_show_sphinx = False
+
+# What lies outside of this folder is offered as a file.
+_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:benchmarks|examples|tests)/)")
+
+
+def _link_to_files(app, docname, source):
+    source[0] = _OUTSIDE.sub(r"](path:\1", source[0])
+
+
+def setup(app):
+    """Register what is changed in the sources as they are read."""
+    app.connect("source-read", _link_to_files)
