@@ -61,7 +61,8 @@ def blocks_of(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
     fences = list(re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE))
     found = []
-    for fence, following in zip(fences, [*fences[1:], None], strict=True):
+    for number, fence in enumerate(fences):
+        following = fences[number + 1] if number + 1 < len(fences) else None
         answers = following is not None and following[1] == "text" and not text[fence.end() : following.start()].strip()
         found.append(Block(fence[1].split()[0] if fence[1] else "", fence[2], following[2] if answers else None))
     return found
