@@ -52,17 +52,15 @@ upper, lower = fig.subfigures(2, 1, height_ratios=(1, 1.05))
 for ax, (name, title) in zip(upper.subplots(1, 3), SHOWN.items(), strict=True):
     spectrum = mpfast.spectrum(weights[name], method="exact")
     edge, error = spectrum.edge, measured[name]
-    ax.hist(spectrum.values, 60, density=True, color="C0", alpha=0.35, label="singular values")
+    ax.hist(spectrum.values, 40, density=True, color="C0", alpha=0.35, label="singular values")
     s = np.linspace(1e-3, edge.sigma_plus, 300)
     ax.plot(s, edge.law.pdf(s), color="C0", label="fitted law")
-    ax.axvline(error.sigma_plus, color="C1", lw=1, label="edge, measured")
-    reach = 2 * error.sigma_plus_error
-    ax.axvspan(error.sigma_plus - reach, error.sigma_plus + reach, color="C1", alpha=0.3, lw=0, label="± 2 errors")
-    ax.set(title=f"{title}: {edge.verdict}", xlabel="singular value", xlim=(0, 2.2 * edge.sigma_plus))
+    reading = f"edge {error.sigma_plus:.3f} ± {error.sigma_plus_error:.3f}"
+    ax.axvline(error.sigma_plus, color="C1", lw=1.2, label=reading)
+    ax.set(title=f"{title}: {edge.verdict}", xlabel="singular value", xlim=(0, 2.7 * edge.sigma_plus))
     ax.set_ylabel("density" if ax.get_subplotspec().is_first_col() else "")
     ax.spines[["top", "right"]].set_visible(False)
-    if ax.get_subplotspec().is_last_col():
-        ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
 
 for ax, (label, value) in zip(
     lower.subplots(1, 2),

@@ -69,7 +69,7 @@ for method, color in (("magnitude", "C0"), ("restore", "C1")):
         [100 * s.sparsity for s in chosen], [100 * s.score for s in chosen], "o", color=color, label=f"{method} step"
     )
 left.set(
-    title="Digits, after each step", xlabel="sparsity (%)", ylabel="accuracy on 597 held-out digits (%)", ylim=(80, 100)
+    title="Digits, after each step", xlabel="sparsity (%)", ylabel="accuracy on 597 held-out digits (%)", ylim=(90, 100)
 )
 left.legend(frameon=False, loc="lower left")
 kept = {name: 100 * float(mask.float().mean()) for name, mask in job.masks.items()}

@@ -44,7 +44,9 @@ def _lines(name: str, function: Any) -> Iterator[str]:
 
 
 def _spelling(key: str, kind: Any, info: Any) -> str:
-    names = ", ".join(info.param_decls or ()) or "--" + key.replace("_", "-")
+    # In an annotation Typer takes the first name for a default.
+    first = [info.default] if isinstance(info.default, str) and info.default.startswith("-") else []
+    names = ", ".join([*first, *(info.param_decls or ())]) or "--" + key.replace("_", "-")
     if kind is bool:
         return names
     if isinstance(kind, types.UnionType):
