@@ -18,9 +18,9 @@ language = "en_GB"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "command_line",
+    "mathml",
 ]
 exclude_patterns = ["_build", "**/README.md"]
 
@@ -42,6 +42,7 @@ autodoc_preserve_defaults = True
 autodoc_mock_imports = ["torch"]
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"mpfast {release}"
 html_static_path = ["_static"]
 html_css_files = ["mpfast.css"]

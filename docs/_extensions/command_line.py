@@ -20,6 +20,7 @@ class CommandLine(SphinxDirective):
         """Return the sections."""
         from mpfast.cli import app
 
+        self.env.note_dependency(__file__)
         sections: list[nodes.Node] = []
         for command in app.registered_commands:
             section = nodes.section(ids=[f"mpfast-{command.name}"], names=[f"mpfast {command.name}"])
