@@ -69,7 +69,7 @@ def law_and_spikes() -> plt.Figure:
     for ax, W, title in zip(axes, (noise, noise + signal), ("noise", "noise and five directions"), strict=True):
         spectrum = mpfast.spectrum(W, method="exact")
         assert spectrum.values is not None
-        histogram(ax, spectrum.values, spectrum.edge, 86)
+        histogram(ax, spectrum.values, spectrum.edge, 110)
         ax.set_title(f"{title}: {spectrum.edge.spikes} spikes")
     axes[1].set_ylabel("")
     axes[1].legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
@@ -108,7 +108,7 @@ def bema() -> plt.Figure:
     observed = spectrum.values[::-1] ** 2 / q
     central = (ranks > alpha) & (ranks < 1 - alpha)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.0), layout="constrained")
-    dots = np.arange(400) % 3 == 0  # every third: the picture is the same and a third as large
+    dots = np.arange(400) % 4 == 0  # every fourth: the picture is the same and the file small
     outer = ~central & (dots | (ranks > 0.95))
     left.plot(unit[outer], observed[outer], ".", color=GREY, ms=3, label="outer quarters, not used")
     left.plot(unit[central & dots], observed[central & dots], ".", color=BLUE, ms=4, label="central half")
