@@ -215,7 +215,7 @@ class Analysis(Sequence[LayerReport]):
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the rows as CSV text with a header, or write them to `path`, whole or not at all.
 
-        Shapes are written as ``384x1536``, warnings joined by ``; ``, numbers so that they read back exactly.
+        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly.
 
         Raises
         ------

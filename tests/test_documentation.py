@@ -1,4 +1,4 @@
-"""Examples in docstrings and in the README do what they say; public names exist and are documented."""
+"""Examples in docstrings, in the README and in the documentation do what they say; public names are documented."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import mpfast
+from tests.documents import DOCS, NEEDS, NOT_RUN, PAGES, PROSE, ROOT, blocks_of, given, real_model, synthetic_model
 
-README = Path(__file__).parents[1] / "README.md"
+REFERENCED = [
+    "mpfast",
+    *(f"mpfast.{name}" for name in ("masks", "projection", "restoration", "regimes", "allocation", "lowrank")),
+    *(f"mpfast.{name}" for name in ("laws", "metrics", "measure", "certificates", "singular_vectors", "synthetic")),
+    *(f"mpfast.{name}" for name in ("checkpoints", "exporters", "budget", "shrinkage")),
+    "mpfast.integrations.torch",
+    "mpfast.integrations.weightwatcher",
+]
 OPTIONAL = {"mpfast.cli": "typer", "mpfast.integrations.torch": "torch"}
 
 
@@ -45,20 +53,80 @@ def test_public_names_are_documented(name):
             assert parameter in text, f"{name}() does not document {parameter}"
 
 
-def test_readme_python_runs(tmp_path, monkeypatch):
-    """Every Python block of the README, one after the other, with the arrays and the file it takes for granted."""
-    rng = np.random.default_rng(0)
-    W = rng.standard_normal((120, 160)) + 6 * np.outer(rng.standard_normal(120), rng.standard_normal(160)) / 10
-    np.savez(tmp_path / "model.npz", fc=W)
+@pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
+def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
+    """Every block of a page, one after the other; where output is shown below a block, it is the one it prints."""
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    names = {"W": W, "W1": W, "W2": 2 * W}
-    for block in blocks:
-        if "torch" in block and importlib.util.find_spec("torch") is None:
+    # The README shows no numbers of the model, and what it does with it takes a while.
+    file = None if page == "README.md" else real_model()
+    if file is not None:
+        (tmp_path / "model.safetensors").symlink_to(file)
+    else:
+        pytest.importorskip("safetensors.numpy").save_file(synthetic_model(), tmp_path / "model.safetensors")
+    names = given(page)
+    checker = doctest.OutputChecker()
+    for block in blocks_of(page):
+        if block.language == "python":
+            if page == "README.md" and "torch" in block.code and importlib.util.find_spec("torch") is None:
+                continue
+            exec(compile(block.code, page, "exec"), names)
+        elif block.language == "bash" and page != "README.md":
+            run_commands(block.code)
+        else:
             continue
-        exec(compile(block.replace("model.safetensors", "model.npz"), str(README), "exec"), names)
-    assert names["edge"].spikes >= 1
+        printed = capsys.readouterr().out
+        # The numbers shown are those of the real checkpoint.
+        if block.output is not None and file is not None:
+            assert checker.check_output(block.output, printed, doctest.ELLIPSIS), f"{block.code}printed\n{printed}"
+
+
+def run_commands(code):
+    main = pytest.importorskip("mpfast.cli").main
+    for line in code.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "mpfast", line
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert not end.value.code, line
+
+
+def test_no_block_is_left_out():
+    """A block is executed, is prose, or stands in the list of those that are not run."""
+    seen = set()
+    for page in PAGES:
+        for block in blocks_of(page):
+            first = block.code.partition("\n")[0]
+            executed = block.language == "python" or (block.language == "bash" and page != "README.md")
+            if not executed and block.language not in PROSE:
+                assert first in NOT_RUN.get(page, ()), f"{page}: {first}"
+                seen.add((page, first))
+    assert seen == {(page, first) for page, firsts in NOT_RUN.items() for first in firsts}
+
+
+def reference():
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    return set(re.findall(r"^\.\. auto(?:class|function|data):: (\S+)$", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", REFERENCED)
+def test_the_reference_is_complete(name):
+    if name == "mpfast.integrations.torch":
+        pytest.importorskip("torch")
+    module = importlib.import_module(name)
+    public = {entry for entry in module.__all__ if not inspect.ismodule(getattr(module, entry))}
+    # What two modules offer is documented once, under the shorter name.
+    assert public <= {entry.rpartition(".")[2] for entry in reference()}
+    if name == "mpfast":
+        assert {f"mpfast.{entry}" for entry in public} <= reference()
+
+
+def test_links_and_pictures_exist():
+    for page in [*PAGES, "examples/README.md"]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_version_is_the_one_of_the_package():
