@@ -43,13 +43,14 @@ def test_a_thousand_calls_from_32_threads():
         assert list(pool.map(signature, (i % 25 for i in range(1000)))) == [alone[i % 25] for i in range(1000)]
 
 
-def edge_of(seed):  # at module level: a spawned process imports it
-    return mpfast.spectrum(family("gauss", (96, 128), seed).astype(np.float32)).edge.sigma_plus
-
-
 def test_a_spawned_process_computes_the_same():
+    """Arrays go there and spectra come back."""
+    matrices = [family("gauss", (96, 128), seed).astype(np.float32) for seed in (1, 2)]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(edge_of, [1, 2]) == [edge_of(1), edge_of(2)]
+        spectra = pool.map_async(mpfast.spectrum, matrices).get(timeout=100)
+    for W, there in zip(matrices, spectra, strict=True):
+        np.testing.assert_array_equal(there.values, mpfast.spectrum(W).values)
+        assert there.edge == mpfast.spectrum(W).edge
 
 
 GROWTH = """
