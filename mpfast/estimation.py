@@ -218,8 +218,12 @@ class _Session:
             now = self.spectrum(replicates=False)
             before = self.spectrum(steps=self.steps - 2, replicates=False)
             reference = now.edge.sigma_plus
-            self.settling = abs(before.edge.sigma_plus / reference - 1) if reference > 0 else 0.0
             counted = now.edge.spikes <= now.resolved
+            # As long as the spikes cannot be counted the edge may stand still by chance, on its way past a wrong value:
+            # then it is compared with two earlier ones.
+            earlier = [before] if counted else [before, self.spectrum(steps=max(self.steps - 5, 2), replicates=False)]
+            moved = [abs(spectrum.edge.sigma_plus / reference - 1) for spectrum in earlier if reference > 0]
+            self.settling = max(moved, default=0.0)
             steady = self.settling <= SETTLED * self.request.tol and (
                 not counted or now.edge.spikes == before.edge.spikes
             )

@@ -56,7 +56,9 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
-def size(value: int) -> str:
+def size(value: int | None) -> str:
+    if value is None:
+        return "-"
     return f"{value / 2**30:.1f} GB" if value >= 2**30 else f"{value / 2**20:.0f} MB"
 
 
@@ -135,11 +137,15 @@ def sections(records: list[Record]) -> list[str]:
             "",
         ]
         lines += table(mine, lambda r: matrix_label(r["job"]["matrix"]), timed, "")
-        lines += ["", "First call in a process, with the import of the library, and the memory above what W takes:", ""]
+        lines += [
+            "",
+            "First call in a process, with the import of the library, and the memory above W (`-`: not measured):",
+            "",
+        ]
         lines += table(
             mine,
             lambda r: matrix_label(r["job"]["matrix"]),
-            lambda r: f"{seconds(r['cold'])}, {size(r['peak'])}",
+            lambda r: f"{seconds(r['cold'])}, {size(r.get('peak'))}",
             "",
         )
     families = [
@@ -185,7 +191,7 @@ def sections(records: list[Record]) -> list[str]:
     lines += table(
         [r for r in matrices if r["job"]["matrix"]["dtype"] == "bfloat16"],
         lambda r: "time, error, memory",
-        lambda r: f"{timed(r)}, {size(r['peak'])}",
+        lambda r: f"{timed(r)}, {size(r.get('peak'))}",
         "",
     )
     return lines
