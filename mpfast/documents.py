@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -171,12 +172,51 @@ class Record:
         """Return a number, or None where the field is missing or null."""
         return self.number(field, low) if self.has(field) else None
 
+    def flag(self, field: str) -> bool:
+        """Return a truth value."""
+        value = self.get(field)
+        if not isinstance(value, bool):
+            raise self.refuse(field, "true or false")
+        return value
+
+    def measured(self, field: str) -> float:
+        """Return a number that may be NaN or infinite, as Python's json writes and reads them."""
+        value = self.get(field)
+        return value if isinstance(value, float) and math.isnan(value) else self.number(field)
+
+    def numbers(self, field: str, low: float = -math.inf) -> list[float]:
+        """Return a list of finite numbers of at least `low`."""
+        value = self.get(field)
+        if not isinstance(value, list) or not all(
+            type(entry) in (int, float) and low <= entry <= sys.float_info.max for entry in value
+        ):
+            raise self.refuse(field, "a list of finite numbers" + (f" of at least {low:g}" if low > -math.inf else ""))
+        return [float(entry) for entry in value]
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """Return a list of strings."""
+        value = self.get(field)
+        if not isinstance(value, list | tuple) or not all(map(is_text, value)):
+            raise self.refuse(field, "a list of texts")
+        return tuple(value)
+
     def shape(self, field: str, *, least: int = 0) -> tuple[int, ...]:
         """Return a shape, of at least `least` dimensions, whose number of entries fits 63 bits."""
         value = self.get(field)
         if not is_shape(value) or len(value) < least or storage_bits(value, 1) is None:
             raise self.refuse(field, "a shape: non-negative integers")
         return tuple(value)
+
+    def matrix_shape(self, field: str) -> tuple[int, int]:
+        """Return the shape of a matrix that has entries."""
+        shape = self.shape(field)
+        if len(shape) != 2 or 0 in shape:
+            raise self.refuse(field, "the two positive extents of a matrix")
+        return shape[0], shape[1]
+
+    def record(self, field: str) -> Record:
+        """Return an object."""
+        return Record(self.get(field), f"{self._where}: {field}")
 
     def records(self, field: str) -> list[Record]:
         """Return a list of objects."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast import berlyand2026, laws
+from mpfast.documents import Record
 from mpfast.measure import Measure
 
 Array = NDArray[np.float64]
@@ -20,6 +21,7 @@ __all__ = ["EdgeFit", "SpectrumLike", "fit_edge", "fit_values"]
 # Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
 QUANTILES = 512
 GOOD_KS, FAIR_KS = 0.02, 0.05
+VERDICTS = ("good", "fair", "poor")
 SMALL_P = 64
 
 
@@ -109,11 +111,38 @@ class EdgeFit:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EdgeFit:
-        """Rebuild from `to_dict`."""
-        fields = dict(record)
-        fields["shape"] = (int(record["shape"][0]), int(record["shape"][1]))
-        fields["warnings"] = tuple(record["warnings"])
-        return cls(**fields)
+        """Rebuild from `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            A field is missing, unknown or of a wrong kind: the message names it.
+        """
+        read = Record(record, "EdgeFit.from_dict(): the fit")
+        read.allow({field.name for field in fields(cls)})
+        verdict = read.text("verdict")
+        if verdict not in VERDICTS:
+            raise read.refuse("verdict", f"one of {', '.join(VERDICTS)}")
+        return cls(
+            shape=read.matrix_shape("shape"),
+            variance=read.measured("variance"),
+            sigma_plus=read.measured("sigma_plus"),
+            sigma_plus_error=read.measured("sigma_plus_error"),
+            threshold=read.measured("threshold"),
+            spikes=read.integer("spikes"),
+            spikes_above_edge=read.integer("spikes_above_edge"),
+            spikes_estimated=read.flag("spikes_estimated"),
+            bulk_fraction=read.measured("bulk_fraction"),
+            ks=read.measured("ks"),
+            ks_floor=read.measured("ks_floor"),
+            verdict=verdict,
+            trace_ratio=read.measured("trace_ratio"),
+            estimator=read.text("estimator"),
+            alpha=read.number("alpha", 0, 1),
+            beta=read.number("beta", 0, 1),
+            compat=read.optional_text("compat"),
+            warnings=read.texts("warnings"),
+        )
 
 
 def fit_edge(

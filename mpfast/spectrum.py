@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.documents import Record
 from mpfast.edge import EdgeFit, fit_edge
 from mpfast.estimation import Request, estimate_spectrum
 from mpfast.measure import Measure
@@ -194,19 +195,48 @@ class Spectrum:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
-        """Rebuild a spectrum from `to_dict`."""
-        if record.get("schema") != 1:
-            raise ValueError(f"Spectrum.from_dict(): unknown schema {record.get('schema')!r}; expected 1")
-        values = None if record["values"] is None else np.asarray(record["values"], dtype=np.float64)
-        fields = dict(record)
-        del fields["schema"]
-        fields["shape"] = (int(record["shape"][0]), int(record["shape"][1]))
-        fields["values"] = values
-        fields["measure"] = Measure.from_values(values) if values is not None else _measure_from_dict(record["measure"])
-        fields["replicates"] = tuple(_measure_from_dict(m) for m in record["replicates"])
-        for name in ("outliers", "residuals", "ritz"):
-            fields[name] = np.asarray(record[name], dtype=np.float64)
-        return cls(**fields)
+        """Rebuild a spectrum from `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            A field is missing, unknown or of a wrong kind, or fields contradict each other: the message names it.
+        """
+        read = Record(record, "Spectrum.from_dict(): the spectrum")
+        if read.get("schema") != 1:
+            raise read.refuse("schema", "1")
+        read.allow({"schema", *(field.name for field in fields(cls))})
+        shape = read.matrix_shape("shape")
+        method = read.text("method")
+        if method not in ("exact", "lanczos"):
+            raise read.refuse("method", "'exact' or 'lanczos'")
+        values = np.array(read.numbers("values", 0)) if read.has("values") else None
+        if values is not None and len(values) != min(shape):
+            raise read.refuse("values", f"{min(shape)} numbers")
+        outliers, residuals = (np.array(read.numbers(name, 0)) for name in ("outliers", "residuals"))
+        if len(residuals) != len(outliers):
+            raise read.refuse("residuals", f"as many as outliers, {len(outliers)}")
+        return cls(
+            shape=shape,
+            dtype=read.text("dtype"),
+            method=method,
+            fro_norm=read.number("fro_norm", 0),
+            measure=_measure_from(read.record("measure")) if values is None else Measure.from_values(values),
+            values=values,
+            device=read.text("device"),
+            seed=read.integer("seed"),
+            probes=read.integer("probes"),
+            steps=read.integer("steps"),
+            passes=read.integer("passes"),
+            outliers=outliers,
+            residuals=residuals,
+            replicates=tuple(map(_measure_from, read.records("replicates"))),
+            ritz=np.array(read.numbers("ritz", 0)),
+            resolved=read.integer("resolved"),
+            settling=read.number("settling", 0),
+            fro_norm_exact=read.flag("fro_norm_exact"),
+            zero_fraction=read.optional_number("zero_fraction", 0),
+        )
 
     def __repr__(self) -> str:
         work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
@@ -221,8 +251,13 @@ def _measure_to_dict(measure: Measure) -> dict[str, Any]:
     }
 
 
-def _measure_from_dict(record: Mapping[str, Any]) -> Measure:
-    return Measure(np.asarray(record["nodes"]), np.asarray(record["weights"]), record["atoms"])
+def _measure_from(read: Record) -> Measure:
+    nodes, weights, atoms = read.numbers("nodes", 0), read.numbers("weights", 0), read.integer("atoms")
+    if not nodes or len(weights) != len(nodes):
+        raise read.refuse("weights", f"as many as nodes, {len(nodes)}, and at least one")
+    if atoms > len(nodes):
+        raise read.refuse("atoms", f"at most the number of nodes, {len(nodes)}")
+    return Measure(np.array(nodes), np.array(weights), atoms)
 
 
 def spectrum(

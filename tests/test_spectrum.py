@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import warnings
 
 import numpy as np
@@ -218,6 +220,53 @@ def test_round_trip_through_json():
         assert after.metrics() == before.metrics()
         assert after.shape == before.shape
         assert "400 x 500" in repr(after)
+
+
+SMALL = np.random.default_rng(41).standard_normal((70, 90))
+WRONG = [None, "text", -1, [], {}, [[1.0]], math.nan, 10**400, "\ud800"]
+
+
+def read_back(kind, record):
+    """What `from_dict` makes of the record: a record again, or the text of its refusal."""
+    try:
+        return kind.from_dict(record).to_dict()
+    except ValueError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_a_wrong_field_of_a_stored_spectrum_is_named_or_kept(method):
+    record = mpfast.spectrum(SMALL, method=method).to_dict()
+    for name, wrong in itertools.product(record, WRONG):
+        after = read_back(mpfast.Spectrum, {**record, name: wrong})
+        if isinstance(after, str):
+            assert name in after or (name == "values" and "measure" in after)  # one of the two must be there
+        elif name != "measure":  # of an exact spectrum it follows from the values
+            assert after[name] == wrong
+
+
+def test_a_wrong_field_of_a_stored_fit_is_named_or_kept():
+    record = mpfast.spectrum(SMALL).edge.to_dict()
+    for name, wrong in itertools.product(record, WRONG):
+        after = read_back(mpfast.EdgeFit, {**record, name: wrong})
+        assert name in after if isinstance(after, str) else after[name] is wrong or after[name] == wrong
+
+
+def test_stored_results_with_fields_too_few_or_too_many_are_refused():
+    spectrum = mpfast.spectrum(SMALL)
+    for kind, record in ((mpfast.Spectrum, spectrum.to_dict()), (mpfast.EdgeFit, spectrum.edge.to_dict())):
+        with pytest.raises(ValueError, match="lacks the field 'shape'"):
+            kind.from_dict({name: value for name, value in record.items() if name != "shape"})
+        with pytest.raises(ValueError, match="unknown field 'shade'"):
+            kind.from_dict({**record, "shade": 1})
+        with pytest.raises(ValueError, match="must be an object"):
+            kind.from_dict([])
+
+
+def test_a_fit_with_numbers_that_are_none_survives_its_round_trip():
+    edge = mpfast.spectrum(np.zeros((70, 80))).edge
+    again = mpfast.EdgeFit.from_dict(json.loads(json.dumps(edge.to_dict())))
+    assert repr(again) == repr(edge)
 
 
 def test_fit_estimators_agree_on_clean_noise():

@@ -36,7 +36,8 @@ DType dtype_of(const dlpack::DataType& type) {
 
 // Takes the tensor out of a capsule of __dlpack__, which made it ready on the stream given.
 DeviceMatrix matrix_from_dlpack(const py::capsule& capsule, std::uintptr_t stream) {
-  if (std::string(capsule.name()) != dlpack::kCapsule) throw std::invalid_argument("expected an unused DLPack capsule");
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule) == 0)
+    throw std::invalid_argument("expected an unused DLPack capsule");
   auto* const managed = capsule.get_pointer<dlpack::ManagedTensor>();
   const dlpack::Tensor& tensor = managed->tensor;
   if (tensor.ndim != 2) throw std::invalid_argument("expected a 2-D tensor");
