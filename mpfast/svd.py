@@ -22,8 +22,10 @@ Array = NDArray[np.float64]
 __all__ = ["SVD", "svd"]
 
 DEFAULT_BLOCK = 4
-# Below this order a dense eigenproblem is as fast as a Krylov space, and finds everything.
-DENSE_UP_TO = 512
+# Where a dense eigenproblem, which finds everything, is as fast as a Krylov space: up to this order, or from this share of
+# all triplets on.
+DENSE_UP_TO = 96
+DENSE_SHARE = 0.2
 # Ritz values are looked at each time the basis has grown by at most this factor. A look costs about two steps.
 CHECK_GROWTH = 1.25
 # Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
@@ -135,7 +137,7 @@ def svd(
     floor = 0.0 if edge is None else edge.sigma_plus * 2.0**-source.scale_exponent
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     basis: _Basis
-    if p <= DENSE_UP_TO or 4 * wanted > p:
+    if p <= DENSE_UP_TO or wanted > DENSE_SHARE * p:
         basis = _dense_basis(source, k, floor)
     else:
         search = _KrylovSearch(source, min(block or DEFAULT_BLOCK, p), seed, tol, k, floor)
