@@ -22,8 +22,8 @@ Array = NDArray[np.float64]
 __all__ = ["SVD", "svd"]
 
 DEFAULT_BLOCK = 4
-# Where a dense eigenproblem, which finds everything, is as fast as a Krylov space: up to this order, or from this share of
-# all triplets on.
+# Where a dense eigenproblem, which finds everything, is as fast as a Krylov space: up to this order, or from this
+# share of all triplets on.
 DENSE_UP_TO = 96
 DENSE_SHARE = 0.2
 # Ritz values are looked at each time the basis has grown by at most this factor. A look costs about two steps.
