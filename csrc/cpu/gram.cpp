@@ -130,7 +130,7 @@ struct Workspace {
   Buffer<Real> panel;
 
   Real* factors() {
-    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kGroupWidth, "a panel's products");
+    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
     return y.get();
   }
 
@@ -190,7 +190,7 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
     const index_t last = std::min(first + blocks.chunk, b.rows);
     double squares = 0;
     double* const sum_squares = stats == nullptr ? nullptr : &squares;
-    if (layout.groups() == 1 && !product.packs()) {
+    if (product.width <= kGroupWidth && !product.packs()) {
       const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
       kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest, partial.get(),
                     sum_squares);
@@ -245,7 +245,7 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
       kernels.dot(panel, width, packed_x.get() + layout.offset(group, col), product.scale.rest, Real{1},
                   work.factors());
       for (index_t c = 0; c < width; ++c) {
-        const index_t vector = task % col_tasks * product.width + group * kGroupWidth + c;
+        const index_t vector = task % col_tasks * product.width + layout.first_vector(group) + c;
         Real* target = partial.get() + vector * b.rows + row;
         for (index_t i = 0; i < rows; ++i) target[i] = work.factors()[i * width + c];
       }
@@ -289,7 +289,7 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
           Real* factors = work.factors();
           for (index_t i = 0; i < rows; ++i) {
             for (index_t c = 0; c < width; ++c) {
-              factors[i * width + c] = x[(group * kGroupWidth + c) * a.rows + row + i] * product.scale.half;
+              factors[i * width + c] = x[(layout.first_vector(group) + c) * a.rows + row + i] * product.scale.half;
             }
           }
           kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),
