@@ -22,7 +22,7 @@ __all__ = [
     "Views",
     "as_layer",
     "as_layers",
-    "as_matrix",
+    "layer_matrix",
     "name_filter",
     "select_layers",
 ]
@@ -167,7 +167,9 @@ def select_layers(
     TypeError
         A pattern is no string.
     """
-    wanted, unwanted = name_filter(include, function), name_filter(exclude, function)
+    # An iterator of patterns is gone through once.
+    given = include if include is None or callable(include) else _patterns(include, function)
+    wanted, unwanted = name_filter(given, function), name_filter(exclude, function)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     for tensor in checkpoint.tensors:
@@ -180,8 +182,8 @@ def select_layers(
         else:
             layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
-    for pattern in [] if include is None or callable(include) else _patterns(include, function):
-        if not fnmatch.filter(names, pattern):
+    for pattern in given if isinstance(given, list) else []:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""
             raise ValueError(
                 f"{function}(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
@@ -206,7 +208,7 @@ def _patterns(chosen: str | Iterable[str], function: str) -> list[str]:
     return patterns
 
 
-def as_matrix(tensor: Any, layer: Layer) -> Any:
+def layer_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
     part = tensor[layer.index] if layer.index else tensor
     matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)
