@@ -85,13 +85,10 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
         raise ValueError(f"{function}(): {name} is a masked array; fill it first, e.g. {name}.filled(0)")
     if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
         array = _from_torch(W, function, name)
-    elif isinstance(W, np.ndarray):
-        array = W
+        dtype = str(W.dtype).removeprefix("torch.")
     else:
-        array = _from_protocol(W, function, name, module)
-    dtype = "bfloat16" if array.dtype.name == "bfloat16" else array.dtype.name
-    if dtype == "uint16" and module == "torch":
-        dtype = "bfloat16"
+        array = W if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
+        dtype = array.dtype.name
     if dtype not in FLOATS:
         raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
     if not array.dtype.isnative:

@@ -23,7 +23,7 @@ from mpfast.checkpoints.output import copy_companions, files_of, index_name, sto
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import SkippedTensor, skipped_tensors
-from mpfast.layers import Layer, NameFilter, select_layers
+from mpfast.layers import Layer, NameFilter, first_reason, select_layers
 from mpfast.options import worker_count
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
@@ -159,7 +159,7 @@ def compress(
     job = _Job(checkpoint, reference, difference, wanted, seed, device, threads, skipped)
     chosen = [layer for layer in layers if job.is_wanted(layer, embeddings)]
     if not chosen:
-        raise ValueError("compress(): no layer is left to factor")
+        raise ValueError(f"compress(): no layer is left to factor{first_reason(skipped)}")
     if out is None:
         done = tuple(found for layer in chosen if (found := job.factored(layer)) is not None)
         factored = tuple(report for report, _, _ in done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "Views",
     "as_layer",
     "as_layers",
+    "first_reason",
     "layer_matrix",
     "name_filter",
     "select_layers",
@@ -190,6 +191,11 @@ def select_layers(
                 "patterns are matched against the whole name, * stands for anything"
             )
     return layers, skipped
+
+
+def first_reason(skipped: Mapping[str, str]) -> str:
+    """Say for an error message why the first of the tensors was left out; nothing where none was."""
+    return next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
 
 
 def name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:

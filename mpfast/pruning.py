@@ -24,7 +24,7 @@ from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.layers import WHOLE, Layer, NameFilter, select_layers
+from mpfast.layers import WHOLE, Layer, NameFilter, first_reason, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
 from mpfast.options import check_sparsity, worker_count
@@ -157,7 +157,7 @@ def prune(
     layers, skipped = select_layers(checkpoint, include, exclude, "prune")
     layers = _prunable(layers, skipped, embeddings or include is not None, n_of_m, budget)
     if not layers:
-        raise ValueError("prune(): no layer is left to prune")
+        raise ValueError(f"prune(): no layer is left to prune{first_reason(skipped)}")
     reports: Mapping[str, LayerReport] = {}
     if budget is not None:
         pattern, label, target = budget.pattern, budget.method, budget.sparsity
