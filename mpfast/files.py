@@ -9,7 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_directory", "replaced_file", "staged_directory", "write_bytes_atomically", "write_text_atomically"]
+__all__ = [
+    "check_directory",
+    "replaced_file",
+    "return_or_write",
+    "staged_directory",
+    "write_bytes_atomically",
+    "write_text_atomically",
+]
 
 STAGING_SUFFIX = ".mpfast-partial"
 
@@ -17,6 +24,14 @@ STAGING_SUFFIX = ".mpfast-partial"
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` (UTF-8, line ends untouched) to `path`, all of it or nothing; see `write_bytes_atomically`."""
     write_bytes_atomically(path, text.encode())
+
+
+def return_or_write(text: str, path: str | os.PathLike[str] | None) -> str | None:
+    """Return `text` where there is no `path`, else write it there as `write_text_atomically` does and return None."""
+    if path is None:
+        return text
+    write_text_atomically(path, text)
+    return None
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:

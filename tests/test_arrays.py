@@ -121,6 +121,14 @@ class TestTorch:
         np.testing.assert_allclose(values(W), values(W.double().numpy()), rtol=1e-9)
         assert mpfast.spectrum(W).dtype == dtype
 
+    def test_a_subclass_of_another_module(self, torch):
+        class Tracked(torch.Tensor):
+            pass
+
+        assert not Tracked.__module__.startswith("torch")
+        W = torch.from_numpy(matrix(np.float64)).bfloat16()
+        np.testing.assert_array_equal(values(W.as_subclass(Tracked)), values(W))
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_views_and_gradients(self, torch, dtype):
         W = torch.from_numpy(matrix(np.float64)).to(getattr(torch, dtype))

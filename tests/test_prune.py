@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -207,12 +208,37 @@ def test_a_budget_decides_layer_by_layer(model, tmp_path):
     assert mpfast.verify(tmp_path / "out").ok
 
 
+def test_a_budget_keeps_its_pattern():
+    model = {name: tensor for name, tensor in weights().items() if name in LAYERS}
+    budget = mpfast.prune(model, pattern="2:4").budget
+    again = mpfast.prune(model, budget=budget)
+    assert again.budget == budget
+    for mask in again.masks.values():
+        np.testing.assert_array_equal(np.count_nonzero(mask.reshape(-1, 4), axis=1), 2)
+    row = dataclasses.replace(budget[0], pruned=budget[0].pruned - 1)
+    with pytest.raises(ValueError, match="pattern 2:4 does not prune"):
+        mpfast.prune(model, budget=dataclasses.replace(budget, layers=(row,)))
+
+
+def test_an_index_of_other_files_is_not_copied(tmp_path):
+    """Beside one file with all weights, as some publishers put it, lies the index of the same model in shards."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    save_file(weights(), directory / "consolidated.safetensors")
+    index = {"weight_map": dict.fromkeys(weights(), "model-1.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    mpfast.prune(directory / "consolidated.safetensors", tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert mpfast.verify(tmp_path / "out").ok
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({}, ValueError, "one of sparsity, pattern and budget"),
         ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "one of sparsity"),
         ({"sparsity": 1.5}, ValueError, "sparsity must lie"),
+        ({"sparsity": 0.5, "workers": 0}, ValueError, r"prune\(\): workers must be a positive integer"),
         ({"sparsity": 0.5, "method": "guess"}, ValueError, "method must be"),
         ({"pattern": "4:2"}, ValueError, "1 <= n <= m"),
         ({"sparsity": 0.5, "include": "embed.nothing"}, ValueError, "matches none"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -66,8 +65,8 @@ class Method(str, enum.Enum):
 
 
 def _tolerance(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise typer.BadParameter("must be positive")
+    if not 0 < value < 1:
+        raise typer.BadParameter("must be between 0 and 1")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import math
@@ -130,21 +131,22 @@ def analyze_command(
     from mpfast.analysis import analyze
     from mpfast.layers import Views
 
-    analysis = analyze(
-        model.absolute() if dask else model,
-        include=include or None,
-        exclude=exclude or None,
-        base=base.absolute() if base and dask else base,
-        views=Views(conv.value, qkv.value, experts.value),
-        method=method.value,
-        tol=tol,
-        seed=seed,
-        device=device,
-        workers=workers,
-        cache=cache,
-        client=None if dask is None else _dask_client(dask),
-        progress=progress,
-    )
+    with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
+        analysis = analyze(
+            model.absolute() if dask else model,
+            include=include or None,
+            exclude=exclude or None,
+            base=base.absolute() if base and dask else base,
+            views=Views(conv.value, qkv.value, experts.value),
+            method=method.value,
+            tol=tol,
+            seed=seed,
+            device=device,
+            workers=workers,
+            cache=cache,
+            client=client,
+            progress=progress,
+        )
     if html_file is not None:
         analysis.to_html(html_file)
     if json_file == "-":
