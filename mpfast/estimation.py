@@ -19,8 +19,8 @@ from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite
 from mpfast.errors import ConvergenceWarning
 from mpfast.measure import Measure
-from mpfast.options import check_seed, positive_integer, thread_count
-from mpfast.sources import LanczosRun, Source, open_source
+from mpfast.options import check_seed, check_tolerance, positive_integer, thread_count
+from mpfast.sources import LanczosRun, Source
 
 if TYPE_CHECKING:
     from mpfast.spectrum import Spectrum
@@ -70,8 +70,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "exact", "lanczos"):
             raise ValueError(f"{self.function}(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
-        if not (isinstance(self.tol, (int, float)) and 0 < self.tol < 1):
-            raise ValueError(f"{self.function}(): tol must be between 0 and 1, not {self.tol!r}")
+        check_tolerance(self.tol, self.function)
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)
             if value is not None:
@@ -89,13 +88,13 @@ class Request:
         return self.probes is not None or self.steps is not None
 
 
-def estimate_spectrum(W: Any, request: Request) -> Spectrum:
-    """Measure the spectrum of ``W`` as requested."""
-    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
+def estimate_spectrum(source: Source, request: Request) -> Spectrum:
+    """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
     p = min(source.shape)
     if request.method == "lanczos" and p < LANCZOS_FROM:
         raise ValueError(
-            f"spectrum(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; use method='exact'"
+            f"{request.function}(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; "
+            "use method='exact'"
         )
     wants_exact = (
         request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
@@ -142,9 +141,9 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
             return result
         if more < 1:
             warnings.warn(
-                f"spectrum(): tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x {source.shape[1]} "
-                f"matrix has a relative standard error of {relative_error:.2g} after {session.probes} probes and "
-                f"{session.steps} steps; method='exact' gives it without error",
+                f"{request.function}(): tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x "
+                f"{source.shape[1]} matrix has a relative standard error of {relative_error:.2g} after "
+                f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -208,7 +207,7 @@ class _Session:
             self.runs.append(run)
             run.advance(steps)
             _, nonfinite, row, col = run.stats
-            raise_if_nonfinite("spectrum", "W", nonfinite, (row, col))
+            raise_if_nonfinite(self.request.function, "W", nonfinite, (row, col))
 
     def advance(self, steps: int) -> None:
         for run in self.runs:

@@ -15,6 +15,7 @@ from mpfast.arrays import like, raise_if_nonfinite
 from mpfast.edge import EdgeFit
 from mpfast.errors import ConvergenceWarning
 from mpfast.estimation import Request, estimate_spectrum
+from mpfast.options import check_tolerance
 from mpfast.sources import Source, open_source
 
 Array = NDArray[np.float64]
@@ -131,17 +132,16 @@ def svd(
         raise ValueError("svd(): give either k, the number of triplets, or until='mp_edge'")
     if until not in (None, "mp_edge"):
         raise ValueError(f"svd(): until must be 'mp_edge', not {until!r}")
-    if not (isinstance(tol, (int, float)) and 0 < tol < 1):
-        raise ValueError(f"svd(): tol must be between 0 and 1, not {tol!r}")
-    if block is not None and not 1 <= block <= 32:
-        raise ValueError(f"svd(): block must be between 1 and 32, not {block!r}")
+    tol = check_tolerance(tol, "svd")
+    if block is not None and not _is_integer_in(block, 1, WIDEST):
+        raise ValueError(f"svd(): block must be between 1 and {WIDEST}, not {block!r}")
     request = Request(seed=seed, threads=threads, device=device, function="svd")
     source = open_source(W, function="svd", threads=request.thread_count, device=device)
     p = min(source.shape)
-    if k is not None and not (isinstance(k, (int, np.integer)) and 1 <= k <= p):
+    if k is not None and not _is_integer_in(k, 1, p):
         raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")
 
-    edge = None if until is None else estimate_spectrum(W, request).edge
+    edge = None if until is None else estimate_spectrum(source, request).edge
     floor = 0.0 if edge is None else edge.sigma_plus * 2.0**-source.scale_exponent
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     basis: _Basis
@@ -151,6 +151,10 @@ def svd(
         search = _KrylovSearch(source, min(block or DEFAULT_BLOCK, p), seed, tol, k, floor)
         basis = search.run(max(wanted, 1))
     return _triplets(W, source, basis, edge)
+
+
+def _is_integer_in(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= int(value) <= high
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +273,7 @@ class _KrylovSearch:
             f"svd(): tol={self.tol:g} was not met {where}; the worst of the {count} values has an estimated relative "
             f"error of {worst:.1g}",
             ConvergenceWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
 

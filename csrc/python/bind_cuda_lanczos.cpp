@@ -117,24 +117,30 @@ void register_cuda_lanczos(py::module_& m) {
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
          bool precise) {
         const ProbeKey key{seed, stream};
-        return precise || w.view.dtype == DType::float64 ? resident_run<double>(w, width, key, scale_exponent)
-                                                         : resident_run<float>(w, width, key, scale_exponent);
+        auto run = precise || w.view.dtype == DType::float64 ? resident_run<double>(w, width, key, scale_exponent)
+                                                             : resident_run<float>(w, width, key, scale_exponent);
+        run->hold(w.owner);
+        return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::keep_alive<0, 1>());
+      py::arg("precise"));
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
         const MatrixView w = host_view(array, dtype);
         const ProbeKey key{seed, stream};
+        std::unique_ptr<Run> run;
         if (precise || w.dtype == DType::float64) {
-          return std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+          run = std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+        } else {
+          run = std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
         }
-        return std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
+        run->hold(array);
+        return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
-      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"), py::keep_alive<0, 1>(),
+      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"),
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 

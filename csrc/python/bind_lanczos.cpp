@@ -173,11 +173,14 @@ void register_lanczos(py::module_& m) {
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
          int threads) {
         const ProbeKey key{seed, stream};
-        return precise || w.view.dtype == DType::float64 ? matrix_run<double>(w, width, key, scale_exponent, threads)
-                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
+        auto run = precise || w.view.dtype == DType::float64
+                       ? matrix_run<double>(w, width, key, scale_exponent, threads)
+                       : matrix_run<float>(w, width, key, scale_exponent, threads);
+        run->hold(w.owner);
+        return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::arg("threads"), py::keep_alive<0, 1>());
+      py::arg("precise"), py::arg("threads"));
   m.def(
       "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");

@@ -28,6 +28,13 @@ class Run {
   virtual bool exhausted() const = 0;
   virtual index_t zero_coordinates() const = 0;
   virtual linalg::OperatorStats stats() const = 0;
+
+  // Keeps what the run reads alive. (py::keep_alive would do, but it also runs where the arguments were of wrong
+  // types.)
+  void hold(py::object owner) { owner_ = std::move(owner); }
+
+ private:
+  py::object owner_;
 };
 
 // The coefficients of the leading `count` Ritz vectors in the basis.
