@@ -120,7 +120,8 @@ def compress(
     workers : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists.
+        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
+        refused.
 
     Returns
     -------
@@ -150,7 +151,7 @@ def compress(
     if not isinstance(rank, str) and rank < 1:
         raise ValueError(f"compress(): rank must be a positive integer or 'mp_edge', not {rank!r}")
     if out is not None:
-        check_directory(out, overwrite=overwrite)
+        check_directory(out, overwrite=overwrite, sources=[model, base])
     checkpoint = open_checkpoint(model)
     reference = None if base is None else open_checkpoint(base)
     layers, skipped = select_layers(checkpoint, include, exclude, "compress")
