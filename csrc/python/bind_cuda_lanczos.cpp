@@ -28,13 +28,14 @@ class DeviceRun : public Run {
     lanczos_.advance(steps);
   }
 
-  linalg::RitzValues ritz(index_t steps) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
     const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
     return lanczos_.ritz(steps);
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(ritz(lanczos_.steps()), count);
+    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
     Real* const data = out.mutable_data();
@@ -86,7 +87,7 @@ class StreamedRun : public Run {
              }) {}
 
   void advance(index_t steps) override { run_.advance(steps); }
-  linalg::RitzValues ritz(index_t steps) override { return run_.ritz(steps); }
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override { return run_.ritz(steps); }
   py::array ritz_vectors(index_t count) override { return run_.ritz_vectors(count); }
   index_t steps() const override { return run_.steps(); }
   index_t width() const override { return run_.width(); }
