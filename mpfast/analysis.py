@@ -62,8 +62,8 @@ def analyze(
     Parameters
     ----------
     model : path, mapping of arrays or module
-        A ``.safetensors``, ``.npz`` or ``.npy`` file, a directory of safetensors shards or its index; a
-        mapping from names to arrays of any framework; or an object with ``state_dict()``.
+        A safetensors, NumPy, PyTorch or ONNX file, a model directory or its index, a mapping from names to arrays of
+        any framework, or a live model: see `mpfast.checkpoints.open_checkpoint`.
     include, exclude : str, iterable of str or callable, optional
         Glob patterns on the tensor's whole name (``"encoder.*.query.weight"``; case matters), or a function
         of the name. A tensor is analysed if it matches `include` (default: all) and not `exclude`.
@@ -297,7 +297,7 @@ def layer_outcome(
         except CheckpointError:
             raise  # the file is damaged: no number from it can be trusted
         except (ValueError, TypeError) as error:
-            return str(error)  # NaNs, say: this layer has no spectrum, the others do
+            return str(error).removeprefix("spectrum(): W ")  # NaNs, say: this layer has no spectrum, the others do
         finally:
             checkpoint.release(layer.tensor)
     report = replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))

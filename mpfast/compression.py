@@ -123,7 +123,8 @@ def compress(
     workers : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists.
+        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
+        refused.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def compress(
     wanted = lowrank.check_options(rank, None, "compress")
     threads = worker_count(workers, "compress")
     if out is not None:
-        check_directory(out, overwrite=overwrite)
+        check_directory(out, overwrite=overwrite, sources=[model, base])
     checkpoint = open_checkpoint(model, "compress")
     reference = None if base is None else open_checkpoint(base, "compress")
     layers, skipped = select_layers(checkpoint, include, exclude, "compress")

@@ -120,7 +120,8 @@ def prune(
     workers : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists.
+        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
+        refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
 
@@ -152,7 +153,7 @@ def prune(
     n_of_m = _checked_options(sparsity, method, pattern, budget)
     threads = worker_count(workers, "prune")
     if out is not None:
-        check_directory(out, overwrite=overwrite)
+        check_directory(out, overwrite=overwrite, sources=[model])
     checkpoint = open_checkpoint(model, "prune")
     layers, skipped = select_layers(checkpoint, include, exclude, "prune")
     layers = _prunable(layers, skipped, embeddings or include is not None, n_of_m, budget)

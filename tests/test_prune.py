@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -271,6 +272,30 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
     assert not (tmp_path / "out" / "precious").exists()
     assert mpfast.verify(tmp_path / "out").ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("write", [partial(mpfast.prune, sparsity=0.5), partial(mpfast.compress, rank=2)])
+def test_overwriting_never_takes_the_source_along(write, model, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(model)
+    for out in (model, tmp_path, tmp_path / "link", f"{model}/../"):
+        with pytest.raises(FileExistsError, match="lies there"):
+            write(model, out, overwrite=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "linked.safetensors").symlink_to(next(model.glob("*.safetensors")))
+    with pytest.raises(FileExistsError, match="lies there"):
+        write(other / "linked.safetensors", other, overwrite=True)
+    (tmp_path / "elsewhere").symlink_to(other)
+    shutil.rmtree(other)
+    other.mkdir()
+    write(model, tmp_path / "elsewhere", overwrite=True)  # the link gives way, what it led to stays
+    assert (list(other.iterdir()), (tmp_path / "elsewhere").is_symlink()) == ([], False)
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.chdir(other)
+    with pytest.raises(FileExistsError, match="lies there"):
+        write(model, ".", overwrite=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
