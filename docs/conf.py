@@ -47,6 +47,7 @@ html_title = f"mpfast {release}"
 html_static_path = ["_static"]
 html_css_files = ["mpfast.css"]
 html_show_sphinx = False
+html_show_copyright = False
 
 # What lies outside of this folder is offered as a file.
 _OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:benchmarks|examples|tests)/)")

@@ -64,15 +64,16 @@ def lanczos_run_operator(
     stream: int,
     threads: int,
 ) -> LanczosRun: ...
-def spectral_measure(
+def spectral_measures(
     blocks: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int, bool]],
     trace: float,
     dim: int,
     long_dim: int,
-    exact_trace: bool = True,
-    extension: int = 256,
-    dropped_probe: int = -1,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int, float]: ...
+    exact_trace: bool,
+    extension: int,
+    dropped_probes: Sequence[int],
+    threads: int,
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], int, float]]: ...
 def probe_block(dim: int, width: int, seed: int, stream: int) -> NDArray[np.int8]: ...
 
 # Masks. `keep`: one contiguous bool array per matrix, filled in place. Both return None, or what stopped them: the

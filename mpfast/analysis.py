@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import queue
 import sys
@@ -17,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
-from mpfast import _core
 from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from mpfast.checkpoints.derived import Difference, LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.devices import device_names
 from mpfast.errors import CheckpointError, ConvergenceWarning
 from mpfast.layer_cache import LayerCache
 from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.layers import Layer, NameFilter, Views, as_matrix, select_layers
+from mpfast.layers import Layer, NameFilter, Views, layer_matrix, select_layers
+from mpfast.options import check_seed, check_tolerance, worker_count
 from mpfast.results import Analysis
 from mpfast.spectrum import spectrum
 
@@ -63,8 +62,8 @@ def analyze(
     Parameters
     ----------
     model : path, mapping of arrays or module
-        A ``.safetensors``, ``.npz`` or ``.npy`` file, a directory of safetensors shards or its index; a
-        mapping from names to arrays of any framework; or an object with ``state_dict()``.
+        A safetensors, NumPy, PyTorch or ONNX file, a model directory or its index, a mapping from names to arrays of
+        any framework, or a live model: see `mpfast.checkpoints.open_checkpoint`.
     include, exclude : str, iterable of str or callable, optional
         Glob patterns on the tensor's whole name (``"encoder.*.query.weight"``; case matters), or a function
         of the name. A tensor is analysed if it matches `include` (default: all) and not `exclude`.
@@ -161,10 +160,10 @@ def analyze(
 
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
     """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, "analyze")
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
-        checkpoint = Difference(checkpoint, open_checkpoint(base))
+        checkpoint = Difference(checkpoint, open_checkpoint(base, "analyze"))
         unmatched = checkpoint.unmatched
     if has_lora_pairs(checkpoint):
         checkpoint = LoraProducts(checkpoint)
@@ -203,14 +202,12 @@ def _checked_settings(
     cache: str | os.PathLike[str] | None,
 ) -> Settings:
     if method not in ("auto", "exact", "lanczos"):
-        raise ValueError(f'analyze(): method must be "auto", "exact" or "lanczos", not {method!r}')
-    if not 0 < tol < math.inf:
-        raise ValueError(f"analyze(): tol must be positive and finite, not {tol!r}")
+        raise ValueError(f"analyze(): method must be 'auto', 'exact' or 'lanczos', not {method!r}")
+    tol, seed = check_tolerance(tol, "analyze"), check_seed(seed, "analyze")
     gpus = device_names(device, "analyze")
-    if workers is not None and workers < 1:
-        raise ValueError(f"analyze(): workers must be at least 1, not {workers!r}")
-    kept = None if cache is None else LayerCache(cache, [method, float(tol), int(seed)])
-    return Settings(method, float(tol), int(seed), workers or _core.default_threads(), device, gpus, kept)
+    threads = worker_count(workers, "analyze")
+    kept = None if cache is None else LayerCache(cache, [method, tol, seed])
+    return Settings(method, tol, seed, threads, device, gpus, kept)
 
 
 def _outcomes(
@@ -282,7 +279,7 @@ def layer_outcome(
     started = time.perf_counter()
     with collected.of_layer(layer.name):
         try:
-            matrix = as_matrix(checkpoint.read(layer.tensor), layer)
+            matrix = layer_matrix(checkpoint.read(layer.tensor), layer)
             key = None if settings.cache is None else settings.cache.key(layer, matrix)
             kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
             if kept is not None:
@@ -300,7 +297,7 @@ def layer_outcome(
         except CheckpointError:
             raise  # the file is damaged: no number from it can be trusted
         except (ValueError, TypeError) as error:
-            return str(error)  # NaNs, say: this layer has no spectrum, the others do
+            return str(error).removeprefix("spectrum(): W ")  # NaNs, say: this layer has no spectrum, the others do
         finally:
             checkpoint.release(layer.tensor)
     report = replace(report, warnings=(*report.warnings, *collected.messages(layer.name)))

@@ -14,9 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
+from mpfast.bfloat16 import widened
 from mpfast.interfaces import HostRecord
 
-__all__ = ["allocate", "as_matrix", "as_numpy", "check_matrix", "dtype_error", "like", "raise_if_nonfinite"]
+__all__ = [
+    "allocate",
+    "as_matrix",
+    "as_numpy",
+    "as_wide",
+    "check_matrix",
+    "dtype_error",
+    "like",
+    "on_host",
+    "raise_if_nonfinite",
+    "wide",
+]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -73,13 +85,10 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
         raise ValueError(f"{function}(): {name} is a masked array; fill it first, e.g. {name}.filled(0)")
     if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
         array = _from_torch(W, function, name)
-    elif isinstance(W, np.ndarray):
-        array = W
+        dtype = str(W.dtype).removeprefix("torch.")
     else:
-        array = _from_protocol(W, function, name, module)
-    dtype = "bfloat16" if array.dtype.name == "bfloat16" else array.dtype.name
-    if dtype == "uint16" and module == "torch":
-        dtype = "bfloat16"
+        array = W if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
+        dtype = array.dtype.name
     if dtype not in FLOATS:
         raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
     if not array.dtype.isnative:
@@ -87,6 +96,26 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
         raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
+
+
+def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Return the numbers that `as_numpy` gave, in float64; not a copy if they are that already."""
+    return np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
+
+
+def as_wide(W: Any, *, function: str, name: str = "W") -> NDArray[np.float64]:
+    """Return a floating-point array of any framework and dimension in float64; errors as `as_numpy`."""
+    return wide(*as_numpy(W, function=function, name=name))
+
+
+def on_host(array: Any) -> NDArray[Any]:
+    """Return what a caller or `like` has left in a framework as NumPy, from the memory of a GPU too."""
+    if hasattr(array, "detach"):  # PyTorch
+        tensor = array.detach().cpu()
+        return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+    if type(array).__module__.split(".")[0] == "cupy":
+        return np.asarray(array.get())
+    return np.asarray(array)
 
 
 def dtype_error(function: str, name: str, dtype: str, cast: str) -> TypeError:

@@ -352,7 +352,7 @@ def _analysis_case(full: bool) -> Case:
     path = find_minilm()
     assert path is not None, "case_names() leaves this case out where the checkpoint is not installed"
     from mpfast.checkpoints import open_checkpoint
-    from mpfast.layers import Layer, as_layer, as_matrix
+    from mpfast.layers import Layer, as_layer, layer_matrix
 
     def strong_baseline() -> dict[str, float]:
         edges = {}
@@ -360,7 +360,7 @@ def _analysis_case(full: bool) -> Case:
         for tensor in checkpoint.tensors:
             layer = as_layer(tensor)
             if isinstance(layer, Layer):
-                W = np.asarray(as_matrix(checkpoint.read(layer.name), layer), dtype=np.float64)
+                W = np.asarray(layer_matrix(checkpoint.read(layer.name), layer), dtype=np.float64)
                 G = W.T @ W if W.shape[0] >= W.shape[1] else W @ W.T
                 values = np.sqrt(np.maximum(np.linalg.eigvalsh(G)[::-1], 0))
                 edges[layer.name] = fit_values(values, W.shape).sigma_plus

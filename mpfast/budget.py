@@ -9,15 +9,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from mpfast.allocation import allocate, floor_count, gaussian_shares
-from mpfast.documents import Record, parse_json
-from mpfast.files import write_text_atomically
-from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.documents import Record, read_document
+from mpfast.files import return_or_write
+from mpfast.options import LARGEST_GROUP, check_sparsity
+from mpfast.regimes import default_layer_type, layer_weights, regime_for
 
 if TYPE_CHECKING:
     from mpfast.layer_reports import LayerReport
@@ -151,11 +151,7 @@ class Budget(Sequence[LayerBudget]):
             "source": self.source,
             "layers": [asdict(row) for row in self.layers],
         }
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        if path is None:
-            return text
-        write_text_atomically(path, text)
-        return None
+        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Budget:
@@ -168,21 +164,14 @@ class Budget(Sequence[LayerBudget]):
         OSError
             The file cannot be read.
         """
-        if isinstance(source, str) and source.lstrip().startswith("{"):
-            text = source
-        else:
-            text = Path(source).read_text(encoding="utf-8")
         try:
-            document = parse_json(text)
-            if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-                raise ValueError(f"this is not JSON of the schema {SCHEMA}")
-            record = Record(document, "the budget")
+            record = read_document(source, SCHEMA)
             layers = tuple(_row(entry) for entry in record.records("layers"))
             names = [row.name for row in layers]
             if len(set(names)) != len(names):
                 raise ValueError("the budget has two rows of the same name")
             pattern = record.optional_text("pattern")
-            if pattern is not None and not is_pattern(pattern):
+            if pattern is not None and parsed_pattern(pattern) is None:
                 raise record.refuse("pattern", "null or of the form 2:4")
             return cls(layers, record.text("method"), record.number("sparsity", 0, 1), pattern, record.text("source"))
         except ValueError as error:
@@ -210,16 +199,20 @@ class Budget(Sequence[LayerBudget]):
         return TEXT_FORMATS[format](self)
 
 
-def is_pattern(text: str) -> bool:
-    """Tell whether `text` is a pattern ``n:m`` that keeps n of every m entries, 1 <= n <= m <= 64."""
+def parsed_pattern(text: str) -> tuple[int, int] | None:
+    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n <= m <= 64``."""
     found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text)
-    return found is not None and 1 <= int(found[1]) <= int(found[2]) <= 64
+    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= LARGEST_GROUP:
+        return None
+    return int(found[1]), int(found[2])
 
 
 def _row(record: Record) -> LayerBudget:
     """Read one row of a budget's JSON; ValueError names the field that is wrong."""
     record.allow({column.name for column in fields(LayerBudget)})
     shape = record.shape("shape", least=1)
+    if 0 in shape:
+        raise record.refuse("shape", "that of a tensor with entries")
     pruned = record.integer("pruned")
     if pruned > math.prod(shape):
         raise record.refuse("pruned", f"at most the {math.prod(shape)} entries of the shape")
@@ -248,12 +241,9 @@ def budget_from_reports(
     exclude: str | Iterable[str] = (),
     groups: Mapping[str, str | Iterable[str]] | None = None,
     embeddings: bool = False,
-    regimes: Sequence[Regime] = BERLYAND2026,
-    layer_type: Callable[[str], str] = default_layer_type,
 ) -> Budget:
     """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"budget(): sparsity must lie in [0, 1], not {sparsity!r}")
+    sparsity = check_sparsity(sparsity, "budget")
     left_out = [exclude] if isinstance(exclude, str) else list(exclude)
     rows = [
         row
@@ -266,7 +256,7 @@ def budget_from_reports(
     sizes = [math.prod(row.tensor_shape) for row in rows]
     names = [row.name for row in rows]
     counts = allocate(
-        _wishes(rows, sizes, sparsity, method, regimes, layer_type),
+        _wishes(rows, sizes, sparsity, method),
         sizes,
         floor_count(sparsity, sum(sizes)),
         floors=[_bound(floor, name, 0.0) for name in names],
@@ -322,8 +312,6 @@ def _wishes(
     sizes: Sequence[int],
     sparsity: float,
     method: str | Callable[[LayerReport], float],
-    regimes: Sequence[Regime],
-    layer_type: Callable[[str], str],
 ) -> Any:
     if callable(method):
         return [float(method(row)) for row in rows]
@@ -333,10 +321,15 @@ def _wishes(
     if method == "magnitude":
         return gaussian_shares(deviations, sizes, sparsity)
     if method == "spectral_budget":
-        regime = regime_for(sparsity, regimes)
-        signals = {"hill": [row.hill_alpha for row in rows], "sigma_plus": [row.sigma_plus for row in rows]}
-        signal = signals.get(regime.signal, deviations)
-        weights = layer_weights(signal, sparsity, regime, [layer_type(row.name) for row in rows])
+        regime = regime_for(sparsity)
+        signals = {
+            "hill": [row.hill_alpha for row in rows],
+            "sigma_plus": [row.sigma_plus for row in rows],
+            "entry_std": deviations,
+        }
+        weights = layer_weights(
+            signals[regime.signal], sparsity, regime, [default_layer_type(row.name) for row in rows]
+        )
         return gaussian_shares(np.asarray(deviations) / weights, sizes, sparsity)
     raise ValueError(
         f"budget(): method must be 'spectral_budget', 'magnitude', 'uniform' or a function of a layer, not {method!r}"

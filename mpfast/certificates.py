@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.arrays import as_numpy
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_wide
 from mpfast.mask_layers import boolean_mask
 from mpfast.spectrum import spectrum
 
@@ -186,14 +185,13 @@ class RemovedWeights:
     """
 
     def __init__(self, W: Any, mask: Any, name: str = "layer") -> None:
-        array, dtype = as_numpy(W, function="RemovedWeights", name=name)
-        keep = boolean_mask(mask, array.shape, "RemovedWeights", name)
-        wide = np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
+        weights = as_wide(W, function="RemovedWeights", name=name)
+        keep = boolean_mask(mask, weights.shape, "RemovedWeights", name)
         self.name = name
-        self.shape = array.shape
+        self.shape = weights.shape
         self.sparsity = 1 - float(np.count_nonzero(keep)) / keep.size
-        self.R: Array = (wide * ~keep).reshape(len(array), -1)
-        self._edge = spectrum(wide.reshape(len(array), -1)).edge
+        self.R: Array = (weights * ~keep).reshape(len(weights), -1)
+        self._edge = spectrum(weights.reshape(len(weights), -1)).edge
         self._absolute = np.abs(self.R)
         self._row_norm = float(np.sqrt((self.R**2).sum(axis=1)).max(initial=0.0))
         self._induced = float(self._absolute.sum(axis=1).max(initial=0.0))

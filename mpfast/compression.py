@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core, lowrank
-from mpfast.bfloat16 import narrowed, widened
+from mpfast.arrays import wide
+from mpfast.bfloat16 import narrowed
 from mpfast.checkpoints import Checkpoint, TensorInfo, open_checkpoint
-from mpfast.checkpoints.output import copy_companions, files_of, stored
+from mpfast.checkpoints.derived import Difference
+from mpfast.checkpoints.output import copy_companions, files_of, index_name, stored
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import SkippedTensor, skipped_tensors
-from mpfast.layers import Layer, NameFilter, select_layers
+from mpfast.layers import Layer, NameFilter, first_reason, select_layers
+from mpfast.options import worker_count
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
 
@@ -120,7 +123,8 @@ def compress(
     workers : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists.
+        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
+        refused.
 
     Returns
     -------
@@ -145,19 +149,18 @@ def compress(
     1
     """
     started = time.perf_counter()
-    if isinstance(rank, str) and rank != "mp_edge":
-        raise ValueError(f"compress(): rank must be a positive integer or 'mp_edge', not {rank!r}")
-    if not isinstance(rank, str) and rank < 1:
-        raise ValueError(f"compress(): rank must be a positive integer or 'mp_edge', not {rank!r}")
+    wanted = lowrank.check_options(rank, None, "compress")
+    threads = worker_count(workers, "compress")
     if out is not None:
-        check_directory(out, overwrite=overwrite)
-    checkpoint = open_checkpoint(model)
-    reference = None if base is None else open_checkpoint(base)
+        check_directory(out, overwrite=overwrite, sources=[model, base])
+    checkpoint = open_checkpoint(model, "compress")
+    reference = None if base is None else open_checkpoint(base, "compress")
     layers, skipped = select_layers(checkpoint, include, exclude, "compress")
-    job = _Job(checkpoint, reference, rank, seed, device, workers, skipped)
+    difference = None if reference is None else Difference(checkpoint, reference)
+    job = _Job(checkpoint, reference, difference, wanted, seed, device, threads, skipped)
     chosen = [layer for layer in layers if job.is_wanted(layer, embeddings)]
     if not chosen:
-        raise ValueError("compress(): no layer is left to factor")
+        raise ValueError(f"compress(): no layer is left to factor{first_reason(skipped)}")
     if out is None:
         done = tuple(found for layer in chosen if (found := job.factored(layer)) is not None)
         factored = tuple(report for report, _, _ in done)
@@ -180,66 +183,78 @@ Factors = tuple[FactoredLayer, NDArray[Any], NDArray[Any]]
 
 @dataclass
 class _Job:
+    """Factors layers, and writes what comes of it.
+
+    Attributes
+    ----------
+    checkpoint, base : Checkpoint
+        The model, and what it was tuned from, if anything.
+    difference : Difference or None
+        Of the two.
+    rank, seed, device : optional
+        As in `compress`.
+    threads : int
+    skipped : dict of str to str
+        Why a tensor stayed as it was; filled as layers are looked at.
+    """
+
     checkpoint: Checkpoint
     base: Checkpoint | None
+    difference: Difference | None
     rank: int | str
     seed: int
     device: str | None
-    workers: int | None
+    threads: int
     skipped: dict[str, str]
 
     def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
         """Decide by name, kind and shape; say why not in `skipped`."""
         reason = None
-        if layer.kind == "embedding" and not (embeddings and self.base is None):
-            reason = "embedding (embeddings=True factors them)" if self.base is None else "embedding: no LoRA layer"
+        if layer.kind == "embedding" and not (embeddings and self.difference is None):
+            reason = (
+                "embedding (embeddings=True factors them)" if self.difference is None else "embedding: no LoRA layer"
+            )
         elif len(layer.tensor_shape) == 3 and layer.kind == "linear":
             reason = "a stack of matrices: pass them one by one"
-        elif self.base is not None:
-            shapes = {info.name: info.shape for info in self.base.tensors}
+        elif self.difference is not None:
             if len(layer.tensor_shape) != 2:
                 reason = "not a linear layer"
             elif not layer.name.endswith(".weight"):
                 reason = "not called <module>.weight"
-            elif shapes.get(layer.name) != layer.tensor_shape:
-                reason = "the base has no such tensor, or of another shape"
+            else:
+                reason = self.difference.why_not(layer.name)
         if reason is not None:
             self.skipped[layer.name] = reason
         return reason is None
 
     def factored(self, layer: Layer) -> Factors | None:
         """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
-        dense, dtype = stored(self.checkpoint.read(layer.name), layer.name), layer.dtype
-        if self.base is not None:
-            dense = self._difference(layer, dense)
-            dtype = dense.dtype.name
-            if not dense.any():
-                self.skipped[layer.name] = "equal in both checkpoints"
-                return None
+        tensors = self.checkpoint if self.difference is None else self.difference
+        try:
+            dense = stored(tensors.read(layer.name), layer.name, "compress")
+            return self._factored(layer, dense, layer.dtype if self.difference is None else dense.dtype.name)
+        finally:
+            tensors.release(layer.name)
+
+    def _factored(self, layer: Layer, dense: NDArray[Any], dtype: str) -> Factors | None:
+        if self.difference is not None and not dense.any():
+            self.skipped[layer.name] = "equal in both checkpoints"
+            return None
         matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
         rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
-            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.workers, device=self.device)
-        except ValueError as error:
-            if "no singular value" not in str(error):
-                raise ValueError(f"compress(): {layer.name}: {error}") from None
+            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.threads, device=self.device)
+        except lowrank.NothingAboveEdgeError:
             self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
             return None
+        except ValueError as error:
+            raise ValueError(f"compress(): {layer.name}: {error}") from None
         found = np.square(left.astype(np.float64)).sum(axis=0) * np.square(right.astype(np.float64)).sum(axis=1)
         energy = float(found.sum() / _squared_norm(dense, dtype))
-        self.checkpoint.release(layer.name)
-        if self.base is None and left.shape[1] * sum(layer.shape) >= layer.size:
+        if self.difference is None and left.shape[1] * sum(layer.shape) >= layer.size:
             self.skipped[layer.name] = f"rank {left.shape[1]} would take more entries than the matrix"
             return None
         return FactoredLayer(layer.name, layer.shape, left.shape[1], energy), left, right
-
-    def _difference(self, layer: Layer, tuned: NDArray[Any]) -> NDArray[Any]:
-        assert self.base is not None
-        info = next(info for info in self.base.tensors if info.name == layer.name)
-        original = _numbers(stored(self.base.read(layer.name), layer.name), info.dtype)
-        self.base.release(layer.name)
-        difference: NDArray[Any] = _numbers(tuned, layer.dtype) - original
-        return difference
 
     def write_factors(self, chosen: Sequence[Layer], staging: Path) -> tuple[FactoredLayer, ...]:
         """Write one file for every file of the source; the factors of one file are in memory at a time."""
@@ -267,7 +282,7 @@ class _Job:
                         writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
                         writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
                     else:
-                        writer.write(name, stored(self.checkpoint.read(name), name))
+                        writer.write(name, stored(self.checkpoint.read(name), name, "compress"))
                         self.checkpoint.release(name)
             weight_map |= {tensor.name: file for tensor in tensors}
             reports += [found[0] for found in factors.values()]
@@ -275,7 +290,7 @@ class _Job:
         if len(files) > 1:
             size = sum((staging / file).stat().st_size for file in files)
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+            (staging / index_name(self.checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
         return tuple(reports)
 
     def write_adapter(self, chosen: Sequence[Layer], staging: Path) -> tuple[FactoredLayer, ...]:
@@ -312,19 +327,13 @@ class _Job:
         return tuple(report for report, _, _ in factors)
 
 
-def _numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    if dtype == "bfloat16":
-        return widened(array.view(np.uint16))
-    return array.astype(np.float32) if dtype == "float16" else array
-
-
 def _stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return narrowed(values) if dtype == "bfloat16" else values.astype(dtype)
 
 
 def _squared_norm(array: NDArray[Any], dtype: str) -> float:
-    """Sum of squares in fp64, a few rows at a time."""
+    """Sum of squares in fp64, a few rows at a time; bfloat16 by its bits."""
     rows = array.reshape(array.shape[0], -1)
     step = max(1, (1 << 22) // rows.shape[1])
-    pieces = (_numbers(rows[i : i + step], dtype).astype(np.float64) for i in range(0, len(rows), step))
+    pieces = (wide(rows[i : i + step], dtype) for i in range(0, len(rows), step))
     return sum(float(np.square(piece).sum()) for piece in pieces)

@@ -81,11 +81,14 @@ class DaskOperator:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
         spans = list(zip(self._offsets[:-1], self._offsets[1:], strict=True))
         if transpose == self._wide:  # the long side is the result's
-            return np.concatenate(list(self._each(_block_product, X, [transpose] * len(spans))), axis=1)
-        total = np.zeros((len(X), self.shape[1] if transpose else self.shape[0]))
-        for product in self._each(_block_product, None, [transpose] * len(spans), [X[:, a:b] for a, b in spans]):
-            total += product
-        return total
+            result = np.concatenate(list(self._each(_block_product, X, [transpose] * len(spans))), axis=1)
+        else:
+            result = np.zeros((len(X), self.shape[1] if transpose else self.shape[0]))
+            for product in self._each(_block_product, None, [transpose] * len(spans), [X[:, a:b] for a, b in spans]):
+                result += product
+        if not np.isfinite(result).all():
+            raise ValueError(f"{self.function}(): products with W are not finite (NaN or inf); clean its entries first")
+        return result
 
     def _each(
         self,

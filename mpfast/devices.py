@@ -82,7 +82,7 @@ def parse_device(device: Any, function: str) -> Device | None:
     ValueError
         Not a device, or none that can be used here.
     """
-    if device is None or device == "cpu":
+    if device is None or str(device) == "cpu":  # torch.device("cpu") too
         return None
     found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
     if not found:
@@ -122,7 +122,7 @@ def is_on_gpu(W: Any) -> bool:
         return False
 
 
-def device_matrix(W: Any, backend: Any, *, function: str = "as_matrix", name: str = "W") -> _cuda.Matrix:
+def device_matrix(W: Any, backend: Any, *, function: str = "device_matrix", name: str = "W") -> _cuda.Matrix:
     """View a 2-D GPU array of a supported type, ready on the stream its framework works on.
 
     Raises

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "is_text",
     "no_constant",
     "parse_json",
+    "read_document",
     "short",
     "storage_bits",
     "unique_keys",
@@ -57,6 +60,23 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(decoded, object_pairs_hook=unique_keys, parse_constant=no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_document(source: str | os.PathLike[str], schema: str) -> Record:
+    """Return the object of this schema that a JSON text, which starts with ``{``, or else a file holds.
+
+    Raises
+    ------
+    ValueError
+        The text is no JSON, or not of this schema.
+    OSError
+        The file cannot be read.
+    """
+    is_document = isinstance(source, str) and source.lstrip().startswith("{")
+    document = parse_json(str(source) if is_document else Path(source).read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise ValueError(f"this is not JSON of the schema {schema}")
+    return Record(document, f"the {schema.partition('/')[0].rpartition('.')[2]}")
 
 
 def is_text(value: Any) -> bool:

@@ -59,7 +59,7 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known.
+        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge
@@ -75,6 +75,8 @@ class EdgeFit:
         ``"good"`` (ks <= 0.02), ``"fair"`` (<= 0.05) or ``"poor"``.
     trace_ratio
         Variance that the Frobenius norm implies when the spikes are taken out, over ``variance``: 1 for a clean bulk.
+    estimator, alpha, beta, compat
+        As given to `mpfast.Spectrum.fit`.
     warnings
         What a reader of the numbers should know.
     """
@@ -155,6 +157,11 @@ def fit_edge(
 ) -> EdgeFit:
     """Fit the Marchenko-Pastur law; the function behind `mpfast.Spectrum.fit`, see there.
 
+    Raises
+    ------
+    ValueError
+        An option is out of range, the variance of an entry is no float64, or ``compat`` needs what is not there.
+
     References
     ----------
     Ke, Ma, Lin, "Estimation of the number of spiked eigenvalues" (BEMA), arXiv 2006.00436, with mid-point ranks; Gavish
@@ -188,7 +195,12 @@ def fit_values(
     beta: float = 0.1,
     compat: str | None = None,
 ) -> EdgeFit:
-    """Fit all singular values of a matrix, shape (min(shape),), in any order.
+    """Fit all singular values of a matrix, shape (min(shape),), in any order; options as `fit_edge`.
+
+    Raises
+    ------
+    ValueError
+        There are not min(shape) values, or as `fit_edge`.
 
     Examples
     --------
@@ -283,10 +295,12 @@ def _standard_error(
     """Jackknife over the probes, with the error of a finite run in quadrature; singular-value scale."""
     if source.values is not None:
         return 0.0
+    if source.probes == 1:  # one probe does not say how far others would scatter
+        return math.inf
     extra = source.extra_error * sigma
     count = len(source.replicates)
     if count < 2:
-        return extra if count == 0 and extra > 0 else math.inf if source.probes == 1 else extra
+        return extra
     sigmas = np.array([laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates])
     jackknife = math.sqrt((count - 1) / count * float(((sigmas - sigmas.mean()) ** 2).sum()))
     # The jackknife of few probes scatters itself. For intervals of one and of two standard errors to cover what they
@@ -321,6 +335,10 @@ def _kolmogorov(source: SpectrumLike, variance: float, alpha: float) -> float:
     return float(np.abs(law.cdf(source.measure.quantile(u)) - u).max())
 
 
+def _verdict(ks: float) -> str:
+    return "good" if ks <= GOOD_KS else "fair" if ks <= FAIR_KS else "poor"
+
+
 def _assemble(
     source: SpectrumLike, variance: float, error: float, estimator: str, alpha: float, beta: float
 ) -> EdgeFit:
@@ -331,7 +349,7 @@ def _assemble(
     above, _ = _count_above(source, sigma)
     floor = 0.0 if source.values is not None else 0.87 * math.sqrt(2 / (p * max(source.probes, 1)))
     ks = max(_kolmogorov(source, variance, alpha), floor)
-    verdict = "good" if ks <= GOOD_KS else "fair" if ks <= FAIR_KS else "poor"
+    verdict = _verdict(ks)
     ratio = _residual(source, source.measure, alpha) / variance if variance > 0 else math.nan
     return EdgeFit(
         shape=source.shape,
@@ -362,6 +380,10 @@ def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float)
     if estimator != "bema":
         raise ValueError(f"fit(): compat='berlyand2026' knows only estimator='bema', not {estimator!r}")
     p = min(source.shape)
+    if int(alpha * p) == int((1 - alpha) * p):
+        raise ValueError(f"fit(): compat='berlyand2026' has no central values to fit among {p}")
+    if not source.values.any():
+        raise ValueError("fit(): compat='berlyand2026' needs a matrix that is not zero")
     fit = berlyand2026.fit(source.values, source.shape, alpha, beta)
     sigma = laws.sigma_plus(fit.variance, source.shape)
     spikes = int(np.count_nonzero(source.values > fit.threshold))
@@ -377,7 +399,7 @@ def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float)
         bulk_fraction=1 - spikes / p,
         ks=fit.error,
         ks_floor=0.0,
-        verdict="good" if fit.error <= GOOD_KS else "fair" if fit.error <= FAIR_KS else "poor",
+        verdict=_verdict(fit.error),
         trace_ratio=math.nan,
         estimator=estimator,
         alpha=alpha,

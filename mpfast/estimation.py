@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite
 from mpfast.errors import ConvergenceWarning
 from mpfast.measure import Measure
-from mpfast.options import check_seed, positive_integer, thread_count
-from mpfast.sources import LanczosRun, Source, open_source
+from mpfast.options import check_seed, check_tolerance, positive_integer, thread_count
+from mpfast.sources import LanczosRun, Source
 
 if TYPE_CHECKING:
     from mpfast.spectrum import Spectrum
@@ -48,7 +49,8 @@ SETTLED = 0.25
 FP32_SHARE = 0.1
 # A Ritz value with a smaller relative residual (scale s^2) can be counted as one singular value.
 COUNTABLE = 0.1
-# Coefficients appended to a leave-one-out measure; their spread, not their bias, is what counts.
+# Settled coefficients appended to a measure; of a leave-one-out measure the spread, not the bias, is what counts.
+EXTENSION = 256
 REPLICATE_EXTENSION = 96
 
 
@@ -68,8 +70,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "exact", "lanczos"):
             raise ValueError(f"{self.function}(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
-        if not (isinstance(self.tol, (int, float)) and 0 < self.tol < 1):
-            raise ValueError(f"{self.function}(): tol must be between 0 and 1, not {self.tol!r}")
+        check_tolerance(self.tol, self.function)
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)
             if value is not None:
@@ -87,13 +88,13 @@ class Request:
         return self.probes is not None or self.steps is not None
 
 
-def estimate_spectrum(W: Any, request: Request) -> Spectrum:
-    """Measure the spectrum of ``W`` as requested."""
-    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
+def estimate_spectrum(source: Source, request: Request) -> Spectrum:
+    """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
     p = min(source.shape)
     if request.method == "lanczos" and p < LANCZOS_FROM:
         raise ValueError(
-            f"spectrum(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; use method='exact'"
+            f"{request.function}(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; "
+            "use method='exact'"
         )
     wants_exact = (
         request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
@@ -140,9 +141,9 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
             return result
         if more < 1:
             warnings.warn(
-                f"spectrum(): tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x {source.shape[1]} "
-                f"matrix has a relative standard error of {relative_error:.2g} after {session.probes} probes and "
-                f"{session.steps} steps; method='exact' gives it without error",
+                f"{request.function}(): tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x "
+                f"{source.shape[1]} matrix has a relative standard error of {relative_error:.2g} after "
+                f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -178,6 +179,8 @@ class _Session:
         self.runs: list[LanczosRun] = []
         self.settling = 0.0
         self._trace: float | None = None
+        self._ritz: dict[tuple[int, int], tuple[Array, Array, Array]] = {}  # by run and steps
+        self._after: dict[tuple[int, int], Spectrum] = {}  # by number of runs and steps
 
     @property
     def probes(self) -> int:
@@ -204,7 +207,7 @@ class _Session:
             self.runs.append(run)
             run.advance(steps)
             _, nonfinite, row, col = run.stats
-            raise_if_nonfinite("spectrum", "W", nonfinite, (row, col))
+            raise_if_nonfinite(self.request.function, "W", nonfinite, (row, col))
 
     def advance(self, steps: int) -> None:
         for run in self.runs:
@@ -215,13 +218,13 @@ class _Session:
         width = max(run.width for run in self.runs)
         limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
         while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
-            now = self.spectrum(replicates=False)
-            before = self.spectrum(steps=self.steps - 2, replicates=False)
+            now = self.after(self.steps)
+            before = self.after(self.steps - 2)
             reference = now.edge.sigma_plus
             counted = now.edge.spikes <= now.resolved
             # As long as the spikes cannot be counted the edge may stand still by chance, on its way past a wrong value:
             # then it is compared with two earlier ones.
-            earlier = [before] if counted else [before, self.spectrum(steps=max(self.steps - 5, 2), replicates=False)]
+            earlier = [before] if counted else [before, self.after(max(self.steps - 5, 2))]
             moved = [abs(spectrum.edge.sigma_plus / reference - 1) for spectrum in earlier if reference > 0]
             self.settling = max(moved, default=0.0)
             steady = self.settling <= SETTLED * self.request.tol and (
@@ -239,7 +242,7 @@ class _Session:
         """
         if self.precise or self.source.dtype == "float64":
             return False
-        now = self.spectrum(replicates=False)
+        now = self.after(self.steps)
         if now.edge.sigma_plus <= 0:
             return True
         ratio = float(now.ritz[0] / now.edge.sigma_plus) ** 2
@@ -253,18 +256,30 @@ class _Session:
             return 0
         return 4 * math.ceil(self.probes * (1.1 * from_probes / allowed - 1) / 4)
 
-    def spectrum(self, *, steps: int | None = None, replicates: bool = True) -> Spectrum:
+    def spectrum(self) -> Spectrum:
+        """What all steps of all runs say, with what its error follows from."""
+        replicates: tuple[Measure, ...] = ()
+        if self.probes > 1:
+            blocks = self._blocks(self.steps)
+            dropped = range(self.probes)
+            replicates = self._measures(
+                blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
+            )
+        return replace(self.after(self.steps), replicates=replicates, settling=self.settling)
+
+    def after(self, steps: int) -> Spectrum:
+        """What the first ``steps`` steps of all runs say, without an error; asked for several times."""
+        key = (len(self.runs), steps)
+        if key not in self._after:
+            self._after[key] = self._spectrum_after(steps)
+        return self._after[key]
+
+    def _spectrum_after(self, steps: int) -> Spectrum:
         from mpfast.spectrum import Spectrum
 
-        steps = self.steps if steps is None else steps
-        blocks = []
-        for run in self.runs:
-            at = min(steps, run.steps)
-            complete = run.exhausted and at == run.steps
-            blocks.append((*run.ritz(at), at, complete))
+        blocks = self._blocks(steps)
         trace = self._squared_norm(blocks)
-        measure = self._measure(blocks, trace)
-        drops = range(self.probes) if replicates and self.probes > 1 else ()
+        (measure,) = self._measures(blocks, trace, extension=EXTENSION)
         unit = 2.0**self.source.scale_exponent
         ritz, residuals = (unit * values for values in _leading(blocks))
         atoms = measure.atoms
@@ -281,13 +296,25 @@ class _Session:
             passes=sum(run.steps for run in self.runs),
             outliers=ritz[:atoms],
             residuals=residuals[:atoms],
-            replicates=tuple(self._measure(blocks, trace, dropped=c) for c in drops),
             ritz=ritz,
             resolved=_resolved(blocks),
-            settling=self.settling,
             fro_norm_exact=self.source.exact_norm,
             zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
         )
+
+    def _blocks(self, steps: int) -> list[Any]:
+        """Ritz values, residuals and weights of every run, its steps, and whether its space has closed."""
+        blocks: list[Any] = []
+        for stream, run in enumerate(self.runs):
+            at = min(steps, run.steps)
+            blocks.append((*self._ritz_values(stream, at), at, run.exhausted and at == run.steps))
+        return blocks
+
+    def _ritz_values(self, stream: int, steps: int) -> tuple[Array, Array, Array]:
+        """Of a run after ``steps`` steps; further steps do not change them."""
+        if (stream, steps) not in self._ritz:
+            self._ritz[stream, steps] = self.runs[stream].ritz(steps)
+        return self._ritz[stream, steps]
 
     def _squared_norm(self, blocks: list[Any]) -> float:
         """Trace of the scaled Gram operator: from the first pass, from the source, or estimated from the probes."""
@@ -299,19 +326,26 @@ class _Session:
         mass = sum(float(weight.sum()) for _, _, weight, *_ in blocks)
         return self.dim * first_moment / mass
 
-    def _measure(self, blocks: list[Any], trace: float, dropped: int = -1) -> Measure:
-        nodes, weights, atoms, _ = _core.spectral_measure(
+    def _measures(
+        self, blocks: list[Any], trace: float, *, extension: int, dropped: Sequence[int] = (-1,)
+    ) -> tuple[Measure, ...]:
+        """One measure for each of ``dropped``: without that probe (-1: of all probes)."""
+        measures = _core.spectral_measures(
             blocks,
             trace,
             self.dim,
             max(self.source.shape),
             exact_trace=self.source.exact_norm,
-            extension=256 if dropped < 0 else REPLICATE_EXTENSION,
-            dropped_probe=dropped,
+            extension=extension,
+            dropped_probes=list(dropped),
+            threads=self.request.thread_count,
         )
-        s = np.sqrt(nodes) * 2.0**self.source.scale_exponent
-        measure = Measure(s, weights, int(atoms))
-        return _with_zeros(measure, self.runs[0].zero_coordinates, min(self.source.shape))
+        unit = 2.0**self.source.scale_exponent
+        zeros, p = self.runs[0].zero_coordinates, min(self.source.shape)
+        return tuple(
+            _with_zeros(Measure(np.sqrt(nodes) * unit, weights, int(atoms)), zeros, p)
+            for nodes, weights, atoms, _ in measures
+        )
 
 
 def _split(count: int, parts: int) -> list[int]:

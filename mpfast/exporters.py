@@ -90,7 +90,11 @@ def alphapruning(budget: Budget, path: str | os.PathLike[str]) -> float:
     ------
     OSError
         `path` cannot be written.
+    ValueError
+        The budget has no layers.
     """
+    if not len(budget):
+        raise ValueError("alphapruning(): the budget has no layers")
     values = np.array([row.sparsity for row in budget])
     stream = io.BytesIO()
     np.save(stream, values)

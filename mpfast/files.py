@@ -6,10 +6,18 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_directory", "replaced_file", "staged_directory", "write_bytes_atomically", "write_text_atomically"]
+__all__ = [
+    "check_directory",
+    "replaced_file",
+    "return_or_write",
+    "staged_directory",
+    "write_bytes_atomically",
+    "write_text_atomically",
+]
 
 STAGING_SUFFIX = ".mpfast-partial"
 
@@ -17,6 +25,14 @@ STAGING_SUFFIX = ".mpfast-partial"
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` (UTF-8, line ends untouched) to `path`, all of it or nothing; see `write_bytes_atomically`."""
     write_bytes_atomically(path, text.encode())
+
+
+def return_or_write(text: str, path: str | os.PathLike[str] | None) -> str | None:
+    """Return `text` where there is no `path`, else write it there as `write_text_atomically` does and return None."""
+    if path is None:
+        return text
+    write_text_atomically(path, text)
+    return None
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -62,13 +78,26 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_directory(target.parent)
 
 
-def check_directory(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Return where `out` is to be written; errors as `staged_directory`, before any work is done."""
+def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
+    """Return where `out` is to be written; errors as `staged_directory`, before any work is done.
+
+    What is replaced vanishes with all that lies in it: a directory that holds one of `sources` (those that are paths)
+    or the working directory is refused.
+    """
     target = Path(out).absolute()
+    if target.name == "..":
+        target = target.resolve()
     if target.exists() and not overwrite:
         raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{out}: is a file; a directory is to be written")
+    if target.exists():
+        paths = [Path(os.fsdecode(source)) for source in sources if isinstance(source, str | os.PathLike)]
+        for path in (Path.cwd(), *paths):
+            # As it is named, and where its links lead.
+            places = (path.parent.resolve() / path.name, path.resolve())
+            if any(target.resolve() in (place, *place.parents) for place in places):
+                raise FileExistsError(f"{out}: not replaced, for {path} lies there; name another directory")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory")
     return target
@@ -113,7 +142,10 @@ def _replace_directory(new: Path, target: Path) -> None:
     except BaseException:
         aside.rename(target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync_tree(directory: Path) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_matrix, as_numpy, like, raise_if_nonfinite
 from mpfast.bfloat16 import widened
+from mpfast.dask_arrays import DaskOperator, is_dask_array
 from mpfast.device_sources import DeviceSource, device_gram_product, open_device_array
 from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.operators import GramOperator, is_operator
@@ -25,7 +26,8 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     ----------
     W
         2-D real array of any framework, shape (m, n); float64, float32, float16 or bfloat16, any strides; in GPU
-        memory the GPU multiplies. Also a SciPy sparse matrix or `LinearOperator`: multiplied by its owner in float64.
+        memory the GPU multiplies. Also a SciPy sparse matrix, a `LinearOperator` or a Dask array: multiplied by its
+        owner in float64.
     X
         Array of any framework, shape (n, b) for ``side="right"`` or (m, b) for ``side="left"``; one-dimensional is
         b = 1. Wide blocks are cut into blocks of 32 columns, one pass over W each.
@@ -37,8 +39,8 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     Returns
     -------
     Z
-        Same shape as X, in W's framework; float64 when W is float64, sparse or an operator, else float32. Products and
-        sums are in that precision.
+        Same shape as X, in W's framework, NumPy's where W is Dask's; float64 when W is float64, sparse, an operator or
+        Dask's, else float32. Products and sums are in that precision.
 
     Raises
     ------
@@ -58,8 +60,10 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
     if side not in ("auto", "right", "left"):
         raise ValueError(f"gram_product(): side must be 'auto', 'right' or 'left', not {side!r}")
     count = thread_count(threads, "gram_product")
-    source: GramOperator | _core.Matrix | DeviceSource
-    if is_operator(W):
+    source: GramOperator | DaskOperator | _core.Matrix | DeviceSource
+    if is_dask_array(W):
+        source = DaskOperator(W, "gram_product", count)
+    elif is_operator(W):
         source = GramOperator(W, "gram_product")
     elif is_on_gpu(W) and has_cuda_backend():
         source = open_device_array(W, "gram_product", count)
@@ -70,12 +74,12 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
         side = "right" if rows >= cols else "left"
     if isinstance(source, DeviceSource) and is_on_gpu(X):
         return device_gram_product(source, X, side)
-    wide = isinstance(source, GramOperator) or source.dtype == "float64"
+    wide = isinstance(source, (GramOperator, DaskOperator)) or source.dtype == "float64"
     x, vector = _block(X, cols if side == "right" else rows, np.float64 if wide else np.float32, side, source.shape)
     z = np.empty_like(x)
     for first in range(0, len(x), 32):
         block = x[first : first + 32]
-        if isinstance(source, GramOperator):
+        if isinstance(source, (GramOperator, DaskOperator)):
             left = side == "left"
             z[first : first + 32] = source.multiply(source.multiply(block, transpose=left), transpose=not left)
             continue

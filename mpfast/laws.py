@@ -29,11 +29,17 @@ __all__ = [
 _SERIES_BELOW = 0.05
 
 
-def _check(variance: float, shape: tuple[int, int]) -> None:
+def _check(variance: float, shape: tuple[int, int], law: str) -> None:
     if not (math.isfinite(variance) and variance > 0):
-        raise ValueError(f"variance must be positive and finite, not {variance!r}")
+        raise ValueError(f"{law}(): variance must be positive and finite, not {variance!r}")
     if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape must be two positive integers, not {shape!r}")
+        raise ValueError(f"{law}(): shape must be two positive integers, not {shape!r}")
+
+
+def _sigmoid(logit: Array) -> Array:
+    """``1 / (1 + exp(-logit))``; 0 where the exponential leaves the range of float64."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-logit))
 
 
 def sigma_plus(variance: float, shape: tuple[int, int]) -> float:
@@ -120,7 +126,7 @@ class MarchenkoPasturEigenvalues:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        _check(self.variance, self.shape)
+        _check(self.variance, self.shape, "MarchenkoPasturEigenvalues")
 
     @property
     def ratio(self) -> float:
@@ -146,7 +152,13 @@ class MarchenkoPasturEigenvalues:
         return _unit_cdf(np.asarray(x, dtype=np.float64) / self.variance, self.ratio)
 
     def ppf(self, u: ArrayLike) -> Array:
-        """Quantiles at probabilities ``u`` in [0, 1]."""
+        """Quantiles at probabilities ``u`` in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            A probability is outside.
+        """
         u = np.asarray(u, dtype=np.float64)
         if np.any((u < 0) | (u > 1)):
             raise ValueError("ppf(): probabilities must lie in [0, 1]")
@@ -163,6 +175,11 @@ class MarchenkoPastur:
         Of one entry of the matrix.
     shape
         (m, n); the law is symmetric in them.
+
+    Raises
+    ------
+    ValueError
+        The variance is not positive and finite, or a side is not positive.
 
     References
     ----------
@@ -182,7 +199,7 @@ class MarchenkoPastur:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        _check(self.variance, self.shape)
+        _check(self.variance, self.shape, "MarchenkoPastur")
 
     def eigenvalues(self) -> MarchenkoPasturEigenvalues:
         """The same law on the scale ``s^2 / q``."""
@@ -219,7 +236,7 @@ class MarchenkoPastur:
         return self.eigenvalues().cdf(s**2 / max(self.shape))
 
     def ppf(self, u: ArrayLike) -> Array:
-        """Quantiles at probabilities ``u``, singular-value scale."""
+        """Quantiles at probabilities ``u``, singular-value scale; errors as `MarchenkoPasturEigenvalues.ppf`."""
         return np.sqrt(max(self.shape) * self.eigenvalues().ppf(u))
 
     def rvs(self, size: int | tuple[int, ...] = 1, *, seed: int | np.random.Generator | None = None) -> Array:
@@ -283,32 +300,45 @@ class TracyWidom:
 
     def cdf(self, s: ArrayLike) -> Array:
         """Distribution function."""
-        return 1 / (1 + np.exp(-self._logit(np.asarray(s, dtype=np.float64))))
+        return _sigmoid(self._logit(np.asarray(s, dtype=np.float64)))
 
     def sf(self, s: ArrayLike) -> Array:
         """Upper tail ``1 - cdf``, without cancellation."""
-        return 1 / (1 + np.exp(self._logit(np.asarray(s, dtype=np.float64))))
+        return _sigmoid(-self._logit(np.asarray(s, dtype=np.float64)))
 
     def ppf(self, u: ArrayLike) -> Array:
-        """Quantiles at probabilities in (0, 1)."""
+        """Quantiles at probabilities in (0, 1); NaN at NaN.
+
+        Raises
+        ------
+        ValueError
+            A probability is not strictly between 0 and 1.
+        """
         u = np.asarray(u, dtype=np.float64)
         if np.any((u <= 0) | (u >= 1)):
             raise ValueError("ppf(): probabilities must lie strictly between 0 and 1")
         target = np.log(u / (1 - u))
         low: Array = np.full(u.shape, -40.0)
         high: Array = np.full(u.shape, 40.0)
-        middle: Array
         for _ in range(60):
             middle = 0.5 * (low + high)
             below = self._logit(middle) < target
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-        middle = 0.5 * (low + high)
-        return middle
+        quantiles: Array = np.where(np.isnan(target), np.nan, 0.5 * (low + high))[()]
+        return quantiles
 
 
 @lru_cache(maxsize=64)
 def _tracy_widom_quantile(probability: float) -> float:
     return float(TracyWidom().ppf(probability))
+
+
+def _largest_noise(shape: tuple[int, int]) -> tuple[float, float]:
+    """Centre and scale of ``s^2 / (q variance)`` for the largest noise value: there it follows the Tracy-Widom law."""
+    p, q = min(shape), max(shape)
+    g = p / q
+    edge = 1 + math.sqrt(g)
+    return edge**2, q ** (-2 / 3) * g ** (-1 / 6) * edge ** (4 / 3)
 
 
 def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float = 0.1) -> float:
@@ -318,18 +348,12 @@ def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float =
     ----------
     Johnstone, Annals of Statistics 29 (2001), without the finite-size shifts.
     """
-    p, q = min(shape), max(shape)
-    g = p / q
-    edge = 1 + math.sqrt(g)
-    t = _tracy_widom_quantile(1 - beta)
-    level = variance * (edge**2 + t * q ** (-2 / 3) * g ** (-1 / 6) * edge ** (4 / 3))
-    return math.sqrt(max(q * level, 0.0))
+    centre, scale = _largest_noise(shape)
+    level = variance * (centre + _tracy_widom_quantile(1 - beta) * scale)
+    return math.sqrt(max(max(shape) * level, 0.0))
 
 
 def largest_value_pvalue(s: float, variance: float, shape: tuple[int, int]) -> float:
     """Probability that pure noise of ``variance`` has a largest singular value of at least ``s``."""
-    p, q = min(shape), max(shape)
-    g = p / q
-    edge = 1 + math.sqrt(g)
-    scale = q ** (-2 / 3) * g ** (-1 / 6) * edge ** (4 / 3)
-    return float(TracyWidom().sf((s * s / (q * variance) - edge**2) / scale))
+    centre, scale = _largest_noise(shape)
+    return float(TracyWidom().sf((s * s / (max(shape) * variance) - centre) / scale))

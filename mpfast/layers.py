@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ __all__ = [
     "Views",
     "as_layer",
     "as_layers",
-    "as_matrix",
+    "first_reason",
+    "layer_matrix",
     "name_filter",
     "select_layers",
 ]
@@ -167,7 +168,9 @@ def select_layers(
     TypeError
         A pattern is no string.
     """
-    wanted, unwanted = name_filter(include, function), name_filter(exclude, function)
+    # An iterator of patterns is gone through once.
+    given = include if include is None or callable(include) else _patterns(include, function)
+    wanted, unwanted = name_filter(given, function), name_filter(exclude, function)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     for tensor in checkpoint.tensors:
@@ -180,14 +183,19 @@ def select_layers(
         else:
             layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
-    for pattern in [] if include is None or callable(include) else _patterns(include, function):
-        if not fnmatch.filter(names, pattern):
+    for pattern in given if isinstance(given, list) else []:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""
             raise ValueError(
                 f"{function}(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
                 "patterns are matched against the whole name, * stands for anything"
             )
     return layers, skipped
+
+
+def first_reason(skipped: Mapping[str, str]) -> str:
+    """Say for an error message why the first of the tensors was left out; nothing where none was."""
+    return next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
 
 
 def name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:
@@ -206,7 +214,7 @@ def _patterns(chosen: str | Iterable[str], function: str) -> list[str]:
     return patterns
 
 
-def as_matrix(tensor: Any, layer: Layer) -> Any:
+def layer_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
     part = tensor[layer.index] if layer.index else tensor
     matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)

@@ -7,16 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import as_numpy, like
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_numpy, like, on_host, wide
 from mpfast.edge import EdgeFit
-from mpfast.shrinkage import optimal_threshold, shrink
+from mpfast.shrinkage import LOSSES, optimal_threshold, shrink
 from mpfast.svd import svd
 
 __all__ = ["RULES", "denoise", "factor"]
 
 #: What `denoise` may do with the singular values.
-RULES = ("edge", "threshold", "optimal", "frobenius", "operator", "nuclear")
+RULES = ("edge", "threshold", "optimal", *LOSSES)
+
+
+class NothingAboveEdgeError(ValueError):
+    """No singular value lies above the Marchenko-Pastur edge: there is no signal to keep."""
+
+
+def check_options(rank: Any, shrinkage: str | None, function: str) -> int | str:
+    """Return the rank as `factor` takes it, a Python integer or "mp_edge"; ValueError if an option is out of range."""
+    if shrinkage is not None and shrinkage not in LOSSES:
+        raise ValueError(f"{function}(): shrinkage must be None or one of {', '.join(LOSSES)}, not {shrinkage!r}")
+    if isinstance(rank, str) and rank == "mp_edge":
+        return rank
+    if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"{function}(): rank must be a positive integer or 'mp_edge', not {rank!r}")
+    return int(rank)
 
 
 def factor(
@@ -52,7 +66,8 @@ def factor(
     Raises
     ------
     ValueError
-        As `mpfast.svd`; also when no singular value lies above the edge: there is nothing to keep.
+        An option is out of range, or as `mpfast.svd`; also when no singular value lies above the edge: there is nothing
+        to keep.
 
     Examples
     --------
@@ -63,26 +78,25 @@ def factor(
     >>> bool(np.allclose(A @ B, W))
     True
     """
-    if isinstance(rank, str):
-        if rank != "mp_edge":
-            raise ValueError(f"factor(): rank must be an integer or 'mp_edge', not {rank!r}")
+    wanted = check_options(rank, shrinkage, "factor")
+    if isinstance(wanted, str):
         result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads, device=device)
         if len(result.s) == 0:
-            raise ValueError("factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank")
-    elif not isinstance(rank, (int, np.integer)) or rank < 1:
-        raise ValueError(f"factor(): rank must be a positive integer or 'mp_edge', not {rank!r}")
+            raise NothingAboveEdgeError(
+                "factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank"
+            )
     else:
-        result = svd(W, rank, tol=tol, seed=seed, threads=threads, device=device)
+        result = svd(W, wanted, tol=tol, seed=seed, threads=threads, device=device)
     s = result.s
     if shrinkage is not None:
         edge = result.edge
         if edge is None:
             from mpfast.spectrum import spectrum
 
-            edge = spectrum(W, seed=seed, threads=threads).edge
+            edge = spectrum(W, seed=seed, threads=threads, device=device).edge
         s = shrink(s, edge.variance, W.shape, loss=shrinkage)
     root = np.sqrt(s)
-    left, right = np.asarray(result.U), np.asarray(result.Vh)
+    left, right = on_host(result.U), on_host(result.Vh)
     return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W)
 
 
@@ -125,18 +139,17 @@ def denoise(W: Any, rule: str = "frobenius", *, bulk: float = 0.0, seed: int = 0
     array, dtype = as_numpy(W, function="denoise")
     result = svd(array if dtype != "bfloat16" else W, until="mp_edge", seed=seed, threads=threads)
     edge = result.edge
-    assert edge is not None
+    assert edge is not None, "svd(until='mp_edge') says which fit ended it"
     kept = _after(rule, result.s, edge, array.shape)
-    wide = np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
-    U, Vh = (np.asarray(_host(vectors), np.float64) for vectors in (result.U, result.Vh))
+    U, Vh = (on_host(vectors).astype(np.float64) for vectors in (result.U, result.Vh))
     # A value that the rule drops although it is above the edge is one of the bulk.
     change = np.where(kept > 0, kept, bulk * result.s) - bulk * result.s
-    changed = bulk * wide + (U * change) @ Vh
+    changed = bulk * wide(array, dtype) + (U * change) @ Vh
     return like(changed.astype(np.float32 if dtype in ("bfloat16", "float16") else array.dtype), W)
 
 
 def _after(rule: str, s: NDArray[np.float64], edge: EdgeFit, shape: tuple[int, int]) -> NDArray[np.float64]:
-    if rule in ("frobenius", "operator", "nuclear"):
+    if rule in LOSSES:
         return shrink(s, edge.variance, shape, loss=rule)
     levels = {
         "edge": edge.sigma_plus,
@@ -144,10 +157,3 @@ def _after(rule: str, s: NDArray[np.float64], edge: EdgeFit, shape: tuple[int, i
         "optimal": optimal_threshold(shape, variance=edge.variance),
     }
     return np.where(s > levels[rule], s, 0.0)
-
-
-def _host(vectors: Any) -> Any:
-    """Singular vectors as NumPy can take them."""
-    if hasattr(vectors, "detach"):
-        return vectors.detach().float().cpu().numpy()
-    return vectors

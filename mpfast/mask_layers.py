@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.allocation import floor_count
-from mpfast.arrays import as_numpy, like, raise_if_nonfinite
+from mpfast.arrays import as_numpy, like, on_host, raise_if_nonfinite
 from mpfast.device_masks import DeviceLayer, prune_on_device
 from mpfast.devices import has_cuda_backend, is_on_gpu
 
@@ -69,7 +69,7 @@ class RestLayer(HostLayer):
 
 def boolean_mask(mask: Any, shape: tuple[int, ...], function: str, name: str) -> NDArray[np.bool_]:
     """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
-    array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    array = on_host(mask)
     if array.shape != tuple(shape) or array.dtype != np.bool_:
         raise ValueError(
             f"{function}(): the mask of {name} must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"

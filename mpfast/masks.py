@@ -16,21 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, like, raise_if_nonfinite
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_numpy, like, raise_if_nonfinite, wide
 from mpfast.device_masks import DeviceLayer, entry_std_on_device, groups_on_device
 from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.mask_layers import Weights, close_layers, open_layers, prune_layers
-from mpfast.options import thread_count
+from mpfast.options import check_group, check_sparsity, thread_count
 from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 from mpfast.restoration import restore
 
 __all__ = ["magnitude", "n_m", "noise_floor", "restore", "spectral_budget", "spectral_signals"]
-
-
-def _check_sparsity(sparsity: float, function: str) -> None:
-    if not (isinstance(sparsity, (int, float)) and 0 <= sparsity <= 1):
-        raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
 
 
 def magnitude(
@@ -68,6 +62,8 @@ def magnitude(
         A weight is empty or has non-finite entries; an option is out of range.
     TypeError
         A weight is not a real floating-point array.
+    KeyError
+        `sparsity` or `within` lacks a layer.
 
     Examples
     --------
@@ -85,11 +81,12 @@ def magnitude(
         if not mapping:
             raise ValueError("magnitude(): a sparsity for each layer needs a mapping of weights")
         groups = [[layer] for layer in layers]
-        shares = [sparsity[name] for name in weights]
+        missing = [name for name in weights if name not in sparsity]
+        if missing:
+            raise KeyError(f"magnitude(): sparsity has no share for {missing[0]!r}")
+        shares = [check_sparsity(sparsity[name], "magnitude") for name in weights]
     else:
-        shares = [sparsity] * len(groups)
-    for share in shares:
-        _check_sparsity(share, "magnitude")
+        shares = [check_sparsity(sparsity, "magnitude")] * len(groups)
     for group, share in zip(groups, shares, strict=True):
         prune_layers(group, [1.0] * len(group), share, "magnitude", count)
     return close_layers(layers, weights, mapping)
@@ -141,9 +138,11 @@ def spectral_budget(
     Raises
     ------
     ValueError, TypeError
-        As `magnitude`; KeyError when ``signals`` lacks a layer.
+        As `magnitude`; also when no regime covers the sparsity.
+    KeyError
+        ``signals`` or ``within`` lacks a layer.
     """
-    _check_sparsity(sparsity, "spectral_budget")
+    sparsity = check_sparsity(sparsity, "spectral_budget")
     count = thread_count(threads, "spectral_budget")
     if isinstance(regimes, str):
         if regimes != "berlyand2026":
@@ -153,6 +152,9 @@ def spectral_budget(
     layers, mapping = open_layers(weights, "spectral_budget", within)
     names = list(weights) if mapping else [""]
     if signals is not None:
+        missing = [name for name in names if name not in signals]
+        if missing:
+            raise KeyError(f"spectral_budget(): signals has no value for {missing[0]!r}")
         values = [float(signals[name]) for name in names]
     elif mapping:
         measured = spectral_signals(weights, regime.signal if signal is None else signal, seed=seed, threads=threads)
@@ -173,6 +175,16 @@ def spectral_signals(
     ----------
     weights, signal, seed, threads
         As in `spectral_budget`.
+
+    Returns
+    -------
+    dict
+        From name to number.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The signal is unknown, or as `mpfast.spectrum`.
     """
     measure = _signal(signal, seed, threads)
     return {name: float(measure(weight)) for name, weight in weights.items()}
@@ -196,7 +208,7 @@ def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None
 
     named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": _entry_std}
     if signal not in named:
-        raise ValueError(f"spectral_budget(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
+        raise ValueError(f"spectral_signals(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
     return named[signal]
 
 
@@ -204,12 +216,12 @@ def _entry_std(weight: Any) -> float:
     """Standard deviation of all entries, row by row in fp64."""
     if is_on_gpu(weight) and has_cuda_backend():
         return entry_std_on_device(weight)
-    array, dtype = as_numpy(weight, function="spectral_budget", name="a weight")
+    array, dtype = as_numpy(weight, function="spectral_signals", name="a weight")
     total = squares = 0.0
     for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
-        wide = row.astype(np.float64) if dtype != "bfloat16" else widened(row)
-        total += float(wide.sum(dtype=np.float64))
-        squares += float((wide.astype(np.float64) ** 2).sum())
+        entries = wide(row, dtype)
+        total += float(entries.sum())
+        squares += float((entries**2).sum())
     return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))
 
 
@@ -263,8 +275,7 @@ def n_m(
     >>> n_m(np.array([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
     array([[False,  True,  True, False]])
     """
-    if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
-        raise ValueError(f"n_m(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
+    check_group(n, m, "n_m")
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
     if second_moment is not None:

@@ -68,7 +68,10 @@ class Measure:
         return np.interp(np.asarray(u, dtype=np.float64), level, nodes)
 
     def density(self, s: ArrayLike) -> Array:
-        """Density at ``s``, per unit of s: slope of the distribution function over a window holding 2 % of the mass."""
+        """Density at ``s``, per unit of s: slope of the distribution function.
+
+        It is taken over 4 % of the range that the middle 98 % of the mass span.
+        """
         s = np.asarray(s, dtype=np.float64)
         width = 0.02 * float(self.quantile(0.99) - self.quantile(0.01))
         if width <= 0:

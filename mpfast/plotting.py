@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from mpfast.spectrum import Spectrum
 
 
+def _axes(ax: Axes | None, function: str) -> Axes:
+    """Return what to draw on, by default the current axes."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(f"{function}() needs matplotlib: pip install 'mpfast[plot]'") from error
+    return plt.gca() if ax is None else ax
+
+
 def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     """Draw the density of the singular values, the fitted law, its edge and the values above it.
 
@@ -32,11 +41,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ImportError
         matplotlib is missing.
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Spectrum.plot() needs matplotlib: pip install 'mpfast[plot]'") from error
-    ax = plt.gca() if ax is None else ax
+    ax = _axes(ax, "Spectrum.plot")
     edge = spectrum.edge
     top = 1.6 * edge.sigma_plus if edge.sigma_plus > 0 else 1.0
     s = np.linspace(0, top, 400)
@@ -55,11 +60,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
 
 def plot_analysis(analysis: Analysis, ax: Axes | None = None) -> Axes:
     """Draw, layer by layer, the largest singular value and the edge it is measured against; see `Analysis.plot`."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Analysis.plot() needs matplotlib: pip install 'mpfast[plot]'") from error
-    ax = plt.gca() if ax is None else ax
+    ax = _axes(ax, "Analysis.plot")
     rows = range(len(analysis))
     largest = [row.histogram.spikes[0] if row.histogram and row.histogram.spikes else np.nan for row in analysis]
     ax.vlines(rows, [row.sigma_plus for row in analysis], largest, color="0.75", lw=1)

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, like, raise_if_nonfinite
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_numpy, like, on_host, raise_if_nonfinite, wide
 from mpfast.device_masks import DeviceLayer, projection_on_device
 from mpfast.devices import has_cuda_backend, is_on_gpu
 from mpfast.mask_layers import boolean_mask
-from mpfast.options import thread_count
+from mpfast.options import check_group, thread_count
 
 __all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project", "project_mask"]
 
@@ -131,7 +130,7 @@ def project(
     if permute not in (False, True, "auto"):
         raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
     count = thread_count(threads, "project")
-    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout)
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout, "project")
     result = None
     if permute is not True:
         result = problem.priced(problem.solve(None, count), None, count)
@@ -156,11 +155,14 @@ def project_mask(
     layout: str = "flat",
     threads: int | None = None,
 ) -> tuple[Any, NDArray[np.int64] | None]:
-    """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask."""
+    """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask.
+
+    It is what `mpfast.masks.n_m` calls: errors, as those of `project`, name that function.
+    """
     count = thread_count(threads, "n_m")
     if is_on_gpu(W) and has_cuda_backend():
         return _mask_on_device(W, n, m, second_moment, source_mask, prior, permute, layout), None
-    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout)
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout, "n_m")
     channels = problem.dealt_out() if permute else None
     mask = problem.solve(channels, count)
     return like(mask.reshape(problem.shape), W), channels
@@ -189,7 +191,7 @@ def _mask_on_device(
         source = source_mask.reshape(rows.shape)
         if hasattr(source, "contiguous"):
             source = source.contiguous()
-    moment = _checked_moment(second_moment, int(rows.shape[1]), m)
+    moment = _checked_moment(second_moment, int(rows.shape[1]), m, "n_m")
     bad = projection_on_device(layer, _diagonal_blocks(moment, m, None), source, float(prior), n, m)
     if bad is not None:
         raise_if_nonfinite("n_m", "W", *bad)
@@ -217,6 +219,7 @@ class _Problem:
     layout: str = "flat"
     source: NDArray[np.bool_] | None = None
     prior: float = 0.0
+    function: str = "project"
 
     @classmethod
     def of(
@@ -229,34 +232,35 @@ class _Problem:
         prior: float,
         restore: bool,
         layout: str,
+        function: str,
     ) -> _Problem:
-        """Check the arguments of `project`."""
-        if not (isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer)) and 1 <= n <= m <= 64):
-            raise ValueError(f"project(): 1 <= n <= m <= 64 is needed, got n={n!r}, m={m!r}")
+        """Check the arguments of `project`; errors name ``function``."""
+        check_group(n, m, function)
         if layout not in ("flat", "channel"):
-            raise ValueError(f"project(): layout must be 'flat' or 'channel', not {layout!r}")
+            raise ValueError(f"{function}(): layout must be 'flat' or 'channel', not {layout!r}")
         if not prior >= 0:
-            raise ValueError(f"project(): prior must not be negative, not {prior!r}")
+            raise ValueError(f"{function}(): prior must not be negative, not {prior!r}")
         if source_mask is None and (prior > 0 or not restore):
-            raise ValueError("project(): prior and restore=False refer to a source_mask, and there is none")
-        array, dtype = as_numpy(W, function="project")
+            raise ValueError(f"{function}(): prior and restore=False refer to a source_mask, and there is none")
+        array, dtype = as_numpy(W, function=function)
         if array.ndim < 2 or array.size == 0:
-            raise ValueError(f"project(): W must be non-empty with at least 2 dimensions, but has shape {array.shape}")
+            raise ValueError(
+                f"{function}(): W must be non-empty with at least 2 dimensions, but has shape {array.shape}"
+            )
         rows, source = array.reshape(len(array), -1), None
         if source_mask is not None:
-            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, "project", "W")).reshape(rows.shape)
+            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, function, "W")).reshape(rows.shape)
             if not restore:
                 rows = rows * source.astype(rows.dtype)
         length = rows.shape[1] if layout == "flat" else array.shape[1]
         if length % m:
-            raise ValueError(f"project(): {length} inputs cannot be cut into groups of {m}")
-        moment = _checked_moment(second_moment, rows.shape[1], m)
-        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior))
+            raise ValueError(f"{function}(): {length} inputs cannot be cut into groups of {m}")
+        moment = _checked_moment(second_moment, rows.shape[1], m, function)
+        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior), function)
 
     def numbers(self, rows: slice) -> Array:
         """Some rows in float64."""
-        chunk = self.rows[rows]
-        return np.asarray(widened(chunk) if self.dtype == "bfloat16" else chunk, np.float64)
+        return wide(self.rows[rows], self.dtype)
 
     def solve(self, channels: NDArray[np.int64] | None, threads: int) -> NDArray[np.bool_]:
         """The mask, in the order of W, when groups are made with the input channels in this order."""
@@ -272,7 +276,7 @@ class _Problem:
         if found is not None:
             row, column = (int(i) for i in np.unravel_index(found[2], rows.shape))
             flat = row * rows.shape[1] + (column if order is None else int(order[column]))
-            raise_if_nonfinite("project", "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
+            raise_if_nonfinite(self.function, "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
         if order is None:
             return keep
         mask = np.empty_like(keep)
@@ -297,7 +301,9 @@ class _Problem:
     def dealt_out(self) -> NDArray[np.int64]:
         """Order of the channels where slot j of group g holds that of rank ``j G + g``; left-overs stay at the end."""
         if self.moment.ndim != 2:
-            raise ValueError("project(): permute needs the full second moment, of shape (row length, row length)")
+            raise ValueError(
+                f"{self.function}(): permute needs the full second moment, of shape (row length, row length)"
+            )
         squares = np.zeros(self.rows.shape[1])
         for chunk in self._chunks():
             squares += (self.numbers(chunk) ** 2).sum(axis=0)
@@ -351,19 +357,19 @@ def _quadratic(residual: Array, blocks: Array) -> float:
     return float(np.vdot(by_group, by_group @ blocks))
 
 
-def _checked_moment(second_moment: ArrayLike, row: int, m: int) -> Array:
-    moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
+def _checked_moment(second_moment: ArrayLike, row: int, m: int, function: str) -> Array:
+    moment = np.asarray(on_host(second_moment), np.float64)
     if moment.shape not in ((row // m, m, m), (row, row)):
         raise ValueError(
-            f"project(): second_moment must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
+            f"{function}(): second_moment must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
         )
     if not np.isfinite(moment).all():
-        raise ValueError("project(): second_moment has entries that are not finite")
+        raise ValueError(f"{function}(): second_moment has entries that are not finite")
     transposed = np.swapaxes(moment, -1, -2)
     diagonal = np.diagonal(moment, axis1=-2, axis2=-1)
     scale = float(diagonal.max(initial=0.0))
     if (diagonal < 0).any() or np.abs(moment - transposed).max(initial=0.0) > 1e-4 * scale:
-        raise ValueError("project(): second_moment must be symmetric, and its diagonal must not be negative")
+        raise ValueError(f"{function}(): second_moment must be symmetric, and its diagonal must not be negative")
     symmetric: Array = (moment + transposed) / 2
     return symmetric
 
@@ -402,7 +408,7 @@ def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
     array, dtype = as_numpy(W, function="output_error")
     keep = boolean_mask(mask, array.shape, "output_error", "W").reshape(array.shape[0], -1)
     rows = array.reshape(array.shape[0], -1)
-    moment = np.asarray(second_moment.detach().cpu() if hasattr(second_moment, "detach") else second_moment, np.float64)
+    moment = np.asarray(on_host(second_moment), np.float64)
     size = moment.shape[-1]
     blocks = moment if moment.ndim == 3 else moment[None]
     if moment.ndim not in (2, 3) or blocks.shape != (rows.shape[1] // size, size, size):

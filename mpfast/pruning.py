@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast import _core
 from mpfast.allocation import floor_count
 from mpfast.analysis import analyze
 from mpfast.arrays import like
-from mpfast.budget import Budget, LayerBudget
+from mpfast.budget import Budget, LayerBudget, parsed_pattern
 from mpfast.checkpoints import Checkpoint, open_checkpoint, prefetched
 from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.layers import WHOLE, Layer, NameFilter, select_layers
+from mpfast.layers import WHOLE, Layer, NameFilter, first_reason, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
+from mpfast.options import check_sparsity, worker_count
 from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
 
 __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
@@ -109,7 +109,8 @@ def prune(
     pattern : str, optional
         ``"2:4"``: of every 4 consecutive weights of a row, the 2 largest stay; any ``n:m`` with m up to 64.
     budget : Budget, optional
-        Prune these layers, these numbers of entries each, by ``|w|``; see `mpfast.Analysis.budget`.
+        Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
+        `mpfast.Analysis.budget`.
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
@@ -119,7 +120,8 @@ def prune(
     workers : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists.
+        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
+        refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
 
@@ -149,21 +151,22 @@ def prune(
     """
     started = time.perf_counter()
     n_of_m = _checked_options(sparsity, method, pattern, budget)
-    threads = workers or _core.default_threads()
+    threads = worker_count(workers, "prune")
     if out is not None:
-        check_directory(out, overwrite=overwrite)
-    checkpoint = open_checkpoint(model)
+        check_directory(out, overwrite=overwrite, sources=[model])
+    checkpoint = open_checkpoint(model, "prune")
     layers, skipped = select_layers(checkpoint, include, exclude, "prune")
     layers = _prunable(layers, skipped, embeddings or include is not None, n_of_m, budget)
     if not layers:
-        raise ValueError("prune(): no layer is left to prune")
+        raise ValueError(f"prune(): no layer is left to prune{first_reason(skipped)}")
     reports: Mapping[str, LayerReport] = {}
-    if n_of_m is not None:
-        plan: MaskPlan = Pattern(*n_of_m, threads)
+    if budget is not None:
+        pattern, label, target = budget.pattern, budget.method, budget.sparsity
+        cuts = {row.name: row.pruned for row in budget}
+        plan: MaskPlan = LayerCuts(cuts, threads) if n_of_m is None else Pattern(*n_of_m, threads)
+    elif n_of_m is not None:
+        plan = Pattern(*n_of_m, threads)
         label, target = "magnitude", 1 - n_of_m[0] / n_of_m[1]
-    elif budget is not None:
-        plan = LayerCuts({row.name: row.pruned for row in budget}, threads)
-        label, target = budget.method, budget.sparsity
     else:
         label, target = method, float(sparsity or 0)
         if method == "uniform":
@@ -181,14 +184,15 @@ def prune(
     if out is None:
         written = replace(template, layers=job.run(None, None))
     else:
-        options: list[Any] = [sparsity, method, pattern, [layer.name for layer in layers], tol, seed]
+        options: list[Any] = [sparsity, method, pattern, [layer.name for layer in layers], tol, seed, device]
         if budget is not None:
             options.append([asdict(row) for row in budget])
         with staged_directory(out, overwrite=overwrite) as staging:
-            output = CheckpointOutput(checkpoint, staging, fingerprint(checkpoint, "prune", options))
-            with mask_writer(staging / MASKS_FILE, {layer.name: layer.tensor_shape for layer in layers}) as masks:
-                written = replace(template, layers=job.run(output, masks))
-            output.finish()
+            shapes = {layer.name: layer.tensor_shape for layer in layers}
+            with CheckpointOutput(checkpoint, staging, fingerprint(checkpoint, "prune", options)) as output:
+                with mask_writer(staging / MASKS_FILE, shapes) as masks:
+                    written = replace(template, layers=job.run(output, masks))
+                output.finish()
             (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
     return PruneResult(
         budget=written,
@@ -202,20 +206,21 @@ def prune(
 def _checked_options(
     sparsity: float | None, method: str, pattern: str | None, budget: Budget | None
 ) -> tuple[int, int] | None:
-    """Check that exactly one of the three says how much goes; return n and m of the pattern."""
+    """Check that exactly one of the three says how much goes; return n and m of the pattern, the budget's too."""
     if sum(option is not None for option in (sparsity, pattern, budget)) != 1:
         raise ValueError("prune(): pass one of sparsity, pattern and budget")
     if method not in METHODS:
         raise ValueError(f"prune(): method must be one of {', '.join(METHODS)}, not {method!r}")
-    if sparsity is not None and not 0 <= sparsity <= 1:
-        raise ValueError(f"prune(): sparsity must lie in [0, 1], not {sparsity!r}")
+    if sparsity is not None:
+        check_sparsity(sparsity, "prune")
+    if budget is not None:
+        pattern = budget.pattern
     if pattern is None:
         return None
-    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", pattern)
-    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= n <= m <= 64:
+    n_of_m = parsed_pattern(pattern)
+    if n_of_m is None:
         raise ValueError(f"prune(): pattern must be 'n:m' with 1 <= n <= m <= 64, not {pattern!r}")
-    return n, m
+    return n_of_m
 
 
 def _prunable(
@@ -250,6 +255,13 @@ def _reason_to_skip(
             return "not in the budget"
         if row.shape != layer.tensor_shape:
             raise ValueError(f"prune(): the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}")
+        if n_of_m is not None:
+            n, m = n_of_m
+            if layer.shape[1] % m or row.pruned * m != layer.size * (m - n):
+                raise ValueError(
+                    f"prune(): the budget's pattern {n}:{m} does not prune {row.pruned} entries of {layer.name}, whose "
+                    f"shape is {layer.shape}"
+                )
         return None
     if not embeddings and (layer.kind == "embedding" or _HEAD.search(layer.name)):
         return "embedding or output head (embeddings=True prunes them)"

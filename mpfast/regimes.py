@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 
 __all__ = ["BERLYAND2026", "Regime", "default_layer_type", "layer_weights", "regime_for"]
 
+#: Numbers of a layer that a budget can be set by.
+SIGNALS = ("sigma_plus", "hill", "entry_std")
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -40,6 +43,11 @@ class Regime:
         Sparsity ``s_d`` at which the rule has faded to plain magnitude.
     power
         Of the fading.
+
+    Raises
+    ------
+    ValueError
+        The signal is none of these, or `beta` lacks ``"other"``.
     """
 
     up_to: float
@@ -47,6 +55,12 @@ class Regime:
     beta: Mapping[str, float]
     vanishing: float
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.signal not in SIGNALS:
+            raise ValueError(f"Regime(): signal must be one of {', '.join(SIGNALS)}, not {self.signal!r}")
+        if "other" not in self.beta:
+            raise ValueError('Regime(): beta needs a value for "other", the types that it does not name')
 
 
 BERLYAND2026 = (
@@ -58,11 +72,18 @@ BERLYAND2026 = (
 
 
 def regime_for(sparsity: float, regimes: Sequence[Regime] = BERLYAND2026) -> Regime:
-    """Return the first regime whose range includes ``sparsity``."""
+    """Return the first regime whose range includes ``sparsity``.
+
+    Raises
+    ------
+    ValueError
+        None does.
+    """
     for regime in regimes:
         if sparsity <= regime.up_to:
             return regime
-    raise ValueError(f"no regime covers a sparsity of {sparsity}; the last ends at {regimes[-1].up_to}")
+    ends = f"the last ends at {regimes[-1].up_to}" if regimes else "there is none"
+    raise ValueError(f"regime_for(): no regime covers a sparsity of {sparsity}; {ends}")
 
 
 def default_layer_type(name: str) -> str:

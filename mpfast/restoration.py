@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.allocation import floor_count
-from mpfast.arrays import as_numpy, like
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_wide, like
 from mpfast.mask_layers import HostLayer, boolean_mask, prune_count
 from mpfast.options import thread_count
 
@@ -82,7 +81,7 @@ def restore(
     for name, mask in listed.items():
         label = f"masks[{name!r}]" if mapping else "masks"
         keep = kept[name] = boolean_mask(mask, np.shape(mask), "restore", label)
-        values = np.abs(_numbers(given[name], "restore", label.replace("masks", "saliency")))
+        values = np.abs(as_wide(given[name], function="restore", name=label.replace("masks", "saliency")))
         if values.shape != keep.shape:
             raise ValueError(f"restore(): the saliency of {label} has the shape {values.shape}, not {keep.shape}")
         if not np.isfinite(values).all():
@@ -116,8 +115,8 @@ def input_norm_saliency(W: Any, second_moment: ArrayLike) -> NDArray[np.float64]
     second_moment
         Mean of ``x x^T`` over the layer's inputs, (row length, row length), or only its diagonal, (row length,).
     """
-    weights = _numbers(W, "input_norm_saliency", "W")
-    moment = _numbers(second_moment, "input_norm_saliency", "second_moment")
+    weights = as_wide(W, function="input_norm_saliency")
+    moment = as_wide(second_moment, function="input_norm_saliency", name="second_moment")
     diagonal = moment if moment.ndim == 1 else np.diagonal(moment)
     result: NDArray[np.float64] = np.abs(weights) * np.sqrt(diagonal).reshape(weights.shape[1:])
     return result
@@ -136,15 +135,10 @@ def restoration_gain(W: Any, mask: Any, second_moment: ArrayLike) -> NDArray[np.
     second_moment
         Mean of ``x x^T`` over the layer's inputs, (row length, row length).
     """
-    weights = _numbers(W, "restoration_gain", "W")
-    moment = _numbers(second_moment, "restoration_gain", "second_moment")
+    weights = as_wide(W, function="restoration_gain")
+    moment = as_wide(second_moment, function="restoration_gain", name="second_moment")
     pruned = ~boolean_mask(mask, weights.shape, "restoration_gain", "W")
     R = (weights * pruned).reshape(len(weights), -1)
     gain = 2 * R * (R @ moment) - R**2 * np.diagonal(moment)
     result: NDArray[np.float64] = np.maximum(gain, 0.0).reshape(weights.shape)
     return result
-
-
-def _numbers(array: Any, function: str, name: str) -> NDArray[np.float64]:
-    values, dtype = as_numpy(array, function=function, name=name)
-    return np.asarray(widened(values) if dtype == "bfloat16" else values, np.float64)

@@ -12,11 +12,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from mpfast.documents import Record, parse_json
-from mpfast.files import write_text_atomically
+from mpfast.documents import read_document
+from mpfast.files import return_or_write
 from mpfast.layer_reports import (
     COLUMNS,
     LayerReport,
@@ -206,7 +205,7 @@ class Analysis(Sequence[LayerReport]):
             "layers": [jsonable(with_histogram(row)) for row in self.layers],
             "skipped": [tensor._asdict() for tensor in self.skipped],
         }
-        return _return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
+        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -231,7 +230,7 @@ class Analysis(Sequence[LayerReport]):
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
             writer.writerow(cells)
-        return _return_or_write(stream.getvalue(), path)
+        return return_or_write(stream.getvalue(), path)
 
     @overload
     def to_html(self, path: None = None) -> str: ...
@@ -250,10 +249,10 @@ class Analysis(Sequence[LayerReport]):
         """
         from mpfast.report import html_report
 
-        return _return_or_write(html_report(self), path)
+        return return_or_write(html_report(self), path)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the share of noise and of spikes layer by layer; needs matplotlib. ``show()`` is never called.
+        """Draw each layer's edge and its largest singular value; needs matplotlib. ``show()`` is never called.
 
         Parameters
         ----------
@@ -284,15 +283,8 @@ class Analysis(Sequence[LayerReport]):
         OSError
             The file cannot be read.
         """
-        if isinstance(source, str) and source.lstrip().startswith("{"):
-            text = source
-        else:
-            text = Path(source).read_text(encoding="utf-8")
         try:
-            document = parse_json(text)
-            if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-                raise ValueError(f"this is not JSON of the schema {SCHEMA}")
-            record = Record(document, "the analysis")
+            record = read_document(source, SCHEMA)
             rows = record.get("layers")
             if not isinstance(rows, list):
                 raise record.refuse("layers", "a list")
@@ -320,14 +312,3 @@ class Analysis(Sequence[LayerReport]):
 def _median(values: Iterator[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return statistics.median(defined) if defined else math.nan
-
-
-@overload
-def _return_or_write(text: str, path: None) -> str: ...
-@overload
-def _return_or_write(text: str, path: str | os.PathLike[str] | None) -> str | None: ...
-def _return_or_write(text: str, path: str | os.PathLike[str] | None) -> str | None:
-    if path is None:
-        return text
-    write_text_atomically(path, text)
-    return None

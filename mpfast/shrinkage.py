@@ -13,6 +13,15 @@ Array = NDArray[np.float64]
 
 __all__ = ["optimal_threshold", "shrink"]
 
+LOSSES = ("frobenius", "operator", "nuclear")
+
+
+def _check(variance: float, shape: tuple[int, int], function: str) -> None:
+    if not (math.isfinite(variance) and variance >= 0):
+        raise ValueError(f"{function}(): variance must be finite and not negative, not {variance!r}")
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"{function}(): shape must be two positive integers, not {shape!r}")
+
 
 def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
     """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
@@ -34,7 +43,7 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     Raises
     ------
     ValueError
-        Both or neither of ``variance`` and ``median`` are given.
+        Both or neither of ``variance`` and ``median`` are given, or one is negative or not finite.
 
     References
     ----------
@@ -47,6 +56,9 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     """
     if (variance is None) == (median is None):
         raise ValueError("optimal_threshold(): give either variance or median")
+    if median is not None and not (math.isfinite(median) and median >= 0):
+        raise ValueError(f"optimal_threshold(): median must be finite and not negative, not {median!r}")
+    _check(0.0 if variance is None else variance, shape, "optimal_threshold")
     p, q = min(shape), max(shape)
     g = p / q
     if variance is None:
@@ -63,7 +75,7 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     s
         Singular values of signal plus noise.
     variance, shape
-        Of one noise entry; (m, n).
+        Of one noise entry; (m, n). Without noise, variance 0, every value is its own estimate.
     loss
         ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value)
         or ``"nuclear"``.
@@ -76,7 +88,7 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     Raises
     ------
     ValueError
-        ``loss`` is none of these.
+        ``loss`` is none of these, or the variance is negative or not finite.
 
     References
     ----------
@@ -87,12 +99,16 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     >>> shrink([3.0, 20.5, 100.1], 1.0, (100, 100), loss="operator").round(2)
     array([ 0.  , 12.5 , 99.09])
     """
-    if loss not in ("frobenius", "operator", "nuclear"):
+    if loss not in LOSSES:
         raise ValueError(f"shrink(): loss must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
+    _check(variance, shape, "shrink")
+    values = np.asarray(s, dtype=np.float64)
+    if variance == 0:
+        return values.copy()
     q = max(shape)
     g = min(shape) / q
     unit = math.sqrt(q * variance)
-    y = np.asarray(s, dtype=np.float64) / unit
+    y = values / unit
     a = y * y - 1 - g
     above = y > 1 + math.sqrt(g)
     root = np.sqrt(np.where(above, a * a - 4 * g, 0.0))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import as_numpy, like
-from mpfast.bfloat16 import widened
+from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.edge import EdgeFit
+from mpfast.options import positive_integer
 from mpfast.spectrum import spectrum
 
 __all__ = ["Randomness", "drop_bulk", "haar_sparsify", "randomness", "sparsify_vectors"]
@@ -59,11 +59,16 @@ def sparsify_vectors(W: Any, theta: float, *, power: float = 30.0, least: float 
         Largest threshold, for unit vectors.
     power, least
         As in the formula.
+
+    Raises
+    ------
+    ValueError
+        `theta` is negative, or as `mpfast.spectrum`.
     """
     if not theta >= 0:
         raise ValueError(f"sparsify_vectors(): theta must not be negative, not {theta!r}")
     U, s, Vh, edge = _decomposed(W, "sparsify_vectors")
-    depth = np.maximum(1 - s / edge.sigma_plus, 0.0)
+    depth = _depth(s, edge)
     threshold = theta * np.maximum(least, depth**power)
     U = np.where(np.abs(U) < threshold, 0.0, U)
     Vh = np.where(np.abs(Vh) < threshold[:, None], 0.0, Vh)
@@ -85,11 +90,16 @@ def haar_sparsify(W: Any, z: float = 0.5, *, power: float = 3.0) -> Any:
         scales z by a layer's Hill exponent over the mean of all layers: multiply it here.
     power
         As in the formula.
+
+    Raises
+    ------
+    ValueError
+        `z` is negative, or as `mpfast.spectrum`.
     """
     if not z >= 0:
         raise ValueError(f"haar_sparsify(): z must not be negative, not {z!r}")
     U, s, Vh, edge = _decomposed(W, "haar_sparsify")
-    depth = np.maximum(1 - s / edge.sigma_plus, 0.0) ** power * (s < edge.sigma_plus)
+    depth = _depth(s, edge) ** power * (s < edge.sigma_plus)
     U = np.where(np.abs(U) < z * depth / math.sqrt(len(U)), 0.0, U)
     Vh = np.where(np.abs(Vh) < z * depth[:, None] / math.sqrt(Vh.shape[1]), 0.0, Vh)
     return _recomposed(U, s, Vh, W)
@@ -153,7 +163,7 @@ def randomness(
     Raises
     ------
     ValueError
-        W is too small, or as `mpfast.spectrum`.
+        W is too small, `vectors` is not positive, or as `mpfast.spectrum`.
     ImportError
         SciPy is missing.
 
@@ -170,7 +180,7 @@ def randomness(
     U, s, Vh, edge = _decomposed(W, "randomness")
     if min(len(U), Vh.shape[1]) < 20:
         raise ValueError(f"randomness(): W must have at least 20 rows and columns, not {(len(U), Vh.shape[1])}")
-    k = len(s) if vectors is None else min(int(vectors), len(s))
+    k = len(s) if vectors is None else min(positive_integer(vectors, "vectors", "randomness"), len(s))
     dense = (U * s) @ Vh
     rng = np.random.default_rng(seed)
     as_large = np.zeros(k)
@@ -214,11 +224,19 @@ def _values(matrix: Array) -> Array:
 
 
 def _decomposed(W: Any, function: str) -> tuple[Array, Array, Array, EdgeFit]:
-    array, dtype = as_numpy(W, function=function)
+    matrix = as_wide(W, function=function)
+    check_matrix(matrix.shape, "float64", function, "W")
     edge = spectrum(W, method="exact").edge
-    wide = np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
-    U, s, Vh = np.linalg.svd(wide, full_matrices=False)
+    U, s, Vh = np.linalg.svd(matrix, full_matrices=False)
     return U, s, Vh, edge
+
+
+def _depth(s: Array, edge: EdgeFit) -> Array:
+    """``(1 - s / sigma_plus)_+``: 1 at zero, 0 at the edge and above; 0 everywhere if there is no noise."""
+    if edge.sigma_plus == 0:
+        return np.zeros_like(s)
+    depth: Array = np.maximum(1 - s / edge.sigma_plus, 0.0)
+    return depth
 
 
 def _recomposed(U: Array, s: Array, Vh: Array, W: Any) -> Any:

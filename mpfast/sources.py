@@ -187,13 +187,18 @@ def open_source(W: Any, *, function: str, threads: int, device: str | None = Non
     """Turn what the caller handed in into a source; ``function`` names the public call in error messages.
 
     ``device`` None: computed where W lives.
+
+    Raises
+    ------
+    ValueError, TypeError
+        W is nothing that can be multiplied with, or ``device`` is not where it can be.
     """
     target = parse_device(device, function)
+    if target is not None and (is_dask_array(W) or is_operator(W)):
+        raise ValueError(f"{function}(): W is multiplied by its owner, so device={str(target)!r} has no effect")
     if is_dask_array(W):
         return DaskSource(DaskOperator(W, function, threads), threads)
     if is_operator(W):
-        if target is not None:
-            raise ValueError(f"{function}(): W is multiplied by its owner, so device={str(target)!r} has no effect")
         return OperatorSource(GramOperator(W, function), threads)
     if is_on_gpu(W) and has_cuda_backend():
         from mpfast.device_sources import open_device_array

@@ -15,6 +15,7 @@ from mpfast.edge import EdgeFit, fit_edge
 from mpfast.estimation import Request, estimate_spectrum
 from mpfast.measure import Measure
 from mpfast.metrics import spectral_metrics
+from mpfast.sources import open_source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -324,4 +325,5 @@ def spectrum(
     37.4 0 good
     """
     request = Request(method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device)
-    return estimate_spectrum(W, request)
+    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
+    return estimate_spectrum(source, request)

@@ -15,6 +15,7 @@ from mpfast.arrays import like, raise_if_nonfinite
 from mpfast.edge import EdgeFit
 from mpfast.errors import ConvergenceWarning
 from mpfast.estimation import Request, estimate_spectrum
+from mpfast.options import check_tolerance
 from mpfast.sources import Source, open_source
 
 Array = NDArray[np.float64]
@@ -26,10 +27,18 @@ DEFAULT_BLOCK = 4
 # share of all triplets on.
 DENSE_UP_TO = 96
 DENSE_SHARE = 0.2
-# Ritz values are looked at each time the basis has grown by at most this factor. A look costs about two steps.
+# A bound of the error beyond which the first look was far too early.
+NEAR = 3e-2
+# From the second look on, Ritz values are looked at each time the basis has grown by at most this factor. A look costs
+# about two steps.
 CHECK_GROWTH = 1.25
 # Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
 CAUTION = 0.75
+# As many singular values as the block is wide, closer together than this, may be all that it shows of more equal ones.
+EQUAL = 1e-4
+WIDEST = 32
+# Further runs that look for equal singular values.
+MAX_FURTHER_RUNS = 64
 # (s_1 / s_k)^2 beyond which fp32 products lose the small end: 1e6 fp32 roundings are 6 %.
 FP32_RANGE = 1e6
 
@@ -88,7 +97,7 @@ def svd(
     tol
         Wanted relative error of every singular value.
     block
-        Vectors multiplied at a time (1 to 32); default 4.
+        Vectors multiplied at a time (1 to 32); default 4. With 1, a singular value that occurs twice counts once.
     seed, threads, device
         As in `mpfast.spectrum`.
 
@@ -123,17 +132,16 @@ def svd(
         raise ValueError("svd(): give either k, the number of triplets, or until='mp_edge'")
     if until not in (None, "mp_edge"):
         raise ValueError(f"svd(): until must be 'mp_edge', not {until!r}")
-    if not (isinstance(tol, (int, float)) and 0 < tol < 1):
-        raise ValueError(f"svd(): tol must be between 0 and 1, not {tol!r}")
-    if block is not None and not 1 <= block <= 32:
-        raise ValueError(f"svd(): block must be between 1 and 32, not {block!r}")
+    tol = check_tolerance(tol, "svd")
+    if block is not None and not _is_integer_in(block, 1, WIDEST):
+        raise ValueError(f"svd(): block must be between 1 and {WIDEST}, not {block!r}")
     request = Request(seed=seed, threads=threads, device=device, function="svd")
     source = open_source(W, function="svd", threads=request.thread_count, device=device)
     p = min(source.shape)
-    if k is not None and not (isinstance(k, (int, np.integer)) and 1 <= k <= p):
+    if k is not None and not _is_integer_in(k, 1, p):
         raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")
 
-    edge = None if until is None else estimate_spectrum(W, request).edge
+    edge = None if until is None else estimate_spectrum(source, request).edge
     floor = 0.0 if edge is None else edge.sigma_plus * 2.0**-source.scale_exponent
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     basis: _Basis
@@ -143,6 +151,10 @@ def svd(
         search = _KrylovSearch(source, min(block or DEFAULT_BLOCK, p), seed, tol, k, floor)
         basis = search.run(max(wanted, 1))
     return _triplets(W, source, basis, edge)
+
+
+def _is_integer_in(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= int(value) <= high
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,49 +185,124 @@ class _KrylovSearch:
 
     def run(self, expected: int) -> _Basis:
         """Leading Ritz pairs; ``expected`` sizes the first basis."""
-        basis, spread = self._grow(expected, precise=False)
-        if spread > FP32_RANGE and self.source.dtype != "float64":
-            basis, _ = self._grow(expected, precise=True)
+        precise = self.source.dtype == "float64"
+        basis, theta = self._grow(self.width, 0, expected, precise=precise)
+        count = len(basis.vectors)
+        if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
+            precise = True
+            basis, theta = self._grow(self.width, 0, expected, precise=precise)
+            count = len(basis.vectors)
+        if count < (self.k or 0) or _may_hide_equal_ones(theta[: count + self.width - 1], self.width):
+            basis = self._with_all_equal_ones(basis, expected, precise=precise)
         return basis
 
-    def _grow(self, expected: int, *, precise: bool) -> tuple[_Basis, float]:
-        run = self.source.start(self.width, self.seed, 0, precise=precise)
+    def _grow(self, width: int, stream: int, expected: int, *, precise: bool) -> tuple[_Basis, Array]:
+        """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
+        run = self.source.start(width, self.seed, stream, precise=precise)
         run.advance(1)
         _, nonfinite, row, col = run.stats
         raise_if_nonfinite("svd", "W", nonfinite, (row, col))
         p = min(self.source.shape)
-        limit = p // self.width
-        steps = min(math.ceil((3.5 * expected + 8 * self.width) / self.width), limit)
+        limit = p // width
+        steps, second = (min(look, limit) for look in _first_looks(expected / width))
         previous, before = -1, (0, 0.0)
         while True:
             run.advance(steps - run.steps)
             theta, residual, _ = run.ritz()
-            count = self.k if self.k is not None else int(np.count_nonzero(theta > self.floor**2))
-            error = _relative_errors(theta, residual, count, self.width)
-            worst = float(error.max(initial=0.0))
+            count = self._count(theta)
+            # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
+            errors = _error_bounds if steps < second else _relative_errors
+            worst = float(errors(theta, residual, count, width).max(initial=0.0))
             counted = self.k is not None or count == previous
             if counted and worst <= self.tol and count < len(theta):
                 break
             if run.exhausted or steps >= limit:
                 if worst > self.tol and not run.exhausted:
-                    warnings.warn(
-                        f"svd(): tol={self.tol:g} was not met with a basis of {len(theta)} vectors; the worst of the "
-                        f"{count} values has an estimated relative error of {worst:.1g}",
-                        ConvergenceWarning,
-                        stacklevel=5,
-                    )
+                    self._warn(f"with a basis of {len(theta)} vectors", count, worst)
                 break
             more = math.ceil((CHECK_GROWTH - 1) * steps)
-            if 0 < worst < before[1] and count == previous:
+            if steps < second and worst > NEAR:
+                more = second - steps
+            elif 0 < worst < before[1] and count == previous:
                 rate = math.log(before[1] / worst) / (steps - before[0])
                 more = min(more, math.ceil(CAUTION * math.log(worst / self.tol) / rate))
             previous, before = count, (steps, worst)
             steps = min(steps + max(more, 1), limit)
         count = min(count, len(theta))
-        if count == 0:
-            return _Basis(np.empty((0, p)), np.empty(0)), 1.0
-        spread = float(theta[0] / theta[count - 1]) if theta[count - 1] > 0 else math.inf
-        return _Basis(run.ritz_vectors(count), residual[:count]), spread
+        vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
+        return _Basis(vectors, residual[:count]), theta
+
+    def _count(self, theta: Array) -> int:
+        return self.k if self.k is not None else int(np.count_nonzero(theta > self.floor**2))
+
+    def _with_all_equal_ones(self, basis: _Basis, expected: int, *, precise: bool) -> _Basis:
+        """Join runs from other probes, which see other vectors of equal singular values, until none adds any.
+
+        A Krylov space has at most as many vectors of one singular value as its block is wide.
+        """
+        p = min(self.source.shape)
+        width = max(min(WIDEST, p // 2), 1)
+        vectors, previous = basis.vectors, np.empty(0)
+        for stream in range(1, MAX_FURTHER_RUNS + 1):
+            found = self._grow(width, stream, expected, precise=precise)[0].vectors
+            joined = np.linalg.qr(np.concatenate([vectors, found]).astype(np.float64).T)[0].T
+            joined = joined.astype(vectors.dtype)
+            theta, right, residual = self._rayleigh_ritz(joined)
+            count = min(self._count(theta), len(theta))
+            vectors, theta, residual = right[:count], theta[:count], residual[:count]
+            same = len(theta) == len(previous) and np.allclose(theta, previous, rtol=self.tol, atol=0)
+            if (same and count >= (self.k or 0)) or len(joined) >= p:
+                return _Basis(vectors, residual)
+            previous = theta
+        self._warn(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
+        return _Basis(vectors, residual)
+
+    def _rayleigh_ritz(self, basis: NDArray[Any]) -> tuple[Array, NDArray[Any], Array]:
+        """Ritz values (scale s^2), vectors and residuals of the Gram operator in the span of an orthonormal basis."""
+        tall = self.source.shape[0] >= self.source.shape[1]
+        image = self.source.multiply(basis, transpose=not tall)
+        product = self.source.multiply(image, transpose=tall).astype(np.float64)
+        theta, coefficients = np.linalg.eigh(image.astype(np.float64) @ image.astype(np.float64).T)
+        theta, coefficients = theta[::-1], coefficients[:, ::-1]
+        vectors = coefficients.T @ basis
+        residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
+        return theta, np.ascontiguousarray(vectors, dtype=basis.dtype), residual
+
+    def _warn(self, where: str, count: int, worst: float) -> None:
+        warnings.warn(
+            f"svd(): tol={self.tol:g} was not met {where}; the worst of the {count} values has an estimated relative "
+            f"error of {worst:.1g}",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+
+
+def _may_hide_equal_ones(theta: Array, width: int) -> bool:
+    """Whether as many Ritz values (scale s^2, descending) as the block is wide are equal and not zero.
+
+    Of a single vector nothing can be said.
+    """
+    if width < 2 or len(theta) < width:
+        return False
+    first, last = theta[: len(theta) - width + 1], theta[width - 1 :]
+    return bool(np.any((last > 0) & (first - last <= 2 * EQUAL * first)))
+
+
+def _first_looks(wanted: float) -> tuple[int, int]:
+    """Steps before the first and the second look at Ritz values, for so many blocks of wanted ones.
+
+    Spikes well above the bulk are found in a dozen steps, values at its edge in several times as many; of many wanted
+    values most are spikes.
+    """
+    return math.ceil(1.25 * wanted) + 6, math.ceil(min(3.5 * wanted + 8, 2.5 * wanted + 24))
+
+
+def _error_bounds(theta: Array, residual: Array, count: int, width: int) -> Array:
+    """Bounds of the distance from each of the leading ``count`` values to a singular value, relative."""
+    if count >= len(theta):
+        return np.full(1, np.inf)
+    head = theta[:count]
+    return np.divide(residual[:count], 2 * head, out=np.zeros(count), where=head > 0)
 
 
 def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> Array:

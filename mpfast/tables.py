@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mpfast.pruning import PruneResult
     from mpfast.spectrum import Spectrum
 
-__all__ = ["Line", "analysis_lines", "benchmark_table", "compress_lines", "prune_lines", "spectrum_lines"]
+__all__ = ["Line", "analysis_lines", "benchmark_table", "compress_lines", "counted", "prune_lines", "spectrum_lines"]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
@@ -68,6 +68,17 @@ def plain(text: str = "") -> Line:
 def printable(text: str) -> str:
     """`text` with control characters escaped: names come from files, and terminals obey escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a number and what it counts.
+
+    Examples
+    --------
+    >>> counted(1, "layer"), counted(1234, "matrix", "matrices")
+    ('1 layer', '1,234 matrices')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def with_error(value: float, error: float) -> str:
@@ -168,8 +179,8 @@ def _total_lines(analysis: Analysis) -> list[Line]:
     fits = f" (fits: {verdicts})" if verdicts else ""
     return [
         plain(
-            f"{totals['layers']} matrices{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{totals['spikes']} spikes, {totals['skipped']} tensors skipped"
+            f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
+            f"{counted(totals['spikes'], 'spike')}, {counted(totals['skipped'], 'tensor')} skipped"
         ),
         plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
     ]
@@ -251,14 +262,15 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
     body = [_cells(row.name, row.shape, f"{row.pruned:,}", f"{100 * row.sparsity:.2f}%") for row in result.budget]
     budget = result.budget
+    method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
         *_table(("layer", "shape", "pruned", "sparsity"), body, width),
         plain(),
         *_skipped_lines(result.skipped, verbose),
         plain(
-            f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of {len(budget)} layers "
-            f"pruned by {budget.method}{f', {budget.pattern}' if budget.pattern else ''}"
+            f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
+            f"{counted(len(budget), 'layer')} pruned by {method}"
         ),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
@@ -267,12 +279,13 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
 def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was factored, layer by layer, what was not and why, and the total."""
     body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
+    matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
         *_table(("layer", "shape", "rank", "energy"), body, width),
         plain(),
         *_skipped_lines(result.skipped, verbose),
-        plain(f"{len(result.layers)} matrices factored to {100 * result.ratio:.1f}% of their entries"),
+        plain(f"{matrices} factored to {100 * result.ratio:.1f}% of {entries} entries"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.budget import Budget, LayerBudget
+from mpfast.budget import Budget, LayerBudget, parsed_pattern
 from mpfast.checkpoints import Checkpoint, open_checkpoint, prefetched
 from mpfast.errors import CheckpointError
 from mpfast.mask_files import MASKS_FILE, MaskFile
@@ -70,6 +70,8 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
         The directory, its budget or its masks are missing, or `source` is.
     CheckpointError
         A file is malformed.
+    TypeError
+        `source` is nothing that holds tensors.
     """
     directory = Path(out)
     for file in (BUDGET_FILE, MASKS_FILE):
@@ -80,10 +82,10 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     except ValueError as error:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error}") from None
     masks = MaskFile(directory / MASKS_FILE)
-    pruned = open_checkpoint(directory)
+    pruned = open_checkpoint(directory, "verify")
     if source is None and _exists(budget.source):
         source = budget.source
-    dense = None if source is None else open_checkpoint(source)
+    dense = None if source is None else open_checkpoint(source, "verify")
     problems: list[str] = []
     _compare_names(budget, masks, pruned, dense, problems)
     both = [pruned] if dense is None else [pruned, dense]
@@ -126,8 +128,9 @@ def _compare_names(
             problems.append(f"{row.name}: is in the budget, but has no mask")
         elif not infos[row.name].shape == row.shape == masks.shape_of(row.name):
             problems.append(f"{row.name}: checkpoint, budget and mask differ in shape")
+    budgeted = {row.name for row in budget}
     for name in masks:
-        if name not in {row.name for row in budget}:
+        if name not in budgeted:
             problems.append(f"{name}: has a mask, but is not in the budget")
     if dense is not None and list(infos.values()) != list(dense.tensors):
         problems.append("names, order, shapes or types of the tensors differ from the source's")
@@ -140,8 +143,9 @@ def _layer_problems(
     masked = int(keep.size - np.count_nonzero(keep))
     if masked != row.pruned:
         problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
-    if pattern is not None:
-        n, m = (int(part) for part in pattern.split(":"))
+    groups = None if pattern is None else parsed_pattern(pattern)
+    if groups is not None:
+        n, m = groups
         if keep.size % m:
             problems.append(f"{row.name}: {keep.size} entries are no groups of {m}")
         else:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# Before NumPy is imported: its BLAS threads spin while they wait, and tests run side by side.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 MISSING = "MPFAST_EMULATED_CUDA names no emulated build of the CUDA backend (see tests/emulation/README.md)"
 
 

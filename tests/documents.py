@@ -19,6 +19,7 @@ NEEDS = {
     "docs/coming-from-weightwatcher.md": ("pandas",),
     "docs/how-to/audit.md": ("typer",),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
+    "docs/how-to/prune.md": ("typer",),
     "docs/how-to/two-four.md": ("typer",),
     "docs/how-to/training-loop.md": ("torch",),
     "docs/how-to/gpu.md": ("typer", "torch"),
@@ -36,11 +37,10 @@ NOT_RUN = {
         # A synopsis, with options in brackets.
         "mpfast analyze MODEL [--json FILE] [--csv FILE] [--html FILE] [--cache DIR] [--base MODEL] [--device cuda] "
         "[--dask ADDRESS]",
-        "pytest -m gpu",
         "pip install '.[docs]'",
     },
     "docs/tutorial.md": {"pip install '.[cli,plot]'"},
-    "docs/how-to/gpu.md": {"SKBUILD_CMAKE_DEFINE=MPFAST_CUDA=on pip install '.[cuda13]'"},
+    "docs/how-to/gpu.md": {"SKBUILD_CMAKE_DEFINE=MPFAST_CUDA=on pip install '.[cuda13]'", "pytest -m gpu"},
     "docs/how-to/cluster.md": {"mpfast analyze model.safetensors --dask scheduler:8786 --json analysis.json"},
     "docs/explanation/marchenko-pastur.md": {"python docs/figures.py"},
 }

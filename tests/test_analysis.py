@@ -77,10 +77,22 @@ def test_include_and_exclude(model):
     ]
     with pytest.raises(ValueError, match=r"include='fcc\.\*' matches none of the 6 tensors"):
         mpfast.analyze(model, include="fcc.*")
+    with pytest.raises(ValueError, match=r"include='fcc\.\*' matches none"):
+        mpfast.analyze(model, include=iter(["fc*", "fcc.*"]))
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "svd"}, {"tol": 0}, {"tol": math.nan}, {"device": "tpu"}, {"workers": 0}]
+    "options",
+    [
+        {"method": "svd"},
+        {"tol": 0},
+        {"tol": 1.5},
+        {"tol": math.nan},
+        {"seed": -1},
+        {"device": "tpu"},
+        {"workers": 0},
+        {"workers": 1.5},
+    ],
 )
 def test_bad_options(model, options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -183,3 +183,10 @@ def test_alphapruning_maps_its_metric_to_the_budget(analysis, tmp_path):
     ratios = (metric - metric.min()) / (metric.max() - metric.min()) * 2 * epsilon + 1 - epsilon
     ratios *= 0.5 * sizes.sum() / (sizes * ratios).sum()
     np.testing.assert_allclose(ratios, [row.sparsity for row in budget], atol=1e-6)
+
+
+def test_a_tensor_without_entries_has_no_budget():
+    row = {"name": "a", "kind": "linear", "shape": [0, 4], "dtype": "float32", "pruned": 0, "sparsity": 0}
+    document = {"schema": "mpfast.budget/1", "layers": [row], "method": "m", "sparsity": 0, "source": "s"}
+    with pytest.raises(ValueError, match="shape must be that of a tensor with entries"):
+        Budget.from_json(json.dumps(document))

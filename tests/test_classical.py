@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -136,3 +138,26 @@ def test_anderson_darling_is_scipy_s() -> None:
 
     u = np.random.default_rng(7).standard_normal(200)
     assert _anderson(stats, u) == pytest.approx(stats.anderson(u, "norm", method="interpolate").statistic, rel=1e-6)
+
+
+def test_a_matrix_without_noise() -> None:
+    """One entry: the bulk has variance 0, and what is left is the matrix, without a warning."""
+    W = np.zeros((200, 300))
+    W[3, 4] = 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rule in ("frobenius", "operator", "nuclear"):
+            np.testing.assert_allclose(lowrank.denoise(W, rule), W, atol=1e-13)
+            A, B = lowrank.factor(W, 1, shrinkage=rule)
+            np.testing.assert_allclose(A @ B, W, atol=1e-13)
+        np.testing.assert_allclose(sparsify_vectors(W, 0.1), W, atol=1e-13)
+        np.testing.assert_array_equal(sparsify_vectors(np.zeros((30, 40)), 0.1), 0)
+
+
+def test_errors_name_the_function() -> None:
+    with pytest.raises(ValueError, match=r"drop_bulk\(\): W must be 2-D"):
+        drop_bulk(np.zeros((3, 4, 5)), 0.5)
+    with pytest.raises(ValueError, match=r"randomness\(\): vectors must be a positive integer"):
+        randomness(np.ones((30, 30)), vectors=0)
+    with pytest.raises(ValueError, match=r"factor\(\): shrinkage must be None or one of"):
+        lowrank.factor(np.ones((30, 30)), 2, shrinkage="huber")

@@ -54,7 +54,7 @@ def test_prune_and_verify(model, tmp_path):
     run = mpfast("verify", out)
     assert run.returncode == 1
     assert "fc.weight: " in run.stdout
-    assert "problems" in run.stderr
+    assert run.stderr.endswith("out: 1 problem\n")
 
 
 def test_dry_runs_write_nothing(model, tmp_path):
@@ -97,8 +97,10 @@ def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune", "MODEL", "-o", "OUT"], "one of sparsity, pattern and budget"),
-        (["prune", "MODEL", "-o", "OUT", "--pattern", "4:2"], "1 <= n <= m"),
+        (["prune", "MODEL", "-o", "OUT", "--budget", "MODEL"], "model.safetensors: "),
+        (["prune", "MODEL", "-o", "OUT", "--budget", "missing"], "missing: no such file"),
+        (["prune", "MODEL", "-o", ".", "--sparsity", "0.5", "--overwrite"], "not replaced"),
+        (["analyze", "MODEL", "--json", "/"], "/: is a directory"),
         (["prune", "MODEL", "-o", "/missing/OUT", "--sparsity", "0.5"], "no such directory"),
         (["prune", "nowhere", "-o", "OUT", "--sparsity", "0.5"], "no such file"),
         (["verify", "/"], "is this a directory that prune() wrote?"),
@@ -116,6 +118,10 @@ def test_mistakes_are_told_in_one_line(model, arguments, message):
     "arguments",
     [
         ["prune", "MODEL", "--sparsity", "0.5"],
+        ["prune", "MODEL", "-o", "OUT"],
+        ["prune", "MODEL", "-o", "OUT", "--sparsity", "0.5", "--pattern", "2:4"],
+        ["prune", "MODEL", "-o", "OUT", "--pattern", "4:2"],
+        ["prune", "MODEL", "-o", "OUT", "--pattern", "2:4", "--method", "hill"],
         ["prune", "MODEL", "-o", "OUT", "--dry-run", "--sparsity", "0.5"],
         ["prune", "MODEL", "-o", "OUT", "--sparsity", "1.5"],
         ["compress", "MODEL", "-o", "OUT", "--rank", "0"],

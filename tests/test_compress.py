@@ -137,3 +137,28 @@ def test_bfloat16_factors_are_rounded(tmp_path):
     best = (U[:, :4] * s[:4]) @ Vh[:4]
     product = written["a.weight_A"].double() @ written["a.weight_B"].double()
     assert float((product - best).norm() / best.norm()) < 1e-2
+
+
+def test_an_index_keeps_its_name_and_others_stay_behind(tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    weight_map = {f"{name}.weight": f"unet-{name}.safetensors" for name in "ab"}
+    for name, file in weight_map.items():
+        save_file({name: planted(2, (128, 96), 3)}, directory / file)
+    index = directory / "unet.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    stale = {"weight_map": {"a.weight": "unet-fp16.safetensors"}}
+    (directory / "unet.fp16.safetensors.index.json").write_text(json.dumps(stale))
+    mpfast.compress(index, tmp_path / "out", rank=2)
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.json"))] == ["config.json", index.name]
+    found = mpfast.checkpoints.open_checkpoint(tmp_path / "out")
+    assert [info.name for info in found.tensors] == ["a.weight_A", "a.weight_B", "b.weight_A", "b.weight_B"]
+
+
+def test_a_quantised_base_has_no_difference():
+    model = {name: planted(2, (128, 96), 3) for name in ("a.weight", "b.weight")}
+    base = {"a.weight": np.zeros((128, 96), np.int8), "b.weight": np.zeros((128, 96), np.float32)}
+    result = mpfast.compress(model, base=base)
+    assert [layer.name for layer in result.layers] == ["b.weight"]
+    assert result.skipped[0].reason == "integer or quantised: has no difference"

@@ -115,3 +115,17 @@ def test_a_worker_that_is_killed(tmp_path):
         found = mpfast.analyze(tmp_path / "model.safetensors", client=client, workers=1)
         thread.join()
     same(found, expected)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_gram_products_of_arrays_in_blocks(side):
+    rng = np.random.default_rng(2)
+    W = rng.standard_normal((300, 400))
+    X = rng.standard_normal((W.shape[1] if side == "right" else W.shape[0], 40))
+    blocks = da.from_array(W, chunks=(100, 130))
+    expected = W.T @ (W @ X) if side == "right" else W @ (W.T @ X)
+    # Sums of 400 and then 300 products: a few hundred roundings.
+    np.testing.assert_allclose(mpfast.gram_product(blocks, X, side=side), expected, atol=1e-13 * np.abs(expected).max())
+    W[3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"gram_product\(\): products with W are not finite"):
+        mpfast.gram_product(da.from_array(W), X, side=side)

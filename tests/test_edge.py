@@ -165,3 +165,15 @@ def test_a_matrix_of_rank_one(method):
     assert spectrum.edge.sigma_plus < 1e-3 * spectrum.fro_norm
     assert spectrum.edge.spikes_above_edge >= 1
     assert spectrum.metrics()["stable_rank"] == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [None, 12])
+def test_one_probe_does_not_know_its_error(steps):
+    assert mpfast.spectrum(noise((300, 400)), probes=1, steps=steps).edge.sigma_plus_error == math.inf
+
+
+def test_the_published_code_says_what_it_cannot_fit():
+    with pytest.raises(ValueError, match="no central values to fit among 1"):
+        mpfast.spectrum(noise((1, 40))).fit(compat="berlyand2026")
+    with pytest.raises(ValueError, match="a matrix that is not zero"):
+        mpfast.spectrum(np.zeros((30, 40))).fit(compat="berlyand2026")

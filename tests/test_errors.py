@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast import CheckpointError, ConvergenceWarning, lowrank
+from mpfast import CheckpointError, ConvergenceWarning, _core, lowrank
 
 GOOD = np.random.default_rng(0).standard_normal((80, 100))
 FUNCTIONS = {
@@ -114,6 +114,8 @@ def test_options_of_spectrum(options, message):
         ({"k": 2.0}, "k must be between 1 and"),
         ({"k": 3, "tol": 0}, "tol must be between"),
         ({"k": 3, "block": 33}, "block must be between 1 and 32"),
+        ({"k": 3, "block": 2.5}, "block must be between 1 and 32"),
+        ({"k": 3, "block": "a"}, "block must be between 1 and 32"),
         ({"k": 3, "seed": -1}, r"svd\(\): seed"),
         ({"k": 3, "threads": 0}, r"svd\(\): threads"),
     ],
@@ -173,3 +175,9 @@ def test_exceptions_are_what_they_promise():
     assert (error.tensor, error.offset) == ("w", 8)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert issubclass(ConvergenceWarning, UserWarning)
+
+
+def test_the_core_refuses_arguments_of_wrong_types():
+    matrix = _core.Matrix(np.ones((8, 8)), "float64")
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _core.lanczos_run(matrix, 2.5, 0, 0, 0, False, 1)

@@ -154,6 +154,43 @@ def test_every_blocking(shape, side, layout):
     assert np.linalg.norm(y - (w @ x.T).T) <= 16 * eps * np.linalg.norm(w) * np.linalg.norm(x)
 
 
+# Rows longer than this are multiplied in pieces (kColumnBlock in gram.cpp).
+COLUMN_BLOCK = 1 << 15
+
+
+@pytest.mark.parametrize(("storage", "real"), CASES)
+@pytest.mark.parametrize("over", [1, 2, 17])
+def test_multiply_by_rows_with_a_narrow_piece_at_the_end(storage, real, over):
+    """A piece one column wide has contiguous rows where the matrix has none, and is packed like the others."""
+    values, _ = store(gaussian(7, 2 * (COLUMN_BLOCK + over)), storage)
+    array = values[:, ::2]
+    exact = widen(array) if storage == "bfloat16" else array.astype(np.float64)
+    for width in (1, 5):
+        check_multiply(array, exact, storage, real, width, False, threads=1)
+        check_multiply(array.T, exact.T, storage, real, width, True, threads=1)
+
+
+NARROW_PIECE_FIRST = """
+import sys
+import numpy as np
+from mpfast import _core
+cols = int(sys.argv[1])
+row = np.ones(2 * cols, np.float32)[::2]
+matrix = _core.Matrix(np.broadcast_to(row, (1200, cols)), "float32")
+for _ in range(10):
+    assert np.all(_core.multiply(matrix, np.ones((1, cols), np.float32), False, 8) == cols)
+"""
+
+
+def test_multiply_where_a_worker_takes_the_narrow_piece_first():
+    """Every second task is two columns wide and done at once, so that most workers come upon one of those first.
+
+    A buffer made for that piece alone would be overrun by the next one; hence a process of its own.
+    """
+    run = run_python("-c", NARROW_PIECE_FIRST, str(COLUMN_BLOCK + 2))
+    assert run.returncode == 0, run.stderr
+
+
 def test_multiply_any_width():
     array, exact = store(gaussian(90, 70), "float32")
     for width in (33, 64, 101):

@@ -156,11 +156,32 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
             assert np.array_equal(a, b)
 
 
+def measures_of(run, trace, shape, dropped=(-1,), threads=1):
+    block = (*run.ritz(), run.steps, False)
+    return _core.spectral_measures([block], trace, *shape, True, 256, list(dropped), threads)
+
+
+def test_measures_without_a_probe_are_those_of_a_run_without_it_whatever_the_threads():
+    lam = singular_values(family("gauss", (300, 900), 3)) ** 2
+    run = diagonal_run(lam, 8)
+    run.advance(12)
+    dropped = (-1, *range(8))
+    together = measures_of(run, lam.sum(), (300, 900), dropped, threads=3)
+    theta, residual, weight = run.ritz()
+    for probe, measure in zip(dropped, together, strict=True):
+        kept = np.delete(weight, probe, axis=0) if probe >= 0 else weight
+        block = (theta, residual, np.ascontiguousarray(kept), 12, False)
+        (alone,) = _core.spectral_measures([block], lam.sum(), 300, 900, True, 256, [-1], 1)
+        for a, b in zip(measure, alone, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert measures_of(run, lam.sum(), (300, 900), ()) == []
+
+
 def test_measure_has_mass_one_and_the_exact_first_moment():
     lam = singular_values(family("power_law", (300, 900), 3)) ** 2
     run = diagonal_run(lam, 8)
     run.advance(12)
-    nodes, weights, atoms, support = _core.spectral_measure([(*run.ritz(), 12, False)], lam.sum(), 300, 900)
+    ((nodes, weights, atoms, support),) = measures_of(run, lam.sum(), (300, 900))
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     assert weights @ nodes == pytest.approx(lam.mean(), rel=1e-10)
     assert (nodes >= 0).all()
@@ -175,7 +196,7 @@ def test_measure_follows_the_distribution_within_its_noise(name):
     s = singular_values(family(name, (p, q), 8))
     run = diagonal_run(s**2, width)
     run.advance(14)
-    nodes, weights, _atoms, _ = _core.spectral_measure([(*run.ritz(), 14, False)], (s**2).sum(), p, q)
+    ((nodes, weights, _atoms, _),) = measures_of(run, (s**2).sum(), (p, q))
     order = np.argsort(nodes)
     cdf = np.cumsum(weights[order]) - weights[order] / 2
     measured = np.interp(np.sort(s), np.sqrt(nodes[order]), cdf)

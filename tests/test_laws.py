@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, special
 
 from mpfast import MarchenkoPastur, TracyWidom, laws
+from mpfast.laws import MarchenkoPasturEigenvalues, largest_value_pvalue
 
 SHAPES = [(100, 100), (50, 100), (300, 100), (10, 999), (1, 5), (3, 100_000)]
 
@@ -169,3 +171,22 @@ def test_largest_noise_value_exceeds_the_threshold_as_often_as_promised(shape):
     assert 0.02 <= np.mean(largest > threshold) <= 0.13
     pvalues = np.array([laws.largest_value_pvalue(s, 1.0, shape) for s in largest])
     assert np.mean(pvalues < 0.1) == pytest.approx(np.mean(largest > threshold))
+
+
+def test_far_tails_and_nan_come_without_a_warning():
+    """F1 is 0 and 1 there to every digit of float64; a quantile of NaN is NaN."""
+    law = TracyWidom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(law.cdf([-1e3, 1e3]), [0, 1])
+        np.testing.assert_array_equal(law.sf([-1e3, 1e3]), [1, 0])
+        assert largest_value_pvalue(1e4, 1.0, (30, 40)) == 0
+        np.testing.assert_array_equal(np.isnan(law.ppf([0.5, math.nan])), [False, True])
+
+
+@pytest.mark.parametrize("law", [MarchenkoPastur, MarchenkoPasturEigenvalues])
+def test_errors_name_the_law(law):
+    with pytest.raises(ValueError, match=rf"^{law.__name__}\(\): variance must be positive"):
+        law(0.0, (3, 4))
+    with pytest.raises(ValueError, match=rf"^{law.__name__}\(\): shape must be two positive"):
+        law(1.0, (0, 4))

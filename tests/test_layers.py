@@ -8,7 +8,7 @@ import pytest
 import mpfast
 from mpfast.checkpoints import TensorInfo
 from mpfast.checkpoints.derived import Difference
-from mpfast.layers import Views, as_layer, as_layers, as_matrix
+from mpfast.layers import Views, as_layer, as_layers, layer_matrix
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_reasons(shape, dtype, reason):
 def test_convolutions_unfold_without_a_copy():
     tensor = np.random.default_rng(0).standard_normal((16, 8, 3, 3))
     layer = as_layer(TensorInfo("conv.weight", tensor.shape, "float64"))
-    matrix = as_matrix(tensor, layer)
+    matrix = layer_matrix(tensor, layer)
     assert np.shares_memory(matrix, tensor)
     np.testing.assert_array_equal(matrix, tensor.reshape(16, 72))
 
@@ -67,7 +67,7 @@ def test_bits_of_bfloat16_are_read_as_such():
     values = np.random.default_rng(0).standard_normal((40, 60)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
     layer = as_layer(TensorInfo("w", (40, 60), "bfloat16"))
-    spectrum = mpfast.spectrum(as_matrix(bits, layer))
+    spectrum = mpfast.spectrum(layer_matrix(bits, layer))
     widened = (bits.astype(np.uint32) << 16).view(np.float32)
     assert spectrum.dtype == "bfloat16"
     np.testing.assert_allclose(spectrum.values, mpfast.spectrum(widened).values, rtol=1e-12)
@@ -78,7 +78,7 @@ def matrices(tensors, **views):
     found = {}
     for name, tensor in tensors.items():
         for layer in as_layers(TensorInfo(name, tensor.shape, tensor.dtype.name), Views(**views)):
-            found[layer.name] = as_matrix(tensor, layer)
+            found[layer.name] = layer_matrix(tensor, layer)
             assert found[layer.name].shape == layer.shape
             assert layer.tensor == name
     return found

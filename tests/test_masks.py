@@ -295,3 +295,14 @@ def test_a_sample_that_misleads_costs_a_round_only() -> None:
         want = np.ones(size, np.bool_)
         want[np.argsort(np.abs(W), kind="stable")[:pruned]] = False
         np.testing.assert_array_equal(mask, want)
+
+
+def test_errors_name_the_call_and_the_layer():
+    W = np.ones((4, 8))
+    assert np.array_equal(masks.magnitude(W, np.float32(0.5)), masks.magnitude(W, 0.5))
+    with pytest.raises(KeyError, match=r"magnitude\(\): sparsity has no share for 'a'"):
+        masks.magnitude({"a": W}, {"b": 0.5})
+    with pytest.raises(KeyError, match=r"spectral_budget\(\): signals has no value for 'a'"):
+        masks.spectral_budget({"a": W}, 0.5, signals={})
+    with pytest.raises(ValueError, match=r"n_m\(\): second_moment must have the shape"):
+        masks.n_m(W, 2, 4, second_moment=np.eye(3))

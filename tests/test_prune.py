@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -207,12 +209,37 @@ def test_a_budget_decides_layer_by_layer(model, tmp_path):
     assert mpfast.verify(tmp_path / "out").ok
 
 
+def test_a_budget_keeps_its_pattern():
+    model = {name: tensor for name, tensor in weights().items() if name in LAYERS}
+    budget = mpfast.prune(model, pattern="2:4").budget
+    again = mpfast.prune(model, budget=budget)
+    assert again.budget == budget
+    for mask in again.masks.values():
+        np.testing.assert_array_equal(np.count_nonzero(mask.reshape(-1, 4), axis=1), 2)
+    row = dataclasses.replace(budget[0], pruned=budget[0].pruned - 1)
+    with pytest.raises(ValueError, match="pattern 2:4 does not prune"):
+        mpfast.prune(model, budget=dataclasses.replace(budget, layers=(row,)))
+
+
+def test_an_index_of_other_files_is_not_copied(tmp_path):
+    """Beside one file with all weights, as some publishers put it, lies the index of the same model in shards."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    save_file(weights(), directory / "consolidated.safetensors")
+    index = {"weight_map": dict.fromkeys(weights(), "model-1.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    mpfast.prune(directory / "consolidated.safetensors", tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert mpfast.verify(tmp_path / "out").ok
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({}, ValueError, "one of sparsity, pattern and budget"),
         ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "one of sparsity"),
         ({"sparsity": 1.5}, ValueError, "sparsity must lie"),
+        ({"sparsity": 0.5, "workers": 0}, ValueError, r"prune\(\): workers must be a positive integer"),
         ({"sparsity": 0.5, "method": "guess"}, ValueError, "method must be"),
         ({"pattern": "4:2"}, ValueError, "1 <= n <= m"),
         ({"sparsity": 0.5, "include": "embed.nothing"}, ValueError, "matches none"),
@@ -245,6 +272,30 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
     assert not (tmp_path / "out" / "precious").exists()
     assert mpfast.verify(tmp_path / "out").ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("write", [partial(mpfast.prune, sparsity=0.5), partial(mpfast.compress, rank=2)])
+def test_overwriting_never_takes_the_source_along(write, model, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(model)
+    for out in (model, tmp_path, tmp_path / "link", f"{model}/../"):
+        with pytest.raises(FileExistsError, match="lies there"):
+            write(model, out, overwrite=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "linked.safetensors").symlink_to(next(model.glob("*.safetensors")))
+    with pytest.raises(FileExistsError, match="lies there"):
+        write(other / "linked.safetensors", other, overwrite=True)
+    (tmp_path / "elsewhere").symlink_to(other)
+    shutil.rmtree(other)
+    other.mkdir()
+    write(model, tmp_path / "elsewhere", overwrite=True)  # the link gives way, what it led to stays
+    assert (list(other.iterdir()), (tmp_path / "elsewhere").is_symlink()) == ([], False)
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.chdir(other)
+    with pytest.raises(FileExistsError, match="lies there"):
+        write(model, ".", overwrite=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):

@@ -69,3 +69,10 @@ def test_fading_power():
 def test_no_regime_covers_it():
     with pytest.raises(ValueError, match=r"no regime covers a sparsity of 0\.9"):
         regime_for(0.9, BERLYAND2026[:2])
+
+
+def test_a_misspelt_signal_is_no_other_one():
+    with pytest.raises(ValueError, match="signal must be one of sigma_plus, hill, entry_std, not 'edge'"):
+        Regime(1.0, "edge", {"other": 1.0}, 0.5)
+    with pytest.raises(ValueError, match='beta needs a value for "other"'):
+        Regime(1.0, "hill", {"mlp": 1.0}, 0.5)

@@ -77,3 +77,18 @@ def test_frobenius_shrinkage_denoises_better_than_keeping_or_cutting():
 def test_unknown_loss():
     with pytest.raises(ValueError, match="loss"):
         shrink([1.0], 1.0, (2, 2), loss="huber")
+
+
+@pytest.mark.parametrize("loss", ["frobenius", "operator", "nuclear"])
+def test_without_noise_every_value_is_its_own_estimate(loss):
+    np.testing.assert_array_equal(shrink([3.0, 0.0], 0.0, (30, 40), loss=loss), [3, 0])
+
+
+@pytest.mark.parametrize("variance", [-1.0, math.nan, math.inf])
+def test_bad_variances(variance):
+    with pytest.raises(ValueError, match=r"shrink\(\): variance must be finite"):
+        shrink([1.0], variance, (2, 2))
+    with pytest.raises(ValueError, match=r"optimal_threshold\(\): variance must be finite"):
+        optimal_threshold((2, 2), variance=variance)
+    with pytest.raises(ValueError, match=r"optimal_threshold\(\): median must be finite"):
+        optimal_threshold((2, 2), median=variance)

@@ -146,3 +146,47 @@ def test_a_flat_spectrum_warns_rather_than_pretends():
     except ConvergenceWarning:
         return
     np.testing.assert_allclose(result.s, 1, rtol=1e-8)
+
+
+def orthonormal(n, k, seed):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, k)))[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("copies", [3, 5, 20, 40])
+def test_equal_singular_values_are_all_found(copies, dtype):
+    # A Krylov space shows no more copies of one singular value than its block is wide.
+    rest = np.linspace(5, 1, 100 - copies)
+    s = np.concatenate([np.full(copies, 10.0), rest])
+    W = ((orthonormal(600, 100, 1) * s) @ orthonormal(500, 100, 2).T).astype(dtype)
+    for k in (1, 2, copies, copies + 5):
+        found = mpfast.svd(W, k)
+        np.testing.assert_allclose(found.s, s[:k], rtol=1e-5)
+        # Equal singular values leave the vectors free, but they must be singular vectors, and orthonormal.
+        np.testing.assert_allclose(found.U.T @ found.U, np.eye(k), atol=1e-4)
+        np.testing.assert_allclose(W @ found.Vh.T, found.U * found.s, atol=1e-3)
+
+
+def test_nearly_equal_singular_values_are_told_apart():
+    noise = 0.05 * np.random.default_rng(3).standard_normal((600, 500))
+    W = 10 * orthonormal(600, 5, 1) @ orthonormal(500, 5, 2).T + noise
+    np.testing.assert_allclose(mpfast.svd(W, 2).s, np.linalg.svd(W, compute_uv=False)[:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 10, 40])
+def test_of_an_orthogonal_matrix_as_many_triplets_as_asked_for(k):
+    W = orthonormal(600, 600, 4).astype(np.float32)
+    U, s, Vh = mpfast.svd(W, k)
+    np.testing.assert_allclose(s, np.ones(k), rtol=1e-5)
+    np.testing.assert_allclose(Vh @ Vh.T, np.eye(k), atol=1e-5)
+    np.testing.assert_allclose(U @ np.diag(s) @ Vh @ Vh.T, W @ Vh.T, atol=1e-5)
+
+
+def test_identical_blocks_are_all_counted_above_the_edge():
+    rng = np.random.default_rng(5)
+    block = rng.standard_normal((60, 50)) + 3 * np.outer(rng.standard_normal(60), rng.standard_normal(50))
+    W = np.kron(np.eye(12), block)
+    found = mpfast.svd(W, until="mp_edge")
+    exact = np.linalg.svd(W, compute_uv=False)
+    np.testing.assert_allclose(found.s, exact[exact > found.edge.sigma_plus], rtol=1e-5)
+    assert len(found.s) >= 12

@@ -177,3 +177,15 @@ def test_files_that_lie(tmp_path, key, text, message):
     path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
     with pytest.raises(ValueError, match=message):
         collected.load(path)
+
+
+def test_a_file_says_how_many_rows_every_module_has_seen(tmp_path):
+    """Without them the sums are no means."""
+    path = tmp_path / "moments.safetensors"
+    layer = torch.nn.Linear(4, 4)
+    with SecondMoments(torch.nn.Sequential(layer)) as moments:
+        layer(torch.ones(3, 4))
+    moments.rows = {}
+    moments.save(path)
+    with pytest.raises(ValueError, match="rows lacks the field '0'"):
+        SecondMoments(torch.nn.Sequential(layer)).load(path)

@@ -57,3 +57,14 @@ def test_models_are_split_where_it_pays() -> None:
         split(model[3], 2)
     with pytest.raises(TypeError, match="ReLU"):
         split(model[1])
+
+
+def test_a_bad_option_is_no_reason_to_leave_a_module_whole() -> None:
+    model = torch.nn.Sequential(low_rank_linear(60, 40, 3))
+    for options, message in (
+        ({"rank": 0}, "rank must be"),
+        ({"rank": "edge"}, "rank must be"),
+        ({"shrinkage": "l1"}, "shrinkage"),
+    ):
+        with pytest.raises(ValueError, match=rf"split_modules\(\): {message}"):
+            split_modules(model, **options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -166,3 +168,36 @@ def test_signals_are_those_of_the_budget() -> None:
         given = masks.spectral_budget(weights, sparsity, signals=signals)
         found = masks.spectral_budget(weights, sparsity)
         assert all(torch.equal(given[name], found[name]) for name in weights)
+
+
+class Fresh:
+    """A loader that makes its batches anew and knows how many of them are alive."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+        self.alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, y in self.batches:
+            fresh = x.clone()
+            self.alive.add(fresh)
+            self.most = max(self.most, len(self.alive))
+            yield fresh, y
+
+
+def test_batches_are_not_kept() -> None:
+    """The trial of pruned weights goes through several epochs; no more than two batches are ever in memory."""
+    model, batches = problem()
+    loader = Fresh(batches)
+    PruneAndRestore(model, loader, loss, selection=Selection(batches=40), fine_tuning=FineTuning()).restore_step(0.3)
+    assert loader.most <= 2
+
+
+def test_an_empty_loader_trains_nothing() -> None:
+    model, _ = problem()
+    report = PruneAndRestore(model, [], loss).restore_step(0.3)
+    assert report.sparsity == pytest.approx(0.3, abs=1 / 1792)

@@ -121,6 +121,67 @@ def edges(record: Record) -> str:
     return " / ".join(("" if error is None else f"{100 * error:+.2f} %", "-" if spikes is None else str(spikes)))
 
 
+def in_short(growth: list[Record]) -> list[str]:
+    """How many times as long the peers take: the fastest of the accurate ones, and whoever is faster than mpfast."""
+    columns: list[str] = []
+    times: dict[str, dict[str, Record]] = {}
+    for record in growth:
+        name = matrix_label(record["job"]["matrix"])
+        if name not in columns:
+            columns.append(name)
+        if "warm" in record:
+            times.setdefault(name, {})[record["job"]["contender"]] = record
+
+    def row(label: str, show: Callable[[dict[str, Record]], str]) -> str:
+        return f"| {label} | " + " | ".join(show(times.get(name, {})) for name in columns) + " |"
+
+    def fastest_of(task: str, ours: str, accurate: Callable[[Record], bool]) -> Callable[[dict[str, Record]], str]:
+        def show(found: dict[str, Record]) -> str:
+            peers = [
+                r
+                for name, r in found.items()
+                if task_of(name) == task and not name.startswith("mpfast") and accurate(r)
+            ]
+            if ours not in found or not peers:
+                return "none in time"
+            best = min(peers, key=lambda r: r["warm"])
+            return f"{best['job']['contender']}, {best['warm'] / found[ours]['warm']:.2g} x"
+
+        return show
+
+    def faster(found: dict[str, Record]) -> str:
+        ours = found["mpfast svd"]["warm"]
+        peers = [r for name, r in found.items() if task_of(name) == "leading" and r["warm"] < ours]
+        return (
+            "; ".join(
+                f"{r['job']['contender']}, {r['warm'] / ours:.2g} x{accuracy(r)}"
+                for r in sorted(peers, key=lambda r: r["warm"])
+            )
+            or "-"
+        )
+
+    def tight(record: Record) -> bool:
+        error = leading_error(record)
+        return error is not None and error <= 1e-5
+
+    return [
+        "",
+        "## In short",
+        "",
+        "Warm calls, two threads, on the matrices of 40 spikes; `x`: times as long as mpfast. Accurate are peers whose "
+        "values err by at most 1e-5, the tolerance that was asked for.",
+        "",
+        "|  | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        row("`mpfast.spectrum(W).edge`", lambda found: seconds(found["mpfast"]["warm"])),
+        row("fastest way to all values, without a fit", fastest_of("values", "mpfast", lambda r: True)),
+        row("fastest peer with a fit of its own", fastest_of("edge", "mpfast", lambda r: "sigma_plus" in r)),
+        row("`mpfast.svd(W, 32)`", lambda found: seconds(found["mpfast svd"]["warm"])),
+        row("fastest accurate peer", fastest_of("leading", "mpfast svd", tight)),
+        row("peers that are faster, with their errors", faster),
+    ]
+
+
 def sections(records: list[Record]) -> list[str]:
     matrices = [record for record in records if is_matrix(record)]
     growth = [record for record in matrices if is_growth(record)]
@@ -265,6 +326,7 @@ def main() -> None:
     lines += [", ".join(f"{key} {value}" for key, value in described.items() if key != "job"), ""]
     lines += ["How this is measured: [benchmarks/peers](../peers/README.md).", ""]
     lines += [f"![time against size]({name}-growth.svg)"]
+    lines += in_short([record for record in records if is_matrix(record) and is_growth(record)])
     lines += sections(records)
     lines += ["", "## Counting one spike", "", f"![spikes counted]({name}-detection.svg)"]
     options.out.with_name(name + ".md").write_text("\n".join(lines) + "\n")

@@ -1,8 +1,10 @@
 """Measure mpfast and its peers on the same matrices, each in an environment of its own. See README.md.
 
-    python benchmarks/peers/run.py --work DIR [--only NAME] [--largest N] [--limit SECONDS] [--out FILE.jsonl]
+    python benchmarks/peers/run.py --work DIR [--stage STAGE] [--only NAME] [--largest N] [--limit SECONDS] [--out FILE]
 
-What has been measured is kept, line by line, and not measured again: a run that was interrupted goes on.
+Three stages, all of them unless one is named: `prepare` makes environments and matrices, `time` measures (the machine
+should have nothing else to do), `detect` counts spikes. What has been measured is kept, line by line, and not measured
+again: a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from typing import Any
 import contenders
 import ml_dtypes
 import numpy as np
+from scipy.sparse.linalg import svds
 
 from mpfast.benchmarking import machine
 from mpfast.synthetic import FAMILIES, critical_signal, family, low_rank
 
 HERE = Path(__file__).parent
 K = 32  # leading values
+LAPACK_UP_TO = 4096  # the shortest side of a matrix whose whole spectrum is computed for the truth
 SQUARE = (512, 1024, 2048, 4096, 8192, 16384)
 TALL = ((4096, 1024), (16384, 2048))
 GROWTH_FAMILY = "spikes40"
@@ -34,6 +38,7 @@ THREAD_SIZES = (2048, 4096)
 # Signals above the critical size, which the singular values show.
 PLANTED = {"gauss": 0, "spikes40": 40, "one_huge_spike": 1, "power_law": 29}
 DETECTION_SHAPE = (400, 608)  # a multiple of 16 for scikit-rmt
+COUNT_SPIKES = ("mpfast, exact", "WeightWatcher")
 STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
 
 
@@ -95,7 +100,7 @@ def environment(work: Path, name: str) -> Path:
 
 
 def make(work: Path, matrix: Matrix) -> Path:
-    """The matrix in a file, and its leading values by LAPACK in float64 where that is affordable."""
+    """The matrix in a file, and its leading values in float64: by LAPACK where that is affordable, else by ARPACK."""
     folder = work / "matrices"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / matrix.file
@@ -109,10 +114,13 @@ def make(work: Path, matrix: Matrix) -> Path:
         record: dict[str, Any] = {"planted": PLANTED.get(matrix.family)}
         if matrix.family in PLANTED:
             record["sigma_plus"] = float(np.sqrt(matrix.rows) + np.sqrt(matrix.cols))
-        if min(matrix.rows, matrix.cols) <= 4096:
-            W = np.load(path)
-            W = (W.view(ml_dtypes.bfloat16) if matrix.dtype == "bfloat16" else W).astype(np.float64)
-            record["leading"] = np.linalg.svd(W, compute_uv=False)[:K].tolist()
+        W = np.load(path)
+        W = (W.view(ml_dtypes.bfloat16) if matrix.dtype == "bfloat16" else W).astype(np.float64)
+        if min(W.shape) <= LAPACK_UP_TO:
+            leading = np.linalg.svd(W, compute_uv=False)[:K]
+        else:
+            leading = np.sort(svds(W, K, tol=1e-12, return_singular_vectors=False))[::-1]
+        record["leading"] = leading.tolist()
         truth.write_text(json.dumps(record))
     return path
 
@@ -159,35 +167,40 @@ def detection_matrices(work: Path, draws: int) -> dict[float, list[str]]:
     return paths
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for environments and matrices (15 GB)")
-    parser.add_argument("--out", type=Path, default=None, help="measurements; default WORK/measurements.jsonl")
-    parser.add_argument("--only", default=None, help="contenders whose name contains this")
-    parser.add_argument("--largest", type=int, default=max(SQUARE), help="longest side of a matrix")
-    parser.add_argument("--limit", type=float, default=60, help="seconds that a measurement may take")
-    parser.add_argument("--draws", type=int, default=40, help="matrices of each strength in the detection curve")
-    options = parser.parse_args()
-    work = options.work.resolve()
-    out = options.out or work / "measurements.jsonl"
-    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    finished = {json.dumps(record["job"], sort_keys=True) for record in known}
-    slow = {
-        (record["job"]["contender"], record["job"]["threads"], record["job"]["matrix"]["dtype"])
-        for record in known
-        if record.get("slow")
-    }
+class Measurements:
+    """What has been measured, in a file with a line for each."""
 
-    def keep(record: dict[str, Any]) -> None:
-        with out.open("a") as file:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.records: list[dict[str, Any]] = []
+        if path.exists():
+            self.records = [json.loads(line) for line in path.read_text().splitlines()]
+        self._finished = {json.dumps(record["job"], sort_keys=True) for record in self.records}
+
+    def has(self, job: Any) -> bool:
+        return json.dumps(job, sort_keys=True) in self._finished
+
+    def keep(self, record: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    if not known:
-        keep({"job": "machine", **machine()})
-    for job in jobs(options.largest):
-        if options.only and options.only not in job.contender:
-            continue
-        if json.dumps(asdict(job), sort_keys=True) in finished:
+
+def prepare(work: Path, wanted: Iterator[Job]) -> None:
+    for job in wanted:
+        environment(work, contenders.contender(job.contender).environment)
+        make(work, job.matrix)
+
+
+def measure_times(work: Path, wanted: Iterator[Job], limit: float, measurements: Measurements) -> None:
+    slow = {
+        (record["job"]["contender"], record["job"]["threads"], record["job"]["matrix"]["dtype"])
+        for record in measurements.records
+        if record.get("slow")
+    }
+    if not measurements.has("machine"):
+        measurements.keep({"job": "machine", **machine()})
+    for job in wanted:
+        if measurements.has(asdict(job)):
             continue
         key = (job.contender, job.threads, job.matrix.dtype)
         if key in slow:
@@ -199,26 +212,53 @@ def main() -> None:
                 "matrix": str(path),
                 "dtype": job.matrix.dtype,
                 "k": K,
-                "seconds": options.limit / 4,
+                "seconds": limit / 4,
             }
-            result = call(work, request, job.threads, options.limit)
-            truth = json.loads((path.parent / job.matrix.truth_file).read_text())
-            result["truth"] = truth
+            result = call(work, request, job.threads, limit)
+            result["truth"] = json.loads((path.parent / job.matrix.truth_file).read_text())
             if result.get("slow"):
                 slow.add(key)
-        keep({"job": asdict(job), **result})
+        measurements.keep({"job": asdict(job), **result})
         shown = result.get("failed") or f"{result['cold']:.2f} s, then {result['warm']:.3f} s"
         print(f"{job.contender}, {job.matrix.file}, {job.threads} threads: {shown}", file=sys.stderr)
 
-    paths = detection_matrices(work, options.draws)
-    for contender in ("mpfast, exact", "WeightWatcher"):
+
+def count_spikes(work: Path, names: list[str], draws: int, measurements: Measurements) -> None:
+    paths = detection_matrices(work, draws)
+    for name in names:
         for strength, files in paths.items():
-            job = {"contender": contender, "strength": strength, "draws": options.draws}
-            if json.dumps(job, sort_keys=True) in finished or (options.only and options.only not in contender):
+            job = {"contender": name, "strength": strength, "draws": draws}
+            if measurements.has(job):
                 continue
-            result = call(work, {"contender": contender, "matrices": files}, 2, 900)
-            keep({"job": job, **result})
+            result = call(work, {"contender": name, "matrices": files}, 2, 900)
+            measurements.keep({"job": job, **result})
             print(job, result, file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for environments and matrices (15 GB)")
+    parser.add_argument("--stage", choices=("prepare", "time", "detect"), default=None)
+    parser.add_argument("--out", type=Path, default=None, help="measurements; default WORK/measurements.jsonl")
+    parser.add_argument("--only", default="", help="contenders whose name contains this")
+    parser.add_argument("--largest", type=int, default=max(SQUARE), help="longest side of a matrix")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that a measurement may take")
+    parser.add_argument("--draws", type=int, default=40, help="matrices of each strength in the detection curve")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+
+    def wanted() -> Iterator[Job]:
+        return (job for job in jobs(options.largest) if options.only in job.contender)
+
+    measurements = Measurements(options.out or work / "measurements.jsonl")
+    if options.stage in (None, "prepare"):
+        prepare(work, wanted())
+    if options.stage in (None, "time"):
+        measure_times(work, wanted(), options.limit, measurements)
+    if options.stage in (None, "detect"):
+        names = [name for name in COUNT_SPIKES if options.only in name]
+        count_spikes(work, names, options.draws, measurements)
 
 
 if __name__ == "__main__":

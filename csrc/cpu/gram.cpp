@@ -123,6 +123,14 @@ struct Product {
   }
 };
 
+// Part of B: rows [row, row + rows), columns [col, col + cols).
+struct Piece {
+  index_t row = 0;
+  index_t rows = 0;
+  index_t col = 0;
+  index_t cols = 0;
+};
+
 // What one worker needs: y = panel X for a group of vectors, and a packed panel.
 template <class Real>
 struct Workspace {
@@ -130,19 +138,22 @@ struct Workspace {
   Buffer<Real> panel;
 
   Real* factors() {
-    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kGroupWidth, "a panel's products");
+    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
     return y.get();
   }
 
-  // Rows [row, row + rows) of b, packed when they are not contiguous; `longest` bounds `rows`.
-  Panel panel_of(const Product<Real>& product, index_t row, index_t rows, index_t longest) {
-    const MatrixView piece = part(product.b, row, rows, 0, product.b.cols);
-    if (!product.packs()) return {piece.data, piece.row_stride, rows, piece.cols};
-    const index_t stride = padded_stride(piece.cols);
-    if (panel.get() == nullptr) panel = Buffer<Real>(longest, stride, "a packed panel");
-    kernels_for<Real>(piece.dtype)
-        .pack({piece.data, piece.row_stride, piece.col_stride, rows, piece.cols}, panel.get(), stride);
-    return {panel.get(), stride, rows, piece.cols};
+  // A piece of b, packed when the rows of b are not contiguous. No piece of the product has more rows than `most_rows`
+  // or more columns than `most_cols`: the buffer is made for those, as whichever piece a worker takes first may be the
+  // narrow one at the end. Whether to pack is up to b, like the kernels: even the rows of a piece that is one column
+  // wide are widened.
+  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
+    const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
+    if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
+    const index_t stride = padded_stride(most_cols);
+    if (panel.get() == nullptr) panel = Buffer<Real>(most_rows, stride, "a packed panel");
+    kernels_for<Real>(view.dtype)
+        .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get(), stride);
+    return {panel.get(), stride, view.rows, view.cols};
   }
 
  private:
@@ -190,13 +201,14 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
     const index_t last = std::min(first + blocks.chunk, b.rows);
     double squares = 0;
     double* const sum_squares = stats == nullptr ? nullptr : &squares;
-    if (layout.groups() == 1 && !product.packs()) {
+    if (product.width <= kGroupWidth && !product.packs()) {
       const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
       kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest, partial.get(),
                     sum_squares);
     } else {
       for (index_t row = first; row < last; row += blocks.panel) {
-        const Panel panel = work.panel_of(product, row, std::min(blocks.panel, last - row), blocks.panel);
+        const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
+        const Panel panel = work.panel_of(product, piece, blocks.panel, b.cols);
         for (index_t group = 0; group < layout.groups(); ++group) {
           const index_t width = layout.group_width(group);
           const index_t offset = layout.offset(group, 0);
@@ -237,15 +249,13 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
     const index_t rows = std::min(rows_per_task, b.rows - row);
     const index_t col = task % col_tasks * cols_per_task;
     const index_t cols = std::min(cols_per_task, b.cols - col);
-    Product<Real> piece = product;
-    piece.b = part(b, 0, b.rows, col, cols);
-    const Panel panel = work.panel_of(piece, row, rows, rows_per_task);
+    const Panel panel = work.panel_of(product, {row, rows, col, cols}, rows_per_task, cols_per_task);
     for (index_t group = 0; group < layout.groups(); ++group) {
       const index_t width = layout.group_width(group);
       kernels.dot(panel, width, packed_x.get() + layout.offset(group, col), product.scale.rest, Real{1},
                   work.factors());
       for (index_t c = 0; c < width; ++c) {
-        const index_t vector = task % col_tasks * product.width + group * kGroupWidth + c;
+        const index_t vector = task % col_tasks * product.width + layout.first_vector(group) + c;
         Real* target = partial.get() + vector * b.rows + row;
         for (index_t i = 0; i < rows; ++i) target[i] = work.factors()[i * width + c];
       }
@@ -289,7 +299,7 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
           Real* factors = work.factors();
           for (index_t i = 0; i < rows; ++i) {
             for (index_t c = 0; c < width; ++c) {
-              factors[i * width + c] = x[(group * kGroupWidth + c) * a.rows + row + i] * product.scale.half;
+              factors[i * width + c] = x[(layout.first_vector(group) + c) * a.rows + row + i] * product.scale.half;
             }
           }
           kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),

@@ -1,9 +1,10 @@
 // Compiled once per instruction set (see CMakeLists.txt).
 //
 // Register tiles: phase 1 (dot) takes a few rows against a group of vectors along whole rows, phase 2 (axpy) a pair of
-// registers of columns against a group along the rows of a panel; for four vectors that is 12 and 8 independent chains
-// of FMAs, and 7 loads for 12 and 6 for 8. One vector alone is limited by memory: `sweep` does both phases in one loop,
-// the second one on the four rows before, so that the memory bus never waits.
+// registers of columns against a group along the rows of a panel; for eight vectors that is 24 and 16 independent
+// chains of FMAs with 11 and 10 loads, for four (and 16 registers) 12 and 8 with 7 and 6. The wider the group, the less
+// often W comes from the second-level cache. Up to four vectors are limited by memory: `sweep` does both phases in one
+// loop, the second one on the rows before, so that the memory bus never waits.
 #include "cpu/gram_kernels.hpp"
 
 #include "cpu/simd.hpp"
@@ -12,6 +13,7 @@ namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
 
+constexpr int kWideGroup = kManyRegisters ? kMaxGroupWidth : kGroupWidth;
 constexpr index_t kRun = 64;  // squares added in single precision before they go to double, about
 
 template <class Real>
@@ -20,7 +22,7 @@ constexpr index_t kPair = 2 * kLanes<Real>;
 template <int G>
 constexpr index_t kDotRun = 256 / G;
 template <int G>
-constexpr int kDotRows = G >= 3 ? (kManyRegisters ? 6 : 3) : 4;
+constexpr int kDotRows = G < 3 ? 4 : (G <= kGroupWidth && kManyRegisters ? 6 : 3);
 template <int G>
 constexpr int kStripPairs = G >= 3 ? 1 : (G == 2 ? 2 : 4);
 template <int G>
@@ -72,6 +74,13 @@ class Columns {
   run = Vec<double>{};
 }
 
+// An operand of several FMAs: kept in a register where there are many, read again from the cache where there are few.
+template <class V>
+[[gnu::always_inline]] inline V reused(V v) {
+  if constexpr (kManyRegisters) return in_register(v);
+  return v;
+}
+
 // totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers: per register R + G loads and R G FMAs, in R G
 // chains (twice as many for one vector).
 template <class Real, class Storage, int R, int G>
@@ -87,7 +96,7 @@ template <class Real, class Storage, int R, int G>
       for (int i = 0; i < R; ++i) rows[i] = in_register(load_half<Real, h>(w + i * row_stride));
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) {
-        const Vec<Real> xv = load<Real>(x + (h * G + g) * L);
+        const Vec<Real> xv = reused(load<Real>(x + (h * G + g) * L));
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) a[i][g][h % kChains] = fma(rows[i], xv, a[i][g][h % kChains]);
       }
@@ -136,8 +145,10 @@ void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta
       return dot_group<Real, Storage, 2>(panel, x, alpha, beta, y);
     case 3:
       return dot_group<Real, Storage, 3>(panel, x, alpha, beta, y);
+    case kGroupWidth:
+      return dot_group<Real, Storage, kGroupWidth>(panel, x, alpha, beta, y);
     default:
-      return dot_group<Real, Storage, 4>(panel, x, alpha, beta, y);
+      return dot_group<Real, Storage, kWideGroup>(panel, x, alpha, beta, y);
   }
 }
 
@@ -147,7 +158,7 @@ template <class Real, class Storage, int P, int G, bool kSquares>
                                               Real* z, Vec<Real> (&squares)[2]) {
   constexpr int L = kLanes<Real>;
   Vec<Real> a[2 * P * G];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < 2 * P * G; ++k) a[k] = load<Real>(z + k * L);
   for (index_t i = 0; i < rows; ++i, w += row_stride, y += G) {
     Vec<Real> strip[2 * P];
@@ -160,14 +171,14 @@ template <class Real, class Storage, int P, int G, bool kSquares>
         squares[1] = fma(strip[2 * p + 1], strip[2 * p + 1], squares[1]);
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
-      const Vec<Real> factor = broadcast(y[g]);
-#pragma GCC unroll 8
+      const Vec<Real> factor = reused(broadcast(y[g]));
+#pragma GCC unroll 16
       for (int s = 0; s < 2 * P; ++s) a[s * G + g] = fma(strip[s], factor, a[s * G + g]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < 2 * P * G; ++k) store(z + k * L, a[k]);
 }
 
@@ -218,8 +229,10 @@ void axpy(const Panel& panel, index_t width, const Real* y, Real* z, double* sum
       return axpy_either<Real, Storage, 2>(panel, y, z, sum_squares);
     case 3:
       return axpy_either<Real, Storage, 3>(panel, y, z, sum_squares);
+    case kGroupWidth:
+      return axpy_either<Real, Storage, kGroupWidth>(panel, y, z, sum_squares);
     default:
-      return axpy_either<Real, Storage, 4>(panel, y, z, sum_squares);
+      return axpy_either<Real, Storage, kWideGroup>(panel, y, z, sum_squares);
   }
 }
 
@@ -323,7 +336,7 @@ void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real be
     case 3:
       return sweep_either<Real, Storage, 3>(panel, x, alpha, beta, z, sum_squares);
     default:
-      return sweep_either<Real, Storage, 4>(panel, x, alpha, beta, z, sum_squares);
+      return sweep_either<Real, Storage, kGroupWidth>(panel, x, alpha, beta, z, sum_squares);
   }
 }
 
@@ -376,7 +389,7 @@ std::uint64_t read(const void* data, index_t count) {
 
 template <class Real, class Storage, class Bits>
 constexpr GramKernels<Real> kKernels = {
-    kLanes<Real>,         kPairedStorage<Real, Storage>, dot<Real, Storage>,  axpy<Real, Storage>,
+    kLanes<Real>,         kPairedStorage<Real, Storage>, kWideGroup,          dot<Real, Storage>, axpy<Real, Storage>,
     sweep<Real, Storage>, scaled_sum_squares<Storage>,   pack<Real, Storage>, read<Bits>,
 };
 

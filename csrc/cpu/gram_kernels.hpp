@@ -1,18 +1,20 @@
 // What the Gram driver (gram.cpp, compiled once) asks of the SIMD kernels (gram_kernels.cpp, compiled once per
 // instruction set).
 //
-// Vectors come in groups of up to four, interleaved so that a kernel walks one stream per group. Entries are counted in
-// pairs of registers of `lanes` entries: within a group of G vectors, register h (0 or 1) of pair p of vector c starts
-// at ((2 p + h) G + c) lanes. A pair holds 2 lanes entries in order, unless the kernels are `paired`: then its first
-// register holds the even ones and its second the odd ones, because that is how 16 bfloat16 entries fall apart most
-// cheaply (a shift and a mask). The last pair is padded with zeros.
+// Vectors come in groups of up to four, or of eight where there are registers for that, interleaved so that a kernel
+// walks one stream per group. Entries are counted in pairs of registers of `lanes` entries: within a group of G
+// vectors, register h (0 or 1) of pair p of vector c starts at ((2 p + h) G + c) lanes. A pair holds 2 lanes entries in
+// order, unless the kernels are `paired`: then its first register holds the even ones and its second the odd ones,
+// because that is how 16 bfloat16 entries fall apart most cheaply (a shift and a mask). The last pair is padded with
+// zeros.
 #pragma once
 
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
 
-constexpr index_t kGroupWidth = 4;  // vectors a kernel works on at a time
+constexpr index_t kGroupWidth = 4;     // vectors that every kernel can work on at a time
+constexpr index_t kMaxGroupWidth = 8;  // and the most that some can
 constexpr index_t kMaxPanelRows = 24;
 
 // Rows of the matrix whose entries are contiguous within a row.
@@ -31,13 +33,15 @@ struct PackSource {
   index_t cols = 0;
 };
 
-// The kernels for one storage type and one precision of computation. `width` is 1 to 4, one group. Where a sum of
+// The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or
+// `wide_group`; `sweep` has no wide form. Where a sum of
 // squares is asked for it is added to *sum_squares; for Real = float it is formed from short runs in single precision,
 // so it is good to 1e-6 and can over- and underflow.
 template <class Real>
 struct GramKernels {
   index_t lanes;  // entries of Real in one register
   bool paired;
+  index_t wide_group;  // kMaxGroupWidth, or kGroupWidth where that has no advantage
 
   // y[i * width + c] = alpha beta sum_j panel[i][j] x[c][j], for at most kMaxPanelRows rows.
   void (*dot)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y);

@@ -17,21 +17,33 @@ namespace mpfast::cpu {
 constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 
+// `width` vectors: as many wide groups as there are, then one or two of up to kGroupWidth.
 template <class Real>
 class VectorLayout {
  public:
   VectorLayout(const GramKernels<Real>& kernels, index_t width, index_t length)
-      : lanes_(kernels.lanes), paired_(kernels.paired), width_(width), length_(length) {}
+      : lanes_(kernels.lanes),
+        paired_(kernels.paired),
+        wide_(kernels.wide_group),
+        wide_groups_(width / wide_),
+        width_(width),
+        length_(length) {}
 
   index_t pair() const { return 2 * lanes_; }  // entries; every piece of a vector starts at a multiple of it
   index_t padded() const { return round_up(length_, pair()); }
   index_t size() const { return padded() * width_; }
-  index_t groups() const { return ceil_div(width_, kGroupWidth); }
-  index_t group_width(index_t group) const { return std::min(kGroupWidth, width_ - group * kGroupWidth); }
+  index_t groups() const { return wide_groups_ + ceil_div(width_ - wide_groups_ * wide_, kGroupWidth); }
+  // The first vector of a group.
+  index_t first_vector(index_t group) const {
+    return group <= wide_groups_ ? group * wide_ : wide_groups_ * wide_ + (group - wide_groups_) * kGroupWidth;
+  }
+  index_t group_width(index_t group) const {
+    return group < wide_groups_ ? wide_ : std::min(kGroupWidth, width_ - first_vector(group));
+  }
 
   // Where entry `entry` (a multiple of pair()) of a group lies.
   index_t offset(index_t group, index_t entry) const {
-    return group * kGroupWidth * padded() + entry * group_width(group);
+    return first_vector(group) * padded() + entry * group_width(group);
   }
 
   // From vectors one after the other, x[c * length + j].
@@ -41,7 +53,7 @@ class VectorLayout {
       Real* target = packed + offset(group, first);
       std::fill_n(target, pair() * width, Real{0});
       for (index_t c = 0; c < width; ++c) {
-        const Real* source = x + (group * kGroupWidth + c) * length_ + first;
+        const Real* source = x + (first_vector(group) + c) * length_ + first;
         for_each_entry(count, c, width, [&](index_t k, index_t at) { target[at] = source[k] * scale; });
       }
     });
@@ -52,7 +64,7 @@ class VectorLayout {
       const index_t width = group_width(group);
       const Real* source = packed + offset(group, first);
       for (index_t c = 0; c < width; ++c) {
-        Real* target = x + (group * kGroupWidth + c) * length_ + first;
+        Real* target = x + (first_vector(group) + c) * length_ + first;
         for_each_entry(count, c, width, [&](index_t k, index_t at) { target[k] = source[at] * scale; });
       }
     });
@@ -90,6 +102,8 @@ class VectorLayout {
 
   index_t lanes_;
   bool paired_;
+  index_t wide_;
+  index_t wide_groups_;
   index_t width_;
   index_t length_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <new>
 #include <system_error>
 
 #ifdef __linux__
@@ -42,6 +43,8 @@ Team::Team(int threads, Poll poll)
     }
   } catch (const std::system_error&) {
     // No more threads are to be had (memory, a limit on processes): results do not depend on how many there are.
+  } catch (const std::bad_alloc&) {
+    // The same, of the thread's few bytes on the heap. Those that have started must be joined, or the process ends.
   }
 }
 

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -71,9 +72,25 @@ class BlockLanczos {
     if (steps_ == max_steps()) exhausted_ = true;
   }
 
-  // The Ritz decomposition after `steps` (at most steps()) of the run: earlier states are leading blocks of T.
-  RitzValues ritz(index_t steps) const {
+  // The Ritz decomposition after `steps` (at most steps()) of the run: earlier states are leading blocks of T. The last
+  // one is kept, for whoever wants the vectors after having seen the values.
+  std::shared_ptr<const RitzValues> ritz(index_t steps) {
     if (steps < 1 || steps > steps_) throw std::invalid_argument("no Ritz values for that many steps");
+    if (ritz_ == nullptr || ritz_->size != steps * width_) {
+      ritz_ = std::make_shared<const RitzValues>(decompose(steps));
+    }
+    return ritz_;
+  }
+
+  // out (count vectors of length p) = V times the first `count` columns of `coefficients` (steps() * width() rows).
+  void combine(std::span<const double> coefficients, View out) const {
+    backend_->combine(basis_.slice(0, steps_ * width_), coefficients.data(), out);
+  }
+
+ private:
+  static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
+
+  RitzValues decompose(index_t steps) const {
     const index_t size = steps * width_;
     RitzValues out;
     out.size = size;
@@ -108,14 +125,6 @@ class BlockLanczos {
     }
     return out;
   }
-
-  // out (count vectors of length p) = V times the first `count` columns of `coefficients` (steps() * width() rows).
-  void combine(std::span<const double> coefficients, View out) const {
-    backend_->combine(basis_.slice(0, steps_ * width_), coefficients.data(), out);
-  }
-
- private:
-  static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
 
   double t(index_t i, index_t j) const {
     // Column block j / b was stored when that step was taken, down to its own diagonal block.
@@ -348,6 +357,7 @@ class BlockLanczos {
   std::vector<double> r1_;
   std::vector<std::vector<double>> columns_;    // T, one block column per step, down to its diagonal block
   std::vector<std::vector<double>> couplings_;  // B_1, B_2, ...
+  std::shared_ptr<const RitzValues> ritz_;      // the last that was asked for
 };
 
 }  // namespace mpfast::linalg

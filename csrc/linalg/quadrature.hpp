@@ -36,7 +36,7 @@ struct QuadratureOptions {
   index_t long_dim = 0;        // q
   bool exact_trace = true;     // false: the trace is itself an estimate, nodes are not scaled
   double converged = 0.02;     // a Ritz value counts as an eigenvalue when residual < converged * theta
-  index_t extension = 256;     // settled coefficients appended
+  index_t extension = 0;       // settled coefficients appended
   index_t dropped_probe = -1;  // jackknife: leave out this probe, counted through all blocks
 };
 

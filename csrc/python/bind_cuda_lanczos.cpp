@@ -28,13 +28,14 @@ class DeviceRun : public Run {
     lanczos_.advance(steps);
   }
 
-  linalg::RitzValues ritz(index_t steps) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
     const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
     return lanczos_.ritz(steps);
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(ritz(lanczos_.steps()), count);
+    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
     Real* const data = out.mutable_data();
@@ -86,7 +87,7 @@ class StreamedRun : public Run {
              }) {}
 
   void advance(index_t steps) override { run_.advance(steps); }
-  linalg::RitzValues ritz(index_t steps) override { return run_.ritz(steps); }
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override { return run_.ritz(steps); }
   py::array ritz_vectors(index_t count) override { return run_.ritz_vectors(count); }
   index_t steps() const override { return run_.steps(); }
   index_t width() const override { return run_.width(); }
@@ -116,24 +117,30 @@ void register_cuda_lanczos(py::module_& m) {
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
          bool precise) {
         const ProbeKey key{seed, stream};
-        return precise || w.view.dtype == DType::float64 ? resident_run<double>(w, width, key, scale_exponent)
-                                                         : resident_run<float>(w, width, key, scale_exponent);
+        auto run = precise || w.view.dtype == DType::float64 ? resident_run<double>(w, width, key, scale_exponent)
+                                                             : resident_run<float>(w, width, key, scale_exponent);
+        run->hold(w.owner);
+        return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::keep_alive<0, 1>());
+      py::arg("precise"));
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
         const MatrixView w = host_view(array, dtype);
         const ProbeKey key{seed, stream};
+        std::unique_ptr<Run> run;
         if (precise || w.dtype == DType::float64) {
-          return std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+          run = std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+        } else {
+          run = std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
         }
-        return std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
+        run->hold(array);
+        return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
-      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"), py::keep_alive<0, 1>(),
+      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"),
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 

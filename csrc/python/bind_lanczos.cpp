@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -38,13 +39,14 @@ class HostRun : public Run {
     with_team(vectors * dim_ * static_cast<index_t>(sizeof(Real)), [&] { lanczos_.advance(steps); });
   }
 
-  linalg::RitzValues ritz(index_t steps) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
     const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
     return lanczos_.ritz(steps);
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(ritz(lanczos_.steps()), count);
+    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
     with_team(0, [&] { lanczos_.combine(coefficients, {data, dim_, count}); });
@@ -128,7 +130,9 @@ using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecas
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
 
-py::tuple measure(const std::vector<Block>& blocks, linalg::QuadratureOptions options) {
+// One measure for each of `dropped`, side by side.
+py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOptions& options,
+                  const std::vector<index_t>& dropped, int threads) {
   std::vector<linalg::BlockRule> rules;
   for (const auto& [theta, residual, weight, steps, complete] : blocks) {
     const auto size = static_cast<std::size_t>(theta.size());
@@ -139,13 +143,25 @@ py::tuple measure(const std::vector<Block>& blocks, linalg::QuadratureOptions op
                      steps,
                      complete});
   }
-  linalg::SpectralMeasure out;
+  std::vector<linalg::SpectralMeasure> found(dropped.size());
   {
     const py::gil_scoped_release unlocked;
-    out = linalg::spectral_measure(rules, options);
+    const auto count = static_cast<index_t>(found.size());
+    const index_t team_size = std::clamp<index_t>(count, 1, cpu::resolve_threads(threads));
+    cpu::Team team(static_cast<int>(team_size), interrupt_poll());
+    team.parallel_for(count, [&](index_t which, int) {
+      linalg::QuadratureOptions mine = options;
+      mine.dropped_probe = dropped[static_cast<std::size_t>(which)];
+      found[static_cast<std::size_t>(which)] = linalg::spectral_measure(rules, mine);
+    });
   }
-  const auto size = static_cast<py::ssize_t>(out.nodes.size());
-  return py::make_tuple(to_array(out.nodes, {size}), to_array(out.weights, {size}), out.atoms, out.support_edge);
+  py::list out;
+  for (const linalg::SpectralMeasure& measure : found) {
+    const auto size = static_cast<py::ssize_t>(measure.nodes.size());
+    out.append(py::make_tuple(to_array(measure.nodes, {size}), to_array(measure.weights, {size}), measure.atoms,
+                              measure.support_edge));
+  }
+  return out;
 }
 
 }  // namespace
@@ -157,11 +173,14 @@ void register_lanczos(py::module_& m) {
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
          int threads) {
         const ProbeKey key{seed, stream};
-        return precise || w.view.dtype == DType::float64 ? matrix_run<double>(w, width, key, scale_exponent, threads)
-                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
+        auto run = precise || w.view.dtype == DType::float64
+                       ? matrix_run<double>(w, width, key, scale_exponent, threads)
+                       : matrix_run<float>(w, width, key, scale_exponent, threads);
+        run->hold(w.owner);
+        return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::arg("threads"), py::keep_alive<0, 1>());
+      py::arg("precise"), py::arg("threads"));
   m.def(
       "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
@@ -172,20 +191,20 @@ void register_lanczos(py::module_& m) {
       },
       py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"));
   m.def(
-      "spectral_measure",
+      "spectral_measures",
       [](const std::vector<Block>& blocks, double trace, index_t dim, index_t long_dim, bool exact_trace,
-         index_t extension, index_t dropped_probe) {
+         index_t extension, const std::vector<index_t>& dropped_probes, int threads) {
         linalg::QuadratureOptions options;
         options.trace = trace;
         options.dim = dim;
         options.long_dim = long_dim;
         options.exact_trace = exact_trace;
         options.extension = extension;
-        options.dropped_probe = dropped_probe;
-        return measure(blocks, options);
+        return measures(blocks, options, dropped_probes, threads);
       },
-      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace") = true,
-      py::arg("extension") = 256, py::arg("dropped_probe") = -1);
+      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace"),
+      py::arg("extension"), py::arg("dropped_probes"), py::arg("threads"),
+      "Nodes, weights, number of atoms and support edge for each of `dropped_probes`: without it, or (-1) of all.");
   m.def(
       "probe_block",
       [](index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream) {

@@ -1,6 +1,7 @@
 // One block Lanczos run as Python sees it, whatever machine it runs on.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -20,13 +21,20 @@ class Run {
  public:
   virtual ~Run() = default;
   virtual void advance(index_t steps) = 0;
-  virtual linalg::RitzValues ritz(index_t steps) = 0;
+  virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) = 0;
   virtual py::array ritz_vectors(index_t count) = 0;
   virtual index_t steps() const = 0;
   virtual index_t width() const = 0;
   virtual bool exhausted() const = 0;
   virtual index_t zero_coordinates() const = 0;
   virtual linalg::OperatorStats stats() const = 0;
+
+  // Keeps what the run reads alive. (py::keep_alive would do, but it also runs where the arguments were of wrong
+  // types.)
+  void hold(py::object owner) { owner_ = std::move(owner); }
+
+ private:
+  py::object owner_;
 };
 
 // The coefficients of the leading `count` Ritz vectors in the basis.
@@ -36,10 +44,10 @@ inline std::vector<double> leading_vectors(const linalg::RitzValues& ritz, index
 }
 
 inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
-  const linalg::RitzValues r = run.ritz(steps.value_or(run.steps()));
+  const auto r = run.ritz(steps.value_or(run.steps()));
   // Weights go out as (width, size): one row per probe.
-  return py::make_tuple(to_array(r.theta, {r.size}), to_array(r.residual, {r.size}),
-                        to_array(r.weight, {r.width, r.size}));
+  return py::make_tuple(to_array(r->theta, {r->size}), to_array(r->residual, {r->size}),
+                        to_array(r->weight, {r->width, r->size}));
 }
 
 // Every module has its own Python class of this name.

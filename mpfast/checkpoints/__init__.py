@@ -14,7 +14,7 @@ __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "prefetched"]
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
-def open_checkpoint(model: Any) -> Checkpoint:
+def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
 
     Parameters
@@ -23,6 +23,8 @@ def open_checkpoint(model: Any) -> Checkpoint:
         A ``.safetensors``, ``.npz``, ``.npy`` or ``.onnx`` file; a PyTorch state dictionary; a directory of
         safetensors files or its ``*.safetensors.index.json``; a Hugging Face model directory; a mapping from names to
         arrays of any framework (nested ones are flattened); or a live PyTorch, Keras or Flax model.
+    function : str
+        Whom error messages name.
 
     Raises
     ------
@@ -32,6 +34,8 @@ def open_checkpoint(model: Any) -> Checkpoint:
         The file is malformed or of a kind that is not read.
     TypeError
         `model` is none of the above.
+    ValueError
+        Two arrays of a mapping come out with the same name.
 
     Examples
     --------
@@ -45,7 +49,7 @@ def open_checkpoint(model: Any) -> Checkpoint:
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 
-        return ArrayMapping(model)
+        return ArrayMapping(model, function)
     path = Path(os.fsdecode(model))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")

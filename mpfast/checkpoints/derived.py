@@ -50,6 +50,10 @@ class Difference:
             else:
                 self.unmatched.append((info, "integer or quantised: has no difference"))
 
+    def why_not(self, name: str) -> str | None:
+        """Why a tensor of the model has no difference; None if it has one."""
+        return None if name in self._pairs else next(why for info, why in self.unmatched if info.name == name)
+
     @property
     def source(self) -> str:
         """Both sources."""

@@ -20,6 +20,8 @@ class ArrayMapping:
     ----------
     model : mapping or live model
         The arrays are neither copied nor moved.
+    function : str
+        Whom error messages name.
 
     Raises
     ------
@@ -29,14 +31,14 @@ class ArrayMapping:
         Two arrays come out with the same name.
     """
 
-    def __init__(self, model: Any) -> None:
-        arrays = model if isinstance(model, Mapping) else _state(model)
+    def __init__(self, model: Any, function: str = "open_checkpoint") -> None:
+        arrays = model if isinstance(model, Mapping) else _state(model, function)
         self._source = type(model).__name__
         self._arrays: dict[str, Any] = {}
         self._infos: list[TensorInfo] = []
-        for name, array in _flatten(arrays, ""):
+        for name, array in _flatten(arrays, "", function):
             if name in self._arrays:
-                raise ValueError(f"analyze(): two arrays of the model are called {name!r}")
+                raise ValueError(f"{function}(): two arrays of the model are called {name!r}")
             self._arrays[name] = array
             self._infos.append(TensorInfo(name, tuple(int(extent) for extent in array.shape), _dtype_name(array)))
 
@@ -61,7 +63,7 @@ class ArrayMapping:
         """Do nothing: the arrays belong to the caller."""
 
 
-def _state(model: Any) -> Mapping[Any, Any]:
+def _state(model: Any, function: str) -> Mapping[Any, Any]:
     """The tensors of a live model: PyTorch's and Flax NNX's by their state, Keras's by their variables."""
     weights = getattr(model, "weights", None)
     if isinstance(weights, list) and weights and all(hasattr(weight, "path") for weight in weights):
@@ -76,7 +78,7 @@ def _state(model: Any) -> Mapping[Any, Any]:
         found: Mapping[Any, Any] = nnx.to_pure_dict(nnx.state(model))
         return found
     raise TypeError(
-        "analyze(): model must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model; "
+        f"{function}(): model must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model; "
         f"got {type(model).__name__}"
     )
 
@@ -87,18 +89,18 @@ def _keras_value(variable: Any) -> Any:
     return value if hasattr(value, "__dlpack__") else variable.numpy()
 
 
-def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(arrays: Mapping[Any, Any], prefix: str, function: str) -> Iterator[tuple[str, Any]]:
     for key, value in arrays.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, name + ".")
+            yield from _flatten(value, name + ".", function)
         elif hasattr(value, "shape") and hasattr(value, "dtype"):
             yield name, value
         elif isinstance(value, int | float | bool | str | bytes | type(None)):
             # State dictionaries carry such values (a version, a step) beside the weights.
             yield name, np.asarray(value)
         else:
-            raise TypeError(f"analyze(): the model's {name!r} is {type(value).__name__}, not an array")
+            raise TypeError(f"{function}(): the model's {name!r} is {type(value).__name__}, not an array")
 
 
 def _dtype_name(array: Any) -> str:

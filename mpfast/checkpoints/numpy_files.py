@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 import zipfile
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -97,6 +98,8 @@ class NpzFile:
         except Exception as error:  # zipfile raises its own, struct.error and others, by where the damage is
             stream.close()
             raise CheckpointError(f"{self._path}: no valid .npz archive: {error}", offset=0) from None
+        # The archive stays open as long as this object lives: members are read from it.
+        weakref.finalize(self, stream.close)
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._infos: list[TensorInfo] = []
         for member in self._archive.infolist():

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,15 @@ from mpfast.arrays import as_numpy
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
-from mpfast.checkpoints.sharded import ShardedSafetensors
+from mpfast.checkpoints.sharded import INDEX_SUFFIX, ShardedSafetensors
 from mpfast.documents import parse_json
 from mpfast.files import write_text_atomically
 
-__all__ = ["CheckpointOutput", "copy_companions", "files_of", "fingerprint", "stored"]
+__all__ = ["CheckpointOutput", "copy_companions", "files_of", "fingerprint", "index_name", "stored"]
 
 PROGRESS_FILE = ".progress.json"
 DEFAULT_NAME = "model.safetensors"
+DEFAULT_INDEX = "model.safetensors.index.json"
 # Other forms of the same weights: beside a changed checkpoint they would be stale.
 _WEIGHT_SUFFIXES = frozenset(
     {
@@ -46,6 +48,9 @@ _WEIGHT_SUFFIXES = frozenset(
 )
 
 
+_INDEX_SUFFIXES = (INDEX_SUFFIX, ".bin.index.json")
+
+
 def fingerprint(checkpoint: Checkpoint, function: str, options: list[Any]) -> str:
     """Say which job this is: what is written for one is of no use for another."""
     files = []
@@ -62,7 +67,7 @@ def _shards(checkpoint: Checkpoint) -> list[SafetensorsFile]:
 
 
 class CheckpointOutput:
-    """Writes into a staging directory, file by file; see `mpfast.files.staged_directory`.
+    """Writes into a staging directory, file by file; see `mpfast.files.staged_directory`. A context manager.
 
     Safetensors files keep their names, headers and layout; any other checkpoint becomes one ``model.safetensors``.
     Tensors that are not written are copied from the source. A file that a killed process had finished is kept if the
@@ -135,13 +140,22 @@ class CheckpointOutput:
             if self._shards:
                 self._current.write(name, self._shards[self._file].raw(name))
             else:
-                self._current.write(name, stored(self._checkpoint.read(name), name))
+                self._current.write(name, stored(self._checkpoint.read(name), name, "prune"))
             self._checkpoint.release(name)
         self._current.close()
         self._current = None
         self._done.add(self._file)
         progress = {"job": self._job, "done": sorted(self._done)}
         write_text_atomically(self._staging / PROGRESS_FILE, json.dumps(progress))
+
+    def __enter__(self) -> CheckpointOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._current is not None:  # something failed; an open file could not be removed everywhere
+            self._current.abandon()
 
     def finish(self) -> None:
         """Complete the last file, write those of which no tensor was replaced, and copy what lies beside them."""
@@ -152,6 +166,12 @@ class CheckpointOutput:
                 self._close()
         copy_companions(self._checkpoint, self._staging)
         (self._staging / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def index_name(checkpoint: Checkpoint) -> str:
+    """Name of the index of several files: the source's, or ``model.safetensors.index.json``."""
+    name = Path(checkpoint.source).name
+    return name if isinstance(checkpoint, ShardedSafetensors) and name.endswith(INDEX_SUFFIX) else DEFAULT_INDEX
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -168,6 +188,7 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> None:
     if not shards:
         return
     directory = shards[0].path.parent
+    index = index_name(checkpoint)
     if len(shards) == 1 and not (directory / "config.json").exists():
         return  # a file of its own, not a model directory: what lies beside it is none of our business
     for path in sorted(directory.rglob("*")):
@@ -175,16 +196,18 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> None:
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or not path.is_file() or path.suffix.lower() in _WEIGHT_SUFFIXES:
             continue
+        if path.name.endswith(_INDEX_SUFFIXES) and (len(shards) == 1 or relative != Path(index)):
+            continue  # of files that are not written: whoever opened the directory would look for them
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / relative)
 
 
-def stored(tensor: Any, name: str) -> NDArray[Any]:
-    """Return the bits of a tensor of any framework."""
+def stored(tensor: Any, name: str, function: str) -> NDArray[Any]:
+    """Return the bits of a tensor of any framework; errors name ``function``."""
     if isinstance(tensor, np.ndarray):
         return tensor
     try:
-        array, _ = as_numpy(tensor, function="prune", name=name)
+        array, _ = as_numpy(tensor, function=function, name=name)
     except TypeError:  # no floating-point numbers: indices, masks
         array = np.asarray(tensor)
     return array

@@ -130,10 +130,17 @@ class SafetensorsWriter:
         ValueError
             A tensor was not written.
         """
-        if self._missing:
-            raise ValueError(f"{self.path}: {len(self._missing)} tensors were not written, {self.missing[0]!r} first")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        try:
+            if self._missing:
+                first = self.missing[0]
+                raise ValueError(f"{self.path}: {len(self._missing)} tensors were not written, {first!r} first")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
         self._stream.close()
 
     def __enter__(self) -> SafetensorsWriter:
@@ -145,4 +152,4 @@ class SafetensorsWriter:
         if kind is None:
             self.close()
         else:
-            self._stream.close()
+            self.abandon()

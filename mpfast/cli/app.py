@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text, which narrow terminals and pipes show, too
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -50,11 +51,18 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
         except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
             from mpfast.tables import printable
 
-            message = printable(str(error)) or type(error).__name__
+            message = printable(_message(error)) or type(error).__name__
             typer.echo(f"mpfast: error: {message}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
 
     return guarded
+
+
+def _message(error: BaseException) -> str:
+    """Say what the system refused as we say the rest: the file, then what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 class Method(str, enum.Enum):
@@ -66,8 +74,8 @@ class Method(str, enum.Enum):
 
 
 def _tolerance(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise typer.BadParameter("must be positive")
+    if not 0 < value < 1:
+        raise typer.BadParameter("must be between 0 and 1")
     return value
 
 
@@ -75,7 +83,7 @@ TolOption = Annotated[
     float,
     typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random probes.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the random probes.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda (every GPU) or cuda:N.", show_default="cpu", metavar="DEVICE")
 ]
@@ -122,8 +130,16 @@ def version() -> str:
 
 def require_directory(file: str | None) -> None:
     """Fail before the work rather than after it where the result could not be written."""
-    if file is not None and file != "-" and not Path(file).resolve().parent.is_dir():
+    if file is None or file == "-":
+        return
+    path = Path(file).resolve()
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"{file}: no such directory")
+    if path.is_dir():
+        raise IsADirectoryError(f"{file}: is a directory")
+    # A file is replaced by renaming; a device or a pipe is written to.
+    if not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
+        raise PermissionError(f"{file}: permission denied")
 
 
 def terminal_width() -> int | None:

@@ -22,7 +22,7 @@ from mpfast.cli.app import (
 )
 
 
-@app.command("spectrum")
+@app.command("spectrum", short_help="Report on one matrix.")
 @reports_errors
 def spectrum_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="One matrix, as numpy.save writes it.")],
@@ -37,6 +37,8 @@ def spectrum_command(
     require_directory(json_file)
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file or directory")
+    if file.suffix != ".npy" and file.suffix in (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".ckpt"):
+        raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")
     import time
 
     from mpfast.checkpoints.numpy_files import NpyFile

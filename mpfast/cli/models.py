@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import math
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="A .safetensors, .npz or .npy file, or a directory of safetensors shards."),
+    typer.Argument(metavar="MODEL", help="A safetensors, NumPy, PyTorch or ONNX file, or a model directory."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", metavar="OUT", help="Directory to write.", show_default=False)
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write nothing.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, with all that it holds.")]
 EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")]
 
@@ -82,7 +83,7 @@ class Experts(str, enum.Enum):
     stack = "stack"
 
 
-@app.command("analyze")
+@app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")
 @reports_errors
 def analyze_command(
     model: ModelArgument,
@@ -130,21 +131,22 @@ def analyze_command(
     from mpfast.analysis import analyze
     from mpfast.layers import Views
 
-    analysis = analyze(
-        model.absolute() if dask else model,
-        include=include or None,
-        exclude=exclude or None,
-        base=base.absolute() if base and dask else base,
-        views=Views(conv.value, qkv.value, experts.value),
-        method=method.value,
-        tol=tol,
-        seed=seed,
-        device=device,
-        workers=workers,
-        cache=cache,
-        client=None if dask is None else _dask_client(dask),
-        progress=progress,
-    )
+    with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
+        analysis = analyze(
+            model.absolute() if dask else model,
+            include=include or None,
+            exclude=exclude or None,
+            base=base.absolute() if base and dask else base,
+            views=Views(conv.value, qkv.value, experts.value),
+            method=method.value,
+            tol=tol,
+            seed=seed,
+            device=device,
+            workers=workers,
+            cache=cache,
+            client=client,
+            progress=progress,
+        )
     if html_file is not None:
         analysis.to_html(html_file)
     if json_file == "-":
@@ -216,7 +218,7 @@ class BudgetMethod(str, enum.Enum):
     uniform = "uniform"
 
 
-@app.command("budget")
+@app.command("budget", short_help="Share a sparsity out over the layers of a model.")
 @reports_errors
 def budget_command(
     model: ModelArgument,
@@ -261,7 +263,15 @@ def budget_command(
         typer.echo(f"{out}: {budget.pruned:,} of {budget.entries:,} entries in {len(budget)} layers")
 
 
-@app.command("prune")
+def _pattern(text: str | None) -> str | None:
+    from mpfast.budget import parsed_pattern
+
+    if text is not None and parsed_pattern(text) is None:
+        raise typer.BadParameter("must be of the form 2:4, n of m, with 1 <= n <= m <= 64")
+    return text
+
+
+@app.command("prune", short_help="Write a copy of a model with weights set to zero.")
 @reports_errors
 def prune_command(
     model: ModelArgument,
@@ -269,9 +279,11 @@ def prune_command(
     sparsity: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)
     ] = None,
-    method: Annotated[PruneMethod, typer.Option(help="How they are chosen.")] = PruneMethod.spectral_budget,
+    method: Annotated[
+        PruneMethod, typer.Option(help="How they are chosen, with --sparsity.")
+    ] = PruneMethod.spectral_budget,
     pattern: Annotated[
-        str | None, typer.Option(metavar="N:M", help="Keep n of every m along a row.", show_default=False)
+        str | None, typer.Option(metavar="N:M", help="Keep n of every m along a row.", callback=_pattern)
     ] = None,
     budget_file: Annotated[
         Path | None, typer.Option("--budget", metavar="FILE", help="Sparsity per layer, from mpfast budget.")
@@ -294,17 +306,27 @@ def prune_command(
     """
     if (out is None) != dry_run:
         raise typer.BadParameter("pass either -o OUT or --dry-run")
+    if sum(option is not None for option in (sparsity, pattern, budget_file)) != 1:
+        raise typer.BadParameter("pass one of --sparsity, --pattern and --budget")
+    if sparsity is None and method is not PruneMethod.spectral_budget:
+        raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
     from mpfast.budget import Budget
     from mpfast.pruning import prune
     from mpfast.tables import prune_lines
 
+    budget = None
+    if budget_file is not None:
+        try:
+            budget = Budget.from_json(budget_file)
+        except ValueError as error:
+            raise ValueError(f"{budget_file}: {error}") from None
     result = prune(
         model,
         out,
         sparsity=sparsity,
         method=method.value,
         pattern=pattern,
-        budget=None if budget_file is None else Budget.from_json(budget_file),
+        budget=budget,
         include=include or None,
         exclude=exclude or None,
         embeddings=embeddings,
@@ -318,7 +340,7 @@ def prune_command(
     print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
 
 
-@app.command("verify")
+@app.command("verify", short_help="Check a model that prune wrote.")
 @reports_errors
 def verify_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune wrote.")],
@@ -327,6 +349,7 @@ def verify_command(
     ] = None,
 ) -> None:
     """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
+    from mpfast.tables import counted
     from mpfast.verification import verify
 
     found = verify(out, source)
@@ -335,8 +358,11 @@ def verify_command(
     if found.source is None:
         typer.echo("the dense model is not at hand: only masks and zeros were checked", err=True)
     if not found.ok:
-        raise ValueError(f"{out}: {len(found.problems)} problems")
-    typer.echo(f"{out}: {found.layers} pruned tensors as their masks say, {found.untouched} others bitwise untouched")
+        raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
+    pruned = (
+        "1 pruned tensor as its mask says" if found.layers == 1 else f"{found.layers} pruned tensors as their masks say"
+    )
+    typer.echo(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched")
 
 
 def _rank(text: str) -> str:
@@ -345,7 +371,7 @@ def _rank(text: str) -> str:
     return text
 
 
-@app.command("compress")
+@app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")
 @reports_errors
 def compress_command(
     model: ModelArgument,

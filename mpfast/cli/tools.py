@@ -10,12 +10,10 @@ import typer
 from mpfast.cli.app import JsonOption, app, reports_errors, require_directory, terminal_width, version
 
 
-@app.command("bench")
+@app.command("bench", short_help="Time mpfast against others on this machine.")
 @reports_errors
 def bench_command(
-    cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases to run.", show_default="all")
-    ] = None,
+    cases: Annotated[list[str] | None, typer.Argument(metavar="CASE", help="Cases to run.", show_default="all")] = None,
     full: Annotated[bool, typer.Option("--full", help="The published sizes: many minutes.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -48,7 +46,7 @@ def bench_command(
         console.print(line, soft_wrap=True)
 
 
-@app.command("info")
+@app.command("info", short_help="Show versions, threads and GPUs.")
 @reports_errors
 def info_command() -> None:
     """Show versions and what the native core uses on this machine."""

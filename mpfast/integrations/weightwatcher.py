@@ -25,6 +25,7 @@ DIFFERENCES = {
     "layer_type": "linear, conv or embedding; WeightWatcher says dense, conv2d or embedding",
     "N": "the longer side of the matrix. A convolution is one matrix (out, in * kh * kw); WeightWatcher analyses one "
     "matrix per kernel position, so its rows do not correspond",
+    "layer_id": "number of the row; WeightWatcher numbers the modules, those without weights, too",
     "warning": "what the Marchenko-Pastur fit has to say; WeightWatcher judges alpha",
 }
 
@@ -34,8 +35,8 @@ def details(analysis: Analysis) -> Any:
 
     Columns: layer_id, name, longname, layer_type, M, N, Q, num_evals, norm, log_norm, spectral_norm,
     log_spectral_norm, sv_max, stable_rank, entropy, alpha, alpha_weighted, num_spikes, sigma_mp, bulk_min, bulk_max,
-    mp_softrank, warning. `DIFFERENCES` says where the numbers differ from WeightWatcher's. Columns of its power-law fit
-    (D, xmin, xmax, ...) are left out.
+    mp_softrank, warning. `DIFFERENCES` says where the numbers differ from WeightWatcher's. Its other
+    columns (of the power-law fit, of ranks and scales) are left out.
 
     Raises
     ------

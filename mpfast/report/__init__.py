@@ -86,15 +86,14 @@ def _law(row: LayerReport) -> list[list[float]] | None:
 
 def _budgets(analysis: Analysis) -> dict[str, Any] | None:
     """Sparsity per layer at every step of the slider; None where there is nothing to prune."""
+    if all(row.kind == "embedding" for row in analysis):
+        return None
     methods = {}
     for method in ("spectral_budget", "magnitude"):
-        try:
-            steps = [
-                budget_from_reports(analysis.layers, sparsity, source=analysis.source, method=method)
-                for sparsity in BUDGET_STEPS
-            ]
-        except ValueError:
-            return None
+        steps = [
+            budget_from_reports(analysis.layers, sparsity, source=analysis.source, method=method)
+            for sparsity in BUDGET_STEPS
+        ]
         methods[method] = [[row.sparsity for row in budget] for budget in steps]
         names = [row.name for row in steps[0]]
     return {"steps": BUDGET_STEPS, "names": names, "methods": methods}

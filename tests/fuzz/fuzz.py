@@ -1,4 +1,4 @@
-"""Fuzz one reader: ``python -m tests.fuzz.fuzz TARGET CPU_SECONDS STATE CORPUS [libFuzzer options]``.
+"""Fuzz one reader: ``python tests/fuzz/fuzz.py TARGET CPU_SECONDS STATE CORPUS [libFuzzer options]``.
 
 An exception that a reader must not raise is kept as ``STATE/finding-<hash>`` with its traceback, once for each place it
 comes from, and the search goes on; a crash, a time-out or too much memory ends the run, and libFuzzer keeps the input.
@@ -15,6 +15,9 @@ import traceback
 from pathlib import Path
 
 import atheris
+
+# Behind everything else: what is fuzzed is the installed package, not the checkout, which has no compiled core.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 INSTRUMENTED = [
     "mpfast",

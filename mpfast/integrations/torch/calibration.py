@@ -224,7 +224,9 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         if unknown:
             raise ValueError(f"{os.fspath(path)}: the model has no module {unknown[0]!r}")
         counts = {key: Record(said[key], f"{os.fspath(path)}: {key}") for key in ("rows", "calls")}
-        rows, calls = ({name: counts[key].integer(name) for name in counts[key]} for key in ("rows", "calls"))
+        names = dict.fromkeys([*counts["rows"], *(info.name for info in file.tensors)])
+        rows = {name: counts["rows"].integer(name, 1) for name in names}
+        calls = {name: counts["calls"].integer(name) for name in counts["calls"]}
         self._sums = {
             info.name: torch.from_numpy(np.array(file.read(info.name))).to(self._device(info.name))
             for info in file.tensors

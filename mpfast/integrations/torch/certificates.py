@@ -65,7 +65,7 @@ def magnification(module: torch.nn.Module) -> float:
         return float(weight.abs().reshape(len(weight), -1).sum(dim=1).max())
     if isinstance(module, torch.nn.LeakyReLU):
         return max(1.0, abs(float(module.negative_slope)))
-    if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+    if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) and module.running_var is not None:
         scale = 1 / (module.running_var.double() + module.eps).sqrt()
         return float((scale if module.weight is None else scale * module.weight.detach().double().abs()).max())
     if type(module) in _GROWTH:

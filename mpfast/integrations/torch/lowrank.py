@@ -91,14 +91,20 @@ def split_modules(
     model : Module
     report : dict of str to str
         For every module what became of it: its rank, or why it is as it was.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range.
     """
+    wanted = lowrank.check_options(rank, shrinkage, "split_modules")
     result = copy.deepcopy(model)
     report = {}
     for name, module in prunable_modules(result, include, exclude).items():
         weight = module.weight
         out, length = len(weight), weight[0].numel()
         try:
-            pair = split(module, rank if isinstance(rank, str) else min(rank, out, length), shrinkage=shrinkage)
+            pair = split(module, wanted if isinstance(wanted, str) else min(wanted, out, length), shrinkage=shrinkage)
         except ValueError as error:
             report[name] = str(error)
             continue

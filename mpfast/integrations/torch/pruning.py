@@ -10,6 +10,7 @@ from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import prune as torch_prune
 
 from mpfast import masks
+from mpfast.options import check_sparsity
 
 __all__ = ["GivenMask", "NOfM", "NoiseFloor", "SpectralSparsifier", "global_prune"]
 
@@ -74,7 +75,7 @@ def global_prune(
     ValueError
         The method is unknown, or what it raises.
     """
-    function = _function(method)
+    function = _function(method, "global_prune")
     listed = list(parameters)
     weights = {str(number): getattr(module, name).detach() for number, (module, name) in enumerate(listed)}
     found = function(weights, amount, **options)
@@ -92,11 +93,17 @@ class SpectralSparsifier(BaseSparsifier):
         schedule.
     method : str
         ``"spectral_budget"`` or ``"magnitude"``.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range.
     """
 
     def __init__(self, sparsity: float = 0.5, method: str = "spectral_budget") -> None:
+        _function(method, "SpectralSparsifier")
         super().__init__(defaults={})
-        self.sparsity = sparsity
+        self.sparsity = check_sparsity(sparsity, "SpectralSparsifier")
         self.method = method
 
     def step(self, use_path: bool = True) -> None:
@@ -108,7 +115,7 @@ class SpectralSparsifier(BaseSparsifier):
                 config["tensor_fqn"]: getattr(config["module"], config["tensor_name"]).detach()
                 for config in self.groups
             }
-            found = _function(self.method)(weights, self.sparsity)
+            found = _function(self.method, "SpectralSparsifier")(weights, self.sparsity)
             for config in self.groups:
                 self.update_mask(config["module"], config["tensor_name"], mask=found[config["tensor_fqn"]])
 
@@ -118,8 +125,8 @@ class SpectralSparsifier(BaseSparsifier):
         held.mask = mask.to(held.mask)
 
 
-def _function(method: str) -> Callable[..., Any]:
+def _function(method: str, caller: str) -> Callable[..., Any]:
     functions: dict[str, Callable[..., Any]] = {"spectral_budget": masks.spectral_budget, "magnitude": masks.magnitude}
     if method not in functions:
-        raise ValueError(f"method must be one of {', '.join(functions)}, not {method!r}")
+        raise ValueError(f"{caller}(): method must be one of {', '.join(functions)}, not {method!r}")
     return functions[method]

@@ -268,8 +268,7 @@ class PruneAndRestore:
         options = self.selection
         batches = options.batches
         if batches is None:
-            epoch = sum(1 for _ in self.loader)
-            batches = max(options.least_batches, round(self.sparsity * epoch))
+            batches = max(options.least_batches, round(self.sparsity * self._batches_per_epoch()))
         kept = {name: weight.detach().clone() for name, weight in self._weights.items()}
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         trainable = {id(weight) for weight in self._weights.values()}
@@ -278,7 +277,7 @@ class PruneAndRestore:
             parameter.requires_grad_(False)
         try:
             optimizer = torch.optim.AdamW(list(self._weights.values()), lr=options.lr, weight_decay=0.0)
-            for _ in self._train(optimizer, itertools.cycle(self.loader), batches, options.min_lr_ratio, frozen=True):
+            for _ in self._train(optimizer, self._epochs(), batches, options.min_lr_ratio, frozen=True):
                 pass
             moved = {
                 name: torch.where(self.masks[name], torch.zeros_like(weight), weight.detach())
@@ -294,17 +293,31 @@ class PruneAndRestore:
                     buffer.copy_(buffers[name])
         return moved
 
+    def _batches_per_epoch(self) -> int:
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError:  # not every loader knows; to go through it can take as long as an epoch
+            return sum(1 for _ in self.loader)
+
+    def _epochs(self) -> Iterator[Any]:
+        """Yield batches without end, epoch after epoch; none is kept, and a loader that is empty or used up ends it."""
+        found = True
+        while found:
+            found = False
+            for batch in self.loader:
+                found = True
+                yield batch
+
     def _fine_tune(self) -> None:
         options = self.fine_tuning
         if options.epochs == 0:
             return
-        batches = options.epochs * sum(1 for _ in self.loader)
-        repeated = itertools.chain.from_iterable(itertools.repeat(self.loader, options.epochs))
+        batches = options.epochs * self._batches_per_epoch()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
         )
-        for _ in self._train(optimizer, repeated, batches, options.min_lr_ratio, clip=options.clip):
+        for _ in self._train(optimizer, self._epochs(), batches, options.min_lr_ratio, clip=options.clip):
             with torch.no_grad():
                 for name, weight in self._weights.items():
                     weight.mul_(self.masks[name])
