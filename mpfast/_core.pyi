@@ -64,6 +64,9 @@ def lanczos_run_operator(
     stream: int,
     threads: int,
 ) -> LanczosRun: ...
+def singular_rotation(
+    basis: NDArray[Any], image: NDArray[Any], threads: int
+) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]: ...
 def spectral_measures(
     blocks: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int, bool]],
     trace: float,

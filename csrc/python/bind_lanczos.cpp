@@ -8,6 +8,7 @@
 #include "core/scale.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/host_backend.hpp"
+#include "cpu/singular_rotation.hpp"
 #include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
@@ -126,6 +127,33 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
 }
 
+// The span of a run's vectors, turned into singular triplets.
+template <class Real>
+py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
+                            const py::array_t<Real, py::array::c_style>& image, int threads) {
+  if (basis.ndim() != 2 || image.ndim() != 2 || basis.shape(0) != image.shape(0)) {
+    throw std::invalid_argument("basis and image must be 2-D arrays with as many rows");
+  }
+  const index_t count = basis.shape(0);
+  py::array_t<Real> right({basis.shape(0), basis.shape(1)});
+  py::array_t<Real> left({image.shape(0), image.shape(1)});
+  const auto view = [count](const auto& array, Real* data) {
+    return typename cpu::HostBackend<Real>::View{data, static_cast<index_t>(array.shape(1)), count};
+  };
+  // What is only read lies behind the same kind of view.
+  const auto v = view(basis, const_cast<Real*>(basis.data()));
+  const auto y = view(image, const_cast<Real*>(image.data()));
+  const auto out_v = view(right, right.mutable_data());
+  const auto out_u = view(left, left.mutable_data());
+  std::vector<double> values;
+  {
+    const py::gil_scoped_release unlocked;
+    with_blas_team(threads, 3 * count * count * static_cast<index_t>(sizeof(double)),
+                   [&](cpu::Team& team) { values = cpu::rotate_to_singular<Real>(team, v, y, out_v, out_u); });
+  }
+  return py::make_tuple(to_array(values, {static_cast<py::ssize_t>(count)}), left, right);
+}
+
 using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
@@ -190,6 +218,13 @@ void register_lanczos(py::module_& m) {
         return operator_run(std::move(apply), dim, width, {seed, stream}, threads);
       },
       py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"));
+  const char* rotation =
+      "Singular values, descending, and left and right vectors, (k, q) and (k, p), of W restricted to the span of "
+      "`basis` (k, p), whose `image` is basis W^T (k, q). Precise to (s_1 / s_k)^2 roundings.";
+  m.def("singular_rotation", &singular_rotation<float>, py::arg("basis").noconvert(), py::arg("image").noconvert(),
+        py::arg("threads"), rotation);
+  m.def("singular_rotation", &singular_rotation<double>, py::arg("basis").noconvert(), py::arg("image").noconvert(),
+        py::arg("threads"), rotation);
   m.def(
       "spectral_measures",
       [](const std::vector<Block>& blocks, double trace, index_t dim, index_t long_dim, bool exact_trace,
