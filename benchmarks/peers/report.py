@@ -38,6 +38,17 @@ def task_of(contender: str) -> str:
     return contenders.contender(contender).task
 
 
+def place(record: Record) -> tuple[int, int]:
+    """Small matrices first, and contenders as they are listed, in whatever order they were measured."""
+    import contenders
+
+    if not is_matrix(record):
+        return 0, 0
+    job = record["job"]
+    order = [contender.name for contender in contenders.CONTENDERS]
+    return job["matrix"]["rows"] * job["matrix"]["cols"], order.index(job["contender"])
+
+
 def is_matrix(record: Record) -> bool:
     return isinstance(record["job"], dict) and "matrix" in record["job"]
 
@@ -54,6 +65,10 @@ def is_square_growth(record: Record) -> bool:
 
 def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def times_as_long(ratio: float) -> str:
+    return f"{ratio:.0f} x" if ratio >= 10 else f"{ratio:.1f} x" if ratio >= 1 else f"{ratio:.2f} x"
 
 
 def size(value: int | None) -> str:
@@ -145,7 +160,7 @@ def in_short(growth: list[Record]) -> list[str]:
             if ours not in found or not peers:
                 return "none in time"
             best = min(peers, key=lambda r: r["warm"])
-            return f"{best['job']['contender']}, {best['warm'] / found[ours]['warm']:.2g} x"
+            return f"{best['job']['contender']}, {times_as_long(best['warm'] / found[ours]['warm'])}"
 
         return show
 
@@ -154,7 +169,7 @@ def in_short(growth: list[Record]) -> list[str]:
         peers = [r for name, r in found.items() if task_of(name) == "leading" and r["warm"] < ours]
         return (
             "; ".join(
-                f"{r['job']['contender']}, {r['warm'] / ours:.2g} x{accuracy(r)}"
+                f"{r['job']['contender']}, {times_as_long(r['warm'] / ours)}{accuracy(r)}"
                 for r in sorted(peers, key=lambda r: r["warm"])
             )
             or "-"
@@ -258,6 +273,24 @@ def sections(records: list[Record]) -> list[str]:
     return lines
 
 
+def counting(records: list[Record]) -> list[str]:
+    """How often each contender counts the one planted spike, no more and no less."""
+    found = [r for r in records if isinstance(r["job"], dict) and "strength" in r["job"] and "spikes" in r]
+    strengths = sorted({r["job"]["strength"] for r in found})
+    lines = [
+        "Share of the matrices (400 x 608) in which exactly one spike is counted, by its size in units of the critical "
+        "one; without a spike (0), and below 1, the right count is none.",
+        "",
+        "|  | " + " | ".join(f"{strength:g}" for strength in strengths) + " |",
+        "|---" * (len(strengths) + 1) + "|",
+    ]
+    for contender in dict.fromkeys(r["job"]["contender"] for r in found):
+        mine = {r["job"]["strength"]: r["spikes"] for r in found if r["job"]["contender"] == contender}
+        cells = [f"{100 * mine[x].count(1) / len(mine[x]):.0f} %" if x in mine else "" for x in strengths]
+        lines.append(f"| {contender} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def new_figure() -> Any:
     import matplotlib
 
@@ -319,7 +352,7 @@ def main() -> None:
     parser.add_argument("measurements", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    records = [json.loads(line) for line in options.measurements.read_text().splitlines()]
+    records = sorted((json.loads(line) for line in options.measurements.read_text().splitlines()), key=place)
     described = next((r for r in records if r["job"] == "machine"), {})
     name = options.out.name
     lines = ["# mpfast and its peers, side by side", ""]
@@ -328,7 +361,7 @@ def main() -> None:
     lines += [f"![time against size]({name}-growth.svg)"]
     lines += in_short([record for record in records if is_matrix(record) and is_growth(record)])
     lines += sections(records)
-    lines += ["", "## Counting one spike", "", f"![spikes counted]({name}-detection.svg)"]
+    lines += ["", "## Counting one spike", "", f"![spikes counted]({name}-detection.svg)", "", *counting(records)]
     options.out.with_name(name + ".md").write_text("\n".join(lines) + "\n")
     plot_growth(records, options.out.with_name(name + "-growth.svg"))
     plot_detection(records, options.out.with_name(name + "-detection.svg"))

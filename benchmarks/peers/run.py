@@ -52,6 +52,10 @@ class Matrix:
     dtype: str = "float32"
 
     @property
+    def size(self) -> int:
+        return self.rows * self.cols
+
+    @property
     def file(self) -> str:
         return f"{self.family}-{self.rows}x{self.cols}-{self.dtype}.npy"
 
@@ -192,18 +196,23 @@ def prepare(work: Path, wanted: Iterator[Job]) -> None:
 
 
 def measure_times(work: Path, wanted: Iterator[Job], limit: float, measurements: Measurements) -> None:
-    slow = {
-        (record["job"]["contender"], record["job"]["threads"], record["job"]["matrix"]["dtype"])
-        for record in measurements.records
-        if record.get("slow")
-    }
+    # Entries of the smallest matrix that took too long.
+    too_large: dict[tuple[str, int, str], int] = {}
+
+    def was_slow(job: Job) -> None:
+        key = (job.contender, job.threads, job.matrix.dtype)
+        too_large[key] = min(too_large.get(key, job.matrix.size), job.matrix.size)
+
+    for record in measurements.records:
+        if record.get("slow"):
+            was_slow(Job(**{**record["job"], "matrix": Matrix(**record["job"]["matrix"])}))
     if not measurements.has("machine"):
         measurements.keep({"job": "machine", **machine()})
     for job in wanted:
         if measurements.has(asdict(job)):
             continue
-        key = (job.contender, job.threads, job.matrix.dtype)
-        if key in slow:
+        limit_of_this = too_large.get((job.contender, job.threads, job.matrix.dtype))
+        if limit_of_this is not None and job.matrix.size >= limit_of_this:
             result: dict[str, Any] = {"failed": "not tried: too slow on a smaller one"}
         else:
             path = make(work, job.matrix)
@@ -217,7 +226,7 @@ def measure_times(work: Path, wanted: Iterator[Job], limit: float, measurements:
             result = call(work, request, job.threads, limit)
             result["truth"] = json.loads((path.parent / job.matrix.truth_file).read_text())
             if result.get("slow"):
-                slow.add(key)
+                was_slow(job)
         measurements.keep({"job": asdict(job), **result})
         shown = result.get("failed") or f"{result['cold']:.2f} s, then {result['warm']:.3f} s"
         print(f"{job.contender}, {job.matrix.file}, {job.threads} threads: {shown}", file=sys.stderr)
