@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
+
+from .references import run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are protected through Linux's C library")
 
@@ -82,16 +83,12 @@ print(checked)
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_nothing_beyond_the_array_is_touched(isa):
     # In a process of its own: what touches such a page ends it.
-    environment = {**os.environ, "MPFAST_ISA": isa}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+    done = run_python("-c", SCRIPT, timeout=300, env={**os.environ, "MPFAST_ISA": isa})
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     assert int(done.stdout) == 10 * 4 * 2 * 3
 
 
 def test_the_fence_ends_a_process_that_touches_it():
-    body = (
-        SCRIPT[: SCRIPT.index("rng = ")] + "fence, W = fenced(np.ones(10), True)\nctypes.string_at(W.ctypes.data, 81)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", body], capture_output=True, timeout=60, check=False).returncode < 0
+    body = SCRIPT[: SCRIPT.index("rng = ")]
+    body += "fence, W = fenced(np.ones(10), True)\nctypes.string_at(W.ctypes.data, 81)\n"
+    assert run_python("-c", body).returncode < 0
