@@ -204,7 +204,7 @@ def measure_times(work: Path, wanted: Iterator[Job], limit: float, measurements:
         too_large[key] = min(too_large.get(key, job.matrix.size), job.matrix.size)
 
     for record in measurements.records:
-        if record.get("slow"):
+        if record.get("slow") and "matrix" in record["job"]:
             was_slow(Job(**{**record["job"], "matrix": Matrix(**record["job"]["matrix"])}))
     if not measurements.has("machine"):
         measurements.keep({"job": "machine", **machine()})
