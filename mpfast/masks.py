@@ -374,5 +374,7 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
         variance = spectrum(W if W.ndim == 2 else W.reshape(W.shape[0], -1), seed=seed).edge.variance
     if not variance >= 0:
         raise ValueError(f"noise_floor(): variance must not be negative, not {variance!r}")
-    threshold = math.sqrt(2 * variance * math.log(2 * math.prod(W.shape) / delta))
-    return abs(W) > threshold
+    sizes = abs(W)
+    if not bool((sizes < math.inf).all()):
+        raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
+    return sizes > math.sqrt(2 * variance * math.log(2 * math.prod(W.shape) / delta))

@@ -157,6 +157,10 @@ def test_noise_floor_keeps_signal_and_no_noise() -> None:
     )
     with pytest.raises(ValueError, match="delta"):
         masks.noise_floor(W, 0)
+    for entry in (math.nan, -math.inf):
+        W[3, 4] = entry
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            masks.noise_floor(W, 0.1, variance=1.0)
 
 
 def test_a_sparsity_for_each_layer() -> None:
