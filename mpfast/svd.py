@@ -253,18 +253,15 @@ class _KrylovSearch:
 
         A Krylov space has at most as many vectors of one singular value as its block is wide.
         """
-        p = min(self.source.shape)
-        width = max(min(WIDEST, p // 2), 1)
         vectors, previous = basis.vectors, np.empty(0)
         for stream in range(1, MAX_FURTHER_RUNS + 1):
-            found = self._grow(width, stream, expected, precise=precise)[0].vectors
+            found = self._grow(WIDEST, stream, expected, precise=precise)[0].vectors
             joined = np.linalg.qr(np.concatenate([vectors, found]).astype(np.float64).T)[0].T
-            joined = joined.astype(vectors.dtype)
-            theta, right, residual = self._rayleigh_ritz(joined)
+            theta, right, residual = self._rayleigh_ritz(joined.astype(vectors.dtype))
             count = min(self._count(theta), len(theta))
             vectors, theta, residual = right[:count], theta[:count], residual[:count]
             same = len(theta) == len(previous) and np.allclose(theta, previous, rtol=self.tol, atol=0)
-            if (same and count >= (self.k or 0)) or len(joined) >= p:
+            if (same and count >= (self.k or 0)) or len(joined) >= min(self.source.shape):
                 return _Basis(vectors, residual)
             previous = theta
         self._warn(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
@@ -275,7 +272,8 @@ class _KrylovSearch:
         tall = self.source.shape[0] >= self.source.shape[1]
         image = self.source.multiply(basis, transpose=not tall)
         product = self.source.multiply(image, transpose=tall).astype(np.float64)
-        theta, coefficients = np.linalg.eigh(image.astype(np.float64) @ image.astype(np.float64).T)
+        image = image.astype(np.float64)
+        theta, coefficients = np.linalg.eigh(image @ image.T)
         theta, coefficients = theta[::-1], coefficients[:, ::-1]
         vectors = coefficients.T @ basis
         residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
