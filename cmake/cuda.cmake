@@ -11,6 +11,7 @@ set(cuda_host_sources
   csrc/cuda/products.cpp
   csrc/cuda/projection.cpp
   csrc/cuda/streamed.cpp
+  csrc/core/abandonable.cpp
   csrc/cpu/small_eigen.cpp
   csrc/cpu/blas.cpp
   csrc/python/bind_cuda_devices.cpp

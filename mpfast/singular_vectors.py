@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.edge import EdgeFit
+from mpfast.interruptible import interruptible
 from mpfast.options import positive_integer
 from mpfast.spectrum import spectrum
 
@@ -227,7 +228,7 @@ def _decomposed(W: Any, function: str) -> tuple[Array, Array, Array, EdgeFit]:
     matrix = as_wide(W, function=function)
     check_matrix(matrix.shape, "float64", function, "W")
     edge = spectrum(W, method="exact").edge
-    U, s, Vh = np.linalg.svd(matrix, full_matrices=False)
+    U, s, Vh = interruptible(np.linalg.svd, matrix, False)
     return U, s, Vh, edge
 
 

@@ -16,6 +16,7 @@ from mpfast.arrays import like, raise_if_nonfinite
 from mpfast.edge import EdgeFit
 from mpfast.errors import ConvergenceWarning
 from mpfast.estimation import Request, estimate_spectrum
+from mpfast.interruptible import interruptible
 from mpfast.options import check_tolerance
 from mpfast.sources import Source, open_source
 
@@ -180,7 +181,7 @@ class _Basis:
 
 def _dense_basis(source: Source, k: int | None, floor: float) -> _Basis:
     """Of the whole Gram matrix: exact but for rounding."""
-    values, vectors = np.linalg.eigh(source.gram())
+    values, vectors = interruptible(np.linalg.eigh, source.gram())
     count = k if k is not None else int(np.count_nonzero(values > floor**2))
     return _Basis(np.ascontiguousarray(vectors[:, ::-1][:, :count].T), np.zeros(count))
 
@@ -256,7 +257,7 @@ class _KrylovSearch:
         vectors, previous = basis.vectors, np.empty(0)
         for stream in range(1, MAX_FURTHER_RUNS + 1):
             found = self._grow(WIDEST, stream, expected, precise=precise)[0].vectors
-            joined = np.linalg.qr(np.concatenate([vectors, found]).astype(np.float64).T)[0].T
+            joined = interruptible(np.linalg.qr, np.concatenate([vectors, found]).astype(np.float64).T)[0].T
             theta, right, residual = self._rayleigh_ritz(joined.astype(vectors.dtype))
             count = min(self._count(theta), len(theta))
             vectors, theta, residual = right[:count], theta[:count], residual[:count]
@@ -273,7 +274,7 @@ class _KrylovSearch:
         image = self.source.multiply(basis, transpose=not tall)
         product = self.source.multiply(image, transpose=tall).astype(np.float64)
         image = image.astype(np.float64)
-        theta, coefficients = np.linalg.eigh(image @ image.T)
+        theta, coefficients = interruptible(np.linalg.eigh, image @ image.T)
         theta, coefficients = theta[::-1], coefficients[:, ::-1]
         vectors = coefficients.T @ basis
         residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
@@ -338,8 +339,8 @@ def _rotated(basis: NDArray[Any], image: NDArray[Any], threads: int) -> tuple[Ar
     s, left, right = _core.singular_rotation(basis, np.ascontiguousarray(image, dtype=basis.dtype), threads)
     if 0 < s[0] <= ROTATION_RANGE * s[-1]:
         return s, left, right
-    q, r = np.linalg.qr(image.astype(np.float64).T)
-    left, s, right = np.linalg.svd(r)
+    q, r = interruptible(np.linalg.qr, image.astype(np.float64).T)
+    left, s, right = interruptible(np.linalg.svd, r)
     return s, (q @ left).T, right @ basis
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mpfast
+from mpfast.interruptible import interruptible
 from mpfast.synthetic import family
 
 from .references import run_python
@@ -63,7 +64,8 @@ INTERRUPTED = """
     [
         "mpfast.spectrum(W, method='exact')",
         "mpfast.spectrum(W, method='lanczos', probes=512, steps=24)",
-        "mpfast.svd(W, 700, tol=1e-9)",
+        "mpfast.svd(W, 700, tol=1e-9)",  # an eigenproblem by NumPy
+        "mpfast._core.singular_rotation(W[:2500], W[:2500], 1)",  # one by the core
         "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(200)]",
     ],
 )
@@ -76,3 +78,17 @@ def test_ctrl_c_stops_a_call(call):
     assert stopped.startswith("stopped after"), run.stdout
     assert float(stopped.split()[-1]) < 1.0
     assert alive == "True"
+
+
+def test_the_status_of_a_script_that_left_a_call_is_its_own():
+    call = "mpfast.svd(W, 700, tol=1e-9)"
+    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4)) + "sys.exit(3)\n"
+    run = run_python("-c", script)
+    assert run.returncode == 3, run.stderr
+    assert run.stdout.splitlines()[-1] == "True"  # what was printed before is not lost
+
+
+def test_what_a_call_that_can_be_left_raises_comes_out():
+    assert interruptible(divmod, 7, 2) == (3, 1)
+    with pytest.raises(np.linalg.LinAlgError, match="square"):
+        interruptible(np.linalg.eigh, np.ones((2, 3)))

@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "core/abandonable.hpp"
 #include "cpu/blas.hpp"
-#include "cpu/symmetric_eigen.hpp"
 
 namespace mpfast::cpu {
 
@@ -60,6 +60,7 @@ void qr_in_place(Team& team, index_t m, index_t n, double* a, index_t lda) {
 void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_ptr<Bidiagonalization>& state) {
   const index_t lda = state->lda;
   constexpr index_t k = kBidiagonalPanel;
+  const Poll poll = [&team] { team.check_interrupt(); };
   index_t i = 0;
   for (; (m - i) * (n - i) > kQuickEntries && n - i > 2 * k; i += k) {
     const index_t rows = m - i;
@@ -70,7 +71,7 @@ void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_p
       bidiagonalize_panel(rows, cols, k, corner, lda, s.d.data() + i, s.e.data() + i, s.tauq.data(), s.taup.data(),
                           s.x.get(), s.ldx, s.y.get(), s.ldy);
     };
-    run_abandonable(team, panel);
+    run_abandonable(poll, panel);
     const index_t row_tiles = blocks(rows - k, kUpdateTile);
     const index_t col_tiles = blocks(cols - k, kUpdateTile);
     team.parallel_for(row_tiles * col_tiles, [&](index_t tile, int) {
@@ -108,7 +109,8 @@ void bidiagonal_values(Team& team, index_t m, index_t n, Buffer<double> a, index
   state->x = Buffer<double>(state->ldx, kBidiagonalPanel, "bidiagonalisation panels");
   state->y = Buffer<double>(state->ldy, kBidiagonalPanel, "bidiagonalisation panels");
   bidiagonalize_blocked(team, m, n, state);
-  run_abandonable(team, [state, n] { bidiagonal_singular_values(n, state->d.data(), state->e.data()); });
+  run_abandonable([&team] { team.check_interrupt(); },
+                  [state, n] { bidiagonal_singular_values(n, state->d.data(), state->e.data()); });
   std::copy(state->d.begin(), state->d.end(), values);
 }
 

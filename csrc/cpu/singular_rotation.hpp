@@ -27,7 +27,7 @@ std::vector<double> rotate_to_singular(Team& team, typename HostBackend<Real>::V
   std::vector<double> vectors(static_cast<std::size_t>(k * k));
   std::vector<double> squares;
   long_side.gram(image, vectors.data());
-  linalg::symmetric_eigen(k, vectors, squares);
+  linalg::symmetric_eigen(k, vectors, squares, [&team] { team.check_interrupt(); });
   for (index_t i = 0; i < k / 2; ++i) {
     std::swap_ranges(&vectors[static_cast<std::size_t>(i * k)], &vectors[static_cast<std::size_t>(i * k)] + k,
                      &vectors[static_cast<std::size_t>((k - 1 - i) * k)]);

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
-#include <future>
 #include <memory>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/abandonable.hpp"
 #include "cpu/band_kernels.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/buffer.hpp"
@@ -255,7 +253,7 @@ void tridiagonal_values(Team& team, index_t n, const double* d, const double* e,
   if (n < kLongTridiagonal) {
     work();
   } else {
-    run_abandonable(team, work);
+    run_abandonable([&team] { team.check_interrupt(); }, work);
   }
   std::copy(state->d.begin(), state->d.end(), values);
 }
@@ -272,27 +270,6 @@ int scaling_exponent(index_t n, const double* a, index_t lda) {
 }
 
 }  // namespace
-
-void run_abandonable(Team& team, std::function<void()> work) {
-  const auto task = std::make_shared<std::packaged_task<void()>>(std::move(work));
-  std::future<void> result = task->get_future();
-  std::thread thread;
-  try {
-    thread = std::thread([task] { (*task)(); });
-  } catch (const std::system_error&) {
-    // No thread is to be had: what cannot be abandoned is still right.
-    (*task)();
-    return result.get();
-  }
-  try {
-    while (result.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) team.check_interrupt();
-  } catch (...) {
-    thread.detach();
-    throw;
-  }
-  thread.join();
-  result.get();
-}
 
 void symmetric_eigenvalues(Team& team, index_t n, double* a, index_t lda, double* values) {
   if (n == 0) return;

@@ -17,16 +17,15 @@
 #include <utility>
 #include <vector>
 
+#include "core/abandonable.hpp"
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
 
-// Called on the thread that owns the team, at most every 50 ms while it works; cancels the call by throwing.
-using Poll = std::function<void()>;
-
 class Team {
  public:
-  // A team of `threads`, or of as many as the system grants.
+  // A team of `threads`, or of as many as the system grants. The poll is called on the thread that owns the team, at
+  // most every 50 ms while it works.
   explicit Team(int threads, Poll poll = {});
   ~Team();
   Team(const Team&) = delete;

@@ -74,10 +74,10 @@ class BlockLanczos {
 
   // The Ritz decomposition after `steps` (at most steps()) of the run: earlier states are leading blocks of T. The last
   // one is kept, for whoever wants the vectors after having seen the values.
-  std::shared_ptr<const RitzValues> ritz(index_t steps) {
+  std::shared_ptr<const RitzValues> ritz(index_t steps, const Poll& poll) {
     if (steps < 1 || steps > steps_) throw std::invalid_argument("no Ritz values for that many steps");
     if (ritz_ == nullptr || ritz_->size != steps * width_) {
-      ritz_ = std::make_shared<const RitzValues>(decompose(steps));
+      ritz_ = std::make_shared<const RitzValues>(decompose(steps, poll));
     }
     return ritz_;
   }
@@ -90,7 +90,7 @@ class BlockLanczos {
  private:
   static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
 
-  RitzValues decompose(index_t steps) const {
+  RitzValues decompose(index_t steps, const Poll& poll) const {
     const index_t size = steps * width_;
     RitzValues out;
     out.size = size;
@@ -100,7 +100,7 @@ class BlockLanczos {
       for (index_t i = 0; i < size; ++i) matrix[at(i, j, size)] = t(i, j);
     }
     std::vector<double> ascending;
-    symmetric_eigen(size, matrix, ascending);
+    symmetric_eigen(size, matrix, ascending, poll);
     const std::vector<double>& last = couplings_[static_cast<std::size_t>(steps - 1)];
     out.theta.resize(static_cast<std::size_t>(size));
     out.residual.resize(static_cast<std::size_t>(size));

@@ -31,7 +31,7 @@ class DeviceRun : public Run {
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
     const py::gil_scoped_release unlocked;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps);
+    return lanczos_.ritz(steps, &check_signals);
   }
 
   py::array ritz_vectors(index_t count) override {

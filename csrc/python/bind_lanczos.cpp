@@ -43,7 +43,7 @@ class HostRun : public Run {
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
     const py::gil_scoped_release unlocked;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps);
+    return lanczos_.ritz(steps, interrupt_poll());
   }
 
   py::array ritz_vectors(index_t count) override {

@@ -24,7 +24,7 @@ Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
 
 }  // namespace
 
-cpu::Poll interrupt_poll() { return &check_signals; }
+Poll interrupt_poll() { return &check_signals; }
 
 void register_matrix(py::module_& m) {
   py::class_<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/abandonable.hpp"
 #include "core/types.hpp"
 #include "cpu/team.hpp"
 
@@ -19,7 +20,7 @@ struct Matrix {
 };
 
 // Lets Ctrl-C cancel a call that runs with the GIL released.
-cpu::Poll interrupt_poll();
+Poll interrupt_poll();
 
 void register_exact(py::module_& m);
 void register_gram(py::module_& m);

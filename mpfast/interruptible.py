@@ -1,0 +1,45 @@
+"""Long calls into NumPy's LAPACK that Ctrl-C can leave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mpfast import _core
+
+Result = TypeVar("Result")
+
+__all__ = ["interruptible"]
+
+
+def interruptible(function: Callable[..., Result], *args: Any) -> Result:
+    """Call ``function(*args)`` so that `KeyboardInterrupt` comes at once; the call then goes on alone, to no end.
+
+    Python looks for Ctrl-C between bytecodes, and one call of LAPACK may take minutes. Elsewhere than in the main
+    thread, where Ctrl-C does not arrive, this is a plain call; so it is where a process could not exit meanwhile (with
+    another C library than glibc).
+    """
+    if threading.current_thread() is not threading.main_thread() or not _core.can_exit_during_calls():
+        return function(*args)
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        _core.begin_call()
+        try:
+            results.append(function(*args))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            _core.end_call()
+
+    thread = threading.Thread(target=run, name="mpfast-lapack", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is to be had, or none that need not be waited for
+        return function(*args)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
