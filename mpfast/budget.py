@@ -282,7 +282,10 @@ def budget_from_reports(
 
 
 def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
-    """One row per tensor: norms and spikes of its parts are added up, edges and exponents averaged."""
+    """One row per tensor: norms and spikes of its parts are added up, edges and exponents averaged.
+
+    Parts that were not analysed are taken to be as large, entry by entry, as those that were.
+    """
     parts: dict[str, list[LayerReport]] = {}
     for row in reports:
         parts.setdefault(row.tensor, []).append(row)
@@ -292,12 +295,13 @@ def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
             merged.append(replace(rows[0], name=tensor))
             continue
         errors = [row.sigma_plus_error for row in rows]
+        known = sum(math.prod(row.shape) for row in rows) / math.prod(rows[0].tensor_shape)
         merged.append(
             replace(
                 rows[0],
                 name=tensor,
                 shape=(rows[0].tensor_shape[0], math.prod(rows[0].tensor_shape[1:])),
-                fro_norm=math.hypot(*(row.fro_norm for row in rows)),
+                fro_norm=math.hypot(*(row.fro_norm for row in rows)) / math.sqrt(known),
                 sigma_plus=float(np.mean([row.sigma_plus for row in rows])),
                 sigma_plus_error=math.hypot(*errors) / len(rows),
                 spikes=sum(row.spikes for row in rows),

@@ -80,7 +80,7 @@ class Layer:
     name : str
         Name of the tensor, with the part in brackets: ``"h.0.attn.qkv.weight[key]"``, ``"experts.up[3]"``.
     kind : {"linear", "conv", "embedding"}
-        What the name and the number of dimensions say it is; all three are treated as matrices.
+        What the model, or the name and the number of dimensions, say it is; all three are treated as matrices.
     tensor_shape : tuple of int
         Shape of the tensor as stored.
     shape : (int, int)
@@ -108,7 +108,7 @@ class Layer:
 
 
 def as_layer(tensor: TensorInfo) -> Layer | str:
-    """Decide from name, shape and type whether a tensor is a weight matrix: the layer, or why it is none.
+    """Decide from name, shape, type and kind whether a tensor is a weight matrix: the layer, or why it is none.
 
     Examples
     --------
@@ -243,11 +243,11 @@ _Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
 
 def _parts(tensor: TensorInfo, views: Views) -> tuple[str, list[_Part]] | None:
     """Kind and matrices of a tensor of two or more dimensions; None if it is no matrix."""
-    shape, convolution = tensor.shape, "conv" in tensor.name.lower()
+    shape, convolution = tensor.shape, tensor.kind == "conv" or "conv" in tensor.name.lower()
     if len(shape) == 3 and shape[0] == 1 and not convolution:  # position embeddings (1, positions, width)
         shape = shape[1:]
     if len(shape) == 2:
-        kind = "embedding" if _EMBEDDING.search(tensor.name) else "linear"
+        kind = "embedding" if tensor.kind == "embedding" or _EMBEDDING.search(tensor.name) else "linear"
         split = _split_qkv(tensor.name, shape) if views.qkv == "split" and len(tensor.shape) == 2 else []
         return kind, split or [("", (shape[0], shape[1]), ())]
     # Three dimensions are a 1-D convolution or a stack of experts; only the name can tell.

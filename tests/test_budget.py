@@ -119,6 +119,20 @@ def test_bad_budgets(analysis, tmp_path):
         analysis.budget(0.5).export("toml")
 
 
+def test_a_tensor_of_which_one_part_could_not_be_analysed():
+    rng = np.random.default_rng(0)
+    fused = rng.standard_normal((96, 32)).astype(np.float32)
+    broken = fused.copy()
+    broken[70, 3] = np.nan
+    layers = {"a": rng.standard_normal((64, 64)).astype(np.float32)}
+    whole, partly = (
+        mpfast.analyze({**layers, "h.qkv": tensor}, progress=False).budget(0.5, method="magnitude")
+        for tensor in (fused, broken)
+    )
+    for layer, other in zip(whole.layers, partly.layers, strict=True):
+        assert layer.sparsity == pytest.approx(other.sparsity, abs=0.01)
+
+
 def test_a_callable_without_spectra_has_no_ranks(analysis):
     rows = [row.__class__(**{**row.__dict__, "rank": None}) for row in analysis.budget(0.5)]
     budget = Budget(tuple(rows), "magnitude", 0.5, None, "nowhere")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mpfast import CheckpointError
 from mpfast.checkpoints import TensorInfo, open_checkpoint
+from mpfast.layers import Views, select_layers
 
 SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
@@ -303,6 +304,18 @@ class TestMappings:
             ("1.weight", (3, 2, 3, 3), "bfloat16"),
             ("1.bias", (3,), "bfloat16"),
         ]
+
+    def test_a_module_says_what_its_weights_are(self):
+        torch = pytest.importorskip("torch")
+        model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 16), torch.nn.Conv1d(16, 16, 3))
+        layers, _ = select_layers(open_checkpoint(model), None, None, "test", Views())
+        assert [(layer.name, layer.kind, layer.shape) for layer in layers] == [
+            ("0.weight", "embedding", (50, 16)),
+            ("1.weight", "linear", (16, 16)),
+            ("2.weight", "conv", (16, 48)),
+        ]
+        layers, _ = select_layers(open_checkpoint(model[0]), None, None, "test", Views())
+        assert [(layer.name, layer.kind) for layer in layers] == [("weight", "embedding")]
 
     @pytest.mark.parametrize("model", [3, object(), [np.eye(2)], None, np.eye(3)])
     def test_nothing_that_holds_tensors(self, model):

@@ -124,6 +124,15 @@ def test_padding_is_left_out() -> None:
     torch.testing.assert_close(moments["0"], moment_of(x[valid]), rtol=1e-5, atol=1e-6)
 
 
+def test_modules_called_by_keyword() -> None:
+    layer = torch.nn.Linear(4, 4)
+    x = torch.randn(5, 4)
+    with SecondMoments(layer) as moments:
+        layer(input=x)
+    assert moments.rows == {"": 5}
+    torch.testing.assert_close(moments[""], moment_of(x), rtol=1e-5, atol=1e-6)
+
+
 def test_narrow_types_and_shared_modules() -> None:
     shared = torch.nn.Linear(4, 4).to(torch.bfloat16)
     model = torch.nn.Sequential(shared, shared)

@@ -68,3 +68,18 @@ def test_a_bad_option_is_no_reason_to_leave_a_module_whole() -> None:
     ):
         with pytest.raises(ValueError, match=rf"split_modules\(\): {message}"):
             split_modules(model, **options)
+
+
+def test_a_shared_module_is_split_in_every_place() -> None:
+    shared = low_rank_linear(64, 64, 4)
+    model = torch.nn.Sequential(shared, torch.nn.ReLU(), torch.nn.Sequential(shared))
+    small, report = split_modules(model)
+    assert report == {"0": "rank 4 of 64"}
+    assert small[2][0] is small[0]
+    assert isinstance(small[0], torch.nn.Sequential)
+
+
+def test_a_model_that_is_one_module() -> None:
+    small, report = split_modules(low_rank_linear(64, 96, 5))
+    assert isinstance(small, torch.nn.Sequential)
+    assert report == {"": "rank 5 of 64"}

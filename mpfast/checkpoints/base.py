@@ -23,11 +23,14 @@ class TensorInfo:
     dtype : str
         Element type by NumPy's names (``"float32"``, ``"int64"``), extended by ``"bfloat16"``,
         ``"float8_e4m3fn"`` and the like, whatever the file format calls it.
+    kind : {"embedding", "conv", None}
+        What the model's modules say that it is; None where only the name can tell.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    kind: str | None = None
 
     @property
     def size(self) -> int:

@@ -34,13 +34,15 @@ class ArrayMapping:
     def __init__(self, model: Any, function: str = "open_checkpoint") -> None:
         arrays = model if isinstance(model, Mapping) else _state(model, function)
         self._source = type(model).__name__
+        kinds = _kinds(model)
         self._arrays: dict[str, Any] = {}
         self._infos: list[TensorInfo] = []
         for name, array in _flatten(arrays, "", function):
             if name in self._arrays:
                 raise ValueError(f"{function}(): two arrays of the model are called {name!r}")
             self._arrays[name] = array
-            self._infos.append(TensorInfo(name, tuple(int(extent) for extent in array.shape), _dtype_name(array)))
+            shape = tuple(int(extent) for extent in array.shape)
+            self._infos.append(TensorInfo(name, shape, _dtype_name(array), kinds.get(name)))
 
     @property
     def source(self) -> str:
@@ -81,6 +83,20 @@ def _state(model: Any, function: str) -> Mapping[Any, Any]:
         f"{function}(): model must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model; "
         f"got {type(model).__name__}"
     )
+
+
+def _kinds(model: Any) -> dict[str, str]:
+    """What the modules of a live PyTorch model say of their weights, whatever their names are."""
+    named_modules = getattr(model, "named_modules", None)
+    if isinstance(model, Mapping) or not callable(named_modules):
+        return {}
+    found = {}
+    for name, module in named_modules(remove_duplicate=False):
+        classes = {base.__name__ for base in type(module).__mro__}
+        for kind, known in (("embedding", {"Embedding", "EmbeddingBag"}), ("conv", {"Conv1d", "Conv2d", "Conv3d"})):
+            if classes & known:
+                found[f"{name}.weight".lstrip(".")] = kind
+    return found
 
 
 def _keras_value(variable: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.documents import Record, parse_json
 from mpfast.errors import CheckpointError
 from mpfast.files import replaced_file
-from mpfast.integrations.torch.layers import input_rows, prunable_modules
+from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
 from mpfast.layers import NameFilter
 
 __all__ = ["SecondMoments"]
@@ -121,11 +122,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
 
     def __enter__(self) -> SecondMoments:
         for name, module in self._modules.items():
-
-            def hook(module: torch.nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-                self._see(name, module, inputs[0])
-
-            self._hooks.append(module.register_forward_pre_hook(hook))
+            self._hooks.append(watch_input(module, partial(self._see, name, module)))
         return self
 
     def __exit__(

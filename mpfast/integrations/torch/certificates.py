@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mpfast.certificates import (
     margin_safe,
     worst_cross_entropy,
 )
-from mpfast.integrations.torch.layers import input_rows
+from mpfast.integrations.torch.layers import input_rows, watch_input
 
 __all__ = ["ModelCertificate", "certify", "magnification"]
 
@@ -224,13 +225,10 @@ def _in_order_of_execution(model: torch.nn.Module, names: list[str], sample: tor
 def _inputs(model: torch.nn.Module, names: list[str], sample: torch.Tensor) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen[name] = inputs[0].detach()
+    def see(name: str, x: torch.Tensor) -> None:
+        seen[name] = x.detach()
 
-        return model.get_submodule(name).register_forward_pre_hook(hook)
-
-    hooks = [watch(name) for name in names]
+    hooks = [watch_input(model.get_submodule(name), partial(see, name)) for name in names]
     model(sample)
     for handle in hooks:
         handle.remove()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from mpfast.layers import NameFilter, name_filter
 
-__all__ = ["input_rows", "prunable_modules"]
+__all__ = ["input_rows", "prunable_modules", "watch_input"]
 
 CHUNK_ROWS = 4096
 
@@ -33,6 +34,21 @@ def prunable_modules(
         and (wanted is None or wanted(name))
         and not (unwanted is not None and unwanted(name))
     }
+
+
+def watch_input(module: torch.nn.Module, see: Callable[[torch.Tensor], None]) -> Any:
+    """Have ``see(x)`` called with what a Linear or Conv2d is called with, by position or by keyword, before it runs.
+
+    Returns
+    -------
+    handle
+        Its ``remove`` ends this.
+    """
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        see(args[0] if args else next(iter(keywords.values())))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def input_rows(module: torch.nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:

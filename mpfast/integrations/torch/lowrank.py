@@ -112,7 +112,17 @@ def split_modules(
         if r * (out + length) >= out * length:
             report[name] = f"rank {r} would take more parameters"
             continue
-        parent, _, attribute = name.rpartition(".")
-        setattr(result.get_submodule(parent), attribute, pair)
+        result = _replaced(result, module, pair)
         report[name] = f"rank {r} of {min(out, length)}"
     return result, report
+
+
+def _replaced(model: torch.nn.Module, module: torch.nn.Module, by: torch.nn.Module) -> torch.nn.Module:
+    """The model with a module replaced in all the places that it has in it."""
+    if model is module:
+        return by
+    for place, here in list(model.named_modules(remove_duplicate=False)):
+        if here is module:
+            parent, _, attribute = place.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, by)
+    return model
