@@ -40,6 +40,8 @@ NEAR = 3e-2
 CHECK_GROWTH = 1.25
 # Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
 CAUTION = 0.75
+# As many Ritz values as the block is wide, within so many of their residuals, may be all that it shows of more.
+CROWD = 16.0
 # As many singular values as the block is wide, closer together than this, may be all that it shows of more equal ones.
 EQUAL = 1e-4
 WIDEST = 32
@@ -300,6 +302,19 @@ def _may_hide_equal_ones(theta: Array, width: int) -> bool:
     return bool(np.any((last > 0) & (first - last <= 2 * EQUAL * first)))
 
 
+def _may_hide_others(theta: Array, residual: Array, width: int) -> NDArray[np.bool_]:
+    """Which of the leading values have as many around them as the block is wide, all nearer than they are settled.
+
+    A block shows no more than that of a cluster at first, each of them somewhere within it.
+    """
+    if width < 2 or len(theta) < width:
+        return np.zeros(len(residual), dtype=np.bool_)
+    spans = np.pad(theta[: len(theta) - width + 1] - theta[width - 1 :], width - 1, constant_values=np.inf)
+    tightest = np.lib.stride_tricks.sliding_window_view(spans, width).min(axis=1)
+    crowded: NDArray[np.bool_] = tightest[: len(residual)] <= CROWD * residual
+    return crowded
+
+
 def _first_looks(wanted: float) -> tuple[int, int]:
     """Steps before the first and the second look at Ritz values, for so many blocks of wanted ones.
 
@@ -323,6 +338,7 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
     A Ritz value of a block method errs by about ``residual^2 / gap`` and never by more than the residual. Until it has
     settled the gap is taken to the value ``width`` places further down; once its residual is within that gap, what its
     residual couples it to lies deeper in the spectrum. Compared with exact values this overestimates two- to fourfold.
+    Where values may hide the gap is unknown, and only the residual counts.
     """
     if count >= len(theta):
         return np.full(1, np.inf)
@@ -330,7 +346,7 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
     near, far = (theta[np.minimum(np.arange(count) + k * width, len(theta) - 1)] for k in (1, 3))
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(r < head - near, head - far, head - near)
-        error = np.minimum(r, r * r / gap) / (2 * head)
+        error = np.where(_may_hide_others(theta, r, width), r, np.minimum(r, r * r / gap)) / (2 * head)
     return np.where(head > 0, error, 0.0)
 
 

@@ -173,6 +173,17 @@ def test_nearly_equal_singular_values_are_told_apart():
     np.testing.assert_allclose(mpfast.svd(W, 2).s, np.linalg.svd(W, compute_uv=False)[:2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [5e-4, 1e-3, 3e-3, 1e-2])
+@pytest.mark.parametrize("count", [20, 40])
+def test_the_first_of_many_values_close_to_one_another(spread, count):
+    # A block shows a few of them at first, each somewhere among the rest, and far from everything else.
+    s = np.concatenate([1 + spread * np.linspace(1, 0, count), np.linspace(0.5, 0.01, 600 - count)])
+    W = ((orthonormal(700, 600, 6) * s) @ orthonormal(600, 600, 7).T).astype(np.float32)
+    exact = np.linalg.svd(W.astype(np.float64), compute_uv=False)
+    for k in (5, 10):
+        np.testing.assert_allclose(mpfast.svd(W, k).s, exact[:k], rtol=1.5e-5)
+
+
 @pytest.mark.parametrize("k", [2, 10, 40])
 def test_of_an_orthogonal_matrix_as_many_triplets_as_asked_for(k):
     W = orthonormal(600, 600, 4).astype(np.float32)
