@@ -1,6 +1,6 @@
 """Matrices with a known structure: noise, and noise with a signal of known singular values.
 
-The families on which the estimators are measured; see ``docs/numerics.md``.
+The families on which the estimators are measured; see ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
