@@ -13,6 +13,11 @@ from mpfast.spectrum import Spectrum, spectrum
 from mpfast.svd import SVD, svd
 
 if TYPE_CHECKING:
+    from mpfast import certificates as certificates
+    from mpfast import laws as laws
+    from mpfast import projection as projection
+    from mpfast import singular_vectors as singular_vectors
+    from mpfast import synthetic as synthetic
     from mpfast.analysis import Analysis, LayerReport, analyze
     from mpfast.budget import Budget
     from mpfast.compression import CompressResult, compress
@@ -63,7 +68,12 @@ _LATER = {
 }
 
 
+_MODULES_LATER = ("certificates", "laws", "projection", "singular_vectors", "synthetic")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES_LATER:
+        return importlib.import_module(f"mpfast.{name}")
     if name in _LATER:
         return getattr(importlib.import_module(f"mpfast.{_LATER[name]}"), name)
     if name == "__version__":
@@ -74,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__, *_MODULES_LATER, "__version__"})

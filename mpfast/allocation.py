@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.options import check_sparsity
+
 __all__ = ["allocate", "floor_count", "gaussian_shares", "linear_map"]
 
 Array = NDArray[np.float64]
@@ -151,7 +153,10 @@ def linear_map(
     """
     if not 0 <= epsilon <= 1:
         raise ValueError(f"linear_map(): epsilon must lie in [0, 1], not {epsilon!r}")
+    sparsity = check_sparsity(sparsity, "linear_map")
     values = np.asarray(signal, dtype=np.float64)
+    if values.shape != (len(sizes),) or not np.isfinite(values).all():
+        raise ValueError("linear_map(): signal must have one finite number for each layer")
     count = np.asarray(sizes, dtype=np.float64)
     spread = float(np.ptp(values))
     factor = 1 - epsilon + 2 * epsilon * (values - values.min()) / spread if spread > 0 else np.ones(len(values))
@@ -172,12 +177,17 @@ def gaussian_shares(deviations: ArrayLike, sizes: Sequence[int], sparsity: float
     """
     spread = np.maximum(np.asarray(deviations, dtype=np.float64), np.finfo(np.float64).tiny)
     weight = np.asarray(sizes, dtype=np.float64) / float(np.sum(sizes))
+
+    def share_below(level: float) -> Array:
+        with np.errstate(over="ignore"):  # of a layer that is all zero
+            shares: Array = _erf(level / (math.sqrt(2) * spread))
+        return shares
+
     below, above = 0.0, 40.0 * float(spread.max())
     for _ in range(200):
         middle = 0.5 * (below + above)
-        if float(weight @ _erf(middle / (math.sqrt(2) * spread))) < sparsity:
+        if float(weight @ share_below(middle)) < sparsity:
             below = middle
         else:
             above = middle
-    shares: Array = _erf(above / (math.sqrt(2) * spread))
-    return shares
+    return share_below(above)

@@ -87,7 +87,7 @@ def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], s
         array = _from_torch(W, function, name)
         dtype = str(W.dtype).removeprefix("torch.")
     else:
-        array = W if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
+        array = np.asarray(W) if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
         dtype = array.dtype.name
     if dtype not in FLOATS:
         raise dtype_error(function, name, dtype, f"{name}.astype('float32')")

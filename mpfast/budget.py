@@ -16,6 +16,7 @@ import numpy as np
 from mpfast.allocation import allocate, floor_count, gaussian_shares
 from mpfast.documents import Record, read_document
 from mpfast.files import return_or_write
+from mpfast.layers import is_embedding_or_head, warn_of_unmatched
 from mpfast.options import LARGEST_GROUP, check_sparsity
 from mpfast.regimes import default_layer_type, layer_weights, regime_for
 
@@ -201,7 +202,7 @@ class Budget(Sequence[LayerBudget]):
 
 def parsed_pattern(text: str) -> tuple[int, int] | None:
     """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n <= m <= 64``."""
-    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text)
+    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text) if isinstance(text, str) else None
     if found is None or not 1 <= int(found[1]) <= int(found[2]) <= LARGEST_GROUP:
         return None
     return int(found[1]), int(found[2])
@@ -245,10 +246,18 @@ def budget_from_reports(
     """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
     sparsity = check_sparsity(sparsity, "budget")
     left_out = [exclude] if isinstance(exclude, str) else list(exclude)
+    tensors = _by_tensor(reports)
+    known = [row.name for row in tensors]
+    warn_of_unmatched(left_out, known, "budget(): exclude")
+    for what, bound in (("floor", floor), ("ceiling", ceiling)):
+        if isinstance(bound, Mapping):
+            warn_of_unmatched(bound, known, f"budget(): {what}")
+    for group, members in (groups or {}).items():
+        warn_of_unmatched([members] if isinstance(members, str) else members, known, f"budget(): group {group!r}")
     rows = [
         row
-        for row in _by_tensor(reports)
-        if (embeddings or row.kind != "embedding")
+        for row in tensors
+        if (embeddings or not is_embedding_or_head(row.name, row.kind))
         and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
     ]
     if not rows:

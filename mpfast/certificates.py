@@ -213,8 +213,23 @@ class RemovedWeights:
             All that the layer sees of this sample, (tokens or places, row length) or (row length,).
         lipschitz
             L_s of this sample.
+
+        Raises
+        ------
+        ValueError
+            The inputs are empty, not finite, or of another width; `lipschitz` is negative or not finite.
         """
-        X = np.atleast_2d(np.asarray(inputs, np.float64))
+        X = np.atleast_2d(np.asarray(inputs))
+        if X.dtype.kind not in "fiub" or X.ndim != 2 or X.shape[1] != self.R.shape[1] or len(X) == 0:
+            raise ValueError(
+                f"RemovedWeights.add(): inputs of {self.name} must be real, (places, {self.R.shape[1]}), "
+                f"not {X.dtype.name} of shape {X.shape}"
+            )
+        X = X.astype(np.float64)
+        if not np.isfinite(X).all():
+            raise ValueError(f"RemovedWeights.add(): inputs of {self.name} have non-finite entries")
+        if not 0 <= lipschitz < math.inf:
+            raise ValueError(f"RemovedWeights.add(): lipschitz must be a number from 0, not {lipschitz!r}")
         moved = X @ self.R.T
         shift = float(np.abs(moved).max(initial=0.0))
         self._shifts.append(shift)

@@ -23,7 +23,7 @@ from mpfast.checkpoints.output import copy_companions, files_of, index_name, sto
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import SkippedTensor, skipped_tensors
-from mpfast.layers import Layer, NameFilter, first_reason, select_layers
+from mpfast.layers import Layer, NameFilter, first_reason, is_embedding_or_head, select_layers
 from mpfast.options import worker_count
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
@@ -117,7 +117,7 @@ def compress(
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
-        Factor embeddings, too. Not with `base`.
+        Factor embeddings and the output heads of language models (``lm_head``), too. Not embeddings with `base`.
     seed, device
         As `mpfast.svd`.
     workers : int, optional
@@ -210,10 +210,10 @@ class _Job:
     def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
         """Decide by name, kind and shape; say why not in `skipped`."""
         reason = None
-        if layer.kind == "embedding" and not (embeddings and self.difference is None):
-            reason = (
-                "embedding (embeddings=True factors them)" if self.difference is None else "embedding: no LoRA layer"
-            )
+        if self.difference is None and not embeddings and is_embedding_or_head(layer.name, layer.kind):
+            reason = "embedding or output head (embeddings=True factors them)"
+        elif self.difference is not None and layer.kind == "embedding":
+            reason = "embedding: no LoRA layer"
         elif len(layer.tensor_shape) == 3 and layer.kind == "linear":
             reason = "a stack of matrices: pass them one by one"
         elif self.difference is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +16,17 @@ from mpfast.measure import Measure
 
 Array = NDArray[np.float64]
 
-__all__ = ["EdgeFit", "SpectrumLike", "fit_edge", "fit_values"]
+__all__ = ["GRAM_RESOLUTION", "EdgeFit", "SpectrumLike", "fit_edge", "fit_values"]
 
 # Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
 QUANTILES = 512
 GOOD_KS, FAIR_KS = 0.02, 0.05
+# Relative distance of one number of a type to the next.
+SPACING = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+# Share of the largest singular value below which a computed one may be rounding: all of them at once, and from the
+# eigenvalues of a Gram operator, their squares.
+EXACT_RESOLUTION = 16 * 2.0**-52
+GRAM_RESOLUTION = 2.0**-22
 VERDICTS = ("good", "fair", "poor")
 SMALL_P = 64
 
@@ -30,6 +36,8 @@ class SpectrumLike(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
     @property
     def fro_norm(self) -> float: ...  # noqa: D102
     @property
@@ -59,7 +67,8 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe.
+        One standard error of ``sigma_plus``; 0 when every singular value is known, or it is the level of rounding;
+        infinite for a single probe.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge
@@ -181,9 +190,19 @@ def fit_edge(
 
     estimate = _ESTIMATORS[estimator]
     variance = estimate(source, source.measure, alpha)
+    rounding = _rounding_level(source)
+    # A bulk that follows the law is what it is, however small; and nothing but zeros is no bulk.
+    low_rank = (
+        laws.sigma_plus(variance, source.shape) < rounding
+        and bool(np.any((source.ritz > 0) & (source.ritz < rounding)))
+        and _kolmogorov(source, variance, alpha) > GOOD_KS
+    )
+    if low_rank:
+        variance = (rounding / laws.sigma_plus(1.0, source.shape)) ** 2
     sigma = laws.sigma_plus(variance, source.shape)
-    error = _standard_error(source, estimate, alpha, sigma)
-    return _assemble(source, variance, error, estimator, alpha, beta)
+    error = 0.0 if low_rank else _standard_error(source, estimate, alpha, sigma)
+    fit = _assemble(source, variance, error, estimator, alpha, beta)
+    return replace(fit, warnings=(_rank_warning(source, fit),)) if low_rank else fit
 
 
 def fit_values(
@@ -277,6 +296,19 @@ def _check_range(source: SpectrumLike) -> None:
         raise ValueError(
             f"fit(): the entries of W are about {size:.1g}, and a variance of their square is no float64; scale W"
         )
+
+
+def _rounding_level(source: SpectrumLike) -> float:
+    """What singular values may be for the rounding of the entries, or of the computation, alone."""
+    rows, cols = source.shape
+    # The edge of noise of that variance; rounding's is some three times less, but differs from entry to entry.
+    entries = SPACING.get(source.dtype, 0.0) * source.fro_norm * laws.sigma_plus(1 / (rows * cols), source.shape)
+    resolution = EXACT_RESOLUTION if source.values is not None else GRAM_RESOLUTION
+    return max(entries, resolution * float(source.ritz.max(initial=0.0)))
+
+
+def _rank_warning(source: SpectrumLike, fit: EdgeFit) -> str:
+    return f"of rank {fit.spikes_above_edge} but for rounding: sigma_plus is the level of that, there is no other noise"
 
 
 _ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {

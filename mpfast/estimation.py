@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import raise_if_nonfinite
 from mpfast.errors import ConvergenceWarning
 from mpfast.measure import Measure
 from mpfast.options import check_seed, check_tolerance, positive_integer, thread_count
-from mpfast.sources import LanczosRun, Source
+from mpfast.sources import LanczosRun, Source, start_run
 
 if TYPE_CHECKING:
     from mpfast.spectrum import Spectrum
@@ -203,11 +202,10 @@ class _Session:
         widest = max(1, min(MAX_WIDTH, p // 2 // steps))
         blocks = math.ceil(count / widest)
         for width in _split(count, blocks):
-            run = self.source.start(width, int(self.request.seed), len(self.runs), precise=self.precise)
-            self.runs.append(run)
-            run.advance(steps)
-            _, nonfinite, row, col = run.stats
-            raise_if_nonfinite(self.request.function, "W", nonfinite, (row, col))
+            seed, function = int(self.request.seed), self.request.function
+            self.runs.append(
+                start_run(self.source, width, seed, len(self.runs), steps, precise=self.precise, function=function)
+            )
 
     def advance(self, steps: int) -> None:
         for run in self.runs:

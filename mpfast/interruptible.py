@@ -14,7 +14,9 @@ __all__ = ["interruptible"]
 
 
 def interruptible(function: Callable[..., Result], *args: Any) -> Result:
-    """Call ``function(*args)`` so that Ctrl-C ends the wait at once; the call goes on in the background and its result is dropped.
+    """Call ``function(*args)`` so that Ctrl-C ends the wait at once.
+
+    The call then goes on in the background, and its result is dropped.
 
     Python looks for Ctrl-C between bytecodes, and one call of LAPACK may take minutes. Elsewhere than in the main
     thread, where Ctrl-C does not arrive, this is a plain call; so it is where a process could not exit meanwhile (with

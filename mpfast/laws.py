@@ -32,7 +32,7 @@ _SERIES_BELOW = 0.05
 def _check(variance: float, shape: tuple[int, int], law: str) -> None:
     if not (math.isfinite(variance) and variance > 0):
         raise ValueError(f"{law}(): variance must be positive and finite, not {variance!r}")
-    if len(shape) != 2 or min(shape) < 1:
+    if len(shape) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in shape):
         raise ValueError(f"{law}(): shape must be two positive integers, not {shape!r}")
 
 
@@ -228,7 +228,7 @@ class MarchenkoPastur:
         value = np.divide(root, scale * s, out=np.zeros(s.shape), where=inside & (s > 0))
         if low == 0:
             value = np.where(s == 0, high / (np.pi * self.variance * q), value)
-        return value
+        return np.where(np.isnan(s), np.nan, value)
 
     def cdf(self, s: ArrayLike) -> Array:
         """Distribution function; 1 at and above ``sigma_plus``."""

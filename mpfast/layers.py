@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,11 @@ __all__ = [
     "as_layer",
     "as_layers",
     "first_reason",
+    "is_embedding_or_head",
     "layer_matrix",
     "name_filter",
     "select_layers",
+    "warn_of_unmatched",
 ]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
@@ -36,6 +39,7 @@ MIN_SIDE = 8
 SUPPORTED_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
 _FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
 _EMBEDDING = re.compile(r"embed|wte|wpe|(^|[._])tok_", re.IGNORECASE)
 
 
@@ -170,6 +174,7 @@ def select_layers(
     """
     # An iterator of patterns is gone through once.
     given = include if include is None or callable(include) else _patterns(include, function)
+    exclude = exclude if exclude is None or callable(exclude) else _patterns(exclude, function)
     wanted, unwanted = name_filter(given, function), name_filter(exclude, function)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
@@ -183,6 +188,8 @@ def select_layers(
         else:
             layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
+    if not callable(exclude):
+        warn_of_unmatched(_patterns(exclude or (), function), names, f"{function}(): exclude")
     for pattern in given if isinstance(given, list) else []:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""
@@ -193,9 +200,25 @@ def select_layers(
     return layers, skipped
 
 
+def is_embedding_or_head(name: str, kind: str) -> bool:
+    """Whether a layer is an embedding, or the output head of a language model: these stay dense unless asked for."""
+    return kind == "embedding" or _HEAD.search(name) is not None
+
+
 def first_reason(skipped: Mapping[str, str]) -> str:
     """Say for an error message why the first of the tensors was left out; nothing where none was."""
     return next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
+
+
+def warn_of_unmatched(patterns: Iterable[str], names: Sequence[str], what: str) -> None:
+    """Warn of patterns that match none of the names: a misspelt one would otherwise be without effect."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            warnings.warn(
+                f"{what}={pattern!r} matches none of the {len(names)} names; patterns are matched against the whole "
+                "name, * stands for anything",
+                stacklevel=4,
+            )
 
 
 def name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:

@@ -9,7 +9,7 @@ ever formed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weigh
 from mpfast.restoration import restore
 
 __all__ = ["magnitude", "n_m", "noise_floor", "restore", "spectral_budget", "spectral_signals"]
+
+# Entries copied at a time, where rows cannot be seen as such.
+CHUNK_ENTRIES = 4 << 20
 
 
 def magnitude(
@@ -187,7 +190,13 @@ def spectral_signals(
         The signal is unknown, or as `mpfast.spectrum`.
     """
     measure = _signal(signal, seed, threads)
-    return {name: float(measure(weight)) for name, weight in weights.items()}
+    signals = {}
+    for name, weight in weights.items():
+        try:
+            signals[name] = float(measure(weight))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"spectral_signals(): weights[{name!r}]: {error}") from error
+    return signals
 
 
 def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], float]:
@@ -276,12 +285,20 @@ def n_m(
     array([[False,  True,  True, False]])
     """
     check_group(n, m, "n_m")
+    if not isinstance(permute, bool | np.bool_):
+        raise ValueError(f"n_m(): permute must be True or False, not {permute!r}; projection.project knows 'auto', too")
     if layout not in ("flat", "channel"):
         raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
     if second_moment is not None:
         from mpfast.projection import project_mask
 
-        options = {"source_mask": source_mask, "prior": prior, "permute": permute, "layout": layout, "threads": threads}
+        options = {
+            "source_mask": source_mask,
+            "prior": prior,
+            "permute": bool(permute),
+            "layout": layout,
+            "threads": threads,
+        }
         mask, permutation = project_mask(W, n, m, second_moment, **options)
         return (mask, permutation) if permute else mask
     if source_mask is not None or prior or permute:
@@ -294,25 +311,29 @@ def n_m(
         raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
     if layout == "channel" and array.ndim > 2:
         array = np.moveaxis(array, 1, -1)
-        pieces: list[NDArray[Any]] = [array[i] for i in np.ndindex(array.shape[:-2])]
         row = array.shape[-1]
+        batches: Iterable[list[NDArray[Any]]] = [[array[i] for i in np.ndindex(array.shape[:-2])]]
     else:
-        flat = array.reshape(array.shape[0], -1)
-        if not np.shares_memory(flat, array):
-            raise ValueError("n_m(): the rows of W are not contiguous blocks of memory; pass a contiguous copy")
-        pieces, row = [flat], flat.shape[1]
+        row = math.prod(array.shape[1:])
+        # Rows whose entries have no common stride (channels last) are copied, some at a time.
+        step = len(array) if np.shares_memory(array[:1].reshape(1, -1), array) else max(1, CHUNK_ENTRIES // row)
+        batches = ([array[first : first + step].reshape(-1, row)] for first in range(0, len(array), step))
     if row % m:
         raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")
     keep = np.empty(array.shape, dtype=np.bool_)
-    masks = list(keep.reshape(len(pieces), *pieces[0].shape))
-    found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, count)
-    if found is not None:
-        which, bad, first = found
-        index = np.unravel_index(which * pieces[0].size + first, array.shape)
-        position = tuple(int(i) for i in index)
-        if layout == "channel" and array.ndim > 2:
-            position = (position[0], position[-1], *position[1:-1])
-        raise_if_nonfinite("n_m", "W", bad, position)
+    rows, done = keep.reshape(-1, row), 0
+    for pieces in batches:
+        length = sum(map(len, pieces))
+        masks = list(rows[done : done + length].reshape(len(pieces), *pieces[0].shape))
+        found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, count)
+        if found is not None:
+            which, bad, first_bad = found
+            index = np.unravel_index(done * row + which * pieces[0].size + first_bad, array.shape)
+            position = tuple(int(i) for i in index)
+            if layout == "channel" and array.ndim > 2:
+                position = (position[0], position[-1], *position[1:-1])
+            raise_if_nonfinite("n_m", "W", bad, position)
+        done += length
     if layout == "channel" and array.ndim > 2:
         keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
     return like(keep, W)
@@ -368,13 +389,28 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
     """
     if not 0 < delta < 1:
         raise ValueError(f"noise_floor(): delta must lie in (0, 1), not {delta!r}")
+    if variance is not None and not 0 <= variance < math.inf:
+        raise ValueError(f"noise_floor(): variance must be a number from 0, not {variance!r}")
+    if is_on_gpu(W):
+        sizes, shape = abs(W), tuple(W.shape)
+    else:
+        array, dtype = as_numpy(W, function="noise_floor")
+        shape = array.shape
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"noise_floor(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
     if variance is None:
         from mpfast.spectrum import spectrum
 
-        variance = spectrum(W if W.ndim == 2 else W.reshape(W.shape[0], -1), seed=seed).edge.variance
-    if not variance >= 0:
-        raise ValueError(f"noise_floor(): variance must not be negative, not {variance!r}")
-    sizes = abs(W)
-    if not bool((sizes < math.inf).all()):
-        raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
-    return sizes > math.sqrt(2 * variance * math.log(2 * math.prod(W.shape) / delta))
+        variance = spectrum(W if len(shape) == 2 else W.reshape(shape[0], -1), seed=seed).edge.variance
+    level = math.sqrt(2 * variance * math.log(2 * math.prod(shape) / delta))
+    if is_on_gpu(W):
+        if not bool((sizes < math.inf).all()):
+            raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
+        return sizes > level
+    keep = np.empty(shape, dtype=np.bool_)
+    for entries, kept in zip(array, keep, strict=True):
+        sizes = np.abs(wide(entries, dtype))
+        if not np.isfinite(sizes).all():
+            raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
+        np.greater(sizes, level, out=kept)
+    return like(keep, W)

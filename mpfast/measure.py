@@ -60,7 +60,8 @@ class Measure:
         gap = nodes[following] - nodes[at]
         share = np.divide(s - nodes[at], gap, out=np.zeros(s.shape), where=gap > 0)
         inside = level[at] + np.clip(share, 0, 1) * (level[following] - level[at])
-        return np.where(right == 0, 0.0, np.where(s >= nodes[-1], 1.0, inside))
+        share = np.where(right == 0, 0.0, np.where(s >= nodes[-1], 1.0, inside))
+        return np.where(np.isnan(s), np.nan, share)
 
     def quantile(self, u: ArrayLike) -> Array:
         """Singular value below which a share ``u`` of the mass lies."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import dtype_error, raise_if_nonfinite
+from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ class GramOperator:
             raise ValueError(f"{function}(): W is empty: its shape is {self.shape}")
         given = getattr(W, "dtype", None)
         dtype = np.dtype(np.float64 if given is None else given)
-        if dtype.kind != "f":
+        if dtype.name not in FLOATS:
             cast = "W.astype('float64')" if _is_sparse(W) else "W.dtype = numpy.dtype('float64')"
             raise dtype_error(function, "W", dtype.name, cast)
         self.dtype = dtype.name
@@ -78,7 +78,13 @@ class GramOperator:
         """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
         if self._sparse is None:
             return None
-        return float(np.sum(self._sparse.data.astype(np.float64) ** 2))
+        entries = self._sparse.data.astype(np.float64)
+        largest = float(np.abs(entries).max(initial=0.0))
+        if largest > 0 and not 1e-140 < largest < 1e140:
+            raise ValueError(
+                f"{self.function}(): the largest entry of W is {largest:.1g}: its square is no float64; scale W"
+            )
+        return float(np.sum(entries**2))
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""

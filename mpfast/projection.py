@@ -26,6 +26,8 @@ __all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "p
 Array = NDArray[np.float64]
 #: Groups up to this size are searched exhaustively.
 LARGEST_EXACT = 16
+#: A prior beyond this would leave the range of float32, in which the search runs.
+LARGEST_PRIOR = 1e30
 _CHUNK_ENTRIES = 1 << 20
 
 
@@ -127,7 +129,9 @@ def project(
     >>> project(np.array([[1.0, -0.9]]), 1, 2, C[None]).mask
     array([[ True, False]])
     """
-    if permute not in (False, True, "auto"):
+    if isinstance(permute, np.bool_):
+        permute = bool(permute)
+    if not (isinstance(permute, bool) or permute == "auto"):
         raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
     count = thread_count(threads, "project")
     problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout, "project")
@@ -178,8 +182,8 @@ def _mask_on_device(
         raise ValueError(f"n_m(): on a GPU 1 <= n <= m <= {LARGEST_EXACT} is needed with a second_moment, got {n}:{m}")
     if permute or (layout == "channel" and len(shape) > 2):
         raise ValueError("n_m(): on a GPU neither permute nor layout='channel' of a convolution: reorder W yourself")
-    if prior < 0 or (prior > 0 and source_mask is None):
-        raise ValueError("n_m(): prior must not be negative, and needs a source_mask")
+    if not 0 <= prior <= LARGEST_PRIOR or (prior > 0 and source_mask is None):
+        raise ValueError(f"n_m(): prior must lie between 0 and {LARGEST_PRIOR:g}, and needs a source_mask")
     rows = W.reshape(shape[0], -1)
     if rows.shape[1] % m:
         raise ValueError(f"n_m(): rows of length {rows.shape[1]} cannot be cut into groups of {m}")
@@ -238,8 +242,8 @@ class _Problem:
         check_group(n, m, function)
         if layout not in ("flat", "channel"):
             raise ValueError(f"{function}(): layout must be 'flat' or 'channel', not {layout!r}")
-        if not prior >= 0:
-            raise ValueError(f"{function}(): prior must not be negative, not {prior!r}")
+        if not 0 <= prior <= LARGEST_PRIOR:
+            raise ValueError(f"{function}(): prior must lie between 0 and {LARGEST_PRIOR:g}, not {prior!r}")
         if source_mask is None and (prior > 0 or not restore):
             raise ValueError(f"{function}(): prior and restore=False refer to a source_mask, and there is none")
         array, dtype = as_numpy(W, function=function)
@@ -251,7 +255,7 @@ class _Problem:
         if source_mask is not None:
             source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, function, "W")).reshape(rows.shape)
             if not restore:
-                rows = rows * source.astype(rows.dtype)
+                rows = np.multiply(rows, source.astype(rows.dtype))
         length = rows.shape[1] if layout == "flat" else array.shape[1]
         if length % m:
             raise ValueError(f"{function}(): {length} inputs cannot be cut into groups of {m}")
@@ -371,6 +375,15 @@ def _checked_moment(second_moment: ArrayLike, row: int, m: int, function: str) -
     if (diagonal < 0).any() or np.abs(moment - transposed).max(initial=0.0) > 1e-4 * scale:
         raise ValueError(f"{function}(): second_moment must be symmetric, and its diagonal must not be negative")
     symmetric: Array = (moment + transposed) / 2
+    roots = np.sqrt(diagonal)[..., None]
+    step = max(1, _CHUNK_ENTRIES // moment.shape[-1])
+    for at in range(0, moment.shape[-1], step):
+        rows = slice(at, at + step)
+        most = roots[..., rows, :] * np.swapaxes(roots, -1, -2)
+        if (np.abs(symmetric[..., rows, :]) > 1.001 * most + 1e-4 * scale).any():
+            raise ValueError(
+                f"{function}(): second_moment is none: an entry exceeds the geometric mean of its diagonal's"
+            )
     return symmetric
 
 
@@ -411,6 +424,6 @@ def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
     moment = np.asarray(on_host(second_moment), np.float64)
     size = moment.shape[-1]
     blocks = moment if moment.ndim == 3 else moment[None]
-    if moment.ndim not in (2, 3) or blocks.shape != (rows.shape[1] // size, size, size):
+    if moment.ndim not in (2, 3) or blocks.shape != (len(blocks), size, size) or len(blocks) * size != rows.shape[1]:
         raise ValueError(f"output_error(): a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
     return _Problem(rows, dtype, array.shape, size, size, moment).cost(keep, np.ascontiguousarray(blocks))

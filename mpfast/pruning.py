@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from mpfast.checkpoints.output import CheckpointOutput, fingerprint
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.files import check_directory, staged_directory
 from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.layers import WHOLE, Layer, NameFilter, first_reason, select_layers
+from mpfast.layers import WHOLE, Layer, NameFilter, first_reason, is_embedding_or_head, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
 from mpfast.options import check_sparsity, worker_count
@@ -35,7 +34,6 @@ __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
 #: Name of the budget that is written beside the weights.
 BUDGET_FILE = "budget.json"
 METHODS = ("spectral_budget", "sigma_plus", "hill", "magnitude", "uniform")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
 # Entries masked and written at a time.
 CHUNK_ENTRIES = 4 << 20
 
@@ -114,7 +112,7 @@ def prune(
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
-        Prune embeddings and output heads, too.
+        Prune embeddings and the output heads of language models (``lm_head``), too.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     workers : int, optional
@@ -156,7 +154,7 @@ def prune(
         check_directory(out, overwrite=overwrite, sources=[model])
     checkpoint = open_checkpoint(model, "prune")
     layers, skipped = select_layers(checkpoint, include, exclude, "prune")
-    layers = _prunable(layers, skipped, embeddings or include is not None, n_of_m, budget)
+    layers = _prunable(layers, skipped, embeddings, n_of_m, budget)
     if not layers:
         raise ValueError(f"prune(): no layer is left to prune{first_reason(skipped)}")
     reports: Mapping[str, LayerReport] = {}
@@ -214,7 +212,11 @@ def _checked_options(
     if sparsity is not None:
         check_sparsity(sparsity, "prune")
     if budget is not None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"prune(): budget must be a Budget, as Budget.from_json reads, not {type(budget).__name__}")
         pattern = budget.pattern
+    elif pattern is not None and method not in ("spectral_budget", "magnitude"):
+        raise ValueError(f"prune(): a pattern is chosen by magnitude, not by method={method!r}")
     if pattern is None:
         return None
     n_of_m = parsed_pattern(pattern)
@@ -242,7 +244,9 @@ def _prunable(
     if budgeted is not None:
         missing = budgeted.keys() - {layer.name for layer in chosen}
         if missing:
-            raise ValueError(f"prune(): the budget names {min(missing)!r}, which is no layer of this checkpoint")
+            name = min(missing)
+            reason = skipped.get(name, "which is no layer of this checkpoint")
+            raise ValueError(f"prune(): the budget names {name!r}, {reason}")
     return chosen
 
 
@@ -263,7 +267,7 @@ def _reason_to_skip(
                     f"shape is {layer.shape}"
                 )
         return None
-    if not embeddings and (layer.kind == "embedding" or _HEAD.search(layer.name)):
+    if not embeddings and is_embedding_or_head(layer.name, layer.kind):
         return "embedding or output head (embeddings=True prunes them)"
     if n_of_m is not None:
         if layer.name.endswith("kernel"):

@@ -134,7 +134,7 @@ class Analysis(Sequence[LayerReport]):
         groups : mapping of str to patterns, optional
             Layers whose names match the glob patterns of one group get one sparsity.
         embeddings : bool
-            Whether embeddings are pruned, too.
+            Whether embeddings and the output heads of language models (``lm_head``) are pruned, too.
 
         Returns
         -------

@@ -103,6 +103,8 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
         raise ValueError(f"shrink(): loss must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
     _check(variance, shape, "shrink")
     values = np.asarray(s, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("shrink(): s has NaN or infinite values")
     if variance == 0:
         return values.copy()
     q = max(shape)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast.allocation import floor_count
 from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.edge import EdgeFit
 from mpfast.interruptible import interruptible
@@ -42,7 +43,7 @@ def drop_bulk(W: Any, share: float) -> Any:
         raise ValueError(f"drop_bulk(): share must lie in [0, 1], not {share!r}")
     U, s, Vh, edge = _decomposed(W, "drop_bulk")
     below = int(np.count_nonzero(s <= edge.sigma_plus))
-    kept = len(s) - int(share * below)
+    kept = len(s) - floor_count(share, below)
     return _recomposed(U[:, :kept], s[:kept], Vh[:kept], W)
 
 
@@ -185,7 +186,7 @@ def randomness(
     dense = (U * s) @ Vh
     rng = np.random.default_rng(seed)
     as_large = np.zeros(k)
-    for _ in range(permutations):
+    for _ in range(positive_integer(permutations, "permutations", "randomness")):
         as_large += _values(rng.permuted(dense.reshape(-1)).reshape(dense.shape))[:k] >= s[:k]
     permutation_p = (1 + as_large) / (1 + permutations)
     resampled = [_values(dense[rng.integers(0, len(dense), len(dense))])[:k] for _ in range(bootstraps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -77,6 +78,33 @@ class Source(Protocol):
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); ``transpose``: (count, m) to (count, n)."""
+
+
+def start_run(
+    source: Source, width: int, seed: int, stream: int, steps: int, *, precise: bool, function: str
+) -> LanczosRun:
+    """Begin a block Lanczos run and take its first steps.
+
+    ``scale_exponent`` comes from a sample of the entries. Where a larger one among the others would make products
+    overflow, the run does not start; then it follows from the Frobenius norm, which the first pass has seen.
+
+    Raises
+    ------
+    ValueError
+        W has non-finite entries, or its squared Frobenius norm is no float64.
+    """
+    run = source.start(width, seed, stream, precise=precise)
+    run.advance(steps)
+    squared_norm, nonfinite, row, col = run.stats
+    raise_if_nonfinite(function, "W", nonfinite, (row, col))
+    if run.steps > 0:
+        return run
+    if not math.isfinite(squared_norm):
+        raise ValueError(f"{function}(): the squares of the entries of W leave the range of float64; scale W")
+    source.scale_exponent += math.frexp(math.sqrt(squared_norm))[1]
+    run = source.start(width, seed, stream, precise=precise)
+    run.advance(steps)
+    return run
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Spectrum:
     @classmethod
     def from_values(
         cls,
-        values: Array,
+        values: ArrayLike,
         shape: tuple[int, int],
         *,
         dtype: str = "float64",
@@ -93,7 +93,16 @@ class Spectrum:
         fro_norm: float | None = None,
         seed: int = 0,
     ) -> Spectrum:
-        """Spectrum of which every singular value is known, descending."""
+        """Spectrum of which every singular value is known; they may come in any order.
+
+        Raises
+        ------
+        ValueError
+            There are not min(shape) values, or one is negative or not finite.
+        """
+        values = np.sort(np.asarray(values, dtype=np.float64))[::-1].copy()
+        if values.shape != (min(shape),) or not np.isfinite(values).all() or values[-1] < 0:
+            raise ValueError(f"Spectrum.from_values(): {min(shape)} finite numbers from 0 are needed for shape {shape}")
         return cls(
             shape=shape,
             dtype=dtype,
@@ -111,7 +120,7 @@ class Spectrum:
 
     @property
     def nodes(self) -> Array:
-        """Nodes of the discrete measure, singular-value scale, descending."""
+        """Nodes of the discrete measure, singular-value scale: values known one by one, then those of the bulk."""
         return self.measure.nodes
 
     @property
@@ -129,7 +138,10 @@ class Spectrum:
         return self.measure.cdf(s)
 
     def quantile(self, u: ArrayLike) -> Array:
-        """Singular value below which a share ``u`` of all values lies."""
+        """Singular value below which a share ``u`` (0 to 1) of all values lies."""
+        shares = np.asarray(u, dtype=np.float64)
+        if not ((shares >= 0) & (shares <= 1)).all():
+            raise ValueError("Spectrum.quantile(): u must lie in [0, 1]")
         return self.measure.quantile(u)
 
     def density(self, s: ArrayLike) -> Array:
@@ -214,6 +226,10 @@ class Spectrum:
         values = np.array(read.numbers("values", 0)) if read.has("values") else None
         if values is not None and len(values) != min(shape):
             raise read.refuse("values", f"{min(shape)} numbers")
+        if (values is not None) != (method == "exact"):
+            raise read.refuse("method", "'exact' with values, and 'lanczos' without")
+        if values is not None and np.any(np.diff(values) > 0):
+            raise read.refuse("values", "in descending order")
         outliers, residuals = (np.array(read.numbers(name, 0)) for name in ("outliers", "residuals"))
         if len(residuals) != len(outliers):
             raise read.refuse("residuals", f"as many as outliers, {len(outliers)}")
@@ -256,6 +272,8 @@ def _measure_from(read: Record) -> Measure:
     nodes, weights, atoms = read.numbers("nodes", 0), read.numbers("weights", 0), read.integer("atoms")
     if not nodes or len(weights) != len(nodes):
         raise read.refuse("weights", f"as many as nodes, {len(nodes)}, and at least one")
+    if abs(sum(weights) - 1) > 1e-6:
+        raise read.refuse("weights", "numbers that sum to 1")
     if atoms > len(nodes):
         raise read.refuse("atoms", f"at most the number of nodes, {len(nodes)}")
     return Measure(np.array(nodes), np.array(weights), atoms)

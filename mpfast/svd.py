@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import like, raise_if_nonfinite
-from mpfast.edge import EdgeFit
+from mpfast.arrays import like
+from mpfast.edge import GRAM_RESOLUTION, EdgeFit
 from mpfast.errors import ConvergenceWarning
 from mpfast.estimation import Request, estimate_spectrum
 from mpfast.interruptible import interruptible
 from mpfast.options import check_tolerance
-from mpfast.sources import Source, open_source
+from mpfast.sources import Source, open_source, start_run
+from mpfast.spectrum import Spectrum
 
 Array = NDArray[np.float64]
 
@@ -152,8 +153,10 @@ def svd(
     if k is not None and not _is_integer_in(k, 1, p):
         raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")
 
-    edge = None if until is None else estimate_spectrum(source, request).edge
-    floor = 0.0 if edge is None else edge.sigma_plus * 2.0**-source.scale_exponent
+    edge, floor = None, 0.0
+    if until is not None:
+        spectrum = estimate_spectrum(source, request)
+        edge, floor = spectrum.edge, _floor(spectrum)
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     basis: _Basis
     if p <= DENSE_UP_TO or wanted > DENSE_SHARE * p:
@@ -162,6 +165,21 @@ def svd(
         search = _KrylovSearch(source, min(block or _default_block(source), p), seed, tol, k, floor)
         basis = search.run(max(wanted, 1))
     return _triplets(W, source, basis, edge, request.thread_count)
+
+
+def _floor(spectrum: Spectrum) -> float:
+    """The edge, or what can be told from rounding if that is more."""
+    edge = spectrum.edge
+    floor = max(edge.sigma_plus, GRAM_RESOLUTION * float(spectrum.ritz.max(initial=0.0)))
+    lost = edge.spikes_above_edge - int(np.count_nonzero(spectrum.ritz > floor))
+    if lost > 0 and floor > edge.sigma_plus:
+        warnings.warn(
+            f"svd(): {lost} singular values above the edge, {edge.sigma_plus:.3g}, are too small beside the largest to "
+            f"be told from rounding; those above {floor:.3g} are returned",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return floor
 
 
 def _default_block(source: Source) -> int:
@@ -184,6 +202,7 @@ class _Basis:
 def _dense_basis(source: Source, k: int | None, floor: float) -> _Basis:
     """Of the whole Gram matrix: exact but for rounding."""
     values, vectors = interruptible(np.linalg.eigh, source.gram())
+    floor *= 2.0**-source.scale_exponent
     count = k if k is not None else int(np.count_nonzero(values > floor**2))
     return _Basis(np.ascontiguousarray(vectors[:, ::-1][:, :count].T), np.zeros(count))
 
@@ -214,10 +233,7 @@ class _KrylovSearch:
 
     def _grow(self, width: int, stream: int, expected: int, *, precise: bool) -> tuple[_Basis, Array]:
         """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
-        run = self.source.start(width, self.seed, stream, precise=precise)
-        run.advance(1)
-        _, nonfinite, row, col = run.stats
-        raise_if_nonfinite("svd", "W", nonfinite, (row, col))
+        run = start_run(self.source, width, self.seed, stream, 1, precise=precise, function="svd")
         p = min(self.source.shape)
         limit = p // width
         steps, second = (min(look, limit) for look in _first_looks(expected / width))
@@ -249,7 +265,11 @@ class _KrylovSearch:
         return _Basis(vectors, residual[:count]), theta
 
     def _count(self, theta: Array) -> int:
-        return self.k if self.k is not None else int(np.count_nonzero(theta > self.floor**2))
+        return (
+            self.k
+            if self.k is not None
+            else int(np.count_nonzero(theta > (self.floor * 2.0**-self.source.scale_exponent) ** 2))
+        )
 
     def _with_all_equal_ones(self, basis: _Basis, expected: int, *, precise: bool) -> _Basis:
         """Join runs from other probes, which see other vectors of equal singular values, until none adds any.

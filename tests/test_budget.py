@@ -133,6 +133,27 @@ def test_a_tensor_of_which_one_part_could_not_be_analysed():
         assert layer.sparsity == pytest.approx(other.sparsity, abs=0.01)
 
 
+def test_patterns_that_match_nothing_are_pointed_out(analysis):
+    for options, message in (
+        ({"exclude": "fc9"}, "exclude='fc9' matches none"),
+        ({"ceiling": {"fc9": 0.9}}, "ceiling='fc9' matches none"),
+        ({"groups": {"all": ["fc9"]}}, "group 'all'='fc9' matches none"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            analysis.budget(0.5, **options)
+
+
+def test_output_heads_stay_dense_unless_asked_for():
+    rng = np.random.default_rng(0)
+    model = {name: rng.standard_normal((64, 64)) for name in ("a.weight", "lm_head.weight", "embed.weight")}
+    analysis = mpfast.analyze(model, progress=False)
+    assert [row.name for row in analysis.budget(0.5)] == ["a.weight"]
+    assert len(analysis.budget(0.5, embeddings=True)) == 3
+    for options in ({}, {"include": "*"}):
+        assert [row.name for row in mpfast.prune(model, sparsity=0.5, **options).budget] == ["a.weight"]
+    assert [row.name for row in mpfast.compress(model, rank=4).layers] == ["a.weight"]
+
+
 def test_a_callable_without_spectra_has_no_ranks(analysis):
     rows = [row.__class__(**{**row.__dict__, "rank": None}) for row in analysis.budget(0.5)]
     budget = Budget(tuple(rows), "magnitude", 0.5, None, "nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_errors() -> None:
         removed.certificate(delta=0)
     with pytest.raises(ValueError, match="lipschitz"):
         removed.certificate("surely")
+    for inputs in (np.ones(4), np.ones((0, 3)), np.ones((2, 3)) * 1j, np.ones((1, 2, 3))):
+        with pytest.raises(ValueError, match=r"inputs of layer must be real, \(places, 3\)"):
+            removed.add(inputs)
+    with pytest.raises(ValueError, match="non-finite"):
+        removed.add([1.0, np.nan, 0.0])
+    for lipschitz in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="lipschitz must be"):
+            removed.add(np.ones(3), lipschitz)
 
 
 torch = pytest.importorskip("torch")

@@ -159,6 +159,26 @@ def test_a_zero_matrix(method):
 
 
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("shape", [(200, 150), (600, 900)])
+@pytest.mark.filterwarnings("ignore::mpfast.ConvergenceWarning")
+def test_rounding_is_no_spectrum(shape, dtype, method):
+    rng = np.random.default_rng(2)
+    W = (rng.standard_normal((shape[0], 5)) @ rng.standard_normal((5, shape[1]))).astype(dtype)
+    fit = mpfast.spectrum(W, method=method).edge
+    assert (fit.spikes, fit.spikes_above_edge, len(fit.warnings)) == (5, 5, 1)
+    assert "of rank 5 but for rounding" in fit.warnings[0]
+    assert len(mpfast.svd(W, until="mp_edge").s) == 5
+    assert mpfast.lowrank.factor(W)[0].shape[1] == 5
+
+
+def test_noise_at_the_level_of_rounding_is_noise():
+    W = np.random.default_rng(3).standard_normal((300, 400)).astype(np.float32)
+    W[3, 5] = 1e12  # beside it, all others would be rounding
+    assert mpfast.spectrum(W).edge.sigma_plus == pytest.approx(math.sqrt(300) + math.sqrt(400), rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
 def test_a_matrix_of_rank_one(method):
     rng = np.random.default_rng(1)
     spectrum = mpfast.spectrum(np.outer(rng.standard_normal(200), rng.standard_normal(300)), method=method)

@@ -222,6 +222,25 @@ def test_products_beyond_single_precision_are_no_numbers_that_mislead(size, limi
     np.testing.assert_array_equal(np.abs(Z), limit)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e25), ("float32", 1e30), ("float64", 1e150)])
+def test_one_huge_entry_that_no_sample_sees(dtype, size):
+    W = noise((600, 520)).astype(dtype)
+    W[301, 201] = size
+    assert mpfast.svd(W, 2).s[0] == pytest.approx(size, rel=1e-5)
+    estimate, exact = (mpfast.spectrum(W, method=method) for method in ("lanczos", "exact"))
+    assert estimate.ritz[0] == pytest.approx(size, rel=1e-5)
+    assert exact.values[0] == pytest.approx(size, rel=1e-5)
+
+
+def test_entries_whose_squares_are_no_numbers_in_a_sparse_matrix():
+    sparse = pytest.importorskip("scipy.sparse")
+    for size in (1e-170, 1e170):
+        with pytest.raises(ValueError, match=r"largest entry of W .* scale W"):
+            mpfast.svd(sparse.csr_array(size * noise((50, 40))), 2)
+    with pytest.raises(TypeError, match="float64"):
+        mpfast.svd(sparse.csr_array(noise((50, 40)).astype(np.longdouble)), 2)
+
+
 def test_ties_everywhere():
     """A matrix of one magnitude: the counts are exact, and the first entries go first."""
     W = np.where(noise() > 0, 0.5, -0.5).astype(np.float32)

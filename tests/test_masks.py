@@ -149,6 +149,20 @@ def test_n_of_m(dtype, n, m):
         np.testing.assert_array_equal(mask, n_m_reference(W, n, m))
 
 
+def test_n_of_m_of_channels_last(monkeypatch):
+    rng = np.random.default_rng(5)
+    stored = rng.standard_normal((6, 3, 3, 8)).astype(np.float32)
+    W = stored.transpose(0, 3, 1, 2)
+    expected = masks.n_m(np.ascontiguousarray(W), 2, 4)
+    monkeypatch.setattr(masks, "CHUNK_ENTRIES", 150)  # two rows at a time
+    np.testing.assert_array_equal(masks.n_m(W, 2, 4), expected)
+    stored[4, 1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"\(4, 3, 1, 2\)"):
+        masks.n_m(W, 2, 4)
+    with pytest.raises(ValueError, match="permute must be True or False"):
+        masks.n_m(W, 2, 4, permute="auto")
+
+
 def test_n_of_m_of_convolutions():
     W = np.random.default_rng(0).standard_normal((6, 8, 3, 5)).astype(np.float32)
     flat = masks.n_m(W, 2, 4)

@@ -46,6 +46,12 @@ def test_moments_and_weights():
     assert measure.moment(2) == pytest.approx((values**2).mean())
 
 
+def test_nan_is_nowhere():
+    measure = Measure.from_values([1.0, 2.0, 3.0])
+    assert np.isnan(measure.cdf([np.nan])).all()
+    assert np.isnan(measure.density([np.nan])).all()
+
+
 def test_density_of_a_uniform_sample():
     measure = Measure.from_values(np.linspace(2, 4, 2001))
     np.testing.assert_allclose(measure.density([2.5, 3.0, 3.5]), 0.5, rtol=1e-2)

@@ -266,7 +266,10 @@ def test_instruction_sets_agree() -> None:
         ({"second_moment": np.broadcast_to(np.triu(np.ones((4, 4))), (2, 4, 4))}, "symmetric"),
         ({"second_moment": -np.broadcast_to(np.eye(4), (2, 4, 4))}, "negative"),
         ({"prior": 0.5}, "source_mask"),
-        ({"prior": -1.0}, "negative"),
+        ({"prior": -1.0}, "prior must lie between"),
+        ({"prior": 1e39, "source_mask": np.ones((3, 8), np.bool_)}, "prior must lie between"),
+        ({"prior": np.inf, "source_mask": np.ones((3, 8), np.bool_)}, "prior must lie between"),
+        ({"second_moment": np.tile(np.full((4, 4), 2.0) - np.eye(4), (2, 1, 1))}, "geometric mean"),
         ({"source_mask": np.ones((3, 4), np.bool_)}, "must be boolean of shape"),
         ({"permute": True}, "full second moment"),
         ({"permute": "often"}, "permute"),
@@ -284,6 +287,23 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
     arguments.update(changes)
     with pytest.raises(ValueError, match=message):
         project(**arguments)
+
+
+def test_moments_that_do_not_fit_have_no_error() -> None:
+    W, mask = np.ones((3, 10)), np.ones((3, 10), np.bool_)
+    for moment in (np.eye(3), np.eye(5), np.broadcast_to(np.eye(4), (2, 4, 4)), np.ones(10)):
+        with pytest.raises(ValueError, match="does not fit 10 inputs"):
+            output_error(W, mask, moment)
+
+
+def test_a_matrix_subclass_is_an_array() -> None:
+    rng = np.random.default_rng(20)
+    W, C = rng.standard_normal((8, 8)), random_moments(rng, 2, 4)
+    with pytest.warns(PendingDeprecationWarning):
+        odd = np.matrix(W)
+    source = rng.random((8, 8)) < 0.7
+    options: dict[str, Any] = {"source_mask": source, "restore": False}
+    np.testing.assert_array_equal(project(odd, 2, 4, C, **options).mask, project(W, 2, 4, C, **options).mask)
 
 
 def test_frameworks() -> None:

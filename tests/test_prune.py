@@ -107,6 +107,17 @@ def test_the_weights_that_the_masks_in_memory_prune_are_zero(model, tmp_path, op
     assert (found.layers, found.untouched) == (4, len(dense) - 4)
 
 
+def test_options_that_do_not_go_together(model):
+    with pytest.raises(ValueError, match="chosen by magnitude"):
+        mpfast.prune(model, pattern="2:4", method="hill")
+    with pytest.raises(ValueError, match="pattern must be"):
+        mpfast.prune(model, pattern=(2, 4))
+    with pytest.raises(TypeError, match="Budget"):
+        mpfast.prune(model, budget="budget.json")
+    with pytest.warns(UserWarning, match="exclude='blocks' matches none"):
+        mpfast.prune(model, sparsity=0.5, method="magnitude", exclude="blocks")
+
+
 def test_layout_and_companions(model, tmp_path):
     mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
     written = sorted(

@@ -136,6 +136,17 @@ def test_input_norm_saliency() -> None:
     assert input_norm_saliency(W.reshape(4, 2, 3, 1), C).shape == (4, 2, 3, 1)
 
 
+def test_noise_floor_of_what_is_no_matrix_of_numbers() -> None:
+    for W in (np.ones((3, 4), int), np.ones((3, 4)) * 1j):
+        with pytest.raises(TypeError, match="noise_floor"):
+            masks.noise_floor(W, variance=1.0)
+    with pytest.raises(ValueError, match="non-empty"):
+        masks.noise_floor(np.ones((0, 4)), variance=1.0)
+    # The level is compared as it is, not as the storage type would round it.
+    variance = 0.9999**2 / (2 * math.log(2 * 12 / 0.05))
+    assert masks.noise_floor(np.ones((3, 4), np.float16), variance=variance).all()
+
+
 def test_noise_floor_keeps_signal_and_no_noise() -> None:
     """30 matrices at delta = 0.1: about 3 with a false entry; more than 8 has probability 0.002."""
     rng = np.random.default_rng(4)

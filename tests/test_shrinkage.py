@@ -74,6 +74,12 @@ def test_frobenius_shrinkage_denoises_better_than_keeping_or_cutting():
     assert loss["shrunk"] < 0.95 * loss["cut"] < 0.5 * loss["kept"]
 
 
+def test_values_that_are_no_numbers():
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            mpfast.shrink([3.0, value], 1.0, (10, 10))
+
+
 def test_unknown_loss():
     with pytest.raises(ValueError, match="loss"):
         shrink([1.0], 1.0, (2, 2), loss="huber")

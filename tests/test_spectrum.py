@@ -316,3 +316,31 @@ def test_nonfinite_entries_are_counted_and_located(method, bad):
     W[90, 0] = bad
     with pytest.raises(ValueError, match=r"spectrum\(\): W has 2 .*\(17, 4\)"):
         mpfast.spectrum(W, method=method)
+
+
+def test_spectra_of_given_values():
+    values = np.arange(1.0, 21.0)
+    spectrum = mpfast.Spectrum.from_values(values, (20, 30))
+    np.testing.assert_array_equal(spectrum.values, values[::-1])
+    for bad in (values[:5], -values, values * np.nan):
+        with pytest.raises(ValueError, match="20 finite numbers"):
+            mpfast.Spectrum.from_values(bad, (20, 30))
+    for shares in ([2.0], [-1.0], [np.nan]):
+        with pytest.raises(ValueError, match="lie in"):
+            spectrum.quantile(shares)
+    record = spectrum.to_dict()
+    for changes, message in (
+        ({"values": values.tolist()}, "descending"),
+        ({"method": "lanczos"}, "'exact' with values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mpfast.Spectrum.from_dict({**record, **changes})
+    record = mpfast.spectrum(np.random.default_rng(0).standard_normal((200, 200)), method="lanczos").to_dict()
+    record["measure"]["weights"][0] += 0.5
+    with pytest.raises(ValueError, match="sum to 1"):
+        mpfast.Spectrum.from_dict(record)
+
+
+def test_submodules_are_there_without_being_imported():
+    for name in ("certificates", "laws", "projection", "singular_vectors", "synthetic"):
+        assert getattr(mpfast, name).__name__ == f"mpfast.{name}"

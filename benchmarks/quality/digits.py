@@ -252,7 +252,8 @@ def main() -> None:
     lines = [
         "# Accuracy against sparsity on digits",
         "",
-        f"Made by `python benchmarks/quality/digits.py --out benchmarks/results/quality/digits`, {options.seeds} seeds: mean accuracy in percent on 597 images "
+        f"Made by `python benchmarks/quality/digits.py --out benchmarks/results/quality/digits`"
+        f", {options.seeds} seeds: mean accuracy in percent on 597 images "
         "and its standard error. Sparsity is that of all Linear and Conv2d weights. Each method prunes step by step, "
         "what is pruned staying so; prune and restore may bring weights back. See the docstring for the protocol.",
         "",

@@ -227,7 +227,8 @@ def report(bench: Bench) -> list[str]:
     lines = [
         "# Retrieval with a pruned all-MiniLM-L6-v2, no training",
         "",
-        f"Made by `python benchmarks/quality/retrieval.py --out benchmarks/results/quality/retrieval`: {len(bench.evaluation)} held-out functions, "
+        f"Made by `python benchmarks/quality/retrieval.py --out benchmarks/results/quality/retrieval`"
+        f": {len(bench.evaluation)} held-out functions, "
         f"{len(bench.calibration)} for calibration, {TOKENS} tokens. Dense: MRR {dense['mrr']:.3f} ± "
         f"{dense['error']:.3f}. Sparsity is that of the 36 Linear weights of the encoder.",
         "",

@@ -68,17 +68,17 @@ void end_call() { --running_calls(); }
 void run_abandonable(const Poll& poll, std::function<void()> work) {
   const auto task = std::make_shared<std::packaged_task<void()>>(std::move(work));
   std::future<void> result = task->get_future();
+  // Counted from here on: the process may exit before the thread has done anything.
+  auto running = std::make_shared<RunningCall>();
   std::thread thread;
   try {
-    thread = std::thread([task] {
-      const RunningCall running;
-      (*task)();
-    });
+    thread = std::thread([task, running] { (*task)(); });
   } catch (const std::system_error&) {
     // No thread is to be had: what cannot be abandoned is still right.
     (*task)();
     return result.get();
   }
+  running.reset();
   try {
     while (result.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
       if (poll) poll();

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/blas.hpp"
+
 extern "C" void scipy_dsyevd_(const char* job, const char* uplo, const int* n, double* a, const int* lda, double* w,
                               double* work, const int* lwork, int* iwork, const int* liwork, int* info);
 
@@ -14,8 +16,13 @@ namespace {
 // From this order on (some 20 ms) a call has a thread of its own, so that it can be left.
 constexpr index_t kLong = 400;
 
+// With the right to call BLAS for as long as anything needs it.
 struct Problem {
+  Problem(std::vector<double> matrix, std::vector<double> to, index_t bytes)
+      : a(std::move(matrix)), values(std::move(to)), memory(1, bytes) {}
+
   std::vector<double> a, values;
+  cpu::BlasMemory memory;
 };
 
 void solve(index_t n, Problem& problem) {
@@ -36,7 +43,8 @@ void symmetric_eigen(index_t n, std::vector<double>& a, std::vector<double>& val
   if (n > 20000) throw std::length_error("symmetric_eigen(): the matrix is too large for 32-bit LAPACK");
   values.assign(static_cast<std::size_t>(n), 0.0);
   if (n == 0) return;
-  const auto problem = std::make_shared<Problem>(Problem{std::move(a), std::move(values)});
+  const auto problem =
+      std::make_shared<Problem>(std::move(a), std::move(values), 3 * n * n * static_cast<index_t>(sizeof(double)));
   const auto work = [n, problem] { solve(n, *problem); };
   if (n < kLong) {
     work();

@@ -77,7 +77,7 @@ void descend(DroppedSet& set, int m, double trace) {
       for (int in = 0; in < m; ++in) {
         if (set.has(in)) continue;
         const double change = set.cost_of_exchange(out, in);
-        if (change >= best) continue;
+        if (!(change < best)) continue;
         best = change;
         best_out = out;
         best_in = in;

@@ -122,7 +122,14 @@ void* allocate(Stream stream, std::size_t bytes) {
   return memory;
 }
 
-void release(Stream stream, void* memory) noexcept { cudaFreeAsync(memory, handle_of(stream)); }
+void release(Stream stream, void* memory) noexcept {
+  // The default stream's handle means that of the current device.
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess) return;
+  if (before != stream.device) cudaSetDevice(stream.device);
+  cudaFreeAsync(memory, handle_of(stream));
+  if (before != stream.device) cudaSetDevice(before);
+}
 
 void copy(Stream stream, void* to, const void* from, std::size_t bytes) {
   const OnDevice current(stream.device);
@@ -136,6 +143,9 @@ void copy_rows(Stream stream, void* to, std::size_t to_pitch, const void* from, 
         "cudaMemcpy2DAsync");
 }
 
-void synchronize(Stream stream) { check(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize"); }
+void synchronize(Stream stream) {
+  const OnDevice current(stream.device);
+  check(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize");
+}
 
 }  // namespace mpfast::cuda

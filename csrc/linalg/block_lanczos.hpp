@@ -82,12 +82,16 @@ class BlockLanczos {
     return ritz_;
   }
 
-  // out (count vectors of length p) = V times the first `count` columns of `coefficients` (steps() * width() rows).
+  // out (count vectors of length p) = V times `coefficients`, as many columns; their rows say how many vectors of V.
   void combine(std::span<const double> coefficients, View out) const {
-    backend_->combine(basis_.slice(0, steps_ * width_), coefficients.data(), out);
+    const index_t rows = static_cast<index_t>(coefficients.size()) / out.count;
+    backend_->combine(basis_.slice(0, rows), coefficients.data(), out);
   }
 
  private:
+  // Of W as scaled, beyond which products of it may overflow.
+  static constexpr double kLargestTrace = sizeof(typename B::Real) == sizeof(double) ? 1e290 : 1e30;
+
   static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
 
   RitzValues decompose(index_t steps, const Poll& poll) const {
@@ -136,11 +140,11 @@ class BlockLanczos {
   // Basis memory grows geometrically; the vectors already there are copied by the backend.
   void reserve(index_t blocks) {
     if (blocks <= capacity_) return;
-    capacity_ = std::max(blocks, capacity_ + capacity_ / 2);
-    capacity_ = std::min(capacity_, max_steps() + 1);
-    Vectors larger = backend_->allocate(capacity_ * width_);
+    const index_t wanted = std::min(std::max(blocks, capacity_ + capacity_ / 2), max_steps() + 1);
+    Vectors larger = backend_->allocate(wanted * width_);
     if (steps_ > 0) backend_->copy(basis_.slice(0, (steps_ + 1) * width_), larger.slice(0, (steps_ + 1) * width_));
     basis_ = std::move(larger);
+    capacity_ = wanted;
   }
 
   // The first pass runs on the raw probes, so that what it learns (zero coordinates, finiteness) is known before
@@ -150,8 +154,9 @@ class BlockLanczos {
     View z = basis_.slice(width_, width_);
     backend_->fill_probes(x, key_, 0);
     backend_->apply(x, z, &stats_);
-    if (stats_.nonfinite_count > 0) {
-      exhausted_ = true;  // the caller reports it
+    // The caller reports the one, and scales W for the other.
+    if (stats_.nonfinite_count > 0 || !(stats_.trace < kLargestTrace)) {
+      exhausted_ = true;
       return;
     }
     zero_coordinates_ = backend_->mask_zero_coordinates(z, x);

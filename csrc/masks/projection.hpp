@@ -264,7 +264,8 @@ class TableSearch {
     const float limit = best + 2 * error;
     BestSet winner;
     for (unsigned d1 = 0; d1 < 1U << first; ++d1) {
-      if (!(lane_of(least_[d1], lane) <= limit)) continue;
+      const int size = d - bit_count(d1);
+      if (size < 0 || size > kSecond || !(lane_of(least_[d1], lane) <= limit)) continue;
       see_second(a, first, d, d1, lane, limit - lane_of(least_[d1], lane) + 2 * error, group, winner);
     }
     return winner.set;

@@ -74,13 +74,19 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   if (!by_rows && array.strides(0) != entry) throw std::invalid_argument("expected a contiguous array");
   const index_t lines = by_rows ? rows : cols;
   const index_t length = by_rows ? cols : rows;
-  const auto pitch = static_cast<std::size_t>(array.strides(by_rows ? 0 : 1));
+  const index_t step = array.strides(by_rows ? 0 : 1);
+  if (lines > 1 && step < length * entry) throw std::invalid_argument("expected lines that do not overlap, in order");
+  const auto pitch = static_cast<std::size_t>(step);
   auto copy = std::make_unique<Upload>(device, rows * cols * entry);
   {
     const py::gil_scoped_release unlocked;
     const auto bytes = static_cast<std::size_t>(length * entry);
-    cuda::copy_rows(copy->stream, copy->memory.get(), bytes, array.data(), lines == 1 ? bytes : pitch, bytes,
-                    static_cast<std::size_t>(lines));
+    if (lines == 1 || pitch == bytes) {
+      cuda::copy(copy->stream, copy->memory.get(), array.data(), bytes * static_cast<std::size_t>(lines));
+    } else {
+      cuda::copy_rows(copy->stream, copy->memory.get(), bytes, array.data(), pitch, bytes,
+                      static_cast<std::size_t>(lines));
+    }
     cuda::synchronize(copy->stream);
   }
   const MatrixView view{copy->memory.get(), type, rows, cols, by_rows ? cols : 1, by_rows ? 1 : rows};

@@ -70,13 +70,13 @@ NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const
 class CutSearch {
  public:
   CutSearch(index_t total, index_t pruned, const std::vector<std::pair<std::string, double>>& storage)
-      : search_(total, pruned, common_kind(storage)) {}
+      : keys_(common_kind(storage)), search_(total, pruned, keys_) {}
 
   bool done() const { return search_.done(); }
   void narrow() { search_.narrow(); }
 
   NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
-    if (!(scale > 0)) throw std::invalid_argument("scales must be positive");
+    check(matrix, scale);
     const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
     const py::gil_scoped_release unlocked;
     cpu::Team team(team_size(scored, threads), interrupt_poll());
@@ -84,6 +84,7 @@ class CutSearch {
   }
 
   void write(const Matrix& matrix, double scale, py::array keep, int threads) {
+    check(matrix, scale);
     std::vector<py::array> masks = {std::move(keep)};
     const auto scored = targets({&matrix}, {scale}, masks);
     const py::gil_scoped_release unlocked;
@@ -99,6 +100,17 @@ class CutSearch {
     return keys;
   }
 
+  // The matrix is one of those that the search was made for.
+  void check(const Matrix& matrix, double scale) const {
+    if (!(scale > 0)) throw std::invalid_argument("scales must be positive");
+    if (matrix.view.rows == 0 || matrix.view.cols == 0) throw std::invalid_argument("a matrix is empty");
+    const cpu::KeyKind both = keys_ & cpu::key_kind(matrix.view.dtype, scale);
+    if (both.wide != keys_.wide || both.trailing_zeros != keys_.trailing_zeros) {
+      throw std::invalid_argument("the search was made for matrices stored in another way");
+    }
+  }
+
+  cpu::KeyKind keys_;
   cpu::CutSearch search_;
 };
 

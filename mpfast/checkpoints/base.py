@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 __all__ = ["Checkpoint", "TensorInfo", "prefetched"]
@@ -30,7 +30,7 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    kind: str | None = None
+    kind: str | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
