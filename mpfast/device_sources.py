@@ -166,12 +166,16 @@ def open_device_array(W: Any, function: str, threads: int) -> DeviceSource:
     return DeviceSource(device_matrix(W, cuda_backend(), function=function), function, threads)
 
 
+def _has_contiguous_rows(array: NDArray[Any]) -> bool:
+    """Whether rows lie one behind the other in memory, perhaps with gaps."""
+    (step, stride), length = array.strides, array.shape[1] * array.itemsize
+    return stride == array.itemsize and (len(array) == 1 or step >= length)
+
+
 def send_to_device(matrix: _core.Matrix, device: Device, function: str, threads: int) -> DeviceSource | StreamedSource:
     """Copy a host matrix to the device if there is room, else let it stream through."""
     array = cast(NDArray[Any], matrix.owner)
-    size = array.itemsize
-    contiguous = size in (array.strides[0], array.strides[1])
-    if not contiguous:
+    if not any(_has_contiguous_rows(view) for view in (array, array.T)):
         raise ValueError(f"{function}(): W must have contiguous rows or columns to go to {device}; pass W.copy()")
     if array.nbytes <= RESIDENT_SHARE * device.backend.free_memory(device.index):
         return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), function, threads)
