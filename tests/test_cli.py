@@ -73,6 +73,7 @@ def test_analyze_writes_json_and_csv(model, tmp_path):
     piped = mpfast("analyze", model, "--json", "-")
     assert json.loads(piped.stdout)["layers"][0]["sigma_plus"] == document["layers"][0]["sigma_plus"]
     assert mpfast("analyze", model, "--csv", "-").stdout.startswith("name,kind,")
+    assert mpfast("analyze", model, "--html", "-").stdout.startswith("<!DOCTYPE html>")
 
 
 def test_analyze_options(model):

@@ -93,7 +93,8 @@ def analyze_command(
         typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a report to FILE that any browser shows.")
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
     ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -124,9 +125,10 @@ def analyze_command(
     of singular values above it that noise does not explain (spikes), the share that noise does (bulk), the
     distance between spectrum and fitted law (KS) with a verdict, the Hill exponent alpha and the stable rank.
     """
-    if json_file == "-" and csv_file == "-":
-        raise typer.BadParameter("--json - and --csv - cannot share standard output")
-    for file in (json_file, csv_file, None if html_file is None else str(html_file)):
+    files = (json_file, csv_file, html_file)
+    if files.count("-") > 1:
+        raise typer.BadParameter("only one of --json -, --csv - and --html - can have standard output")
+    for file in files:
         require_directory(file)
     from mpfast.analysis import analyze
     from mpfast.layers import Views
@@ -147,17 +149,12 @@ def analyze_command(
             client=client,
             progress=progress,
         )
-    if html_file is not None:
-        analysis.to_html(html_file)
-    if json_file == "-":
-        typer.echo(analysis.to_json(), nl=False)
-    elif json_file is not None:
-        analysis.to_json(json_file)
-    if csv_file == "-":
-        typer.echo(analysis.to_csv(), nl=False)
-    elif csv_file is not None:
-        analysis.to_csv(csv_file)
-    if "-" not in (json_file, csv_file):
+    for file, write in zip(files, (analysis.to_json, analysis.to_csv, analysis.to_html), strict=True):
+        if file == "-":
+            typer.echo(write(), nl=False)
+        elif file is not None:
+            write(file)
+    if "-" not in files:
         from mpfast.tables import analysis_lines
 
         print_lines(analysis_lines(analysis, _sorted(analysis, sort), width=terminal_width(), verbose=verbose))
