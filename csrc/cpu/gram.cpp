@@ -201,7 +201,7 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
     const index_t last = std::min(first + blocks.chunk, b.rows);
     double squares = 0;
     double* const sum_squares = stats == nullptr ? nullptr : &squares;
-    if (product.width <= kGroupWidth && !product.packs()) {
+    if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
       const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
       kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest, partial.get(),
                     sum_squares);

@@ -25,6 +25,13 @@ template <int G>
 constexpr int kDotRows = G < 3 ? 4 : (G <= kGroupWidth && kManyRegisters ? 6 : 3);
 template <int G>
 constexpr int kStripPairs = G >= 3 ? 1 : (G == 2 ? 2 : 4);
+// With AVX-512 the two phases one after the other are faster than a sweep where entries need no widening: 8192 x 8192
+// float32, four vectors, 8.3 ms against 9.9 ms.
+template <class Real, class Storage>
+constexpr bool kSweeps = kVectorBytes < 64 || sizeof(Storage) < sizeof(Real);
+// Phase 2 may fetch the rows of the next panel meanwhile. For more vectors the cache has no room for them.
+template <int G>
+constexpr bool kPrefetches = kManyRegisters && G <= kGroupWidth;
 template <int G>
 constexpr int kSweepRows = G >= 3 && !kManyRegisters ? 3 : 4;
 
@@ -164,6 +171,7 @@ template <class Real, class Storage, int P, int G, bool kSquares>
     Vec<Real> strip[2 * P];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
+      if constexpr (kPrefetches<G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
       strip[2 * p] = load_half<Real, 0>(w + p * kPair<Real>);
       strip[2 * p + 1] = load_half<Real, 1>(w + p * kPair<Real>);
       if constexpr (kSquares) {
@@ -389,8 +397,15 @@ std::uint64_t read(const void* data, index_t count) {
 
 template <class Real, class Storage, class Bits>
 constexpr GramKernels<Real> kKernels = {
-    kLanes<Real>,         kPairedStorage<Real, Storage>, kWideGroup,          dot<Real, Storage>, axpy<Real, Storage>,
-    sweep<Real, Storage>, scaled_sum_squares<Storage>,   pack<Real, Storage>, read<Bits>,
+    kLanes<Real>,
+    kPairedStorage<Real, Storage>,
+    kWideGroup,
+    dot<Real, Storage>,
+    axpy<Real, Storage>,
+    kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
+    scaled_sum_squares<Storage>,
+    pack<Real, Storage>,
+    read<Bits>,
 };
 
 }  // namespace

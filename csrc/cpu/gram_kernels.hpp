@@ -34,9 +34,9 @@ struct PackSource {
 };
 
 // The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or
-// `wide_group`; `sweep` has no wide form. Where a sum of
-// squares is asked for it is added to *sum_squares; for Real = float it is formed from short runs in single precision,
-// so it is good to 1e-6 and can over- and underflow.
+// `wide_group`; `sweep` has no wide form, and is null where dot and axpy are faster. Where a sum of squares is asked
+// for it is added to *sum_squares; for Real = float it is formed from short runs in single precision, so it is good to
+// 1e-6 and can over- and underflow.
 template <class Real>
 struct GramKernels {
   index_t lanes;  // entries of Real in one register

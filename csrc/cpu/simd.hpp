@@ -218,10 +218,11 @@ template <class Real, class Storage>
 }
 
 // Whether a pair of registers holds the even and the odd entries of 2 L consecutive ones, not the first and the last L.
+// (AVX-512 widens on the way from the cache for less than what two uses of one register cost.)
 template <class Real, class Storage>
 constexpr bool kPairedStorage = false;
 template <>
-constexpr bool kPairedStorage<float, BFloat> = true;
+constexpr bool kPairedStorage<float, BFloat> = kVectorBytes < 64;
 
 // (On a little-endian machine, as all of them here are.) Register h of the pair of registers that 2 L consecutive
 // stored entries fill.
