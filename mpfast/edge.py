@@ -202,7 +202,7 @@ def fit_edge(
     sigma = laws.sigma_plus(variance, source.shape)
     error = 0.0 if low_rank else _standard_error(source, estimate, alpha, sigma)
     fit = _assemble(source, variance, error, estimator, alpha, beta)
-    return replace(fit, warnings=(_rank_warning(source, fit),)) if low_rank else fit
+    return replace(fit, warnings=(_rank_warning(fit.spikes_above_edge),)) if low_rank else fit
 
 
 def fit_values(
@@ -307,8 +307,8 @@ def _rounding_level(source: SpectrumLike) -> float:
     return max(entries, resolution * float(source.ritz.max(initial=0.0)))
 
 
-def _rank_warning(source: SpectrumLike, fit: EdgeFit) -> str:
-    return f"of rank {fit.spikes_above_edge} but for rounding: sigma_plus is the level of that, there is no other noise"
+def _rank_warning(rank: int) -> str:
+    return f"of rank {rank} but for rounding: sigma_plus is the level of that, there is no other noise"
 
 
 _ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {

@@ -188,8 +188,8 @@ def select_layers(
         else:
             layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
-    if not callable(exclude):
-        warn_of_unmatched(_patterns(exclude or (), function), names, f"{function}(): exclude")
+    if isinstance(exclude, list):
+        warn_of_unmatched(exclude, names, f"{function}(): exclude")
     for pattern in given if isinstance(given, list) else []:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""

@@ -265,11 +265,10 @@ class _KrylovSearch:
         return _Basis(vectors, residual[:count]), theta
 
     def _count(self, theta: Array) -> int:
-        return (
-            self.k
-            if self.k is not None
-            else int(np.count_nonzero(theta > (self.floor * 2.0**-self.source.scale_exponent) ** 2))
-        )
+        if self.k is not None:
+            return self.k
+        floor = self.floor * 2.0**-self.source.scale_exponent  # which a run may have changed at its start
+        return int(np.count_nonzero(theta > floor**2))
 
     def _with_all_equal_ones(self, basis: _Basis, expected: int, *, precise: bool) -> _Basis:
         """Join runs from other probes, which see other vectors of equal singular values, until none adds any.
