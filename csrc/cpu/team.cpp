@@ -72,7 +72,7 @@ Team::Team(int threads, Poll poll)
   const int extra = std::max(threads, 1) - 1;
   if (extra == 0) return;
   workers_.reserve(static_cast<std::size_t>(extra));
-  const Elsewhere elsewhere;
+  const Elsewhere elsewhere{};
   try {
     for (int worker = 1; worker <= extra; ++worker) {
       workers_.emplace_back([this, worker, elsewhere] {
