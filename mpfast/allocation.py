@@ -76,7 +76,7 @@ def allocate(
             wish[members] = np.average(wish[members], weights=count[members])
             low[members] = low[members].max()
             high[members] = high[members].min()
-    if (low > high).any() or (low < 0).any() or (high > 1).any():
+    if not ((low >= 0) & (low <= high) & (high <= 1)).all():
         raise ValueError("floors and ceilings must satisfy 0 <= floor <= ceiling <= 1 in every layer and group")
     # Whole entries: the smallest sparsity of at least the floor, the largest of at most the ceiling.
     fewest = np.ceil(low * count - 1e-9)

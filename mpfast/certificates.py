@@ -86,8 +86,16 @@ def margin_safe(logits: ArrayLike, eta: ArrayLike) -> NDArray[np.bool_]:
         (samples, classes).
     eta
         One number, or one per sample.
+
+    Raises
+    ------
+    ValueError
+        `logits` is not 2-D with at least two classes.
     """
-    top = np.sort(np.asarray(logits, np.float64), axis=1)
+    scores = np.asarray(logits, np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"margin_safe(): logits must be (samples, classes), two at least, but have {scores.shape}")
+    top = np.sort(scores, axis=1)
     safe: NDArray[np.bool_] = top[:, -1] - top[:, -2] > 2 * np.asarray(eta, np.float64)
     return safe
 

@@ -86,6 +86,9 @@ def factor(
                 "factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank"
             )
     else:
+        shape = tuple(getattr(W, "shape", ()))
+        if len(shape) == 2 and 0 < (largest := min(shape)) < wanted:
+            raise ValueError(f"factor(): rank must be at most min(W.shape) = {largest}, not {wanted}")
         result = svd(W, wanted, tol=tol, seed=seed, threads=threads, device=device)
     s = result.s
     if shrinkage is not None:

@@ -20,6 +20,8 @@ __all__ = [
 
 #: The longest group of an n:m pattern.
 LARGEST_GROUP = 64
+#: The most threads that anybody can mean.
+LARGEST_TEAM = 1 << 16
 _REAL = (int, float, np.integer, np.floating)
 
 
@@ -32,12 +34,19 @@ def positive_integer(value: Any, name: str, function: str) -> int:
 
 def thread_count(threads: Any, function: str) -> int:
     """Return the number of threads for the core, 0 for its default; ValueError unless a positive integer or None."""
-    return 0 if threads is None else positive_integer(threads, "threads", function)
+    return 0 if threads is None else _team(threads, "threads", function)
 
 
 def worker_count(workers: Any, function: str) -> int:
     """Return the number of threads in all, by default every core; ValueError unless a positive integer or None."""
-    return _core.default_threads() if workers is None else positive_integer(workers, "workers", function)
+    return _core.default_threads() if workers is None else _team(workers, "workers", function)
+
+
+def _team(value: Any, name: str, function: str) -> int:
+    size = positive_integer(value, name, function)
+    if size > LARGEST_TEAM:
+        raise ValueError(f"{function}(): {name} must be at most {LARGEST_TEAM}, not {value!r}")
+    return size
 
 
 def check_tolerance(tol: Any, function: str) -> float:

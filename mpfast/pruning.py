@@ -26,7 +26,7 @@ from mpfast.layer_reports import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.layers import WHOLE, Layer, NameFilter, first_reason, is_embedding_or_head, select_layers
 from mpfast.mask_files import MASKS_FILE, mask_writer, packed
 from mpfast.mask_plans import GlobalCut, LayerCuts, MaskPlan, Pattern, stored_rows
-from mpfast.options import check_sparsity, worker_count
+from mpfast.options import check_seed, check_sparsity, check_tolerance, worker_count
 from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
 
 __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
@@ -149,6 +149,8 @@ def prune(
     """
     started = time.perf_counter()
     n_of_m = _checked_options(sparsity, method, pattern, budget)
+    check_tolerance(tol, "prune")
+    check_seed(seed, "prune")
     threads = worker_count(workers, "prune")
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model])

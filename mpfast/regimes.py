@@ -47,7 +47,7 @@ class Regime:
     Raises
     ------
     ValueError
-        The signal is none of these, or `beta` lacks ``"other"``.
+        The signal is none of these, `beta` lacks ``"other"``, or a sparsity is not positive.
     """
 
     up_to: float
@@ -61,6 +61,8 @@ class Regime:
             raise ValueError(f"Regime(): signal must be one of {', '.join(SIGNALS)}, not {self.signal!r}")
         if "other" not in self.beta:
             raise ValueError('Regime(): beta needs a value for "other", the types that it does not name')
+        if not (self.vanishing > 0 and self.up_to > 0):
+            raise ValueError("Regime(): up_to and vanishing must be positive")
 
 
 BERLYAND2026 = (

@@ -54,7 +54,7 @@ def family(name: str, shape: tuple[int, int], seed: int) -> Array:
     Raises
     ------
     ValueError
-        The name is none of `FAMILIES`.
+        The name is none of `FAMILIES`, or the shape has no room for the spikes.
     """
     if name not in FAMILIES:
         raise ValueError(f"family(): name must be one of {', '.join(FAMILIES)}, not {name!r}")
@@ -70,5 +70,7 @@ def family(name: str, shape: tuple[int, int], seed: int) -> Array:
         "one_huge_spike": np.array([1000.0]),
         "power_law": 30 / np.arange(1, 201),
     }
+    if len(signals[name]) > min(shape):
+        raise ValueError(f"family(): {name!r} needs at least {len(signals[name])} rows and columns, not {shape}")
     signal = signals[name] * critical_signal(shape)
     return noise + low_rank(shape, signal, rng) if len(signal) else noise

@@ -51,6 +51,8 @@ def test_impossible_allocations():
         allocate([0.5], [100], 60, ceilings=0.5)
     with pytest.raises(ValueError, match="floor <= ceiling"):
         allocate([0.5], [100], 60, floors=0.6, ceilings=0.5)
+    with pytest.raises(ValueError, match="floor <= ceiling"):
+        allocate([0.5], [100], 60, floors=math.nan)
 
 
 def test_floor_count_of_decimals():

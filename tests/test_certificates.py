@@ -40,6 +40,8 @@ def test_margin_safe() -> None:
     logits = [[3.0, 1.0, 0.0], [1.0, 0.9, 0.0]]
     assert margin_safe(logits, 0.5).tolist() == [True, False]
     assert margin_safe(logits, [1.0, 0.01]).tolist() == [False, True]
+    with pytest.raises(ValueError, match="two at least"):
+        margin_safe(logits[0], 0.5)
 
 
 def test_one_layer() -> None:

@@ -76,3 +76,5 @@ def test_a_misspelt_signal_is_no_other_one():
         Regime(1.0, "edge", {"other": 1.0}, 0.5)
     with pytest.raises(ValueError, match='beta needs a value for "other"'):
         Regime(1.0, "hill", {"mlp": 1.0}, 0.5)
+    with pytest.raises(ValueError, match="must be positive"):
+        Regime(0.5, "hill", {"other": 1.0}, 0.0)
