@@ -14,7 +14,6 @@ from mpfast.svd import SVD, svd
 
 if TYPE_CHECKING:
     from mpfast import certificates as certificates
-    from mpfast import laws as laws
     from mpfast import projection as projection
     from mpfast import singular_vectors as singular_vectors
     from mpfast import synthetic as synthetic
@@ -68,7 +67,7 @@ _LATER = {
 }
 
 
-_MODULES_LATER = ("certificates", "laws", "projection", "singular_vectors", "synthetic")
+_MODULES_LATER = ("certificates", "projection", "singular_vectors", "synthetic")
 
 
 def __getattr__(name: str) -> Any:

@@ -391,11 +391,9 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
         raise ValueError(f"noise_floor(): delta must lie in (0, 1), not {delta!r}")
     if variance is not None and not 0 <= variance < math.inf:
         raise ValueError(f"noise_floor(): variance must be a number from 0, not {variance!r}")
-    if is_on_gpu(W):
-        sizes, shape = abs(W), tuple(W.shape)
-    else:
-        array, dtype = as_numpy(W, function="noise_floor")
-        shape = array.shape
+    on_gpu = is_on_gpu(W)
+    array, dtype = (W, "") if on_gpu else as_numpy(W, function="noise_floor")
+    shape = tuple(array.shape)
     if len(shape) < 2 or 0 in shape:
         raise ValueError(f"noise_floor(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
     if variance is None:
@@ -403,14 +401,16 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
 
         variance = spectrum(W if len(shape) == 2 else W.reshape(shape[0], -1), seed=seed).edge.variance
     level = math.sqrt(2 * variance * math.log(2 * math.prod(shape) / delta))
-    if is_on_gpu(W):
-        if not bool((sizes < math.inf).all()):
-            raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
-        return sizes > level
+    if on_gpu:
+        return _larger(abs(W), level)
+    # Row by row in float64: the level as the storage type would round it is another one.
     keep = np.empty(shape, dtype=np.bool_)
     for entries, kept in zip(array, keep, strict=True):
-        sizes = np.abs(wide(entries, dtype))
-        if not np.isfinite(sizes).all():
-            raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
-        np.greater(sizes, level, out=kept)
+        kept[...] = _larger(np.abs(wide(entries, dtype)), level)
     return like(keep, W)
+
+
+def _larger(sizes: Any, level: float) -> Any:
+    if not bool((sizes < math.inf).all()):
+        raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
+    return sizes > level

@@ -17,7 +17,7 @@ from mpfast import _core
 from mpfast.errors import ConvergenceWarning
 from mpfast.synthetic import FAMILIES, family
 
-from .references import bfloat16_bits, from_bfloat16_bits, singular_values
+from .references import bfloat16_bits, from_bfloat16_bits, run_python, singular_values
 
 SHAPE = (640, 1600)
 
@@ -342,5 +342,6 @@ def test_spectra_of_given_values():
 
 
 def test_submodules_are_there_without_being_imported():
-    for name in ("certificates", "laws", "projection", "singular_vectors", "synthetic"):
-        assert getattr(mpfast, name).__name__ == f"mpfast.{name}"
+    names = ("certificates", "laws", "projection", "singular_vectors", "synthetic")
+    run = run_python("-c", f"import mpfast; print(*[getattr(mpfast, name).__name__ for name in {names}])")
+    assert run.stdout.split() == [f"mpfast.{name}" for name in names], run.stderr
