@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mpfast import native  # noqa: F401  # before whatever uses the core
+
+# isort: split
 from mpfast import lowrank, masks
 from mpfast.edge import EdgeFit
 from mpfast.errors import CheckpointError, ConvergenceWarning

@@ -29,6 +29,22 @@ def test_calls_from_many_threads_give_what_one_thread_gives():
         assert list(pool.map(edge_of, range(12))) == alone
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("setting", [None, "2"])
+def test_an_import_starts_no_threads_and_leaves_the_environment(setting):
+    script = """
+        import os, numpy
+        before, threads = dict(os.environ), len(os.listdir("/proc/self/task"))
+        import mpfast
+        print(len(os.listdir("/proc/self/task")) - threads, dict(os.environ) == before)
+    """
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": setting or ""}
+    if setting is None:
+        del environment["OPENBLAS_NUM_THREADS"]
+    run = run_python("-c", textwrap.dedent(script), env=environment)
+    assert run.stdout.split() == ["0", "True"], run.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_can_call_after_its_parent_did():

@@ -1,0 +1,20 @@
+"""Loads the native core; the package imports this before everything else.
+
+As it is loaded OpenBLAS starts a thread for every further processor, each of which spins for 2^26 cycles before it goes
+to sleep. Our copy of it is used from one thread at a time (the core has threads of its own), and it asks the
+environment, hence the variable, which no other library should find.
+"""
+
+import os
+
+_VARIABLE = "OPENBLAS_NUM_THREADS"
+
+_before = os.environ.get(_VARIABLE)
+os.environ[_VARIABLE] = "1"
+try:
+    from mpfast import _core as _core
+finally:
+    if _before is None:
+        del os.environ[_VARIABLE]
+    else:
+        os.environ[_VARIABLE] = _before
