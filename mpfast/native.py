@@ -3,9 +3,14 @@
 As it is loaded OpenBLAS starts a thread for every further processor, each of which spins for 2^26 cycles before it goes
 to sleep. Our copy of it is used from one thread at a time (the core has threads of its own), and it asks the
 environment, hence the variable, which no other library should find.
+
+NumPy comes first: its OpenBLAS keeps its threads, and in a second interpreter, where the core would wait for ever, it
+says that it cannot be loaded twice.
 """
 
 import os
+
+import numpy  # noqa: F401
 
 _VARIABLE = "OPENBLAS_NUM_THREADS"
 
