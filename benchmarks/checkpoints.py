@@ -94,7 +94,8 @@ def into_cache(folder: Path) -> None:
 def run(command: list[str]) -> tuple[float, float]:
     """Seconds and peak resident megabytes of a process and those it starts."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # Elsewhere than in the sources, which Python would import instead of what is installed.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
@@ -140,7 +141,7 @@ def main() -> None:
     mpfast = [sys.executable, "-m", "mpfast"]
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary).resolve()
         model, out = folder / "model", folder / "out"
         model.mkdir()
         # In a process of its own: the peak memory of a child is at least that of its parent.

@@ -8,11 +8,19 @@ NumPy comes first: its OpenBLAS keeps its threads, and in a second interpreter, 
 says that it cannot be loaded twice.
 """
 
+import importlib.util
 import os
+from pathlib import Path
 
 import numpy  # noqa: F401
 
 _VARIABLE = "OPENBLAS_NUM_THREADS"
+
+if importlib.util.find_spec("mpfast._core") is None:
+    raise ImportError(
+        f"{Path(__file__).parent} has no native core for this Python: if it is the sources of mpfast, run Python from "
+        "another directory, or install them with `pip install -e .`"
+    )
 
 _before = os.environ.get(_VARIABLE)
 os.environ[_VARIABLE] = "1"

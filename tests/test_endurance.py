@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import locale
 import multiprocessing
+import os
+import shutil
 import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +180,13 @@ def test_a_subinterpreter_imports_or_says_that_it_cannot():
     first, last = run.stdout.splitlines()
     assert first in ("ImportError", "5.0")
     assert last == "alive 5.0"
+
+
+def test_sources_without_the_native_core_say_what_to_do(tmp_path):
+    package = Path(mpfast.__file__).parent
+    shutil.copytree(package, tmp_path / "mpfast", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    run = run_python("-c", "import mpfast", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert f"ImportError: {tmp_path / 'mpfast'} has no native core for this Python" in run.stderr
 
 
 def german() -> str | None:
