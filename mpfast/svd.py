@@ -26,10 +26,12 @@ Array = NDArray[np.float64]
 __all__ = ["SVD", "svd"]
 
 # A wider block needs fewer passes over W, and more vectors in all. It pays where a pass over eight vectors costs little
-# more than over four: with 32 registers, and a matrix that comes from memory, not from a cache.
+# more than over four: with 32 registers, and a matrix that comes from memory, not from a cache, in entries of more than
+# 16 bits (those arrive so fast that eight vectors take twice as long as four).
 DEFAULT_BLOCK = 4
 WIDE_BLOCK = 8
 WIDE_FROM = 1 << 23  # entries
+NARROW_STORAGE = ("float16", "bfloat16")
 # Where a dense eigenproblem, which finds everything, is as fast as a Krylov space: up to this order, or from this
 # share of all triplets on.
 DENSE_UP_TO = 96
@@ -108,8 +110,8 @@ def svd(
     tol
         Wanted relative error of every singular value.
     block
-        Vectors multiplied at a time (1 to 32); default 4, or 8 for matrices of 8 million entries and more in the memory
-        of a machine with AVX-512. With 1, a singular value that occurs twice counts once.
+        Vectors multiplied at a time (1 to 32); default 4, or 8 for matrices of 8 million float32 or float64 entries and
+        more in the memory of a machine with AVX-512. With 1, a singular value that occurs twice counts once.
     seed, threads, device
         As in `mpfast.spectrum`.
 
@@ -183,8 +185,8 @@ def _floor(spectrum: Spectrum) -> float:
 
 
 def _default_block(source: Source) -> int:
-    wide = source.device == "cpu" and _core.isa() == "avx512" and math.prod(source.shape) >= WIDE_FROM
-    return WIDE_BLOCK if wide else DEFAULT_BLOCK
+    large = math.prod(source.shape) >= WIDE_FROM and source.dtype not in NARROW_STORAGE
+    return WIDE_BLOCK if large and source.device == "cpu" and _core.isa() == "avx512" else DEFAULT_BLOCK
 
 
 def _is_integer_in(value: Any, low: int, high: int) -> bool:
