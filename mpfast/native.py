@@ -8,7 +8,6 @@ NumPy comes first: its OpenBLAS keeps its threads, and in a second interpreter, 
 says that it cannot be loaded twice.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -16,16 +15,15 @@ import numpy  # noqa: F401
 
 _VARIABLE = "OPENBLAS_NUM_THREADS"
 
-if importlib.util.find_spec("mpfast._core") is None:
-    raise ImportError(
-        f"{Path(__file__).parent} has no native core for this Python: if it is the sources of mpfast, run Python from "
-        "another directory, or install them with `pip install -e .`"
-    )
-
 _before = os.environ.get(_VARIABLE)
 os.environ[_VARIABLE] = "1"
 try:
-    from mpfast import _core as _core
+    import mpfast._core  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"{Path(__file__).parent} has no native core for this Python: if it is the sources of mpfast, run Python from "
+        "another directory, or install them with `pip install -e .`"
+    ) from error
 finally:
     if _before is None:
         del os.environ[_VARIABLE]

@@ -30,11 +30,9 @@ def test_calls_from_many_threads_give_what_one_thread_gives():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
-@pytest.mark.parametrize("setting", [None, "2"])
+@pytest.mark.parametrize("setting", [{}, {"OPENBLAS_NUM_THREADS": "2"}])
 def test_an_import_starts_no_threads_but_numpys_and_leaves_the_environment(setting):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": setting or ""}
-    if setting is None:
-        del environment["OPENBLAS_NUM_THREADS"]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"} | setting
 
     def after_import_of(name):
         script = f"""
