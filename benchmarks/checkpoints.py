@@ -23,10 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mpfast.benchmarking import machine
-from mpfast.bfloat16 import narrowed
-from mpfast.checkpoints import TensorInfo
-from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.arrays import narrowed
+from mpfast.bench import machine
+from mpfast.checkpoints import SafetensorsWriter, TensorInfo
 
 SHAPES = {
     "self_attn.q_proj": (4096, 4096),

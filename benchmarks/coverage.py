@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [--draws 200] [--out FILE.md] [--plot FILE.svg]
 
-Coverage: for every family of `mpfast.synthetic`, how often the edge from all singular values lies within one and two
-reported standard errors of the measured one; nominal are 68.3 % and 95.4 %.
+Coverage: for every family of `mpfast.spectra.synthetic`, how often the edge from all singular values lies within
+one and two reported standard errors of the measured one; nominal are 68.3 % and 95.4 %.
 
 Detection: one spike of growing size in Gaussian noise, and how often it is counted. Below the critical size (m n)^(1/4)
 no method can see it in the singular values; above it, it stands out more and more.
@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import mpfast
-from mpfast.benchmarking import machine
-from mpfast.synthetic import FAMILIES, critical_signal, family, low_rank
+from mpfast.bench import machine
+from mpfast.spectra import critical_signal, family, low_rank
+from mpfast.spectra.synthetic import FAMILIES
 
 FIRST_SEED = 90000
 SHAPES = ((1100, 1400), (1100, 4400))  # just beyond where all singular values are computed

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.devices import address_of, cuda_backend, cuda_status, device_matrix
+from mpfast.arrays import address_of, cuda_backend, cuda_status, device_matrix
 
 RESULTS = Path(__file__).parent / "results"
 # (rows, columns) of the matrices of one layer of a LLaMA of 70 billion parameters, and the number of layers.
@@ -311,7 +311,7 @@ def main() -> int:
     import torch
 
     import mpfast
-    from mpfast.files import write_text_atomically
+    from mpfast.support import write_text_atomically
 
     machine = {"gpu": torch.cuda.get_device_name(), "mpfast": mpfast.__version__, "torch": torch.__version__}
     machine["found"] = status

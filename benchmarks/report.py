@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mpfast import benchmarking
-from mpfast.files import write_text_atomically
+from mpfast.bench import cases as benchmarking
+from mpfast.support import write_text_atomically
 
 
 def main(run: Path, target: Path) -> None:

@@ -110,7 +110,7 @@ def resource_table(kernels: list[Kernel]) -> list[str]:
 
 def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
     """Bytes, flops and bounds of a Gram pass over typical matrices."""
-    from mpfast.devices import cuda_backend
+    from mpfast.arrays import cuda_backend
 
     plan_pass = cuda_backend().plan_pass
     lines = [

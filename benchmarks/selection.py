@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from mpfast import masks
-from mpfast.benchmarking import machine
-from mpfast.projection import project
+from mpfast.bench import machine
+from mpfast.masks import project
 
 SHAPE = (3072, 768)
 PATTERNS = ((2, 4), (4, 8), (8, 16))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.synthetic import FAMILIES, family
+from mpfast.spectra import family
+from mpfast.spectra.synthetic import FAMILIES
 
 FIRST_SEED = 5000
 

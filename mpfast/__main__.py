@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line, or say in one line which packages it lacks."""
     try:
-        from mpfast import cli
+        from mpfast.cli import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise
@@ -19,7 +19,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("mpfast: interrupted", file=sys.stderr)
         sys.exit(130)
-    cli.main()
+    run()
 
 
 if __name__ == "__main__":

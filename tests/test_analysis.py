@@ -12,9 +12,9 @@ import pytest
 
 import mpfast
 from mpfast import Analysis, ConvergenceWarning
-from mpfast.benchmarking import find_minilm
-from mpfast.errors import CheckpointError
-from mpfast.synthetic import low_rank
+from mpfast.bench.cases import find_minilm
+from mpfast.spectra.synthetic import low_rank
+from mpfast.support.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_everything_else_is_listed_with_its_reason(analysis):
 
 def test_numbers_do_not_depend_on_threads_or_company(model):
     large = {**model, "large.weight": np.random.default_rng(5).standard_normal((1500, 3000)).astype(np.float32)}
-    one, many = mpfast.analyze(large, workers=1), mpfast.analyze(large, workers=5)
+    one, many = mpfast.analyze(large, threads=1), mpfast.analyze(large, threads=5)
     alone = mpfast.analyze(large, include="large.*")
     for a, b in zip(one, many, strict=True):
         assert {**a.to_dict(), "seconds": 0} == {**b.to_dict(), "seconds": 0}
@@ -90,8 +90,8 @@ def test_include_and_exclude(model):
         {"tol": math.nan},
         {"seed": -1},
         {"device": "tpu"},
-        {"workers": 0},
-        {"workers": 1.5},
+        {"threads": 0},
+        {"threads": 1.5},
     ],
 )
 def test_bad_options(model, options):
@@ -180,7 +180,7 @@ def test_from_several_threads_at_once(model, analysis):
     results = [None] * 4
 
     def work(i):
-        results[i] = mpfast.analyze(model, workers=2)
+        results[i] = mpfast.analyze(model, threads=2)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:

@@ -12,7 +12,7 @@ import pytest
 
 import mpfast
 from mpfast import lowrank, masks
-from mpfast.synthetic import low_rank
+from mpfast.spectra.synthetic import low_rank
 
 from .references import bfloat16_bits, from_bfloat16_bits, run_python
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpfast
-from mpfast import exporters
-from mpfast.allocation import allocate, floor_count, gaussian_shares
-from mpfast.budget import Budget
+from mpfast.masks.allocation import allocate, gaussian_shares
+from mpfast.models import exporters
+from mpfast.models.budget import Budget
+from mpfast.support.checks import floor_count
 
 layers = st.lists(
     st.tuples(st.floats(-1, 2), st.integers(1, 5000), st.floats(0, 0.5), st.floats(0.5, 1)), min_size=1, max_size=12

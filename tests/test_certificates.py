@@ -10,7 +10,7 @@ import pytest
 
 import mpfast
 from mpfast import masks
-from mpfast.certificates import BOUND, EXACT, RemovedWeights, margin_safe, worst_cross_entropy
+from mpfast.masks.certificates import BOUND, EXACT, RemovedWeights, margin_safe, worst_cross_entropy
 
 
 def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

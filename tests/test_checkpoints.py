@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpfast import CheckpointError
-from mpfast.checkpoints import TensorInfo, open_checkpoint
-from mpfast.layers import Views, select_layers
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.layers import Views, select_layers
+from mpfast.checkpoints.opening import open_checkpoint
 
 SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 

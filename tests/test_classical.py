@@ -9,7 +9,7 @@ import pytest
 
 import mpfast
 from mpfast import lowrank
-from mpfast.singular_vectors import drop_bulk, haar_sparsify, randomness, sparsify_vectors
+from mpfast.spectra.singular_vectors import drop_bulk, haar_sparsify, randomness, sparsify_vectors
 
 
 def spiked(rng: np.random.Generator, m: int = 200, n: int = 300, spikes: tuple[float, ...] = (3, 2, 1.5)) -> tuple:
@@ -134,7 +134,7 @@ def test_randomness_tells_structure_from_noise() -> None:
 
 def test_anderson_darling_is_scipy_s() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from mpfast.singular_vectors import _anderson
+    from mpfast.spectra.singular_vectors import _anderson
 
     u = np.random.default_rng(7).standard_normal(200)
     assert _anderson(stats, u) == pytest.approx(stats.anderson(u, "norm", method="interpolate").statistic, rel=1e-6)

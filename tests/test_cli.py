@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from mpfast.synthetic import low_rank
+from mpfast.spectra.synthetic import low_rank
 
 from .references import run_python
 
@@ -82,7 +82,7 @@ def test_analyze_options(model):
     assert rows[1].startswith("out.weight")
     assert "fc.bias (150 float32)" in mpfast("analyze", model, "--verbose").stdout
     assert (
-        mpfast("analyze", model, "--method", "exact", "--tol", "0.01", "--seed", "3", "--workers", "1").returncode == 0
+        mpfast("analyze", model, "--method", "exact", "--tol", "0.01", "--seed", "3", "--threads", "1").returncode == 0
     )
 
 
@@ -145,7 +145,7 @@ def test_no_arguments_and_help():
         ("analyze", "x", "--tol", "-1"),
         ("analyze", "x", "--tol", "small"),
         ("analyze", "x", "--method", "svd"),
-        ("analyze", "x", "--workers", "0"),
+        ("analyze", "x", "--threads", "0"),
         ("analyze", "x", "--seed", "-1"),
         ("analyze", "x", "--json", "-", "--csv", "-"),
         ("info", "extra"),

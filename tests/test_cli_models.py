@@ -12,8 +12,8 @@ pytest.importorskip("rich")
 
 from safetensors.numpy import load_file, save_file
 
-from mpfast.budget import Budget
-from mpfast.synthetic import low_rank
+from mpfast.models.budget import Budget
+from mpfast.spectra.synthetic import low_rank
 
 from .references import run_python
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.interruptible import interruptible
-from mpfast.synthetic import family
+from mpfast.spectra.synthetic import family
+from mpfast.support.interrupts import interruptible
 
 from .references import run_python
 

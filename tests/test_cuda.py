@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 import mpfast
 from mpfast import _core
-from mpfast.device_sources import _has_contiguous_rows
-from mpfast.devices import is_on_gpu
+from mpfast.arrays.devices import is_on_gpu
+from mpfast.operators.cuda import _has_contiguous_rows
 
 from .device_arrays import DTYPES, device_matrix, on_device, stored
 from .references import run_python
@@ -225,7 +225,7 @@ def test_spectrum_sends_a_host_array_to_the_device() -> None:
 
 
 def test_large_host_array_streams_through_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpfast import device_sources
+    from mpfast.operators.linear_operator import cuda as device_sources
 
     monkeypatch.setattr(device_sources, "RESIDENT_SHARE", 0)
     monkeypatch.setattr(device_sources, "PANEL_BYTES", 1 << 14)

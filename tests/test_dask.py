@@ -112,7 +112,7 @@ def test_a_worker_that_is_killed(tmp_path):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        found = mpfast.analyze(tmp_path / "model.safetensors", client=client, workers=1)
+        found = mpfast.analyze(tmp_path / "model.safetensors", client=client, threads=1)
         thread.join()
     same(found, expected)
 

@@ -16,9 +16,12 @@ from tests.documents import DOCS, NEEDS, NOT_RUN, PAGES, PROSE, ROOT, blocks_of,
 
 REFERENCED = [
     "mpfast",
-    *(f"mpfast.{name}" for name in ("masks", "projection", "restoration", "regimes", "allocation", "lowrank")),
-    *(f"mpfast.{name}" for name in ("laws", "metrics", "measure", "certificates", "singular_vectors", "synthetic")),
-    *(f"mpfast.{name}" for name in ("checkpoints", "exporters", "budget", "shrinkage")),
+    *(f"mpfast.masks.{name}" for name in ("by_magnitude", "by_spectrum", "groups", "by_noise_floor", "projection")),
+    *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
+    *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
+    *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd")),
+    *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification")),
+    *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.integrations.torch",
     "mpfast.integrations.weightwatcher",
 ]
@@ -110,7 +113,7 @@ def test_the_synopsis_names_what_there_is():
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mpfast.cli import app
+    from mpfast.cli.app import app
 
     commands = get_command(app).commands
     (synopsis,) = (block.code for block in blocks_of("README.md") if block.code.startswith("mpfast analyze MODEL"))

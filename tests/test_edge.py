@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast import edge, laws
-from mpfast.edge import EdgeFit
-from mpfast.synthetic import family, low_rank
+from mpfast.spectra import fit_values, laws
+from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.synthetic import family, low_rank
 
 from .references import singular_values
 
@@ -96,11 +96,11 @@ def test_the_published_code_needs_all_values():
 def test_fit_values_takes_any_order_and_checks_their_number():
     values = singular_values(noise((80, 120)))
     shuffled = np.random.default_rng(0).permutation(values)
-    assert edge.fit_values(shuffled, (80, 120)) == edge.fit_values(values, (120, 80)).__class__.from_dict(
-        edge.fit_values(values, (80, 120)).to_dict()
+    assert fit_values(shuffled, (80, 120)) == fit_values(values, (120, 80)).__class__.from_dict(
+        fit_values(values, (80, 120)).to_dict()
     )
     with pytest.raises(ValueError, match="expected 80 singular values"):
-        edge.fit_values(values[:-1], (80, 120))
+        fit_values(values[:-1], (80, 120))
 
 
 def test_round_trip_through_json():

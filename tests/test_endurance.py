@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import locale
 import multiprocessing
-import os
 import shutil
 import sys
 import textwrap
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.synthetic import family
+from mpfast.spectra.synthetic import family
 
 from .references import run_python
 
@@ -161,13 +160,13 @@ SUBINTERPRETER = """
     lines = [
         "try:",
         "    import mpfast",
-        "    print(round(mpfast.laws.sigma_plus(1.0, (4, 9)), 6))",
+        "    print(round(mpfast.spectra.laws.sigma_plus(1.0, (4, 9)), 6))",
         "except ImportError as error:",
         "    print('ImportError')",
     ]
     interpreters.run_string(other, chr(10).join(lines))
     interpreters.destroy(other)
-    print("alive", mpfast.laws.sigma_plus(1.0, (4, 9)))
+    print("alive", mpfast.spectra.laws.sigma_plus(1.0, (4, 9)))
 """
 
 
@@ -185,7 +184,9 @@ def test_a_subinterpreter_imports_or_says_that_it_cannot():
 def test_sources_without_the_native_core_say_what_to_do(tmp_path):
     package = Path(mpfast.__file__).parent
     shutil.copytree(package, tmp_path / "mpfast", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
-    run = run_python("-c", "import mpfast", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    # Without `site`, and so without the hooks of an editable install.
+    path = [str(tmp_path), str(Path(np.__file__).parents[1])]
+    run = run_python("-S", "-c", f"import sys; sys.path[:0] = {path}; import mpfast")
     assert f"ImportError: {tmp_path / 'mpfast'} has no native core for this Python" in run.stderr
 
 

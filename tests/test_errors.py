@@ -191,4 +191,4 @@ def test_options_out_of_range():
     with pytest.raises(ValueError, match="tol must be"):
         mpfast.prune({"w": GOOD}, sparsity=0.5, method="magnitude", tol=99)
     with pytest.raises(ValueError, match="needs at least 40 rows"):
-        mpfast.synthetic.family("spikes40", (20, 30), 0)
+        mpfast.spectra.synthetic.family("spikes40", (20, 30), 0)

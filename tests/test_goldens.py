@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast import MarchenkoPastur, berlyand2026, edge, laws, metrics, shrink
-from mpfast.spectrum import Spectrum
+from mpfast import MarchenkoPastur, shrink
+from mpfast.spectra import berlyand2026, fit_values, laws, metrics
+from mpfast.spectra.measured import Spectrum
 
 from .references import singular_values
 
@@ -228,7 +229,7 @@ def test_mid_point_ranks_remove_the_bias_of_the_published_ones():
     for seed in range(20):
         values = singular_values(np.random.default_rng(seed).standard_normal((256, 1024)))
         published.append(bema_with_ranks_from_zero(values, (256, 1024)))
-        ours.append(edge.fit_values(values, (256, 1024)).variance)
+        ours.append(fit_values(values, (256, 1024)).variance)
     assert np.mean(published) - np.mean(ours) == pytest.approx(0.0032, abs=2e-4)
     assert np.mean(ours) == pytest.approx(1, abs=3 * 0.0030 / math.sqrt(20))
 
@@ -273,8 +274,8 @@ def test_false_spikes_on_pure_noise(shape, published, correct):
     counts = {"published": 0, "correct": 0}
     for seed in range(12):
         values = singular_values(np.random.default_rng(seed).standard_normal(shape))
-        counts["correct"] += edge.fit_values(values, shape).spikes
-        counts["published"] += edge.fit_values(values, shape, beta=0.8, compat="berlyand2026").spikes
+        counts["correct"] += fit_values(values, shape).spikes
+        counts["published"] += fit_values(values, shape, beta=0.8, compat="berlyand2026").spikes
     # Poisson-like counts: within three of their standard deviations of twelve times the published mean.
     assert abs(counts["correct"] - 12 * correct) <= 3 * math.sqrt(12 * correct)
     assert abs(counts["published"] - 12 * published) <= 3 * math.sqrt(12 * published)
@@ -283,8 +284,7 @@ def test_false_spikes_on_pure_noise(shape, published, correct):
 @pytest.mark.parametrize(("shape", "spread"), [((256, 256), 0.0071), ((256, 1024), 0.0030)])
 def test_spread_and_fit_on_pure_noise(shape, spread):
     fits = [
-        edge.fit_values(singular_values(np.random.default_rng(seed).standard_normal(shape)), shape)
-        for seed in range(40)
+        fit_values(singular_values(np.random.default_rng(seed).standard_normal(shape)), shape) for seed in range(40)
     ]
     v = np.array([fit.variance for fit in fits])
     assert v.std() == pytest.approx(spread, rel=0.4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.devices import cuda_status
+from mpfast.arrays.devices import cuda_status
 
 from .references import run_python
 
@@ -169,7 +169,7 @@ def test_nonfinite_entries_are_found(torch: Any) -> None:
 
 
 def test_host_array_goes_to_the_device_or_streams_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpfast import device_sources
+    from mpfast.operators.linear_operator import cuda as device_sources
 
     W = np.random.default_rng(3).standard_normal((3000, 2000)).astype(np.float32)
     here = mpfast.spectrum(W, method="lanczos", probes=16, steps=10).edge.sigma_plus
@@ -197,7 +197,7 @@ def test_masks_are_the_cpu_s(torch: Any, dtype: str) -> None:
 
 
 def test_more_memory_than_there_is(torch: Any) -> None:
-    from mpfast.devices import cuda_backend
+    from mpfast.arrays.devices import cuda_backend
 
     entry = torch.zeros(1, device="cuda")
     matrix = cuda_backend().Matrix(entry.data_ptr(), "float32", (1 << 22, 1 << 22), (0, 0), 0, 0, entry)

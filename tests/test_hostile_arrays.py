@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import mpfast
 from mpfast import masks
-from mpfast.arrays import as_matrix
-from mpfast.devices import device_matrix
-from mpfast.interfaces import CudaRecord
+from mpfast.arrays.array_interfaces import CudaRecord
+from mpfast.arrays.devices import device_matrix
+from mpfast.arrays.views import as_matrix
 
 EXTENTS = st.sampled_from([1, 2, 3, 7, 13, 16, 31])
 SHAPES = st.one_of(st.tuples(EXTENTS, EXTENTS), st.sampled_from([(1, 1), (1, 4099), (4099, 1), (2, 2053), (2053, 2)]))

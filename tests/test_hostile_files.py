@@ -13,13 +13,13 @@ import pytest
 
 import mpfast
 from mpfast import CheckpointError
-from mpfast.budget import Budget
-from mpfast.checkpoints import open_checkpoint
-from mpfast.documents import Record, parse_json, storage_bits
-from mpfast.layer_reports import LayerReport, layer_from_json, layer_to_json
-from mpfast.mask_files import MaskFile
-from mpfast.results import Analysis
-from mpfast.verification import verify
+from mpfast.checkpoints.mask_files import MaskFile
+from mpfast.checkpoints.opening import open_checkpoint
+from mpfast.models.budget import Budget
+from mpfast.models.layer_report import LayerReport, layer_from_json, layer_to_json
+from mpfast.models.result import Analysis
+from mpfast.models.verification import verify
+from mpfast.support.json_records import Record, parse_json, storage_bits
 
 HUGE = "9" * 4300  # as many digits as Python reads, one fewer than it may write of a sum
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.synthetic import critical_signal, low_rank
+from mpfast.spectra.synthetic import critical_signal, low_rank
 
 SHAPE = (180, 130)
 EPS = np.finfo(np.float64).eps

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpfast import _core
-from mpfast.synthetic import family
+from mpfast.spectra.synthetic import family
 
 from .references import singular_values
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, special
 
-from mpfast import MarchenkoPastur, TracyWidom, laws
-from mpfast.laws import MarchenkoPasturEigenvalues, largest_value_pvalue
+from mpfast import MarchenkoPastur, TracyWidom
+from mpfast.spectra import laws
+from mpfast.spectra.laws import MarchenkoPasturEigenvalues, largest_value_pvalue
 
 SHAPES = [(100, 100), (50, 100), (300, 100), (10, 999), (1, 5), (3, 100_000)]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.checkpoints import TensorInfo
-from mpfast.checkpoints.derived import Difference
-from mpfast.layers import Views, as_layer, as_layers, layer_matrix
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.difference import Difference
+from mpfast.checkpoints.layers import Views, as_layer, as_layers, layer_matrix
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_differences_of_bfloat16_are_exact():
     torch = pytest.importorskip("torch")
     W = torch.randn(40, 50).bfloat16()
     tuned = (W + 0.1).bfloat16()
-    from mpfast.checkpoints import open_checkpoint
+    from mpfast.checkpoints.opening import open_checkpoint
 
     found = Difference(open_checkpoint({"w": tuned}), open_checkpoint({"w": W})).read("w")
     np.testing.assert_array_equal(found, (tuned.float() - W.float()).numpy())

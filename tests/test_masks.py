@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import mpfast
-from mpfast import masks, regimes
+from mpfast import masks
+from mpfast.masks import regimes
 
 from .references import bfloat16_bits, from_bfloat16_bits
 
@@ -154,7 +155,7 @@ def test_n_of_m_of_channels_last(monkeypatch):
     stored = rng.standard_normal((6, 3, 3, 8)).astype(np.float32)
     W = stored.transpose(0, 3, 1, 2)
     expected = masks.n_m(np.ascontiguousarray(W), 2, 4)
-    monkeypatch.setattr(masks, "CHUNK_ENTRIES", 150)  # two rows at a time
+    monkeypatch.setattr("mpfast.masks.groups.CHUNK_ENTRIES", 150)  # two rows at a time
     np.testing.assert_array_equal(masks.n_m(W, 2, 4), expected)
     stored[4, 1, 2, 3] = np.nan
     with pytest.raises(ValueError, match=r"\(4, 3, 1, 2\)"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mpfast.measure import Measure
+from mpfast.spectra.distribution import Measure
 
 VALUES = arrays(np.float64, st.integers(1, 40), elements=st.floats(0, 1e6))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.synthetic import family
+from mpfast.spectra.synthetic import family
 
 from .references import singular_values
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mpfast import masks
-from mpfast.projection import output_error, permute_inputs, permute_outputs, project
+from mpfast.masks.projection import output_error, permute_inputs, permute_outputs, project
 
 
 def random_moments(rng: np.random.Generator, groups: int, m: int) -> NDArray[np.float64]:
@@ -233,7 +233,7 @@ def test_threads_and_strides_do_not_matter() -> None:
 
 ISA_CHECK = """
 import numpy as np
-from mpfast.projection import project
+from mpfast.masks.projection import project
 rng = np.random.default_rng(0)
 W = rng.standard_normal((50, 64)).astype(np.float32)
 X = rng.standard_normal((4, 80, 16))

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 import mpfast
 from mpfast import CheckpointError, _core, masks
-from mpfast.bfloat16 import narrowed
-from mpfast.budget import Budget
+from mpfast.arrays.bfloat16 import narrowed
+from mpfast.checkpoints.mask_files import MaskFile
 from mpfast.checkpoints.safetensors import SafetensorsFile
-from mpfast.mask_files import MaskFile
+from mpfast.models.budget import Budget
 
 LAYERS = ("blocks.0.attn.weight", "blocks.0.mlp.weight", "blocks.1.attn.weight", "blocks.1.mlp.weight")
 
@@ -250,7 +250,7 @@ def test_an_index_of_other_files_is_not_copied(tmp_path):
         ({}, ValueError, "one of sparsity, pattern and budget"),
         ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "one of sparsity"),
         ({"sparsity": 1.5}, ValueError, "sparsity must lie"),
-        ({"sparsity": 0.5, "workers": 0}, ValueError, r"prune\(\): workers must be a positive integer"),
+        ({"sparsity": 0.5, "threads": 0}, ValueError, r"prune\(\): threads must be a positive integer"),
         ({"sparsity": 0.5, "method": "guess"}, ValueError, "method must be"),
         ({"pattern": "4:2"}, ValueError, "1 <= n <= m"),
         ({"sparsity": 0.5, "include": "embed.nothing"}, ValueError, "matches none"),

@@ -15,7 +15,8 @@ import pytest
 
 import mpfast
 from mpfast import CheckpointError
-from mpfast.checkpoints import TensorInfo, open_checkpoint
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.opening import open_checkpoint
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mpfast.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.layer_reports import Histogram
+from mpfast.models.layer_report import Histogram
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -99,7 +99,7 @@ def test_results_are_kept_and_used_again(tmp_path, monkeypatch):
         raise AssertionError("analysed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mpfast.analysis.spectrum", fail)
+        patch.setattr("mpfast.models.layer_job.measured_spectrum", fail)
         again = mpfast.analyze(model, cache=tmp_path / "kept")
         with pytest.raises(AssertionError):
             mpfast.analyze(model, cache=tmp_path / "kept", seed=1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mpfast import masks
-from mpfast.allocation import linear_map
-from mpfast.projection import output_error
-from mpfast.restoration import input_norm_saliency, restoration_gain
+from mpfast.masks.allocation import linear_map
+from mpfast.masks.projection import output_error
+from mpfast.masks.restoration import input_norm_saliency, restoration_gain
 
 
 def weights_of(seed: int = 0) -> dict[str, np.ndarray]:

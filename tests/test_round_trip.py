@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.mask_files import MaskFile
+from mpfast.checkpoints.mask_files import MaskFile
 
 SENTENCES = [
     "A man is eating food.",

@@ -9,7 +9,7 @@ import pytest
 
 import mpfast
 from mpfast import MarchenkoPastur, optimal_threshold, shrink
-from mpfast.synthetic import low_rank
+from mpfast.spectra.synthetic import low_rank
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 import mpfast
 from mpfast import lowrank
-from mpfast.errors import ConvergenceWarning
-from mpfast.synthetic import family, low_rank
+from mpfast.spectra.synthetic import family, low_rank
+from mpfast.support.errors import ConvergenceWarning
 
 from .references import singular_values
 

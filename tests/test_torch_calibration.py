@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from mpfast.integrations.torch.calibration import SecondMoments  # noqa: E402
 from mpfast.integrations.torch.layers import input_rows, prunable_modules  # noqa: E402
-from mpfast.projection import output_error, project  # noqa: E402
+from mpfast.masks.projection import output_error, project  # noqa: E402
 
 
 def moment_of(rows: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mpfast.integrations.torch import split, split_modules  # noqa: E402
+from mpfast.integrations.torch.lowrank import split, split_modules  # noqa: E402
 
 
 def low_rank_linear(n: int, m: int, r: int) -> torch.nn.Linear:

@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mpfast import masks  # noqa: E402
-from mpfast.integrations.torch import FineTuning, PruneAndRestore, Selection  # noqa: E402
-from mpfast.restoration import input_norm_saliency  # noqa: E402
+from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection  # noqa: E402
+from mpfast.masks.restoration import input_norm_saliency  # noqa: E402
 
 
 def problem() -> tuple[torch.nn.Module, list[Any]]:

@@ -25,8 +25,9 @@ import ml_dtypes
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from mpfast.benchmarking import machine
-from mpfast.synthetic import FAMILIES, critical_signal, family, low_rank
+from mpfast.bench import machine
+from mpfast.spectra import critical_signal, family, low_rank
+from mpfast.spectra.synthetic import FAMILIES
 
 HERE = Path(__file__).parent
 K = 32  # leading values

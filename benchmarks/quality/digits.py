@@ -24,8 +24,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from mpfast import masks
-from mpfast.allocation import linear_map
 from mpfast.integrations.torch import FineTuning, PruneAndRestore, Selection
+from mpfast.masks import linear_map
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SEEDS = 5

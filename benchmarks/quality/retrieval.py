@@ -29,10 +29,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mpfast import lowrank, masks
-from mpfast.allocation import linear_map
 from mpfast.integrations.torch import SecondMoments
-from mpfast.projection import output_error, project
-from mpfast.restoration import input_norm_saliency
+from mpfast.masks import input_norm_saliency, linear_map, output_error, project
 
 PACKAGES = ("numpy", "numpy.linalg", "numpy.random", "scipy.stats", "scipy.signal", "scipy.special", "scipy.optimize")
 PACKAGES += ("scipy.linalg", "scipy.sparse", "scipy.ndimage", "sklearn.metrics", "sklearn.preprocessing")

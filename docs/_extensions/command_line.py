@@ -18,7 +18,7 @@ class CommandLine(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        from mpfast.cli import app
+        from mpfast.cli.app import app
 
         self.env.note_dependency(__file__)
         sections: list[nodes.Node] = []

@@ -1,87 +1,61 @@
-"""Readers for checkpoints: one module per format, all with the interface of `Checkpoint`."""
-
-from __future__ import annotations
-
-import os
-from pathlib import Path
-from typing import Any
+"""Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
-from mpfast.errors import CheckpointError
+from mpfast.checkpoints.difference import Difference
+from mpfast.checkpoints.layers import (
+    WHOLE,
+    Layer,
+    NameFilter,
+    Views,
+    as_layer,
+    first_reason,
+    is_embedding_or_head,
+    layer_matrix,
+    name_filter,
+    select_layers,
+    warn_of_unmatched,
+)
+from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
+from mpfast.checkpoints.mapping import ArrayMapping
+from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
+from mpfast.checkpoints.numpy_files import NpyFile
+from mpfast.checkpoints.opening import open_checkpoint
+from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "prefetched"]
-
-_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
-
-
-def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
-    """Open whatever holds a model's tensors. Nothing but headers is read.
-
-    Parameters
-    ----------
-    model : path, mapping of arrays, module or Checkpoint
-        A ``.safetensors``, ``.npz``, ``.npy`` or ``.onnx`` file; a PyTorch state dictionary; a directory of
-        safetensors files or its ``*.safetensors.index.json``; a Hugging Face model directory; a mapping from names to
-        arrays of any framework (nested ones are flattened); or a live PyTorch, Keras or Flax model.
-    function : str
-        Whom error messages name.
-
-    Raises
-    ------
-    FileNotFoundError
-        The path does not exist.
-    CheckpointError
-        The file is malformed or of a kind that is not read.
-    TypeError
-        `model` is none of the above.
-    ValueError
-        Two arrays of a mapping come out with the same name.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> checkpoint = open_checkpoint({"head.weight": np.zeros((10, 64), np.float32)})
-    >>> checkpoint.tensors
-    (TensorInfo(name='head.weight', shape=(10, 64), dtype='float32'),)
-    """
-    if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
-        return model  # type: ignore[no-any-return]
-    if not isinstance(model, str | os.PathLike):
-        from mpfast.checkpoints.mapping import ArrayMapping
-
-        return ArrayMapping(model, function)
-    path = Path(os.fsdecode(model))
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
-    return _open_path(path)
-
-
-def _open_path(path: Path) -> Checkpoint:
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        from mpfast.checkpoints.sharded import open_directory
-
-        return open_directory(path)
-    if path.name.endswith(".safetensors.index.json"):
-        from mpfast.checkpoints.sharded import open_index
-
-        return open_index(path)
-    if suffix == ".safetensors":
-        from mpfast.checkpoints.safetensors import SafetensorsFile
-
-        return SafetensorsFile(path)
-    if suffix in (".npy", ".npz"):
-        from mpfast.checkpoints.numpy_files import NpyFile, NpzFile
-
-        return NpyFile(path) if suffix == ".npy" else NpzFile(path)
-    if suffix == ".onnx":
-        from mpfast.checkpoints.onnx_file import OnnxFile
-
-        return OnnxFile(path)
-    if suffix in _TORCH_SUFFIXES or path.name.endswith(".bin.index.json"):
-        from mpfast.checkpoints.torch_state import TorchState, open_torch_index
-
-        return open_torch_index(path) if suffix == ".json" else TorchState(path, [path])
-    raise CheckpointError(
-        f"{path}: unknown kind of file; a .safetensors, .npz, .npy, .onnx or PyTorch file is expected"
-    )
+__all__ = [
+    "MASKS_FILE",
+    "WHOLE",
+    "ArrayMapping",
+    "Checkpoint",
+    "CheckpointOutput",
+    "Difference",
+    "Layer",
+    "LoraProducts",
+    "LowRankProduct",
+    "MaskFile",
+    "NameFilter",
+    "NpyFile",
+    "SafetensorsFile",
+    "SafetensorsWriter",
+    "TensorInfo",
+    "Views",
+    "as_layer",
+    "copy_companions",
+    "files_of",
+    "fingerprint",
+    "first_reason",
+    "has_lora_pairs",
+    "index_name",
+    "is_embedding_or_head",
+    "layer_matrix",
+    "mask_writer",
+    "name_filter",
+    "open_checkpoint",
+    "packed",
+    "prefetched",
+    "select_layers",
+    "stored",
+    "warn_of_unmatched",
+]

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Checkpoint", "TensorInfo", "prefetched"]
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.arrays import as_numpy, widened
+
+__all__ = ["Checkpoint", "TensorInfo", "numbers", "prefetched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +86,13 @@ def prefetched(names: Iterable[str], *checkpoints: Checkpoint) -> Iterator[str]:
                 checkpoint.prefetch(following)
         yield name
         name = following
+
+
+def numbers(tensor: Any, info: TensorInfo) -> NDArray[Any]:
+    """Return a floating-point tensor of a checkpoint in float32, or float64 if it is stored so."""
+    if not isinstance(tensor, np.ndarray):
+        tensor, _ = as_numpy(tensor, function="analyze", name=info.name)
+    if info.dtype == "bfloat16":
+        return widened(tensor.view(np.uint16))
+    wide: NDArray[Any] = tensor if info.dtype == "float64" else tensor.astype(np.float32, copy=False)
+    return wide

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
-from mpfast.documents import is_shape, is_text, short, storage_bits
-from mpfast.errors import CheckpointError
+from mpfast.support import CheckpointError, is_shape, is_text, short, storage_bits
 
 __all__ = ["NpyFile", "NpzFile"]
 

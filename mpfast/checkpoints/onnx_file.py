@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
-from mpfast.checkpoints.names import plain_name
-from mpfast.documents import is_shape, short, storage_bits
-from mpfast.errors import CheckpointError
+from mpfast.support import CheckpointError, is_shape, plain_name, short, storage_bits
 
 __all__ = ["OnnxFile"]
 

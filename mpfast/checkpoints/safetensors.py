@@ -23,8 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import TensorInfo
-from mpfast.documents import MAX_DIMENSIONS, is_shape, is_text, no_constant, short, storage_bits, unique_keys
-from mpfast.errors import CheckpointError
+from mpfast.support import (
+    MAX_DIMENSIONS,
+    CheckpointError,
+    is_shape,
+    is_text,
+    no_constant,
+    short,
+    storage_bits,
+    unique_keys,
+)
 
 __all__ = ["SafetensorsFile"]
 

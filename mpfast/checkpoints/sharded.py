@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
-from mpfast.checkpoints.names import weight_map_of
 from mpfast.checkpoints.safetensors import SafetensorsFile
-from mpfast.errors import CheckpointError
+from mpfast.checkpoints.shard_index import weight_map_of
+from mpfast.support import CheckpointError
 
 __all__ = ["ShardedSafetensors", "open_directory"]
 

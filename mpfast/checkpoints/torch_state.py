@@ -9,9 +9,8 @@ from typing import Any
 
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.mapping import ArrayMapping
-from mpfast.checkpoints.names import weight_map_of
-from mpfast.documents import is_text, short
-from mpfast.errors import CheckpointError
+from mpfast.checkpoints.shard_index import weight_map_of
+from mpfast.support import CheckpointError, is_text, short
 
 __all__ = ["TorchState", "open_torch_index"]
 

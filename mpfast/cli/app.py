@@ -1,27 +1,20 @@
-"""What all commands share: the application, options, errors and printing.
+"""The application and its commands.
 
-Each command imports what it needs when it runs: `mpfast --help` loads neither NumPy nor the native core.
+Each command imports what it needs when it runs: `mpfast --help` loads no checkpoint reader and no estimator.
 """
 
 from __future__ import annotations
 
-import enum
-import functools
-import os
-import shutil
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from mpfast.tables import Line
+from mpfast.cli import matrices, models, tools
+from mpfast.cli.console import version
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mpfast",
@@ -33,75 +26,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Arguments = ParamSpec("Arguments")
+app.command("spectrum", short_help="Report on one matrix.")(matrices.spectrum_command)
+app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")(models.analyze_command)
+app.command("budget", short_help="Share a sparsity out over the layers of a model.")(models.budget_command)
+app.command("prune", short_help="Write a copy of a model with weights set to zero.")(models.prune_command)
+app.command("verify", short_help="Check a model that prune wrote.")(models.verify_command)
+app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(models.compress_command)
+app.command("bench", short_help="Time mpfast against others on this machine.")(tools.bench_command)
+app.command("info", short_help="Show versions, threads and GPUs.")(tools.info_command)
 
 
-def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn a user's mistake, a bad file or an interrupt into one line on standard error and an exit code."""
-
-    @functools.wraps(command)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("mpfast: interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            raise  # `mpfast ... | head`: click ends this quietly
-        except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-            from mpfast.tables import printable
-
-            message = printable(_message(error)) or type(error).__name__
-            typer.echo(f"mpfast: error: {message}", err=True)
-            raise typer.Exit(EXIT_FAILED) from None
-
-    return guarded
-
-
-def _message(error: BaseException) -> str:
-    """Say what the system refused as we say the rest: the file, then what is wrong with it."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error)
-
-
-class Method(str, enum.Enum):
-    """How the spectrum is computed."""
-
-    auto = "auto"
-    exact = "exact"
-    lanczos = "lanczos"
-
-
-def _tolerance(value: float) -> float:
-    if not 0 < value < 1:
-        raise typer.BadParameter("must be between 0 and 1")
-    return value
-
-
-TolOption = Annotated[
-    float,
-    typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),
-]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the random probes.")]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda (every GPU) or cuda:N.", show_default="cpu", metavar="DEVICE")
-]
-MethodOption = Annotated[Method, typer.Option(help="How the spectrum is computed.")]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Only tensors whose whole name matches; may be repeated."),
-]
-ExcludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Not the tensors whose whole name matches; may be repeated."),
-]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Number of threads in all.", show_default="all cores")]
-ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a terminal.")]
-JsonOption = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
-]
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command line; ends with `SystemExit`: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # A layer's name or "±" must not end the program where the locale cannot spell it.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    return app(args=None if arguments is None else list(arguments), prog_name="mpfast")
 
 
 def _show_version(wanted: bool) -> None:
@@ -118,43 +59,3 @@ def options(
     ] = False,
 ) -> None:
     """Marchenko-Pastur edges of neural-network weight matrices, in seconds and with error bars."""
-
-
-def version() -> str:
-    """Version of the installed package."""
-    try:
-        return metadata.version("mpfast")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
-
-
-def require_directory(file: str | None) -> None:
-    """Fail before the work rather than after it where the result could not be written."""
-    if file is None or file == "-":
-        return
-    path = Path(file).resolve()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{file}: no such directory")
-    if path.is_dir():
-        raise IsADirectoryError(f"{file}: is a directory")
-    # A file is replaced by renaming; a device or a pipe is written to.
-    if not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
-        raise PermissionError(f"{file}: permission denied")
-
-
-def terminal_width() -> int | None:
-    """Columns of the terminal; None where standard output is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def print_lines(lines: Sequence[Line]) -> None:
-    """Print lines, in colour on a terminal."""
-    if not sys.stdout.isatty():
-        typer.echo("\n".join("".join(text for text, _ in line) for line in lines))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for line in lines:
-        console.print(Text.assemble(*line), soft_wrap=True)

@@ -8,21 +8,10 @@ from typing import Annotated
 
 import typer
 
-from mpfast.cli.app import (
-    DeviceOption,
-    JsonOption,
-    Method,
-    MethodOption,
-    SeedOption,
-    TolOption,
-    app,
-    print_lines,
-    reports_errors,
-    require_directory,
-)
+from mpfast.cli.console import print_lines, reports_errors, require_directory
+from mpfast.cli.options import DeviceOption, JsonOption, Method, MethodOption, SeedOption, TolOption
 
 
-@app.command("spectrum", short_help="Report on one matrix.")
 @reports_errors
 def spectrum_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="One matrix, as numpy.save writes it.")],
@@ -41,12 +30,11 @@ def spectrum_command(
         raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")
     import time
 
-    from mpfast.checkpoints.numpy_files import NpyFile
-    from mpfast.files import write_text_atomically
-    from mpfast.layer_reports import LayerReport, jsonable
-    from mpfast.layers import Layer
-    from mpfast.spectrum import spectrum
-    from mpfast.tables import spectrum_lines
+    from mpfast.checkpoints import Layer, NpyFile
+    from mpfast.cli.tables import spectrum_lines
+    from mpfast.models import LayerReport, jsonable
+    from mpfast.spectra import spectrum
+    from mpfast.support import write_text_atomically
 
     checkpoint = NpyFile(file)
     (tensor,) = checkpoint.tensors

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpfast.cli.app import (
+from mpfast.cli.console import print_lines, reports_errors, require_directory, terminal_width
+from mpfast.cli.options import (
     DeviceOption,
     ExcludeOption,
     IncludeOption,
@@ -21,18 +22,12 @@ from mpfast.cli.app import (
     MethodOption,
     ProgressOption,
     SeedOption,
+    ThreadsOption,
     TolOption,
-    WorkersOption,
-    app,
-    print_lines,
-    reports_errors,
-    require_directory,
-    terminal_width,
 )
 
 if TYPE_CHECKING:
-    from mpfast.layer_reports import LayerReport
-    from mpfast.results import Analysis
+    from mpfast.models import Analysis, LayerReport
 
 
 ModelArgument = Annotated[
@@ -83,7 +78,6 @@ class Experts(str, enum.Enum):
     stack = "stack"
 
 
-@app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")
 @reports_errors
 def analyze_command(
     model: ModelArgument,
@@ -108,7 +102,7 @@ def analyze_command(
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the layers' results in DIR, and resume from there.")
     ] = None,
@@ -130,8 +124,8 @@ def analyze_command(
         raise typer.BadParameter("only one of --json -, --csv - and --html - can have standard output")
     for file in files:
         require_directory(file)
-    from mpfast.analysis import analyze
-    from mpfast.layers import Views
+    from mpfast.checkpoints import Views
+    from mpfast.models import analyze
 
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
         analysis = analyze(
@@ -144,7 +138,7 @@ def analyze_command(
             tol=tol,
             seed=seed,
             device=device,
-            workers=workers,
+            threads=threads,
             cache=cache,
             client=client,
             progress=progress,
@@ -155,7 +149,7 @@ def analyze_command(
         elif file is not None:
             write(file)
     if "-" not in files:
-        from mpfast.tables import analysis_lines
+        from mpfast.cli.tables import analysis_lines
 
         print_lines(analysis_lines(analysis, _sorted(analysis, sort), width=terminal_width(), verbose=verbose))
 
@@ -215,7 +209,6 @@ class BudgetMethod(str, enum.Enum):
     uniform = "uniform"
 
 
-@app.command("budget", short_help="Share a sparsity out over the layers of a model.")
 @reports_errors
 def budget_command(
     model: ModelArgument,
@@ -233,13 +226,13 @@ def budget_command(
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
     progress: ProgressOption = True,
 ) -> None:
     """Share a sparsity out over the layers of a model, from their spectra; for prune --budget or another tool."""
     require_directory(out)
-    from mpfast.analysis import analyze
-    from mpfast.files import write_text_atomically
+    from mpfast.models import analyze
+    from mpfast.support import write_text_atomically
 
     analysis = analyze(
         model,
@@ -248,7 +241,7 @@ def budget_command(
         tol=tol,
         seed=seed,
         device=device,
-        workers=workers,
+        threads=threads,
         progress=progress,
     )
     budget = analysis.budget(sparsity, method=method.value, floor=floor, ceiling=ceiling, embeddings=embeddings)
@@ -261,14 +254,13 @@ def budget_command(
 
 
 def _pattern(text: str | None) -> str | None:
-    from mpfast.budget import parsed_pattern
+    from mpfast.models import parsed_pattern
 
     if text is not None and parsed_pattern(text) is None:
         raise typer.BadParameter("must be of the form 2:4, n of m, with 1 <= n <= m <= 64")
     return text
 
 
-@app.command("prune", short_help="Write a copy of a model with weights set to zero.")
 @reports_errors
 def prune_command(
     model: ModelArgument,
@@ -293,7 +285,7 @@ def prune_command(
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
     progress: ProgressOption = True,
     verbose: VerboseOption = False,
 ) -> None:
@@ -307,9 +299,8 @@ def prune_command(
         raise typer.BadParameter("pass one of --sparsity, --pattern and --budget")
     if sparsity is None and method is not PruneMethod.spectral_budget:
         raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
-    from mpfast.budget import Budget
-    from mpfast.pruning import prune
-    from mpfast.tables import prune_lines
+    from mpfast.cli.tables import prune_lines
+    from mpfast.models import Budget, prune
 
     budget = None
     if budget_file is not None:
@@ -330,14 +321,13 @@ def prune_command(
         tol=tol,
         seed=seed,
         device=device,
-        workers=workers,
+        threads=threads,
         overwrite=overwrite,
         progress=progress,
     )
     print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
 
 
-@app.command("verify", short_help="Check a model that prune wrote.")
 @reports_errors
 def verify_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune wrote.")],
@@ -346,8 +336,8 @@ def verify_command(
     ] = None,
 ) -> None:
     """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
-    from mpfast.tables import counted
-    from mpfast.verification import verify
+    from mpfast.cli.tables import counted
+    from mpfast.models import verify
 
     found = verify(out, source)
     for problem in found.problems:
@@ -368,7 +358,6 @@ def _rank(text: str) -> str:
     return text
 
 
-@app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")
 @reports_errors
 def compress_command(
     model: ModelArgument,
@@ -387,14 +376,14 @@ def compress_command(
     overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Write a copy of a model with low-rank factors in the place of matrices, or a LoRA adapter of a difference."""
     if (out is None) != dry_run:
         raise typer.BadParameter("pass either -o OUT or --dry-run")
-    from mpfast.compression import compress
-    from mpfast.tables import compress_lines
+    from mpfast.cli.tables import compress_lines
+    from mpfast.models import compress
 
     result = compress(
         model,
@@ -406,7 +395,7 @@ def compress_command(
         embeddings=embeddings,
         seed=seed,
         device=device,
-        workers=workers,
+        threads=threads,
         overwrite=overwrite,
     )
     print_lines(compress_lines(result, width=terminal_width(), verbose=verbose))

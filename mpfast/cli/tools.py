@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from mpfast.cli.app import JsonOption, app, reports_errors, require_directory, terminal_width, version
+from mpfast.cli.console import reports_errors, require_directory, terminal_width, version
+from mpfast.cli.options import JsonOption
 
 
-@app.command("bench", short_help="Time mpfast against others on this machine.")
 @reports_errors
 def bench_command(
     cases: Annotated[list[str] | None, typer.Argument(metavar="CASE", help="Cases to run.", show_default="all")] = None,
@@ -24,36 +24,35 @@ def bench_command(
     require_directory(json_file)
     from rich.console import Console
 
-    from mpfast import benchmarking
-    from mpfast.files import write_text_atomically
-    from mpfast.tables import benchmark_table
+    from mpfast.bench import Row, build, case_names, machine, measure, missing_cases, to_json
+    from mpfast.cli.tables import benchmark_table
+    from mpfast.support import write_text_atomically
 
-    rows: list[benchmarking.Row] = []
-    notes = [f"{name}: not run, needs {why}" for name, why in benchmarking.missing_cases().items() if not cases]
-    for name in cases or benchmarking.case_names():
+    rows: list[Row] = []
+    notes = [f"{name}: not run, needs {why}" for name, why in missing_cases().items() if not cases]
+    for name in cases or case_names():
         typer.echo(f"{name} ...", err=True)
-        case = benchmarking.build(name, full=full)
-        rows += benchmarking.measure(case)
+        case = build(name, full=full)
+        rows += measure(case)
         notes += [f"{name}: {c.name} not run, needs {c.requires}" for c in case.contenders if not c.available]
     if json_file == "-":
-        typer.echo(benchmarking.to_json(rows), nl=False)
+        typer.echo(to_json(rows), nl=False)
         return
     if json_file is not None:
-        write_text_atomically(json_file, benchmarking.to_json(rows))
+        write_text_atomically(json_file, to_json(rows))
     console = Console(highlight=False, width=terminal_width() or 110)
     console.print(benchmark_table(rows))
-    for line in (*notes, ", ".join(f"{key} {value}" for key, value in benchmarking.machine().items())):
+    for line in (*notes, ", ".join(f"{key} {value}" for key, value in machine().items())):
         console.print(line, soft_wrap=True)
 
 
-@app.command("info", short_help="Show versions, threads and GPUs.")
 @reports_errors
 def info_command() -> None:
     """Show versions and what the native core uses on this machine."""
     import numpy as np
 
     from mpfast import _core
-    from mpfast.devices import cuda_status
+    from mpfast.arrays import cuda_status
 
     facts = {
         "mpfast": version(),

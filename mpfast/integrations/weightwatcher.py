@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpfast.layer_reports import LayerReport
-    from mpfast.results import Analysis
+    from mpfast.models import Analysis, LayerReport
+
 
 __all__ = ["DIFFERENCES", "details"]
 

@@ -16,13 +16,11 @@ import numpy as np
 
 import mpfast
 from mpfast.arrays import as_matrix
-from mpfast.budget import Budget, LayerBudget
+from mpfast.arrays.array_interfaces import CudaRecord
 from mpfast.checkpoints import open_checkpoint
-from mpfast.errors import CheckpointError
-from mpfast.interfaces import CudaRecord
-from mpfast.layer_reports import layer_from_json, layer_to_json
-from mpfast.results import Analysis
-from mpfast.verification import verify
+from mpfast.models import Analysis, Budget, LayerBudget, verify
+from mpfast.models.layer_report import layer_from_json, layer_to_json
+from mpfast.support import CheckpointError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
 

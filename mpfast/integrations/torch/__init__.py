@@ -1,15 +1,12 @@
 """PyTorch models: calibration, masks that stay, pruning in PyTorch's own terms, prune and restore, low-rank layers."""
 
-import importlib.util
-
-if importlib.util.find_spec("torch") is None:
-    raise ImportError("mpfast.integrations.torch needs PyTorch: pip install 'mpfast[torch]'")
+import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is imported
 
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
-from mpfast.integrations.torch.holders import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import split, split_modules
+from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, SpectralSparsifier, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 

@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpfast.checkpoints.base import TensorInfo
-from mpfast.checkpoints.safetensors import SafetensorsFile
-from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
-from mpfast.documents import Record, parse_json
-from mpfast.errors import CheckpointError
-from mpfast.files import replaced_file
+from mpfast.checkpoints import NameFilter, SafetensorsFile, SafetensorsWriter, TensorInfo
 from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
-from mpfast.layers import NameFilter
+from mpfast.support import CheckpointError, Record, parse_json, replaced_file
 
 __all__ = ["SecondMoments"]
 
@@ -30,7 +25,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
     """The mean of ``x x^T`` over all inputs x that Linear and Conv2d modules have seen.
 
     A context manager: while it is open, the model is watched. A mapping from module name to float64 tensor, to be
-    handed to `mpfast.projection.project`; modules that have seen nothing are not in it.
+    handed to `mpfast.masks.projection.project`; modules that have seen nothing are not in it.
 
     Parameters
     ----------
@@ -40,7 +35,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         not fit are in `skipped`. Default the whole matrix, (row length, row length), from which any blocks can be
         taken.
     layout : str
-        Order of the blocks of a convolution, as in `mpfast.projection.project`.
+        Order of the blocks of a convolution, as in `mpfast.masks.projection.project`.
     share : float
         Part of the rows that is used; 1, the default, counts every one.
     seed : int

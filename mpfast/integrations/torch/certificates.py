@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpfast.certificates import (
+from mpfast.integrations.torch.layers import input_rows, watch_input
+from mpfast.masks import (
     BOUND,
     ESTIMATE,
     EXACT,
@@ -23,7 +24,6 @@ from mpfast.certificates import (
     margin_safe,
     worst_cross_entropy,
 )
-from mpfast.integrations.torch.layers import input_rows, watch_input
 
 __all__ = ["ModelCertificate", "certify", "magnification"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpfast.layers import NameFilter, name_filter
+from mpfast.checkpoints import NameFilter, name_filter
 
 __all__ = ["input_rows", "prunable_modules", "watch_input"]
 

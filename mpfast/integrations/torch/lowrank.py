@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from mpfast import lowrank
+from mpfast.checkpoints import NameFilter
 from mpfast.integrations.torch.layers import prunable_modules
-from mpfast.layers import NameFilter
+from mpfast.spectra import lowrank
 
 __all__ = ["split", "split_modules"]
 

@@ -9,8 +9,8 @@ import torch
 from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import prune as torch_prune
 
-from mpfast import masks
-from mpfast.options import check_sparsity
+from mpfast.masks import magnitude, n_m, noise_floor, spectral_budget
+from mpfast.support import check_sparsity
 
 __all__ = ["GivenMask", "NOfM", "NoiseFloor", "SpectralSparsifier", "global_prune"]
 
@@ -39,7 +39,7 @@ class NOfM(torch_prune.BasePruningMethod):
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
         """Return the mask of the weight without what was pruned before."""
         weight = (t * default_mask).detach()
-        mask = masks.n_m(weight, self.n, self.m, second_moment=self.second_moment, layout=self.layout)
+        mask = n_m(weight, self.n, self.m, second_moment=self.second_moment, layout=self.layout)
         return default_mask * mask.to(default_mask)
 
 
@@ -53,7 +53,7 @@ class NoiseFloor(torch_prune.BasePruningMethod):
 
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
         """Return the mask of the weight, without what was pruned before."""
-        return default_mask * masks.noise_floor(t.detach(), self.delta).to(default_mask)
+        return default_mask * noise_floor(t.detach(), self.delta).to(default_mask)
 
 
 def global_prune(
@@ -126,7 +126,7 @@ class SpectralSparsifier(BaseSparsifier):
 
 
 def _function(method: str, caller: str) -> Callable[..., Any]:
-    functions: dict[str, Callable[..., Any]] = {"spectral_budget": masks.spectral_budget, "magnitude": masks.magnitude}
+    functions: dict[str, Callable[..., Any]] = {"spectral_budget": spectral_budget, "magnitude": magnitude}
     if method not in functions:
         raise ValueError(f"{caller}(): method must be one of {', '.join(functions)}, not {method!r}")
     return functions[method]

@@ -1,4 +1,4 @@
-"""Prune and restore (SER) of a PyTorch model while it is trained; the bookkeeping is in `mpfast.restoration`."""
+"""Prune and restore (SER) of a PyTorch model while it is trained; the bookkeeping is in `mpfast.masks.restoration`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import Any
 
 import torch
 
-from mpfast import masks
+from mpfast.checkpoints import NameFilter
 from mpfast.integrations.torch.layers import prunable_modules
-from mpfast.layers import NameFilter
-from mpfast.masks import spectral_signals
-from mpfast.regimes import BERLYAND2026, default_layer_type, layer_weights, regime_for
+from mpfast.masks import (
+    BERLYAND2026,
+    default_layer_type,
+    layer_weights,
+    magnitude,
+    regime_for,
+    restore,
+    spectral_budget,
+    spectral_signals,
+)
 
 __all__ = ["FineTuning", "PruneAndRestore", "Selection", "StepReport"]
 
@@ -105,7 +112,7 @@ class PruneAndRestore:
         Share of all prunable weights that a restore step prunes in excess.
     saliency : callable, optional
         From (model, masks) to scores by parameter name, in place of the movement under training: no gradient is then
-        needed. See `mpfast.restoration`.
+        needed. See `mpfast.masks.restoration`.
     reservoir : str
         What may be restored: ``"all"`` pruned weights, or the ``"new"`` ones of this step.
     protect : str
@@ -201,7 +208,7 @@ class PruneAndRestore:
 
     def magnitude_step(self, sparsity: float) -> StepReport:
         """Prune globally by magnitude, what is pruned staying so, and fine-tune."""
-        return self.prune_to(masks.magnitude(self.weights, sparsity, within=self.masks), "magnitude")
+        return self.prune_to(magnitude(self.weights, sparsity, within=self.masks), "magnitude")
 
     def prune_to(self, found: Mapping[str, torch.Tensor], method: str = "given") -> StepReport:
         """Prune by masks that come from elsewhere, by parameter name, and fine-tune.
@@ -226,10 +233,10 @@ class PruneAndRestore:
         types = [default_layer_type(name) for name in signals]
         weights = dict(zip(signals, layer_weights(list(signals.values()), sparsity, regime, types), strict=True))
         excess = min(sparsity + self.over_prune, 1.0)
-        self._prune(masks.spectral_budget(self.weights, excess, regimes=regime, signals=signals, within=self.masks))
+        self._prune(spectral_budget(self.weights, excess, regimes=regime, signals=signals, within=self.masks))
         scores = self._movement() if self.saliency is None else self.saliency(self.model, self.masks)
         power = {"quiet": -1, "loud": 1, "none": 0}[self.protect]
-        restored = masks.restore(
+        restored = restore(
             self.masks,
             scores,
             sparsity,

@@ -1,0 +1,267 @@
+"""What the user hands in, as a view the core can read; what the core returns, in the user's framework.
+
+Nothing is copied: a matrix is passed on by pointer, shape and strides. No framework is imported unless the object
+already came from it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays.array_interfaces import HostRecord
+from mpfast.arrays.bfloat16 import widened
+
+__all__ = [
+    "allocate",
+    "as_matrix",
+    "as_numpy",
+    "as_wide",
+    "check_matrix",
+    "dtype_error",
+    "like",
+    "on_host",
+    "raise_if_nonfinite",
+    "wide",
+]
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
+    """View a 2-D array of any framework.
+
+    Parameters
+    ----------
+    W
+        NumPy array, PyTorch CPU tensor, JAX CPU array, or anything with ``__dlpack__``, ``__array_interface__`` or the
+        buffer protocol; float64, float32, float16 or bfloat16; any strides, read-only is fine. Nested lists are not
+        accepted.
+    function, name
+        For error messages.
+
+    Returns
+    -------
+    _core.Matrix
+        Keeps the source alive.
+
+    Raises
+    ------
+    ValueError
+        Empty, not 2-D, on a GPU or a meta device, or misaligned.
+    TypeError
+        Not an array, or not of a supported type.
+    """
+    if isinstance(W, _core.Matrix):
+        return W
+    array, dtype = as_numpy(W, function=function, name=name)
+    check_matrix(array.shape, dtype, function, name)
+    return _core.Matrix(array, dtype)
+
+
+def check_matrix(shape: tuple[int, ...], dtype: str, function: str, name: str) -> None:
+    """Raise unless an array of this shape and type can be viewed as a matrix; errors as `as_matrix`."""
+    if dtype not in FLOATS:
+        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
+    if len(shape) != 2:
+        hint = f"; use {name}.reshape({name}.shape[0], -1)" if len(shape) > 2 else ""
+        raise ValueError(f"{function}(): {name} must be 2-D, but has shape {shape}{hint}")
+    if math.prod(shape) == 0:
+        raise ValueError(f"{function}(): {name} is empty: its shape is {shape}")
+
+
+def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], str]:
+    """View an array of any number of dimensions as NumPy, with the name of its storage type.
+
+    bfloat16 comes back as the raw bits, uint16, since NumPy has no such type. Errors as `as_matrix`.
+    """
+    module = type(W).__module__.split(".")[0]
+    if isinstance(W, np.ma.MaskedArray) and np.ma.is_masked(W):
+        raise ValueError(f"{function}(): {name} is a masked array; fill it first, e.g. {name}.filled(0)")
+    if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
+        array = _from_torch(W, function, name)
+        dtype = str(W.dtype).removeprefix("torch.")
+    else:
+        array = np.asarray(W) if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
+        dtype = array.dtype.name
+    if dtype not in FLOATS:
+        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
+    if not array.dtype.isnative:
+        raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
+    return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
+
+
+def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Return the numbers that `as_numpy` gave, in float64; not a copy if they are that already."""
+    return np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
+
+
+def as_wide(W: Any, *, function: str, name: str = "W") -> NDArray[np.float64]:
+    """Return a floating-point array of any framework and dimension in float64; errors as `as_numpy`."""
+    return wide(*as_numpy(W, function=function, name=name))
+
+
+def on_host(array: Any) -> NDArray[Any]:
+    """Return what a caller or `like` has left in a framework as NumPy, from the memory of a GPU too."""
+    if hasattr(array, "detach"):  # PyTorch
+        tensor = array.detach().cpu()
+        return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+    if type(array).__module__.split(".")[0] == "cupy":
+        return np.asarray(array.get())
+    return np.asarray(array)
+
+
+def dtype_error(function: str, name: str, dtype: str, cast: str) -> TypeError:
+    """Return what to raise for entries of a type that has no kernels."""
+    if dtype.startswith("complex"):
+        return TypeError(
+            f"{function}(): {name} has complex entries ({dtype}); a real matrix is needed: pass {name}.real, for one"
+        )
+    return TypeError(
+        f"{function}(): {name} has dtype {dtype}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
+    )
+
+
+def allocate(shape: tuple[int, ...], dtype: Any, *, function: str, what: str) -> NDArray[Any]:
+    """Return an uninitialised array; MemoryError says how many bytes ``what`` needs."""
+    try:
+        return np.empty(shape, dtype=dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        raise MemoryError(f"{function}(): cannot allocate {size} bytes for {what}") from error
+
+
+def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
+    torch = sys.modules["torch"]
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix"
+        )
+    if tensor.device.type == "meta":
+        raise ValueError(f"{function}(): {name} is on the meta device and has no entries; load the weights first")
+    if tensor.device.type != "cpu":
+        raise _not_on_host(function, name, str(tensor.device), f"{name}.cpu()")
+    tensor = tensor.detach()
+    if tensor.is_neg():  # a lazily negated view, such as the imaginary part of a conjugate
+        raise ValueError(f"{function}(): {name} is a negated view; pass {name}.resolve_neg()")
+    if tensor.dtype == torch.bfloat16:
+        # Any 16-bit integer type carries the bits; int16 exists in every version.
+        return np.asarray(tensor.view(torch.int16).numpy()).view(np.uint16)
+    if tensor.dtype in (torch.float64, torch.float32, torch.float16):
+        return np.asarray(tensor.numpy())
+    raise dtype_error(function, name, str(tensor.dtype).removeprefix("torch."), f"{name}.float()")
+
+
+def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+    try:
+        return _viewed(W, function, name, module)
+    except (TypeError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a property or a method of a foreign object raises
+        raise _unreadable(W, function, name, error) from error
+
+
+def _viewed(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+    if hasattr(W, "__cuda_array_interface__"):
+        raise _not_on_host(function, name, "a GPU", "numpy.asarray(...) of a host copy")
+    if hasattr(W, "__dlpack_device__"):
+        kind = _dlpack_kind(W, function, name)
+        if kind not in (1, 3):  # kDLCPU, kDLCUDAHost
+            raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
+    if module == "scipy":
+        remedy = f"pass {name}.toarray()" if hasattr(W, "toarray") else "pass its entries as an array"
+        raise TypeError(f"{function}(): {name} must be an array, not a SciPy {type(W).__name__}; {remedy}")
+    if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
+        raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
+    if not isinstance(W, (list, tuple, type)):
+        if _is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
+            return _asarray(W, W, function, name)
+        if hasattr(W, "__array_interface__"):
+            return _asarray(HostRecord.of(W, function, name), W, function, name)
+        if hasattr(W, "__array__"):
+            return _asarray(W, W, function, name)
+        if hasattr(W, "__dlpack__"):
+            return _from_dlpack(W, function, name)
+    raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
+
+
+def _asarray(view: Any, W: Any, function: str, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(view)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(W, function, name, error) from error
+
+
+def _unreadable(W: Any, function: str, name: str, error: Exception) -> TypeError:
+    return TypeError(
+        f"{function}(): {name} is a {type(W).__name__} that cannot be read as an array: {type(error).__name__}: {error}"
+    )
+
+
+def _dlpack_kind(W: Any, function: str, name: str) -> int:
+    try:
+        return int(W.__dlpack_device__()[0])
+    except Exception as error:
+        raise _unreadable(W, function, name, error) from error
+
+
+def _from_dlpack(W: Any, function: str, name: str) -> NDArray[Any]:
+    try:
+        return np.from_dlpack(W)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # BufferError and RuntimeError: a type that NumPy lacks, bfloat16 for one
+        raise TypeError(
+            f"{function}(): {name} cannot be read through DLPack ({error}); cast it to float32 in its own framework"
+        ) from error
+
+
+def _is_buffer(W: Any) -> bool:
+    try:
+        memoryview(W)
+    except (TypeError, BufferError):
+        return False
+    return True
+
+
+def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
+    return ValueError(f"{function}(): {name} is on {where}, and this build cannot work there; pass {remedy}")
+
+
+def like(result: NDArray[Any], prototype: Any) -> Any:
+    """Hand a result back in the framework and on the device of ``prototype``, without a copy where that is possible."""
+    module = type(prototype).__module__.split(".")[0]
+    if "torch" in sys.modules and isinstance(prototype, sys.modules["torch"].Tensor):
+        return sys.modules["torch"].from_numpy(result).to(prototype.device)
+    if module == "cupy":
+        with prototype.device:
+            return sys.modules["cupy"].asarray(result)
+    if module in ("jax", "jaxlib"):
+        import jax.numpy as jnp
+
+        return jnp.asarray(result)
+    if module == "tensorflow":
+        return sys.modules["tensorflow"].convert_to_tensor(result)
+    if module == "mlx":
+        return sys.modules["mlx.core"].array(result)
+    return result
+
+
+def raise_if_nonfinite(function: str, name: str, count: int, first: tuple[int, ...]) -> None:
+    """Raise ValueError when ``count`` non-finite entries were seen, the first of them at index ``first``."""
+    if count == 0:
+        return
+    entries = "entry" if count == 1 else "entries"
+    raise ValueError(
+        f"{function}(): {name} has {count} non-finite {entries} (NaN or inf), the first at {first}; "
+        f"clean it first, e.g. numpy.nan_to_num({name})"
+    )

@@ -1,0 +1,313 @@
+"""Plain-text tables and charts of results: lines of styled pieces, to print with or without colour."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpfast.models import Analysis, LayerReport, SkippedTensor
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mpfast.bench import Row
+    from mpfast.models import CompressResult, PruneResult
+    from mpfast.spectra import Spectrum
+
+
+__all__ = ["Line", "analysis_lines", "benchmark_table", "compress_lines", "counted", "prune_lines", "spectrum_lines"]
+
+#: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
+Line = list[tuple[str, str]]
+
+_HEADERS = ("layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "alpha", "stable")
+_GAP = "  "
+_VERDICT_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
+_SPIKES_SHOWN = 12
+_CHART_BINS = 16
+_CHART_WIDTH = 48
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
+    """Lay out an analysis: the table, warnings, skipped tensors, totals.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        For the skipped tensors and the totals.
+    rows : sequence of LayerReport
+        The rows in the order wanted.
+    width : int or None
+        Columns of the terminal. Where rows do not fit, the layers' names, never cut, get lines of their own.
+        None: no limit.
+    verbose : bool
+        List every skipped tensor and every warning by name.
+    """
+    lines = _table(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
+    return [
+        *lines,
+        plain(),
+        *_warning_lines(rows, verbose),
+        *_skipped_lines(analysis.skipped, verbose),
+        *_total_lines(analysis),
+    ]
+
+
+def plain(text: str = "") -> Line:
+    """Return a line without style."""
+    return [(text, "")]
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names come from files, and terminals obey escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a number and what it counts.
+
+    Examples
+    --------
+    >>> counted(1, "layer"), counted(1234, "matrix", "matrices")
+    ('1 layer', '1,234 matrices')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def with_error(value: float, error: float) -> str:
+    """Write a value with one standard error, both to the error's leading digits; exact values to five digits.
+
+    Examples
+    --------
+    >>> with_error(4.51234, 0.0087), with_error(4.51234, 0.0), with_error(1234.5, 12.0)
+    ('4.5123 ±0.0087', '4.5123', '1234 ±12')
+    """
+    if not error > 0 or not math.isfinite(error) or not math.isfinite(value):
+        return f"{value:.5g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ±{error:.{decimals}f}"
+
+
+def _row_cells(row: LayerReport) -> Line:
+    return [
+        (printable(row.name) + (" !" if row.warnings else ""), "cyan"),
+        ("x".join(map(str, row.shape)), ""),
+        (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
+        (str(row.spikes), ""),
+        (f"{100 * row.bulk_fraction:.1f}%", ""),
+        (f"{row.ks:.3f}", ""),
+        (row.verdict, _VERDICT_STYLES.get(row.verdict, "")),
+        (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
+        (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
+    ]
+
+
+def _table(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
+    """Lay out rows whose first cell is a name."""
+    table = [[(header, "dim") for header in headers], *body]
+    widths = [max(len(line[column][0]) for line in table) for column in range(len(headers))]
+    if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
+        return [_aligned(line, widths, name_first=True) for line in table]
+    lines = [_aligned(table[0][1:], widths[1:], name_first=False)]
+    for cells in body:
+        lines += [[cells[0]], _aligned(cells[1:], widths[1:], name_first=False)]
+    return lines
+
+
+def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
+    """Pad the cells, the name to the right, numbers to the left, with a gap before all but the first."""
+    pieces: Line = []
+    for column, ((text, style), width) in enumerate(zip(cells, widths, strict=True)):
+        is_name = name_first and column == 0
+        padded = text.ljust(width) if is_name else text.rjust(width)
+        pieces.append((padded if is_name else _GAP + padded, style))
+    return pieces
+
+
+def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
+    """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for warning in row.warnings:
+            key = warning if verbose else _NUMBER.sub("#", warning)
+            texts[key].append(printable(warning))
+            names[key].append(printable(row.name))
+    lines: list[Line] = []
+    for key, layers in names.items():
+        differ = " (numbers of the first; --verbose lists all)" if len(set(texts[key])) > 1 else ""
+        lines.append([("! ", "yellow"), (f"{_some(layers, verbose)}: {texts[key][0]}{differ}", "")])
+        lines += _listed(layers, verbose)
+    return [*lines, plain()] if lines else []
+
+
+def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool) -> list[Line]:
+    if not skipped:
+        return []
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for tensor in skipped:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        text = f"{tensor.name} ({shape} {tensor.dtype})" if verbose else tensor.name
+        by_reason[printable(tensor.reason)].append(printable(text))
+    lines = [plain("skipped:")]
+    for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
+        lines.append(plain(f"  {_some(names, verbose)}: {reason}"))
+        lines += _listed(names, verbose)
+    return [*lines, plain()]
+
+
+def _some(names: Sequence[str], verbose: bool) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{len(names)} tensors" if verbose else f"{len(names)} tensors ({names[0]}, ...)"
+
+
+def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
+    return [plain(f"    {name}") for name in names] if verbose and len(names) > 1 else []
+
+
+def _total_lines(analysis: Analysis) -> list[Line]:
+    totals = analysis.summary()
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(totals["verdicts"].items()))
+    fits = f" (fits: {verdicts})" if verdicts else ""
+    return [
+        plain(
+            f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
+            f"{counted(totals['spikes'], 'spike')}, {counted(totals['skipped'], 'tensor')} skipped"
+        ),
+        plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
+    ]
+
+
+def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Line]:
+    """Lay out what is known about one matrix: the edge, the spikes, the measures, a chart of the density.
+
+    Parameters
+    ----------
+    source : str
+        Where the matrix came from.
+    row : LayerReport
+        Its summary.
+    spectrum : Spectrum
+        For the spikes' values and the density.
+    """
+    figures = [
+        ("matrix", f"{row.shape[0]} x {row.shape[1]} {row.dtype}, Frobenius norm {row.fro_norm:.6g}"),
+        ("method", row.method),
+        ("edge sigma+", with_error(row.sigma_plus, row.sigma_plus_error)),
+        ("threshold", f"{row.threshold:.5g}"),
+        ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
+        ("spikes", _spikes_text(row, spectrum)),
+        ("bulk", f"{100 * row.bulk_fraction:.2f}% of the singular values"),
+        ("fit", f"{row.verdict}, KS {row.ks:.4f}"),
+        *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
+    ]
+    label_width = max(len(label) for label, _ in figures)
+    lines = [[(printable(source), "cyan")]]
+    for label, text in figures:
+        style = _VERDICT_STYLES.get(row.verdict, "") if label == "fit" else ""
+        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, style)])
+    lines += [[("! ", "yellow"), (printable(warning), "")] for warning in row.warnings]
+    return [*lines, plain(), *_chart_lines(row, spectrum)]
+
+
+def _spikes_text(row: LayerReport, spectrum: Spectrum) -> str:
+    known = spectrum.values if spectrum.values is not None else spectrum.outliers
+    spikes = [float(value) for value in known if value > row.threshold]
+    text = f"{row.spikes} above the threshold, {row.spikes_above_edge} above the edge"
+    if spikes:
+        shown = " ".join(f"{value:.5g}" for value in spikes[:_SPIKES_SHOWN])
+        text += f": {shown}" + (" ..." if len(spikes) > _SPIKES_SHOWN else "")
+    return text
+
+
+def _chart_lines(row: LayerReport, spectrum: Spectrum) -> list[Line]:
+    """Draw the share of singular values in equal bins up to just past the threshold, and the fitted law."""
+    if not (row.sigma_plus > 0 and math.isfinite(row.threshold)):
+        return []
+    law = spectrum.edge.law
+    low = 0.9 * float(law.support[0])
+    bins = np.linspace(low, max(row.threshold, row.sigma_plus) * 1.05, _CHART_BINS + 1)
+    found = _shares(spectrum, bins)
+    expected = _shares(law, bins) * row.bulk_fraction
+    scale = _CHART_WIDTH / max(float(found.max()), float(expected.max()), 1e-12)
+    lines = [plain("  singular values      share   # found   | Marchenko-Pastur")]
+    for left, right, share, law_share in zip(bins[:-1], bins[1:], found, expected, strict=True):
+        bar = list(("#" * round(share * scale)).ljust(_CHART_WIDTH + 1))
+        bar[round(law_share * scale)] = "|"
+        lines.append(plain(f"{left:9.4g} to {right:<9.4g} {100 * share:5.1f}%  {''.join(bar).rstrip()}"))
+    beyond = 1 - float(np.asarray(spectrum.cdf(bins[-1:]))[0])
+    if beyond * min(row.shape) >= 0.5:
+        lines.append(plain(f"   beyond {bins[-1]:<9.4g}   {100 * beyond:5.1f}%"))
+    return lines
+
+
+def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mass of a measure (anything with a `cdf`) in each bin."""
+    return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
+
+
+def _cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+    return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
+
+
+def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out what was pruned, layer by layer, what was not and why, and the total."""
+    body = [_cells(row.name, row.shape, f"{row.pruned:,}", f"{100 * row.sparsity:.2f}%") for row in result.budget]
+    budget = result.budget
+    method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    return [
+        *_table(("layer", "shape", "pruned", "sparsity"), body, width),
+        plain(),
+        *_skipped_lines(result.skipped, verbose),
+        plain(
+            f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
+            f"{counted(len(budget), 'layer')} pruned by {method}"
+        ),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
+def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out what was factored, layer by layer, what was not and why, and the total."""
+    body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
+    matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    return [
+        *_table(("layer", "shape", "rank", "energy"), body, width),
+        plain(),
+        *_skipped_lines(result.skipped, verbose),
+        plain(f"{matrices} factored to {100 * result.ratio:.1f}% of {entries} entries"),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
+def benchmark_table(rows: Sequence[Row]) -> Table:
+    """Lay out benchmark rows as a rich table; the first contender of each case is ours."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("case")
+    table.add_column("contender")
+    for header in ("time", "x ours", "error"):
+        table.add_column(header, justify="right")
+    case = None
+    for row in rows:
+        ours = row.case != case
+        table.add_row(
+            row.case if ours else "",
+            row.contender,
+            f"{row.seconds * 1e3:.1f} ms",
+            f"{row.ratio:.2f}",
+            "" if row.error is None else f"{row.error:.1e}",
+            style="bold" if ours else None,
+        )
+        case = row.case
+    return table

@@ -1,0 +1,76 @@
+"""Masks that keep the largest entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
+from mpfast.support import check_sparsity, thread_count
+
+__all__ = ["magnitude"]
+
+
+def magnitude(
+    weights: Weights,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    within: Any = None,
+    threads: int | None = None,
+) -> Any:
+    """Keep the largest entries in magnitude.
+
+    Parameters
+    ----------
+    weights
+        One array, or a mapping from name to array; any framework, any number of dimensions.
+    sparsity
+        Share of entries to prune, 0 to 1; or one for each layer by name, such as a budget's.
+    scope
+        ``"global"``: over all layers together; ``"layer"``: in each.
+    within
+        Masks of an earlier, lower sparsity, as this function returns them: what they prune stays pruned and counts, so
+        that the masks of a growing sparsity are nested. Weights in host memory only.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    mask
+        Boolean array like each weight, on its device, or a dict of them.
+
+    Raises
+    ------
+    ValueError
+        A weight is empty or has non-finite entries; an option is out of range.
+    TypeError
+        A weight is not a real floating-point array.
+    KeyError
+        `sparsity` or `within` lacks a layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> magnitude(np.array([[1.0, -3.0], [0.0, 2.0]]), 0.5)
+    array([[False,  True],
+           [False,  True]])
+    """
+    if scope not in ("global", "layer"):
+        raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
+    count = thread_count(threads, "magnitude")
+    layers, mapping = open_layers(weights, "magnitude", within)
+    groups = [layers] if scope == "global" else [[layer] for layer in layers]
+    if isinstance(sparsity, Mapping):
+        if not mapping:
+            raise ValueError("magnitude(): a sparsity for each layer needs a mapping of weights")
+        groups = [[layer] for layer in layers]
+        missing = [name for name in weights if name not in sparsity]
+        if missing:
+            raise KeyError(f"magnitude(): sparsity has no share for {missing[0]!r}")
+        shares = [check_sparsity(sparsity[name], "magnitude") for name in weights]
+    else:
+        shares = [check_sparsity(sparsity, "magnitude")] * len(groups)
+    for group, share in zip(groups, shares, strict=True):
+        prune_layers(group, [1.0] * len(group), share, "magnitude", count)
+    return close_layers(layers, weights, mapping)

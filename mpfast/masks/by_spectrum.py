@@ -1,0 +1,154 @@
+"""Masks from a budget per layer that its spectrum sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, wide
+from mpfast.masks.cuda import entry_std_on_device
+from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
+from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
+from mpfast.support import check_sparsity, thread_count
+
+__all__ = ["spectral_budget", "spectral_signals"]
+
+
+def spectral_budget(
+    weights: Weights,
+    sparsity: float,
+    *,
+    signal: str | Callable[[Any], float] | None = None,
+    regimes: str | Regime | Sequence[Regime] = "berlyand2026",
+    layer_type: Callable[[str], str] = default_layer_type,
+    signals: Mapping[str, float] | None = None,
+    floor: float = 0.1,
+    within: Any = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Any:
+    """Prune globally with a budget per layer set by its spectrum; see `mpfast.masks.regimes`.
+
+    Parameters
+    ----------
+    weights
+        A mapping from name to array (a single array is pruned by magnitude: there is nothing to budget). Arrays of more
+        than two dimensions enter the signal as ``reshape(shape[0], -1)``.
+    sparsity
+        Share of all entries to prune.
+    signal
+        ``"sigma_plus"`` (fitted edge), ``"hill"`` (Hill exponent of the top 20), ``"entry_std"`` (standard deviation of
+        the entries) or a callable from array to number; default what the regime says.
+    regimes
+        ``"berlyand2026"`` (four regimes by sparsity), a `mpfast.masks.regimes.Regime` or a sequence of them.
+    layer_type
+        From name to ``"attn"``, ``"mlp"`` or ``"other"``.
+    signals
+        Values of the signal by name, if they are known already: no spectrum is computed.
+    floor
+        Smallest layer weight.
+    within
+        As in `magnitude`. The signal is that of the weights as they are given.
+    seed, threads
+        As in `mpfast.spectrum`.
+
+    Returns
+    -------
+    masks
+        dict of boolean arrays, or one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `magnitude`; also when no regime covers the sparsity.
+    KeyError
+        ``signals`` or ``within`` lacks a layer.
+    """
+    sparsity = check_sparsity(sparsity, "spectral_budget")
+    count = thread_count(threads, "spectral_budget")
+    if isinstance(regimes, str):
+        if regimes != "berlyand2026":
+            raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
+        regimes = BERLYAND2026
+    regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
+    layers, mapping = open_layers(weights, "spectral_budget", within)
+    names = list(weights) if mapping else [""]
+    if signals is not None:
+        missing = [name for name in names if name not in signals]
+        if missing:
+            raise KeyError(f"spectral_budget(): signals has no value for {missing[0]!r}")
+        values = [float(signals[name]) for name in names]
+    elif mapping:
+        measured = spectral_signals(weights, regime.signal if signal is None else signal, seed=seed, threads=threads)
+        values = list(measured.values())
+    else:
+        values = [1.0]
+    factors = layer_weights(values, sparsity, regime, [layer_type(name) for name in names], floor=floor)
+    prune_layers(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
+    return close_layers(layers, weights, mapping)
+
+
+def spectral_signals(
+    weights: Mapping[str, Any], signal: str | Callable[[Any], float], *, seed: int = 0, threads: int | None = None
+) -> dict[str, float]:
+    """Return the signal of each layer that `spectral_budget` sets its budget by, to be used more than once.
+
+    Parameters
+    ----------
+    weights, signal, seed, threads
+        As in `spectral_budget`.
+
+    Returns
+    -------
+    dict
+        From name to number.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The signal is unknown, or as `mpfast.spectrum`.
+    """
+    measure = _signal(signal, seed, threads)
+    signals = {}
+    for name, weight in weights.items():
+        try:
+            signals[name] = float(measure(weight))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"spectral_signals(): weights[{name!r}]: {error}") from error
+    return signals
+
+
+def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], float]:
+    """Return the function from a weight to its number."""
+    from mpfast.spectra import spectrum
+
+    if callable(signal):
+        return signal
+
+    def flat(weight: Any) -> Any:
+        return weight if weight.ndim == 2 else weight.reshape(weight.shape[0], -1)
+
+    def sigma_plus(weight: Any) -> float:
+        return spectrum(flat(weight), seed=seed, threads=threads).edge.sigma_plus
+
+    def hill(weight: Any) -> float:
+        return spectrum(flat(weight), seed=seed, threads=threads).metrics()["hill_alpha"]
+
+    named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": _entry_std}
+    if signal not in named:
+        raise ValueError(f"spectral_signals(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
+    return named[signal]
+
+
+def _entry_std(weight: Any) -> float:
+    """Standard deviation of all entries, row by row in fp64."""
+    if is_on_gpu(weight) and has_cuda_backend():
+        return entry_std_on_device(weight)
+    array, dtype = as_numpy(weight, function="spectral_signals", name="a weight")
+    total = squares = 0.0
+    for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
+        entries = wide(row, dtype)
+        total += float(entries.sum())
+        squares += float((entries**2).sum())
+    return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))

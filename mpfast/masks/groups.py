@@ -1,0 +1,140 @@
+"""Masks that keep n of every m consecutive entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
+from mpfast.masks.cuda import DeviceLayer, groups_on_device
+from mpfast.support import check_group, thread_count
+
+__all__ = ["n_m"]
+
+# Entries copied at a time, where rows cannot be seen as such.
+CHUNK_ENTRIES = 4 << 20
+
+
+def n_m(
+    W: Any,
+    n: int,
+    m: int,
+    *,
+    second_moment: ArrayLike | None = None,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    permute: bool = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> Any:
+    """Keep n of every m consecutive entries along a row: the largest, or those whose loss changes the output least.
+
+    Parameters
+    ----------
+    W
+        Array of any framework with at least 2 dimensions; (out, in) or (out, in, kh, kw).
+    n, m
+        ``1 <= n <= m <= 64``; the row length must be a multiple of m.
+    second_moment
+        Mean of ``x x^T`` over the layer's inputs, its blocks (row length / m, m, m) or all of it: the mask is then that
+        of `mpfast.masks.projection.project`, which also says what it costs. Without it, the n largest stay.
+    source_mask, prior, permute
+        As `mpfast.masks.project`; they need a `second_moment`. On a GPU m is at most 16, and permute is not there.
+    layout
+        ``"flat"``: groups run along the flattened row ``in * kh * kw``. ``"channel"``: along ``in`` at each position of
+        the kernel, the layout of sparse tensor cores.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    mask
+        Boolean array of the shape of W, exactly n of every m True. With ``permute=True`` the tuple (mask,
+        permutation): ``mask[:, permutation]`` has the pattern.
+
+    Raises
+    ------
+    ValueError
+        A shape or option does not fit, or W has non-finite entries.
+    TypeError
+        W is not a real floating-point array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> n_m(np.array([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
+    array([[False,  True,  True, False]])
+    """
+    check_group(n, m, "n_m")
+    if not isinstance(permute, bool | np.bool_):
+        raise ValueError(f"n_m(): permute must be True or False, not {permute!r}; projection.project knows 'auto', too")
+    if layout not in ("flat", "channel"):
+        raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
+    if second_moment is not None:
+        from mpfast.masks.projection import project_mask
+
+        options = {
+            "source_mask": source_mask,
+            "prior": prior,
+            "permute": bool(permute),
+            "layout": layout,
+            "threads": threads,
+        }
+        mask, permutation = project_mask(W, n, m, second_moment, **options)
+        return (mask, permutation) if permute else mask
+    if source_mask is not None or prior or permute:
+        raise ValueError("n_m(): source_mask, prior and permute need a second_moment")
+    count = thread_count(threads, "n_m")
+    if is_on_gpu(W) and has_cuda_backend():
+        return _n_m_on_device(W, n, m, layout)
+    array, dtype = as_numpy(W, function="n_m")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
+    if layout == "channel" and array.ndim > 2:
+        array = np.moveaxis(array, 1, -1)
+        row = array.shape[-1]
+        batches: Iterable[list[NDArray[Any]]] = [[array[i] for i in np.ndindex(array.shape[:-2])]]
+    else:
+        row = math.prod(array.shape[1:])
+        # Rows whose entries have no common stride (channels last) are copied, some at a time.
+        step = len(array) if np.shares_memory(array[:1].reshape(1, -1), array) else max(1, CHUNK_ENTRIES // row)
+        batches = ([array[first : first + step].reshape(-1, row)] for first in range(0, len(array), step))
+    if row % m:
+        raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")
+    keep = np.empty(array.shape, dtype=np.bool_)
+    rows, done = keep.reshape(-1, row), 0
+    for pieces in batches:
+        length = sum(map(len, pieces))
+        masks = list(rows[done : done + length].reshape(len(pieces), *pieces[0].shape))
+        found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, count)
+        if found is not None:
+            which, bad, first_bad = found
+            index = np.unravel_index(done * row + which * pieces[0].size + first_bad, array.shape)
+            position = tuple(int(i) for i in index)
+            if layout == "channel" and array.ndim > 2:
+                position = (position[0], position[-1], *position[1:-1])
+            raise_if_nonfinite("n_m", "W", bad, position)
+        done += length
+    if layout == "channel" and array.ndim > 2:
+        keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
+    return like(keep, W)
+
+
+def _n_m_on_device(W: Any, n: int, m: int, layout: str) -> Any:
+    shape = tuple(W.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {shape}")
+    if layout == "channel" and len(shape) > 2:
+        raise ValueError("n_m(): layout='channel' of a convolution on a GPU: move the channels to the end yourself")
+    layer = DeviceLayer(W.reshape(shape[0], -1), "n_m", "W")
+    if layer.shape[1] % m:
+        raise ValueError(f"n_m(): rows of length {layer.shape[1]} cannot be cut into groups of {m}")
+    bad = groups_on_device(layer, n, m)
+    if bad is not None:
+        raise_if_nonfinite("n_m", "W", *bad)
+    return layer.mask().reshape(shape)

@@ -1,0 +1,428 @@
+"""n:m masks that change a layer's output least, given the second moment of its inputs (CAST).
+
+For a row ``w`` of the weights and a group of m inputs with second moment ``C`` (uncentred: the mean of ``x x^T``), a
+mask that drops the set D costs ``Q(D) = sum over i, j in D of w_i C_ij w_j``, the mean squared change of the output as
+far as this group is concerned. For m <= 16 the mask found is the best there is; beyond that, a local optimum with a
+lower bound. The algorithm is in ``csrc/masks/projection.hpp``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite, wide
+from mpfast.masks.cuda import DeviceLayer, projection_on_device
+from mpfast.masks.weights import boolean_mask
+from mpfast.support import check_group, thread_count
+
+__all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project", "project_mask"]
+
+Array = NDArray[np.float64]
+#: Groups up to this size are searched exhaustively.
+LARGEST_EXACT = 16
+#: A prior beyond this would leave the range of float32, in which the search runs.
+LARGEST_PRIOR = 1e30
+_CHUNK_ENTRIES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A mask with n of every m inputs, and what it costs.
+
+    Costs are sums over rows and groups of the mean squared change of the output that a group causes; they are those of
+    the weights alone, without the prior.
+
+    Attributes
+    ----------
+    mask : array
+        Boolean, of the shape of W, in W's own order of inputs, in the caller's framework.
+    permutation : ndarray of int, optional
+        The order of the inputs in which groups are consecutive: ``permute_inputs(mask, permutation)`` is n:m.
+    cost : float
+        Of this mask.
+    magnitude_cost : float
+        Of the mask that keeps the n largest weights of each of the same groups.
+    lower_bound : float
+        No mask costs less: `cost` itself where the search was exhaustive, without source mask or prior.
+    """
+
+    mask: Any
+    permutation: NDArray[np.int64] | None
+    cost: float
+    magnitude_cost: float
+    lower_bound: float
+
+    @property
+    def gap(self) -> float:
+        """How much cheaper a mask could be at best, relative to `cost`."""
+        return 0.0 if self.cost == 0 else 1 - self.lower_bound / self.cost
+
+
+def project(
+    W: Any,
+    n: int,
+    m: int,
+    second_moment: ArrayLike,
+    *,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    restore: bool = True,
+    permute: bool | str = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> Projection:
+    """Keep those n of every m weights of a row whose loss changes the output least.
+
+    Parameters
+    ----------
+    W
+        Weights (out, in) or (out, in, kh, kw), of any framework, in host memory.
+    n, m
+        ``1 <= n <= m <= 64``.
+    second_moment
+        Mean of ``x x^T`` over the inputs x of the layer: its blocks on the diagonal, shape (row length / m, m, m), or
+        all of it, (row length, row length). With ``layout="channel"`` the blocks come kernel position by position;
+        the full matrix is always in the order of ``W.reshape(out, -1)``.
+    source_mask
+        A mask that W has already.
+    prior
+        Cost of dropping a weight that `source_mask` keeps, and gain of not restoring one it does not, in units of the
+        mean cost of a mask of the group. The paper uses 0.1 to 0.5.
+    restore
+        Whether a weight that `source_mask` prunes may come back; if not, it counts as zero.
+    permute
+        True: sort the inputs by importance, ``||W_j||^2 C_jj``, and deal them out to the groups, so that important
+        inputs do not share one. ``"auto"``: the same if it makes the mask cheaper. Needs the full second moment.
+    layout
+        ``"flat"``: groups run along ``in * kh * kw``; ``"channel"``: along ``in``, at each position of the kernel.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    Projection
+        Of equal costs, the mask that drops the inputs of lowest index.
+
+    Raises
+    ------
+    ValueError
+        Shapes or options do not fit; W or `second_moment` is not finite; `second_moment` is not symmetric or has a
+        negative diagonal.
+    TypeError
+        W is not a real floating-point array.
+
+    References
+    ----------
+    Berlyand, Bourdais, Owhadi, Shmalo 2026 (arXiv 2606.02608), CAST; the cost with the sign error of the printed
+    formula corrected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> C = np.array([[1.0, 0.99], [0.99, 1.0]])  # two inputs that are nearly the same
+    >>> project(np.array([[1.0, -0.9]]), 1, 2, C[None]).mask
+    array([[ True, False]])
+    """
+    if isinstance(permute, np.bool_):
+        permute = bool(permute)
+    if not (isinstance(permute, bool) or permute == "auto"):
+        raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
+    count = thread_count(threads, "project")
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout, "project")
+    result = None
+    if permute is not True:
+        result = problem.priced(problem.solve(None, count), None, count)
+    if permute is not False:
+        channels = problem.dealt_out()
+        permuted = problem.priced(problem.solve(channels, count), channels, count)
+        if result is None or permuted.cost < result.cost:
+            result = permuted
+    assert result is not None
+    return replace(result, mask=like(result.mask.reshape(problem.shape), W))
+
+
+def project_mask(
+    W: Any,
+    n: int,
+    m: int,
+    second_moment: ArrayLike,
+    *,
+    source_mask: Any = None,
+    prior: float = 0.0,
+    permute: bool = False,
+    layout: str = "flat",
+    threads: int | None = None,
+) -> tuple[Any, NDArray[np.int64] | None]:
+    """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask.
+
+    It is what `mpfast.masks.n_m` calls: errors, as those of `project`, name that function.
+    """
+    count = thread_count(threads, "n_m")
+    if is_on_gpu(W) and has_cuda_backend():
+        return _mask_on_device(W, n, m, second_moment, source_mask, prior, permute, layout), None
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout, "n_m")
+    channels = problem.dealt_out() if permute else None
+    mask = problem.solve(channels, count)
+    return like(mask.reshape(problem.shape), W), channels
+
+
+def _mask_on_device(
+    W: Any, n: int, m: int, second_moment: ArrayLike, source_mask: Any, prior: float, permute: bool, layout: str
+) -> Any:
+    shape = tuple(int(extent) for extent in W.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"n_m(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
+    if not 1 <= n <= m <= LARGEST_EXACT:
+        raise ValueError(f"n_m(): on a GPU 1 <= n <= m <= {LARGEST_EXACT} is needed with a second_moment, got {n}:{m}")
+    if permute or (layout == "channel" and len(shape) > 2):
+        raise ValueError("n_m(): on a GPU neither permute nor layout='channel' of a convolution: reorder W yourself")
+    if not 0 <= prior <= LARGEST_PRIOR or (prior > 0 and source_mask is None):
+        raise ValueError(f"n_m(): prior must lie between 0 and {LARGEST_PRIOR:g}, and needs a source_mask")
+    rows = W.reshape(shape[0], -1)
+    if rows.shape[1] % m:
+        raise ValueError(f"n_m(): rows of length {rows.shape[1]} cannot be cut into groups of {m}")
+    layer = DeviceLayer(rows, "n_m", "W")
+    source = None
+    if source_mask is not None:
+        if tuple(source_mask.shape) != shape or "bool" not in str(source_mask.dtype) or not is_on_gpu(source_mask):
+            raise ValueError("n_m(): source_mask must be a boolean array of the shape of W, on its GPU")
+        source = source_mask.reshape(rows.shape)
+        if hasattr(source, "contiguous"):
+            source = source.contiguous()
+    moment = _checked_moment(second_moment, int(rows.shape[1]), m, "n_m")
+    bad = projection_on_device(layer, _diagonal_blocks(moment, m, None), source, float(prior), n, m)
+    if bad is not None:
+        raise_if_nonfinite("n_m", "W", *bad)
+    return layer.mask().reshape(shape)
+
+
+def _diagonal_blocks(moment: Array, m: int, order: NDArray[np.int64] | None) -> Array:
+    """Blocks on the diagonal of the moment, with the inputs in this order; given blocks have it already."""
+    if moment.ndim == 3:
+        return np.ascontiguousarray(moment)
+    groups = (np.arange(len(moment)) if order is None else order).reshape(-1, m)
+    return np.ascontiguousarray(moment[groups[:, :, None], groups[:, None, :]])
+
+
+@dataclass
+class _Problem:
+    """Weights as rows, how many of each group stay, and the second moment of the inputs."""
+
+    rows: NDArray[Any]
+    dtype: str
+    shape: tuple[int, ...]
+    n: int
+    m: int
+    moment: Array
+    layout: str = "flat"
+    source: NDArray[np.bool_] | None = None
+    prior: float = 0.0
+    function: str = "project"
+
+    @classmethod
+    def of(
+        cls,
+        W: Any,
+        n: int,
+        m: int,
+        second_moment: ArrayLike,
+        source_mask: Any,
+        prior: float,
+        restore: bool,
+        layout: str,
+        function: str,
+    ) -> _Problem:
+        """Check the arguments of `project`; errors name ``function``."""
+        check_group(n, m, function)
+        if layout not in ("flat", "channel"):
+            raise ValueError(f"{function}(): layout must be 'flat' or 'channel', not {layout!r}")
+        if not 0 <= prior <= LARGEST_PRIOR:
+            raise ValueError(f"{function}(): prior must lie between 0 and {LARGEST_PRIOR:g}, not {prior!r}")
+        if source_mask is None and (prior > 0 or not restore):
+            raise ValueError(f"{function}(): prior and restore=False refer to a source_mask, and there is none")
+        array, dtype = as_numpy(W, function=function)
+        if array.ndim < 2 or array.size == 0:
+            raise ValueError(
+                f"{function}(): W must be non-empty with at least 2 dimensions, but has shape {array.shape}"
+            )
+        rows, source = array.reshape(len(array), -1), None
+        if source_mask is not None:
+            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, function, "W")).reshape(rows.shape)
+            if not restore:
+                rows = np.multiply(rows, source.astype(rows.dtype))
+        length = rows.shape[1] if layout == "flat" else array.shape[1]
+        if length % m:
+            raise ValueError(f"{function}(): {length} inputs cannot be cut into groups of {m}")
+        moment = _checked_moment(second_moment, rows.shape[1], m, function)
+        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior), function)
+
+    def numbers(self, rows: slice) -> Array:
+        """Some rows in float64."""
+        return wide(self.rows[rows], self.dtype)
+
+    def solve(self, channels: NDArray[np.int64] | None, threads: int) -> NDArray[np.bool_]:
+        """The mask, in the order of W, when groups are made with the input channels in this order."""
+        order, rows, source = self._order(channels), self.rows, self.source
+        if order is not None:
+            rows = rows[:, order]
+            source = None if source is None else np.ascontiguousarray(source[:, order])
+        keep = np.empty(rows.shape, np.bool_)
+        matrix = _core.Matrix(rows, self.dtype)
+        found = _core.project_groups(
+            matrix, _diagonal_blocks(self.moment, self.m, order), source, self.prior, keep, self.n, self.m, threads
+        )
+        if found is not None:
+            row, column = (int(i) for i in np.unravel_index(found[2], rows.shape))
+            flat = row * rows.shape[1] + (column if order is None else int(order[column]))
+            raise_if_nonfinite(self.function, "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
+        if order is None:
+            return keep
+        mask = np.empty_like(keep)
+        mask[:, order] = keep
+        return mask
+
+    def priced(self, mask: NDArray[np.bool_], channels: NDArray[np.int64] | None, threads: int) -> Projection:
+        """A mask with its cost, that of magnitude, and the bound."""
+        order = self._order(channels)
+        here = self
+        keep = mask
+        if order is not None:
+            here, keep = replace(self, rows=self.rows[:, order]), mask[:, order]
+        blocks = _diagonal_blocks(self.moment, self.m, order)
+        largest = np.empty(mask.shape, np.bool_)
+        _core.keep_largest_of_groups([_core.Matrix(here.rows, self.dtype)], [largest], self.n, self.m, threads)
+        cost = here.cost(keep, blocks)
+        exhaustive = self.m <= LARGEST_EXACT and self.prior == 0
+        bound = cost if exhaustive else min(here.lower_bound(blocks), cost)
+        return Projection(mask, channels, cost, here.cost(largest, blocks), bound)
+
+    def dealt_out(self) -> NDArray[np.int64]:
+        """Order of the channels where slot j of group g holds that of rank ``j G + g``; left-overs stay at the end."""
+        if self.moment.ndim != 2:
+            raise ValueError(
+                f"{self.function}(): permute needs the full second moment, of shape (row length, row length)"
+            )
+        squares = np.zeros(self.rows.shape[1])
+        for chunk in self._chunks():
+            squares += (self.numbers(chunk) ** 2).sum(axis=0)
+        importance = (squares * np.diagonal(self.moment)).reshape(self.shape[1], -1).sum(axis=1)
+        groups = len(importance) // self.m
+        ranked = np.argsort(-importance, kind="stable")
+        dealt = ranked[: groups * self.m].reshape(self.m, groups).T.reshape(-1)
+        return np.concatenate([dealt, ranked[groups * self.m :]]).astype(np.int64)
+
+    def _order(self, channels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+        """Columns in the order in which groups are consecutive; None if that is theirs."""
+        if channels is None and (self.layout == "flat" or len(self.shape) == 2):
+            return None
+        index = np.arange(self.rows.shape[1]).reshape(self.shape[1], -1)
+        if channels is not None:
+            index = index[channels]
+        return np.ascontiguousarray(index.T if self.layout == "channel" else index).reshape(-1)
+
+    def _chunks(self) -> list[slice]:
+        step = max(1, _CHUNK_ENTRIES // self.rows.shape[1])
+        return [slice(at, at + step) for at in range(0, len(self.rows), step)]
+
+    def cost(self, keep: NDArray[np.bool_], blocks: Array) -> float:
+        """Sum of Q over all groups."""
+        total = 0.0
+        for chunk in self._chunks():
+            dropped = (self.numbers(chunk) * ~keep[chunk]).reshape(-1, len(blocks), self.m)
+            total += _quadratic(dropped, blocks)
+        return total
+
+    def lower_bound(self, blocks: Array) -> float:
+        """Sum over all groups of the least eigenvalue of the correlations times the d least w_i^2 C_ii."""
+        d = self.m - self.n
+        diagonal = np.diagonal(blocks, axis1=1, axis2=2)
+        with np.errstate(divide="ignore"):
+            inverse = np.where(diagonal > 0, 1 / np.sqrt(diagonal), 0.0)
+        correlations = blocks * inverse[:, :, None] * inverse[:, None, :]
+        # Dead inputs cost nothing and are no part of the correlations; on the diagonal they must not be the minimum.
+        correlations += np.eye(self.m) * (diagonal == 0)[:, None, :]
+        least = np.maximum(np.linalg.eigvalsh(correlations)[:, 0], 0.0)
+        total = 0.0
+        for chunk in self._chunks():
+            single = self.numbers(chunk).reshape(-1, len(blocks), self.m) ** 2 * diagonal
+            total += float((np.sort(single, axis=-1)[..., :d].sum(axis=-1) * least).sum())
+        return total
+
+
+def _quadratic(residual: Array, blocks: Array) -> float:
+    """Sum over rows and groups of r^T C r, for residuals (rows, groups, m)."""
+    by_group = np.ascontiguousarray(residual.transpose(1, 0, 2))
+    return float(np.vdot(by_group, by_group @ blocks))
+
+
+def _checked_moment(second_moment: ArrayLike, row: int, m: int, function: str) -> Array:
+    moment = np.asarray(on_host(second_moment), np.float64)
+    if moment.shape not in ((row // m, m, m), (row, row)):
+        raise ValueError(
+            f"{function}(): second_moment must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
+        )
+    if not np.isfinite(moment).all():
+        raise ValueError(f"{function}(): second_moment has entries that are not finite")
+    transposed = np.swapaxes(moment, -1, -2)
+    diagonal = np.diagonal(moment, axis1=-2, axis2=-1)
+    scale = float(diagonal.max(initial=0.0))
+    if (diagonal < 0).any() or np.abs(moment - transposed).max(initial=0.0) > 1e-4 * scale:
+        raise ValueError(f"{function}(): second_moment must be symmetric, and its diagonal must not be negative")
+    symmetric: Array = (moment + transposed) / 2
+    roots = np.sqrt(diagonal)[..., None]
+    step = max(1, _CHUNK_ENTRIES // moment.shape[-1])
+    for at in range(0, moment.shape[-1], step):
+        rows = slice(at, at + step)
+        most = roots[..., rows, :] * np.swapaxes(roots, -1, -2)
+        if (np.abs(symmetric[..., rows, :]) > 1.001 * most + 1e-4 * scale).any():
+            raise ValueError(
+                f"{function}(): second_moment is none: an entry exceeds the geometric mean of its diagonal's"
+            )
+    return symmetric
+
+
+def permute_inputs(W: Any, permutation: NDArray[np.int64]) -> Any:
+    """Return weights (or a mask) with the input channels in this order: ``W[:, permutation]``."""
+    return W[:, permutation]
+
+
+def permute_outputs(W: Any, permutation: NDArray[np.int64]) -> Any:
+    """Return weights or a bias with the output channels in this order: ``W[permutation]``.
+
+    Folds a permutation of a layer's inputs into the layer before it, when nothing between the two mixes channels:
+    ``f(x) = W2 act(W1 x + b1)`` is unchanged when ``W1, b1`` become ``permute_outputs(., p)`` and ``W2`` becomes
+    ``permute_inputs(W2, p)``.
+    """
+    return W[permutation]
+
+
+def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
+    """Mean squared change of a layer's output, summed over its outputs, when the mask is applied.
+
+    Parameters
+    ----------
+    W, mask
+        Weights and boolean mask of the same shape, (out, in, ...).
+    second_moment
+        Mean of ``x x^T`` over the inputs, (row length, row length): the error is exact. Or its blocks on the diagonal,
+        (row length / m, m, m): what the groups cause one by one.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit.
+    """
+    array, dtype = as_numpy(W, function="output_error")
+    keep = boolean_mask(mask, array.shape, "output_error", "W").reshape(array.shape[0], -1)
+    rows = array.reshape(array.shape[0], -1)
+    moment = np.asarray(on_host(second_moment), np.float64)
+    size = moment.shape[-1]
+    blocks = moment if moment.ndim == 3 else moment[None]
+    if moment.ndim not in (2, 3) or blocks.shape != (len(blocks), size, size) or len(blocks) * size != rows.shape[1]:
+        raise ValueError(f"output_error(): a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
+    return _Problem(rows, dtype, array.shape, size, size, moment).cost(keep, np.ascontiguousarray(blocks))

@@ -1,0 +1,159 @@
+"""The arrays that masks are made for, as the core sees them: in host memory or on a GPU, whole or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite
+from mpfast.masks.cuda import DeviceLayer, prune_on_device
+from mpfast.support import floor_count
+
+__all__ = ["HostLayer", "Weights", "boolean_mask", "close_layers", "open_layers", "prune_count", "prune_layers"]
+
+Weights = Any | Mapping[str, Any]
+
+
+class HostLayer:
+    """One weight array: its 2-D pieces for the core, and its mask."""
+
+    def __init__(self, weight: Any, function: str, name: str) -> None:
+        self.weight = weight
+        self.name = name
+        array, self.dtype = as_numpy(weight, function=function, name=name)
+        if array.size == 0:
+            raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
+        self.keep: NDArray[np.bool_] = np.empty(array.shape, dtype=np.bool_)
+        self.pieces, self.masks = as_rows(array, self.keep)
+
+    def matrices(self) -> list[_core.Matrix]:
+        """Pieces for the core."""
+        return [_core.Matrix(piece, self.dtype) for piece in self.pieces]
+
+    def locate(self, piece: int, flat: int) -> tuple[int, ...]:
+        """Index in the array of the entry with row-major index ``flat`` in a piece."""
+        before = sum(p.size for p in self.pieces[:piece])
+        return tuple(int(i) for i in np.unravel_index(before + flat, self.keep.shape))
+
+    def mask(self) -> Any:
+        """Return the mask in the caller's framework."""
+        return like(self.keep, self.weight)
+
+
+class RestLayer(HostLayer):
+    """What an earlier mask kept of an array."""
+
+    def __init__(self, weight: Any, within: Any, function: str, name: str) -> None:
+        self.weight = weight
+        self.name = name
+        array, self.dtype = as_numpy(weight, function=function, name=name)
+        self.within = boolean_mask(within, array.shape, function, name)
+        self.keep = np.empty(int(np.count_nonzero(self.within)), dtype=np.bool_)
+        self.pieces, self.masks = [], []
+        if self.keep.size:
+            self.pieces, self.masks = as_rows(array[self.within], self.keep)
+
+    def locate(self, piece: int, flat: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.argwhere(self.within)[flat])
+
+    def mask(self) -> Any:
+        whole = np.zeros(self.within.shape, np.bool_)
+        whole[self.within] = self.keep
+        return like(whole, self.weight)
+
+
+def boolean_mask(mask: Any, shape: tuple[int, ...], function: str, name: str) -> NDArray[np.bool_]:
+    """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
+    array = on_host(mask)
+    if array.shape != tuple(shape) or array.dtype != np.bool_:
+        raise ValueError(
+            f"{function}(): the mask of {name} must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
+        )
+    return array
+
+
+def as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:
+    """2-D views that cover an array of any dimension in row-major order, and those of its mask; nothing is copied."""
+    if array.ndim < 2:
+        return [array.reshape(1, -1)], [keep.reshape(1, -1)]
+    if array.ndim == 2:
+        return [array], [keep]
+    rows = array.reshape(-1, array.shape[-1])
+    if np.shares_memory(rows, array):
+        return [rows], [keep.reshape(-1, array.shape[-1])]
+    leading = list(np.ndindex(array.shape[:-2]))
+    return [array[i] for i in leading], [keep[i] for i in leading]
+
+
+def _layer(weight: Any, function: str, name: str) -> HostLayer | DeviceLayer:
+    if is_on_gpu(weight) and has_cuda_backend():
+        return DeviceLayer(weight, function, name)
+    return HostLayer(weight, function, name)
+
+
+def open_layers(weights: Weights, function: str, within: Any = None) -> tuple[list[HostLayer | DeviceLayer], bool]:
+    """Return the layers of one array or of a mapping, and which of the two it is."""
+    mapping = isinstance(weights, Mapping)
+    named = {f"weights[{name!r}]": (name, weight) for name, weight in weights.items()} if mapping else {}
+    if mapping and not named:
+        raise ValueError(f"{function}(): weights is empty")
+    if not mapping:
+        named = {"weights": ("", weights)}
+    if within is None:
+        return [_layer(weight, function, label) for label, (_, weight) in named.items()], mapping
+    earlier = within if mapping else {"": within}
+    missing = [name for name, _ in named.values() if name not in earlier]
+    if missing:
+        raise KeyError(f"{function}(): within has no mask for {missing[0]!r}")
+    return [RestLayer(weight, earlier[name], function, label) for label, (name, weight) in named.items()], mapping
+
+
+def close_layers(layers: list[HostLayer | DeviceLayer], weights: Weights, mapping: bool) -> Any:
+    """Return the masks in the form in which the weights were given."""
+    if not mapping:
+        return layers[0].mask()
+    return {name: layer.mask() for name, layer in zip(weights, layers, strict=True)}
+
+
+def prune_layers(
+    layers: Sequence[HostLayer | DeviceLayer], scales: Sequence[float], sparsity: float, function: str, threads: int
+) -> None:
+    """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
+    there = [layer for layer in layers if isinstance(layer, DeviceLayer)]
+    here = [layer for layer in layers if isinstance(layer, HostLayer)]
+    if there and here:
+        raise ValueError(f"{function}(): {there[0].name} is on a GPU, {here[0].name} is not; bring them together first")
+    if there:
+        bad = prune_on_device(there, scales, floor_count(sparsity, sum(layer.size for layer in there)))
+        if bad is not None:
+            raise_if_nonfinite(function, bad[0].name, bad[1], bad[2])
+        return
+    gone = sum(layer.within.size - layer.keep.size for layer in here if isinstance(layer, RestLayer))
+    pruned = floor_count(sparsity, gone + sum(layer.keep.size for layer in here)) - gone
+    if pruned < 0:
+        raise ValueError(f"{function}(): {gone} entries are pruned already, more than sparsity={sparsity!r} asks for")
+    prune_count(here, scales, pruned, function, threads)
+
+
+def prune_count(layers: Sequence[HostLayer], scales: Sequence[float], pruned: int, function: str, threads: int) -> None:
+    """Prune this many entries of layers in host memory together, those of smallest |w| * scale."""
+    matrices, factors, masks, origin = [], [], [], []
+    for layer, scale in zip(layers, scales, strict=True):
+        for number, (matrix, mask) in enumerate(zip(layer.matrices(), layer.masks, strict=True)):
+            matrices.append(matrix)
+            factors.append(float(scale))
+            masks.append(mask)
+            origin.append((layer, number))
+    found = _core.prune_smallest(matrices, factors, masks, pruned, threads)
+    _raise_if_found(found, origin, function)
+
+
+def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[HostLayer, int]], function: str) -> None:
+    if found is not None:
+        which, count, flat = found
+        layer, piece = origin[which]
+        raise_if_nonfinite(function, layer.name, count, layer.locate(piece, flat))

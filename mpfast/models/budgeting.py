@@ -1,0 +1,158 @@
+"""Sharing a sparsity out over layers that were analysed."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpfast.checkpoints import is_embedding_or_head, warn_of_unmatched
+from mpfast.masks import allocate, default_layer_type, gaussian_shares, layer_weights, regime_for
+from mpfast.models.budget import Budget
+from mpfast.models.budget_row import LayerBudget
+from mpfast.support import check_sparsity, floor_count
+
+if TYPE_CHECKING:
+    from mpfast.models.layer_report import LayerReport
+
+__all__ = ["budget_from_reports"]
+
+
+Bound = float | Mapping[str, float]
+
+
+def budget_from_reports(
+    reports: Iterable[LayerReport],
+    sparsity: float,
+    *,
+    source: str,
+    method: str | Callable[[LayerReport], float] = "spectral_budget",
+    floor: Bound = 0.0,
+    ceiling: Bound = 1.0,
+    exclude: str | Iterable[str] = (),
+    groups: Mapping[str, str | Iterable[str]] | None = None,
+    embeddings: bool = False,
+) -> Budget:
+    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
+    sparsity = check_sparsity(sparsity, "budget")
+    left_out = [exclude] if isinstance(exclude, str) else list(exclude)
+    tensors = _by_tensor(reports)
+    known = [row.name for row in tensors]
+    warn_of_unmatched(left_out, known, "budget(): exclude")
+    for what, bound in (("floor", floor), ("ceiling", ceiling)):
+        if isinstance(bound, Mapping):
+            warn_of_unmatched(bound, known, f"budget(): {what}")
+    for group, members in (groups or {}).items():
+        warn_of_unmatched([members] if isinstance(members, str) else members, known, f"budget(): group {group!r}")
+    rows = [
+        row
+        for row in tensors
+        if (embeddings or not is_embedding_or_head(row.name, row.kind))
+        and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
+    ]
+    if not rows:
+        raise ValueError("budget(): no layer is left to prune")
+    sizes = [math.prod(row.tensor_shape) for row in rows]
+    names = [row.name for row in rows]
+    counts = allocate(
+        _wishes(rows, sizes, sparsity, method),
+        sizes,
+        floor_count(sparsity, sum(sizes)),
+        floors=[_bound(floor, name, 0.0) for name in names],
+        ceilings=[_bound(ceiling, name, 1.0) for name in names],
+        groups=[_group(groups or {}, name) for name in names],
+    )
+    layers = tuple(
+        LayerBudget(
+            row.name,
+            row.kind,
+            row.tensor_shape,
+            row.dtype,
+            pruned=count,
+            sparsity=count / size,
+            sigma_plus=row.sigma_plus,
+            sigma_plus_error=row.sigma_plus_error,
+            rank=row.spikes,
+        )
+        for row, size, count in zip(rows, sizes, counts, strict=True)
+    )
+    label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    return Budget(layers, label, sparsity, None, source)
+
+
+def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
+    """One row per tensor: norms and spikes of its parts are added up, edges and exponents averaged.
+
+    Parts that were not analysed are taken to be as large, entry by entry, as those that were.
+    """
+    parts: dict[str, list[LayerReport]] = {}
+    for row in reports:
+        parts.setdefault(row.tensor, []).append(row)
+    merged = []
+    for tensor, rows in parts.items():
+        if len(rows) == 1:
+            merged.append(replace(rows[0], name=tensor))
+            continue
+        errors = [row.sigma_plus_error for row in rows]
+        known = sum(math.prod(row.shape) for row in rows) / math.prod(rows[0].tensor_shape)
+        merged.append(
+            replace(
+                rows[0],
+                name=tensor,
+                shape=(rows[0].tensor_shape[0], math.prod(rows[0].tensor_shape[1:])),
+                fro_norm=math.hypot(*(row.fro_norm for row in rows)) / math.sqrt(known),
+                sigma_plus=float(np.mean([row.sigma_plus for row in rows])),
+                sigma_plus_error=math.hypot(*errors) / len(rows),
+                spikes=sum(row.spikes for row in rows),
+                metrics={**rows[0].metrics, "hill_alpha": float(np.mean([row.hill_alpha for row in rows]))},
+            )
+        )
+    return merged
+
+
+def _wishes(
+    rows: Sequence[LayerReport],
+    sizes: Sequence[int],
+    sparsity: float,
+    method: str | Callable[[LayerReport], float],
+) -> Any:
+    if callable(method):
+        return [float(method(row)) for row in rows]
+    if method == "uniform":
+        return [sparsity] * len(rows)
+    deviations = [row.fro_norm / math.sqrt(math.prod(row.shape)) for row in rows]
+    if method == "magnitude":
+        return gaussian_shares(deviations, sizes, sparsity)
+    if method == "spectral_budget":
+        regime = regime_for(sparsity)
+        signals = {
+            "hill": [row.hill_alpha for row in rows],
+            "sigma_plus": [row.sigma_plus for row in rows],
+            "entry_std": deviations,
+        }
+        weights = layer_weights(
+            signals[regime.signal], sparsity, regime, [default_layer_type(row.name) for row in rows]
+        )
+        return gaussian_shares(np.asarray(deviations) / weights, sizes, sparsity)
+    raise ValueError(
+        f"budget(): method must be 'spectral_budget', 'magnitude', 'uniform' or a function of a layer, not {method!r}"
+    )
+
+
+def _bound(bound: Bound, name: str, default: float) -> float:
+    if not isinstance(bound, Mapping):
+        return float(bound)
+    return next((float(value) for pattern, value in bound.items() if fnmatch.fnmatchcase(name, pattern)), default)
+
+
+def _group(groups: Mapping[str, str | Iterable[str]], name: str) -> str:
+    """The group that a layer belongs to; a layer of none is one by itself."""
+    for group, patterns in groups.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if fnmatch.fnmatchcase(name, pattern):
+                return f"group {group}"
+    return f"layer {name}"

@@ -1,0 +1,104 @@
+"""The HTML report of an analysis: one file that needs no network and no server."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpfast.models.budgeting import budget_from_reports
+from mpfast.models.layer_report import jsonable
+from mpfast.spectra import MarchenkoPastur
+
+if TYPE_CHECKING:
+    from mpfast.models.layer_report import LayerReport, SkippedTensor
+
+
+__all__ = ["html_report"]
+
+BUDGET_STEPS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+CURVE_POINTS = 80
+_NUMBER = re.compile(r"\d+")
+
+
+def html_report(
+    source: str, summary: Mapping[str, Any], layers: Sequence[LayerReport], skipped: Sequence[SkippedTensor]
+) -> str:
+    """Lay an analysis out as a page: totals, a heat map over depth and layer type, a budget, a table with charts.
+
+    Parameters
+    ----------
+    source, layers, skipped
+        As in `mpfast.Analysis`.
+    summary
+        As `mpfast.Analysis.summary` returns it.
+    """
+    files = resources.files(__package__)
+    content = {
+        "source": source,
+        "summary": summary,
+        "layers": [_layer(row) for row in layers],
+        "skipped": [list(tensor) for tensor in skipped],
+        "budget": _budgets(source, layers),
+    }
+    data = json.dumps(jsonable(content), allow_nan=False, separators=(",", ":"))
+    page = (files / "template.html").read_text(encoding="utf-8")
+    pieces = {
+        "TITLE": html.escape(f"mpfast: {source}"),
+        "STYLE": (files / "report.css").read_text(encoding="utf-8"),
+        "SCRIPT": (files / "report.js").read_text(encoding="utf-8"),
+        # Names come from files: they must not end the script element.
+        "DATA": data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], page)
+
+
+def _layer(row: LayerReport) -> dict[str, Any]:
+    found = _NUMBER.search(row.name)
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "shape": row.shape,
+        "dtype": row.dtype,
+        "sigma": row.sigma_plus,
+        "error": row.sigma_plus_error,
+        "threshold": row.threshold,
+        "spikes": row.spikes,
+        "bulk": row.bulk_fraction,
+        "ks": row.ks,
+        "verdict": row.verdict,
+        "alpha": row.metrics.get("hill_alpha"),
+        "stable": row.metrics.get("stable_rank"),
+        "warnings": row.warnings,
+        "depth": int(found[0]) if found else None,
+        "type": _NUMBER.sub("#", row.name),
+        "histogram": None if row.histogram is None else row.histogram._asdict(),
+        "law": _law(row),
+    }
+
+
+def _law(row: LayerReport) -> list[list[float]] | None:
+    """Density of the fitted law as a curve, scaled to the share of the bulk."""
+    if row.histogram is None or not row.variance > 0:
+        return None
+    law = MarchenkoPastur(row.variance, row.shape)
+    low, high = law.support
+    s = np.linspace(low, high, CURVE_POINTS)
+    return [s.tolist(), (row.bulk_fraction * law.pdf(s)).tolist()]
+
+
+def _budgets(source: str, layers: Sequence[LayerReport]) -> dict[str, Any] | None:
+    """Sparsity per layer at every step of the slider; None where there is nothing to prune."""
+    if all(row.kind == "embedding" for row in layers):
+        return None
+    methods = {}
+    for method in ("spectral_budget", "magnitude"):
+        steps = [budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS]
+        methods[method] = [[row.sparsity for row in budget] for budget in steps]
+        names = [row.name for row in steps[0]]
+    return {"steps": BUDGET_STEPS, "names": names, "methods": methods}

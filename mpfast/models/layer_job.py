@@ -1,0 +1,99 @@
+"""The analysis of one layer: what `analyze` does in a thread, on a GPU or on the worker of a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from mpfast.checkpoints import (
+    Checkpoint,
+    Difference,
+    Layer,
+    LoraProducts,
+    LowRankProduct,
+    TensorInfo,
+    has_lora_pairs,
+    layer_matrix,
+    open_checkpoint,
+)
+from mpfast.models.layer_report import LayerReport
+from mpfast.models.report_cache import LayerCache
+from mpfast.spectra import measured_spectrum
+from mpfast.support import CheckpointError
+
+__all__ = ["Settings", "layer_outcome", "open_derived"]
+
+
+def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
+    """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
+    checkpoint = open_checkpoint(model, "analyze")
+    unmatched: list[tuple[TensorInfo, str]] = []
+    if base is not None:
+        checkpoint = Difference(checkpoint, open_checkpoint(base, "analyze"))
+        unmatched = checkpoint.unmatched
+    if has_lora_pairs(checkpoint):
+        checkpoint = LoraProducts(checkpoint)
+    return checkpoint, unmatched
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of an analysis, checked.
+
+    Attributes
+    ----------
+    method, tol, seed, threads, device
+        As in `analyze`.
+    gpus
+        Names of the GPUs to use.
+    cache
+        Where reports are kept, if anywhere.
+    """
+
+    method: str
+    tol: float
+    seed: int
+    threads: int
+    device: str | None = None
+    gpus: tuple[str, ...] = ()
+    cache: LayerCache | None = None
+
+
+def layer_outcome(
+    checkpoint: Checkpoint, layer: Layer, settings: Settings, threads: int, device: str | None
+) -> LayerReport | str:
+    """Analyse one layer: its report, or why there is none."""
+    started = time.perf_counter()
+    try:
+        matrix = layer_matrix(checkpoint.read(layer.tensor), layer)
+        key = None if settings.cache is None else settings.cache.key(layer, matrix)
+        kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
+        if kept is not None:
+            return kept
+        product = isinstance(matrix, LowRankProduct)
+        found = measured_spectrum(
+            matrix,
+            method="exact" if product else settings.method,
+            tol=settings.tol,
+            seed=_layer_seed(settings.seed, layer.name),
+            threads=threads,
+            device=None if product else device,
+        )
+        report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+    except CheckpointError:
+        raise  # the file is damaged: no number from it can be trusted
+    except (ValueError, TypeError) as error:
+        return str(error).removeprefix("spectrum(): W ")  # NaNs, say: this layer has no spectrum, the others do
+    finally:
+        checkpoint.release(layer.tensor)
+    if settings.cache is not None and key is not None:
+        settings.cache.put(key, report)
+    return report
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """63 bits from the seed and the name by a hash that is the same in every process (`hash` is salted)."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

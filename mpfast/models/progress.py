@@ -1,0 +1,42 @@
+"""A progress bar over layers."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from mpfast.checkpoints import Layer
+
+__all__ = ["progress_bar"]
+
+
+@contextlib.contextmanager
+def progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[Layer], None]]:
+    """Yield a function to call after each layer; it counts entries, since the time goes with them."""
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        yield lambda _: None
+        return
+    columns = (
+        BarColumn(),
+        TextColumn("{task.fields[done]}/{task.fields[layers]} layers"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=sum(layer.size for layer in layers), done=0, layers=len(layers))
+        done = 0
+
+        def advance(layer: Layer) -> None:
+            nonlocal done
+            done += 1
+            description = layer.name.replace("[", "\\[")  # else rich takes "blocks[0]" for markup
+            bar.update(task, advance=layer.size, done=done, description=description)
+
+        yield advance

@@ -1,0 +1,304 @@
+"""The table that `mpfast.analyze` returns, and its forms on disk."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from mpfast.models.budgeting import budget_from_reports
+from mpfast.models.html_report.page import html_report
+from mpfast.models.layer_report import COLUMNS, LayerReport, SkippedTensor, jsonable, layer_from_json, with_histogram
+from mpfast.models.plot import plot_analysis
+from mpfast.support import read_document, return_or_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mpfast.models.budget import Budget
+
+
+__all__ = ["Analysis"]
+
+SCHEMA = "mpfast.analysis/1"
+
+
+@dataclass(frozen=True, repr=False)
+class Analysis(Sequence[LayerReport]):
+    """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
+
+    Attributes
+    ----------
+    layers : tuple of LayerReport
+        The rows.
+    skipped : tuple of SkippedTensor
+        Every other tensor as (name, shape, dtype, reason).
+    source : str
+        The path analysed, or the type of the model.
+    tol : float
+        Relative standard error of the edge that was asked for.
+    seed : int
+        The seed that the layers' seeds derive from.
+    seconds : float
+        Wall time.
+    """
+
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[SkippedTensor, ...]
+    source: str
+    tol: float
+    seed: int
+    seconds: float
+
+    @overload
+    def __getitem__(self, index: int) -> LayerReport: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerReport | tuple[LayerReport, ...]:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        return (
+            f"Analysis({self.source!r}: {len(self.layers)} layers, {len(self.skipped)} tensors skipped, "
+            f"{self.seconds:.2f} s)"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Totals over the layers.
+
+        Returns
+        -------
+        dict
+            ``layers``, ``entries`` (of the matrices analysed), ``skipped``, ``spikes``,
+            ``spikes_above_edge``, ``verdicts`` (verdict -> layers), ``with_warnings``, the medians over the
+            layers ``median_bulk_fraction``, ``median_hill_alpha`` and ``median_stable_rank`` (NaN without layers;
+            layers where a measure is undefined are left out of its median), and ``seconds``.
+        """
+        return {
+            "layers": len(self.layers),
+            "entries": sum(math.prod(row.shape) for row in self.layers),
+            "skipped": len(self.skipped),
+            "spikes": sum(row.spikes for row in self.layers),
+            "spikes_above_edge": sum(row.spikes_above_edge for row in self.layers),
+            "verdicts": dict(Counter(row.verdict for row in self.layers)),
+            "with_warnings": sum(bool(row.warnings) for row in self.layers),
+            "median_bulk_fraction": _median(row.bulk_fraction for row in self.layers),
+            "median_hill_alpha": _median(row.metrics.get("hill_alpha", math.nan) for row in self.layers),
+            "median_stable_rank": _median(row.metrics.get("stable_rank", math.nan) for row in self.layers),
+            "seconds": self.seconds,
+        }
+
+    def budget(
+        self,
+        sparsity: float,
+        *,
+        method: str | Callable[[LayerReport], float] = "spectral_budget",
+        floor: float | Mapping[str, float] = 0.0,
+        ceiling: float | Mapping[str, float] = 1.0,
+        exclude: str | Iterable[str] = (),
+        groups: Mapping[str, str | Iterable[str]] | None = None,
+        embeddings: bool = False,
+    ) -> Budget:
+        """Share a sparsity out over the layers, without reading a weight again.
+
+        Parameters
+        ----------
+        sparsity : float
+            Share of all entries of the budgeted layers to prune; met to the entry, rounded down.
+        method : str or callable
+            ``"spectral_budget"``: what a global cut of ``|w| / w_l`` would prune in each layer if its entries were
+            normal, with the layer weights w_l of arXiv 2606.02608; ``"magnitude"``: the same of ``|w|``;
+            ``"uniform"``; or a function from a `LayerReport` to the sparsity wanted: one number is then added to all.
+        floor, ceiling : float or mapping
+            Smallest and largest sparsity of a layer: one number, or by glob pattern of the name.
+        exclude : str or iterable of str
+            Glob patterns of layers that stay dense; they do not count towards the target.
+        groups : mapping of str to patterns, optional
+            Layers whose names match the glob patterns of one group get one sparsity.
+        embeddings : bool
+            Whether embeddings and the output heads of language models (``lm_head``) are pruned, too.
+
+        Returns
+        -------
+        Budget
+
+        Raises
+        ------
+        ValueError
+            A bad option, no layer left, or bounds that leave no room for the target.
+
+        Examples
+        --------
+        >>> import numpy as np, mpfast
+        >>> rng = np.random.default_rng(0)
+        >>> model = {f"{i}.weight": (i + 1) * rng.standard_normal((64, 96)) for i in range(3)}
+        >>> budget = mpfast.analyze(model).budget(0.5, method="magnitude", ceiling=0.7)
+        >>> budget.pruned, [round(row.sparsity, 2) for row in budget]
+        (9216, [0.7, 0.47, 0.33])
+        """
+        return budget_from_reports(
+            self.layers,
+            sparsity,
+            source=self.source,
+            method=method,
+            floor=floor,
+            ceiling=ceiling,
+            exclude=exclude,
+            groups=groups,
+            embeddings=embeddings,
+        )
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a pandas ``DataFrame``, one column per key of `LayerReport.to_dict`.
+
+        Raises
+        ------
+        ImportError
+            pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise ImportError("Analysis.to_pandas() needs pandas: pip install 'mpfast[pandas]'") from None
+        return pandas.DataFrame([row.to_dict() for row in self.layers], columns=self._columns())
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the analysis as JSON text, or write it to `path`, whole or not at all.
+
+        NaN becomes ``null`` and an infinity the string ``"inf"`` or ``"-inf"``: JSON has neither.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written; an older file of that name is left as it was.
+        """
+        document = {
+            "schema": SCHEMA,
+            "source": self.source,
+            "tol": self.tol,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "layers": [jsonable(with_histogram(row)) for row in self.layers],
+            "skipped": [tensor._asdict() for tensor in self.skipped],
+        }
+        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
+
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+    @overload
+    def to_csv(self, path: str | os.PathLike[str]) -> None: ...
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the rows as CSV text with a header, or write them to `path`, whole or not at all.
+
+        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written; an older file of that name is left as it was.
+        """
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
+        writer.writeheader()
+        for row in self.layers:
+            cells = row.to_dict()
+            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
+            cells["shape"] = "x".join(map(str, row.shape))
+            cells["warnings"] = "; ".join(row.warnings)
+            writer.writerow(cells)
+        return return_or_write(stream.getvalue(), path)
+
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
+
+        The page needs no network: a sortable table with the spectrum of every layer, a heat map over depth and layer
+        type, and a preview of budgets.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written; an older file of that name is left as it was.
+        """
+        return return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped), path)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw each layer's edge and its largest singular value; needs matplotlib. ``show()`` is never called.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on; default the current ones.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        return plot_analysis(self.layers, ax)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Analysis:
+        """Rebuild an analysis from the text of `to_json` (a string that starts with ``{``) or from a file.
+
+        Raises
+        ------
+        ValueError
+            The text is no JSON, not of this schema, or a field is wrong: the message names it.
+        OSError
+            The file cannot be read.
+        """
+        try:
+            record = read_document(source, SCHEMA)
+            rows = record.get("layers")
+            if not isinstance(rows, list):
+                raise record.refuse("layers", "a list")
+            return cls(
+                layers=tuple(layer_from_json(row) for row in rows),
+                skipped=tuple(
+                    SkippedTensor(entry.text("name"), entry.shape("shape"), entry.text("dtype"), entry.text("reason"))
+                    for entry in record.records("skipped")
+                ),
+                source=record.text("source"),
+                tol=record.number("tol", 0),
+                seed=record.integer("seed"),
+                seconds=record.number("seconds", 0),
+            )
+        except ValueError as error:
+            raise ValueError(f"Analysis.from_json(): {error}") from None
+
+    def _columns(self) -> list[str]:
+        """All columns in the order of the first row that has them."""
+        if not self.layers:
+            return list(COLUMNS)
+        return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
+
+
+def _median(values: Iterator[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return statistics.median(defined) if defined else math.nan

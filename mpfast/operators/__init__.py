@@ -1,0 +1,8 @@
+"""Whatever can be multiplied with, as the numerical methods see it."""
+
+from mpfast.operators.dask import aligned
+from mpfast.operators.gram import gram_product
+from mpfast.operators.opening import open_source
+from mpfast.operators.protocol import LanczosRun, Source, start_run
+
+__all__ = ["LanczosRun", "Source", "aligned", "gram_product", "open_source", "start_run"]

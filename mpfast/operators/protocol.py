@@ -1,0 +1,144 @@
+"""What a spectrum or an SVD needs of a matrix, whoever multiplies with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.arrays import raise_if_nonfinite
+
+__all__ = ["LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
+
+Array = NDArray[np.float64]
+
+
+class LanczosRun(Protocol):
+    """A block Lanczos run of either backend."""
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+
+    @property
+    def width(self) -> int:
+        """Number of probes."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether further steps add nothing: the Krylov space has closed."""
+
+    @property
+    def zero_coordinates(self) -> int:
+        """Rows or columns of the short side that are zero; known after the first step."""
+
+    @property
+    def stats(self) -> tuple[float, int, int, int]:
+        """Squared Frobenius norm, number of non-finite entries, row and column of the first, as the first pass saw."""
+
+    def advance(self, steps: int) -> None:
+        """Take up to ``steps`` further steps."""
+
+    def ritz(self, steps: int | None = None) -> tuple[Array, Array, Array]:
+        """Ritz values, descending, their residuals, and the weights of the probes on them, (width, size)."""
+
+    def ritz_vectors(self, count: int) -> NDArray[Any]:
+        """Leading Ritz vectors, (count, p)."""
+
+
+class Multiplier(Protocol):
+    """A matrix of shape (m, n) whose owner multiplies with it in fp64: sparse, distributed, or a product."""
+
+    shape: tuple[int, int]
+    dtype: str
+    function: str
+
+    def frobenius_squared(self) -> float | None:
+        """Squared Frobenius norm; None where nobody sees the entries, or before anybody has seen them."""
+
+    def singular_values(self) -> Array | None:
+        """All p singular values, descending, where the owner knows them."""
+
+    def apply(self, X: Array) -> Array:
+        """Gram product of the short side: rows of X (count, p) to (count, p)."""
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
+        """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
+
+
+class Source(Protocol):
+    """A matrix of shape (m, n) as the numerical methods see it.
+
+    All methods work on the Gram operator of the short side, ``p = min(m, n)``, of ``2**-scale_exponent`` times W.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    device: str
+    scale_exponent: int
+    exact_norm: bool
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
+        """Begin a block Lanczos run; ``precise`` asks for fp64 products."""
+
+    def squared_norm(self, measured: float) -> float | None:
+        """Squared Frobenius norm of the scaled matrix; ``measured`` is what the first pass saw. None if unknown."""
+
+    def singular_values(self) -> tuple[Array, float]:
+        """All p singular values, descending, and the Frobenius norm."""
+
+    def gram(self) -> Array:
+        """Gram matrix of the short side of the scaled matrix, (p, p)."""
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
+        """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); ``transpose``: (count, m) to (count, n)."""
+
+
+SourceT = TypeVar("SourceT", bound=Source)
+
+
+def start_run(
+    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool, function: str
+) -> tuple[LanczosRun, SourceT]:
+    """Begin a block Lanczos run and take its first steps; return it, and the source that it multiplies with.
+
+    That is ``source`` itself, or a copy of another scale. ``scale_exponent`` comes from a sample of the entries: where
+    a larger one among the others would make products overflow, the run does not start, and the exponent then follows
+    from the Frobenius norm, which the first pass has seen.
+
+    Raises
+    ------
+    ValueError
+        W has non-finite entries, or its squared Frobenius norm is no float64.
+    """
+    run = source.start(width, seed, stream, precise=precise)
+    run.advance(steps)
+    squared_norm, nonfinite, row, col = run.stats
+    raise_if_nonfinite(function, "W", nonfinite, (row, col))
+    if run.steps > 0:
+        return run, source
+    if not math.isfinite(squared_norm):
+        raise ValueError(f"{function}(): the squares of the entries of W leave the range of float64; scale W")
+    rescaled = copy.copy(source)
+    rescaled.scale_exponent += math.frexp(math.sqrt(squared_norm))[1]
+    run = rescaled.start(width, seed, stream, precise=precise)
+    run.advance(steps)
+    return run, rescaled
+
+
+@contextmanager
+def gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
+    """Say what was too large: whoever runs out of memory here was about to build the Gram matrix of the short side."""
+    try:
+        yield
+    except MemoryError as error:
+        p = min(shape)
+        raise MemoryError(
+            f"{function}(): out of memory at the Gram matrix of W, {p} x {p}, {8 * p * p} bytes ({error}); "
+            f"method='lanczos', or fewer singular triplets, need none"
+        ) from error

@@ -1,0 +1,68 @@
+"""One matrix: its spectrum, the Marchenko-Pastur edge, leading singular triplets."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mpfast.spectra.distribution import Measure
+from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.estimate import measured_spectrum, spectrum
+from mpfast.spectra.krylov_svd import SVD, svd
+from mpfast.spectra.laws import (
+    MarchenkoPastur,
+    MarchenkoPasturEigenvalues,
+    TracyWidom,
+    largest_value_pvalue,
+    sigma_plus,
+    tracy_widom_threshold,
+)
+from mpfast.spectra.measured import Spectrum, fit_values
+from mpfast.spectra.metrics import spectral_metrics
+from mpfast.spectra.shrinkage import optimal_threshold, shrink
+
+if TYPE_CHECKING:
+    from mpfast.spectra.plot import current_axes
+    from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
+    from mpfast.spectra.synthetic import critical_signal, family, low_rank
+
+__all__ = [
+    "SVD",
+    "EdgeFit",
+    "MarchenkoPastur",
+    "MarchenkoPasturEigenvalues",
+    "Measure",
+    "Randomness",
+    "Spectrum",
+    "TracyWidom",
+    "critical_signal",
+    "current_axes",
+    "drop_bulk",
+    "family",
+    "fit_values",
+    "haar_sparsify",
+    "largest_value_pvalue",
+    "low_rank",
+    "measured_spectrum",
+    "optimal_threshold",
+    "randomness",
+    "shrink",
+    "sigma_plus",
+    "sparsify_vectors",
+    "spectral_metrics",
+    "spectrum",
+    "svd",
+    "tracy_widom_threshold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # What most programs do not use is loaded by those that do.
+    if name in __all__:
+        for file in ("synthetic", "singular_vectors", "plot"):
+            module = importlib.import_module(f"{__name__}.{file}")
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,194 @@
+"""How a spectrum is estimated: which method, how many probes and steps, and when to stop.
+
+The kernels are in the native core; this module holds the policy. See ``docs/numerics.md`` for the measurements behind
+the constants.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.operators import Source, open_source
+from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.request import Request
+from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
+from mpfast.support import ConvergenceWarning
+
+if TYPE_CHECKING:
+    from mpfast.spectra.measured import Spectrum
+
+__all__ = ["estimate_spectrum", "measured_spectrum", "spectrum"]
+
+
+Array = NDArray[np.float64]
+
+# Up to here every singular value costs no more than an estimate of their distribution.
+EXACT_UP_TO = 1024
+# The smallest p a block Krylov space is worth the name for.
+LANCZOS_FROM = 64
+MAX_PROBES = 512
+# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
+PROBE_MASS = 32768
+# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
+EDGE_NOISE = 0.4
+
+
+def estimate_spectrum(source: Source, request: Request) -> Spectrum:
+    """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
+    p = min(source.shape)
+    if request.method == "lanczos" and p < LANCZOS_FROM:
+        raise ValueError(
+            f"{request.function}(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; "
+            "use method='exact'"
+        )
+    wants_exact = (
+        request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
+    )
+    if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
+        return exact_spectrum(source, request)
+    return lanczos_spectrum(source, request)
+
+
+def exact_spectrum(source: Source, request: Request) -> Spectrum:
+    """Every singular value."""
+    values, fro_norm = source.singular_values()
+    return Spectrum.from_values(
+        values, source.shape, dtype=source.dtype, device=source.device, fro_norm=fro_norm, seed=int(request.seed)
+    )
+
+
+def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
+    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+    p = min(source.shape)
+    probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
+    session = Session(source, request, precise=False)
+    session.add_probes(probes)
+    if session.needs_double():
+        session = Session(session.source, request, precise=True)
+        session.add_probes(probes)
+
+    while True:
+        if request.steps is None:
+            session.settle()
+        result = session.spectrum()
+        if request.fixed:
+            return result
+        relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
+        if relative_error <= MARGIN * request.tol:
+            return result
+        more = session.probes_missing(relative_error)
+        if request.method == "auto" and _exact_is_cheaper(source, more):
+            return exact_spectrum(session.source, request)
+        more = min(more, MAX_PROBES - session.probes)
+        if more < 1 and relative_error <= request.tol:
+            return result
+        if more < 1:
+            return replace(
+                result,
+                unmet_tolerance=f"tol={request.tol:g} was not met: sigma_plus of the {source.shape[0]} x "
+                f"{source.shape[1]} matrix has a relative standard error of {relative_error:.2g} after "
+                f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
+            )
+        session.add_probes(more)
+
+
+def _first_probes(p: int, request: Request) -> int:
+    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
+    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
+    wanted = max(for_tol, PROBE_MASS / p, 4.0)
+    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
+
+
+def _exact_is_cheaper(source: Source, probes: int) -> bool:
+    """Whether all singular values cost less than ``probes`` probes, in time and within a sane amount of memory."""
+    p, q = min(source.shape), max(source.shape)
+    if p <= EXACT_UP_TO:
+        return True
+    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
+    exact = 2.0 * q * p * p + 8.0 * p**3
+    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
+    return exact < lanczos and 8 * p * p < 2**32
+
+
+def spectrum(
+    W: Any,
+    *,
+    method: str = "auto",
+    tol: float = 5e-3,
+    probes: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Spectrum:
+    """Measure the singular-value distribution of a matrix.
+
+    Parameters
+    ----------
+    W
+        2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
+        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
+    method
+        ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
+        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
+        cheaper than meeting ``tol``, else Lanczos.
+    tol
+        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
+    probes, steps
+        Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
+    seed
+        Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
+    threads
+        Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
+    device
+        Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
+        is too large for it; ``"cpu"`` insists on the host.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    ValueError
+        W is empty, not 2-D, or has non-finite entries; an option is out of range.
+    TypeError
+        W is complex, integer, boolean or an object array.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``tol`` was not met within the budget; the message says what was reached.
+
+    References
+    ----------
+    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
+    Trogdon, arXiv 2504.03066 (2025).
+
+    Examples
+    --------
+    >>> import numpy as np, mpfast
+    >>> W = np.random.default_rng(0).standard_normal((300, 400))
+    >>> edge = mpfast.spectrum(W).edge
+    >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
+    37.4 0 good
+    """
+    found = measured_spectrum(
+        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
+    )
+    if found.unmet_tolerance:
+        warnings.warn(f"spectrum(): {found.unmet_tolerance}", ConvergenceWarning, stacklevel=2)
+    return found
+
+
+def measured_spectrum(W: Any, **options: Any) -> Spectrum:
+    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
+    request = Request(**options)
+    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
+    return estimate_spectrum(source, request)

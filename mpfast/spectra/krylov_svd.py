@@ -1,0 +1,404 @@
+"""Leading singular triplets by randomized block Krylov iteration."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import like
+from mpfast.operators import Source, open_source, start_run
+from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
+from mpfast.spectra.estimate import estimate_spectrum
+from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.request import Request
+from mpfast.support import ConvergenceWarning, check_tolerance, interruptible
+
+Array = NDArray[np.float64]
+
+__all__ = ["SVD", "svd"]
+
+# A wider block needs fewer passes over W, and more vectors in all. It pays where a pass over eight vectors costs little
+# more than over four: with 32 registers, and a matrix that comes from memory, not from a cache, in entries of more than
+# 16 bits (those arrive so fast that eight vectors take twice as long as four).
+DEFAULT_BLOCK = 4
+WIDE_BLOCK = 8
+WIDE_FROM = 1 << 23  # entries
+NARROW_STORAGE = ("float16", "bfloat16")
+# Where a dense eigenproblem, which finds everything, is as fast as a Krylov space: up to this order, or from this
+# share of all triplets on.
+DENSE_UP_TO = 96
+DENSE_SHARE = 0.2
+# A bound of the error beyond which the first look was far too early.
+NEAR = 3e-2
+# From the second look on, Ritz values are looked at each time the basis has grown by at most this factor. A look costs
+# about two steps.
+CHECK_GROWTH = 1.25
+# Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
+CAUTION = 0.75
+# As many Ritz values as the block is wide, within so many of their residuals, may be all that it shows of more.
+CROWD = 16.0
+# As many singular values as the block is wide, closer together than this, may be all that it shows of more equal ones.
+EQUAL = 1e-4
+WIDEST = 32
+# Further runs that look for equal singular values.
+MAX_FURTHER_RUNS = 64
+# (s_1 / s_k)^2 beyond which fp32 products lose the small end: 1e6 fp32 roundings are 6 %.
+FP32_RANGE = 1e6
+# s_1 / s_k up to which the triplets may come from the squares of the singular values: a loss of four digits of sixteen.
+ROTATION_RANGE = 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class SVD:
+    """Leading singular triplets; unpacks as ``U, s, Vh``.
+
+    Attributes
+    ----------
+    U
+        Left singular vectors, shape (m, k), in the caller's framework.
+    s
+        Singular values, descending, shape (k,), NumPy float64.
+    Vh
+        Right singular vectors, shape (k, n), in the caller's framework.
+    residuals
+        The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, singular-value scale, shape (k,): what
+        the Krylov run left, and the rounding of the results. Each s_i lies within its residual of a singular value
+        of W.
+    edge
+        The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
+    """
+
+    U: Any
+    s: Array
+    Vh: Any
+    residuals: Array
+    edge: EdgeFit | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.U, self.s, self.Vh))
+
+
+def svd(
+    W: Any,
+    k: int | None = None,
+    *,
+    until: str | None = None,
+    tol: float = 1e-5,
+    block: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+) -> SVD:
+    """Compute the k leading singular triplets, or all above the Marchenko-Pastur edge.
+
+    Parameters
+    ----------
+    W
+        2-D real array of any framework, SciPy sparse matrix or `LinearOperator`, shape (m, n).
+    k
+        Number of triplets, 1 to min(m, n).
+    until
+        ``"mp_edge"``: every singular value above ``spectrum(W).edge.sigma_plus``; instead of ``k``.
+    tol
+        Wanted relative error of every singular value.
+    block
+        Vectors multiplied at a time (1 to 32); default 4, or 8 for matrices of 8 million float32 or float64 entries and
+        more in the memory of a machine with AVX-512. With 1, a singular value that occurs twice counts once.
+    seed, threads, device
+        As in `mpfast.spectrum`.
+
+    Returns
+    -------
+    SVD
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `mpfast.spectrum`; also when neither or both of ``k`` and ``until`` are given.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``tol`` was not met with the largest basis allowed; ``residuals`` say what was reached.
+
+    References
+    ----------
+    Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate singular value decomposition"
+    (2015); Tropp and Webber, arXiv 2306.12418 (2023).
+
+    Examples
+    --------
+    >>> import numpy as np, mpfast
+    >>> W = np.diag(np.arange(600.0))[:, :590]
+    >>> U, s, Vh = mpfast.svd(W, 3)
+    >>> np.round(s, 2)
+    array([589., 588., 587.])
+    """
+    if (k is None) == (until is None):
+        raise ValueError("svd(): give either k, the number of triplets, or until='mp_edge'")
+    if until not in (None, "mp_edge"):
+        raise ValueError(f"svd(): until must be 'mp_edge', not {until!r}")
+    tol = check_tolerance(tol, "svd")
+    if block is not None and not _is_integer_in(block, 1, WIDEST):
+        raise ValueError(f"svd(): block must be between 1 and {WIDEST}, not {block!r}")
+    request = Request(seed=seed, threads=threads, device=device, function="svd")
+    source = open_source(W, function="svd", threads=request.thread_count, device=device)
+    p = min(source.shape)
+    if k is not None and not _is_integer_in(k, 1, p):
+        raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")
+
+    edge, floor = None, 0.0
+    if until is not None:
+        spectrum = estimate_spectrum(source, request)
+        edge, floor = spectrum.edge, _floor(spectrum)
+    wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
+    basis: _Basis
+    if p <= DENSE_UP_TO or wanted > DENSE_SHARE * p:
+        basis = _dense_basis(source, k, floor)
+    else:
+        search = _KrylovSearch(source, min(block or _default_block(source), p), seed, tol, k, floor)
+        basis = search.run(max(wanted, 1))
+        source = search.source
+    return _triplets(W, source, basis, edge, request.thread_count)
+
+
+def _floor(spectrum: Spectrum) -> float:
+    """The edge, or what can be told from rounding if that is more."""
+    edge = spectrum.edge
+    floor = max(edge.sigma_plus, GRAM_RESOLUTION * float(spectrum.ritz.max(initial=0.0)))
+    lost = edge.spikes_above_edge - int(np.count_nonzero(spectrum.ritz > floor))
+    if lost > 0 and floor > edge.sigma_plus:
+        warnings.warn(
+            f"svd(): {lost} singular values above the edge, {edge.sigma_plus:.3g}, are too small beside the largest to "
+            f"be told from rounding; those above {floor:.3g} are returned",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return floor
+
+
+def _default_block(source: Source) -> int:
+    large = math.prod(source.shape) >= WIDE_FROM and source.dtype not in NARROW_STORAGE
+    return WIDE_BLOCK if large and source.device == "cpu" and _core.isa() == "avx512" else DEFAULT_BLOCK
+
+
+def _is_integer_in(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= int(value) <= high
+
+
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """Leading eigenvectors of the scaled Gram operator, (count, p), and their residuals, scale s^2, (count,)."""
+
+    vectors: NDArray[Any]
+    residuals: Array
+
+
+def _dense_basis(source: Source, k: int | None, floor: float) -> _Basis:
+    """Of the whole Gram matrix: exact but for rounding."""
+    values, vectors = interruptible(np.linalg.eigh, source.gram())
+    floor *= 2.0**-source.scale_exponent
+    count = k if k is not None else int(np.count_nonzero(values > floor**2))
+    return _Basis(np.ascontiguousarray(vectors[:, ::-1][:, :count].T), np.zeros(count))
+
+
+class _KrylovSearch:
+    """Grows a block Krylov space until the wanted Ritz values stand."""
+
+    def __init__(self, source: Source, width: int, seed: int, tol: float, k: int | None, floor: float) -> None:
+        self.source = source
+        self.width = width
+        self.seed = seed
+        self.tol = tol
+        self.k = k
+        self.floor = floor
+
+    def run(self, expected: int) -> _Basis:
+        """Leading Ritz pairs; ``expected`` sizes the first basis."""
+        precise = self.source.dtype == "float64"
+        basis, theta = self._grow(self.width, 0, expected, precise=precise)
+        count = len(basis.vectors)
+        if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
+            precise = True
+            basis, theta = self._grow(self.width, 0, expected, precise=precise)
+            count = len(basis.vectors)
+        if count < (self.k or 0) or _may_hide_equal_ones(theta[: count + self.width - 1], self.width):
+            basis = self._with_all_equal_ones(basis, expected, precise=precise)
+        return basis
+
+    def _grow(self, width: int, stream: int, expected: int, *, precise: bool) -> tuple[_Basis, Array]:
+        """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
+        run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise, function="svd")
+        p = min(self.source.shape)
+        limit = p // width
+        steps, second = (min(look, limit) for look in _first_looks(expected / width))
+        previous, before = -1, (0, 0.0)
+        while True:
+            run.advance(steps - run.steps)
+            theta, residual, _ = run.ritz()
+            count = self._count(theta)
+            # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
+            errors = _error_bounds if steps < second else _relative_errors
+            worst = float(errors(theta, residual, count, width).max(initial=0.0))
+            counted = self.k is not None or count == previous
+            if counted and worst <= self.tol and count < len(theta):
+                break
+            if run.exhausted or steps >= limit:
+                if worst > self.tol and not run.exhausted:
+                    self._warn(f"with a basis of {len(theta)} vectors", count, worst)
+                break
+            more = math.ceil((CHECK_GROWTH - 1) * steps)
+            if steps < second and worst > NEAR:
+                more = second - steps
+            elif 0 < worst < before[1] and count == previous:
+                rate = math.log(before[1] / worst) / (steps - before[0])
+                more = min(more, math.ceil(CAUTION * math.log(worst / self.tol) / rate))
+            previous, before = count, (steps, worst)
+            steps = min(steps + max(more, 1), limit)
+        count = min(count, len(theta))
+        vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
+        return _Basis(vectors, residual[:count]), theta
+
+    def _count(self, theta: Array) -> int:
+        if self.k is not None:
+            return self.k
+        floor = self.floor * 2.0**-self.source.scale_exponent
+        return int(np.count_nonzero(theta > floor**2))
+
+    def _with_all_equal_ones(self, basis: _Basis, expected: int, *, precise: bool) -> _Basis:
+        """Join runs from other probes, which see other vectors of equal singular values, until none adds any.
+
+        A Krylov space has at most as many vectors of one singular value as its block is wide.
+        """
+        vectors, previous = basis.vectors, np.empty(0)
+        for stream in range(1, MAX_FURTHER_RUNS + 1):
+            found = self._grow(WIDEST, stream, expected, precise=precise)[0].vectors
+            joined = interruptible(np.linalg.qr, np.concatenate([vectors, found]).astype(np.float64).T)[0].T
+            theta, right, residual = self._rayleigh_ritz(joined.astype(vectors.dtype))
+            count = min(self._count(theta), len(theta))
+            vectors, theta, residual = right[:count], theta[:count], residual[:count]
+            same = len(theta) == len(previous) and np.allclose(theta, previous, rtol=self.tol, atol=0)
+            if (same and count >= (self.k or 0)) or len(joined) >= min(self.source.shape):
+                return _Basis(vectors, residual)
+            previous = theta
+        self._warn(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
+        return _Basis(vectors, residual)
+
+    def _rayleigh_ritz(self, basis: NDArray[Any]) -> tuple[Array, NDArray[Any], Array]:
+        """Ritz values (scale s^2), vectors and residuals of the Gram operator in the span of an orthonormal basis."""
+        tall = self.source.shape[0] >= self.source.shape[1]
+        image = self.source.multiply(basis, transpose=not tall)
+        product = self.source.multiply(image, transpose=tall).astype(np.float64)
+        image = image.astype(np.float64)
+        theta, coefficients = interruptible(np.linalg.eigh, image @ image.T)
+        theta, coefficients = theta[::-1], coefficients[:, ::-1]
+        vectors = coefficients.T @ basis
+        residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
+        return theta, np.ascontiguousarray(vectors, dtype=basis.dtype), residual
+
+    def _warn(self, where: str, count: int, worst: float) -> None:
+        warnings.warn(
+            f"svd(): tol={self.tol:g} was not met {where}; the worst of the {count} values has an estimated relative "
+            f"error of {worst:.1g}",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+
+
+def _may_hide_equal_ones(theta: Array, width: int) -> bool:
+    """Whether as many Ritz values (scale s^2, descending) as the block is wide are equal and not zero.
+
+    Of a single vector nothing can be said.
+    """
+    if width < 2 or len(theta) < width:
+        return False
+    first, last = theta[: len(theta) - width + 1], theta[width - 1 :]
+    return bool(np.any((last > 0) & (first - last <= 2 * EQUAL * first)))
+
+
+def _may_hide_others(theta: Array, residual: Array, width: int) -> NDArray[np.bool_]:
+    """Which of the leading values have as many around them as the block is wide, all nearer than they are settled.
+
+    A block shows no more than that of a cluster at first, each of them somewhere within it.
+    """
+    if width < 2 or len(theta) < width:
+        return np.zeros(len(residual), dtype=np.bool_)
+    spans = np.pad(theta[: len(theta) - width + 1] - theta[width - 1 :], width - 1, constant_values=np.inf)
+    tightest = np.lib.stride_tricks.sliding_window_view(spans, width).min(axis=1)
+    crowded: NDArray[np.bool_] = tightest[: len(residual)] <= CROWD * residual
+    return crowded
+
+
+def _first_looks(wanted: float) -> tuple[int, int]:
+    """Steps before the first and the second look at Ritz values, for so many blocks of wanted ones.
+
+    Spikes well above the bulk are found in a dozen steps, values at its edge in several times as many; of many wanted
+    values most are spikes.
+    """
+    return math.ceil(1.25 * wanted) + 6, math.ceil(min(3.5 * wanted + 8, 2.5 * wanted + 24))
+
+
+def _error_bounds(theta: Array, residual: Array, count: int, width: int) -> Array:
+    """Bounds of the distance from each of the leading ``count`` values to a singular value, relative."""
+    if count >= len(theta):
+        return np.full(1, np.inf)
+    head = theta[:count]
+    return np.divide(residual[:count], 2 * head, out=np.zeros(count), where=head > 0)
+
+
+def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> Array:
+    """Estimated relative errors of the leading ``count`` singular values.
+
+    A Ritz value of a block method errs by about ``residual^2 / gap`` and never by more than the residual. Until it has
+    settled the gap is taken to the value ``width`` places further down; once its residual is within that gap, what its
+    residual couples it to lies deeper in the spectrum. Compared with exact values this overestimates two- to fourfold.
+    Where values may hide the gap is unknown, and only the residual counts.
+    """
+    if count >= len(theta):
+        return np.full(1, np.inf)
+    head, r = theta[:count], residual[:count]
+    near, far = (theta[np.minimum(np.arange(count) + k * width, len(theta) - 1)] for k in (1, 3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.where(r < head - near, head - far, head - near)
+        error = np.where(_may_hide_others(theta, r, width), r, np.minimum(r, r * r / gap)) / (2 * head)
+    return np.where(head > 0, error, 0.0)
+
+
+def _rotated(basis: NDArray[Any], image: NDArray[Any], threads: int) -> tuple[Array, NDArray[Any], NDArray[Any]]:
+    """Singular values, and vectors of the long and of the short side, in the span of a basis (k, p); image (k, q)."""
+    s, left, right = _core.singular_rotation(basis, np.ascontiguousarray(image, dtype=basis.dtype), threads)
+    if 0 < s[0] <= ROTATION_RANGE * s[-1]:
+        return s, left, right
+    q, r = interruptible(np.linalg.qr, image.astype(np.float64).T)
+    left, s, right = interruptible(np.linalg.svd, r)
+    return s, (q @ left).T, right @ basis
+
+
+def _triplets(W: Any, source: Source, basis: _Basis, edge: EdgeFit | None, threads: int) -> SVD:
+    """Rayleigh-Ritz on W itself: exact singular triplets of W restricted to the span of the basis."""
+    m, n = source.shape
+    dtype = np.float64 if source.dtype == "float64" else np.float32
+    if len(basis.vectors) == 0:
+        none = np.empty(0)
+        return SVD(like(np.empty((m, 0), dtype), W), none, like(np.empty((0, n), dtype), W), none, edge)
+    tall = m >= n
+    s, long_side, short_side = _rotated(basis.vectors, source.multiply(basis.vectors, transpose=not tall), threads)
+    # W v = s u (W^T u = s v, for a wide W) holds to rounding; the other equation misses by A v - s^2 v, divided by s.
+    # Results come in `dtype`, so no residual is smaller than its rounding of s_1.
+    residuals = np.divide(basis.residuals, s, out=np.zeros(len(s)), where=s > 0) + np.finfo(dtype).eps * s[0]
+    unit = 2.0**source.scale_exponent
+    u, v = (long_side, short_side) if tall else (short_side, long_side)
+    return SVD(
+        U=like(np.ascontiguousarray(u.T, dtype=dtype), W),
+        s=s * unit,
+        Vh=like(np.ascontiguousarray(v, dtype=dtype), W),
+        residuals=residuals * unit,
+        edge=edge,
+    )

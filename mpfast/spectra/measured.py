@@ -1,0 +1,315 @@
+"""The spectrum of a matrix: all of its singular values, or a measured distribution of them with an error bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast.spectra.distribution import Measure
+from mpfast.spectra.edge import EdgeFit, fit_edge
+from mpfast.spectra.metrics import spectral_metrics
+from mpfast.support import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Array = NDArray[np.float64]
+
+__all__ = ["Spectrum", "fit_values"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """What is known of the singular values of one matrix of shape (m, n), ``p = min(m, n)``.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of the matrix; ``dtype`` as the name of the storage type.
+    method
+        ``"exact"`` (every singular value) or ``"lanczos"`` (block Lanczos quadrature).
+    device
+        Where it was computed.
+    seed, probes, steps, passes
+        Of a Lanczos run: the seed, the number of probe vectors, Krylov steps, and block products with the matrix.
+    fro_norm
+        Frobenius norm.
+    values
+        All p singular values, descending, or None.
+    measure
+        The distribution of the singular values: leading values known one by one, and the bulk.
+    outliers, residuals
+        Converged leading singular values, descending, and a bound on the error of each (same scale): the residual
+        of the Ritz pair on the scale ``s^2``, divided by ``2 s``. Zeros for an exact spectrum.
+    replicates
+        Leave-one-probe-out versions of ``measure``: the source of every error bar. Empty when exact.
+    ritz
+        All Ritz values of the run on the singular-value scale, descending: lower bounds of the leading values.
+    resolved
+        How many leading Ritz values can be told apart one by one.
+    settling
+        Relative change of sigma_plus over the last two Krylov steps: the error of a finite run.
+    fro_norm_exact
+        False when ``fro_norm`` is an estimate, because nobody sees the entries of a `LinearOperator`.
+    unmet_tolerance
+        What was reached where ``tol`` was not met within the budget; empty where it was.
+    zero_fraction
+        Share of rows or columns on the short side that are zero; None when all singular values are known.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    method: str
+    fro_norm: float
+    measure: Measure
+    values: Array | None = None
+    device: str = "cpu"
+    seed: int = 0
+    probes: int = 0
+    steps: int = 0
+    passes: int = 1
+    outliers: Array = field(default_factory=lambda: np.empty(0))
+    residuals: Array = field(default_factory=lambda: np.empty(0))
+    replicates: tuple[Measure, ...] = ()
+    ritz: Array = field(default_factory=lambda: np.empty(0))
+    resolved: int = 0
+    settling: float = 0.0
+    fro_norm_exact: bool = True
+    zero_fraction: float | None = None
+    unmet_tolerance: str = ""
+
+    @classmethod
+    def from_values(
+        cls,
+        values: ArrayLike,
+        shape: tuple[int, int],
+        *,
+        dtype: str = "float64",
+        device: str = "cpu",
+        fro_norm: float | None = None,
+        seed: int = 0,
+    ) -> Spectrum:
+        """Spectrum of which every singular value is known; they may come in any order.
+
+        Raises
+        ------
+        ValueError
+            There are not min(shape) values, or one is negative or not finite.
+        """
+        values = np.sort(np.asarray(values, dtype=np.float64))[::-1].copy()
+        if values.shape != (min(shape),) or not np.isfinite(values).all() or values[-1] < 0:
+            raise ValueError(f"Spectrum.from_values(): {min(shape)} finite numbers from 0 are needed for shape {shape}")
+        return cls(
+            shape=shape,
+            dtype=dtype,
+            device=device,
+            method="exact",
+            fro_norm=float(np.linalg.norm(values)) if fro_norm is None else fro_norm,
+            measure=Measure.from_values(values),
+            values=values,
+            seed=seed,
+            outliers=values,
+            residuals=np.zeros_like(values),
+            ritz=values,
+            resolved=len(values),
+        )
+
+    @property
+    def nodes(self) -> Array:
+        """Nodes of the discrete measure, singular-value scale: values known one by one, then those of the bulk."""
+        return self.measure.nodes
+
+    @property
+    def weights(self) -> Array:
+        """Weights of ``nodes``; they sum to 1."""
+        return self.measure.weights
+
+    @property
+    def extra_error(self) -> float:
+        """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
+        return 0.5 * self.settling
+
+    def cdf(self, s: ArrayLike) -> Array:
+        """Share of singular values at or below ``s`` (singular-value scale)."""
+        return self.measure.cdf(s)
+
+    def quantile(self, u: ArrayLike) -> Array:
+        """Singular value below which a share ``u`` (0 to 1) of all values lies."""
+        shares = np.asarray(u, dtype=np.float64)
+        if not ((shares >= 0) & (shares <= 1)).all():
+            raise ValueError("Spectrum.quantile(): u must lie in [0, 1]")
+        return self.measure.quantile(u)
+
+    def density(self, s: ArrayLike) -> Array:
+        """Density of the singular values at ``s``, per unit of s."""
+        return self.measure.density(s)
+
+    def fit(
+        self, estimator: str = "bema", *, alpha: float = 0.25, beta: float = 0.1, compat: str | None = None
+    ) -> EdgeFit:
+        """Fit the Marchenko-Pastur law to the bulk; see `mpfast.EdgeFit`.
+
+        Parameters
+        ----------
+        estimator
+            ``"bema"`` (least squares on the central quantiles), ``"median"`` or ``"residual"``.
+        alpha
+            Share of the values left out at each end.
+        beta
+            False-alarm level of the Tracy-Widom threshold.
+        compat
+            ``"berlyand2026"`` reproduces the code of arXiv 2606.02608; needs an exact spectrum.
+        """
+        return fit_edge(self, estimator, alpha=alpha, beta=beta, compat=compat)
+
+    @cached_property
+    def edge(self) -> EdgeFit:
+        """The default fit."""
+        return self.fit()
+
+    def metrics(self) -> dict[str, float]:
+        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`."""
+        return spectral_metrics(self, self.edge)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the density and the fitted law with matplotlib; never calls ``show()``."""
+        # matplotlib is needed here alone.
+        from mpfast.spectra.plot import plot_spectrum
+
+        return plot_spectrum(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; `from_dict` reads it back."""
+        return {
+            "schema": 1,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "method": self.method,
+            "device": self.device,
+            "seed": self.seed,
+            "probes": self.probes,
+            "steps": self.steps,
+            "passes": self.passes,
+            "fro_norm": self.fro_norm,
+            "fro_norm_exact": self.fro_norm_exact,
+            "values": None if self.values is None else self.values.tolist(),
+            "measure": None if self.values is not None else _measure_to_dict(self.measure),
+            "outliers": self.outliers.tolist(),
+            "residuals": self.residuals.tolist(),
+            "replicates": [_measure_to_dict(m) for m in self.replicates],
+            "ritz": self.ritz.tolist(),
+            "resolved": self.resolved,
+            "settling": self.settling,
+            "zero_fraction": self.zero_fraction,
+            "unmet_tolerance": self.unmet_tolerance,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
+        """Rebuild a spectrum from `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            A field is missing, unknown or of a wrong kind, or fields contradict each other: the message names it.
+        """
+        read = Record(record, "Spectrum.from_dict(): the spectrum")
+        if read.get("schema") != 1:
+            raise read.refuse("schema", "1")
+        read.allow({"schema", *(field.name for field in fields(cls))})
+        shape = read.matrix_shape("shape")
+        method = read.text("method")
+        if method not in ("exact", "lanczos"):
+            raise read.refuse("method", "'exact' or 'lanczos'")
+        values = np.array(read.numbers("values", 0)) if read.has("values") else None
+        if values is not None and len(values) != min(shape):
+            raise read.refuse("values", f"{min(shape)} numbers")
+        if (values is not None) != (method == "exact"):
+            raise read.refuse("method", "'exact' with values, and 'lanczos' without")
+        if values is not None and np.any(np.diff(values) > 0):
+            raise read.refuse("values", "in descending order")
+        outliers, residuals = (np.array(read.numbers(name, 0)) for name in ("outliers", "residuals"))
+        if len(residuals) != len(outliers):
+            raise read.refuse("residuals", f"as many as outliers, {len(outliers)}")
+        return cls(
+            shape=shape,
+            dtype=read.text("dtype"),
+            method=method,
+            fro_norm=read.number("fro_norm", 0),
+            measure=_measure_from(read.record("measure")) if values is None else Measure.from_values(values),
+            values=values,
+            device=read.text("device"),
+            seed=read.integer("seed"),
+            probes=read.integer("probes"),
+            steps=read.integer("steps"),
+            passes=read.integer("passes"),
+            outliers=outliers,
+            residuals=residuals,
+            replicates=tuple(map(_measure_from, read.records("replicates"))),
+            ritz=np.array(read.numbers("ritz", 0)),
+            resolved=read.integer("resolved"),
+            settling=read.number("settling", 0),
+            fro_norm_exact=read.flag("fro_norm_exact"),
+            zero_fraction=read.optional_number("zero_fraction", 0),
+            unmet_tolerance=read.text("unmet_tolerance"),
+        )
+
+    def __repr__(self) -> str:
+        work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
+        return f"<Spectrum of a {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
+
+
+def _measure_to_dict(measure: Measure) -> dict[str, Any]:
+    return {
+        "nodes": measure.nodes.tolist(),
+        "weights": measure.weights.tolist(),
+        "atoms": measure.atoms,
+    }
+
+
+def _measure_from(read: Record) -> Measure:
+    nodes, weights, atoms = read.numbers("nodes", 0), read.numbers("weights", 0), read.integer("atoms")
+    if not nodes or len(weights) != len(nodes):
+        raise read.refuse("weights", f"as many as nodes, {len(nodes)}, and at least one")
+    if abs(sum(weights) - 1) > 1e-6:
+        raise read.refuse("weights", "numbers that sum to 1")
+    if atoms > len(nodes):
+        raise read.refuse("atoms", f"at most the number of nodes, {len(nodes)}")
+    return Measure(np.array(nodes), np.array(weights), atoms)
+
+
+def fit_values(
+    values: ArrayLike,
+    shape: tuple[int, int],
+    estimator: str = "bema",
+    *,
+    alpha: float = 0.25,
+    beta: float = 0.1,
+    compat: str | None = None,
+) -> EdgeFit:
+    """Fit all singular values of a matrix, shape (min(shape),), in any order; options as `fit_edge`.
+
+    Raises
+    ------
+    ValueError
+        There are not min(shape) values, or as `fit_edge`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpfast.spectra import MarchenkoPastur
+    >>> law = MarchenkoPastur(1.0, (100, 400))
+    >>> fit = fit_values(law.ppf((np.arange(100) + 0.5) / 100), (100, 400))
+    >>> print(f"{fit.sigma_plus:.6f}")
+    30.000000
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    if ordered.shape != (min(shape),):
+        raise ValueError(f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
+    return fit_edge(Spectrum.from_values(ordered, shape), estimator, alpha=alpha, beta=beta, compat=compat)

@@ -1,0 +1,47 @@
+"""What the caller of `mpfast.spectrum` asked for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mpfast.support import check_seed, check_tolerance, positive_integer, thread_count
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `mpfast.spectrum` asked for, see there; ``function`` is whom error messages name."""
+
+    method: str = "auto"
+    tol: float = 5e-3
+    probes: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    threads: int | None = None
+    device: str | None = None
+    function: str = "spectrum"
+
+    def __post_init__(self) -> None:
+        if self.method not in ("auto", "exact", "lanczos"):
+            raise ValueError(f"{self.function}(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
+        check_tolerance(self.tol, self.function)
+        for name in ("probes", "steps", "threads"):
+            value = getattr(self, name)
+            if value is not None:
+                positive_integer(value, name, self.function)
+        check_seed(self.seed, self.function)
+
+    @property
+    def thread_count(self) -> int:
+        """Threads for the core; 0 means its default."""
+        return thread_count(self.threads, self.function)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the amount of work is given rather than the accuracy."""
+        return self.probes is not None or self.steps is not None

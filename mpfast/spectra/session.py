@@ -1,0 +1,263 @@
+"""The Lanczos runs behind one estimate, grown together until what was asked for holds.
+
+See ``docs/numerics.md`` for the measurements behind the constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.operators import LanczosRun, Source, start_run
+from mpfast.spectra.distribution import Measure
+from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.request import Request
+
+__all__ = ["Session"]
+
+Array = NDArray[np.float64]
+
+INITIAL_STEPS = 12
+STEP_GROWTH = 4
+MAX_STEPS = 40
+MAX_BASIS = 768
+MAX_WIDTH = 32
+# Share of `tol` that the reported error has to meet: it comes out up to a fifth low where the noise is not homogeneous.
+MARGIN = 0.7
+# Share of `tol` that sigma_plus may still move in the last two steps.
+SETTLED = 0.25
+# Share of `tol` that the rounding of fp32 products may take.
+FP32_SHARE = 0.1
+# A Ritz value with a smaller relative residual (scale s^2) can be counted as one singular value.
+COUNTABLE = 0.1
+# Settled coefficients appended to a measure; of a leave-one-out measure the spread, not the bias, is what counts.
+EXTENSION = 256
+REPLICATE_EXTENSION = 96
+
+
+class Session:
+    """Block Lanczos runs over one source, all at the same number of steps; each has its own stream of probes."""
+
+    def __init__(self, source: Source, request: Request, *, precise: bool) -> None:
+        self.source = source
+        self.request = request
+        self.precise = precise
+        self.runs: list[LanczosRun] = []
+        self.settling = 0.0
+        self._trace: float | None = None
+        self._ritz: dict[tuple[int, int], tuple[Array, Array, Array]] = {}  # by run and steps
+        self._after: dict[tuple[int, int], Spectrum] = {}  # by number of runs and steps
+
+    @property
+    def probes(self) -> int:
+        """Number of probes of all runs."""
+        return sum(run.width for run in self.runs)
+
+    @property
+    def steps(self) -> int:
+        """Steps that every run has taken."""
+        return min(run.steps for run in self.runs)
+
+    @property
+    def dim(self) -> int:
+        """Number of singular values that are not known to be zero."""
+        return min(self.source.shape) - self.runs[0].zero_coordinates
+
+    def add_probes(self, count: int) -> None:
+        """Start runs for ``count`` more probes, in blocks of equal width, and bring them up to the others."""
+        p = min(self.source.shape)
+        first_steps = self.request.steps or min(INITIAL_STEPS, p // 2 // 4)
+        steps = self.steps if self.runs else int(first_steps)
+        widest = max(1, min(MAX_WIDTH, p // 2 // steps))
+        blocks = math.ceil(count / widest)
+        for width in _split(count, blocks):
+            seed, function = int(self.request.seed), self.request.function
+            run, self.source = start_run(
+                self.source, width, seed, len(self.runs), steps, precise=self.precise, function=function
+            )
+            self.runs.append(run)
+
+    def advance(self, steps: int) -> None:
+        """Take ``steps`` further steps in every run."""
+        for run in self.runs:
+            run.advance(steps)
+
+    def settle(self) -> None:
+        """Take further steps until sigma_plus and the number of spikes stand still."""
+        width = max(run.width for run in self.runs)
+        limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
+        while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
+            now = self.after(self.steps)
+            before = self.after(self.steps - 2)
+            reference = now.edge.sigma_plus
+            counted = now.edge.spikes <= now.resolved
+            # As long as the spikes cannot be counted the edge may stand still by chance, on its way past a wrong value:
+            # then it is compared with two earlier ones.
+            earlier = [before] if counted else [before, self.after(max(self.steps - 5, 2))]
+            moved = [abs(spectrum.edge.sigma_plus / reference - 1) for spectrum in earlier if reference > 0]
+            self.settling = max(moved, default=0.0)
+            steady = self.settling <= SETTLED * self.request.tol and (
+                not counted or now.edge.spikes == before.edge.spikes
+            )
+            done = all(run.exhausted for run in self.runs)
+            if steady or done or self.steps >= limit:
+                return
+            self.advance(min(STEP_GROWTH, limit - self.steps))
+
+    def needs_double(self) -> bool:
+        """Whether the leading value is so large that fp32 products leave too few digits for the bulk.
+
+        The bulk's trace is a difference: ``||W||_F^2`` less the leading values, each good to a few fp32 roundings.
+        """
+        if self.precise or self.source.dtype == "float64":
+            return False
+        now = self.after(self.steps)
+        if now.edge.sigma_plus <= 0:
+            return True
+        ratio = float(now.ritz[0] / now.edge.sigma_plus) ** 2
+        return 4e-6 * ratio / self.dim > FP32_SHARE * self.request.tol
+
+    def probes_missing(self, relative_error: float) -> int:
+        """How many more probes bring the error down to tol, a tenth in reserve; 0 when probes are not what is short."""
+        from_probes = relative_error**2 - (0.5 * self.settling) ** 2
+        allowed = (MARGIN * self.request.tol) ** 2 - (0.5 * self.settling) ** 2
+        if allowed <= 0:
+            return 0
+        return 4 * math.ceil(self.probes * (1.1 * from_probes / allowed - 1) / 4)
+
+    def spectrum(self) -> Spectrum:
+        """What all steps of all runs say, with what its error follows from."""
+        replicates: tuple[Measure, ...] = ()
+        if self.probes > 1:
+            blocks = self._blocks(self.steps)
+            dropped = range(self.probes)
+            replicates = self._measures(
+                blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
+            )
+        return replace(self.after(self.steps), replicates=replicates, settling=self.settling)
+
+    def after(self, steps: int) -> Spectrum:
+        """What the first ``steps`` steps of all runs say, without an error; asked for several times."""
+        key = (len(self.runs), steps)
+        if key not in self._after:
+            self._after[key] = self._spectrum_after(steps)
+        return self._after[key]
+
+    def _spectrum_after(self, steps: int) -> Spectrum:
+        blocks = self._blocks(steps)
+        trace = self._squared_norm(blocks)
+        (measure,) = self._measures(blocks, trace, extension=EXTENSION)
+        unit = 2.0**self.source.scale_exponent
+        ritz, residuals = (unit * values for values in _leading(blocks))
+        atoms = measure.atoms
+        return Spectrum(
+            shape=self.source.shape,
+            dtype=self.source.dtype,
+            device=self.source.device,
+            method="lanczos",
+            fro_norm=math.sqrt(trace) * unit,
+            measure=measure,
+            seed=int(self.request.seed),
+            probes=self.probes,
+            steps=steps,
+            passes=sum(run.steps for run in self.runs),
+            outliers=ritz[:atoms],
+            residuals=residuals[:atoms],
+            ritz=ritz,
+            resolved=_resolved(blocks),
+            fro_norm_exact=self.source.exact_norm,
+            zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
+        )
+
+    def _blocks(self, steps: int) -> list[Any]:
+        """Ritz values, residuals and weights of every run, its steps, and whether its space has closed."""
+        blocks: list[Any] = []
+        for stream, run in enumerate(self.runs):
+            at = min(steps, run.steps)
+            blocks.append((*self._ritz_values(stream, at), at, run.exhausted and at == run.steps))
+        return blocks
+
+    def _ritz_values(self, stream: int, steps: int) -> tuple[Array, Array, Array]:
+        """Of a run after ``steps`` steps; further steps do not change them."""
+        if (stream, steps) not in self._ritz:
+            self._ritz[stream, steps] = self.runs[stream].ritz(steps)
+        return self._ritz[stream, steps]
+
+    def _squared_norm(self, blocks: list[Any]) -> float:
+        """Trace of the scaled Gram operator: from the first pass, from the source, or estimated from the probes."""
+        if self._trace is None:
+            self._trace = self.source.squared_norm(self.runs[0].stats[0])
+        if self._trace is not None:
+            return self._trace
+        first_moment = sum(float((weight @ theta).sum()) for theta, _, weight, *_ in blocks)
+        mass = sum(float(weight.sum()) for _, _, weight, *_ in blocks)
+        return self.dim * first_moment / mass
+
+    def _measures(
+        self, blocks: list[Any], trace: float, *, extension: int, dropped: Sequence[int] = (-1,)
+    ) -> tuple[Measure, ...]:
+        """One measure for each of ``dropped``: without that probe (-1: of all probes)."""
+        measures = _core.spectral_measures(
+            blocks,
+            trace,
+            self.dim,
+            max(self.source.shape),
+            exact_trace=self.source.exact_norm,
+            extension=extension,
+            dropped_probes=list(dropped),
+            threads=self.request.thread_count,
+        )
+        unit = 2.0**self.source.scale_exponent
+        zeros, p = self.runs[0].zero_coordinates, min(self.source.shape)
+        return tuple(
+            _with_zeros(Measure(np.sqrt(nodes) * unit, weights, int(atoms)), zeros, p)
+            for nodes, weights, atoms, _ in measures
+        )
+
+
+def _split(count: int, parts: int) -> list[int]:
+    """Cut ``count`` into ``parts`` nearly equal widths."""
+    return [count // parts + (i < count % parts) for i in range(parts)]
+
+
+def _leading(blocks: list[Any]) -> tuple[Array, Array]:
+    """Best Ritz values over all runs and bounds of their errors, on the singular-value scale.
+
+    Every Ritz value is a lower bound, so the largest of a rank is the best.
+    """
+    size = min(len(block[0]) for block in blocks)
+    theta = np.stack([block[0][:size] for block in blocks])
+    residual = np.stack([block[1][:size] for block in blocks])
+    best = theta.argmax(axis=0)
+    rank = np.arange(size)
+    s = np.sqrt(theta[best, rank])
+    bound = np.divide(residual[best, rank], 2 * s, out=np.zeros(size), where=s > 0)
+    return s, bound
+
+
+def _resolved(blocks: list[Any]) -> int:
+    """How many leading Ritz values can be counted one by one: those that have settled, and a block more."""
+    best = 0
+    for theta, residual, weight, *_ in blocks:
+        settled = residual < COUNTABLE * theta
+        prefix = len(theta) if settled.all() else int(settled.argmin())
+        best = max(best, min(prefix + len(weight), len(theta) // 3))
+    return best
+
+
+def _with_zeros(measure: Measure, zeros: int, p: int) -> Measure:
+    """Add ``zeros`` singular values that are exactly zero, in small portions so that the CDF jumps at zero."""
+    if zeros == 0:
+        return measure
+    portions = min(zeros, 64)
+    return replace(
+        measure,
+        nodes=np.concatenate([measure.nodes, np.zeros(portions)]),
+        weights=np.concatenate([measure.weights * ((p - zeros) / p), np.full(portions, zeros / p / portions)]),
+    )

@@ -1,0 +1,124 @@
+"""Optimal hard threshold and shrinkage of singular values (Gavish and Donoho)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpfast.spectra import laws
+
+Array = NDArray[np.float64]
+
+__all__ = ["optimal_threshold", "shrink"]
+
+LOSSES = ("frobenius", "operator", "nuclear")
+
+
+def _check(variance: float, shape: tuple[int, int], function: str) -> None:
+    if not (math.isfinite(variance) and variance >= 0):
+        raise ValueError(f"{function}(): variance must be finite and not negative, not {variance!r}")
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"{function}(): shape must be two positive integers, not {shape!r}")
+
+
+def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
+    """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
+
+    Parameters
+    ----------
+    shape
+        (m, n).
+    variance
+        Of one noise entry; or
+    median
+        the median singular value of the noisy matrix, from which the variance is estimated.
+
+    Returns
+    -------
+    float
+        Keep the singular values above it, drop the rest.
+
+    Raises
+    ------
+    ValueError
+        Both or neither of ``variance`` and ``median`` are given, or one is negative or not finite.
+
+    References
+    ----------
+    Gavish and Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", arXiv 1305.5870.
+
+    Examples
+    --------
+    >>> print(f"{optimal_threshold((100, 100), variance=0.01):.6f}")
+    2.309401
+    """
+    if (variance is None) == (median is None):
+        raise ValueError("optimal_threshold(): give either variance or median")
+    if median is not None and not (math.isfinite(median) and median >= 0):
+        raise ValueError(f"optimal_threshold(): median must be finite and not negative, not {median!r}")
+    _check(0.0 if variance is None else variance, shape, "optimal_threshold")
+    p, q = min(shape), max(shape)
+    g = p / q
+    if variance is None:
+        variance = float(median or 0.0) ** 2 / (q * float(laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
+    factor = math.sqrt(2 * (g + 1) + 8 * g / (g + 1 + math.sqrt(g * g + 14 * g + 1)))
+    return factor * math.sqrt(q * variance)
+
+
+def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str = "frobenius") -> Array:
+    """Replace noisy singular values by the estimate that is optimal for ``loss``; 0 at and below the noise edge.
+
+    Parameters
+    ----------
+    s
+        Singular values of signal plus noise.
+    variance, shape
+        Of one noise entry; (m, n). Without noise, variance 0, every value is its own estimate.
+    loss
+        ``"frobenius"``, ``"operator"`` (the inverse of the spike map: an estimate of the signal's own singular value)
+        or ``"nuclear"``.
+
+    Returns
+    -------
+    array
+        Float64, of the shape of ``s``.
+
+    Raises
+    ------
+    ValueError
+        ``loss`` is none of these, or the variance is negative or not finite.
+
+    References
+    ----------
+    Gavish and Donoho, "Optimal shrinkage of singular values", arXiv 1405.7511.
+
+    Examples
+    --------
+    >>> shrink([3.0, 20.5, 100.1], 1.0, (100, 100), loss="operator").round(2)
+    array([ 0.  , 12.5 , 99.09])
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"shrink(): loss must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
+    _check(variance, shape, "shrink")
+    values = np.asarray(s, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("shrink(): s has NaN or infinite values")
+    if variance == 0:
+        return values.copy()
+    q = max(shape)
+    g = min(shape) / q
+    unit = math.sqrt(q * variance)
+    y = values / unit
+    a = y * y - 1 - g
+    above = y > 1 + math.sqrt(g)
+    root = np.sqrt(np.where(above, a * a - 4 * g, 0.0))
+    x = np.sqrt(np.where(above, 0.5 * (a + root), 1.0))
+    if loss == "operator":
+        value = x
+    elif loss == "frobenius":
+        value = root / np.where(above, y, 1.0)
+    else:
+        value = np.maximum(0.0, (x**4 - g - math.sqrt(g) * x * y) / (x**2 * np.where(above, y, 1.0)))
+    return np.where(above, unit * value, 0.0)

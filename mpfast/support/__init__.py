@@ -1,0 +1,84 @@
+"""What every other room uses: checks of arguments, errors, JSON read strictly, files written whole."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mpfast.support.checks import (
+    LARGEST_GROUP,
+    check_group,
+    check_seed,
+    check_sparsity,
+    check_tolerance,
+    floor_count,
+    positive_integer,
+    team_size,
+    thread_count,
+)
+from mpfast.support.errors import CheckpointError, ConvergenceWarning
+from mpfast.support.interrupts import interruptible
+from mpfast.support.json_records import (
+    MAX_DIMENSIONS,
+    Record,
+    is_shape,
+    is_text,
+    no_constant,
+    parse_json,
+    read_document,
+    short,
+    storage_bits,
+    unique_keys,
+)
+
+if TYPE_CHECKING:
+    from mpfast.support.safe_files import (
+        check_directory,
+        plain_name,
+        replaced_file,
+        return_or_write,
+        staged_directory,
+        write_bytes_atomically,
+        write_text_atomically,
+    )
+
+__all__ = [
+    "LARGEST_GROUP",
+    "MAX_DIMENSIONS",
+    "CheckpointError",
+    "ConvergenceWarning",
+    "Record",
+    "check_directory",
+    "check_group",
+    "check_seed",
+    "check_sparsity",
+    "check_tolerance",
+    "floor_count",
+    "interruptible",
+    "is_shape",
+    "is_text",
+    "no_constant",
+    "parse_json",
+    "plain_name",
+    "positive_integer",
+    "read_document",
+    "replaced_file",
+    "return_or_write",
+    "short",
+    "staged_directory",
+    "storage_bits",
+    "team_size",
+    "thread_count",
+    "unique_keys",
+    "write_bytes_atomically",
+    "write_text_atomically",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Writing needs more of the standard library than all the rest.
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.safe_files"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

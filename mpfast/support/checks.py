@@ -1,0 +1,84 @@
+"""Options that many functions share, checked in one way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mpfast import _core
+
+__all__ = [
+    "check_group",
+    "check_seed",
+    "check_sparsity",
+    "check_tolerance",
+    "floor_count",
+    "positive_integer",
+    "team_size",
+    "thread_count",
+]
+
+#: The longest group of an n:m pattern.
+LARGEST_GROUP = 64
+#: The most threads that anybody can mean.
+LARGEST_TEAM = 1 << 16
+_REAL = (int, float, np.integer, np.floating)
+
+
+def positive_integer(value: Any, name: str, function: str) -> int:
+    """Return ``value`` as a Python integer; ValueError unless it is one of at least 1. For options that may be None."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{function}(): {name} must be a positive integer or None, not {value!r}")
+    return int(value)
+
+
+def thread_count(threads: Any, function: str) -> int:
+    """Return the number of threads for the core, 0 for its default; ValueError unless a positive integer or None."""
+    return 0 if threads is None else _team(threads, "threads", function)
+
+
+def team_size(threads: Any, function: str) -> int:
+    """Return the number of threads in all, by default every core; ValueError unless a positive integer or None."""
+    return _core.default_threads() if threads is None else _team(threads, "threads", function)
+
+
+def _team(value: Any, name: str, function: str) -> int:
+    size = positive_integer(value, name, function)
+    if size > LARGEST_TEAM:
+        raise ValueError(f"{function}(): {name} must be at most {LARGEST_TEAM}, not {value!r}")
+    return size
+
+
+def check_tolerance(tol: Any, function: str) -> float:
+    """Return the tolerance as a Python float; ValueError unless it is a number strictly between 0 and 1."""
+    if not isinstance(tol, _REAL) or not 0 < tol < 1:
+        raise ValueError(f"{function}(): tol must be between 0 and 1, not {tol!r}")
+    return float(tol)
+
+
+def check_sparsity(sparsity: Any, function: str) -> float:
+    """Return the sparsity as a Python float; ValueError unless it is a number in [0, 1]."""
+    if not isinstance(sparsity, _REAL) or not 0 <= sparsity <= 1:
+        raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
+    return float(sparsity)
+
+
+def check_group(n: Any, m: Any, function: str) -> None:
+    """Raise ValueError unless n of every m entries can stay: integers with ``1 <= n <= m <= 64``."""
+    integers = isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer))
+    if not (integers and 1 <= n <= m <= LARGEST_GROUP):
+        raise ValueError(f"{function}(): 1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
+
+
+def check_seed(seed: Any, function: str) -> int:
+    """Return the seed as a Python integer; ValueError unless it fits 64 bits without sign."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ValueError(f"{function}(): seed must be an integer in [0, 2**64), not {seed!r}")
+    return int(seed)
+
+
+def floor_count(sparsity: float, total: int) -> int:
+    """``floor(sparsity * total)``, unharmed by the rounding of decimals: 0.3 of 10 is 3."""
+    return min(total, math.floor(sparsity * total * (1 + 2.0**-50)))

@@ -1,0 +1,117 @@
+"""The order of the rooms: imports below ``mpfast/`` run one way, and a room's face defines nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mpfast
+
+from .references import run_python
+
+# From left to right; a room may import those to its left. "" is the package itself.
+ORDER = ["_core", "_cuda", "_native", "support", "arrays", "operators", "checkpoints", "spectra", "masks", "reconstruct"]
+ORDER += ["models", "", "integrations", "bench", "cli", "__main__"]
+STRANGERS = {frozenset({"checkpoints", "operators"})}  # rooms that do not know each other
+FACE = {"__all__", "__getattr__", "__dir__"}  # what a face may define
+FILES = {
+    ".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for folder in [Path(mpfast.__file__).parent]
+    for file in sorted(folder.rglob("*.py"))
+}
+FACES = [name for name, file in FILES.items() if file.name == "__init__.py"]
+STUBS = {"mpfast._core", "mpfast._cuda"}
+# Files that other rooms name: a public module, and what the native core is loaded through.
+NAMED = {"mpfast.spectra.lowrank", "mpfast._native", *STUBS}
+
+
+def room(module: str) -> str:
+    """Return "spectra" of "mpfast.spectra.edge"."""
+    return (module.split(".") + [""])[1]
+
+
+def imported(module: str) -> Iterator[str]:
+    """Yield the modules that a file imports, at any depth of it, under TYPE_CHECKING too; a name stands for its file."""
+    package = module if module in FACES else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            outer = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*outer, *filter(None, [node.module])])
+            inner = [f"{source}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES or name in STUBS else source for name in inner]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "mpfast" and name != module)
+
+
+EDGES = {module: sorted(set(imported(module))) for module in FILES}
+
+
+def test_no_circle_of_files():
+    try:
+        TopologicalSorter(EDGES).prepare()
+    except CycleError as error:
+        pytest.fail(f"files import each other: {' -> '.join(error.args[1])}")
+
+
+def test_rooms_are_imported_from_left_to_right():
+    assert {room(module) for module in FILES} <= set(ORDER)
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in EDGES.items()
+        for other in others
+        if ORDER.index(room(other)) > ORDER.index(room(module)) or frozenset({room(module), room(other)}) in STRANGERS
+    ]
+    assert not wrong
+
+
+def test_rooms_import_rooms_and_siblings_import_files():
+    """Another room is known by its face; the own face, and the package itself, by nobody in the room."""
+    wrong = []
+    for module, others in EDGES.items():
+        for other in others:
+            own_face = other in FACES and module.startswith(f"{other}.")  # also the package, everybody's own
+            file_of_another = room(module) != room(other) and other not in FACES and other not in NAMED
+            if own_face or file_of_another:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_defines_nothing(face):
+    for node in ast.parse(FILES[face].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            defined = {node.name}
+        elif isinstance(node, ast.Assign):
+            defined = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        else:
+            assert isinstance(node, ast.Import | ast.ImportFrom | ast.If | ast.Expr), f"{face}: line {node.lineno}"
+            continue
+        assert defined <= FACE, face
+
+
+@pytest.mark.parametrize("face", [name for name in FACES if not name.startswith(("mpfast.cli", "mpfast.integrations"))])
+def test_a_face_shows_what_it_exports(face):
+    """Every name is there, none is hidden by a module, and `dir` of the package shows nothing else."""
+    module = importlib.import_module(face)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        assert f"{face}.{name}" not in FILES or inspect.ismodule(thing), name
+    if face == "mpfast":
+        assert set(dir(module)) == {*module.__all__, "__version__"}
+
+
+def test_an_import_loads_numpy_alone():
+    code = (
+        "import sys; before = {name.partition('.')[0] for name in sys.modules}; import mpfast; "
+        "print(*({name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names)))"
+    )
+    assert set(run_python("-c", code).stdout.split()) == {"mpfast", "numpy"}
