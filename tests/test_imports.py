@@ -16,8 +16,8 @@ import mpfast
 from .references import run_python
 
 # From left to right; a room may import those to its left. "" is the package itself.
-ORDER = ["_core", "_cuda", "_native", "support", "arrays", "operators", "checkpoints", "spectra", "masks", "reconstruct"]
-ORDER += ["models", "", "integrations", "bench", "cli", "__main__"]
+ORDER = ["_core", "_cuda", "_native", "support", "arrays", "operators", "checkpoints", "spectra", "masks"]
+ORDER += ["reconstruct", "models", "", "integrations", "bench", "cli", "__main__"]
 STRANGERS = {frozenset({"checkpoints", "operators"})}  # rooms that do not know each other
 FACE = {"__all__", "__getattr__", "__dir__"}  # what a face may define
 FILES = {
@@ -33,11 +33,11 @@ NAMED = {"mpfast.spectra.lowrank", "mpfast._native", *STUBS}
 
 def room(module: str) -> str:
     """Return "spectra" of "mpfast.spectra.edge"."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imported(module: str) -> Iterator[str]:
-    """Yield the modules that a file imports, at any depth of it, under TYPE_CHECKING too; a name stands for its file."""
+    """Yield the modules that a file imports, at any depth of it; a name stands for its file."""
     package = module if module in FACES else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -14,7 +14,16 @@ from mpfast.support.checks import (
     team_size,
     thread_count,
 )
-from mpfast.support.errors import CheckpointError, ConvergenceWarning
+from mpfast.support.errors import (
+    CheckpointError,
+    ConvergenceWarning,
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingKeyError,
+    OutOfMemoryError,
+    front_door,
+)
 from mpfast.support.interrupts import interruptible
 from mpfast.support.json_records import (
     MAX_DIMENSIONS,
@@ -45,6 +54,11 @@ __all__ = [
     "MAX_DIMENSIONS",
     "CheckpointError",
     "ConvergenceWarning",
+    "InputError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MissingKeyError",
+    "OutOfMemoryError",
     "Record",
     "check_directory",
     "check_group",
@@ -52,6 +66,7 @@ __all__ = [
     "check_sparsity",
     "check_tolerance",
     "floor_count",
+    "front_door",
     "interruptible",
     "is_shape",
     "is_text",

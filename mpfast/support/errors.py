@@ -1,8 +1,76 @@
-"""Exceptions and warnings of the package."""
+"""Exceptions and warnings of the package.
+
+An error of input is a value: the argument, what is wrong with it and what to do are fields. Whoever finds the fault
+raises it without knowing whom the user called; the public function adds its own name as the error leaves it.
+"""
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConvergenceWarning"]
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+__all__ = [
+    "CheckpointError",
+    "ConvergenceWarning",
+    "InputError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MissingKeyError",
+    "OutOfMemoryError",
+    "front_door",
+]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class InputError(Exception):
+    """What the caller handed in cannot be used; always raised as one of the kinds below.
+
+    Attributes
+    ----------
+    argument
+        Name of the argument, or a part of it (``"weights['fc']"``); empty where several do not go together.
+    fact
+        What is wrong with it, or must hold for it.
+    advice
+        What to do about it; empty where the fact says it.
+    function
+        The public function that was called; empty until the error has left it.
+    """
+
+    def __init__(self, argument: str, fact: str, advice: str = "") -> None:
+        super().__init__(argument, fact, advice)
+        self.argument = argument
+        self.fact = fact
+        self.advice = advice
+        self.function = ""
+
+    @property
+    def reason(self) -> str:
+        """The fact and the advice, without the argument's name."""
+        return f"{self.fact}; {self.advice}" if self.advice else self.fact
+
+    def __str__(self) -> str:
+        place = f"{self.function}(): " if self.function else ""
+        return place + (f"{self.argument} {self.reason}" if self.argument else self.reason)
+
+
+class InvalidValueError(InputError, ValueError):
+    """An argument has a value that it cannot have."""
+
+
+class InvalidTypeError(InputError, TypeError):
+    """An argument is of a type that it cannot be of."""
+
+
+class MissingKeyError(InputError, KeyError):
+    """A mapping lacks an entry that it must have."""
+
+
+class OutOfMemoryError(InputError, MemoryError):
+    """An argument is too large for what was asked."""
 
 
 class CheckpointError(ValueError):
@@ -24,3 +92,17 @@ class CheckpointError(ValueError):
 
 class ConvergenceWarning(UserWarning):
     """A tolerance was not met within the budget; the message says what was reached."""
+
+
+def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let errors of input name the decorated public function, or the outermost one where such functions are nested."""
+
+    @functools.wraps(function)
+    def named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            error.function = function.__qualname__
+            raise
+
+    return named
