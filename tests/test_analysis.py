@@ -150,6 +150,7 @@ def test_an_empty_model():
     assert empty.to_csv().startswith("name,kind")
 
 
+@pytest.mark.slow
 def test_missed_tolerances_are_reported_once_and_by_layer():
     rng = np.random.default_rng(1)
     model = {f"w{i}": rng.standard_normal((1100, 1200)).astype(np.float32) for i in range(2)}

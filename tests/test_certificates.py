@@ -77,6 +77,7 @@ def test_one_layer() -> None:
     assert not proxy.certified(l2=1e9)
 
 
+@pytest.mark.slow
 def test_bounds_under_assumptions_hold_when_these_do() -> None:
     """200 draws each at delta = 0.1: the union bounds fail far less often than 20 times."""
     rng = np.random.default_rng(2)

@@ -118,6 +118,7 @@ def test_info_and_version():
     assert mpfast("--version").stdout == f"mpfast {lines['mpfast']}\n"
 
 
+@pytest.mark.slow
 def test_bench_runs_chosen_cases(tmp_path):
     run = mpfast("bench", "n_m", "--json", tmp_path / "b.json")
     assert run.returncode == 0, run.stderr
@@ -158,6 +159,7 @@ def test_wrong_usage_exits_with_2(arguments):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_one_line_and_exit_1(model, tmp_path):
     (tmp_path / "empty").mkdir()
     bad = tmp_path / "bad.safetensors"
@@ -197,6 +199,7 @@ def test_names_cannot_send_escape_sequences_to_the_terminal(tmp_path):
     assert "w\\x1b[31m" in run.stdout
 
 
+@pytest.mark.slow
 def test_a_locale_that_cannot_spell_the_output(model):
     run = mpfast("analyze", model, "--method", "lanczos", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0, run.stderr
@@ -211,6 +214,7 @@ def test_a_closed_pipe_is_no_error(model):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_no_file(tmp_path):
     path = tmp_path / "big.npy"

@@ -35,6 +35,7 @@ def model(tmp_path):
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.slow
 def test_prune_and_verify(model, tmp_path):
     out = tmp_path / "out"
     run = mpfast("prune", model, "-o", out, "--sparsity", "0.5")
@@ -57,6 +58,7 @@ def test_prune_and_verify(model, tmp_path):
     assert run.stderr.endswith("out: 1 problem\n")
 
 
+@pytest.mark.slow
 def test_dry_runs_write_nothing(model, tmp_path):
     run = mpfast("prune", model, "--sparsity", "0.3", "--method", "uniform", "--dry-run")
     assert run.returncode == 0
@@ -65,6 +67,7 @@ def test_dry_runs_write_nothing(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_budgets_go_from_one_command_to_the_other(model, tmp_path):
     run = mpfast("budget", model, "--sparsity", "0.4", "--ceiling", "0.5", "-o", tmp_path / "budget.json")
     assert run.returncode == 0
@@ -85,6 +88,7 @@ def test_compress(model, tmp_path):
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight_A"].shape == (150, 8)
 
 
+@pytest.mark.slow
 def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
     options = ("--html", tmp_path / "report.html", "--cache", tmp_path / "kept", "--base", model)
     assert mpfast("analyze", model, *options[:4]).returncode == 0
@@ -94,6 +98,7 @@ def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
     assert len(list((tmp_path / "kept").iterdir())) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,6 +119,7 @@ def test_mistakes_are_told_in_one_line(model, arguments, message):
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

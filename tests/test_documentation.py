@@ -55,6 +55,7 @@ def test_public_names_are_documented(name):
             assert parameter in text, f"{name}() does not document {parameter}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
     """Every block of a page, one after the other; where output is shown below a block, it is the one it prints."""

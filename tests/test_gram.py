@@ -130,6 +130,7 @@ def test_layouts(layout, storage, real):
             check_multiply(array, exact, storage, real, width, side == "left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["C", "F", "stepped"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("shape", [(2500, 700), (700, 2500), (3, 700_001), (700_001, 3), (40, 300_000), (300_000, 40)])

@@ -9,7 +9,10 @@ import pytest
 
 from .references import run_python
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are protected through Linux's C library")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="pages are protected through Linux's C library"),
+]
 
 SCRIPT = """
 import ctypes, mmap, sys, warnings

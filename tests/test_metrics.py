@@ -50,6 +50,7 @@ def test_definitions(exact):
         assert measured[name] == pytest.approx(value, rel=1e-9), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gauss", "spikes40", "power_law", "lognormal_columns"])
 def test_measured_spectra_come_close(name):
     W = family(name, (1500, 1300), 8).astype(np.float32)

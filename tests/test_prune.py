@@ -320,6 +320,7 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(tmp_path):
     tensors = {
         f"h.{i}.weight": np.random.default_rng(i).standard_normal((700, 700), dtype=np.float32) for i in range(12)

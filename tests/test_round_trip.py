@@ -11,6 +11,8 @@ import pytest
 import mpfast
 from mpfast.checkpoints.mask_files import MaskFile
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = [
     "A man is eating food.",
     "The new movie is awesome.",

@@ -26,6 +26,7 @@ def exact_edge(W):
     return mpfast.spectrum(np.asarray(W, dtype=np.float64), method="exact").edge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lanczos_edge_agrees_with_the_full_spectrum_within_its_error(name):
     W = family(name, SHAPE, 21).astype(np.float32)
@@ -73,6 +74,7 @@ def test_auto_is_exact_for_small_matrices_and_values_are_right():
     np.testing.assert_allclose(result.nodes, result.values)
 
 
+@pytest.mark.slow
 def test_tol_drives_the_number_of_probes():
     W = family("gauss", SHAPE, 5).astype(np.float32)
     loose = mpfast.spectrum(W, method="lanczos", tol=2e-2)

@@ -15,6 +15,8 @@ from mpfast import masks  # noqa: E402
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection  # noqa: E402
 from mpfast.masks.restoration import input_norm_saliency  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def problem() -> tuple[torch.nn.Module, list[Any]]:
     torch.manual_seed(0)
