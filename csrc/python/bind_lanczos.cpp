@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "core/scale.hpp"
-#include "cpu/gram.hpp"
-#include "cpu/host_backend.hpp"
-#include "cpu/singular_rotation.hpp"
+#include "cpu/eigen/singular_rotation.hpp"
+#include "cpu/machine/team.hpp"
+#include "cpu/products/host_backend.hpp"
+#include "cpu/products/products.hpp"
 #include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
@@ -86,10 +87,6 @@ class HostRun : public Run {
   std::mutex mutex_;
 };
 
-linalg::OperatorStats to_operator_stats(const cpu::PassStats& stats) {
-  return {stats.frobenius_squared, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col};
-}
-
 template <class Real>
 std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, int scale_exponent, int threads) {
   const MatrixView view = w.view;
@@ -97,10 +94,7 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, in
   const index_t dim = std::min(view.rows, view.cols);
   auto make_apply = [view, side, scale_exponent](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
     return [=, &team](index_t count, const Real* x, Real* z, linalg::OperatorStats* stats) {
-      cpu::PassStats pass;
-      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z,
-                              stats == nullptr ? nullptr : &pass);
-      if (stats != nullptr) *stats = to_operator_stats(pass);
+      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z, stats);
     };
   };
   return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));

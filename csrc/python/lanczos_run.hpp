@@ -1,15 +1,21 @@
 // One block Lanczos run as Python sees it, whatever machine it runs on.
 #pragma once
 
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "linalg/block_lanczos.hpp"
-#include "python/bindings.hpp"
 
 namespace mpfast::python {
+
+namespace py = pybind11;
 
 template <class T>
 py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {

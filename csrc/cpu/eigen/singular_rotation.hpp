@@ -1,0 +1,50 @@
+// From the span of some vectors to singular triplets: the last step of an SVD by subspaces.
+//
+// With the rows of V (k x p) an orthonormal basis, and those of Y = V W^T (k x q) its image,
+//     Y Y^T = C S^2 C^T,     right = C^T V,     left = S^-1 C^T Y
+// are the singular triplets of W restricted to the span. The squares cost digits at the small end: s_i has a relative
+// error of about (s_1 / s_i)^2 roundings, and the rows of `left` are as orthogonal. k^2 q + k^2 (p + q) products, all
+// from the second-level cache, chunk by chunk.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/products/host_backend.hpp"
+#include "linalg/small_eigen.hpp"
+
+namespace mpfast::cpu {
+
+// Fills `left` (k x q) and `right` (k x p) and returns S, descending. Where S is zero, so is the row of `left`.
+template <class Real>
+std::vector<double> rotate_to_singular(Team& team, typename HostBackend<Real>::View basis,
+                                       typename HostBackend<Real>::View image, typename HostBackend<Real>::View right,
+                                       typename HostBackend<Real>::View left) {
+  const index_t k = basis.count;
+  HostBackend<Real> long_side(team, image.dim, {});
+  HostBackend<Real> short_side(team, basis.dim, {});
+  std::vector<double> vectors(static_cast<std::size_t>(k * k));
+  std::vector<double> squares;
+  long_side.gram(image, vectors.data());
+  linalg::symmetric_eigen(k, vectors, squares, [&team] { team.check_interrupt(); });
+  for (index_t i = 0; i < k / 2; ++i) {
+    std::swap_ranges(&vectors[static_cast<std::size_t>(i * k)], &vectors[static_cast<std::size_t>(i * k)] + k,
+                     &vectors[static_cast<std::size_t>((k - 1 - i) * k)]);
+  }
+  std::reverse(squares.begin(), squares.end());
+  short_side.combine(basis, vectors.data(), right);
+  std::vector<double> singular_values(squares.size());
+  for (index_t i = 0; i < k; ++i) {
+    const double s = std::sqrt(std::max(squares[static_cast<std::size_t>(i)], 0.0));
+    singular_values[static_cast<std::size_t>(i)] = s;
+    for (index_t j = 0; j < k; ++j) {
+      double& entry = vectors[static_cast<std::size_t>(i * k + j)];
+      entry = s > 0 ? entry / s : 0.0;
+    }
+  }
+  long_side.combine(image, vectors.data(), left);
+  return singular_values;
+}
+
+}  // namespace mpfast::cpu

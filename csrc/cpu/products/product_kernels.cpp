@@ -1,0 +1,454 @@
+// Compiled once per instruction set (see CMakeLists.txt).
+//
+// Register tiles: phase 1 (dot) takes a few rows against a group of vectors along whole rows, phase 2 (axpy) a pair of
+// registers of columns against a group along the rows of a panel; for eight vectors that is 24 and 16 independent
+// chains of FMAs with 11 and 10 loads, for four (and 16 registers) 12 and 8 with 7 and 6. The wider the group, the less
+// often W comes from the second-level cache. Up to four vectors are limited by memory: `sweep` does both phases in one
+// loop, the second one on the rows before, and asks for the rows after (8192 x 8192 bfloat16, one to four vectors: 10
+// to 25 % less time than without), so that the memory bus hardly waits.
+#include "cpu/products/product_kernels.hpp"
+
+#include "cpu/machine/simd.hpp"
+
+namespace mpfast::cpu::MPFAST_ISA {
+
+namespace {
+
+constexpr int kWideGroup = kManyRegisters ? kMaxGroupWidth : kGroupWidth;
+constexpr index_t kRun = 64;  // squares added in single precision before they go to double, about
+
+template <class Real>
+constexpr index_t kPair = 2 * kLanes<Real>;
+// Pairs of registers in one partial sum of a dot product: long rows lose no accuracy, and X is read from the cache.
+template <int G>
+constexpr index_t kDotRun = 256 / G;
+template <int G>
+constexpr int kDotRows = G < 3 ? 4 : (G <= kGroupWidth && kManyRegisters ? 6 : 3);
+template <int G>
+constexpr int kStripPairs = G >= 3 ? 1 : (G == 2 ? 2 : 4);
+// With AVX-512 the two phases one after the other are faster than a sweep where entries need no widening: 8192 x 8192
+// float32, four vectors, 8.3 ms against 9.9 ms.
+template <class Real, class Storage>
+constexpr bool kSweeps = kVectorBytes < 64 || sizeof(Storage) < sizeof(Real);
+// Phase 2 may fetch the rows of the next panel meanwhile. For more vectors the cache has no room for them.
+template <int G>
+constexpr bool kPrefetches = kManyRegisters && G <= kGroupWidth;
+template <int G>
+constexpr int kSweepRows = G >= 3 && !kManyRegisters ? 3 : 4;
+
+// Columns in pairs of registers.
+template <class Storage>
+struct Span {
+  const Storage* data = nullptr;
+  index_t row_stride = 0;
+  index_t pairs = 0;
+
+  Span from(index_t row) const { return {data + row * row_stride, row_stride, pairs}; }
+};
+
+// The columns of a panel: the whole pairs where they lie, and what is left copied to `copies` and padded with zeros.
+template <class Real, class Storage, index_t kRows>
+class Columns {
+ public:
+  Columns(const Storage* data, index_t row_stride, index_t rows, index_t cols) {
+    const index_t pairs = cols / kPair<Real>;
+    const index_t rest = cols % kPair<Real>;
+    spans[0] = {data, row_stride, pairs};
+    if (rest == 0) return;
+    for (index_t i = 0; i < rows; ++i) {
+      for (index_t k = 0; k < kPair<Real>; ++k) {
+        copies_[i * kPair<Real> + k] = k < rest ? data[i * row_stride + pairs * kPair<Real> + k] : Storage{};
+      }
+    }
+    spans[1] = {copies_, kPair<Real>, 1};
+  }
+
+  Columns(const Columns&) = delete;
+  Columns& operator=(const Columns&) = delete;
+
+  Span<Storage> spans[2];
+
+ private:
+  Storage copies_[kRows * kPair<Real>];
+};
+
+[[gnu::always_inline]] inline void flush(Vec<float>& run, Vec<double>& total) {
+  total += to_double<kLanes<double>>(low_half(run)) + to_double<kLanes<double>>(high_half(run));
+  run = Vec<float>{};
+}
+
+[[gnu::always_inline]] inline void flush(Vec<double>& run, Vec<double>& total) {
+  total += run;
+  run = Vec<double>{};
+}
+
+// An operand of several FMAs: kept in a register where there are many, read again from the cache where there are few.
+template <class V>
+[[gnu::always_inline]] inline V reused(V v) {
+  if constexpr (kManyRegisters) return in_register(v);
+  return v;
+}
+
+// totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers: per register R + G loads and R G FMAs, in R G
+// chains (twice as many for one vector).
+template <class Real, class Storage, int R, int G>
+[[gnu::always_inline]] inline void dot_tile(const Storage* w, index_t row_stride, index_t pairs, const Real* x,
+                                            Vec<Real> (*totals)[G]) {
+  constexpr int L = kLanes<Real>;
+  constexpr int kChains = G == 1 ? 2 : 1;
+  Vec<Real> a[R][G][kChains] = {};
+  for (index_t p = 0; p < pairs; ++p, w += kPair<Real>, x += kPair<Real> * G) {
+    unroll<2>([&]<int h>() {
+      Vec<Real> rows[R];
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) rows[i] = in_register(load_half<Real, h>(w + i * row_stride));
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) {
+        const Vec<Real> xv = reused(load<Real>(x + (h * G + g) * L));
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) a[i][g][h % kChains] = fma(rows[i], xv, a[i][g][h % kChains]);
+      }
+    });
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) totals[i][g] += kChains == 2 ? a[i][g][0] + a[i][g][1] : a[i][g][0];
+  }
+}
+
+// All rows meet a piece of X that stays in the first-level cache before the next piece comes.
+template <class Real, class Storage, int G>
+void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y) {
+  constexpr int R = kDotRows<G>;
+  const Columns<Real, Storage, kMaxPanelRows> columns(static_cast<const Storage*>(panel.data), panel.row_stride,
+                                                      panel.rows, panel.cols);
+  Vec<Real> totals[kMaxPanelRows][G] = {};
+  for (const auto& span : columns.spans) {
+    for (index_t start = 0; start < span.pairs; start += kDotRun<G>) {
+      const index_t left = span.pairs - start;
+      const index_t pairs = left < kDotRun<G> ? left : kDotRun<G>;
+      const Storage* w = span.data + start * kPair<Real>;
+      index_t i = 0;
+      for (; i + R <= panel.rows; i += R) {
+        dot_tile<Real, Storage, R, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+      }
+      for (; i < panel.rows; ++i) {
+        dot_tile<Real, Storage, 1, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+      }
+      x += pairs * kPair<Real> * G;
+    }
+  }
+  for (index_t i = 0; i < panel.rows; ++i) {
+    for (int g = 0; g < G; ++g) y[i * G + g] = add_lanes(totals[i][g]) * alpha * beta;
+  }
+}
+
+template <class Real, class Storage>
+void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y) {
+  switch (width) {
+    case 1:
+      return dot_group<Real, Storage, 1>(panel, x, alpha, beta, y);
+    case 2:
+      return dot_group<Real, Storage, 2>(panel, x, alpha, beta, y);
+    case 3:
+      return dot_group<Real, Storage, 3>(panel, x, alpha, beta, y);
+    case kGroupWidth:
+      return dot_group<Real, Storage, kGroupWidth>(panel, x, alpha, beta, y);
+    default:
+      return dot_group<Real, Storage, kWideGroup>(panel, x, alpha, beta, y);
+  }
+}
+
+// z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns: 2 P + G loads and 2 P G FMAs a row.
+template <class Real, class Storage, int P, int G, bool kSquares>
+[[gnu::always_inline]] inline void axpy_strip(const Storage* w, index_t row_stride, index_t rows, const Real* y,
+                                              Real* z, Vec<Real> (&squares)[2]) {
+  constexpr int L = kLanes<Real>;
+  Vec<Real> a[2 * P * G];
+#pragma GCC unroll 16
+  for (int k = 0; k < 2 * P * G; ++k) a[k] = load<Real>(z + k * L);
+  for (index_t i = 0; i < rows; ++i, w += row_stride, y += G) {
+    Vec<Real> strip[2 * P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      if constexpr (kPrefetches<G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
+      strip[2 * p] = load_half<Real, 0>(w + p * kPair<Real>);
+      strip[2 * p + 1] = load_half<Real, 1>(w + p * kPair<Real>);
+      if constexpr (kSquares) {
+        squares[0] = fma(strip[2 * p], strip[2 * p], squares[0]);
+        squares[1] = fma(strip[2 * p + 1], strip[2 * p + 1], squares[1]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) {
+      const Vec<Real> factor = reused(broadcast(y[g]));
+#pragma GCC unroll 16
+      for (int s = 0; s < 2 * P; ++s) a[s * G + g] = fma(strip[s], factor, a[s * G + g]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < 2 * P * G; ++k) store(z + k * L, a[k]);
+}
+
+template <class Real, class Storage, int G, bool kSquares>
+void axpy_group(const Panel& panel, const Real* y, Real* z, double* sum_squares) {
+  constexpr int P = kStripPairs<G>;
+  const Columns<Real, Storage, kMaxPanelRows> columns(static_cast<const Storage*>(panel.data), panel.row_stride,
+                                                      panel.rows, panel.cols);
+  Vec<Real> squares[2] = {};
+  Vec<double> total{};
+  index_t added = 0;
+  for (const auto& span : columns.spans) {
+    const Storage* w = span.data;
+    const auto take = [&]<int kPairs>() {
+      axpy_strip<Real, Storage, kPairs, G, kSquares>(w, span.row_stride, panel.rows, y, z, squares);
+      w += kPairs * kPair<Real>;
+      z += kPairs * kPair<Real> * G;
+      added += kPairs * panel.rows;
+      if (kSquares && added >= kRun) {
+        flush(squares[0], total);
+        flush(squares[1], total);
+        added = 0;
+      }
+    };
+    index_t p = 0;
+    for (; p + P <= span.pairs; p += P) take.template operator()<P>();
+    for (; p < span.pairs; ++p) take.template operator()<1>();
+  }
+  if constexpr (kSquares) {
+    flush(squares[0], total);
+    flush(squares[1], total);
+    *sum_squares += add_lanes(total);
+  }
+}
+
+template <class Real, class Storage, int G>
+void axpy_either(const Panel& panel, const Real* y, Real* z, double* sum_squares) {
+  if (sum_squares == nullptr) return axpy_group<Real, Storage, G, false>(panel, y, z, nullptr);
+  axpy_group<Real, Storage, G, true>(panel, y, z, sum_squares);
+}
+
+template <class Real, class Storage>
+void axpy(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares) {
+  switch (width) {
+    case 1:
+      return axpy_either<Real, Storage, 1>(panel, y, z, sum_squares);
+    case 2:
+      return axpy_either<Real, Storage, 2>(panel, y, z, sum_squares);
+    case 3:
+      return axpy_either<Real, Storage, 3>(panel, y, z, sum_squares);
+    case kGroupWidth:
+      return axpy_either<Real, Storage, kGroupWidth>(panel, y, z, sum_squares);
+    default:
+      return axpy_either<Real, Storage, kWideGroup>(panel, y, z, sum_squares);
+  }
+}
+
+// From an entry of a tile of R rows to the one that is fetched meanwhile, in entries: the same entry of the next tile
+// or, of tiles that the cache would have lost by then, one further on in the row.
+template <class Real, int R, class Storage>
+index_t fetch_ahead(const Span<Storage>& span) {
+  constexpr index_t kTileBytes = index_t{64} << 10;
+  constexpr index_t kRowBytes = index_t{3} << 10;
+  constexpr auto kSize = static_cast<index_t>(sizeof(Storage));
+  const bool keeps_tile = R * span.pairs * kPair<Real> * kSize <= kTileBytes;
+  return keeps_tile ? R * span.row_stride : kRowBytes / kSize;
+}
+
+// y' = alpha beta current x while z += previous^T y, R rows and G vectors each; y' replaces y. Reads `current` from
+// memory, or the cache where the call before has asked for it, and `previous` from the cache. Per register 2 R + 2 G +
+// R G loads, G stores and 2 R G FMAs (R more with squares).
+template <class Real, class Storage, int R, int G, bool kSquares>
+void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2], const Real* x, Real alpha,
+                Real beta, Real* z, Real (&y)[R * G], Vec<double>& total) {
+  constexpr int L = kLanes<Real>;
+  Vec<Real> totals[R][G] = {};
+  Vec<Real> factors[R][G];
+  for (int k = 0; k < R * G; ++k) factors[k / G][k % G] = broadcast(y[k]);
+  for (int s = 0; s < 2; ++s) {
+    const Storage* w = current[s].data;
+    const Storage* u = previous[s].data;
+    const index_t w_stride = current[s].row_stride;
+    const index_t u_stride = previous[s].row_stride;
+    const index_t ahead = fetch_ahead<Real, R>(current[s]);
+    for (index_t start = 0; start < current[s].pairs; start += kRun / 2) {
+      const index_t left = current[s].pairs - start;
+      Vec<Real> sums[R][G] = {};
+      Vec<Real> squares[G == 1 ? R : 1] = {};
+      for (index_t p = left < kRun / 2 ? left : kRun / 2; p > 0; --p) {
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) __builtin_prefetch(w + i * w_stride + ahead, 0, 2);
+        unroll<2>([&]<int h>() {
+          Vec<Real> rows[R];
+#pragma GCC unroll 4
+          for (int i = 0; i < R; ++i) {
+            rows[i] = load_half<Real, h>(w + i * w_stride);
+            Vec<Real>& run = squares[G == 1 ? i : 0];
+            if constexpr (kSquares) run = fma(rows[i], rows[i], run);
+          }
+#pragma GCC unroll 4
+          for (int g = 0; g < G; ++g) {
+            const Vec<Real> xv = load<Real>(x + (h * G + g) * L);
+#pragma GCC unroll 4
+            for (int i = 0; i < R; ++i) sums[i][g] = fma(rows[i], xv, sums[i][g]);
+          }
+#pragma GCC unroll 4
+          for (int i = 0; i < R; ++i) rows[i] = load_half<Real, h>(u + i * u_stride);
+#pragma GCC unroll 4
+          for (int g = 0; g < G; ++g) {
+            Vec<Real> zv = load<Real>(z + (h * G + g) * L);
+#pragma GCC unroll 4
+            for (int i = 0; i < R; ++i) zv = fma(rows[i], factors[i][g], zv);
+            store(z + (h * G + g) * L, zv);
+          }
+        });
+        w += kPair<Real>;
+        u += kPair<Real>;
+        x += kPair<Real> * G;
+        z += kPair<Real> * G;
+      }
+      for (int k = 0; k < R * G; ++k) totals[k / G][k % G] += sums[k / G][k % G];
+      if constexpr (kSquares) {
+        for (auto& run : squares) flush(run, total);
+      }
+    }
+  }
+  for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * alpha * beta;
+}
+
+template <class Real, class Storage, int G, bool kSquares>
+void sweep_rows(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
+  constexpr int R = kSweepRows<G>;
+  const auto* data = static_cast<const Storage*>(panel.data);
+  const auto tile_at = [&](index_t row) {
+    return Columns<Real, Storage, R>(data + row * panel.row_stride, panel.row_stride, R, panel.cols);
+  };
+  const index_t whole = panel.rows - panel.rows % R;
+  Real y[R * G] = {};  // the first tile is its own predecessor, with factors of zero
+  Vec<double> total{};
+  for (index_t row = 0; row < whole; row += R) {
+    const auto current = tile_at(row);
+    const auto previous = tile_at(row == 0 ? 0 : row - R);
+    sweep_tile<Real, Storage, R, G, kSquares>(current.spans, previous.spans, x, alpha, beta, z, y, total);
+  }
+  if constexpr (kSquares) *sum_squares += add_lanes(total);
+  if (whole > 0) {
+    const index_t last = whole - R;
+    axpy_group<Real, Storage, G, false>({data + last * panel.row_stride, panel.row_stride, R, panel.cols}, y, z,
+                                        nullptr);
+  }
+  const Panel rest{data + whole * panel.row_stride, panel.row_stride, panel.rows - whole, panel.cols};
+  dot_group<Real, Storage, G>(rest, x, alpha, beta, y);
+  axpy_group<Real, Storage, G, kSquares>(rest, y, z, sum_squares);
+}
+
+template <class Real, class Storage, int G>
+void sweep_either(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
+  if (sum_squares == nullptr) return sweep_rows<Real, Storage, G, false>(panel, x, alpha, beta, z, nullptr);
+  sweep_rows<Real, Storage, G, true>(panel, x, alpha, beta, z, sum_squares);
+}
+
+template <class Real, class Storage>
+void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
+  switch (width) {
+    case 1:
+      return sweep_either<Real, Storage, 1>(panel, x, alpha, beta, z, sum_squares);
+    case 2:
+      return sweep_either<Real, Storage, 2>(panel, x, alpha, beta, z, sum_squares);
+    case 3:
+      return sweep_either<Real, Storage, 3>(panel, x, alpha, beta, z, sum_squares);
+    default:
+      return sweep_either<Real, Storage, kGroupWidth>(panel, x, alpha, beta, z, sum_squares);
+  }
+}
+
+template <class Storage>
+double scaled_sum_squares(const Panel& panel, double scale) {
+  const auto* data = static_cast<const Storage*>(panel.data);
+  const Vec<double> factor = broadcast(scale);
+  Vec<double> total[2] = {};
+  for (index_t i = 0; i < panel.rows; ++i) {
+    const Columns<double, Storage, 1> columns(data + i * panel.row_stride, panel.row_stride, 1, panel.cols);
+    for (const auto& span : columns.spans) {
+      for (index_t p = 0; p < span.pairs; ++p) {
+        unroll<2>([&]<int h>() {
+          const Vec<double> value = load_half<double, h>(span.data + p * kPair<double>) * factor;
+          total[h] = fma(value, value, total[h]);
+        });
+      }
+    }
+  }
+  return add_lanes(total[0] + total[1]);
+}
+
+template <class Real, class Storage>
+void pack(const PackSource& source, Real* target, index_t target_stride) {
+  const auto* data = static_cast<const Storage*>(source.data);
+  for (index_t i = 0; i < source.rows; ++i) {
+    const Storage* row = data + i * source.row_stride;
+    Real* line = target + i * target_stride;
+    for (index_t j = 0; j < source.cols; ++j) line[j] = load_one<Real>(row + j * source.col_stride);
+  }
+}
+
+template <class Bits>
+std::uint64_t read(const void* data, index_t count) {
+  constexpr index_t L = kVectorBytes / static_cast<index_t>(sizeof(Bits));
+  using Integers = VecN<Bits, static_cast<int>(L)>;
+  const auto* entries = static_cast<const Bits*>(data);
+  Integers sums[4] = {};
+  index_t k = 0;
+  for (; k + 4 * L <= count; k += 4 * L) {
+#pragma GCC unroll 4
+    for (index_t s = 0; s < 4; ++s) sums[s] += load_as<Integers>(entries + k + s * L);
+  }
+  const Integers joined = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  Bits total = 0;
+  for (index_t lane = 0; lane < L; ++lane) total = static_cast<Bits>(total + joined[lane]);
+  for (; k < count; ++k) total = static_cast<Bits>(total + entries[k]);
+  return total;
+}
+
+template <class Real, class Storage, class Bits>
+constexpr ProductKernels<Real> kKernels = {
+    kLanes<Real>,
+    kPairedStorage<Real, Storage>,
+    kWideGroup,
+    dot<Real, Storage>,
+    axpy<Real, Storage>,
+    kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
+    scaled_sum_squares<Storage>,
+    pack<Real, Storage>,
+    read<Bits>,
+};
+
+}  // namespace
+
+const ProductKernels<float>* float_kernels(DType storage) {
+  switch (storage) {
+    case DType::float32:
+      return &kKernels<float, float, std::uint32_t>;
+    case DType::float16:
+      return &kKernels<float, Half, std::uint16_t>;
+    case DType::bfloat16:
+      return &kKernels<float, BFloat, std::uint16_t>;
+    default:
+      return nullptr;
+  }
+}
+
+const ProductKernels<double>* double_kernels(DType storage) {
+  switch (storage) {
+    case DType::float64:
+      return &kKernels<double, double, std::uint64_t>;
+    case DType::float32:
+      return &kKernels<double, float, std::uint32_t>;
+    case DType::float16:
+      return &kKernels<double, Half, std::uint16_t>;
+    default:
+      return &kKernels<double, BFloat, std::uint16_t>;
+  }
+}
+
+}  // namespace mpfast::cpu::MPFAST_ISA
