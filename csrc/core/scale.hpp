@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "core/types.hpp"
 
 namespace mpfast {

@@ -195,9 +195,8 @@ void register_lanczos(py::module_& m) {
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
          int threads) {
         const ProbeKey key{seed, stream};
-        auto run = precise || w.view.dtype == DType::float64
-                       ? matrix_run<double>(w, width, key, scale_exponent, threads)
-                       : matrix_run<float>(w, width, key, scale_exponent, threads);
+        auto run = precise || needs_double(w.view.dtype) ? matrix_run<double>(w, width, key, scale_exponent, threads)
+                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
         run->hold(w.owner);
         return run;
       },

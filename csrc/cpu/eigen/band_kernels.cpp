@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/machine/dispatch.hpp"
+
 namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
@@ -215,9 +217,7 @@ void two_sided_update(double* e, index_t ld, index_t rows, index_t cols, const d
   }
 }
 
-}  // namespace
-
-void chase_step(const Band& band, index_t sweep, index_t step, Reflector& reflector) {
+void chase(const Band& band, index_t sweep, index_t step, Reflector& reflector) {
   const index_t b = band.bandwidth;
   const index_t ld = band.stride;
   const index_t first = sweep + 1 + step * b;
@@ -256,4 +256,15 @@ void chase_step(const Band& band, index_t sweep, index_t step, Reflector& reflec
   std::copy(next.v, next.v + rows, reflector.v);
 }
 
+}  // namespace
+
 }  // namespace mpfast::cpu::MPFAST_ISA
+
+namespace mpfast::cpu {
+
+template <>
+void chase_step<isa::MPFAST_ISA>(const Band& band, index_t sweep, index_t step, Reflector& reflector) {
+  MPFAST_ISA::chase(band, sweep, step, reflector);
+}
+
+}  // namespace mpfast::cpu

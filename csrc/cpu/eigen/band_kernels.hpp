@@ -30,16 +30,7 @@ struct Band {
 // `reflector` holds v_t on entry (made by the call itself when t = 0) and v_{t+1} on return.
 using ChaseStep = void (*)(const Band& band, index_t sweep, index_t step, Reflector& reflector);
 
-#ifdef MPFAST_X86_DISPATCH
-namespace avx2 {
+template <class Isa>
 void chase_step(const Band& band, index_t sweep, index_t step, Reflector& reflector);
-}
-namespace avx512 {
-void chase_step(const Band& band, index_t sweep, index_t step, Reflector& reflector);
-}
-#endif
-namespace baseline {
-void chase_step(const Band& band, index_t sweep, index_t step, Reflector& reflector);
-}
 
 }  // namespace mpfast::cpu

@@ -24,8 +24,6 @@ constexpr index_t kUpdateTile = 256;
 // Below this many entries a whole call takes less than about 50 ms and needs no thread of its own.
 constexpr index_t kQuickEntries = 512 * 512;
 
-index_t blocks(index_t n, index_t block) { return (n + block - 1) / block; }
-
 // Buffers live as long as the last LAPACK call that uses them, even when an interrupt has abandoned it.
 struct Bidiagonalization {
   Buffer<double> a;
@@ -47,7 +45,7 @@ void qr_in_place(Team& team, index_t m, index_t n, double* a, index_t lda) {
     std::fill(t.begin(), t.end(), 0.0);
     linalg::qr_compact_wy(rows, width, panel, lda, t.data(), kQrPanel);
     const index_t rest = n - k - width;
-    team.parallel_for(blocks(rest, kQrTile), [&](index_t tile, int worker) {
+    team.parallel_for(ceil_div(rest, kQrTile), [&](index_t tile, int worker) {
       const index_t begin = tile * kQrTile;
       linalg::apply_q_transposed(rows, std::min(kQrTile, rest - begin), width, panel, lda, t.data(), kQrPanel,
                                  panel + (width + begin) * lda, lda, workspace.get() + worker * kQrTile * kQrPanel);
@@ -72,8 +70,8 @@ void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_p
                                   s.taup.data(), s.x.get(), s.ldx, s.y.get(), s.ldy);
     };
     run_abandonable(poll, panel);
-    const index_t row_tiles = blocks(rows - k, kUpdateTile);
-    const index_t col_tiles = blocks(cols - k, kUpdateTile);
+    const index_t row_tiles = ceil_div(rows - k, kUpdateTile);
+    const index_t col_tiles = ceil_div(cols - k, kUpdateTile);
     team.parallel_for(row_tiles * col_tiles, [&](index_t tile, int) {
       const index_t r = k + (tile % row_tiles) * kUpdateTile;
       const index_t c = k + (tile / row_tiles) * kUpdateTile;

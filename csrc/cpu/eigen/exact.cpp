@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cpu/eigen/bidiagonal.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "linalg/lapack.hpp"
@@ -32,8 +32,6 @@ constexpr double kQuartileTolerance = 1e-6;
 // Outside these bounds the trace of G says that entries of W over- or underflow when squared.
 constexpr double kSmallTrace = 1e-200;
 constexpr double kLargeTrace = 1e200;
-
-index_t blocks(index_t n, index_t block) { return (n + block - 1) / block; }
 
 // Tiles of G: large enough for the gemm rate, small enough to keep eight threads busy.
 index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
@@ -95,8 +93,8 @@ Nonfinite widen_panel(Team& team, const LongView& s, index_t begin, index_t end,
   const index_t run_stride = by_rows ? v.row_stride : v.col_stride;
   const index_t entry_stride = by_rows ? v.col_stride : v.row_stride;
   const index_t origin = begin * v.row_stride;
-  std::vector<Nonfinite> found(static_cast<std::size_t>(blocks(runs, kRunsATask)));
-  team.parallel_for(blocks(runs, kRunsATask), [&](index_t task, int) {
+  std::vector<Nonfinite> found(static_cast<std::size_t>(ceil_div(runs, kRunsATask)));
+  team.parallel_for(ceil_div(runs, kRunsATask), [&](index_t task, int) {
     dispatch(v.dtype, [&]<DType dtype>() {
       for (index_t run = task * kRunsATask; run < std::min((task + 1) * kRunsATask, runs); ++run) {
         const index_t offset = origin + run * run_stride;
@@ -119,7 +117,7 @@ Nonfinite widen_panel(Team& team, const LongView& s, index_t begin, index_t end,
 void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double* panel, index_t ld, double beta,
                 double* g, index_t ldg) {
   const index_t tile = gram_tile(p);
-  const index_t count = blocks(p, tile);
+  const index_t count = ceil_div(p, tile);
   team.parallel_for(count * (count + 1) / 2, [&](index_t task, int) {
     index_t column = 0;
     index_t rest = task;
@@ -145,7 +143,7 @@ void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double
 std::vector<double> row_maxima(Team& team, const MatrixView& view) {
   constexpr index_t kChunk = 512;
   std::vector<double> maxima(static_cast<std::size_t>(view.rows), 0.0);
-  team.parallel_for(blocks(view.rows, kRunsATask), [&](index_t task, int) {
+  team.parallel_for(ceil_div(view.rows, kRunsATask), [&](index_t task, int) {
     double chunk[kChunk];
     for (index_t row = task * kRunsATask; row < std::min((task + 1) * kRunsATask, view.rows); ++row) {
       double largest = 0;

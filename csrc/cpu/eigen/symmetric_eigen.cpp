@@ -38,22 +38,6 @@ Tuning tuning(index_t n) {
 // From this many rows on the tridiagonal solver takes over 50 ms and gets a thread of its own.
 constexpr index_t kLongTridiagonal = 2048;
 
-index_t blocks(index_t n, index_t block) { return (n + block - 1) / block; }
-
-ChaseStep chase_step() {
-#ifdef MPFAST_X86_DISPATCH
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::chase_step;
-    case Isa::avx2:
-      return avx2::chase_step;
-    default:
-      break;
-  }
-#endif
-  return baseline::chase_step;
-}
-
 // First stage: Q^T A Q = band matrix of bandwidth b, panel by panel.
 //
 // With the QR factorisation of a panel below the band, Q = I - V T V^T (V is m x b), the trailing matrix becomes
@@ -75,7 +59,7 @@ class BandReduction {
         vwv_(ldv_, 3 * b_, "panel factors"),
         scratch_(ldv_, b_, "panel products"),
         t_(2 * b_, b_, "panel reflectors"),
-        partial_(b_ * b_, blocks(n, tile_), "panel partial sums") {}
+        partial_(b_ * b_, ceil_div(n, tile_), "panel partial sums") {}
 
   void run() {
     mirror_diagonal_tiles();
@@ -98,7 +82,7 @@ class BandReduction {
   index_t tile_end(index_t tile) const { return std::min((tile + 1) * tile_, n_); }
 
   void mirror_diagonal_tiles() {
-    team_.parallel_for(blocks(n_, tile_), [this](index_t tile, int) {
+    team_.parallel_for(ceil_div(n_, tile_), [this](index_t tile, int) {
       for (index_t j = tile * tile_; j < tile_end(tile); ++j) {
         for (index_t i = j + 1; i < tile_end(tile); ++i) *at(j, i) = *at(i, j);
       }
@@ -138,7 +122,7 @@ class BandReduction {
 
   void form_w(index_t first, const double* t) {
     const index_t tile0 = first / tile_;
-    const index_t count = blocks(n_, tile_) - tile0;
+    const index_t count = ceil_div(n_, tile_) - tile0;
     // X = A V T block row by block row, and the blocks' shares of V^T X.
     team_.parallel_for(count, [&](index_t index, int) {
       const index_t begin = tile_begin(tile0 + index, first);
@@ -172,7 +156,7 @@ class BandReduction {
   void update_trailing(index_t first, double* next_t) {
     const index_t second = first + b_;
     const index_t tile0 = second / tile_;
-    const index_t count = second < n_ ? blocks(n_, tile_) - tile0 : 0;
+    const index_t count = second < n_ ? ceil_div(n_, tile_) - tile0 : 0;
     team_.parallel_for(1 + count * (count + 1) / 2, [&](index_t task, int) {
       if (task == 0) {
         update_block(first, n_, first, std::min(second, n_));
@@ -213,11 +197,11 @@ class BandReduction {
 // core's L2 and move between cores once a task, not once a sweep. Tasks follow each other the same way, so the
 // operations and their order on every entry are fixed: the team's size changes nothing.
 void chase_bulges(Team& team, const Band& band, index_t sweeps_a_task) {
-  const ChaseStep step_kernel = chase_step();
+  const ChaseStep step_kernel = for_active_isa([]<class Isa>() { return &chase_step<Isa>; });
   const index_t sweeps = band.n - 2;
   if (sweeps <= 0 || band.bandwidth < 2) return;
-  const index_t tasks = blocks(sweeps, sweeps_a_task);
-  const auto steps_of = [&](index_t sweep) { return blocks(band.n - 1 - sweep, band.bandwidth); };
+  const index_t tasks = ceil_div(sweeps, sweeps_a_task);
+  const auto steps_of = [&](index_t sweep) { return ceil_div(band.n - 1 - sweep, band.bandwidth); };
   // Steps done by the last sweep of each task.
   std::vector<std::atomic<index_t>> done(static_cast<std::size_t>(tasks));
   // Made beforehand: a task must not throw, since others wait for it.

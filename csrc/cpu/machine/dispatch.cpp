@@ -8,40 +8,31 @@ namespace mpfast::cpu {
 
 namespace {
 
-Isa widest_supported() {
+template <class... Isa>
+int widest_supported(IsaList<Isa...>) {
 #ifdef MPFAST_X86_DISPATCH
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
-#else
-  return Isa::baseline;
 #endif
+  int count = 0;
+  static_cast<void>(((Isa::runs_here() && ++count > 0) && ...));  // up to the first that does not run
+  return count - 1;
 }
 
-Isa wanted() {
+// The widest that the environment allows: all, unless it names one of them.
+template <class... Isa>
+int wanted(IsaList<Isa...>) {
+  constexpr int kAll = sizeof...(Isa);
   const char* text = std::getenv("MPFAST_ISA");
-  const std::string_view name = text == nullptr ? "" : text;
-  return name == "baseline" ? Isa::baseline : name == "avx2" ? Isa::avx2 : Isa::avx512;
+  const std::string_view names[] = {Isa::kName...};
+  const auto* named = std::find(names, names + kAll, text == nullptr ? "" : text);
+  return named == names + kAll ? kAll - 1 : static_cast<int>(named - names);
 }
 
 }  // namespace
 
-Isa active_isa() {
-  static const Isa isa = std::min(widest_supported(), wanted());
-  return isa;
-}
-
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
+int active_isa() {
+  static const int place = std::min(widest_supported(Isas{}), wanted(Isas{}));
+  return place;
 }
 
 }  // namespace mpfast::cpu

@@ -12,7 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "core/types.hpp"
+#include "core/dtype.hpp"
 
 namespace mpfast::cpu::MPFAST_ISA {
 
@@ -32,11 +32,31 @@ constexpr int kVectorBytes = 16;
 constexpr bool kManyRegisters = false;
 #endif
 
+// How entries of a type lie in memory, as types that loads tell apart.
 struct Half {
   std::uint16_t bits;
 };
 struct BFloat {
   std::uint16_t bits;
+};
+
+template <DType>
+struct StorageOf;
+template <>
+struct StorageOf<DType::float64> {
+  using Type = double;
+};
+template <>
+struct StorageOf<DType::float32> {
+  using Type = float;
+};
+template <>
+struct StorageOf<DType::float16> {
+  using Type = Half;
+};
+template <>
+struct StorageOf<DType::bfloat16> {
+  using Type = BFloat;
 };
 
 template <class T, int N>
@@ -187,6 +207,8 @@ template <int N>
   return bit_copy<VecN<float, N>>(bits);
 }
 
+[[gnu::always_inline]] inline float load_one_float(const float* p) { return load_as<float>(p); }
+
 [[gnu::always_inline]] inline float load_one_float(const BFloat* p) {
   return bit_copy<float>(static_cast<std::uint32_t>(p->bits) << 16);
 }
@@ -240,10 +262,8 @@ template <class Real, int h, class Storage>
 
 template <class Real, class Storage>
 [[gnu::always_inline]] inline Real load_one(const Storage* p) {
-  if constexpr (sizeof(Storage) != sizeof(Half)) {
-    Storage value;
-    __builtin_memcpy(&value, p, sizeof value);
-    return static_cast<Real>(value);
+  if constexpr (sizeof(Storage) == sizeof(double)) {
+    return load_as<Real>(p);
   } else {
     return static_cast<Real>(load_one_float(p));
   }
@@ -269,6 +289,23 @@ template <class Real>
 
 [[gnu::always_inline]] inline float add_lanes(const Vec<float>& v) { return add_lanes_of<float>(v); }
 [[gnu::always_inline]] inline double add_lanes(const Vec<double>& v) { return add_lanes_of<double>(v); }
+
+// Bit i: whether lane i of a comparison of integers, 32 or 64 bits each, holds.
+template <class Integer>
+[[gnu::always_inline]] inline unsigned lanes_that_hold(const Vec<Integer>& comparison) {
+#if defined(__AVX512BW__)
+  const auto bits = bit_copy<__m512i>(comparison);
+  return sizeof(Integer) == 4 ? _mm512_movepi32_mask(bits) : _mm512_movepi64_mask(bits);
+#elif defined(__AVX2__)
+  const auto bits = bit_copy<__m256i>(comparison);
+  return static_cast<unsigned>(sizeof(Integer) == 4 ? _mm256_movemask_ps(_mm256_castsi256_ps(bits))
+                                                    : _mm256_movemask_pd(_mm256_castsi256_pd(bits)));
+#else
+  unsigned bits = 0;
+  for (int lane = 0; lane < kLanes<Integer>; ++lane) bits |= static_cast<unsigned>(comparison[lane] & 1) << lane;
+  return bits;
+#endif
+}
 
 // The same value, which the compiler must hold in a register: it would rather load it again for every use as an operand
 // in memory, where the loads are the bottleneck (and rows of the caller's matrix are not aligned).

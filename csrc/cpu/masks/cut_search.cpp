@@ -34,10 +34,9 @@ KeyKind KeyKind::operator&(const KeyKind& other) const {
 
 KeyKind key_kind(DType dtype, double scale) {
   constexpr int kFloatMantissa = 23;
-  if (dtype == DType::float64) return {true, 0};
-  if (scale == 1 && dtype == DType::bfloat16) return {false, kFloatMantissa - 7};
-  if (scale == 1 && dtype == DType::float16) return {false, kFloatMantissa - 10};
-  return {};
+  if (needs_double(dtype)) return {true, 0};
+  if (scale != 1) return {false, 0};
+  return {false, kFloatMantissa - dispatch(dtype, []<DType each>() { return Entry<each>::kMantissaBits; })};
 }
 
 CutSearch::CutSearch(index_t total, index_t pruned, KeyKind keys)
@@ -218,9 +217,8 @@ std::vector<std::uint64_t> CutSearch::merged() const {
 }
 
 void CutSearch::count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const {
-  const auto dtype = static_cast<std::size_t>(matrix.entries.dtype);
-  const MaskKernels& kernels = active_mask_kernels();
-  const auto kernel = keys_.wide ? kernels.count_keys_wide[dtype] : kernels.count_keys_narrow[dtype];
+  const MaskKernels& kernels = active_mask_kernels(matrix.entries.dtype);
+  const auto kernel = keys_.wide ? kernels.count_keys_wide : kernels.count_keys_narrow;
   for_each_run(matrix.entries, block, 1, [&](const void* entries, index_t count, index_t) {
     kernel(entries, count, matrix.scale, window_, counts);
     if (!collecting_) return;
@@ -245,9 +243,8 @@ void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, Key
 
 // The mask that keeps keys from `cut` on; returns how many keys equal it.
 index_t CutSearch::write_block(const ScoredMatrix& matrix, const Block& block, std::int64_t cut) const {
-  const auto dtype = static_cast<std::size_t>(matrix.entries.dtype);
-  const MaskKernels& kernels = active_mask_kernels();
-  const auto kernel = keys_.wide ? kernels.write_mask_wide[dtype] : kernels.write_mask_narrow[dtype];
+  const MaskKernels& kernels = active_mask_kernels(matrix.entries.dtype);
+  const auto kernel = keys_.wide ? kernels.write_mask_wide : kernels.write_mask_narrow;
   index_t ties = 0;
   for_each_run(matrix.entries, block, 1, [&](const void* entries, index_t count, index_t flat) {
     ties += kernel(entries, count, matrix.scale, cut, matrix.keep + flat);

@@ -71,14 +71,7 @@ std::vector<Block> cut_into_blocks(std::span<const ScoredMatrix> matrices, index
 }
 
 void gather(const MatrixView& w, const Block& tile, std::byte* out) {
-  switch (size_of(w.dtype)) {
-    case 8:
-      return gather_tile(w, tile, reinterpret_cast<std::uint64_t*>(out));
-    case 4:
-      return gather_tile(w, tile, reinterpret_cast<std::uint32_t*>(out));
-    default:
-      return gather_tile(w, tile, reinterpret_cast<std::uint16_t*>(out));
-  }
+  dispatch(w.dtype, [&]<DType dtype>() { gather_tile(w, tile, reinterpret_cast<typename Entry<dtype>::Bits*>(out)); });
 }
 
 NonFinite describe_nonfinite(Team& team, std::span<const ScoredMatrix> matrices, index_t matrix) {
@@ -89,16 +82,7 @@ NonFinite describe_nonfinite(Team& team, std::span<const ScoredMatrix> matrices,
   team.parallel_for(static_cast<index_t>(blocks.size()), [&](index_t b, int) {
     auto& mine = found[static_cast<std::size_t>(b)];
     for_each_run(w, blocks[static_cast<std::size_t>(b)], 1, [&](const void* entries, index_t count, index_t flat) {
-      switch (w.dtype) {
-        case DType::float64:
-          return find_nonfinite<DType::float64>(entries, count, flat, mine);
-        case DType::float32:
-          return find_nonfinite<DType::float32>(entries, count, flat, mine);
-        case DType::float16:
-          return find_nonfinite<DType::float16>(entries, count, flat, mine);
-        default:
-          return find_nonfinite<DType::bfloat16>(entries, count, flat, mine);
-      }
+      dispatch(w.dtype, [&]<DType dtype>() { find_nonfinite<dtype>(entries, count, flat, mine); });
     });
   });
   NonFinite all{matrix, 0, 0};

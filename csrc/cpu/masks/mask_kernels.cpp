@@ -6,10 +6,8 @@
 
 #include <type_traits>
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
+#include "cpu/machine/dispatch.hpp"
+#include "cpu/machine/simd.hpp"
 #include "masks/n_m.hpp"
 #include "masks/select.hpp"
 
@@ -22,14 +20,6 @@ using masks::Stored;
 
 // Keys of one chunk stay in L1 between the loops over them.
 constexpr int kChunk = 512;
-
-#if defined(__AVX512BW__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 
 // Returns whether every entry is finite.
 template <DType dtype, class Key, bool kScaled>
@@ -45,42 +35,15 @@ template <DType dtype, class Key, bool kScaled>
   return largest < Stored<dtype>::kInfinity;
 }
 
-// A register of keys.
-template <class Key>
-constexpr int kKeys = kVectorBytes / static_cast<int>(sizeof(Key));
-template <class Key>
-struct KeyVector {
-  typedef Key Type __attribute__((vector_size(kVectorBytes)));
-};
-
-// Bit i: whether lane i of a comparison holds.
-template <class Key>
-[[gnu::always_inline]] inline unsigned lanes_that_hold(const typename KeyVector<Key>::Type& comparison) {
-#if defined(__AVX512BW__)
-  __m512i bits;
-  __builtin_memcpy(&bits, &comparison, sizeof bits);
-  return sizeof(Key) == 4 ? _mm512_movepi32_mask(bits) : _mm512_movepi64_mask(bits);
-#elif defined(__AVX2__)
-  __m256i bits;
-  __builtin_memcpy(&bits, &comparison, sizeof bits);
-  return static_cast<unsigned>(sizeof(Key) == 4 ? _mm256_movemask_ps(_mm256_castsi256_ps(bits))
-                                                : _mm256_movemask_pd(_mm256_castsi256_pd(bits)));
-#else
-  unsigned bits = 0;
-  for (int lane = 0; lane < kKeys<Key>; ++lane) bits |= static_cast<unsigned>(comparison[lane] & 1) << lane;
-  return bits;
-#endif
-}
-
 // Most registers hold no key of a well-chosen window, so the hits, the only part that is not vectorised, cost little.
 // hit(key) is called for each key inside, in order. count is a multiple of the keys of a register.
 template <class Key, class Hit>
 [[gnu::always_inline]] inline index_t count_chunk(const Key* keys, int count, Key low, Key high, const Hit& hit) {
-  using V = typename KeyVector<Key>::Type;
+  using V = Vec<Key>;
   const V first = V{} + low;
   const V last = V{} + high;
   V below{};
-  for (int i = 0; i < count; i += kKeys<Key>) {
+  for (int i = 0; i < count; i += kLanes<Key>) {
     V some;
     __builtin_memcpy(&some, keys + i, sizeof some);
     const auto is_below = some < first;
@@ -90,7 +53,7 @@ template <class Key, class Hit>
     }
   }
   index_t total = 0;
-  for (int lane = 0; lane < kKeys<Key>; ++lane) total += below[lane];
+  for (int lane = 0; lane < kLanes<Key>; ++lane) total += below[lane];
   return total;
 }
 
@@ -106,7 +69,7 @@ template <DType dtype, class Key, bool kScaled, class Hit>
   for (index_t start = 0; start < count; start += kChunk) {
     const int size = count - start < kChunk ? static_cast<int>(count - start) : kChunk;
     finite &= make_keys<dtype, Key, kScaled>(entries + start, size, narrow_scale, keys);
-    const int whole = size / kKeys<Key> * kKeys<Key>;
+    const int whole = size / kLanes<Key> * kLanes<Key>;
     counts.below += count_chunk(keys, whole, low, high, hit);
     for (int i = whole; i < size; ++i) {
       if (keys[i] < low) ++counts.below;
@@ -171,13 +134,6 @@ index_t write_mask(const void* entries, index_t count, double scale, std::int64_
 
 // ---- n of m ---------------------------------------------------------------------------------------------------------
 
-template <class T, int kLanes>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(sizeof(T) * kLanes)));
-};
-template <class T, int kLanes>
-using Vec = typename VectorOf<T, kLanes>::Type;
-
 template <int... kIndex>
 struct Lanes {};
 template <int kCount, int... kIndex>
@@ -218,7 +174,7 @@ template <class V, class S, int m, int r, class AllLanes>
 template <DType dtype>
 bool keep_largest_any(const typename Stored<dtype>::Bits* entries, index_t count, int n, int m, std::uint8_t* keep) {
   using Bits = typename Stored<dtype>::Bits;
-  constexpr int kGroups = kVectorBytes / static_cast<int>(sizeof(Bits));
+  constexpr int kGroups = kLanes<Bits>;
   alignas(64) Bits keys[masks::kLargestGroup][kGroups];
   alignas(64) Bits rank[masks::kLargestGroup][kGroups];
   const Bits pruned = static_cast<Bits>(m - n);
@@ -245,35 +201,35 @@ bool keep_largest_any(const typename Stored<dtype>::Bits* entries, index_t count
 template <DType dtype, int m>
 bool keep_largest_in_register(const typename Stored<dtype>::Bits* entries, index_t count, int n, std::uint8_t* keep) {
   using Bits = typename Stored<dtype>::Bits;
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Bits));
-  using V = Vec<Bits, kLanes>;
-  using S = Vec<std::make_signed_t<Bits>, kLanes>;
+  constexpr int L = kLanes<Bits>;
+  using V = Vec<Bits>;
+  using S = Vec<std::make_signed_t<Bits>>;
   // Every step writes a register of bytes, so that the narrowing of the flags fills whole registers.
   constexpr int kSteps = static_cast<int>(sizeof(Bits));
-  using AllLanes = typename MakeLanes<kLanes>::Type;
+  using AllLanes = typename MakeLanes<L>::Type;
   const S bound = S{} - static_cast<std::make_signed_t<Bits>>(m - n);
   S largest = {};
   index_t i = 0;
-  for (; i + kLanes * kSteps <= count; i += kLanes * kSteps) {
-    alignas(64) Bits flags[kLanes * kSteps];
+  for (; i + L * kSteps <= count; i += L * kSteps) {
+    alignas(64) Bits flags[L * kSteps];
 #pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
       V keys;
-      __builtin_memcpy(&keys, entries + i + step * kLanes, sizeof keys);
+      __builtin_memcpy(&keys, entries + i + step * L, sizeof keys);
       keys &= Stored<dtype>::kMagnitude;
       largest = largest > (S)keys ? largest : (S)keys;
       const S flag = (S)minus_rank<V, S, m, 1, AllLanes>(keys) <= bound;
-      __builtin_memcpy(flags + step * kLanes, &flag, sizeof flag);
+      __builtin_memcpy(flags + step * L, &flag, sizeof flag);
     }
-    for (int k = 0; k < kLanes * kSteps; ++k) keep[i + k] = static_cast<std::uint8_t>(flags[k] & 1);
+    for (int k = 0; k < L * kSteps; ++k) keep[i + k] = static_cast<std::uint8_t>(flags[k] & 1);
   }
   bool finite = keep_largest_any<dtype>(entries + i, count - i, n, m, keep + i);
-  for (int lane = 0; lane < kLanes; ++lane) finite &= static_cast<Bits>(largest[lane]) < Stored<dtype>::kInfinity;
+  for (int lane = 0; lane < L; ++lane) finite &= static_cast<Bits>(largest[lane]) < Stored<dtype>::kInfinity;
   return finite;
 }
 
 template <DType dtype, int m>
-constexpr bool fits_register = kVectorBytes / static_cast<int>(sizeof(typename Stored<dtype>::Bits)) % m == 0;
+constexpr bool fits_register = kLanes<typename Stored<dtype>::Bits> % m == 0;
 
 template <DType dtype>
 bool keep_largest(const void* entries, index_t count, int n, int m, std::uint8_t* keep) {
@@ -296,17 +252,32 @@ bool keep_largest(const void* entries, index_t count, int n, int m, std::uint8_t
 using Narrow = std::int32_t;
 using Wide = std::int64_t;
 
+// Without the narrow kernels where entries need double.
+template <DType dtype>
+constexpr MaskKernels kernels_of() {
+  MaskKernels kernels{};
+  if constexpr (!kNeedsDouble<dtype>) {
+    kernels.count_keys_narrow = count_keys<dtype, Narrow>;
+    kernels.write_mask_narrow = write_mask<dtype, Narrow>;
+  }
+  kernels.count_keys_wide = count_keys<dtype, Wide>;
+  kernels.write_mask_wide = write_mask<dtype, Wide>;
+  kernels.keep_largest = keep_largest<dtype>;
+  return kernels;
+}
+
+template <DType dtype>
+constexpr MaskKernels kKernels = kernels_of<dtype>();
+
 }  // namespace
 
-extern const MaskKernels mask_kernels = {{nullptr, count_keys<DType::float32, Narrow>,
-                                          count_keys<DType::float16, Narrow>, count_keys<DType::bfloat16, Narrow>},
-                                         {count_keys<DType::float64, Wide>, count_keys<DType::float32, Wide>,
-                                          count_keys<DType::float16, Wide>, count_keys<DType::bfloat16, Wide>},
-                                         {nullptr, write_mask<DType::float32, Narrow>,
-                                          write_mask<DType::float16, Narrow>, write_mask<DType::bfloat16, Narrow>},
-                                         {write_mask<DType::float64, Wide>, write_mask<DType::float32, Wide>,
-                                          write_mask<DType::float16, Wide>, write_mask<DType::bfloat16, Wide>},
-                                         {keep_largest<DType::float64>, keep_largest<DType::float32>,
-                                          keep_largest<DType::float16>, keep_largest<DType::bfloat16>}};
-
 }  // namespace mpfast::cpu::MPFAST_ISA
+
+namespace mpfast::cpu {
+
+template <>
+const MaskKernels& mask_kernels<isa::MPFAST_ISA>(DType dtype) {
+  return *dispatch(dtype, []<DType each>() { return &MPFAST_ISA::kKernels<each>; });
+}
+
+}  // namespace mpfast::cpu

@@ -1,4 +1,4 @@
-// Inner loops of the masks, over runs of consecutive entries. One table of them per instruction set.
+// Inner loops of the masks, over runs of consecutive entries. One table of them per instruction set and storage type.
 #pragma once
 
 #include <cstdint>
@@ -36,25 +36,18 @@ struct MaskKernels {
   // Returns false when an entry was not finite.
   using KeepLargest = bool (*)(const void* entries, index_t count, int n, int m, std::uint8_t* keep);
 
-  // Indexed by DType. The narrow ones compute scores in float (none for float64 entries), the wide ones in double.
-  CountKeys count_keys_narrow[4];
-  CountKeys count_keys_wide[4];
-  WriteMask write_mask_narrow[4];
-  WriteMask write_mask_wide[4];
-  KeepLargest keep_largest[4];
+  // The narrow ones compute scores in float (null for entries that need double), the wide ones in double.
+  CountKeys count_keys_narrow;
+  CountKeys count_keys_wide;
+  WriteMask write_mask_narrow;
+  WriteMask write_mask_wide;
+  KeepLargest keep_largest;
 };
 
-namespace baseline {
-extern const MaskKernels mask_kernels;
-}
-namespace avx2 {
-extern const MaskKernels mask_kernels;
-}
-namespace avx512 {
-extern const MaskKernels mask_kernels;
-}
+template <class Isa>
+const MaskKernels& mask_kernels(DType dtype);
 
 // Those of the instruction set in use.
-const MaskKernels& active_mask_kernels();
+const MaskKernels& active_mask_kernels(DType dtype);
 
 }  // namespace mpfast::cpu

@@ -11,18 +11,8 @@
 
 namespace mpfast::cpu {
 
-const MaskKernels& active_mask_kernels() {
-#ifdef MPFAST_X86_DISPATCH
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::mask_kernels;
-    case Isa::avx2:
-      return avx2::mask_kernels;
-    default:
-      break;
-  }
-#endif
-  return baseline::mask_kernels;
+const MaskKernels& active_mask_kernels(DType dtype) {
+  return *for_active_isa([&]<class Isa>() { return &mask_kernels<Isa>(dtype); });
 }
 
 std::optional<NonFinite> prune_smallest(Team& team, std::span<const ScoredMatrix> matrices, index_t pruned) {
@@ -53,7 +43,7 @@ std::optional<NonFinite> keep_largest_of_groups(Team& team, std::span<const Scor
   team.parallel_for(static_cast<index_t>(blocks.size()), [&](index_t b, int worker) {
     const Block& block = blocks[static_cast<std::size_t>(b)];
     const ScoredMatrix& matrix = flat[static_cast<std::size_t>(block.matrix)];
-    const auto kernel = active_mask_kernels().keep_largest[static_cast<std::size_t>(matrix.entries.dtype)];
+    const auto kernel = active_mask_kernels(matrix.entries.dtype).keep_largest;
     bool finite = true;
     for_each_run(matrix.entries, block, m, [&](const void* entries, index_t count, index_t flat_index) {
       finite &= kernel(entries, count, n, m, matrix.keep + flat_index);

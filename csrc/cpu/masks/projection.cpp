@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/masks/entry_blocks.hpp"
 #include "cpu/masks/projection_kernels.hpp"
@@ -82,8 +82,9 @@ class Projector {
     if (!load(tile)) return false;
     normalize(tile);
     if (problem_.m <= masks::kLargestTable) {
-      active_projection_kernels().project({tile.u.data(), moment(tile.group), tile.prior.data(), tile.rows, tile.groups,
-                                           problem_.m, problem_.n, tile.keep.data()});
+      const ProjectionTile groups{tile.u.data(), moment(tile.group), tile.prior.data(), tile.rows,
+                                  tile.groups,   problem_.m,         problem_.n,        tile.keep.data()};
+      for_active_isa([&]<class Isa>() { cpu::project<Isa>(groups); });
     } else {
       swap(tile);
     }
@@ -171,20 +172,6 @@ class Projector {
 };
 
 }  // namespace
-
-const ProjectionKernels& active_projection_kernels() {
-#ifdef MPFAST_X86_DISPATCH
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::projection_kernels;
-    case Isa::avx2:
-      return avx2::projection_kernels;
-    default:
-      break;
-  }
-#endif
-  return baseline::projection_kernels;
-}
 
 std::optional<NonFinite> project_groups(Team& team, const ProjectionProblem& problem) {
   if (problem.m < 1 || problem.m > kLargestSwapGroup || problem.n < 1 || problem.n > problem.m) {

@@ -1,6 +1,7 @@
-// Compiled once per instruction set (see CMakeLists.txt), with internal linkage for all but the table.
+// Compiled once per instruction set (see CMakeLists.txt), with internal linkage for all but the last function.
 #include "cpu/masks/projection_kernels.hpp"
 
+#include "cpu/machine/dispatch.hpp"
 #include "cpu/machine/simd.hpp"
 #include "masks/projection.hpp"
 
@@ -122,7 +123,7 @@ void project_halves(const ProjectionTile& tile) {
   for_each_register(tile, [&](index_t group, int row) { project_by_tables(tile, group, row, search); });
 }
 
-void project(const ProjectionTile& tile) {
+void project_tile(const ProjectionTile& tile) {
   if (tile.n == tile.m) {
     for (index_t i = 0; i < tile.rows * tile.groups * tile.m; ++i) tile.keep[i] = 1;
   } else if (tile.m == 4 && tile.n == 2) {
@@ -134,6 +135,13 @@ void project(const ProjectionTile& tile) {
 
 }  // namespace
 
-const ProjectionKernels projection_kernels = {project};
-
 }  // namespace mpfast::cpu::MPFAST_ISA
+
+namespace mpfast::cpu {
+
+template <>
+void project<isa::MPFAST_ISA>(const ProjectionTile& tile) {
+  MPFAST_ISA::project_tile(tile);
+}
+
+}  // namespace mpfast::cpu

@@ -1,4 +1,4 @@
-// Inner loops of the n:m projection for m <= 16. One table of them per instruction set.
+// Inner loops of the n:m projection for m <= 16. One of them per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -19,23 +19,8 @@ struct ProjectionTile {
   std::uint8_t* keep = nullptr;  // as u
 };
 
-struct ProjectionKernels {
-  using Project = void (*)(const ProjectionTile& tile);
-
-  Project project;
-};
-
-namespace baseline {
-extern const ProjectionKernels projection_kernels;
-}
-namespace avx2 {
-extern const ProjectionKernels projection_kernels;
-}
-namespace avx512 {
-extern const ProjectionKernels projection_kernels;
-}
-
-// Those of the instruction set in use.
-const ProjectionKernels& active_projection_kernels();
+// Fills `keep`.
+template <class Isa>
+void project(const ProjectionTile& tile);
 
 }  // namespace mpfast::cpu

@@ -145,8 +145,7 @@ class HostBackend {
 
   // Coordinates [first, first + length) of the vectors of v, as a matrix with a row per vector.
   static MatrixView coordinates(View v, index_t first, index_t length) {
-    constexpr DType kReal = std::is_same_v<Real, double> ? DType::float64 : DType::float32;
-    return {v.data + first, kReal, v.count, length, v.dim, 1};
+    return {v.data + first, kDTypeOf<Real>, v.count, length, v.dim, 1};
   }
 
   static std::vector<Real> copied(View v, index_t first, index_t length) {

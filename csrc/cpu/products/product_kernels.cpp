@@ -8,6 +8,7 @@
 // to 25 % less time than without), so that the memory bus hardly waits.
 #include "cpu/products/product_kernels.hpp"
 
+#include "cpu/machine/dispatch.hpp"
 #include "cpu/machine/simd.hpp"
 
 namespace mpfast::cpu::MPFAST_ISA {
@@ -117,6 +118,16 @@ template <class Real, class Storage, int R, int G>
   }
 }
 
+// function.template operator()<G>() for a group of `width` vectors, which is kMost, one of 1 to kGroupWidth, or both.
+template <int kMost, class Function>
+[[gnu::always_inline]] inline void with_width(index_t width, const Function& function) {
+  if constexpr (kMost > 1) {
+    constexpr int kNext = kMost > kGroupWidth ? static_cast<int>(kGroupWidth) : kMost - 1;
+    if (width < kMost) return with_width<kNext>(width, function);
+  }
+  function.template operator()<kMost>();
+}
+
 // All rows meet a piece of X that stays in the first-level cache before the next piece comes.
 template <class Real, class Storage, int G>
 void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y) {
@@ -146,18 +157,7 @@ void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y
 
 template <class Real, class Storage>
 void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y) {
-  switch (width) {
-    case 1:
-      return dot_group<Real, Storage, 1>(panel, x, alpha, beta, y);
-    case 2:
-      return dot_group<Real, Storage, 2>(panel, x, alpha, beta, y);
-    case 3:
-      return dot_group<Real, Storage, 3>(panel, x, alpha, beta, y);
-    case kGroupWidth:
-      return dot_group<Real, Storage, kGroupWidth>(panel, x, alpha, beta, y);
-    default:
-      return dot_group<Real, Storage, kWideGroup>(panel, x, alpha, beta, y);
-  }
+  with_width<kWideGroup>(width, [&]<int G>() { dot_group<Real, Storage, G>(panel, x, alpha, beta, y); });
 }
 
 // z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns: 2 P + G loads and 2 P G FMAs a row.
@@ -231,18 +231,7 @@ void axpy_either(const Panel& panel, const Real* y, Real* z, double* sum_squares
 
 template <class Real, class Storage>
 void axpy(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares) {
-  switch (width) {
-    case 1:
-      return axpy_either<Real, Storage, 1>(panel, y, z, sum_squares);
-    case 2:
-      return axpy_either<Real, Storage, 2>(panel, y, z, sum_squares);
-    case 3:
-      return axpy_either<Real, Storage, 3>(panel, y, z, sum_squares);
-    case kGroupWidth:
-      return axpy_either<Real, Storage, kGroupWidth>(panel, y, z, sum_squares);
-    default:
-      return axpy_either<Real, Storage, kWideGroup>(panel, y, z, sum_squares);
-  }
+  with_width<kWideGroup>(width, [&]<int G>() { axpy_either<Real, Storage, G>(panel, y, z, sum_squares); });
 }
 
 // From an entry of a tile of R rows to the one that is fetched meanwhile, in entries: the same entry of the next tile
@@ -351,16 +340,8 @@ void sweep_either(const Panel& panel, const Real* x, Real alpha, Real beta, Real
 
 template <class Real, class Storage>
 void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
-  switch (width) {
-    case 1:
-      return sweep_either<Real, Storage, 1>(panel, x, alpha, beta, z, sum_squares);
-    case 2:
-      return sweep_either<Real, Storage, 2>(panel, x, alpha, beta, z, sum_squares);
-    case 3:
-      return sweep_either<Real, Storage, 3>(panel, x, alpha, beta, z, sum_squares);
-    default:
-      return sweep_either<Real, Storage, kGroupWidth>(panel, x, alpha, beta, z, sum_squares);
-  }
+  with_width<kGroupWidth>(width,
+                          [&]<int G>() { sweep_either<Real, Storage, G>(panel, x, alpha, beta, z, sum_squares); });
 }
 
 template <class Storage>
@@ -423,32 +404,31 @@ constexpr ProductKernels<Real> kKernels = {
     read<Bits>,
 };
 
+template <class Real>
+const ProductKernels<Real>* kernels_for(DType dtype) {
+  return dispatch(dtype, []<DType storage>() -> const ProductKernels<Real>* {
+    if constexpr (kNeedsDouble<storage> && sizeof(Real) == sizeof(float)) {
+      return nullptr;
+    } else {
+      return &kKernels<Real, typename StorageOf<storage>::Type, typename Entry<storage>::Bits>;
+    }
+  });
+}
+
 }  // namespace
 
-const ProductKernels<float>* float_kernels(DType storage) {
-  switch (storage) {
-    case DType::float32:
-      return &kKernels<float, float, std::uint32_t>;
-    case DType::float16:
-      return &kKernels<float, Half, std::uint16_t>;
-    case DType::bfloat16:
-      return &kKernels<float, BFloat, std::uint16_t>;
-    default:
-      return nullptr;
-  }
-}
-
-const ProductKernels<double>* double_kernels(DType storage) {
-  switch (storage) {
-    case DType::float64:
-      return &kKernels<double, double, std::uint64_t>;
-    case DType::float32:
-      return &kKernels<double, float, std::uint32_t>;
-    case DType::float16:
-      return &kKernels<double, Half, std::uint16_t>;
-    default:
-      return &kKernels<double, BFloat, std::uint16_t>;
-  }
-}
-
 }  // namespace mpfast::cpu::MPFAST_ISA
+
+namespace mpfast::cpu {
+
+template <>
+const ProductKernels<float>* product_kernels<isa::MPFAST_ISA, float>(DType storage) {
+  return MPFAST_ISA::kernels_for<float>(storage);
+}
+
+template <>
+const ProductKernels<double>* product_kernels<isa::MPFAST_ISA, double>(DType storage) {
+  return MPFAST_ISA::kernels_for<double>(storage);
+}
+
+}  // namespace mpfast::cpu

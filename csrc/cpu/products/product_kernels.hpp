@@ -9,6 +9,8 @@
 // zeros.
 #pragma once
 
+#include <cstdint>
+
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
@@ -62,21 +64,8 @@ struct ProductKernels {
   std::uint64_t (*read)(const void* data, index_t count);
 };
 
-namespace baseline {
-const ProductKernels<float>* float_kernels(DType storage);
-const ProductKernels<double>* double_kernels(DType storage);
-}  // namespace baseline
-
-#ifdef MPFAST_X86_DISPATCH
-namespace avx2 {
-const ProductKernels<float>* float_kernels(DType storage);
-const ProductKernels<double>* double_kernels(DType storage);
-}  // namespace avx2
-
-namespace avx512 {
-const ProductKernels<float>* float_kernels(DType storage);
-const ProductKernels<double>* double_kernels(DType storage);
-}  // namespace avx512
-#endif
+// Null where entries need double and Real is float.
+template <class Isa, class Real>
+const ProductKernels<Real>* product_kernels(DType storage);
 
 }  // namespace mpfast::cpu

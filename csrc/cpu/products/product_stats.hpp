@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "core/types.hpp"
 #include "cpu/products/products.hpp"
 

@@ -14,7 +14,6 @@
 
 namespace mpfast::cpu {
 
-constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 
 // `width` vectors: as many wide groups as there are, then one or two of up to kGroupWidth.

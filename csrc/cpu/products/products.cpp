@@ -40,35 +40,11 @@ constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where th
 
 template <class Real>
 const ProductKernels<Real>& kernels_for(DType storage) {
-  const auto pick = [storage](auto float_kernels, auto double_kernels) {
-    if constexpr (sizeof(Real) == sizeof(float)) {
-      return float_kernels(storage);
-    } else {
-      return double_kernels(storage);
-    }
-  };
-  const ProductKernels<Real>* kernels = nullptr;
-  switch (active_isa()) {
-#ifdef MPFAST_X86_DISPATCH
-    case Isa::avx512:
-      kernels = pick(&avx512::float_kernels, &avx512::double_kernels);
-      break;
-    case Isa::avx2:
-      kernels = pick(&avx2::float_kernels, &avx2::double_kernels);
-      break;
-#endif
-    default:
-      kernels = pick(&baseline::float_kernels, &baseline::double_kernels);
-  }
+  const auto* kernels = for_active_isa([&]<class Isa>() { return product_kernels<Isa, Real>(storage); });
   if (kernels == nullptr) {
     throw std::invalid_argument("float64 storage needs double precision vectors, got single precision ones");
   }
   return *kernels;
-}
-
-template <class Real>
-constexpr DType dtype_of() {
-  return sizeof(Real) == sizeof(double) ? DType::float64 : DType::float32;
 }
 
 MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
@@ -95,7 +71,7 @@ struct Product {
 
   // Rows that are not contiguous are packed, hence widened, before the kernels see them.
   bool packs() const { return !has_contiguous_rows(b); }
-  const ProductKernels<Real>& kernels() const { return kernels_for<Real>(packs() ? dtype_of<Real>() : b.dtype); }
+  const ProductKernels<Real>& kernels() const { return kernels_for<Real>(packs() ? kDTypeOf<Real> : b.dtype); }
 
   // The squares of a part of B as the kernels saw them, or, where single precision (or squares of tiny or huge numbers)
   // may have lost them, formed again: in double, scaled.

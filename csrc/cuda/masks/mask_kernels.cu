@@ -1,4 +1,4 @@
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cuda/machine/platform.hpp"
 #include "cuda/masks/mask_kernels.hpp"
 #include "masks/n_m.hpp"
@@ -207,13 +207,10 @@ Grid chunk_grid(const MatrixView& w, std::size_t shared_bytes) {
 template <class Function>
 void dispatch_keys(const MatrixView& w, bool wide, const Function& function) {
   dispatch(w.dtype, [&]<DType dtype>() {
-    if constexpr (dtype == DType::float64) {
-      function.template operator()<dtype, std::int64_t>(Entries<dtype>(w));
-    } else if (wide) {
-      function.template operator()<dtype, std::int64_t>(Entries<dtype>(w));
-    } else {
-      function.template operator()<dtype, std::int32_t>(Entries<dtype>(w));
+    if constexpr (!kNeedsDouble<dtype>) {
+      if (!wide) return function.template operator()<dtype, std::int32_t>(Entries<dtype>(w));
     }
+    function.template operator()<dtype, std::int64_t>(Entries<dtype>(w));
   });
 }
 
@@ -246,18 +243,15 @@ void write_groups(Stream stream, const ScoredMatrix& matrix, int n, int m, std::
   const index_t size = matrix.entries.rows * matrix.entries.cols;
   dispatch(matrix.entries.dtype, [&]<DType dtype>() {
     const Entries<dtype> entries(matrix.entries);
-    const Grid by_group{.x = blocks(size / m), .threads = kThreads};
-    switch (m) {
-      case 2:
-        return launch(stream, by_group, &groups_kernel<dtype, 2>, entries, n, matrix.keep, nonfinite);
-      case 4:
-        return launch(stream, by_group, &groups_kernel<dtype, 4>, entries, n, matrix.keep, nonfinite);
-      case 8:
-        return launch(stream, by_group, &groups_kernel<dtype, 8>, entries, n, matrix.keep, nonfinite);
-      default:
-        const Grid by_entry{.x = blocks(size), .threads = kThreads};
-        return launch(stream, by_entry, &any_groups_kernel<dtype>, entries, n, m, matrix.keep, nonfinite);
-    }
+    const auto by_group = [&]<int kGroup>() {
+      const Grid grid{.x = blocks(size / kGroup), .threads = kThreads};
+      launch(stream, grid, &groups_kernel<dtype, kGroup>, entries, n, matrix.keep, nonfinite);
+    };
+    if (m == 2) return by_group.template operator()<2>();
+    if (m == 4) return by_group.template operator()<4>();
+    if (m == 8) return by_group.template operator()<8>();
+    const Grid by_entry{.x = blocks(size), .threads = kThreads};
+    launch(stream, by_entry, &any_groups_kernel<dtype>, entries, n, m, matrix.keep, nonfinite);
   });
 }
 

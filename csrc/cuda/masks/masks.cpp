@@ -33,7 +33,7 @@ class Selection {
   Selection(Stream stream, std::span<const ScoredMatrix> matrices)
       : stream_(stream), matrices_(matrices), nonfinite_(zeros<std::uint32_t>(stream, 1)) {
     wide_ = std::any_of(matrices.begin(), matrices.end(),
-                        [](const ScoredMatrix& matrix) { return matrix.entries.dtype == DType::float64; });
+                        [](const ScoredMatrix& matrix) { return needs_double(matrix.entries.dtype); });
   }
 
   // The key of the entry of rank `pruned` - 1; nothing when an entry is not finite.

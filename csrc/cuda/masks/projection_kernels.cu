@@ -1,7 +1,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cuda/machine/platform.hpp"
 #include "cuda/masks/projection_kernels.hpp"
 #include "masks/projection.hpp"
@@ -24,24 +24,12 @@ struct Value {
   bool finite;
 };
 
-template <DType dtype>
-__device__ Value value_at(const MatrixView& w, index_t row, index_t col) {
-  const auto bits = static_cast<const typename Entry<dtype>::Bits*>(w.data)[row * w.row_stride + col * w.col_stride];
-  const bool finite = (bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent;
-  return {finite ? Entry<dtype>::widen(bits) : 0.0, finite};
-}
-
 __device__ Value value_of(const MatrixView& w, index_t row, index_t col) {
-  switch (w.dtype) {
-    case DType::float64:
-      return value_at<DType::float64>(w, row, col);
-    case DType::float32:
-      return value_at<DType::float32>(w, row, col);
-    case DType::float16:
-      return value_at<DType::float16>(w, row, col);
-    default:
-      return value_at<DType::bfloat16>(w, row, col);
-  }
+  return dispatch(w.dtype, [&]<DType dtype>() -> Value {
+    const auto bits = static_cast<const typename Entry<dtype>::Bits*>(w.data)[row * w.row_stride + col * w.col_stride];
+    const bool finite = (bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent;
+    return {finite ? Entry<dtype>::widen(bits) : 0.0, finite};
+  });
 }
 
 // What the threads of a block share of the group they work on.

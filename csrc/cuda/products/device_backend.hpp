@@ -90,10 +90,7 @@ class DeviceBackend {
 
  private:
   // The vectors as the rows of a matrix in memory.
-  static Operand vectors_as_rows(View v) {
-    constexpr DType kReal = sizeof(Real) == sizeof(double) ? DType::float64 : DType::float32;
-    return {{v.data, kReal, v.count, v.dim, v.dim, 1}, false, 0};
-  }
+  static Operand vectors_as_rows(View v) { return {{v.data, kDTypeOf<Real>, v.count, v.dim, v.dim, 1}, false, 0}; }
 
   void add_combination(View v, const double* coefficients, View z, Into into) {
     const Real* const c = to_device(coefficients, v.count * z.count);

@@ -1,7 +1,7 @@
 // From the storage type known at run time to the translation unit that was compiled for it.
 #include <stdexcept>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cuda/products/product_kernels.hpp"
 
 namespace mpfast::cuda {
@@ -13,7 +13,7 @@ void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, con
 template <class Real>
 void launch_product(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
   dispatch(arguments.b.dtype, [&]<DType storage>() {
-    if constexpr (storage == DType::float64 && sizeof(Real) == sizeof(float)) {
+    if constexpr (kNeedsDouble<storage> && sizeof(Real) == sizeof(float)) {
       throw std::invalid_argument("float64 storage needs double precision vectors, got single precision ones");
     } else {
       launch_stored<storage, Real>(stream, kind, plan, arguments);

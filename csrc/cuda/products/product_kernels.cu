@@ -14,7 +14,7 @@
 // No sum depends on timing, and no atomics are used.
 #include <cstdint>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "cuda/machine/platform.hpp"
 #include "cuda/products/product_kernels.hpp"
 #include "cuda/products/product_layout.hpp"
@@ -31,9 +31,10 @@ struct alignas(sizeof(Real) * kCount > 16 ? 16 : sizeof(Real) * kCount) Pack {
 
 template <DType storage>
 struct Tile {
-  using Word = typename TileWord<storage>::Type;
+  using Word = TileWord<storage>;
   using Bits = typename Entry<storage>::Bits;
   static constexpr int kPerWord = rows_per_word(storage);
+  static_assert(kPerWord <= 2, "Fetch brings words of one or two entries");
   static constexpr int kRows = kTileWords * kPerWord;
 
   static __device__ Bits entry(Word word, int e) { return static_cast<Bits>(word >> (8 * sizeof(Bits) * e)); }
@@ -44,7 +45,7 @@ struct Tile {
 template <DType storage>
 class Fetch {
  public:
-  using Word = typename TileWord<storage>::Type;
+  using Word = TileWord<storage>;
   using Bits = typename Entry<storage>::Bits;
   static constexpr int kPerWord = Tile<storage>::kPerWord;
 
@@ -209,7 +210,7 @@ class Fetch {
 // The block's shared memory.
 template <DType storage, class Real>
 struct Shared {
-  typename TileWord<storage>::Type* tile;
+  TileWord<storage>* tile;
   Real* x;           // [coordinate][width]
   Real* warp_sums;   // [warp][row][kColumnGroup]
   Real* block_sums;  // [2][row][width]
@@ -218,7 +219,7 @@ struct Shared {
   __device__ Shared(int width, int threads) {
     const ProductMemory memory(storage, sizeof(Real), width, threads);
     auto* bytes = shared_memory<unsigned char>();
-    tile = reinterpret_cast<typename TileWord<storage>::Type*>(bytes);
+    tile = reinterpret_cast<TileWord<storage>*>(bytes);
     x = reinterpret_cast<Real*>(bytes + memory.x);
     warp_sums = reinterpret_cast<Real*>(bytes + memory.warp_sums);
     block_sums = reinterpret_cast<Real*>(bytes + memory.block_sums);
@@ -285,7 +286,7 @@ __device__ void add_transposed_product(const Shared<storage, Real>& shared, Real
   const int threads = static_cast<int>(blockDim.x);
 #pragma unroll 1
   for (int q = 0; q < kTileWords; ++q) {
-    typename TileWord<storage>::Type words[kEach];
+    TileWord<storage> words[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) words[i] = shared.tile[(t + threads * i) * kTileStride + q];
 #pragma unroll

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/types.hpp"
 
@@ -19,17 +20,11 @@ constexpr int kWarp = 32;
 // Columns of y that are summed at a time: bounds the registers and the shared memory of that sum.
 constexpr int kColumnGroup = 4;
 
-template <DType storage>
-struct TileWord {
-  using Type = std::uint32_t;
-};
-template <>
-struct TileWord<DType::float64> {
-  using Type = std::uint64_t;
-};
-
-constexpr int rows_per_word(DType storage) { return size_of(storage) == 2 ? 2 : 1; }
 constexpr std::size_t word_bytes(DType storage) { return size_of(storage) == 8 ? 8 : 4; }
+constexpr int rows_per_word(DType storage) { return static_cast<int>(word_bytes(storage) / size_of(storage)); }
+
+template <DType storage>
+using TileWord = std::conditional_t<word_bytes(storage) == 8, std::uint64_t, std::uint32_t>;
 
 // Vectors that kernels are compiled for: b is rounded up to one of these. Fewer for double, which is rare.
 constexpr int padded_width(int width, std::size_t real_bytes) {

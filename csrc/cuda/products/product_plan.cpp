@@ -15,8 +15,6 @@ constexpr index_t kLeastGramPanels = 4;
 constexpr index_t kMostChunkRows = 4096;
 constexpr index_t kMostGridRows = 65535;
 
-index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 ProductPlan plan_product(ProductKind kind, const MatrixView& b, std::size_t real_bytes, int width,

@@ -179,17 +179,10 @@ void mask_zero_coordinates(Stream stream, const Real* z, int z_count, Real* x, i
 void gather_sample(Stream stream, const MatrixView& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
                    void* sample) {
   const Grid grid{.x = blocks_for(rows * cols, kThreads), .threads = kThreads};
-  const auto gather = [&]<class Bits>(Bits*) {
+  dispatch(w.dtype, [&]<DType dtype>() {
+    using Bits = typename Entry<dtype>::Bits;
     launch(stream, grid, &sample_kernel<Bits>, w, row_step, col_step, rows, cols, static_cast<Bits*>(sample));
-  };
-  switch (size_of(w.dtype)) {
-    case 8:
-      return gather(static_cast<std::uint64_t*>(nullptr));
-    case 4:
-      return gather(static_cast<std::uint32_t*>(nullptr));
-    default:
-      return gather(static_cast<std::uint16_t*>(nullptr));
-  }
+  });
 }
 
 template void sum_parts(Stream, const float*, index_t, index_t, double, Into, float*);

@@ -38,7 +38,7 @@ template <class Real>
 void mask_zero_coordinates(Stream stream, const Real* z, int z_count, Real* x, int x_count, index_t dim,
                            index_t* zeros);
 
-// sample (rows x cols, row-major, entries of entry_bytes) = every row_step-th row and col_step-th column of w.
+// sample (rows x cols, row-major, as stored) = every row_step-th row and col_step-th column of w.
 void gather_sample(Stream stream, const MatrixView& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
                    void* sample);
 

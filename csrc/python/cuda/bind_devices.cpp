@@ -25,13 +25,10 @@ DeviceMatrix matrix_at(std::uintptr_t address, const std::string& dtype, std::pa
 }
 
 DType dtype_of(const dlpack::DataType& type) {
-  if (type.lanes == 1 && type.code == dlpack::kBfloat && type.bits == 16) return DType::bfloat16;
-  if (type.lanes == 1 && type.code == dlpack::kFloat) {
-    if (type.bits == 64) return DType::float64;
-    if (type.bits == 32) return DType::float32;
-    if (type.bits == 16) return DType::float16;
+  for (const DType dtype : kDTypes) {
+    if (dlpack::is(type, dtype)) return dtype;
   }
-  throw py::type_error("float64, float32, float16 or bfloat16 is needed");
+  throw py::type_error(all_dtype_names() + " is needed");
 }
 
 // Takes the tensor out of a capsule of __dlpack__, which made it ready on the stream given.
@@ -94,11 +91,11 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   return {view, stream, py::capsule(copy.release(), [](void* p) { delete static_cast<Upload*>(p); })};
 }
 
-// A row-major copy in host memory; bfloat16 as its bits, uint16. Any strides: entries are gathered on the device.
+// A row-major copy in host memory; a type that NumPy lacks as its bits. Any strides: entries are gathered on the
+// device.
 py::tuple download(const DeviceMatrix& w) {
   const auto entry = static_cast<index_t>(size_of(w.view.dtype));
-  const char* const numpy_type = w.view.dtype == DType::bfloat16 ? "uint16" : dtype_name(w.view.dtype);
-  py::array out(py::dtype(numpy_type), {w.view.rows, w.view.cols});
+  py::array out(py::dtype(numpy_name(w.view.dtype)), {w.view.rows, w.view.cols});
   void* const to = out.mutable_data();
   {
     const py::gil_scoped_release unlocked;

@@ -117,8 +117,8 @@ void register_cuda_lanczos(py::module_& m) {
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
          bool precise) {
         const ProbeKey key{seed, stream};
-        auto run = precise || w.view.dtype == DType::float64 ? resident_run<double>(w, width, key, scale_exponent)
-                                                             : resident_run<float>(w, width, key, scale_exponent);
+        auto run = precise || needs_double(w.view.dtype) ? resident_run<double>(w, width, key, scale_exponent)
+                                                         : resident_run<float>(w, width, key, scale_exponent);
         run->hold(w.owner);
         return run;
       },
@@ -131,7 +131,7 @@ void register_cuda_lanczos(py::module_& m) {
         const MatrixView w = host_view(array, dtype);
         const ProbeKey key{seed, stream};
         std::unique_ptr<Run> run;
-        if (precise || w.dtype == DType::float64) {
+        if (precise || needs_double(w.dtype)) {
           run = std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
         } else {
           run = std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/dtype.hpp"
+
 namespace mpfast::python::dlpack {
 
 struct Device {
@@ -18,6 +20,22 @@ struct DataType {
 
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
+
+constexpr std::uint8_t code_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+    case DType::float32:
+    case DType::float16:
+      return kFloat;
+    case DType::bfloat16:
+      return kBfloat;
+  }
+  __builtin_unreachable();
+}
+
+constexpr bool is(const DataType& type, DType dtype) {
+  return type.code == code_of(dtype) && type.bits == 8 * size_of(dtype) && type.lanes == 1;
+}
 
 struct Tensor {
   void* data;
