@@ -29,6 +29,9 @@ void scipy_dlarfb_(const char* side, const char* trans, const char* direct, cons
 void scipy_dsterf_(const blasint* n, double* d, double* e, blasint* info);
 void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint* lda, double* d, double* e, double* tau,
                    double* work, const blasint* lwork, blasint* info, std::size_t);
+void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* a, const blasint* lda, double* w,
+                   double* work, const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info,
+                   std::size_t, std::size_t);
 void scipy_dlabrd_(const blasint* m, const blasint* n, const blasint* nb, double* a, const blasint* lda, double* d,
                    double* e, double* tauq, double* taup, double* x, const blasint* ldx, double* y, const blasint* ldy);
 void scipy_dgebrd_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* d, double* e,
@@ -169,6 +172,15 @@ void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e) {
   blasint info = 0;
   scipy_dsytrd_("L", &n_, a, &lda_, d, e, tau.data(), work.data(), &lwork, &info, 1);
   require_success(info, "dsytrd");
+}
+
+void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values) {
+  const blasint n_ = narrow(n), lda_ = narrow(lda), lwork = narrow(1 + 6 * n + 2 * n * n), liwork = narrow(3 + 5 * n);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<blasint> iwork(static_cast<std::size_t>(liwork));
+  blasint info = 0;
+  scipy_dsyevd_("V", "L", &n_, a, &lda_, values, work.data(), &lwork, iwork.data(), &liwork, &info, 1, 1);
+  require_success(info, "dsyevd");
 }
 
 void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda, double* d, double* e, double* tauq,

@@ -1,5 +1,5 @@
-// The BLAS and LAPACK routines the CPU side calls, always on one thread: parallelism comes from Team, so that the order
-// of every sum is ours and results do not depend on the number of threads. All matrices are column-major.
+// The BLAS and LAPACK routines that are called, always on one thread: parallelism comes from the caller, so that the
+// order of every sum is ours and results do not depend on the number of threads. All matrices are column-major.
 #pragma once
 
 #include <span>
@@ -60,6 +60,10 @@ void tridiagonal_eigenvalues(index_t n, double* d, double* e);
 
 // T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd); d has n and e has n - 1 entries.
 void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e);
+
+// Eigenvalues of the symmetric A, ascending, from its lower triangle; A becomes its eigenvectors, one per column, by
+// divide and conquer (LAPACK syevd).
+void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values);
 
 // First k steps of the upper bidiagonalisation of A (m >= n, LAPACK labrd). The trailing matrix is left to be updated
 // as A -= V Y^T + X U^T, V and U being stored in A; x is m x k, y is n x k.

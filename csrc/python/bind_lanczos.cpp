@@ -48,7 +48,8 @@ class HostRun : public Run {
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
+    const auto found = ritz(lanczos_.steps());
+    const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
     with_team(0, [&] { lanczos_.combine(coefficients, {data, dim_, count}); });
@@ -160,8 +161,7 @@ py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOpti
     const auto size = static_cast<std::size_t>(theta.size());
     rules.push_back({{theta.data(), size},
                      {residual.data(), size},
-                     {weight.data(), static_cast<std::size_t>(weight.size())},
-                     weight.shape(0),
+                     ConstSmallView(weight.data(), theta.size(), weight.shape(0)),
                      steps,
                      complete});
   }

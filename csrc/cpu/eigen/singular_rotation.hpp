@@ -11,6 +11,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/small_matrix.hpp"
 #include "cpu/products/host_backend.hpp"
 #include "linalg/small_eigen.hpp"
 
@@ -24,26 +25,19 @@ std::vector<double> rotate_to_singular(Team& team, typename HostBackend<Real>::V
   const index_t k = basis.count;
   HostBackend<Real> long_side(team, image.dim, {});
   HostBackend<Real> short_side(team, basis.dim, {});
-  std::vector<double> vectors(static_cast<std::size_t>(k * k));
-  std::vector<double> squares;
-  long_side.gram(image, vectors.data());
-  linalg::symmetric_eigen(k, vectors, squares, [&team] { team.check_interrupt(); });
-  for (index_t i = 0; i < k / 2; ++i) {
-    std::swap_ranges(&vectors[static_cast<std::size_t>(i * k)], &vectors[static_cast<std::size_t>(i * k)] + k,
-                     &vectors[static_cast<std::size_t>((k - 1 - i) * k)]);
-  }
-  std::reverse(squares.begin(), squares.end());
-  short_side.combine(basis, vectors.data(), right);
-  std::vector<double> singular_values(squares.size());
+  SmallMatrix ascending(k, k);
+  long_side.gram(image, ascending);
+  const std::vector<double> squares = linalg::symmetric_eigen(ascending, [&team] { team.check_interrupt(); });
+  SmallMatrix vectors(k, k);
+  for (index_t i = 0; i < k; ++i) std::ranges::copy(ascending.column(k - 1 - i), vectors.column(i).begin());
+  short_side.combine(basis, vectors, right);
+  std::vector<double> singular_values;
   for (index_t i = 0; i < k; ++i) {
-    const double s = std::sqrt(std::max(squares[static_cast<std::size_t>(i)], 0.0));
-    singular_values[static_cast<std::size_t>(i)] = s;
-    for (index_t j = 0; j < k; ++j) {
-      double& entry = vectors[static_cast<std::size_t>(i * k + j)];
-      entry = s > 0 ? entry / s : 0.0;
-    }
+    const double s = std::sqrt(std::max(squares[k - 1 - i], 0.0));
+    singular_values.push_back(s);
+    for (double& entry : vectors.column(i)) entry = s > 0 ? entry / s : 0.0;
   }
-  long_side.combine(image, vectors.data(), left);
+  long_side.combine(image, vectors, left);
   return singular_values;
 }
 

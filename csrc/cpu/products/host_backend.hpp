@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <functional>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -70,7 +72,8 @@ class HostBackend {
 
   // The projections on a basis go through the kernels of products.hpp: BLAS would spend its time on packing the basis
   // for the few columns of z.
-  void inner(View v, View z, double* out) {
+  void inner(View v, View z, SmallView out) {
+    assert(out.rows() == v.count && out.cols() == z.count);
     const auto size = static_cast<std::size_t>(v.count * z.count);
     std::vector<Real> partial(size * static_cast<std::size_t>(chunks()));
     over_chunks([&](index_t first, index_t length, index_t chunk) {
@@ -79,10 +82,11 @@ class HostBackend {
       multiply(alone, coordinates(v, first, length), 0, z.count, piece.data(),
                &partial[size * static_cast<std::size_t>(chunk)]);
     });
-    sum_partials(partial, size, out);
+    sum_partials(partial, out.entries());
   }
 
-  void gram(View z, double* out) {
+  void gram(View z, SmallView out) {
+    assert(out.rows() == z.count && out.cols() == z.count);
     const auto size = static_cast<std::size_t>(z.count * z.count);
     std::vector<double> partial(size * static_cast<std::size_t>(chunks()));
     over_chunks([&](index_t first, index_t length, index_t chunk) {
@@ -93,11 +97,12 @@ class HostBackend {
       linalg::gemm(true, false, z.count, z.count, length, 1.0, wide.data(), length, wide.data(), length, 0.0,
                    &partial[size * static_cast<std::size_t>(chunk)], z.count);
     });
-    sum_partials(partial, size, out);
+    sum_partials(partial, out.entries());
   }
 
-  void subtract(View v, const double* coefficients, View z) {
-    const std::vector<Real> c(coefficients, coefficients + v.count * z.count);
+  void subtract(View v, ConstSmallView coefficients, View z) {
+    assert(coefficients.rows() == v.count && coefficients.cols() == z.count);
+    const std::vector<Real> c = rounded(coefficients);
     over_chunks([&](index_t first, index_t length, index_t) {
       Team alone(1);
       std::vector<Real> sum(static_cast<std::size_t>(length * z.count));
@@ -109,16 +114,18 @@ class HostBackend {
     });
   }
 
-  void combine(View v, const double* coefficients, View z) {
-    const std::vector<Real> c(coefficients, coefficients + v.count * z.count);
+  void combine(View v, ConstSmallView coefficients, View z) {
+    assert(coefficients.rows() == v.count && coefficients.cols() == z.count);
+    const std::vector<Real> c = rounded(coefficients);
     over_chunks([&](index_t first, index_t length, index_t) {
       linalg::gemm(false, false, length, z.count, v.count, Real{1}, v.data + first, dim_, c.data(), v.count, Real{0},
                    z.data + first, dim_);
     });
   }
 
-  void transform(View z, const double* matrix) {
-    const std::vector<Real> m(matrix, matrix + z.count * z.count);
+  void transform(View z, ConstSmallView matrix) {
+    assert(matrix.rows() == z.count && matrix.cols() == z.count);
+    const std::vector<Real> m = rounded(matrix);
     over_chunks([&](index_t first, index_t length, index_t) {
       const std::vector<Real> old = copied(z, first, length);
       linalg::gemm(false, false, length, z.count, z.count, Real{1}, old.data(), length, m.data(), z.count, Real{0},
@@ -166,9 +173,15 @@ class HostBackend {
     });
   }
 
-  void sum_partials(const auto& partial, std::size_t size, double* out) const {
-    std::fill_n(out, size, 0.0);
-    for (std::size_t i = 0; i < partial.size(); ++i) out[i % size] += static_cast<double>(partial[i]);
+  // In the precision of the vectors, column after column.
+  static std::vector<Real> rounded(ConstSmallView matrix) {
+    const auto entries = matrix.entries();
+    return std::vector<Real>(entries.begin(), entries.end());
+  }
+
+  void sum_partials(const auto& partial, std::span<double> out) const {
+    std::ranges::fill(out, 0.0);
+    for (std::size_t i = 0; i < partial.size(); ++i) out[i % out.size()] += static_cast<double>(partial[i]);
   }
 
   Team* team_;

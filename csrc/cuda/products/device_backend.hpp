@@ -2,8 +2,10 @@
 // a matrix on the device, or with one that streams through it.
 #pragma once
 
+#include <cassert>
 #include <functional>
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -57,26 +59,29 @@ class DeviceBackend {
 
   void apply(View x, View z, linalg::OperatorStats* stats) { apply_(workspace_, x, z, stats); }
 
-  void inner(View v, View z, double* out) {
+  void inner(View v, View z, SmallView out) {
+    assert(out.rows() == v.count && out.cols() == z.count);
     const index_t size = v.count * z.count;
     double* const sums = results_.grown_to(stream(), size);
     multiply(workspace_, vectors_as_rows(v), z.count, z.data, sums, Into::store);
-    to_caller(sums, size, out);
+    to_caller(sums, out.entries());
   }
 
-  void gram(View z, double* out) {
+  void gram(View z, SmallView out) {
+    assert(out.rows() == z.count && out.cols() == z.count);
     const index_t size = z.count * z.count;
     double* const sums = results_.grown_to(stream(), size * (1 + gram_parts(dim_)));
     gram_of(stream(), z.data, dim_, static_cast<int>(z.count), sums + size, sums);
-    to_caller(sums, size, out);
+    to_caller(sums, out.entries());
   }
 
-  void subtract(View v, const double* coefficients, View z) { add_combination(v, coefficients, z, Into::subtract); }
+  void subtract(View v, ConstSmallView coefficients, View z) { add_combination(v, coefficients, z, Into::subtract); }
 
-  void combine(View v, const double* coefficients, View z) { add_combination(v, coefficients, z, Into::store); }
+  void combine(View v, ConstSmallView coefficients, View z) { add_combination(v, coefficients, z, Into::store); }
 
-  void transform(View z, const double* matrix) {
-    cuda::transform(stream(), z.data, dim_, static_cast<int>(z.count), to_device(matrix, z.count * z.count));
+  void transform(View z, ConstSmallView matrix) {
+    assert(matrix.rows() == z.count && matrix.cols() == z.count);
+    cuda::transform(stream(), z.data, dim_, static_cast<int>(z.count), to_device(matrix.entries()));
   }
 
   index_t mask_zero_coordinates(View z, View x) {
@@ -92,20 +97,20 @@ class DeviceBackend {
   // The vectors as the rows of a matrix in memory.
   static Operand vectors_as_rows(View v) { return {{v.data, kDTypeOf<Real>, v.count, v.dim, v.dim, 1}, false, 0}; }
 
-  void add_combination(View v, const double* coefficients, View z, Into into) {
-    const Real* const c = to_device(coefficients, v.count * z.count);
-    multiply(workspace_, vectors_as_rows(v).transposed(), z.count, c, z.data, into);
+  void add_combination(View v, ConstSmallView coefficients, View z, Into into) {
+    assert(coefficients.rows() == v.count && coefficients.cols() == z.count);
+    multiply(workspace_, vectors_as_rows(v).transposed(), z.count, to_device(coefficients.entries()), z.data, into);
   }
 
-  const Real* to_device(const double* values, index_t count) {
-    host_.assign(values, values + count);
-    Real* const there = coefficients_.grown_to(stream(), count);
+  const Real* to_device(std::span<const double> values) {
+    host_.assign(values.begin(), values.end());
+    Real* const there = coefficients_.grown_to(stream(), std::ssize(values));
     cuda::copy(stream(), there, host_.data(), host_.size() * sizeof(Real));
     return there;
   }
 
-  void to_caller(const double* from, index_t count, double* out) {
-    cuda::copy(stream(), out, from, static_cast<std::size_t>(count) * sizeof(double));
+  void to_caller(const double* from, std::span<double> out) {
+    cuda::copy(stream(), out.data(), from, out.size_bytes());
     synchronize(stream());
   }
 

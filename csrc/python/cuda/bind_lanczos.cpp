@@ -35,7 +35,8 @@ class DeviceRun : public Run {
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
+    const auto found = ritz(lanczos_.steps());
+    const ConstSmallView coefficients = leading_vectors(*found, count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
     Real* const data = out.mutable_data();
