@@ -118,7 +118,7 @@ template <class Real, class Storage, int R, int G>
   }
 }
 
-// function.template operator()<G>() for a group of `width` vectors, which is kMost, one of 1 to kGroupWidth, or both.
+// function.template operator()<G>() for a group of G = `width` vectors: kMost of them, or 1 to kGroupWidth.
 template <int kMost, class Function>
 [[gnu::always_inline]] inline void with_width(index_t width, const Function& function) {
   if constexpr (kMost > 1) {
@@ -245,69 +245,116 @@ index_t fetch_ahead(const Span<Storage>& span) {
   return keeps_tile ? R * span.row_stride : kRowBytes / kSize;
 }
 
+// Sums of squares of R rows that are formed side by side: as many chains as there are rows where one vector alone gives
+// the pipes too little to do, else one.
+template <int R, int G>
+constexpr int kSquareChains = G == 1 ? R : 1;
+
+// sums[i][g] += w[i] . x[g] over register h of a pair of registers of columns, with the squares of w. Per register R +
+// G loads and R G FMAs (R more with squares).
+template <class Real, class Storage, int h, bool kSquares, int R, int G>
+[[gnu::always_inline]] inline void dot_register(const Storage* w, index_t row_stride, const Real* x,
+                                                Vec<Real> (&sums)[R][G], Vec<Real> (&squares)[kSquareChains<R, G>]) {
+  Vec<Real> rows[R];
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i) {
+    rows[i] = load_half<Real, h>(w + i * row_stride);
+    Vec<Real>& run = squares[i % kSquareChains<R, G>];
+    if constexpr (kSquares) run = fma(rows[i], rows[i], run);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    const Vec<Real> xv = load<Real>(x + (h * G + g) * kLanes<Real>);
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) sums[i][g] = fma(rows[i], xv, sums[i][g]);
+  }
+}
+
+// z[g] += sum_i u[i] factors[i][g] over register h of a pair. Per register R + R G + G loads, G stores and R G FMAs.
+template <class Real, class Storage, int h, int R, int G>
+[[gnu::always_inline]] inline void axpy_register(const Storage* u, index_t row_stride, const Vec<Real> (&factors)[R][G],
+                                                 Real* z) {
+  Vec<Real> rows[R];
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i) rows[i] = load_half<Real, h>(u + i * row_stride);
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    Real* const at = z + (h * G + g) * kLanes<Real>;
+    Vec<Real> zv = load<Real>(at);
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) zv = fma(rows[i], factors[i][g], zv);
+    store(at, zv);
+  }
+}
+
+// A run of pairs of registers of columns: of the rows that are summed (w), of those before (u), and of the vectors.
+template <class Real, class Storage>
+struct SweepRun {
+  const Storage* w;
+  const Storage* u;
+  index_t w_stride;
+  index_t u_stride;
+  index_t ahead;  // from an entry of w to the one that is fetched meanwhile
+  const Real* x;
+  Real* z;
+};
+
+// totals[i][g] += w[i] . x[g] and z[g] += sum_i u[i] factors[i][g] over `pairs` pairs, few enough for their squares to
+// be added in single precision; moves the run behind them.
+template <class Real, class Storage, bool kSquares, int R, int G>
+[[gnu::always_inline]] inline void sweep_run(SweepRun<Real, Storage>& run, index_t pairs,
+                                             const Vec<Real> (&factors)[R][G], Vec<Real> (&totals)[R][G],
+                                             Vec<double>& total_squares) {
+  Vec<Real> sums[R][G] = {};
+  Vec<Real> squares[kSquareChains<R, G>] = {};
+  for (const Storage* const end = run.w + pairs * kPair<Real>; run.w != end;) {
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) __builtin_prefetch(run.w + i * run.w_stride + run.ahead, 0, 2);
+    unroll<2>([&]<int h>() {
+      dot_register<Real, Storage, h, kSquares>(run.w, run.w_stride, run.x, sums, squares);
+      axpy_register<Real, Storage, h>(run.u, run.u_stride, factors, run.z);
+    });
+    run.w += kPair<Real>;
+    run.u += kPair<Real>;
+    run.x += kPair<Real> * G;
+    run.z += kPair<Real> * G;
+  }
+  for (int k = 0; k < R * G; ++k) totals[k / G][k % G] += sums[k / G][k % G];
+  if constexpr (kSquares) {
+    for (auto& chain : squares) flush(chain, total_squares);
+  }
+}
+
 // y' = alpha beta current x while z += previous^T y, R rows and G vectors each; y' replaces y. Reads `current` from
-// memory, or the cache where the call before has asked for it, and `previous` from the cache. Per register 2 R + 2 G +
-// R G loads, G stores and 2 R G FMAs (R more with squares).
+// memory, or the cache where the call before has asked for it, and `previous` from the cache.
 template <class Real, class Storage, int R, int G, bool kSquares>
 void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2], const Real* x, Real alpha,
-                Real beta, Real* z, Real (&y)[R * G], Vec<double>& total) {
-  constexpr int L = kLanes<Real>;
+                Real beta, Real* z, Real (&y)[R * G], Vec<double>& total_squares) {
   Vec<Real> totals[R][G] = {};
   Vec<Real> factors[R][G];
   for (int k = 0; k < R * G; ++k) factors[k / G][k % G] = broadcast(y[k]);
   for (int s = 0; s < 2; ++s) {
-    const Storage* w = current[s].data;
-    const Storage* u = previous[s].data;
-    const index_t w_stride = current[s].row_stride;
-    const index_t u_stride = previous[s].row_stride;
-    const index_t ahead = fetch_ahead<Real, R>(current[s]);
-    for (index_t start = 0; start < current[s].pairs; start += kRun / 2) {
-      const index_t left = current[s].pairs - start;
-      Vec<Real> sums[R][G] = {};
-      Vec<Real> squares[G == 1 ? R : 1] = {};
-      for (index_t p = left < kRun / 2 ? left : kRun / 2; p > 0; --p) {
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) __builtin_prefetch(w + i * w_stride + ahead, 0, 2);
-        unroll<2>([&]<int h>() {
-          Vec<Real> rows[R];
-#pragma GCC unroll 4
-          for (int i = 0; i < R; ++i) {
-            rows[i] = load_half<Real, h>(w + i * w_stride);
-            Vec<Real>& run = squares[G == 1 ? i : 0];
-            if constexpr (kSquares) run = fma(rows[i], rows[i], run);
-          }
-#pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) {
-            const Vec<Real> xv = load<Real>(x + (h * G + g) * L);
-#pragma GCC unroll 4
-            for (int i = 0; i < R; ++i) sums[i][g] = fma(rows[i], xv, sums[i][g]);
-          }
-#pragma GCC unroll 4
-          for (int i = 0; i < R; ++i) rows[i] = load_half<Real, h>(u + i * u_stride);
-#pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) {
-            Vec<Real> zv = load<Real>(z + (h * G + g) * L);
-#pragma GCC unroll 4
-            for (int i = 0; i < R; ++i) zv = fma(rows[i], factors[i][g], zv);
-            store(z + (h * G + g) * L, zv);
-          }
-        });
-        w += kPair<Real>;
-        u += kPair<Real>;
-        x += kPair<Real> * G;
-        z += kPair<Real> * G;
-      }
-      for (int k = 0; k < R * G; ++k) totals[k / G][k % G] += sums[k / G][k % G];
-      if constexpr (kSquares) {
-        for (auto& run : squares) flush(run, total);
-      }
+    SweepRun<Real, Storage> run{.w = current[s].data,
+                                .u = previous[s].data,
+                                .w_stride = current[s].row_stride,
+                                .u_stride = previous[s].row_stride,
+                                .ahead = fetch_ahead<Real, R>(current[s]),
+                                .x = x,
+                                .z = z};
+    for (index_t left = current[s].pairs; left > 0; left -= kRun / 2) {
+      sweep_run<Real, Storage, kSquares>(run, left < kRun / 2 ? left : kRun / 2, factors, totals, total_squares);
     }
+    x = run.x;
+    z = run.z;
   }
   for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * alpha * beta;
 }
 
+// z += panel^T (alpha beta panel x) for G vectors. Not inlined, or the widths would share the registers of one
+// function.
 template <class Real, class Storage, int G, bool kSquares>
-void sweep_rows(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
+[[gnu::noinline]] void sweep_rows(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z,
+                                  double* sum_squares) {
   constexpr int R = kSweepRows<G>;
   const auto* data = static_cast<const Storage*>(panel.data);
   const auto tile_at = [&](index_t row) {
