@@ -42,8 +42,7 @@ struct Format {
   }
 
   // The value of a finite entry without its sign, exactly, from its bits without the sign. Subnormal entries are
-  // converted as integers: a process that flushes subnormal floats to zero sees the same result. (A Real of single
-  // precision that is subnormal itself only travels as bits.)
+  // converted as integers, so a process that flushes subnormal floats to zero sees the same result.
   template <class Real>
   [[gnu::always_inline]] static constexpr Real widen_magnitude(Bits magnitude) {
     static_assert(kMantissaBits <= 23 || sizeof(Real) == sizeof(double), "these entries need double precision");

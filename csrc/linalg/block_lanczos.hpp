@@ -92,7 +92,7 @@ class BlockLanczos {
   }
 
  private:
-  // Of W as scaled, beyond which products of it may overflow.
+  // If W as scaled has a larger trace of A than this, products with it may overflow.
   static constexpr double kLargestTrace = sizeof(typename B::Real) == sizeof(double) ? 1e290 : 1e30;
 
   RitzValues decompose(index_t steps, const Poll& poll) const {
@@ -154,14 +154,15 @@ class BlockLanczos {
     View z = basis_.slice(width_, width_);
     backend_->fill_probes(x, key_, 0);
     backend_->apply(x, z, &stats_);
-    // The caller reports the one, and scales W for the other.
+    // The caller reports non-finite entries, and scales W when its trace is too large.
     if (stats_.nonfinite_count > 0 || !(stats_.trace < kLargestTrace)) {
       exhausted_ = true;
       return;
     }
     zero_coordinates_ = backend_->mask_zero_coordinates(z, x);
     if (backend_->dim() - zero_coordinates_ < 2 * width_) {
-      // Hardly anything but zeros: too little is left for a block. Keep them; the run will find the space closed.
+      // Nearly all coordinates are zeros, and too few are left for a block. They all stay; the run will find the space
+      // closed.
       zero_coordinates_ = 0;
       backend_->fill_probes(x, key_, 0);
     }
@@ -218,7 +219,7 @@ class BlockLanczos {
     }
   }
 
-  // There is no room for another block: what is left over is measured but never used.
+  // There is no room for another block. What is left over is measured but never used.
   SmallMatrix remainder(View v, View z, SmallMatrix& c) const {
     project_again(v, z, identity(width_), c);
     SmallMatrix squares(width_, width_);
@@ -278,7 +279,7 @@ class BlockLanczos {
     return noise;
   }
 
-  // One column at a time. Rare: low-rank and tiny matrices.
+  // One column at a time, for low-rank and tiny matrices.
   SmallMatrix orthonormalise_deficient(View v, View z, const SmallMatrix& before, std::span<const double> noise) {
     SmallMatrix b(width_, width_);
     index_t kept = 0;
@@ -300,7 +301,7 @@ class BlockLanczos {
       backend_->transform(column, ConstSmallView(&scale, 1, 1));
     }
     if (kept == 0) exhausted_ = true;
-    // Once more against V: normalising a small column blew up its rounding.
+    // The block is projected once more against V: normalising a small column has magnified its rounding.
     SmallMatrix coefficients(v.count, width_);
     backend_->inner(v, z, coefficients);
     backend_->subtract(v, coefficients, z);

@@ -45,7 +45,7 @@ namespace mpfast::linalg {
 
 namespace {
 
-// LP64 BLAS wraps silently past 2^31 - 1: refuse instead.
+// BLAS with 32-bit integers wraps silently past 2^31 - 1. Such sizes are refused instead.
 blasint narrow(index_t value) {
   if (value > std::numeric_limits<blasint>::max()) {
     throw std::length_error("a dimension exceeds what 32-bit BLAS can address");
@@ -62,8 +62,8 @@ void require_success(blasint info, const char* routine) {
 // Workspace per column that lets the blocked LAPACK drivers use their usual block size (32) with room to spare.
 constexpr index_t kLapackBlock = 64;
 
-// What OpenBLAS maps for one call; a new thread's stack and what the C library may set aside for its allocations; and
-// what else is allocated meanwhile: partial sums, results.
+// Memory that a call may take: what OpenBLAS maps; a new thread's stack and what the C library may set aside for its
+// allocations; and what else is allocated at the same time, such as partial sums and results.
 constexpr std::size_t kBlasBuffer = std::size_t{32} << 20;
 constexpr std::size_t kThread = std::size_t{72} << 20;
 constexpr std::size_t kReserve = std::size_t{16} << 20;

@@ -73,7 +73,7 @@ Bidiagonal bidiagonal_of(const Jacobi& jacobi) {
   return out;
 }
 
-// Settled values of alpha and beta, freed of the drift of a finite noise matrix.
+// The values that alpha and beta settle at, freed of the drift of a finite noise matrix.
 std::pair<double, double> settled(const Bidiagonal& b, index_t dim, index_t long_dim) {
   double alpha = 0;
   double beta = 0;
@@ -180,7 +180,7 @@ Rule unresolved(std::span<const BlockRule> blocks, index_t prefix, index_t dropp
   return rule;
 }
 
-// About 0.6 k: the last coefficients of a run are the ones its finite length distorts.
+// About 0.6 k. The last coefficients of a run are not used, because its finite length distorts them.
 index_t coefficient_count(std::span<const BlockRule> blocks) {
   index_t steps = std::numeric_limits<index_t>::max();
   for (const BlockRule& block : blocks) steps = std::min(steps, block.steps);

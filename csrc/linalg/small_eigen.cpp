@@ -11,10 +11,10 @@ namespace mpfast::linalg {
 
 namespace {
 
-// From this order on (some 20 ms) a call has a thread of its own, so that it can be left.
+// From this order on a call takes some 20 ms or more. It then runs on a thread of its own, so that it can be abandoned.
 constexpr index_t kLong = 400;
 
-// With the right to call BLAS for as long as anything needs it.
+// Holds the right to call BLAS for as long as the call may run.
 struct Problem {
   Problem(SmallMatrix matrix, index_t bytes)
       : a(std::move(matrix)), values(static_cast<std::size_t>(a.cols())), memory(1, bytes) {}

@@ -14,7 +14,8 @@ namespace {
 
 constexpr index_t kQrPanel = 64;
 constexpr index_t kQrTile = 256;
-// Above this aspect ratio QR first and bidiagonalising R is cheaper (Chan 1982: 5/3 by flops).
+// Above this aspect ratio it is cheaper to bidiagonalise the R of a QR factorisation (Chan 1982: from 5/3 on, by
+// flops).
 constexpr double kQrFirstAspect = 1.6;
 
 // Half of the flops of a panel step are matrix-vector products on the whole trailing matrix; 16 columns keep one LAPACK

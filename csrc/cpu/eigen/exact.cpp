@@ -18,8 +18,8 @@ namespace mpfast::cpu {
 
 namespace {
 
-// A panel of the long side holds about this many doubles (2 MB, so that it is still in a cache when it is multiplied),
-// and at least kMinDepth rows so that updating the tiles of G costs little next to the products.
+// A panel of the long side holds about this many doubles (2 MB), so that it is still in a cache when it is multiplied.
+// It has at least kMinDepth rows, so that updating the tiles of G costs little next to the products.
 constexpr index_t kPanelEntries = index_t{1} << 18;
 constexpr index_t kMinDepth = 256;
 constexpr index_t kMaxDepth = 4096;
@@ -33,7 +33,7 @@ constexpr double kQuartileTolerance = 1e-6;
 constexpr double kSmallTrace = 1e-200;
 constexpr double kLargeTrace = 1e200;
 
-// Tiles of G: large enough for the gemm rate, small enough to keep eight threads busy.
+// The side of the tiles of G: large enough for gemm to run at its full rate, small enough to keep eight threads busy.
 index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
 
 // Widens `count` entries and says whether all are finite.
@@ -164,7 +164,7 @@ std::vector<double> row_maxima(Team& team, const MatrixView& view) {
 int largest_exponent(Team& team, const MatrixView& w) {
   const std::vector<double> maxima = row_maxima(team, w);
   const double largest = *std::max_element(maxima.begin(), maxima.end());
-  // The power of two itself must be a number: entries that are denormal are brought near to one, not to it.
+  // 2^-exponent must be a number too: denormal entries are brought closer to one, but not all the way.
   return largest == 0 ? 0 : std::max(std::ilogb(largest), -1000);
 }
 
@@ -226,7 +226,7 @@ ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, doub
 index_t exact_work_bytes(const MatrixView& w) {
   const index_t p = std::min(w.rows, w.cols);
   const index_t panel = std::max(kPanelEntries, kMinDepth * p);
-  constexpr index_t kFactors = 512;  // columns of the reduction's panels and its band, and then some
+  constexpr index_t kFactors = 512;  // more columns than the panels of the reduction and its band have together
   return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
 }
 
@@ -254,7 +254,7 @@ void singular_values(Team& team, const MatrixView& w, double* values, ExactStats
   for (index_t i = 0; i < p; ++i) values[i] = std::sqrt(std::max(values[i], 0.0));
 
   // Zero rows and columns bound the rank: the values they take away are zero, not lost. G shows those of the short
-  // side; the long side is worth a look at W only when something is amiss.
+  // side. For those of the long side W must be read again, which is only done when values seem to be lost.
   index_t rank = count_positive(diagonal);
   if (quartile_is_lost(values, rank)) rank = std::min(rank, count_positive(row_maxima(team, LongView(w).view)));
   if (quartile_is_lost(values, rank)) {

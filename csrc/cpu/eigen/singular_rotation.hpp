@@ -2,9 +2,9 @@
 //
 // With the rows of V (k x p) an orthonormal basis, and those of Y = V W^T (k x q) its image,
 //     Y Y^T = C S^2 C^T,     right = C^T V,     left = S^-1 C^T Y
-// are the singular triplets of W restricted to the span. The squares cost digits at the small end: s_i has a relative
-// error of about (s_1 / s_i)^2 roundings, and the rows of `left` are as orthogonal. k^2 q + k^2 (p + q) products, all
-// from the second-level cache, chunk by chunk.
+// are the singular triplets of W restricted to the span. Squaring costs digits at the small end: s_i has a relative
+// error of about (s_1 / s_i)^2 roundings, and the rows of `left` are orthogonal to within as much. That takes k^2 q +
+// k^2 (p + q) multiplications, all from the second-level cache, chunk by chunk.
 #pragma once
 
 #include <algorithm>

@@ -22,7 +22,7 @@ namespace {
 // depend on n alone, so that results do not depend on the team. A wider band makes the first stage's products more
 // efficient and the second stage proportionally longer, so the best width grows with n.
 struct Tuning {
-  index_t bandwidth;      // 0: one-stage LAPACK, which wins while A fits in L2 or nearly so
+  index_t bandwidth;      // 0: LAPACK in one stage, which is faster as long as A about fits in L2
   index_t tile;           // side of the tiles of the trailing updates
   index_t sweeps_a_task;  // sweeps of the bulge chase that travel together through one core's L2
 };
@@ -35,7 +35,7 @@ Tuning tuning(index_t n) {
   return {64, 256, 8};
 }
 
-// From this many rows on the tridiagonal solver takes over 50 ms and gets a thread of its own.
+// From this many rows on the tridiagonal solver takes over 50 ms. It then runs on a thread of its own.
 constexpr index_t kLongTridiagonal = 2048;
 
 // First stage: Q^T A Q = band matrix of bandwidth b, panel by panel.
@@ -204,7 +204,7 @@ void chase_bulges(Team& team, const Band& band, index_t sweeps_a_task) {
   const auto steps_of = [&](index_t sweep) { return ceil_div(band.n - 1 - sweep, band.bandwidth); };
   // Steps done by the last sweep of each task.
   std::vector<std::atomic<index_t>> done(static_cast<std::size_t>(tasks));
-  // Made beforehand: a task must not throw, since others wait for it.
+  // Allocated beforehand: a task must not throw, since others wait for it.
   std::vector<Reflector> storage(static_cast<std::size_t>(team.size() * sweeps_a_task));
   team.parallel_for(tasks, [&](index_t task, int worker) {
     const index_t begin = task * sweeps_a_task;

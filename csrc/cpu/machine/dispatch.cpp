@@ -14,7 +14,7 @@ int widest_supported(IsaList<Isa...>) {
   __builtin_cpu_init();
 #endif
   int count = 0;
-  static_cast<void>(((Isa::runs_here() && ++count > 0) && ...));  // up to the first that does not run
+  static_cast<void>(((Isa::runs_here() && ++count > 0) && ...));  // stops at the first that does not run
   return count - 1;
 }
 

@@ -1,8 +1,8 @@
 // The instruction sets that kernels are compiled for, and the choice between them at run time.
 //
-// A source of kernels is compiled once for each set, every time with the name of that set as MPFAST_ISA (see
-// CMakeLists.txt): it names the namespace of everything internal to the source, and the tag of this file for which the
-// source defines the templates that its header declares. With band_kernels.hpp as the example,
+// A source of kernels is compiled once for each set, with the name of that set as MPFAST_ISA (see CMakeLists.txt). The
+// name stands for two things: the namespace of everything internal to the source, and one of the tags below. For that
+// tag the source defines the templates that its header declares. In band_kernels, for example:
 //
 //   header   template <class Isa>
 //            void chase_step(...);
@@ -44,7 +44,7 @@ struct avx512 {
 template <class... Isa>
 struct IsaList {};
 
-// Those of this build, narrowest first; a CPU that runs one of them runs those before it.
+// The sets of this build, narrowest first. A CPU that runs one of them runs those before it.
 #ifdef MPFAST_X86_DISPATCH
 using Isas = IsaList<isa::baseline, isa::avx2, isa::avx512>;
 #else

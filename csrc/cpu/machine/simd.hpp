@@ -127,8 +127,8 @@ template <int N>
   return load_as<VecN<float, N>>(p);
 }
 
-// GCC 12 splits __builtin_convertvector into halves, hence intrinsics where they exist; the masked forms, because it
-// warns about its own header in the others.
+// GCC 12 compiles __builtin_convertvector in halves, so intrinsics are used where they exist. They are the masked ones,
+// because GCC 12 warns about its own header in the others.
 template <int N>
 [[gnu::always_inline]] inline VecN<std::uint32_t, N> widen(const VecN<std::uint16_t, N>& v) {
   using Wide = VecN<std::uint32_t, N>;
@@ -194,8 +194,8 @@ template <int N>
   const Bits half = widen<N>(load_as<VecN<std::uint16_t, N>>(p));
   const Bits magnitude = half & 0x7fffU;
   const Bits normal = (magnitude << 13) + ((127U - 15U) << 23);
-  // A subnormal half is 2^-14 times its mantissa: put the mantissa below an implicit one and take that one away, which
-  // needs no subnormal floats (a process may have them flushed to zero).
+  // A subnormal half is 2^-14 times its mantissa. Putting the mantissa below an implicit one and subtracting that one
+  // needs no subnormal floats, which a process may have flushed to zero.
   const Bits smallest_normal = Bits{} + (113U << 23);
   const Bits subnormal = bit_copy<Bits>(bit_copy<VecN<float, N>>((magnitude << 13) + (113U << 23)) -
                                         bit_copy<VecN<float, N>>(smallest_normal));
@@ -239,15 +239,15 @@ template <class Real, class Storage>
   return load_n<Real, kLanes<Real>>(p);
 }
 
-// Whether a pair of registers holds the even and the odd entries of 2 L consecutive ones, not the first and the last L.
-// (AVX-512 widens on the way from the cache for less than what two uses of one register cost.)
+// Whether a pair of registers holds the even and the odd ones of 2 L consecutive entries, instead of the first and the
+// last L. (With AVX-512, widening on the way from the cache costs less than using one register twice.)
 template <class Real, class Storage>
 constexpr bool kPairedStorage = false;
 template <>
 constexpr bool kPairedStorage<float, BFloat> = kVectorBytes < 64;
 
-// (On a little-endian machine, as all of them here are.) Register h of the pair of registers that 2 L consecutive
-// stored entries fill.
+// Register h of the pair of registers that 2 L consecutive stored entries fill. (All machines this is compiled for are
+// little-endian.)
 template <class Real, int h, class Storage>
 [[gnu::always_inline]] inline Vec<Real> load_half(const Storage* pair) {
   if constexpr (kPairedStorage<Real, Storage>) {
@@ -307,8 +307,8 @@ template <class Integer>
 #endif
 }
 
-// The same value, which the compiler must hold in a register: it would rather load it again for every use as an operand
-// in memory, where the loads are the bottleneck (and rows of the caller's matrix are not aligned).
+// The same value, which the compiler must hold in a register. By itself it would load the value again for every use, as
+// an operand in memory, where loads are the bottleneck (and the rows of the caller's matrix are not aligned).
 template <class V>
 [[gnu::always_inline]] inline V in_register(V v) {
 #if defined(__AVX512F__)

@@ -15,7 +15,8 @@ namespace mpfast::cpu {
 namespace {
 constexpr auto kPollInterval = std::chrono::milliseconds(50);
 
-// Waking a sleeping thread costs as much as a short loop: look a while (about 20 us) before going to sleep.
+// Waking a sleeping thread takes as long as a short loop, so a thread looks for work for a while (about 20 us) before
+// it goes to sleep.
 constexpr int kLooks = 1000;
 
 void pause() {
@@ -33,9 +34,9 @@ void look_for(const Condition& condition) {
   for (int look = 0; look < kLooks && !condition(); ++look) pause();
 }
 
-// Linux may queue a new thread behind its owner, where it waits for longer than a call takes while other cores idle (on
-// two idle cores, half of the products that take 4.2 ms took 8.3). So a thread starts on any core but that of its
-// owner, and is then as free as the others.
+// Linux may queue a new thread behind its owner, where it waits for longer than a call takes while other cores are
+// idle: on two idle cores, half of the products that take 4.2 ms took 8.3 ms. So a thread starts on any core but that
+// of its owner, and may then move like any other.
 class Elsewhere {
  public:
 #ifdef __linux__
@@ -51,7 +52,7 @@ class Elsewhere {
     if (known_) pthread_setaffinity_np(thread.native_handle(), sizeof others_, &others_);
   }
 
-  // Of the calling thread.
+  // Lets the calling thread run on every core again.
   void set_free() const {
     if (known_) sched_setaffinity(0, sizeof all_, &all_);
   }
@@ -82,9 +83,10 @@ Team::Team(int threads, Poll poll)
       elsewhere.send(workers_.back());
     }
   } catch (const std::system_error&) {
-    // No more threads are to be had (memory, a limit on processes): results do not depend on how many there are.
+    // The system grants no more threads (memory, a limit on processes). Results do not depend on how many there are.
   } catch (const std::bad_alloc&) {
-    // The same, of the thread's few bytes on the heap. Those that have started must be joined, or the process ends.
+    // The same for lack of the few bytes that a thread takes on the heap. The threads that have started must be joined,
+    // or the process ends.
   }
 }
 
@@ -130,8 +132,8 @@ void Team::check_interrupt() {
 }
 
 void Team::worker_loop(int worker) {
-  // Sets up what the runtime keeps per thread about exceptions now: it ends the process if that fails while one is
-  // thrown, perhaps because memory has run out.
+  // Makes the runtime set up now what it keeps per thread about exceptions. It ends the process if that fails while one
+  // is thrown, for example because memory has run out.
   static_cast<void>(std::uncaught_exceptions());
   std::uint64_t seen = 0;
   for (;;) {

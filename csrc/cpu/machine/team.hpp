@@ -1,7 +1,7 @@
 // A team of threads that lives for one call of the library.
 //
-// There is no global pool: a forked child, several Python threads calling at once, and an interpreter that exits all
-// stay simple. Starting a thread costs about 20 us, and a call is worth milliseconds.
+// There is no global pool. That keeps a forked child, several Python threads calling at once, and an interpreter that
+// exits simple. Starting a thread costs about 20 us, and a call takes milliseconds.
 //
 // Determinism: a parallel_for is cut into tasks by the shape of the problem, never by the number of threads. Threads
 // only decide who runs a task, so a task may write to its own slice but never add to a shared sum.
@@ -24,8 +24,8 @@ namespace mpfast::cpu {
 
 class Team {
  public:
-  // A team of `threads`, or of as many as the system grants. The poll is called on the thread that owns the team, at
-  // most every 50 ms while it works.
+  // A team of `threads`, or of fewer when the system grants no more. The poll is called on the thread that owns the
+  // team, at most every 50 ms while it works.
   explicit Team(int threads, Poll poll = {});
   ~Team();
   Team(const Team&) = delete;
@@ -38,7 +38,7 @@ class Team {
   // here once every worker has come to rest. Not reentrant.
   void parallel_for(index_t count, const std::function<void(index_t, int)>& task);
 
-  // Gives the poll a chance to cancel; for loops of the owner that run outside parallel_for.
+  // Gives the poll a chance to cancel. For loops that the owner runs outside parallel_for.
   void check_interrupt();
 
  private:

@@ -19,7 +19,7 @@ constexpr int kMinCounterBits = 10;
 constexpr int kSampleCounterBits = 16;
 constexpr index_t kSampleRun = 16;  // entries; one cache line of float
 constexpr index_t kSampleStep = 1024;
-constexpr index_t kSampleFrom = index_t{1} << 20;  // below this many entries one more pass is cheaper than a sample
+constexpr index_t kSampleFrom = index_t{1} << 20;  // with fewer entries, one more pass is cheaper than a sample
 
 constexpr std::size_t kMostCollected = std::size_t{1} << 21;  // keys
 
@@ -144,7 +144,7 @@ void CutSearch::write(Team& team, std::span<const ScoredMatrix> matrices) {
   const std::vector<ScoredMatrix> flat = flattened(matrices);
   const std::vector<Block> blocks = cut_into_blocks(flat, 1);
   const auto matrix_of = [&](const Block& block) -> const ScoredMatrix& { return flat[position(block.matrix)]; };
-  // When all the ties go, there is nothing to share out.
+  // When all ties are pruned, there is nothing to share out.
   const bool partial = pruned_ties_ < ties_;
   const std::int64_t first_kept = partial ? key_ : key_ + 1;
   std::vector<index_t> ties(blocks.size());
@@ -173,8 +173,8 @@ KeyWindow CutSearch::cover(std::int64_t low, std::int64_t high) const {
   return {low, high, shift};
 }
 
-// A window that most likely holds the cut, from a sample of independent entries: ten standard deviations to either
-// side, because neighbours are alike.
+// A window that most likely holds the cut, guessed from the sample. It reaches ten standard deviations of a sample of
+// independent entries to either side, because neighbours are alike.
 void CutSearch::guess_window(const std::vector<std::uint64_t>& sampled) {
   const auto size = static_cast<double>(std::accumulate(sampled.begin(), sampled.end(), std::uint64_t{0}));
   const double share = (static_cast<double>(std::max<index_t>(pruned_, 1)) - 0.5) / static_cast<double>(total_);

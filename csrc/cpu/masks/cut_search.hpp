@@ -29,12 +29,12 @@
 
 namespace mpfast::cpu {
 
-// What is known of all keys of a search.
+// What all keys of a search have in common.
 struct KeyKind {
   bool wide = false;       // scores in double, which entries stored in double need
-  int trailing_zeros = 0;  // bits at the end of every key that are zero: unscaled entries of 16 bits leave them
+  int trailing_zeros = 0;  // low bits that are zero in every key: unscaled entries of 16 bits have some
 
-  // What holds for both.
+  // What the keys of both have in common.
   KeyKind operator&(const KeyKind& other) const;
 };
 

@@ -28,9 +28,8 @@ struct NonFinite {
 
 // Prunes exactly `pruned` (between 0 and the number of all entries) entries of the smallest scores |w| * scale. Zeros
 // go first; equal scores go in the order of the matrices, then of the row-major index. Scores are computed in float, or
-// in double as soon as one matrix is stored in double.
-// See cut_search.hpp for how. The same mask for any size of the team. When the result is set, the masks were not
-// written.
+// in double as soon as one matrix is stored in double. cut_search.hpp says how. The mask is the same for any size of
+// the team. When the result is set, the masks were not written.
 std::optional<NonFinite> prune_smallest(Team& team, std::span<const ScoredMatrix> matrices, index_t pruned);
 
 // Keeps the n entries of largest magnitude of every m consecutive ones of a row; of equal entries the one at the lower

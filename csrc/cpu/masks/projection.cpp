@@ -17,7 +17,7 @@ namespace mpfast::cpu {
 
 namespace {
 
-// Entries of a tile: its weights in double, and what they become, stay in L2.
+// How many entries a tile has: its weights in double, and what is made of them, stay in L2.
 constexpr index_t kTileRows = 16;
 constexpr index_t kTileEntriesWide = index_t{1} << 13;
 

@@ -19,8 +19,8 @@ struct ProjectionProblem {
   int m = 4;
 };
 
-// For m <= 16 the best of all masks, else that of swap_search.hpp. The same for any size of the team. When the result
-// is set, the mask is of no use.
+// The best of all masks for m <= 16, else the one that swap_search.hpp finds. It is the same for any size of the team.
+// When the result is set, the mask is of no use.
 std::optional<NonFinite> project_groups(Team& team, const ProjectionProblem& problem);
 
 }  // namespace mpfast::cpu

@@ -66,7 +66,7 @@ DroppedSet greedy(const double* a, int m, int d) {
 }
 
 void descend(DroppedSet& set, int m, double trace) {
-  // Below this an exchange is worth nothing but rounding, and might go on for ever.
+  // An exchange that gains less than this gains nothing but rounding, and such exchanges could go on for ever.
   const double least_gain = 1e-13 * trace;
   while (true) {
     double best = -least_gain;

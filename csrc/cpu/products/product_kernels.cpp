@@ -1,11 +1,13 @@
 // Compiled once per instruction set (see CMakeLists.txt).
 //
-// Register tiles: phase 1 (dot) takes a few rows against a group of vectors along whole rows, phase 2 (axpy) a pair of
-// registers of columns against a group along the rows of a panel; for eight vectors that is 24 and 16 independent
-// chains of FMAs with 11 and 10 loads, for four (and 16 registers) 12 and 8 with 7 and 6. The wider the group, the less
-// often W comes from the second-level cache. Up to four vectors are limited by memory: `sweep` does both phases in one
-// loop, the second one on the rows before, and asks for the rows after (8192 x 8192 bfloat16, one to four vectors: 10
-// to 25 % less time than without), so that the memory bus hardly waits.
+// Register tiles. Phase 1 (dot) multiplies a few whole rows by a group of vectors; phase 2 (axpy) adds the rows of a
+// panel, each times its factors, to a pair of registers of columns of a group. For eight vectors a tile has 24
+// independent chains of FMAs fed by 11 loads in phase 1, and 16 fed by 10 in phase 2; for four vectors and 16 registers
+// it has 12 fed by 7, and 8 fed by 6. The wider the group, the less often W is read from the second-level cache.
+//
+// With up to four vectors memory is the limit. `sweep` then does both phases in one loop, phase 2 on the rows before
+// those of phase 1, and asks for the rows after them, so that the memory bus hardly ever waits: for one to four vectors
+// and 8192 x 8192 bfloat16 that takes 10 to 25 % less time.
 #include "cpu/products/product_kernels.hpp"
 
 #include "cpu/machine/dispatch.hpp"
@@ -16,22 +18,24 @@ namespace mpfast::cpu::MPFAST_ISA {
 namespace {
 
 constexpr int kWideGroup = kManyRegisters ? kMaxGroupWidth : kGroupWidth;
-constexpr index_t kRun = 64;  // squares added in single precision before they go to double, about
+// About how many squares are added up in single precision before their sum goes on in double.
+constexpr index_t kRun = 64;
 
 template <class Real>
 constexpr index_t kPair = 2 * kLanes<Real>;
-// Pairs of registers in one partial sum of a dot product: long rows lose no accuracy, and X is read from the cache.
+// Pairs of registers in one partial sum of a dot product: short enough for long rows to lose no accuracy, and for the
+// piece of X to stay in the first-level cache.
 template <int G>
 constexpr index_t kDotRun = 256 / G;
 template <int G>
 constexpr int kDotRows = G < 3 ? 4 : (G <= kGroupWidth && kManyRegisters ? 6 : 3);
 template <int G>
 constexpr int kStripPairs = G >= 3 ? 1 : (G == 2 ? 2 : 4);
-// With AVX-512 the two phases one after the other are faster than a sweep where entries need no widening: 8192 x 8192
-// float32, four vectors, 8.3 ms against 9.9 ms.
+// With AVX-512, and entries that need no widening, the two phases one after the other are faster than a sweep: for 8192
+// x 8192 float32 and four vectors they take 8.3 ms, a sweep 9.9 ms.
 template <class Real, class Storage>
 constexpr bool kSweeps = kVectorBytes < 64 || sizeof(Storage) < sizeof(Real);
-// Phase 2 may fetch the rows of the next panel meanwhile. For more vectors the cache has no room for them.
+// Whether phase 2 asks for the rows of the next panel. With more vectors the cache has no room for them.
 template <int G>
 constexpr bool kPrefetches = kManyRegisters && G <= kGroupWidth;
 template <int G>
@@ -47,7 +51,8 @@ struct Span {
   Span from(index_t row) const { return {data + row * row_stride, row_stride, pairs}; }
 };
 
-// The columns of a panel: the whole pairs where they lie, and what is left copied to `copies` and padded with zeros.
+// The columns of a panel: whole pairs of registers stay where they lie; the columns left over are copied to `copies`
+// and padded with zeros.
 template <class Real, class Storage, index_t kRows>
 class Columns {
  public:
@@ -83,15 +88,16 @@ class Columns {
   run = Vec<double>{};
 }
 
-// An operand of several FMAs: kept in a register where there are many, read again from the cache where there are few.
+// An operand of several FMAs. Where there are many registers it is kept in one; where there are few, it is read from
+// the cache for each.
 template <class V>
 [[gnu::always_inline]] inline V reused(V v) {
   if constexpr (kManyRegisters) return in_register(v);
   return v;
 }
 
-// totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers: per register R + G loads and R G FMAs, in R G
-// chains (twice as many for one vector).
+// totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers. Each register of columns costs R + G loads and
+// R G FMAs, in R G independent chains (2 R of them for one vector).
 template <class Real, class Storage, int R, int G>
 [[gnu::always_inline]] inline void dot_tile(const Storage* w, index_t row_stride, index_t pairs, const Real* x,
                                             Vec<Real> (*totals)[G]) {
@@ -128,7 +134,7 @@ template <int kMost, class Function>
   function.template operator()<kMost>();
 }
 
-// All rows meet a piece of X that stays in the first-level cache before the next piece comes.
+// Every row is multiplied by one piece of X, which stays in the first-level cache, before the next piece is read.
 template <class Real, class Storage, int G>
 void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y) {
   constexpr int R = kDotRows<G>;
@@ -160,7 +166,7 @@ void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta
   with_width<kWideGroup>(width, [&]<int G>() { dot_group<Real, Storage, G>(panel, x, alpha, beta, y); });
 }
 
-// z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns: 2 P + G loads and 2 P G FMAs a row.
+// z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns: each row costs 2 P + G loads and 2 P G FMAs.
 template <class Real, class Storage, int P, int G, bool kSquares>
 [[gnu::always_inline]] inline void axpy_strip(const Storage* w, index_t row_stride, index_t rows, const Real* y,
                                               Real* z, Vec<Real> (&squares)[2]) {
@@ -234,8 +240,9 @@ void axpy(const Panel& panel, index_t width, const Real* y, Real* z, double* sum
   with_width<kWideGroup>(width, [&]<int G>() { axpy_either<Real, Storage, G>(panel, y, z, sum_squares); });
 }
 
-// From an entry of a tile of R rows to the one that is fetched meanwhile, in entries: the same entry of the next tile
-// or, of tiles that the cache would have lost by then, one further on in the row.
+// How far ahead of an entry of a tile of R rows a sweep asks for memory, in entries. While the cache holds whole tiles,
+// it asks for the same entry of the next tile; of longer tiles, which the cache would have lost by then, for an entry
+// further on in the same row.
 template <class Real, int R, class Storage>
 index_t fetch_ahead(const Span<Storage>& span) {
   constexpr index_t kTileBytes = index_t{64} << 10;
@@ -245,8 +252,8 @@ index_t fetch_ahead(const Span<Storage>& span) {
   return keeps_tile ? R * span.row_stride : kRowBytes / kSize;
 }
 
-// Sums of squares of R rows that are formed side by side: as many chains as there are rows where one vector alone gives
-// the pipes too little to do, else one.
+// How many sums the squares of R rows go to. With one vector there are few FMAs to overlap, and every row has a sum of
+// its own; otherwise one sum is enough.
 template <int R, int G>
 constexpr int kSquareChains = G == 1 ? R : 1;
 
@@ -294,13 +301,13 @@ struct SweepRun {
   const Storage* u;
   index_t w_stride;
   index_t u_stride;
-  index_t ahead;  // from an entry of w to the one that is fetched meanwhile
+  index_t ahead;  // from an entry of w to the one that is asked for
   const Real* x;
   Real* z;
 };
 
-// totals[i][g] += w[i] . x[g] and z[g] += sum_i u[i] factors[i][g] over `pairs` pairs, few enough for their squares to
-// be added in single precision; moves the run behind them.
+// totals[i][g] += w[i] . x[g] and z[g] += sum_i u[i] factors[i][g] over `pairs` pairs, so few that their squares can be
+// added in single precision. Moves the pointers of the run behind them.
 template <class Real, class Storage, bool kSquares, int R, int G>
 [[gnu::always_inline]] inline void sweep_run(SweepRun<Real, Storage>& run, index_t pairs,
                                              const Vec<Real> (&factors)[R][G], Vec<Real> (&totals)[R][G],
@@ -325,8 +332,8 @@ template <class Real, class Storage, bool kSquares, int R, int G>
   }
 }
 
-// y' = alpha beta current x while z += previous^T y, R rows and G vectors each; y' replaces y. Reads `current` from
-// memory, or the cache where the call before has asked for it, and `previous` from the cache.
+// y' = alpha beta current x while z += previous^T y, for R rows and G vectors; y' replaces y. `current` comes from
+// memory, or from the cache where the call before has asked for it, and `previous` from the cache.
 template <class Real, class Storage, int R, int G, bool kSquares>
 void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2], const Real* x, Real alpha,
                 Real beta, Real* z, Real (&y)[R * G], Vec<double>& total_squares) {
@@ -350,8 +357,7 @@ void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previou
   for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * alpha * beta;
 }
 
-// z += panel^T (alpha beta panel x) for G vectors. Not inlined, or the widths would share the registers of one
-// function.
+// z += panel^T (alpha beta panel x) for G vectors. Never inlined, so that each width is compiled by itself.
 template <class Real, class Storage, int G, bool kSquares>
 [[gnu::noinline]] void sweep_rows(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z,
                                   double* sum_squares) {

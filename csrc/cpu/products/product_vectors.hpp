@@ -16,7 +16,7 @@ namespace mpfast::cpu {
 
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 
-// `width` vectors: as many wide groups as there are, then one or two of up to kGroupWidth.
+// `width` vectors, cut into wide groups and then, of what is left, one or two groups of up to kGroupWidth.
 template <class Real>
 class VectorLayout {
  public:
@@ -107,9 +107,9 @@ class VectorLayout {
   index_t length_;
 };
 
-// Partial results of tasks 0..count-1, added in a fixed binary tree whatever the order in which they are finished: the
-// right one of a pair always into the left one, by whoever comes second. Buffers are used again, so about
-// (workers + log2(count)) of them live at a time.
+// Adds partial results of tasks 0 .. count - 1 in a fixed binary tree, in whatever order they are finished: of two
+// neighbours, the right one is always added to the left one, by the worker that finishes second. Buffers are used
+// again, so that about workers + log2(count) of them exist at a time.
 template <class Real>
 class PartialTree {
  public:

@@ -2,12 +2,12 @@
 // results meet. The arithmetic is in product_kernels.cpp.
 //
 // With B = W (right) or W^T (left), Z = B^T (B X):
-//  - rows of B contiguous: one pass. Panels of a few rows that fit the second-level cache; phase 1 forms y = panel X
-//    while the panel arrives from memory, phase 2 adds panel^T y from the cache.
-//  - columns of B contiguous: two passes in storage order. One pass would take panels of a few columns, which lie in
-//    short pieces all over memory: at 8192 x 8192, float32, the best of them took 14 ms for one vector and 17 ms for
-//    four, where two passes took 11 ms and 13 ms (and a read-only pass 7 ms).
-//  - neither: as the first, with each panel packed into a buffer of the worker on the way.
+//  - Where rows of B are contiguous, one pass. Panels of a few rows fit the second-level cache: phase 1 forms
+//    y = panel X while the panel arrives from memory, phase 2 adds panel^T y from the cache.
+//  - Where columns of B are contiguous, two passes in storage order. One pass would take panels of a few columns, which
+//    lie in short pieces all over memory: at 8192 x 8192, float32, the best of them took 14 ms for one vector and 17 ms
+//    for four, where two passes took 11 ms and 13 ms (and a read-only pass 7 ms).
+//  - Where neither are, one pass too, but a worker first packs each panel into a buffer of its own.
 #include "cpu/products/products.hpp"
 
 #include <algorithm>
@@ -26,13 +26,13 @@ namespace mpfast::cpu {
 
 namespace {
 
-// Blocking. Nothing here depends on the machine or on the number of threads, so that neither do the results.
-// Taller panels spread the reading of X and Z over more rows; three quarters of the smallest second-level cache that
-// is common (512 kB) still leave room for the pieces of X and Z at work.
+// How the work is cut. Nothing here depends on the machine or on the number of threads, so the results do not either.
+// The taller a panel, the more rows share one reading of X and Z. Three quarters of the smallest second-level cache
+// that is common (512 kB) leave room for the pieces of X and Z at work.
 constexpr index_t kPanelBytes = index_t{384} << 10;
-constexpr index_t kPanelRowStep = 6;                // a multiple of the rows of every register tile but the narrow ones
-constexpr index_t kAxpyRows = 8;                    // rows that pass over a piece of Z at a time in a second pass
-constexpr index_t kChunkRows = 128;                 // adding up partial results costs about 8 rows' worth of work
+constexpr index_t kPanelRowStep = 6;                // a multiple of the rows of all register tiles but the narrowest
+constexpr index_t kAxpyRows = 8;                    // rows added to a piece of Z at a time in a second pass
+constexpr index_t kChunkRows = 128;                 // adding its partial result costs as much as about 8 rows
 constexpr index_t kMaxChunkRows = 4096;             // rows added up one after the other in single precision
 constexpr index_t kMinTask = index_t{1} << 18;      // entries
 constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: about 10 ms)
@@ -69,12 +69,12 @@ struct Product {
   Scale<Real> scale;
   index_t width;
 
-  // Rows that are not contiguous are packed, hence widened, before the kernels see them.
+  // The kernels take contiguous rows. Others are packed first, and thereby widened.
   bool packs() const { return !has_contiguous_rows(b); }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(packs() ? kDTypeOf<Real> : b.dtype); }
 
-  // The squares of a part of B as the kernels saw them, or, where single precision (or squares of tiny or huge numbers)
-  // may have lost them, formed again: in double, scaled.
+  // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
+  // squares of tiny or huge numbers) may have lost it: then it is formed again, scaled and in double.
   void take_squares(double sum, const MatrixView& piece, index_t row, index_t col, StatsPart& stats) const {
     constexpr bool kSingle = sizeof(Real) == sizeof(float);
     const double mean = sum / (static_cast<double>(piece.rows) * static_cast<double>(piece.cols));
@@ -118,10 +118,10 @@ struct Workspace {
     return y.get();
   }
 
-  // A piece of b, packed when the rows of b are not contiguous. No piece of the product has more rows than `most_rows`
-  // or more columns than `most_cols`: the buffer is made for those, as whichever piece a worker takes first may be the
-  // narrow one at the end. Whether to pack is up to b, like the kernels: even the rows of a piece that is one column
-  // wide are widened.
+  // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,
+  // which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at the end.
+  // Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has contiguous rows,
+  // and must be widened all the same.
   Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
     const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
     if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
@@ -313,7 +313,7 @@ void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent
   const MatrixView b = swapped ? w.transposed() : w;
   const Product<Real> product{b, swapped, Scale<Real>(scale_exponent), width};
   const Product<Real> transposed{b.transposed(), !swapped, Scale<Real>(scale_exponent), width};
-  // A few endless rows are no work for a team in one pass.
+  // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
   const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
   if (!few_rows && !columns_only(b)) return one_pass(team, product, x, z, stats);
   Buffer<Real> y(b.rows, width, "the inner vectors of a product");

@@ -37,7 +37,7 @@ struct Stream {
   void* handle = nullptr;
 };
 
-// What heuristics.hpp plans with.
+// What products are planned with (products/product_plan.cpp).
 struct DeviceLimits {
   std::size_t shared_bytes = 0;  // dynamic shared memory a block may have
   int largest_cluster = 1;       // blocks per cluster; 1 where the device has no clusters
@@ -82,7 +82,7 @@ void* allocate(Stream stream, std::size_t bytes);
 void release(Stream stream, void* memory) noexcept;
 // In stream order; with pageable host memory the call returns when the host side may be reused.
 void copy(Stream stream, void* to, const void* from, std::size_t bytes);
-// As copy, for `rows` pieces of `bytes` bytes each, `pitch` apart.
+// Copies `rows` pieces of `bytes` bytes each, whose starts are a pitch apart, as copy() does.
 void copy_rows(Stream stream, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                std::size_t bytes, std::size_t rows);
 void synchronize(Stream stream);

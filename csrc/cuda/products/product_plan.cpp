@@ -7,9 +7,10 @@ namespace mpfast::cuda {
 
 namespace {
 
-// Enough blocks for two rounds on the largest devices; more would only write more partial results.
+// Enough blocks for two rounds on the largest devices. More would only write more partial results.
 constexpr index_t kWantedBlocks = 512;
-// A chunk is worth its partial result (a write and a read of N x b) from a few panels on.
+// The least number of panels in a chunk of a Gram product. Each chunk ends in a partial result of N x b entries that is
+// written and read again, which shorter chunks do not make up for.
 constexpr index_t kLeastGramPanels = 4;
 // Rows whose contributions are added one after the other in single precision.
 constexpr index_t kMostChunkRows = 4096;
