@@ -17,15 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100")
-PASSES = (
-    ("float64", "double"),
-    ("float32", "double"),
-    ("float16", "double"),
-    ("bfloat16", "double"),
-    ("float32", "float"),
-    ("float16", "float"),
-    ("bfloat16", "float"),
-)
+PRODUCT_KERNELS = "csrc/cuda/products/product_kernels.cu"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-O3", "-Icsrc", "-Xptxas=-v", "-cubin", "-o", "/dev/null")
 ENTRY_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -57,6 +49,19 @@ class Kernel:
     spilled: int
 
 
+def element_types() -> list[str]:
+    """The storage types, in the order of DType, from the list that the build goes by."""
+    listed = re.search(r"set\(element_types ([\w ]+)\)", (ROOT / "cmake/cuda.cmake").read_text(encoding="utf-8"))
+    assert listed is not None
+    return listed[1].split()
+
+
+def products() -> list[tuple[str, str]]:
+    """Storage type and precision of the vectors of every build of the product kernels."""
+    pairs = [(storage, real) for real in ("double", "float") for storage in element_types()]
+    return [pair for pair in pairs if pair != ("float64", "float")]
+
+
 def compiled_kernels(source: str, target: str, defines: tuple[str, ...] = ()) -> list[Kernel]:
     """Compile one source for one target; what ptxas says of every kernel in it."""
     arch = f"-gencode=arch=compute_{target[3:]},code={target}"
@@ -76,21 +81,22 @@ def _short(name: str) -> str:
     """The kernel's name and template arguments without namespaces and parameters."""
     name = name.replace("mpfast::cuda::(anonymous namespace)::", "").removeprefix("void ")
     name = re.sub(r"\(mpfast::(?:cuda::)?(\w+)\)(\d+)", r"\1 \2", name)
-    for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
+    for number, dtype in enumerate(element_types()):
         name = name.replace(f"DType {number}", dtype)
-    name = name.replace("Pass 0", "gram").replace("Pass 1", "product").replace("mpfast::", "")
+    name = name.replace("ProductKind 0", "gram").replace("ProductKind 1", "plain").replace("mpfast::", "")
     return re.sub(r">\(.*", ">", name).split("(")[0] if "<" not in name else re.sub(r">\(.*", ">", name)
 
 
 def all_kernels() -> list[Kernel]:
     """Every kernel of the backend for every target."""
     jobs = [
-        ("csrc/cuda/pass.cu", target, (f"MPFAST_STORAGE={storage}", f"MPFAST_REAL={real}"))
-        for storage, real in PASSES
+        (PRODUCT_KERNELS, target, (f"MPFAST_STORAGE={storage}", f"MPFAST_REAL={real}"))
+        for storage, real in products()
         for target in TARGETS
     ]
-    others = sorted(p.name for p in (ROOT / "csrc/cuda").glob("*.cu") if p.name not in ("pass.cu", "runtime.cu"))
-    jobs += [(f"csrc/cuda/{name}", target, ()) for name in others for target in TARGETS]
+    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").glob("*/*.cu"))
+    others = [source for source in sources if source not in (PRODUCT_KERNELS, "csrc/cuda/machine/runtime.cu")]
+    jobs += [(source, target, ()) for source in others for target in TARGETS]
     with ThreadPoolExecutor() as pool:
         return [kernel for kernels in pool.map(lambda job: compiled_kernels(*job), jobs) for kernel in kernels]
 
@@ -112,7 +118,7 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
     """Bytes, flops and bounds of a Gram pass over typical matrices."""
     from mpfast.arrays import cuda_backend
 
-    plan_pass = cuda_backend().plan_pass
+    plan_product = cuda_backend().plan_product
     lines = [
         "| long x short side, storage | b | blocks (cluster) | threads | shared memory | blocks per multiprocessor "
         "| vectors / W bytes | memory | arithmetic | shared memory | share of copy rate |",
@@ -125,7 +131,7 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
         (53248, 16384, "bfloat16"),
     ):
         for width in (4, 8, 16, 32):
-            plan = plan_pass("gram", dtype, rows, cols, 4, width, gpu.shared_per_block, gpu.largest_cluster)
+            plan = plan_product("gram", dtype, rows, cols, 4, width, gpu.shared_per_block, gpu.largest_cluster)
             if not plan["possible"]:
                 lines.append(f"| {rows} x {cols} {dtype} | {width} | two products | | | | | | | | |")
                 continue

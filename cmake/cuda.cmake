@@ -5,39 +5,44 @@
 # and finds the driver by itself.
 # With MPFAST_CUDA_EMULATION the host's compiler compiles the same sources for the emulated device of tests/emulation.
 set(cuda_host_sources
-  csrc/cuda/masks.cpp
-  csrc/cuda/pass_dispatch.cpp
-  csrc/cuda/pass_plan.cpp
-  csrc/cuda/products.cpp
-  csrc/cuda/projection.cpp
-  csrc/cuda/streamed.cpp
-  csrc/core/abandonable.cpp
-  csrc/cpu/small_eigen.cpp
-  csrc/cpu/blas.cpp
-  csrc/python/bind_cuda_devices.cpp
-  csrc/python/bind_cuda_lanczos.cpp
-  csrc/python/bind_cuda_masks.cpp
-  csrc/python/bind_cuda_products.cpp
-  csrc/python/cuda_module.cpp)
-set(cuda_kernel_sources csrc/cuda/mask_kernels.cu csrc/cuda/projection_kernels.cu csrc/cuda/vector_kernels.cu)
-# pass.cu is compiled once per storage type and precision of the vectors.
-set(cuda_passes float64:double float32:double float16:double bfloat16:double float32:float float16:float bfloat16:float)
+  ${shared_sources}
+  csrc/cuda/masks/masks.cpp
+  csrc/cuda/masks/projection.cpp
+  csrc/cuda/products/product_dispatch.cpp
+  csrc/cuda/products/product_plan.cpp
+  csrc/cuda/products/products.cpp
+  csrc/cuda/products/streamed.cpp
+  csrc/python/cuda/bind_devices.cpp
+  csrc/python/cuda/bind_lanczos.cpp
+  csrc/python/cuda/bind_masks.cpp
+  csrc/python/cuda/bind_products.cpp
+  csrc/python/cuda/module.cpp)
+set(cuda_kernel_sources
+  csrc/cuda/masks/mask_kernels.cu
+  csrc/cuda/masks/projection_kernels.cu
+  csrc/cuda/products/vector_kernels.cu)
+# The enumerators of DType (csrc/core/types.hpp), in their order. product_kernels.cu is compiled once for each of them
+# and each precision of the vectors; entries of float64 go with double alone.
+set(element_types float64 float32 float16 bfloat16)
 
 # Adds the compiled kernels to `target`, in the language given.
 function(mpfast_add_kernels target language)
   set(objects ${target}_kernels)
   add_library(${objects} OBJECT ${cuda_kernel_sources} ${ARGN})
   list(APPEND kernel_targets ${objects})
-  foreach(types IN LISTS cuda_passes)
-    string(REPLACE ":" ";" types "${types}")
-    list(GET types 0 storage)
-    list(GET types 1 real)
-    set(objects ${target}_pass_${storage}_${real})
-    add_library(${objects} OBJECT csrc/cuda/pass.cu)
-    target_compile_definitions(${objects} PRIVATE MPFAST_STORAGE=${storage} MPFAST_REAL=${real})
-    list(APPEND kernel_targets ${objects})
+  foreach(storage IN LISTS element_types)
+    foreach(real double float)
+      if(storage STREQUAL float64 AND real STREQUAL float)
+        continue()
+      endif()
+      set(objects ${target}_product_${storage}_${real})
+      add_library(${objects} OBJECT csrc/cuda/products/product_kernels.cu)
+      target_compile_definitions(${objects} PRIVATE MPFAST_STORAGE=${storage} MPFAST_REAL=${real})
+      list(APPEND kernel_targets ${objects})
+    endforeach()
   endforeach()
-  set_source_files_properties(csrc/cuda/pass.cu ${cuda_kernel_sources} PROPERTIES LANGUAGE ${language})
+  set_source_files_properties(csrc/cuda/products/product_kernels.cu ${cuda_kernel_sources}
+                              PROPERTIES LANGUAGE ${language})
   foreach(objects IN LISTS kernel_targets)
     target_link_libraries(${objects} PRIVATE mpfast_options ${target}_options)
     target_link_libraries(${target} PRIVATE ${objects})
@@ -89,7 +94,7 @@ if(MPFAST_WERROR)
   target_compile_options(_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
 endif()
 pybind11_add_module(_cuda NO_EXTRAS ${cuda_host_sources})
-mpfast_add_kernels(_cuda CUDA csrc/cuda/runtime.cu)
+mpfast_add_kernels(_cuda CUDA csrc/cuda/machine/runtime.cu)
 target_link_libraries(_cuda PRIVATE mpfast_options _cuda_options "${OPENBLAS_LIBRARY}")
 set_target_properties(_cuda PROPERTIES INSTALL_RPATH "$ORIGIN" CUDA_VISIBILITY_PRESET hidden)
 install(TARGETS _cuda DESTINATION mpfast)

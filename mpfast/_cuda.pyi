@@ -53,8 +53,8 @@ def gram_product_at(
 ) -> tuple[float, int, int, int]: ...
 def multiply(matrix: Matrix, x: NDArray[Any], transpose: bool, scale_exponent: int = 0) -> NDArray[Any]: ...
 def gram_matrix(matrix: Matrix, scale_exponent: int) -> tuple[NDArray[np.float64], int, int, int]: ...
-def plan_pass(
-    pass_kind: str,
+def plan_product(
+    kind: str,
     dtype: str,
     rows: int,
     cols: int,

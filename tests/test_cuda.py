@@ -75,7 +75,7 @@ def test_gram_product_in_two_passes(cuda: Any, cluster: str, monkeypatch: pytest
 def test_gram_product_by_wide_blocks(cuda: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More coordinates than a block of 256 threads holds, fewer than one of 512."""
     monkeypatch.setenv("MPFAST_EMULATED_CLUSTER", "1")
-    plan = cuda.plan_pass("gram", dtype, 45, 1100, 4, 3, 227 << 10, 1)
+    plan = cuda.plan_product("gram", dtype, 45, 1100, 4, 3, 227 << 10, 1)
     assert (plan["threads"], plan["slices"], plan["possible"]) == (512, 1, True)
     rng = np.random.default_rng(18)
     entries, W = stored(rng.standard_normal((45, 1100)), dtype)
@@ -92,8 +92,8 @@ def test_plans_fit_the_device(cuda: Any) -> None:
         for rows, cols in ((10, 3), (4096, 4096), (28672, 8192), (53248, 16384), (2_000_000, 100)):
             for dtype, real in (("float64", 8), ("float32", 8), ("float32", 4), ("bfloat16", 4)):
                 for width in (1, 4, 7, 16, 32):
-                    for kind in ("gram", "product"):
-                        plan = cuda.plan_pass(kind, dtype, rows, cols, real, width, shared, cluster)
+                    for kind in ("gram", "plain"):
+                        plan = cuda.plan_product(kind, dtype, rows, cols, real, width, shared, cluster)
                         if not plan["possible"]:
                             assert kind == "gram" or plan["shared_bytes"] > shared
                             continue
@@ -102,8 +102,8 @@ def test_plans_fit_the_device(cuda: Any) -> None:
                         assert plan["slice"] * plan["slices"] >= cols
                         assert plan["panel_rows"] * plan["chunk_panels"] * plan["chunks"] >= rows
                         assert plan["chunks"] <= 65535
-                        assert kind == "product" or plan["slices"] <= cluster
-    largest = cuda.plan_pass("gram", "bfloat16", 53248, 16384, 4, 4, 227 << 10, 8)
+                        assert kind == "plain" or plan["slices"] <= cluster
+    largest = cuda.plan_product("gram", "bfloat16", 53248, 16384, 4, 4, 227 << 10, 8)
     assert largest["possible"], "16384 coordinates of four vectors are what one pass has to hold"
 
 

@@ -155,7 +155,7 @@ def test_every_blocking(shape, side, layout):
     assert np.linalg.norm(y - (w @ x.T).T) <= 16 * eps * np.linalg.norm(w) * np.linalg.norm(x)
 
 
-# Rows longer than this are multiplied in pieces (kColumnBlock in gram.cpp).
+# Rows longer than this are multiplied in pieces (kColumnBlock in products.cpp).
 COLUMN_BLOCK = 1 << 15
 
 

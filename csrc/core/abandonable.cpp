@@ -74,7 +74,7 @@ void run_abandonable(const Poll& poll, std::function<void()> work) {
   try {
     thread = std::thread([task, running] { (*task)(); });
   } catch (const std::system_error&) {
-    // No thread is to be had: what cannot be abandoned is still right.
+    // The system grants no thread. The call cannot be abandoned then, but its result is right.
     (*task)();
     return result.get();
   }

@@ -1,7 +1,7 @@
 // Long calls into LAPACK that Ctrl-C can leave.
 //
-// OpenBLAS frees its work space when the process exits, and a call that is still in it crashes or hangs. So a process
-// that exits meanwhile skips what libraries do at exit (with glibc), or waits for the call (elsewhere).
+// OpenBLAS frees its work space when the process exits, and a call that still uses it crashes or hangs. So a process
+// that exits while such a call runs skips what libraries do at exit (with glibc), or waits for the call (elsewhere).
 #pragma once
 
 #include <functional>
@@ -11,8 +11,8 @@ namespace mpfast {
 // Called now and then by whoever waits for long work, on the thread that entered the core; cancels by throwing.
 using Poll = std::function<void()>;
 
-// Runs `work` on a thread of its own and keeps polling meanwhile, for single calls into LAPACK that take too long. When
-// the poll throws the call goes on alone: `work` must own all it touches.
+// Runs `work` on a thread of its own and keeps polling until it ends, for single calls into LAPACK that take too long.
+// When the poll throws, the call goes on alone: `work` must own all it touches.
 void run_abandonable(const Poll& poll, std::function<void()> work);
 
 // Whether the process may exit while a call that was left is still running somewhere else than in run_abandonable.

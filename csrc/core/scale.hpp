@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/entry.hpp"
+#include "core/dtype.hpp"
 #include "core/types.hpp"
 
 namespace mpfast {
@@ -58,7 +58,7 @@ inline int scale_exponent(const MatrixView& w) {
       }
     }
     if (largest == 0) return 0;
-    // Denormal entries are brought near to one, not to it: 2^-e itself must be a number.
+    // 2^-e must be a number too: denormal entries are brought closer to one, but not all the way.
     const int exponent = std::max(std::ilogb(largest), -1000);
     return std::abs(exponent) <= kOrdinary ? 0 : exponent;
   });

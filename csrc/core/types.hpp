@@ -4,23 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/dtype.hpp"
+
 namespace mpfast {
 
 using index_t = std::int64_t;
 
-// How an entry of W is stored. Kernels widen it on the fly; nothing is ever converted as a whole.
-enum class DType : std::uint8_t { float64, float32, float16, bfloat16 };
-
-constexpr std::size_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return 8;
-    case DType::float32:
-      return 4;
-    default:
-      return 2;
-  }
-}
+constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
 // A read-only matrix somewhere in host memory. Strides are counted in entries and may be negative or zero.
 struct MatrixView {

@@ -1,13 +1,14 @@
 // What an algorithm of this folder asks of the machine it runs on.
 //
 // A backend owns the operator A (p x p, symmetric positive semidefinite: W^T W or W W^T, whichever is smaller) and the
-// memory its vectors live in. Vectors come in arrays: `count` vectors of length p, each contiguous. Small matrices (at
-// most a few hundred wide) are fp64, column-major, on the host. Every operation is deterministic.
+// memory its vectors live in. Vectors come in arrays: `count` vectors of length p, each contiguous. Small matrices
+// (at most a few hundred wide) are fp64, on the host, without gaps between their columns. Every operation is
+// deterministic.
 #pragma once
 
 #include <concepts>
-#include <vector>
 
+#include "core/small_matrix.hpp"
 #include "core/types.hpp"
 #include "random/philox.hpp"
 
@@ -23,7 +24,7 @@ struct OperatorStats {
 
 template <class B>
 concept Backend = requires(B backend, typename B::Vectors owner, typename B::View v, typename B::View z,
-                           const double* in, double* out, ProbeKey key, index_t count, OperatorStats* stats) {
+                           ConstSmallView in, SmallView out, ProbeKey key, index_t count, OperatorStats* stats) {
   typename B::Real;                                   // precision of the vectors: float or double
   { backend.dim() } -> std::convertible_to<index_t>;  // p
   { backend.allocate(count) } -> std::same_as<typename B::Vectors>;

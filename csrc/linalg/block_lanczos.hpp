@@ -16,6 +16,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -25,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/small_matrix.hpp"
 #include "linalg/backend.hpp"
 #include "linalg/small_eigen.hpp"
 #include "linalg/triangular.hpp"
@@ -33,12 +35,13 @@ namespace mpfast::linalg {
 
 // Ritz values of T, descending, and what the quadrature needs to know of each.
 struct RitzValues {
-  index_t size = 0;              // bk
-  index_t width = 0;             // b
-  std::vector<double> theta;     // size
-  std::vector<double> residual;  // size: |A y - theta y|
-  std::vector<double> weight;    // size x width, column-major: squared coefficient of probe c on Ritz vector i
-  std::vector<double> vectors;   // size x size, column-major: Ritz vectors in the basis, in the order of theta
+  std::vector<double> theta;
+  std::vector<double> residual;  // |A y - theta y|
+  SmallMatrix weight;            // squared coefficient of probe c, of b, on Ritz vector i
+  SmallMatrix vectors;           // Ritz vectors in the basis, one per column, in the order of theta
+
+  index_t size() const { return vectors.cols(); }  // bk
+  index_t width() const { return weight.cols(); }  // b
 };
 
 template <Backend B>
@@ -76,65 +79,62 @@ class BlockLanczos {
   // one is kept, for whoever wants the vectors after having seen the values.
   std::shared_ptr<const RitzValues> ritz(index_t steps, const Poll& poll) {
     if (steps < 1 || steps > steps_) throw std::invalid_argument("no Ritz values for that many steps");
-    if (ritz_ == nullptr || ritz_->size != steps * width_) {
+    if (ritz_ == nullptr || ritz_->size() != steps * width_) {
       ritz_ = std::make_shared<const RitzValues>(decompose(steps, poll));
     }
     return ritz_;
   }
 
-  // out (count vectors of length p) = V times `coefficients`, as many columns; their rows say how many vectors of V.
-  void combine(std::span<const double> coefficients, View out) const {
-    const index_t rows = static_cast<index_t>(coefficients.size()) / out.count;
-    backend_->combine(basis_.slice(0, rows), coefficients.data(), out);
+  // out (vectors of length p) = V times `coefficients`, whose rows say how many vectors of V.
+  void combine(ConstSmallView coefficients, View out) const {
+    assert(coefficients.cols() == out.count);
+    backend_->combine(basis_.slice(0, coefficients.rows()), coefficients, out);
   }
 
  private:
-  // Of W as scaled, beyond which products of it may overflow.
+  // If W as scaled has a larger trace of A than this, products with it may overflow.
   static constexpr double kLargestTrace = sizeof(typename B::Real) == sizeof(double) ? 1e290 : 1e30;
-
-  static std::size_t at(index_t row, index_t col, index_t rows) { return static_cast<std::size_t>(col * rows + row); }
 
   RitzValues decompose(index_t steps, const Poll& poll) const {
     const index_t size = steps * width_;
-    RitzValues out;
-    out.size = size;
-    out.width = width_;
-    std::vector<double> matrix(static_cast<std::size_t>(size * size));
+    SmallMatrix ascending(size, size);
     for (index_t j = 0; j < size; ++j) {
-      for (index_t i = 0; i < size; ++i) matrix[at(i, j, size)] = t(i, j);
+      for (index_t i = 0; i < size; ++i) ascending(i, j) = t(i, j);
     }
-    std::vector<double> ascending;
-    symmetric_eigen(size, matrix, ascending, poll);
-    const std::vector<double>& last = couplings_[static_cast<std::size_t>(steps - 1)];
-    out.theta.resize(static_cast<std::size_t>(size));
-    out.residual.resize(static_cast<std::size_t>(size));
-    out.weight.resize(static_cast<std::size_t>(size * width_));
-    out.vectors.resize(static_cast<std::size_t>(size * size));
+    const std::vector<double> values = symmetric_eigen(ascending, poll);
+    RitzValues out;
+    out.weight = SmallMatrix(size, width_);
+    out.vectors = SmallMatrix(size, size);
     for (index_t i = 0; i < size; ++i) {
-      const double* s = &matrix[at(0, size - 1 - i, size)];
-      std::copy_n(s, size, &out.vectors[at(0, i, size)]);
-      out.theta[static_cast<std::size_t>(i)] = std::max(ascending[static_cast<std::size_t>(size - 1 - i)], 0.0);
-      double squared = 0;
-      for (index_t r = 0; r < width_; ++r) {
-        double sum = 0;
-        for (index_t c = r; c < width_; ++c) sum += last[at(r, c, width_)] * s[size - width_ + c];
-        squared += sum * sum;
-      }
-      out.residual[static_cast<std::size_t>(i)] = std::sqrt(squared);
+      const std::span<const double> s = std::as_const(ascending).column(size - 1 - i);
+      std::copy(s.begin(), s.end(), out.vectors.column(i).begin());
+      out.theta.push_back(std::max(values[size - 1 - i], 0.0));
+      out.residual.push_back(coupling_norm(couplings_[steps - 1], s.last(width_)));
       for (index_t c = 0; c < width_; ++c) {
         double sum = 0;
-        for (index_t r = 0; r <= c; ++r) sum += r1_[at(r, c, width_)] * s[r];
-        out.weight[at(i, c, size)] = sum * sum;
+        for (index_t r = 0; r <= c; ++r) sum += r1_(r, c) * s[r];
+        out.weight(i, c) = sum * sum;
       }
     }
     return out;
+  }
+
+  // |B s|, B upper triangular.
+  static double coupling_norm(const SmallMatrix& b, std::span<const double> s) {
+    double squared = 0;
+    for (index_t r = 0; r < b.rows(); ++r) {
+      double sum = 0;
+      for (index_t c = r; c < b.cols(); ++c) sum += b(r, c) * s[c];
+      squared += sum * sum;
+    }
+    return std::sqrt(squared);
   }
 
   double t(index_t i, index_t j) const {
     // Column block j / b was stored when that step was taken, down to its own diagonal block.
     if (i > j) std::swap(i, j);
     const index_t block = j / width_;
-    return columns_[static_cast<std::size_t>(block)][at(i, j - block * width_, (block + 1) * width_)];
+    return columns_[block](i, j - block * width_);
   }
 
   // Basis memory grows geometrically; the vectors already there are copied by the backend.
@@ -154,26 +154,25 @@ class BlockLanczos {
     View z = basis_.slice(width_, width_);
     backend_->fill_probes(x, key_, 0);
     backend_->apply(x, z, &stats_);
-    // The caller reports the one, and scales W for the other.
+    // The caller reports non-finite entries, and scales W when its trace is too large.
     if (stats_.nonfinite_count > 0 || !(stats_.trace < kLargestTrace)) {
       exhausted_ = true;
       return;
     }
     zero_coordinates_ = backend_->mask_zero_coordinates(z, x);
     if (backend_->dim() - zero_coordinates_ < 2 * width_) {
-      // Hardly anything but zeros: too little is left for a block. Keep them; the run will find the space closed.
+      // Nearly all coordinates are zeros, and too few are left for a block. They all stay; the run will find the space
+      // closed.
       zero_coordinates_ = 0;
       backend_->fill_probes(x, key_, 0);
     }
-    r1_.assign(static_cast<std::size_t>(width_ * width_), 0.0);
-    std::vector<double> inverse(r1_.size());
-    identity(width_, r1_);
+    r1_ = identity(width_);
     for (int pass = 0; pass < 2; ++pass) {
-      const std::vector<double> r = cholesky_of(x);
-      upper_inverse(width_, r, inverse);
-      backend_->transform(x, inverse.data());
-      backend_->transform(z, inverse.data());
-      r1_ = upper_product(width_, r, r1_);
+      const SmallMatrix r = cholesky_of(x);
+      const SmallMatrix inverse = upper_inverse(r);
+      backend_->transform(x, inverse);
+      backend_->transform(z, inverse);
+      r1_ = upper_product(r, r1_);
     }
     first_product_ready_ = true;
   }
@@ -185,83 +184,79 @@ class BlockLanczos {
     if (!first_product_ready_) backend_->apply(basis_.slice(steps_ * width_, width_), z, nullptr);
     first_product_ready_ = false;
 
-    std::vector<double> c(static_cast<std::size_t>(size * width_));
-    backend_->inner(v, z, c.data());
-    backend_->subtract(v, c.data(), z);
+    SmallMatrix c(size, width_);
+    backend_->inner(v, z, c);
+    backend_->subtract(v, c, z);
     const bool room = size + width_ <= backend_->dim();
-    std::vector<double> coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
-    symmetrise_last_block(size, c);
+    SmallMatrix coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
+    symmetrise_last_block(c);
     columns_.push_back(std::move(c));
     couplings_.push_back(std::move(coupling));
     ++steps_;
   }
 
   // Second projection: takes out of Z what rounding left of it in V. `b` is what Z has been divided by since the first.
-  void project_again(View v, View z, const std::vector<double>& b, std::vector<double>& c) const {
-    const index_t size = v.count;
-    std::vector<double> correction(c.size());
-    backend_->inner(v, z, correction.data());
-    backend_->subtract(v, correction.data(), z);
+  void project_again(View v, View z, const SmallMatrix& b, SmallMatrix& c) const {
+    SmallMatrix correction(c.rows(), c.cols());
+    backend_->inner(v, z, correction);
+    backend_->subtract(v, correction, z);
     for (index_t j = 0; j < width_; ++j) {
       for (index_t k = 0; k <= j; ++k) {
-        const double factor = b[at(k, j, width_)];
-        for (index_t i = 0; i < size; ++i) c[at(i, j, size)] += correction[at(i, k, size)] * factor;
+        const double factor = b(k, j);
+        for (index_t i = 0; i < c.rows(); ++i) c(i, j) += correction(i, k) * factor;
       }
     }
   }
 
-  void symmetrise_last_block(index_t size, std::vector<double>& c) const {
+  void symmetrise_last_block(SmallMatrix& c) const {
+    const index_t first = c.rows() - width_;
     for (index_t j = 0; j < width_; ++j) {
       for (index_t i = 0; i < j; ++i) {
-        double& upper = c[at(size - width_ + i, j, size)];
-        double& lower = c[at(size - width_ + j, i, size)];
+        double& upper = c(first + i, j);
+        double& lower = c(first + j, i);
         upper = lower = 0.5 * (upper + lower);
       }
     }
   }
 
-  // There is no room for another block: what is left over is measured but never used.
-  std::vector<double> remainder(View v, View z, std::vector<double>& c) const {
-    std::vector<double> b(static_cast<std::size_t>(width_ * width_));
-    identity(width_, b);
-    project_again(v, z, b, c);
-    backend_->gram(z, b.data());
-    std::vector<double> norms(b.size(), 0.0);
-    for (index_t j = 0; j < width_; ++j) norms[at(j, j, width_)] = std::sqrt(std::max(b[at(j, j, width_)], 0.0));
+  // There is no room for another block. What is left over is measured but never used.
+  SmallMatrix remainder(View v, View z, SmallMatrix& c) const {
+    project_again(v, z, identity(width_), c);
+    SmallMatrix squares(width_, width_);
+    backend_->gram(z, squares);
+    SmallMatrix norms(width_, width_);
+    for (index_t j = 0; j < width_; ++j) norms(j, j) = std::sqrt(std::max(squares(j, j), 0.0));
     return norms;
   }
 
-  std::vector<double> cholesky_of(View x) const {
-    std::vector<double> g(static_cast<std::size_t>(width_ * width_));
-    backend_->gram(x, g.data());
-    const std::vector<double> floors(static_cast<std::size_t>(width_), 0.0);
-    if (cholesky_upper(width_, g, floors) < width_) throw std::runtime_error("the probe block is rank deficient");
+  SmallMatrix cholesky_of(View x) const {
+    SmallMatrix g(width_, width_);
+    backend_->gram(x, g);
+    if (cholesky_upper(g, zeros()) < width_) throw std::runtime_error("the probe block is rank deficient");
     return g;
   }
+
+  std::vector<double> zeros() const { return std::vector<double>(static_cast<std::size_t>(width_), 0.0); }
 
   // Z = V C + Q B: Cholesky QR and projection in turn, each twice. The second projection comes after a division by the
   // first factor, which may have blown up what rounding had left of V in the small columns of Z. Directions that are
   // nothing but rounding (the Krylov space has closed there) are replaced by fresh random ones with a zero coupling, so
   // that the basis stays full without inventing spectrum.
-  std::vector<double> orthonormalise(View v, View z, std::vector<double>& c) {
-    std::vector<double> b(static_cast<std::size_t>(width_ * width_));
-    identity(width_, b);
-    std::vector<double> inverse(b.size());
+  SmallMatrix orthonormalise(View v, View z, SmallMatrix& c) {
+    SmallMatrix b = identity(width_);
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) project_again(v, z, b, c);
-      std::vector<double> g(b.size());
-      backend_->gram(z, g.data());
-      std::vector<double> noise(static_cast<std::size_t>(width_), 0.0);
-      if (pass == 0) noise = rounding_of_products(v.count, c, g);
+      SmallMatrix g(width_, width_);
+      backend_->gram(z, g);
+      const std::vector<double> noise = pass == 0 ? rounding_of_products(c, g) : zeros();
       std::vector<double> floors = noise;
       for (double& floor : floors) floor *= floor;
-      if (cholesky_upper(width_, g, floors) < width_) {
+      if (cholesky_upper(g, floors) < width_) {
         if (pass == 0) project_again(v, z, b, c);
         return orthonormalise_deficient(v, z, b, noise);
       }
-      upper_inverse(width_, g, inverse);
-      backend_->transform(z, inverse.data());
-      b = upper_product(width_, g, b);
+      backend_->transform(z, upper_inverse(g));
+      b = upper_product(g, b);
     }
     return b;
   }
@@ -269,34 +264,33 @@ class BlockLanczos {
   // What rounding may leave of every column of A Q_k, whose norms follow from their coefficients in V and the Gram
   // matrix of what is left. fp64 can afford a wide margin below the largest product of all. The bulk of an fp32 matrix
   // may itself be that far below its leading value, so there the margin is below each column's own product.
-  std::vector<double> rounding_of_products(index_t size, const std::vector<double>& c, const std::vector<double>& g) {
+  std::vector<double> rounding_of_products(const SmallMatrix& c, const SmallMatrix& g) {
     constexpr bool kDouble = std::is_same_v<typename B::Real, double>;
     constexpr double kNoise = kDouble ? 1e-12 : 8 * std::numeric_limits<float>::epsilon();
-    std::vector<double> noise(static_cast<std::size_t>(width_));
+    std::vector<double> noise = zeros();
     for (index_t j = 0; j < width_; ++j) {
-      double squared = g[at(j, j, width_)];
-      for (index_t i = 0; i < size; ++i) squared += c[at(i, j, size)] * c[at(i, j, size)];
+      double squared = g(j, j);
+      for (index_t i = 0; i < c.rows(); ++i) squared += c(i, j) * c(i, j);
       const double product = std::sqrt(squared);
       largest_ = std::max(largest_, product);
-      noise[static_cast<std::size_t>(j)] = kNoise * product;
+      noise[j] = kNoise * product;
     }
     if (kDouble) std::fill(noise.begin(), noise.end(), kNoise * largest_);
     return noise;
   }
 
-  // One column at a time. Rare: low-rank and tiny matrices.
-  std::vector<double> orthonormalise_deficient(View v, View z, const std::vector<double>& before,
-                                               const std::vector<double>& noise) {
-    std::vector<double> b(static_cast<std::size_t>(width_ * width_), 0.0);
+  // One column at a time, for low-rank and tiny matrices.
+  SmallMatrix orthonormalise_deficient(View v, View z, const SmallMatrix& before, std::span<const double> noise) {
+    SmallMatrix b(width_, width_);
     index_t kept = 0;
     for (index_t j = 0; j < width_; ++j) {
       View column = z.slice(j, 1);
-      double norm = project_column(z, j, &b[at(0, j, width_)]);
-      if (norm > noise[static_cast<std::size_t>(j)] && norm > 0) {
-        b[at(j, j, width_)] = norm;
+      double norm = project_column(z, j, b.column(j));
+      if (norm > noise[j] && norm > 0) {
+        b(j, j) = norm;
         ++kept;
       } else {
-        std::fill_n(&b[at(0, j, width_)], width_, 0.0);
+        std::ranges::fill(b.column(j), 0.0);
         norm = replace_column(v, z, j);
         if (norm == 0) {
           exhausted_ = true;
@@ -304,46 +298,47 @@ class BlockLanczos {
         }
       }
       const double scale = 1 / norm;
-      backend_->transform(column, &scale);
+      backend_->transform(column, ConstSmallView(&scale, 1, 1));
     }
     if (kept == 0) exhausted_ = true;
-    // Once more against V: normalising a small column blew up its rounding.
-    std::vector<double> coefficients(static_cast<std::size_t>(v.count * width_));
-    backend_->inner(v, z, coefficients.data());
-    backend_->subtract(v, coefficients.data(), z);
-    std::vector<double> r = cholesky_of(z);
-    std::vector<double> inverse(r.size());
-    upper_inverse(width_, r, inverse);
-    backend_->transform(z, inverse.data());
-    return upper_product(width_, upper_product(width_, r, b), before);
+    // The block is projected once more against V: normalising a small column has magnified its rounding.
+    SmallMatrix coefficients(v.count, width_);
+    backend_->inner(v, z, coefficients);
+    backend_->subtract(v, coefficients, z);
+    const SmallMatrix r = cholesky_of(z);
+    backend_->transform(z, upper_inverse(r));
+    return upper_product(upper_product(r, b), before);
+  }
+
+  double squared_norm(View column) const {
+    double squared = 0;
+    backend_->gram(column, SmallView(&squared, 1, 1));
+    return squared;
   }
 
   // Takes the columns before j out of column j, twice; adds the coefficients to `c`; returns the norm that is left.
-  double project_column(View z, index_t j, double* c) const {
+  double project_column(View z, index_t j, std::span<double> c) const {
     View column = z.slice(j, 1);
-    std::vector<double> coefficient(static_cast<std::size_t>(std::max<index_t>(j, 1)));
+    SmallMatrix coefficients(j, 1);
     for (int pass = 0; pass < 2 && j > 0; ++pass) {
-      backend_->inner(z.slice(0, j), column, coefficient.data());
-      backend_->subtract(z.slice(0, j), coefficient.data(), column);
-      for (index_t i = 0; i < j; ++i) c[i] += coefficient[static_cast<std::size_t>(i)];
+      backend_->inner(z.slice(0, j), column, coefficients);
+      backend_->subtract(z.slice(0, j), coefficients, column);
+      for (index_t i = 0; i < j; ++i) c[i] += coefficients(i, 0);
     }
-    double squared = 0;
-    backend_->gram(column, &squared);
-    return std::sqrt(std::max(squared, 0.0));
+    return std::sqrt(std::max(squared_norm(column), 0.0));
   }
 
   double replace_column(View v, View z, index_t j) {
     View column = z.slice(j, 1);
     backend_->fill_probes(column, key_, next_column_++);
-    double before = 0;
-    backend_->gram(column, &before);
-    std::vector<double> coefficient(static_cast<std::size_t>(v.count));
+    const double before = squared_norm(column);
+    SmallMatrix coefficients(v.count, 1);
     for (int pass = 0; pass < 2; ++pass) {
-      backend_->inner(v, column, coefficient.data());
-      backend_->subtract(v, coefficient.data(), column);
+      backend_->inner(v, column, coefficients);
+      backend_->subtract(v, coefficients, column);
     }
-    std::vector<double> ignored(static_cast<std::size_t>(width_));
-    const double norm = project_column(z, j, ignored.data());
+    std::vector<double> ignored = zeros();
+    const double norm = project_column(z, j, ignored);
     return norm * norm > 1e-8 * before ? norm : 0.0;
   }
 
@@ -359,10 +354,10 @@ class BlockLanczos {
   bool first_product_ready_ = false;
   bool exhausted_ = false;
   double largest_ = 0;  // largest norm of a column of A Q_j seen
-  std::vector<double> r1_;
-  std::vector<std::vector<double>> columns_;    // T, one block column per step, down to its diagonal block
-  std::vector<std::vector<double>> couplings_;  // B_1, B_2, ...
-  std::shared_ptr<const RitzValues> ritz_;      // the last that was asked for
+  SmallMatrix r1_;
+  std::vector<SmallMatrix> columns_;        // T, one block column per step, down to its diagonal block
+  std::vector<SmallMatrix> couplings_;      // B_1, B_2, ...
+  std::shared_ptr<const RitzValues> ritz_;  // the last that was asked for
 };
 
 }  // namespace mpfast::linalg

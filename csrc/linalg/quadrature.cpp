@@ -73,7 +73,7 @@ Bidiagonal bidiagonal_of(const Jacobi& jacobi) {
   return out;
 }
 
-// Settled values of alpha and beta, freed of the drift of a finite noise matrix.
+// The values that alpha and beta settle at, freed of the drift of a finite noise matrix.
 std::pair<double, double> settled(const Bidiagonal& b, index_t dim, index_t long_dim) {
   double alpha = 0;
   double beta = 0;
@@ -165,23 +165,22 @@ Rule unresolved(std::span<const BlockRule> blocks, index_t prefix, index_t dropp
   Rule rule;
   index_t first_probe = 0;
   for (const BlockRule& block : blocks) {
-    const auto size = static_cast<index_t>(block.theta.size());
-    for (index_t i = prefix; i < size; ++i) {
+    for (index_t i = prefix; i < block.weight.rows(); ++i) {
       double sum = 0;
-      for (index_t c = 0; c < block.width; ++c) {
-        if (first_probe + c != dropped) sum += block.weight[static_cast<std::size_t>(c * size + i)];
+      for (index_t c = 0; c < block.weight.cols(); ++c) {
+        if (first_probe + c != dropped) sum += block.weight(i, c);
       }
-      rule.nodes.push_back(block.theta[static_cast<std::size_t>(i)]);
+      rule.nodes.push_back(block.theta[i]);
       rule.weights.push_back(sum);
     }
-    first_probe += block.width;
+    first_probe += block.weight.cols();
   }
   const bool empty = std::none_of(rule.weights.begin(), rule.weights.end(), [](double w) { return w > 0; });
   if (empty) return {{0.0}, {1.0}};  // everything is resolved: what is left of W is zero
   return rule;
 }
 
-// About 0.6 k: the last coefficients of a run are the ones its finite length distorts.
+// About 0.6 k. The last coefficients of a run are not used, because its finite length distorts them.
 index_t coefficient_count(std::span<const BlockRule> blocks) {
   index_t steps = std::numeric_limits<index_t>::max();
   for (const BlockRule& block : blocks) steps = std::min(steps, block.steps);
@@ -194,13 +193,10 @@ index_t coefficient_count(std::span<const BlockRule> blocks) {
 index_t converged_prefix(std::span<const BlockRule> blocks, double converged) {
   index_t prefix = std::numeric_limits<index_t>::max();
   for (const BlockRule& block : blocks) {
-    const auto size = static_cast<index_t>(block.theta.size());
+    const index_t size = std::ssize(block.theta);
     index_t count = 0;
-    while (count < size &&
-           block.residual[static_cast<std::size_t>(count)] < converged * block.theta[static_cast<std::size_t>(count)]) {
-      ++count;
-    }
-    const index_t limit = block.complete ? size : std::max<index_t>(size - 3 * block.width, 0);
+    while (count < size && block.residual[count] < converged * block.theta[count]) ++count;
+    const index_t limit = block.complete ? size : std::max<index_t>(size - 3 * block.weight.cols(), 0);
     prefix = std::min({prefix, count, limit});
   }
   return prefix;
@@ -214,7 +210,7 @@ SpectralMeasure spectral_measure(std::span<const BlockRule> blocks, const Quadra
   out.atoms = prefix;
   double resolved = 0;
   for (index_t i = 0; i < prefix; ++i) {
-    const double theta = blocks[0].theta[static_cast<std::size_t>(i)];
+    const double theta = blocks[0].theta[i];
     out.nodes.push_back(theta);
     out.weights.push_back(1 / dim);
     resolved += theta;

@@ -16,16 +16,16 @@
 #include <span>
 #include <vector>
 
+#include "core/small_matrix.hpp"
 #include "core/types.hpp"
 
 namespace mpfast::linalg {
 
-// Ritz values and weights of one block run, as in RitzValues; the weights column-major, size x width.
+// Ritz values and weights of one block run, as in RitzValues.
 struct BlockRule {
   std::span<const double> theta;
   std::span<const double> residual;
-  std::span<const double> weight;
-  index_t width = 0;
+  ConstSmallView weight;  // a row for each Ritz value, a column for each probe
   index_t steps = 0;
   bool complete = false;  // the Krylov space closed: every non-zero Ritz value is an eigenvalue
 };

@@ -4,12 +4,12 @@
 #include <vector>
 
 #include "core/abandonable.hpp"
-#include "core/types.hpp"
+#include "core/small_matrix.hpp"
 
 namespace mpfast::linalg {
 
-// a (n x n, column-major, both triangles) becomes its eigenvectors, one per column; values ascending. When the poll
-// throws both are empty.
-void symmetric_eigen(index_t n, std::vector<double>& a, std::vector<double>& values, const Poll& poll);
+// The eigenvalues of a (symmetric, both triangles given), ascending; a becomes its eigenvectors, one per column, in the
+// same order. When the poll throws a is left empty.
+std::vector<double> symmetric_eigen(SmallMatrix& a, const Poll& poll);
 
 }  // namespace mpfast::linalg

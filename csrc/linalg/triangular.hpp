@@ -1,60 +1,67 @@
-// Small fp64 triangular algebra, n <= a few dozen, column-major.
+// Triangular algebra on square matrices of a few dozen rows.
 #pragma once
 
+#include <cassert>
 #include <cmath>
-#include <cstddef>
-#include <vector>
+#include <span>
 
-#include "core/types.hpp"
+#include "core/small_matrix.hpp"
 
 namespace mpfast::linalg {
 
-inline void identity(index_t n, std::vector<double>& a) {
-  for (index_t j = 0; j < n; ++j) {
-    for (index_t i = 0; i < n; ++i) a[static_cast<std::size_t>(j * n + i)] = i == j ? 1.0 : 0.0;
-  }
+inline SmallMatrix identity(index_t n) {
+  SmallMatrix a(n, n);
+  for (index_t j = 0; j < n; ++j) a(j, j) = 1;
+  return a;
 }
 
 // a (symmetric, upper triangle read) becomes R with R^T R = a, zeros below. Returns the number of columns finished
-// before the pivot of column j was not above floors[j]; n on success.
-inline index_t cholesky_upper(index_t n, std::vector<double>& a, const std::vector<double>& floors) {
-  const auto at = [n](index_t i, index_t j) { return static_cast<std::size_t>(j * n + i); };
+// before the pivot of column j was not above floors[j]; all of them on success.
+inline index_t cholesky_upper(SmallMatrix& a, std::span<const double> floors) {
+  const index_t n = a.cols();
+  assert(a.rows() == n && std::ssize(floors) == n);
   for (index_t j = 0; j < n; ++j) {
     for (index_t i = 0; i <= j; ++i) {
-      double sum = a[at(i, j)];
-      for (index_t k = 0; k < i; ++k) sum -= a[at(k, i)] * a[at(k, j)];
+      double sum = a(i, j);
+      for (index_t k = 0; k < i; ++k) sum -= a(k, i) * a(k, j);
       if (i < j) {
-        a[at(i, j)] = sum / a[at(i, i)];
+        a(i, j) = sum / a(i, i);
       } else {
         // The second test: what is left of the column is below the rounding of what it was.
-        if (!(sum > floors[static_cast<std::size_t>(j)]) || !(sum > 1e-13 * a[at(j, j)])) return j;
-        a[at(j, j)] = std::sqrt(sum);
+        if (!(sum > floors[j]) || !(sum > 1e-13 * a(j, j))) return j;
+        a(j, j) = std::sqrt(sum);
       }
     }
-    for (index_t i = j + 1; i < n; ++i) a[at(i, j)] = 0;
+    for (index_t i = j + 1; i < n; ++i) a(i, j) = 0;
   }
   return n;
 }
 
-inline void upper_inverse(index_t n, const std::vector<double>& r, std::vector<double>& inverse) {
-  const auto at = [n](index_t i, index_t j) { return static_cast<std::size_t>(j * n + i); };
+// R^-1 of an upper triangular R.
+inline SmallMatrix upper_inverse(const SmallMatrix& r) {
+  const index_t n = r.cols();
+  assert(r.rows() == n);
+  SmallMatrix inverse(n, n);
   for (index_t j = 0; j < n; ++j) {
-    for (index_t i = n - 1; i >= 0; --i) {
+    for (index_t i = j; i >= 0; --i) {
       double sum = i == j ? 1.0 : 0.0;
-      for (index_t k = i + 1; k <= j; ++k) sum -= r[at(i, k)] * inverse[at(k, j)];
-      inverse[at(i, j)] = i > j ? 0.0 : sum / r[at(i, i)];
+      for (index_t k = i + 1; k <= j; ++k) sum -= r(i, k) * inverse(k, j);
+      inverse(i, j) = sum / r(i, i);
     }
   }
+  return inverse;
 }
 
-inline std::vector<double> upper_product(index_t n, const std::vector<double>& a, const std::vector<double>& b) {
-  const auto at = [n](index_t i, index_t j) { return static_cast<std::size_t>(j * n + i); };
-  std::vector<double> c(static_cast<std::size_t>(n * n), 0.0);
+// A B of upper triangular A and B.
+inline SmallMatrix upper_product(const SmallMatrix& a, const SmallMatrix& b) {
+  const index_t n = a.cols();
+  assert(a.rows() == n && b.rows() == n && b.cols() == n);
+  SmallMatrix c(n, n);
   for (index_t j = 0; j < n; ++j) {
     for (index_t i = 0; i <= j; ++i) {
       double sum = 0;
-      for (index_t k = i; k <= j; ++k) sum += a[at(i, k)] * b[at(k, j)];
-      c[at(i, j)] = sum;
+      for (index_t k = i; k <= j; ++k) sum += a(i, k) * b(k, j);
+      c(i, j) = sum;
     }
   }
   return c;

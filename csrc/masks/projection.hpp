@@ -10,8 +10,8 @@
 //
 // Q1 and Q2 are tables over the subsets of a half. For one D1 the sum over D2 is cut once more, into a table for the
 // lower and one for the upper quarter, so that an additional D2 costs one addition and one comparison. This runs in
-// float on V, which holds as many groups side by side as fit into a register. Whatever comes
-// within the rounding error of the least is then compared in double, so that the answer is that of double throughout.
+// float on V, which holds as many groups side by side as fit into a register. Whatever comes within the rounding error
+// of the least is then compared in double, so that the answer is the one that double throughout would give.
 //
 // Of equal costs the lexicographically smallest D wins. Internal linkage as in select.hpp.
 #pragma once

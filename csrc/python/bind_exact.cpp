@@ -1,9 +1,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/buffer.hpp"
-#include "cpu/exact.hpp"
-#include "cpu/symmetric_eigen.hpp"
+#include "core/buffer.hpp"
+#include "cpu/eigen/exact.hpp"
+#include "cpu/eigen/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
 
@@ -36,8 +36,8 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
   const double* from = a.data();
   {
     const py::gil_scoped_release release;
-    const index_t ld = cpu::padded_leading_dimension(n);
-    cpu::Buffer<double> copy(ld, n, "a copy of the matrix");
+    const index_t ld = padded_leading_dimension(n);
+    Buffer<double> copy(ld, n, "a copy of the matrix");
     for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
     with_blas_team(threads, 0,
                    [&](cpu::Team& team) { cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data()); });

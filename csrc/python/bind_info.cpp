@@ -1,13 +1,14 @@
 #include "core/abandonable.hpp"
-#include "cpu/blas.hpp"
-#include "cpu/isa.hpp"
+#include "cpu/machine/dispatch.hpp"
+#include "cpu/machine/team.hpp"
+#include "linalg/lapack.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
 
 void register_info(py::module_& m) {
-  m.def("isa", [] { return cpu::isa_name(cpu::active_isa()); }, "Instruction set the kernels use on this machine.");
-  m.def("blas", &cpu::blas_description, "Version and kernel of the bundled OpenBLAS.");
+  m.def("isa", &cpu::active_isa_name, "Instruction set the kernels use on this machine.");
+  m.def("blas", &linalg::blas_description, "Version and kernel of the bundled OpenBLAS.");
   m.def("can_exit_during_calls", &can_exit_during_calls, "See begin_call.");
   m.def("begin_call", &begin_call, "Says that a call into LAPACK runs that the process may exit without waiting for.");
   m.def("end_call", &end_call, "Says that it has ended.");

@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "core/scale.hpp"
-#include "cpu/gram.hpp"
-#include "cpu/host_backend.hpp"
-#include "cpu/singular_rotation.hpp"
+#include "cpu/eigen/singular_rotation.hpp"
+#include "cpu/machine/team.hpp"
+#include "cpu/products/host_backend.hpp"
+#include "cpu/products/products.hpp"
 #include "linalg/quadrature.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
@@ -47,7 +48,8 @@ class HostRun : public Run {
   }
 
   py::array ritz_vectors(index_t count) override {
-    const std::vector<double> coefficients = leading_vectors(*ritz(lanczos_.steps()), count);
+    const auto found = ritz(lanczos_.steps());
+    const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
     with_team(0, [&] { lanczos_.combine(coefficients, {data, dim_, count}); });
@@ -86,10 +88,6 @@ class HostRun : public Run {
   std::mutex mutex_;
 };
 
-linalg::OperatorStats to_operator_stats(const cpu::PassStats& stats) {
-  return {stats.frobenius_squared, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col};
-}
-
 template <class Real>
 std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, int scale_exponent, int threads) {
   const MatrixView view = w.view;
@@ -97,10 +95,7 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, in
   const index_t dim = std::min(view.rows, view.cols);
   auto make_apply = [view, side, scale_exponent](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
     return [=, &team](index_t count, const Real* x, Real* z, linalg::OperatorStats* stats) {
-      cpu::PassStats pass;
-      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z,
-                              stats == nullptr ? nullptr : &pass);
-      if (stats != nullptr) *stats = to_operator_stats(pass);
+      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z, stats);
     };
   };
   return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
@@ -166,8 +161,7 @@ py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOpti
     const auto size = static_cast<std::size_t>(theta.size());
     rules.push_back({{theta.data(), size},
                      {residual.data(), size},
-                     {weight.data(), static_cast<std::size_t>(weight.size())},
-                     weight.shape(0),
+                     ConstSmallView(weight.data(), theta.size(), weight.shape(0)),
                      steps,
                      complete});
   }
@@ -201,9 +195,8 @@ void register_lanczos(py::module_& m) {
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
          int threads) {
         const ProbeKey key{seed, stream};
-        auto run = precise || w.view.dtype == DType::float64
-                       ? matrix_run<double>(w, width, key, scale_exponent, threads)
-                       : matrix_run<float>(w, width, key, scale_exponent, threads);
+        auto run = precise || needs_double(w.view.dtype) ? matrix_run<double>(w, width, key, scale_exponent, threads)
+                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
         run->hold(w.owner);
         return run;
       },

@@ -7,9 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/cut_search.hpp"
-#include "cpu/masks.hpp"
-#include "cpu/projection.hpp"
+#include "cpu/machine/team.hpp"
+#include "cpu/masks/cut_search.hpp"
+#include "cpu/masks/masks.hpp"
+#include "cpu/masks/projection.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
 

@@ -7,7 +7,6 @@
 
 #include "core/abandonable.hpp"
 #include "core/types.hpp"
-#include "cpu/team.hpp"
 
 namespace mpfast::python {
 
@@ -23,10 +22,10 @@ struct Matrix {
 Poll interrupt_poll();
 
 void register_exact(py::module_& m);
-void register_gram(py::module_& m);
 void register_info(py::module_& m);
 void register_lanczos(py::module_& m);
 void register_masks(py::module_& m);
 void register_matrix(py::module_& m);
+void register_products(py::module_& m);
 
 }  // namespace mpfast::python

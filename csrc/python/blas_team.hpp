@@ -1,8 +1,8 @@
 // A team for work that calls BLAS.
 #pragma once
 
-#include "cpu/blas.hpp"
-#include "cpu/team.hpp"
+#include "cpu/machine/team.hpp"
+#include "linalg/lapack.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
@@ -11,7 +11,7 @@ namespace mpfast::python {
 // work on so many beside the `bytes` that the body allocates. Throws AllocationError when there is not enough for one.
 template <class Body>
 void with_blas_team(int threads, index_t bytes, const Body& body) {
-  const cpu::BlasMemory memory(cpu::resolve_threads(threads), bytes);
+  const linalg::BlasMemory memory(cpu::resolve_threads(threads), bytes);
   cpu::Team team(memory.threads(), interrupt_poll());
   body(team);
 }

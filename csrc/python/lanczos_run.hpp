@@ -1,15 +1,21 @@
 // One block Lanczos run as Python sees it, whatever machine it runs on.
 #pragma once
 
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "linalg/block_lanczos.hpp"
-#include "python/bindings.hpp"
 
 namespace mpfast::python {
+
+namespace py = pybind11;
 
 template <class T>
 py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
@@ -38,16 +44,16 @@ class Run {
 };
 
 // The coefficients of the leading `count` Ritz vectors in the basis.
-inline std::vector<double> leading_vectors(const linalg::RitzValues& ritz, index_t count) {
-  if (count < 1 || count > ritz.size) throw std::invalid_argument("count must be between 1 and the basis size");
-  return {ritz.vectors.begin(), ritz.vectors.begin() + count * ritz.size};
+inline ConstSmallView leading_vectors(const linalg::RitzValues& ritz, index_t count) {
+  if (count < 1 || count > ritz.size()) throw std::invalid_argument("count must be between 1 and the basis size");
+  return ritz.vectors.columns(0, count);
 }
 
 inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
   const auto r = run.ritz(steps.value_or(run.steps()));
   // Weights go out as (width, size): one row per probe.
-  return py::make_tuple(to_array(r->theta, {r->size}), to_array(r->residual, {r->size}),
-                        to_array(r->weight, {r->width, r->size}));
+  return py::make_tuple(to_array(r->theta, {r->size()}), to_array(r->residual, {r->size()}),
+                        py::array_t<double>({r->width(), r->size()}, r->weight.data()));
 }
 
 // Every module has its own Python class of this name.

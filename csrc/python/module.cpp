@@ -1,13 +1,13 @@
-#include "cpu/blas.hpp"
+#include "linalg/lapack.hpp"
 #include "python/bindings.hpp"
 
 PYBIND11_MODULE(_core, m) {
   using namespace mpfast::python;
   m.doc() = "Native core of mpfast. Private: use the functions of the package.";
-  mpfast::cpu::blas_use_one_thread();
+  mpfast::linalg::blas_use_one_thread();
   register_matrix(m);
   register_info(m);
-  register_gram(m);
+  register_products(m);
   register_exact(m);
   register_lanczos(m);
   register_masks(m);

@@ -14,8 +14,8 @@
 #include <functional>
 #include <type_traits>
 
-#include "cuda/grid.hpp"
-#include "cuda/runtime.hpp"
+#include "cuda/machine/grid.hpp"
+#include "cuda/machine/runtime.hpp"
 
 #define __global__
 #define __device__

@@ -1,5 +1,5 @@
-// cuda/runtime.hpp with the host's memory in the place of a device's.
-#include "cuda/runtime.hpp"
+// cuda/machine/runtime.hpp with the host's memory in the place of a device's.
+#include "cuda/machine/runtime.hpp"
 
 #include <cstdlib>
 #include <cstring>

@@ -1,0 +1,271 @@
+#include "cpu/eigen/exact.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "core/dtype.hpp"
+#include "cpu/eigen/bidiagonal.hpp"
+#include "cpu/eigen/symmetric_eigen.hpp"
+#include "linalg/lapack.hpp"
+
+namespace mpfast::cpu {
+
+namespace {
+
+// A panel of the long side holds about this many doubles (2 MB), so that it is still in a cache when it is multiplied.
+// It has at least kMinDepth rows, so that updating the tiles of G costs little next to the products.
+constexpr index_t kPanelEntries = index_t{1} << 18;
+constexpr index_t kMinDepth = 256;
+constexpr index_t kMaxDepth = 4096;
+// Runs of W that one conversion task widens.
+constexpr index_t kRunsATask = 16;
+
+// The largest relative error at the lower quartile that the Gram route may have.
+constexpr double kQuartileTolerance = 1e-6;
+
+// Outside these bounds the trace of G says that entries of W over- or underflow when squared.
+constexpr double kSmallTrace = 1e-200;
+constexpr double kLargeTrace = 1e200;
+
+// The side of the tiles of G: large enough for gemm to run at its full rate, small enough to keep eight threads busy.
+index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
+
+// Widens `count` entries and says whether all are finite.
+template <DType dtype>
+bool widen_run(const void* data, index_t offset, index_t stride, index_t count, double scale, double* to) {
+  using Bits = typename Entry<dtype>::Bits;
+  constexpr Bits kExponent = Entry<dtype>::kExponent;
+  const auto* from = static_cast<const Bits*>(data) + offset;
+  Bits nonfinite = 0;
+  const auto step = [&](Bits bits, index_t i) {
+    nonfinite = static_cast<Bits>(nonfinite | static_cast<Bits>((bits & kExponent) == kExponent));
+    to[i] = Entry<dtype>::widen(bits) * scale;
+  };
+  if (stride == 1) {
+    for (index_t i = 0; i < count; ++i) step(from[i], i);
+  } else {
+    for (index_t i = 0; i < count; ++i) step(from[i * stride], i);
+  }
+  return nonfinite == 0;
+}
+
+template <DType dtype>
+bool is_finite_at(const void* data, index_t offset) {
+  const auto bits = static_cast<const typename Entry<dtype>::Bits*>(data)[offset];
+  return (bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent;
+}
+
+struct Nonfinite {
+  index_t count = 0;
+  index_t first_row = std::numeric_limits<index_t>::max();
+  index_t first_col = std::numeric_limits<index_t>::max();
+
+  void add(index_t row, index_t col) { merge({1, row, col}); }
+  void merge(const Nonfinite& other) {
+    count += other.count;
+    if (std::pair(other.first_row, other.first_col) < std::pair(first_row, first_col)) {
+      first_row = other.first_row;
+      first_col = other.first_col;
+    }
+  }
+};
+
+// S: W or its transpose, long side as rows.
+struct LongView {
+  explicit LongView(const MatrixView& w) : transposed(w.rows < w.cols), view(transposed ? w.transposed() : w) {}
+  bool transposed;
+  MatrixView view;
+};
+
+// Widens rows [begin, end) of S into a column-major panel without transposing in memory: p x depth (`by_rows`) when
+// rows of S are the denser runs, depth x p otherwise.
+Nonfinite widen_panel(Team& team, const LongView& s, index_t begin, index_t end, bool by_rows, double scale,
+                      double* panel, index_t ld) {
+  const MatrixView& v = s.view;
+  const index_t runs = by_rows ? end - begin : v.cols;
+  const index_t length = by_rows ? v.cols : end - begin;
+  const index_t run_stride = by_rows ? v.row_stride : v.col_stride;
+  const index_t entry_stride = by_rows ? v.col_stride : v.row_stride;
+  const index_t origin = begin * v.row_stride;
+  std::vector<Nonfinite> found(static_cast<std::size_t>(ceil_div(runs, kRunsATask)));
+  team.parallel_for(ceil_div(runs, kRunsATask), [&](index_t task, int) {
+    dispatch(v.dtype, [&]<DType dtype>() {
+      for (index_t run = task * kRunsATask; run < std::min((task + 1) * kRunsATask, runs); ++run) {
+        const index_t offset = origin + run * run_stride;
+        if (widen_run<dtype>(v.data, offset, entry_stride, length, scale, panel + run * ld)) continue;
+        for (index_t i = 0; i < length; ++i) {
+          if (is_finite_at<dtype>(v.data, offset + i * entry_stride)) continue;
+          const index_t row = begin + (by_rows ? run : i);
+          const index_t col = by_rows ? i : run;
+          found[static_cast<std::size_t>(task)].add(s.transposed ? col : row, s.transposed ? row : col);
+        }
+      }
+    });
+  });
+  Nonfinite total;
+  for (const auto& share : found) total.merge(share);
+  return total;
+}
+
+// Adds a widened panel's share to the lower tiles of G.
+void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double* panel, index_t ld, double beta,
+                double* g, index_t ldg) {
+  const index_t tile = gram_tile(p);
+  const index_t count = ceil_div(p, tile);
+  team.parallel_for(count * (count + 1) / 2, [&](index_t task, int) {
+    index_t column = 0;
+    index_t rest = task;
+    while (rest >= count - column) rest -= count - column++;
+    const index_t i = (column + rest) * tile;
+    const index_t j = column * tile;
+    const index_t height = std::min(tile, p - i);
+    const index_t width = std::min(tile, p - j);
+    double* block = g + i + j * ldg;
+    const index_t step = by_rows ? 1 : ld;
+    if (i == j && by_rows) {
+      linalg::syrk_lower(height, depth, 1.0, panel + i, ld, beta, block, ldg);
+    } else if (i == j) {
+      linalg::syrk_lower_transposed(height, depth, 1.0, panel + i * ld, ld, beta, block, ldg);
+    } else {
+      linalg::gemm(!by_rows, by_rows, height, width, depth, 1.0, panel + i * step, ld, panel + j * step, ld, beta,
+                   block, ldg);
+    }
+  });
+}
+
+// The largest magnitude in each row of a finite matrix.
+std::vector<double> row_maxima(Team& team, const MatrixView& view) {
+  constexpr index_t kChunk = 512;
+  std::vector<double> maxima(static_cast<std::size_t>(view.rows), 0.0);
+  team.parallel_for(ceil_div(view.rows, kRunsATask), [&](index_t task, int) {
+    double chunk[kChunk];
+    for (index_t row = task * kRunsATask; row < std::min((task + 1) * kRunsATask, view.rows); ++row) {
+      double largest = 0;
+      for (index_t col = 0; col < view.cols; col += kChunk) {
+        const index_t count = std::min(kChunk, view.cols - col);
+        dispatch(view.dtype, [&]<DType dtype>() {
+          widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0,
+                           chunk);
+        });
+        for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(chunk[i]));
+      }
+      maxima[static_cast<std::size_t>(row)] = largest;
+    }
+  });
+  return maxima;
+}
+
+int largest_exponent(Team& team, const MatrixView& w) {
+  const std::vector<double> maxima = row_maxima(team, w);
+  const double largest = *std::max_element(maxima.begin(), maxima.end());
+  // 2^-exponent must be a number too: denormal entries are brought closer to one, but not all the way.
+  return largest == 0 ? 0 : std::max(std::ilogb(largest), -1000);
+}
+
+index_t count_positive(const std::vector<double>& x) {
+  return std::count_if(x.begin(), x.end(), [](double value) { return value > 0; });
+}
+
+// Whether the Gram matrix has lost the lower quartile of the `rank` values that may be non-zero (descending).
+bool quartile_is_lost(const double* values, index_t rank) {
+  if (rank == 0) return false;
+  constexpr double kUnit = std::numeric_limits<double>::epsilon() / 2;
+  const double quartile = values[(3 * rank) / 4];
+  return kUnit * values[0] * values[0] > kQuartileTolerance * quartile * quartile;
+}
+
+void bidiagonal_route(Team& team, const MatrixView& w, int exponent, double* values) {
+  const LongView s(w);
+  const index_t q = s.view.rows;
+  const index_t p = s.view.cols;
+  const index_t ld = padded_leading_dimension(q);
+  Buffer<double> copy(ld, p, "the float64 copy of W that its singular values need (their range is too wide for W^T W)");
+  widen_panel(team, s, 0, q, false, std::ldexp(1.0, -exponent), copy.get(), ld);
+  bidiagonal_values(team, q, p, std::move(copy), ld, values);
+}
+
+}  // namespace
+
+ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, double* g, index_t ldg) {
+  const LongView s(w);
+  const index_t q = s.view.rows;
+  const index_t p = s.view.cols;
+  const bool by_rows = std::abs(s.view.col_stride) <= std::abs(s.view.row_stride);
+  const index_t depth = std::min(q, std::clamp(kPanelEntries / std::max(p, index_t{1}), kMinDepth, kMaxDepth));
+  const index_t ld = padded_leading_dimension(by_rows ? p : depth);
+  Buffer<double> panel(ld, by_rows ? depth : p, "a panel of W in float64");
+  const double scale = std::ldexp(1.0, -scale_exponent);
+
+  Nonfinite found;
+  for (index_t begin = 0; begin < q; begin += depth) {
+    const index_t end = std::min(begin + depth, q);
+    found.merge(widen_panel(team, s, begin, end, by_rows, scale, panel.get(), ld));
+    if (found.count > 0) continue;
+    accumulate(team, p, end - begin, by_rows, panel.get(), ld, begin == 0 ? 0.0 : 1.0, g, ldg);
+  }
+
+  ExactStats stats;
+  stats.nonfinite_count = found.count;
+  if (found.count > 0) {
+    stats.first_nonfinite_row = found.first_row;
+    stats.first_nonfinite_col = found.first_col;
+    return stats;
+  }
+  double trace = 0;
+  for (index_t i = 0; i < p; ++i) trace += g[i + i * ldg];
+  stats.frobenius_norm = std::sqrt(trace);
+  return stats;
+}
+
+index_t exact_work_bytes(const MatrixView& w) {
+  const index_t p = std::min(w.rows, w.cols);
+  const index_t panel = std::max(kPanelEntries, kMinDepth * p);
+  constexpr index_t kFactors = 512;  // more columns than the panels of the reduction and its band have together
+  return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
+}
+
+void singular_values(Team& team, const MatrixView& w, double* values, ExactStats* stats) {
+  const index_t p = std::min(w.rows, w.cols);
+  *stats = {};
+  if (p == 0) return;
+  const index_t ldg = padded_leading_dimension(p);
+  Buffer<double> g(ldg, p, "the Gram matrix of W");
+
+  int exponent = 0;
+  *stats = gram_matrix(team, w, exponent, g.get(), ldg);
+  if (stats->nonfinite_count > 0) return;
+  const double trace = stats->frobenius_norm * stats->frobenius_norm;
+  if (!(trace > kSmallTrace && trace < kLargeTrace)) {
+    exponent = largest_exponent(team, w);
+    if (exponent != 0) *stats = gram_matrix(team, w, exponent, g.get(), ldg);
+  }
+  stats->frobenius_norm = std::ldexp(stats->frobenius_norm, exponent);
+
+  std::vector<double> diagonal(static_cast<std::size_t>(p));
+  for (index_t i = 0; i < p; ++i) diagonal[static_cast<std::size_t>(i)] = g.get()[i + i * ldg];
+  symmetric_eigenvalues(team, p, g.get(), ldg, values);
+  std::reverse(values, values + p);
+  for (index_t i = 0; i < p; ++i) values[i] = std::sqrt(std::max(values[i], 0.0));
+
+  // Zero rows and columns bound the rank: the values they take away are zero, not lost. G shows those of the short
+  // side. For those of the long side W must be read again, which is only done when values seem to be lost.
+  index_t rank = count_positive(diagonal);
+  if (quartile_is_lost(values, rank)) rank = std::min(rank, count_positive(row_maxima(team, LongView(w).view)));
+  if (quartile_is_lost(values, rank)) {
+    g = {};
+    stats->method = ExactMethod::bidiagonal;
+    bidiagonal_route(team, w, exponent, values);
+  }
+  std::fill(values + rank, values + p, 0.0);
+  if (exponent != 0) {
+    for (index_t i = 0; i < p; ++i) values[i] = std::ldexp(values[i], exponent);
+  }
+}
+
+}  // namespace mpfast::cpu

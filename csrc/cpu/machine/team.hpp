@@ -1,0 +1,69 @@
+// A team of threads that lives for one call of the library.
+//
+// There is no global pool. That keeps a forked child, several Python threads calling at once, and an interpreter that
+// exits simple. Starting a thread costs about 20 us, and a call takes milliseconds.
+//
+// Determinism: a parallel_for is cut into tasks by the shape of the problem, never by the number of threads. Threads
+// only decide who runs a task, so a task may write to its own slice but never add to a shared sum.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/abandonable.hpp"
+#include "core/types.hpp"
+
+namespace mpfast::cpu {
+
+class Team {
+ public:
+  // A team of `threads`, or of fewer when the system grants no more. The poll is called on the thread that owns the
+  // team, at most every 50 ms while it works.
+  explicit Team(int threads, Poll poll = {});
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Runs task(index, worker) for every index in [0, count), handed out in increasing order; worker is in [0, size()).
+  // The caller works too, as worker 0. The first exception (a task's, or the poll's) stops the hand-out and is rethrown
+  // here once every worker has come to rest. Not reentrant.
+  void parallel_for(index_t count, const std::function<void(index_t, int)>& task);
+
+  // Gives the poll a chance to cancel. For loops that the owner runs outside parallel_for.
+  void check_interrupt();
+
+ private:
+  void worker_loop(int worker);
+  void run_tasks(int worker);
+  void record_exception();
+
+  Poll poll_;
+  std::chrono::steady_clock::time_point next_poll_;
+  std::vector<std::thread> workers_;
+
+  std::mutex mutex_;
+  std::condition_variable start_;
+  std::condition_variable done_;
+  std::atomic<std::uint64_t> generation_{0};  // changed under the mutex, watched without it
+  std::atomic<int> running_{0};
+  std::atomic<bool> stopping_{false};
+
+  const std::function<void(index_t, int)>* task_ = nullptr;
+  index_t count_ = 0;
+  std::atomic<index_t> next_{0};
+  std::exception_ptr failure_;
+};
+
+// threads <= 0 means: OMP_NUM_THREADS if it is set, else every core this process may run on.
+int resolve_threads(int threads);
+
+}  // namespace mpfast::cpu

@@ -1,0 +1,71 @@
+// What the driver of the products (products.cpp, compiled once) asks of the SIMD kernels (product_kernels.cpp, compiled
+// once per instruction set).
+//
+// Vectors come in groups of up to four, or of eight where there are registers for that, interleaved so that a kernel
+// walks one stream per group. Entries are counted in pairs of registers of `lanes` entries: within a group of G
+// vectors, register h (0 or 1) of pair p of vector c starts at ((2 p + h) G + c) lanes. A pair holds 2 lanes entries in
+// order, unless the kernels are `paired`: then its first register holds the even ones and its second the odd ones,
+// because that is how 16 bfloat16 entries fall apart most cheaply (a shift and a mask). The last pair is padded with
+// zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.hpp"
+
+namespace mpfast::cpu {
+
+constexpr index_t kGroupWidth = 4;     // vectors that every kernel can work on at a time
+constexpr index_t kMaxGroupWidth = 8;  // and the most that some can
+constexpr index_t kMaxPanelRows = 24;
+
+// Rows of the matrix whose entries are contiguous within a row.
+struct Panel {
+  const void* data = nullptr;
+  index_t row_stride = 0;  // in entries
+  index_t rows = 0;
+  index_t cols = 0;
+};
+
+struct PackSource {
+  const void* data = nullptr;
+  index_t row_stride = 0;
+  index_t col_stride = 0;
+  index_t rows = 0;
+  index_t cols = 0;
+};
+
+// The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or
+// `wide_group`; `sweep` has no wide form, and is null where dot and axpy are faster. Where a sum of squares is asked
+// for it is added to *sum_squares; for Real = float it is formed from short runs in single precision, so it is good to
+// 1e-6 and can over- and underflow.
+template <class Real>
+struct ProductKernels {
+  index_t lanes;  // entries of Real in one register
+  bool paired;
+  index_t wide_group;  // kMaxGroupWidth, or kGroupWidth where that has no advantage
+
+  // y[i * width + c] = alpha beta sum_j panel[i][j] x[c][j], for at most kMaxPanelRows rows.
+  void (*dot)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y);
+
+  // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
+  void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares);
+
+  // z += panel^T (alpha beta panel x) for one group and any number of rows.
+  void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares);
+
+  // sum (scale * panel)^2, all in double.
+  double (*scaled_sum_squares)(const Panel& panel, double scale);
+
+  // target[i * target_stride + j] = source[i][j], widened.
+  void (*pack)(const PackSource& source, Real* target, index_t target_stride);
+
+  // The sum of the entries' bit patterns as unsigned integers of their size, modulo that size.
+  std::uint64_t (*read)(const void* data, index_t count);
+};
+
+// Null where entries need double and Real is float.
+template <class Isa, class Real>
+const ProductKernels<Real>* product_kernels(DType storage);
+
+}  // namespace mpfast::cpu

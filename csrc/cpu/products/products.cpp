@@ -1,0 +1,375 @@
+// The driver of the products with W: which entries make a panel, which panels make a task, and in what order partial
+// results meet. The arithmetic is in product_kernels.cpp.
+//
+// With B = W (right) or W^T (left), Z = B^T (B X):
+//  - Where rows of B are contiguous, one pass. Panels of a few rows fit the second-level cache: phase 1 forms
+//    y = panel X while the panel arrives from memory, phase 2 adds panel^T y from the cache.
+//  - Where columns of B are contiguous, two passes in storage order. One pass would take panels of a few columns, which
+//    lie in short pieces all over memory: at 8192 x 8192, float32, the best of them took 14 ms for one vector and 17 ms
+//    for four, where two passes took 11 ms and 13 ms (and a read-only pass 7 ms).
+//  - Where neither are, one pass too, but a worker first packs each panel into a buffer of its own.
+#include "cpu/products/products.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/scale.hpp"
+#include "cpu/machine/dispatch.hpp"
+#include "cpu/products/product_kernels.hpp"
+#include "cpu/products/product_stats.hpp"
+#include "cpu/products/product_vectors.hpp"
+
+namespace mpfast::cpu {
+
+namespace {
+
+// How the work is cut. Nothing here depends on the machine or on the number of threads, so the results do not either.
+// The taller a panel, the more rows share one reading of X and Z. Three quarters of the smallest second-level cache
+// that is common (512 kB) leave room for the pieces of X and Z at work.
+constexpr index_t kPanelBytes = index_t{384} << 10;
+constexpr index_t kPanelRowStep = 6;                // a multiple of the rows of all register tiles but the narrowest
+constexpr index_t kAxpyRows = 8;                    // rows added to a piece of Z at a time in a second pass
+constexpr index_t kChunkRows = 128;                 // adding its partial result costs as much as about 8 rows
+constexpr index_t kMaxChunkRows = 4096;             // rows added up one after the other in single precision
+constexpr index_t kMinTask = index_t{1} << 18;      // entries
+constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: about 10 ms)
+constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
+
+template <class Real>
+const ProductKernels<Real>& kernels_for(DType storage) {
+  const auto* kernels = for_active_isa([&]<class Isa>() { return product_kernels<Isa, Real>(storage); });
+  if (kernels == nullptr) {
+    throw std::invalid_argument("float64 storage needs double precision vectors, got single precision ones");
+  }
+  return *kernels;
+}
+
+MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
+  const index_t offset = (row * w.row_stride + col * w.col_stride) * static_cast<index_t>(size_of(w.dtype));
+  return {static_cast<const char*>(w.data) + offset, w.dtype, rows, cols, w.row_stride, w.col_stride};
+}
+
+bool has_contiguous_rows(const MatrixView& w) { return w.col_stride == 1 || w.cols == 1; }
+
+template <class Real>
+void check(const MatrixView& w, index_t width) {
+  if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("the matrix is empty");
+  if (width < 1) throw std::invalid_argument("the block of vectors is empty");
+  kernels_for<Real>(w.dtype);
+}
+
+// A product with B in progress: B, the precision, the scale, and what the pass learns about W.
+template <class Real>
+struct Product {
+  MatrixView b;
+  bool swapped;  // b is W^T
+  Scale<Real> scale;
+  index_t width;
+
+  // The kernels take contiguous rows. Others are packed first, and thereby widened.
+  bool packs() const { return !has_contiguous_rows(b); }
+  const ProductKernels<Real>& kernels() const { return kernels_for<Real>(packs() ? kDTypeOf<Real> : b.dtype); }
+
+  // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
+  // squares of tiny or huge numbers) may have lost it: then it is formed again, scaled and in double.
+  void take_squares(double sum, const MatrixView& piece, index_t row, index_t col, StatsPart& stats) const {
+    constexpr bool kSingle = sizeof(Real) == sizeof(float);
+    const double mean = sum / (static_cast<double>(piece.rows) * static_cast<double>(piece.cols));
+    if (mean > (kSingle ? 1e-30 : 1e-290) && sum < (kSingle ? 1e30 : 1e290)) {
+      return stats.add_sum(sum * scale.whole * scale.whole);
+    }
+    const MatrixView lines = has_contiguous_rows(piece) ? piece : piece.transposed();
+    if (has_contiguous_rows(lines)) {
+      const auto& exact = kernels_for<double>(b.dtype);
+      sum = exact.scaled_sum_squares({lines.data, lines.row_stride, lines.rows, lines.cols}, scale.whole);
+    } else {
+      sum = 0;
+      const auto& exact = kernels_for<double>(b.dtype);
+      for (index_t i = 0; i < piece.rows; ++i) {
+        for (index_t j = 0; j < piece.cols; ++j) {
+          sum += exact.scaled_sum_squares({part(piece, i, 1, j, 1).data, 1, 1, 1}, scale.whole);
+        }
+      }
+    }
+    if (!std::isfinite(sum)) stats.add_nonfinite(piece, row, col, swapped);
+    stats.add_sum(sum);
+  }
+};
+
+// Part of B: rows [row, row + rows), columns [col, col + cols).
+struct Piece {
+  index_t row = 0;
+  index_t rows = 0;
+  index_t col = 0;
+  index_t cols = 0;
+};
+
+// What one worker needs: y = panel X for a group of vectors, and a packed panel.
+template <class Real>
+struct Workspace {
+  Buffer<Real> y;
+  Buffer<Real> panel;
+
+  Real* factors() {
+    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
+    return y.get();
+  }
+
+  // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,
+  // which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at the end.
+  // Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has contiguous rows,
+  // and must be widened all the same.
+  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
+    const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
+    if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
+    const index_t stride = padded_stride(most_cols);
+    if (panel.get() == nullptr) panel = Buffer<Real>(most_rows, stride, "a packed panel");
+    kernels_for<Real>(view.dtype)
+        .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get(), stride);
+    return {panel.get(), stride, view.rows, view.cols};
+  }
+
+ private:
+  // An odd number of cache lines, so that rows spread over all cache sets.
+  static index_t padded_stride(index_t cols) {
+    constexpr index_t kLine = 64 / static_cast<index_t>(sizeof(Real));
+    return (ceil_div(cols, kLine) | 1) * kLine;
+  }
+};
+
+// How the rows of B are cut. A function of shape and storage alone.
+struct RowBlocks {
+  index_t panel = 0;
+  index_t chunk = 0;
+  index_t chunks = 0;
+};
+
+RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
+  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
+  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
+  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
+  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
+  const index_t whole_panels = round_up(chunk, panel);
+  return {panel, whole_panels, ceil_div(rows, whole_panels)};
+}
+
+// Z = scale B^T (scale B X) in one pass over B, by rows.
+template <class Real>
+void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, linalg::OperatorStats* stats) {
+  const MatrixView& b = product.b;
+  const auto& kernels = product.kernels();
+  const VectorLayout<Real> layout(kernels, product.width, b.cols);
+  Buffer<Real> packed_x(layout.size(), 1, "the vectors of a product");
+  layout.from_plain(team, x, product.scale.half, packed_x.get());
+  const RowBlocks blocks =
+      cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(Real) : size_of(b.dtype)));
+
+  std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
+  std::vector<StatsPart> parts(static_cast<std::size_t>(blocks.chunks));
+  PartialTree<Real> tree(blocks.chunks, layout.size());
+  team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
+    auto& work = workspaces[static_cast<std::size_t>(worker)];
+    Buffer<Real> partial = tree.acquire();
+    const index_t first = chunk * blocks.chunk;
+    const index_t last = std::min(first + blocks.chunk, b.rows);
+    double squares = 0;
+    double* const sum_squares = stats == nullptr ? nullptr : &squares;
+    if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
+      const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
+      kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest, partial.get(),
+                    sum_squares);
+    } else {
+      for (index_t row = first; row < last; row += blocks.panel) {
+        const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
+        const Panel panel = work.panel_of(product, piece, blocks.panel, b.cols);
+        for (index_t group = 0; group < layout.groups(); ++group) {
+          const index_t width = layout.group_width(group);
+          const index_t offset = layout.offset(group, 0);
+          kernels.dot(panel, width, packed_x.get() + offset, product.scale.half, product.scale.rest, work.factors());
+          kernels.axpy(panel, width, work.factors(), partial.get() + offset, group == 0 ? sum_squares : nullptr);
+        }
+      }
+    }
+    if (stats != nullptr) {
+      product.take_squares(squares, part(b, first, last - first, 0, b.cols), first, 0,
+                           parts[static_cast<std::size_t>(chunk)]);
+    }
+    tree.finish(chunk, std::move(partial));
+  });
+  layout.to_plain(team, tree.root(), product.scale.rest, z);
+  if (stats != nullptr) *stats = sum_of(parts);
+}
+
+// Y = scale B X, one dot product per row of B. Long rows are cut, and the pieces' sums added in order.
+template <class Real>
+void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, Real* y) {
+  const MatrixView& b = product.b;
+  const auto& kernels = product.kernels();
+  const VectorLayout<Real> layout(kernels, product.width, b.cols);
+  Buffer<Real> packed_x(layout.size(), 1, "the vectors of a product");
+  layout.from_plain(team, x, product.scale.half, packed_x.get());
+
+  const index_t rows_per_task =
+      std::clamp(kMinTask / b.cols / kPanelRowStep * kPanelRowStep, kPanelRowStep, kMaxPanelRows);
+  const index_t row_tasks = ceil_div(b.rows, rows_per_task);
+  const index_t cols_per_task = std::min(kColumnBlock, layout.padded());
+  const index_t col_tasks = ceil_div(b.cols, cols_per_task);
+  Buffer<Real> partial(col_tasks * product.width, b.rows, "partial sums of a product");
+  std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
+  team.parallel_for(row_tasks * col_tasks, [&](index_t task, int worker) {
+    auto& work = workspaces[static_cast<std::size_t>(worker)];
+    const index_t row = task / col_tasks * rows_per_task;
+    const index_t rows = std::min(rows_per_task, b.rows - row);
+    const index_t col = task % col_tasks * cols_per_task;
+    const index_t cols = std::min(cols_per_task, b.cols - col);
+    const Panel panel = work.panel_of(product, {row, rows, col, cols}, rows_per_task, cols_per_task);
+    for (index_t group = 0; group < layout.groups(); ++group) {
+      const index_t width = layout.group_width(group);
+      kernels.dot(panel, width, packed_x.get() + layout.offset(group, col), product.scale.rest, Real{1},
+                  work.factors());
+      for (index_t c = 0; c < width; ++c) {
+        const index_t vector = task % col_tasks * product.width + layout.first_vector(group) + c;
+        Real* target = partial.get() + vector * b.rows + row;
+        for (index_t i = 0; i < rows; ++i) target[i] = work.factors()[i * width + c];
+      }
+    }
+  });
+  const index_t size = product.width * b.rows;
+  std::copy_n(partial.get(), size, y);
+  for (index_t k = 1; k < col_tasks; ++k) {
+    for (index_t i = 0; i < size; ++i) y[i] += partial.get()[k * size + i];
+  }
+}
+
+// Y = scale A^T X, where rows of A are contiguous. `product.b` is A^T.
+template <class Real>
+void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, linalg::OperatorStats* stats) {
+  const MatrixView a = product.b.transposed();
+  const auto& kernels = kernels_for<Real>(a.dtype);
+  const VectorLayout<Real> layout(kernels, product.width, a.cols);
+  const index_t block = std::min(kColumnBlock, layout.padded());
+  const index_t blocks = ceil_div(a.cols, block);
+  const RowBlocks cut = cut_rows(a.rows, block, static_cast<index_t>(size_of(a.dtype)));
+  Buffer<Real> sum(layout.size(), 1, "the vectors of a product");
+  std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
+  std::vector<StatsPart> parts(static_cast<std::size_t>(blocks * cut.chunks));
+  for (index_t at = 0; at < blocks; ++at) {
+    const index_t col = at * block;
+    const index_t cols = std::min(block, a.cols - col);
+    const VectorLayout<Real> piece_layout(kernels, product.width, cols);
+    PartialTree<Real> tree(cut.chunks, piece_layout.size());
+    team.parallel_for(cut.chunks, [&](index_t chunk, int worker) {
+      auto& work = workspaces[static_cast<std::size_t>(worker)];
+      Buffer<Real> partial = tree.acquire();
+      const index_t first = chunk * cut.chunk;
+      const index_t last = std::min(first + cut.chunk, a.rows);
+      double squares = 0;
+      for (index_t row = first; row < last; row += kAxpyRows) {
+        const index_t rows = std::min(kAxpyRows, last - row);
+        const Panel panel{part(a, row, rows, col, cols).data, a.row_stride, rows, cols};
+        for (index_t group = 0; group < layout.groups(); ++group) {
+          const index_t width = layout.group_width(group);
+          Real* factors = work.factors();
+          for (index_t i = 0; i < rows; ++i) {
+            for (index_t c = 0; c < width; ++c) {
+              factors[i * width + c] = x[(layout.first_vector(group) + c) * a.rows + row + i] * product.scale.half;
+            }
+          }
+          kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),
+                       group == 0 && stats != nullptr ? &squares : nullptr);
+        }
+      }
+      if (stats != nullptr) {
+        product.take_squares(squares, part(product.b, col, cols, first, last - first), col, first,
+                             parts[static_cast<std::size_t>(at * cut.chunks + chunk)]);
+      }
+      tree.finish(chunk, std::move(partial));
+    });
+    for (index_t group = 0; group < layout.groups(); ++group) {
+      std::copy_n(tree.root() + piece_layout.offset(group, 0), piece_layout.padded() * layout.group_width(group),
+                  sum.get() + layout.offset(group, col));
+    }
+  }
+  layout.to_plain(team, sum.get(), product.scale.rest, y);
+  if (stats != nullptr) *stats = sum_of(parts);
+}
+
+bool columns_only(const MatrixView& b) { return !has_contiguous_rows(b) && has_contiguous_rows(b.transposed()); }
+
+}  // namespace
+
+template <class Real>
+void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent, int width, const Real* x, Real* z,
+                  linalg::OperatorStats* stats) {
+  check<Real>(w, width);
+  if (width > kMaxBlockWidth) {
+    throw std::invalid_argument("a Gram product takes at most " + std::to_string(kMaxBlockWidth) + " vectors, got " +
+                                std::to_string(width));
+  }
+  const bool swapped = side == Side::left;
+  const MatrixView b = swapped ? w.transposed() : w;
+  const Product<Real> product{b, swapped, Scale<Real>(scale_exponent), width};
+  const Product<Real> transposed{b.transposed(), !swapped, Scale<Real>(scale_exponent), width};
+  // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
+  const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
+  if (!few_rows && !columns_only(b)) return one_pass(team, product, x, z, stats);
+  Buffer<Real> y(b.rows, width, "the inner vectors of a product");
+  if (few_rows) {
+    multiply_by_dots(team, product, x, y.get());
+    multiply_by_axpys(team, transposed, y.get(), z, stats);
+  } else {
+    multiply_by_axpys(team, product, x, y.get(), stats);
+    multiply_by_dots(team, transposed, y.get(), z);
+  }
+}
+
+template <class Real>
+void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width, const Real* x, Real* y) {
+  check<Real>(w, width);
+  for (index_t c = 0; c < width; c += kMaxBlockWidth) {
+    const index_t count = std::min(index_t{kMaxBlockWidth}, width - c);
+    const Product<Real> product{w, false, Scale<Real>(scale_exponent), count};
+    if (columns_only(w)) {
+      multiply_by_axpys<Real>(team, product, x + c * w.cols, y + c * w.rows, nullptr);
+    } else {
+      multiply_by_dots<Real>(team, product, x + c * w.cols, y + c * w.rows);
+    }
+  }
+}
+
+std::uint64_t read_pass(Team& team, const MatrixView& w) {
+  if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("the matrix is empty");
+  const bool swap = w.col_stride != 1 && w.row_stride == 1;
+  const MatrixView a = swap ? w.transposed() : w;
+  if (a.col_stride != 1) throw std::invalid_argument("read_pass needs contiguous rows or columns");
+  const auto& kernels = kernels_for<double>(a.dtype);
+  const bool flat = a.row_stride == a.cols;
+  const index_t lines = flat ? 1 : a.rows;
+  const index_t length = flat ? a.rows * a.cols : a.cols;
+  const index_t per_task = std::max(kMinTask / length, index_t{1});  // whole lines, when they are short
+  const index_t pieces = ceil_div(length, kMinTask);
+  const index_t tasks = ceil_div(lines, per_task) * pieces;
+  std::vector<std::uint64_t> sums(static_cast<std::size_t>(tasks));
+  team.parallel_for(tasks, [&](index_t task, int) {
+    const index_t first = task / pieces * per_task;
+    const index_t start = task % pieces * kMinTask;
+    for (index_t line = first; line < std::min(first + per_task, lines); ++line) {
+      const index_t count = std::min(kMinTask, length - start);
+      sums[static_cast<std::size_t>(task)] += kernels.read(part(a, line, 1, start, count).data, count);
+    }
+  });
+  std::uint64_t total = 0;
+  for (const std::uint64_t sum : sums) total += sum;
+  const auto bits = 8 * size_of(w.dtype);
+  return bits == 64 ? total : total & ((std::uint64_t{1} << bits) - 1);
+}
+
+template void gram_product(Team&, const MatrixView&, Side, int, int, const float*, float*, linalg::OperatorStats*);
+template void gram_product(Team&, const MatrixView&, Side, int, int, const double*, double*, linalg::OperatorStats*);
+template void multiply(Team&, const MatrixView&, int, index_t, const float*, float*);
+template void multiply(Team&, const MatrixView&, int, index_t, const double*, double*);
+
+}  // namespace mpfast::cpu

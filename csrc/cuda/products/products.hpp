@@ -1,0 +1,58 @@
+// Products with a matrix in device memory: passes and the sums of their partial results.
+#pragma once
+
+#include "core/types.hpp"
+#include "cuda/machine/runtime.hpp"
+#include "cuda/products/product_kernels.hpp"
+#include "cuda/products/vector_kernels.hpp"
+#include "linalg/backend.hpp"
+
+namespace mpfast::cuda {
+
+// Device memory that products use again and again, and the device they run on.
+template <class Real>
+class Workspace {
+ public:
+  explicit Workspace(Stream stream) : stream_(stream), limits_(limits_of(stream.device)) {}
+
+  Stream stream() const { return stream_; }
+  const DeviceLimits& limits() const { return limits_; }
+  Real* partial(index_t count) { return partial_.grown_to(stream_, count); }
+  Real* inner(index_t count) { return inner_.grown_to(stream_, count); }
+  BlockStats* stats(index_t count) { return stats_.grown_to(stream_, count); }
+
+ private:
+  Stream stream_;
+  DeviceLimits limits_;
+  DeviceBuffer<Real> partial_;
+  DeviceBuffer<Real> inner_;
+  DeviceBuffer<BlockStats> stats_;
+};
+
+// The matrix a product is taken with: 2^-scale_exponent B, where B is W or, swapped, W^T.
+struct Operand {
+  MatrixView b;
+  bool swapped = false;
+  int scale_exponent = 0;
+
+  Operand transposed() const { return {b.transposed(), !swapped, scale_exponent}; }
+};
+
+// The Gram operand of the short side of w: B has min(rows, cols) columns.
+inline Operand short_side(const MatrixView& w, int scale_exponent) {
+  if (w.rows >= w.cols) return {w, false, scale_exponent};
+  return {w.transposed(), true, scale_exponent};
+}
+
+// Z (= or +=) B^T (B X), `width` (1 to 32) vectors of length B.cols. One pass over B, or two where product_kernels.hpp
+// says so. `stats`, when not null, is filled and waited for.
+template <class Real>
+void gram_product(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Real* z, Into into,
+                  linalg::OperatorStats* stats);
+
+// Y (=, += or -=) B X, any width; X: vectors of length B.cols, Y: of length B.rows. Sums over slices of B are formed in
+// double whatever Out is.
+template <class Real, class Out>
+void multiply(Workspace<Real>& workspace, const Operand& operand, index_t width, const Real* x, Out* y, Into into);
+
+}  // namespace mpfast::cuda

@@ -1,0 +1,87 @@
+#include "cuda/products/streamed.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace mpfast::cuda {
+
+template <class Real>
+StreamedGramProduct<Real>::StreamedGramProduct(int device, const Operand& operand, std::size_t panel_bytes)
+    : operand_(operand) {
+  const MatrixView& b = operand.b;
+  const bool rows_contiguous = b.col_stride == 1 && b.row_stride >= b.cols;
+  const bool cols_contiguous = b.row_stride == 1 && b.col_stride >= b.rows;
+  if (!rows_contiguous && !cols_contiguous) {
+    throw std::invalid_argument("a matrix that streams through a GPU must be contiguous: pass a contiguous copy");
+  }
+  const auto row_bytes = static_cast<index_t>(size_of(b.dtype)) * b.cols;
+  // Whole panels of the kernels, so that only the last one has a remainder.
+  constexpr index_t kStep = 64;
+  const index_t fitting = static_cast<index_t>(panel_bytes) / row_bytes / kStep * kStep;
+  panel_rows_ = std::clamp<index_t>(fitting, kStep, (b.rows + kStep - 1) / kStep * kStep);
+  for (auto& pipeline : pipelines_) pipeline = std::make_unique<Pipeline>(device);
+}
+
+template <class Real>
+Operand StreamedGramProduct<Real>::panel_on_device(Pipeline& pipeline, index_t first, index_t rows) {
+  const MatrixView& b = operand_.b;
+  const auto entry = static_cast<index_t>(size_of(b.dtype));
+  char* const to = pipeline.panel.grown_to(pipeline.stream, panel_rows_ * b.cols * entry);
+  const char* const from = static_cast<const char*>(b.data) + first * b.row_stride * entry;
+  MatrixView there{to, b.dtype, rows, b.cols, b.cols, 1};
+  if (b.row_stride == 1 && b.col_stride != 1) {
+    there.row_stride = 1;
+    there.col_stride = rows;
+    copy_rows(pipeline.stream, to, static_cast<std::size_t>(rows * entry), from,
+              static_cast<std::size_t>(b.col_stride * entry), static_cast<std::size_t>(rows * entry),
+              static_cast<std::size_t>(b.cols));
+  } else {
+    copy_rows(pipeline.stream, to, static_cast<std::size_t>(b.cols * entry), from,
+              static_cast<std::size_t>(b.row_stride * entry), static_cast<std::size_t>(b.cols * entry),
+              static_cast<std::size_t>(rows));
+  }
+  return {there, operand_.swapped, operand_.scale_exponent};
+}
+
+template <class Real>
+void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats) {
+  const MatrixView& b = operand_.b;
+  const index_t size = width * b.cols;
+  synchronize(stream);  // x is ready
+  if (stats != nullptr) *stats = {};
+  int number = 0;
+  for (index_t first = 0; first < b.rows; first += panel_rows_, ++number) {
+    Pipeline& pipeline = *pipelines_[static_cast<std::size_t>(number % 2)];
+    const index_t rows = std::min(panel_rows_, b.rows - first);
+    const Operand panel = panel_on_device(pipeline, first, rows);
+    Real* const sum = pipeline.sum.grown_to(pipeline.stream, size);
+    linalg::OperatorStats seen;
+    gram_product(pipeline.workspace, panel, width, x, sum, number < 2 ? Into::store : Into::add,
+                 stats == nullptr ? nullptr : &seen);
+    if (stats == nullptr) continue;
+    stats->trace += seen.trace;
+    if (seen.nonfinite_count == 0) continue;
+    // Positions are in the panel; the first in row-major order of W is the least.
+    const index_t row = seen.first_nonfinite_row + (operand_.swapped ? 0 : first);
+    const index_t col = seen.first_nonfinite_col + (operand_.swapped ? first : 0);
+    const bool earlier =
+        row < stats->first_nonfinite_row || (row == stats->first_nonfinite_row && col < stats->first_nonfinite_col);
+    if (stats->nonfinite_count == 0 || earlier) {
+      stats->first_nonfinite_row = row;
+      stats->first_nonfinite_col = col;
+    }
+    stats->nonfinite_count += seen.nonfinite_count;
+  }
+  const int used = std::min(number, 2);
+  for (int i = 0; i < used; ++i) synchronize(pipelines_[static_cast<std::size_t>(i)]->stream);
+  for (int i = 0; i < used; ++i) {
+    const Pipeline& pipeline = *pipelines_[static_cast<std::size_t>(i)];
+    sum_parts(stream, pipeline.sum.get(), 1, size, 1.0, i == 0 ? Into::store : Into::add, z);
+  }
+  synchronize(stream);  // the pipelines' sums are free again
+}
+
+template class StreamedGramProduct<float>;
+template class StreamedGramProduct<double>;
+
+}  // namespace mpfast::cuda

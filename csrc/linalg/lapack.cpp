@@ -1,0 +1,213 @@
+#include "linalg/lapack.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "cblas.h"
+#include "core/buffer.hpp"
+
+extern "C" {
+void scipy_openblas_set_num_threads(int threads);
+char* scipy_openblas_get_config(void);
+char* scipy_openblas_get_corename(void);
+
+// Fortran routines; the trailing std::size_t are the hidden lengths of the character arguments.
+void scipy_dgeqrt3_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* t, const blasint* ldt,
+                    blasint* info);
+void scipy_dlarfb_(const char* side, const char* trans, const char* direct, const char* storev, const blasint* m,
+                   const blasint* n, const blasint* k, const double* v, const blasint* ldv, const double* t,
+                   const blasint* ldt, double* c, const blasint* ldc, double* work, const blasint* ldwork, std::size_t,
+                   std::size_t, std::size_t, std::size_t);
+void scipy_dsterf_(const blasint* n, double* d, double* e, blasint* info);
+void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint* lda, double* d, double* e, double* tau,
+                   double* work, const blasint* lwork, blasint* info, std::size_t);
+void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* a, const blasint* lda, double* w,
+                   double* work, const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info,
+                   std::size_t, std::size_t);
+void scipy_dlabrd_(const blasint* m, const blasint* n, const blasint* nb, double* a, const blasint* lda, double* d,
+                   double* e, double* tauq, double* taup, double* x, const blasint* ldx, double* y, const blasint* ldy);
+void scipy_dgebrd_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* d, double* e,
+                   double* tauq, double* taup, double* work, const blasint* lwork, blasint* info);
+void scipy_dbdsqr_(const char* uplo, const blasint* n, const blasint* ncvt, const blasint* nru, const blasint* ncc,
+                   double* d, double* e, double* vt, const blasint* ldvt, double* u, const blasint* ldu, double* c,
+                   const blasint* ldc, double* work, blasint* info, std::size_t);
+}
+
+namespace mpfast::linalg {
+
+namespace {
+
+// BLAS with 32-bit integers wraps silently past 2^31 - 1. Such sizes are refused instead.
+blasint narrow(index_t value) {
+  if (value > std::numeric_limits<blasint>::max()) {
+    throw std::length_error("a dimension exceeds what 32-bit BLAS can address");
+  }
+  return static_cast<blasint>(value);
+}
+
+void require_success(blasint info, const char* routine) {
+  if (info != 0) {
+    throw std::runtime_error(std::string("LAPACK ") + routine + " failed with info = " + std::to_string(info));
+  }
+}
+
+// Workspace per column that lets the blocked LAPACK drivers use their usual block size (32) with room to spare.
+constexpr index_t kLapackBlock = 64;
+
+// Memory that a call may take: what OpenBLAS maps; a new thread's stack and what the C library may set aside for its
+// allocations; and what else is allocated at the same time, such as partial sums and results.
+constexpr std::size_t kBlasBuffer = std::size_t{32} << 20;
+constexpr std::size_t kThread = std::size_t{72} << 20;
+constexpr std::size_t kReserve = std::size_t{16} << 20;
+
+std::mutex blas_memory_mutex;
+int blas_threads = 0;          // that may be in a call now
+bool blas_has_buffer = false;  // OpenBLAS keeps what it has mapped, so one call will always find its work space
+
+bool can_map([[maybe_unused]] std::size_t bytes) {
+#ifdef __linux__
+  void* const place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (place == MAP_FAILED) return false;
+  munmap(place, bytes);
+#endif
+  return true;
+}
+
+// A product that is too large for OpenBLAS to do without its work space.
+void take_buffer() {
+  constexpr int kSize = 160;
+  const std::vector<double> a(kSize * kSize, 1.0);
+  std::vector<double> c(kSize * kSize);
+  scipy_cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1.0, a.data(), kSize, a.data(),
+                    kSize, 0.0, c.data(), kSize);
+}
+
+CBLAS_TRANSPOSE op(bool transpose) { return transpose ? CblasTrans : CblasNoTrans; }
+
+}  // namespace
+
+void blas_use_one_thread() { scipy_openblas_set_num_threads(1); }
+
+BlasMemory::BlasMemory(int threads, index_t bytes) : threads_(threads) {
+  const std::lock_guard lock(blas_memory_mutex);
+  for (;; threads_ /= 2) {
+    const int more = blas_threads + threads_ - static_cast<int>(blas_has_buffer);
+    const std::size_t needed = static_cast<std::size_t>(more) * kBlasBuffer +
+                               static_cast<std::size_t>(threads_ - 1) * kThread + kReserve +
+                               static_cast<std::size_t>(bytes);
+    if (can_map(needed)) break;
+    if (threads_ == 1)
+      throw AllocationError("the work space of this call and of OpenBLAS", static_cast<double>(needed));
+  }
+  if (!blas_has_buffer) take_buffer();
+  blas_has_buffer = true;
+  blas_threads += threads_;
+}
+
+BlasMemory::~BlasMemory() {
+  const std::lock_guard lock(blas_memory_mutex);
+  blas_threads -= threads_;
+}
+
+std::string blas_description() {
+  return std::string(scipy_openblas_get_config()) + " (" + scipy_openblas_get_corename() + ")";
+}
+
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a,
+          index_t lda, const double* b, index_t ldb, double beta, double* c, index_t ldc) {
+  scipy_cblas_dgemm(CblasColMajor, op(transpose_a), op(transpose_b), narrow(m), narrow(n), narrow(k), alpha, a,
+                    narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
+}
+
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, float alpha, const float* a, index_t lda,
+          const float* b, index_t ldb, float beta, float* c, index_t ldc) {
+  scipy_cblas_sgemm(CblasColMajor, op(transpose_a), op(transpose_b), narrow(m), narrow(n), narrow(k), alpha, a,
+                    narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
+}
+
+void syrk_lower_transposed(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c,
+                           index_t ldc) {
+  scipy_cblas_dsyrk(CblasColMajor, CblasLower, CblasTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
+                    narrow(ldc));
+}
+
+void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c, index_t ldc) {
+  scipy_cblas_dsyrk(CblasColMajor, CblasLower, CblasNoTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
+                    narrow(ldc));
+}
+
+void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt) {
+  const blasint m_ = narrow(m), n_ = narrow(n), lda_ = narrow(lda), ldt_ = narrow(ldt);
+  blasint info = 0;
+  scipy_dgeqrt3_(&m_, &n_, a, &lda_, t, &ldt_, &info);
+  require_success(info, "dgeqrt3");
+}
+
+void apply_q_transposed(index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t, index_t ldt,
+                        double* c, index_t ldc, double* workspace) {
+  const blasint m_ = narrow(m), n_ = narrow(n), k_ = narrow(k), ldv_ = narrow(ldv), ldt_ = narrow(ldt);
+  const blasint ldc_ = narrow(ldc);
+  scipy_dlarfb_("L", "T", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1, 1, 1);
+}
+
+void tridiagonal_eigenvalues(index_t n, double* d, double* e) {
+  const blasint n_ = narrow(n);
+  blasint info = 0;
+  scipy_dsterf_(&n_, d, e, &info);
+  require_success(info, "dsterf");
+}
+
+void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e) {
+  const blasint n_ = narrow(n), lda_ = narrow(lda), lwork = narrow(n * kLapackBlock);
+  std::vector<double> tau(static_cast<std::size_t>(n));
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  blasint info = 0;
+  scipy_dsytrd_("L", &n_, a, &lda_, d, e, tau.data(), work.data(), &lwork, &info, 1);
+  require_success(info, "dsytrd");
+}
+
+void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values) {
+  const blasint n_ = narrow(n), lda_ = narrow(lda), lwork = narrow(1 + 6 * n + 2 * n * n), liwork = narrow(3 + 5 * n);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<blasint> iwork(static_cast<std::size_t>(liwork));
+  blasint info = 0;
+  scipy_dsyevd_("V", "L", &n_, a, &lda_, values, work.data(), &lwork, iwork.data(), &liwork, &info, 1, 1);
+  require_success(info, "dsyevd");
+}
+
+void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda, double* d, double* e, double* tauq,
+                         double* taup, double* x, index_t ldx, double* y, index_t ldy) {
+  const blasint m_ = narrow(m), n_ = narrow(n), k_ = narrow(k), lda_ = narrow(lda), ldx_ = narrow(ldx);
+  const blasint ldy_ = narrow(ldy);
+  scipy_dlabrd_(&m_, &n_, &k_, a, &lda_, d, e, tauq, taup, x, &ldx_, y, &ldy_);
+}
+
+void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e) {
+  const blasint m_ = narrow(m), n_ = narrow(n), lda_ = narrow(lda), lwork = narrow((m + n) * kLapackBlock);
+  std::vector<double> tauq(static_cast<std::size_t>(n));
+  std::vector<double> taup(static_cast<std::size_t>(n));
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  blasint info = 0;
+  scipy_dgebrd_(&m_, &n_, a, &lda_, d, e, tauq.data(), taup.data(), work.data(), &lwork, &info);
+  require_success(info, "dgebrd");
+}
+
+void bidiagonal_singular_values(index_t n, double* d, double* e) {
+  const blasint n_ = narrow(n), none = 0, one = 1;
+  std::vector<double> work(static_cast<std::size_t>(4 * n));
+  double unused = 0;
+  blasint info = 0;
+  scipy_dbdsqr_("U", &n_, &none, &none, &none, d, e, &unused, &one, &unused, &one, &unused, &one, work.data(), &info,
+                1);
+  require_success(info, "dbdsqr");
+}
+
+}  // namespace mpfast::linalg

@@ -1,0 +1,79 @@
+// The BLAS and LAPACK routines that are called, always on one thread: parallelism comes from the caller, so that the
+// order of every sum is ours and results do not depend on the number of threads. All matrices are column-major.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "core/types.hpp"
+
+namespace mpfast::linalg {
+
+// Pins OpenBLAS (our own copy, not NumPy's) to one thread. Called once, when the extension module is loaded.
+void blas_use_one_thread();
+
+// Makes sure that calls of BLAS from several threads at once find their work space, for as long as it lives.
+//
+// OpenBLAS maps 32 MB for every call that runs beside others, keeps them for later calls, and ends the process when it
+// gets none. So whoever is about to call it asks first whether there is that much.
+class BlasMemory {
+ public:
+  // For up to `threads` threads that are yet to be started, fewer when memory is short; `bytes` is what the caller
+  // allocates besides. Throws AllocationError when there is not enough for one thread.
+  BlasMemory(int threads, index_t bytes);
+  ~BlasMemory();
+  BlasMemory(const BlasMemory&) = delete;
+  BlasMemory& operator=(const BlasMemory&) = delete;
+
+  int threads() const { return threads_; }
+
+ private:
+  int threads_;
+};
+
+// "OpenBLAS 0.3.x ... Haswell ..."
+std::string blas_description();
+
+// C = alpha op(A) op(B) + beta C, with op(A) m x k and op(B) k x n.
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a,
+          index_t lda, const double* b, index_t ldb, double beta, double* c, index_t ldc);
+void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, float alpha, const float* a, index_t lda,
+          const float* b, index_t ldb, float beta, float* c, index_t ldc);
+
+// Lower triangle of C = alpha A^T A + beta C (A is k x n).
+void syrk_lower_transposed(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c,
+                           index_t ldc);
+
+// Lower triangle of C = alpha A A^T + beta C (A is n x k).
+void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c, index_t ldc);
+
+// QR of A (m x n, m >= n) in place, recursive: R above, the unit lower trapezoidal V below, Q = I - V T V^T.
+// T is n x n upper triangular; what lies below its diagonal is left alone.
+void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt);
+
+// C = Q^T C for the Q of qr_compact_wy with k reflectors; C is m x n, workspace holds n * k.
+void apply_q_transposed(index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t, index_t ldt,
+                        double* c, index_t ldc, double* workspace);
+
+// Eigenvalues of the symmetric tridiagonal (d, e), ascending into d; e is destroyed (LAPACK sterf).
+void tridiagonal_eigenvalues(index_t n, double* d, double* e);
+
+// T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd); d has n and e has n - 1 entries.
+void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e);
+
+// Eigenvalues of the symmetric A, ascending, from its lower triangle; A becomes its eigenvectors, one per column, by
+// divide and conquer (LAPACK syevd).
+void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values);
+
+// First k steps of the upper bidiagonalisation of A (m >= n, LAPACK labrd). The trailing matrix is left to be updated
+// as A -= V Y^T + X U^T, V and U being stored in A; x is m x k, y is n x k.
+void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda, double* d, double* e, double* tauq,
+                         double* taup, double* x, index_t ldx, double* y, index_t ldy);
+
+// The whole upper bidiagonalisation of A (m >= n, LAPACK gebrd).
+void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e);
+
+// Singular values of the upper bidiagonal (d, e), descending into d; e is destroyed (LAPACK bdsqr, that is dqds).
+void bidiagonal_singular_values(index_t n, double* d, double* e);
+
+}  // namespace mpfast::linalg

@@ -1,0 +1,46 @@
+#include "linalg/small_eigen.hpp"
+
+#include <cassert>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "linalg/lapack.hpp"
+
+namespace mpfast::linalg {
+
+namespace {
+
+// From this order on a call takes some 20 ms or more. It then runs on a thread of its own, so that it can be abandoned.
+constexpr index_t kLong = 400;
+
+// Holds the right to call BLAS for as long as the call may run.
+struct Problem {
+  Problem(SmallMatrix matrix, index_t bytes)
+      : a(std::move(matrix)), values(static_cast<std::size_t>(a.cols())), memory(1, bytes) {}
+
+  SmallMatrix a;
+  std::vector<double> values;
+  BlasMemory memory;
+};
+
+}  // namespace
+
+std::vector<double> symmetric_eigen(SmallMatrix& a, const Poll& poll) {
+  const index_t n = a.cols();
+  assert(a.rows() == n);
+  if (n > 20000) throw std::length_error("symmetric_eigen(): the matrix is too large for 32-bit LAPACK");
+  if (n == 0) return {};
+  const auto problem =
+      std::make_shared<Problem>(std::exchange(a, {}), 3 * n * n * static_cast<index_t>(sizeof(double)));
+  const auto work = [n, problem] { symmetric_eigenvectors(n, problem->a.data(), n, problem->values.data()); };
+  if (n < kLong) {
+    work();
+  } else {
+    run_abandonable(poll, work);
+  }
+  a = std::move(problem->a);
+  return std::move(problem->values);
+}
+
+}  // namespace mpfast::linalg

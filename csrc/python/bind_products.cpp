@@ -1,0 +1,92 @@
+#include <stdexcept>
+#include <string>
+
+#include "cpu/machine/team.hpp"
+#include "cpu/products/products.hpp"
+#include "python/bindings.hpp"
+
+namespace mpfast::python {
+
+namespace {
+
+template <class Real>
+using Block = py::array_t<Real, py::array::c_style>;
+
+cpu::Side parse_side(const std::string& side) {
+  if (side == "right") return cpu::Side::right;
+  if (side == "left") return cpu::Side::left;
+  throw std::invalid_argument("side must be 'right' or 'left', not '" + side + "'");
+}
+
+template <class Real>
+void check_block(const char* function, const Block<Real>& x, index_t length) {
+  if (x.ndim() != 2 || x.shape(1) != length) {
+    throw std::invalid_argument(std::string(function) + "(): x must have shape (width, " + std::to_string(length) +
+                                "), one vector per row");
+  }
+  if (x.shape(0) < 1) throw std::invalid_argument(std::string(function) + "(): x holds no vectors");
+}
+
+template <class Real>
+py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::string& side, int threads,
+                       int scale_exponent) {
+  const cpu::Side parsed = parse_side(side);
+  const index_t length = parsed == cpu::Side::right ? matrix.view.cols : matrix.view.rows;
+  check_block("gram_product", x, length);
+  if (x.shape(0) > cpu::kMaxBlockWidth) {
+    throw std::invalid_argument("gram_product(): x holds " + std::to_string(x.shape(0)) + " vectors, at most " +
+                                std::to_string(cpu::kMaxBlockWidth) + " are possible");
+  }
+  Block<Real> z({x.shape(0), length});
+  const int width = static_cast<int>(x.shape(0));
+  const Real* input = x.data();
+  Real* output = z.mutable_data();
+  linalg::OperatorStats stats;
+  {
+    const py::gil_scoped_release release;
+    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    cpu::gram_product(team, matrix.view, parsed, scale_exponent, width, input, output, &stats);
+  }
+  return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
+}
+
+template <class Real>
+Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose, int threads, int scale_exponent) {
+  const MatrixView view = transpose ? matrix.view.transposed() : matrix.view;
+  check_block("multiply", x, view.cols);
+  Block<Real> y({static_cast<index_t>(x.shape(0)), view.rows});
+  const Real* input = x.data();
+  Real* output = y.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    cpu::multiply(team, view, scale_exponent, x.shape(0), input, output);
+  }
+  return y;
+}
+
+std::uint64_t read_pass(const Matrix& matrix, int threads) {
+  const py::gil_scoped_release release;
+  cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+  return cpu::read_pass(team, matrix.view);
+}
+
+template <class Real>
+void register_precision(py::module_& m) {
+  m.def("gram_product", &gram_product<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("side"),
+        py::arg("threads"), py::arg("scale_exponent") = 0,
+        "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass.");
+  m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
+        py::arg("threads"), py::arg("scale_exponent") = 0, "W X, or W^T X.");
+}
+
+}  // namespace
+
+void register_products(py::module_& m) {
+  register_precision<float>(m);
+  register_precision<double>(m);
+  m.def("read_pass", &read_pass, py::arg("matrix"), py::arg("threads"),
+        "Read every entry once and return the sum of the bit patterns: the yardstick for the products.");
+}
+
+}  // namespace mpfast::python

@@ -1,0 +1,148 @@
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "cuda/products/device_backend.hpp"
+#include "cuda/products/streamed.hpp"
+#include "python/cuda/bindings.hpp"
+#include "python/dtype_names.hpp"
+#include "python/interrupt.hpp"
+#include "python/lanczos_run.hpp"
+
+namespace mpfast::python {
+
+namespace {
+
+template <class Real>
+class DeviceRun : public Run {
+ public:
+  using Backend = cuda::DeviceBackend<Real>;
+
+  DeviceRun(cuda::Stream stream, index_t dim, index_t width, ProbeKey key, typename Backend::Apply apply)
+      : backend_(stream, dim, std::move(apply)), lanczos_(backend_, width, key) {}
+
+  void advance(index_t steps) override {
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    lanczos_.advance(steps);
+  }
+
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    return lanczos_.ritz(steps, &check_signals);
+  }
+
+  py::array ritz_vectors(index_t count) override {
+    const auto found = ritz(lanczos_.steps());
+    const ConstSmallView coefficients = leading_vectors(*found, count);
+    const index_t dim = backend_.dim();
+    py::array_t<Real> out({count, dim});
+    Real* const data = out.mutable_data();
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    const auto vectors = backend_.allocate(count);
+    lanczos_.combine(coefficients, vectors.slice(0, count));
+    cuda::copy(backend_.stream(), data, vectors.slice(0, count).data,
+               static_cast<std::size_t>(count * dim) * sizeof(Real));
+    cuda::synchronize(backend_.stream());
+    return out;
+  }
+
+  index_t steps() const override { return lanczos_.steps(); }
+  index_t width() const override { return lanczos_.width(); }
+  bool exhausted() const override { return lanczos_.exhausted(); }
+  index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
+  linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+
+ private:
+  Backend backend_;
+  linalg::BlockLanczos<Backend> lanczos_;
+  std::mutex mutex_;
+};
+
+template <class Real>
+std::unique_ptr<Run> resident_run(const DeviceMatrix& w, index_t width, ProbeKey key, int scale_exponent) {
+  using Backend = cuda::DeviceBackend<Real>;
+  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
+  auto apply = [operand](cuda::Workspace<Real>& workspace, typename Backend::View x, typename Backend::View z,
+                         linalg::OperatorStats* stats) {
+    check_signals();
+    cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats);
+  };
+  return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, key, std::move(apply));
+}
+
+// A run on its own stream.
+template <class Real>
+class StreamedRun : public Run {
+ public:
+  StreamedRun(int device, const MatrixView& w, index_t width, ProbeKey key, int scale_exponent, std::size_t panel_bytes)
+      : stream_(device),
+        gram_(device, cuda::short_side(w, scale_exponent), panel_bytes),
+        run_(stream_, std::min(w.rows, w.cols), width, key,
+             [this](cuda::Workspace<Real>& workspace, auto x, auto z, linalg::OperatorStats* stats) {
+               check_signals();
+               gram_.apply(workspace.stream(), static_cast<int>(x.count), x.data, z.data, stats);
+             }) {}
+
+  void advance(index_t steps) override { run_.advance(steps); }
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override { return run_.ritz(steps); }
+  py::array ritz_vectors(index_t count) override { return run_.ritz_vectors(count); }
+  index_t steps() const override { return run_.steps(); }
+  index_t width() const override { return run_.width(); }
+  bool exhausted() const override { return run_.exhausted(); }
+  index_t zero_coordinates() const override { return run_.zero_coordinates(); }
+  linalg::OperatorStats stats() const override { return run_.stats(); }
+
+ private:
+  cuda::OwnStream stream_;
+  cuda::StreamedGramProduct<Real> gram_;
+  DeviceRun<Real> run_;
+};
+
+MatrixView host_view(const py::array& array, const std::string& dtype) {
+  const DType type = parse_dtype(dtype);
+  const auto entry = static_cast<index_t>(size_of(type));
+  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
+  return {array.data(), type, array.shape(0), array.shape(1), array.strides(0) / entry, array.strides(1) / entry};
+}
+
+}  // namespace
+
+void register_cuda_lanczos(py::module_& m) {
+  register_run(m);
+  m.def(
+      "lanczos_run",
+      [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
+         bool precise) {
+        const ProbeKey key{seed, stream};
+        auto run = precise || needs_double(w.view.dtype) ? resident_run<double>(w, width, key, scale_exponent)
+                                                         : resident_run<float>(w, width, key, scale_exponent);
+        run->hold(w.owner);
+        return run;
+      },
+      py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
+      py::arg("precise"));
+  m.def(
+      "lanczos_run_streamed",
+      [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
+         std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
+        const MatrixView w = host_view(array, dtype);
+        const ProbeKey key{seed, stream};
+        std::unique_ptr<Run> run;
+        if (precise || needs_double(w.dtype)) {
+          run = std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+        } else {
+          run = std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
+        }
+        run->hold(array);
+        return run;
+      },
+      py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
+      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"),
+      "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
+}
+
+}  // namespace mpfast::python
