@@ -142,8 +142,9 @@ def test_patterns_that_match_nothing_are_pointed_out(analysis):
         ({"ceiling": {"fc9": 0.9}}, "ceiling='fc9' matches none"),
         ({"groups": {"all": ["fc9"]}}, "group 'all'='fc9' matches none"),
     ):
-        with pytest.warns(UserWarning, match=message):
+        with pytest.warns(UserWarning, match=message) as caught:
             analysis.budget(0.5, **options)
+        assert caught[0].filename == __file__  # the caller's line
 
 
 def test_output_heads_stay_dense_unless_asked_for():

@@ -15,7 +15,7 @@ from mpfast.spectra.edge import EdgeFit, SpectrumLike
 
 Array = NDArray[np.float64]
 
-__all__ = ["hill_alpha", "spectral_metrics"]
+__all__ = ["METRICS", "hill_alpha", "spectral_metrics"]
 
 HILL_TOP = 20
 # Of the zero matrix every rank is 0, and a ratio or an exponent is not defined.
@@ -31,6 +31,8 @@ _OF_ZERO = {
     "s1_over_sigma_plus": math.nan,
     "mean_outlier_ratio": 0.0,
 }
+#: The names of all measures, in their order.
+METRICS = tuple(_OF_ZERO)
 
 
 def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
