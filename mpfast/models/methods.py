@@ -38,7 +38,7 @@ class Method:
     name : str
         What the user calls it.
     description : str
-        What goes, in one sentence.
+        Which entries go, in one sentence.
     layer_weights : function or None
         A global cut is of ``|w| / w_l`` with these weights, from the spectra; None: of ``|w|``, without a spectrum.
     same_share : bool
@@ -139,14 +139,19 @@ def _by_hill(rows: Sequence[LayerReport], sparsity: float) -> Array:
 _METHODS = (
     Method(
         "spectral_budget",
-        "globally by `|w| / w_l` with layer weights w_l from the spectra (arXiv 2606.02608)",
+        "the smallest magnitudes of all layers together, each over its layer's weight, which the spectra set "
+        "(arXiv 2606.02608)",
         layer_weights=_spectral,
         previewed=True,
     ),
-    Method("sigma_plus", "as spectral_budget, by the edge at every sparsity", layer_weights=_by_sigma_plus),
-    Method("hill", "as spectral_budget, by the Hill exponent at every sparsity", layer_weights=_by_hill),
-    Method("magnitude", "globally by `|w|`", previewed=True),
-    Method("uniform", "the same share of every layer, by `|w|`", same_share=True),
+    Method(
+        "sigma_plus", "as spectral_budget, with weights from the edges at every sparsity", layer_weights=_by_sigma_plus
+    ),
+    Method(
+        "hill", "as spectral_budget, with weights from the Hill exponents at every sparsity", layer_weights=_by_hill
+    ),
+    Method("magnitude", "the smallest magnitudes of all layers together", previewed=True),
+    Method("uniform", "the smallest magnitudes of each layer, the same share of every one", same_share=True),
 )
 
 #: Every method by its name.
