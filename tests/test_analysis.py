@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -13,6 +14,7 @@ import pytest
 import mpfast
 from mpfast import Analysis, ConvergenceWarning
 from mpfast.bench.cases import find_minilm
+from mpfast.models import SORT_COLUMNS, sorted_rows
 from mpfast.spectra.synthetic import low_rank
 from mpfast.support.errors import CheckpointError
 
@@ -202,3 +204,18 @@ def test_a_real_checkpoint():
     assert words.shape == (30522, 384)
     assert {tensor.name for tensor in result.skipped} >= {"embeddings.position_ids", "pooler.dense.bias"}
     assert all(row.sigma_plus > 0 for row in result)
+
+
+def test_rows_are_put_in_order_by_any_column_of_the_json(model):
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in sorted_rows(analysis, "name")] == sorted(row.name for row in analysis)
+    for column in ("sigma_plus", "spikes", "hill_alpha", "stable_rank"):
+        values = [row.to_dict()[column] for row in sorted_rows(analysis, column)]
+        assert values == sorted(values, reverse=True)
+    sizes = [math.prod(row.shape) for row in sorted_rows(analysis, "shape")]
+    assert sizes == sorted(sizes, reverse=True)
+    undefined = dataclasses.replace(analysis[0], ks=math.nan)
+    assert sorted_rows([undefined, *analysis[1:]], "ks")[-1] is undefined
+    assert set(SORT_COLUMNS) <= analysis[0].to_dict().keys()
+    with pytest.raises(ValueError, match="column must be one of"):
+        sorted_rows(analysis, "alpha")

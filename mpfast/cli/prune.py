@@ -28,13 +28,14 @@ from mpfast.cli.options import (
 )
 from mpfast.cli.tables import counted, prune_lines
 from mpfast.models import DEFAULT_METHOD, METHODS, Budget, parsed_pattern, prune, verify
+from mpfast.support import LARGEST_GROUP
 
 __all__ = ["prune_command", "verify_command"]
 
 
 def _pattern(text: str | None) -> str | None:
     if text is not None and parsed_pattern(text) is None:
-        raise typer.BadParameter("must be of the form 2:4, n of m, with 1 <= n <= m <= 64")
+        raise typer.BadParameter(f"must be of the form 2:4, n of m, with 1 <= n <= m <= {LARGEST_GROUP}")
     return text
 
 

@@ -11,6 +11,7 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
 from mpfast.models.methods import DEFAULT_METHOD, PATTERN_METHOD, method_named
 from mpfast.support import (
+    LARGEST_GROUP,
     InvalidTypeError,
     InvalidValueError,
     check_seed,
@@ -55,7 +56,7 @@ class PruneOptions:
         if self.pattern is not None and self.method not in (DEFAULT_METHOD, PATTERN_METHOD):
             raise InvalidValueError("", f"a pattern is chosen by {PATTERN_METHOD}, not by method={self.method!r}")
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
-            wanted = "must be 'n:m' with 1 <= n <= m <= 64"
+            wanted = f"must be 'n:m' with 1 <= n <= m <= {LARGEST_GROUP}"
             raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
         check_tolerance(self.tol, "prune")
         check_seed(self.seed, "prune")
@@ -63,7 +64,7 @@ class PruneOptions:
 
     @property
     def team(self) -> int:
-        """Number of threads."""
+        """Number of threads; ValueError where `threads` is none."""
         return team_size(self.threads, "prune")
 
     @property
