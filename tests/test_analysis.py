@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -13,6 +14,7 @@ import pytest
 import mpfast
 from mpfast import Analysis, ConvergenceWarning
 from mpfast.bench.cases import find_minilm
+from mpfast.models import SORT_COLUMNS, sorted_rows
 from mpfast.spectra.synthetic import low_rank
 from mpfast.support.errors import CheckpointError
 
@@ -156,7 +158,7 @@ def test_missed_tolerances_are_reported_once_and_by_layer():
     model = {f"w{i}": rng.standard_normal((1100, 1200)).astype(np.float32) for i in range(2)}
     with pytest.warns(ConvergenceWarning, match="2 layers did not meet tol") as caught:
         result = mpfast.analyze(model, method="lanczos", tol=1e-7)
-    assert len(caught) == 1
+    assert [warning.filename for warning in caught] == [__file__]  # once, at the line of the caller
     for row in result:
         assert any("tol" in text for text in row.warnings)
 
@@ -203,3 +205,18 @@ def test_a_real_checkpoint():
     assert words.shape == (30522, 384)
     assert {tensor.name for tensor in result.skipped} >= {"embeddings.position_ids", "pooler.dense.bias"}
     assert all(row.sigma_plus > 0 for row in result)
+
+
+def test_rows_are_put_in_order_by_any_column_of_the_json(model):
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in sorted_rows(analysis, "name")] == sorted(row.name for row in analysis)
+    for column in ("sigma_plus", "spikes", "hill_alpha", "stable_rank"):
+        values = [row.to_dict()[column] for row in sorted_rows(analysis, column)]
+        assert values == sorted(values, reverse=True)
+    sizes = [math.prod(row.shape) for row in sorted_rows(analysis, "shape")]
+    assert sizes == sorted(sizes, reverse=True)
+    undefined = dataclasses.replace(analysis[0], ks=math.nan)
+    assert sorted_rows([undefined, *analysis[1:]], "ks")[-1] is undefined
+    assert set(SORT_COLUMNS) <= analysis[0].to_dict().keys()
+    with pytest.raises(ValueError, match="column must be one of"):
+        sorted_rows(analysis, "alpha")

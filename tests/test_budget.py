@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import mpfast
 from mpfast.masks.allocation import allocate, gaussian_shares
-from mpfast.models import exporters
+from mpfast.models import EXPORTERS, METHODS, exporters
 from mpfast.models.budget import Budget
 from mpfast.support.checks import floor_count
+from mpfast.support.errors import InvalidValueError
 
 layers = st.lists(
     st.tuples(st.floats(-1, 2), st.integers(1, 5000), st.floats(0, 0.5), st.floats(0.5, 1)), min_size=1, max_size=12
@@ -81,7 +82,7 @@ def analysis():
     return mpfast.analyze(model)
 
 
-@pytest.mark.parametrize("method", ["spectral_budget", "magnitude", "uniform", lambda row: row.bulk_fraction])
+@pytest.mark.parametrize("method", [*METHODS, lambda row: row.bulk_fraction])
 @pytest.mark.parametrize("sparsity", [0.0, 0.15, 0.35, 0.5, 0.8, 1.0])
 def test_budgets_of_an_analysis(analysis, method, sparsity):
     budget = analysis.budget(sparsity, method=method)
@@ -118,8 +119,35 @@ def test_bad_budgets(analysis, tmp_path):
         Budget.from_json('{"schema": "mpfast.budget/1", "layers": [{"shape": [1]}]}')
     (tmp_path / "budget.json").write_text(analysis.budget(0.5).to_json())
     assert Budget.from_json(tmp_path / "budget.json") == analysis.budget(0.5)
-    with pytest.raises(ValueError, match="format must be one of json, torchao"):
+    with pytest.raises(ValueError, match=r"Budget.export\(\): format must be one of json, torchao"):
         analysis.budget(0.5).export("toml")
+
+
+def test_every_format_of_the_list_is_written(analysis):
+    budget = analysis.budget(0.5)
+    texts = [budget.export(name) for name in EXPORTERS]
+    assert texts[0] == budget.to_json()
+    assert all(text.endswith("\n") for text in texts)
+    assert len(set(texts)) == len(texts)
+
+
+def test_errors_of_input_are_values(analysis):
+    with pytest.raises(InvalidValueError) as caught:
+        analysis.budget(0.5, method="guess")
+    error = caught.value
+    assert (error.function, error.argument) == ("Analysis.budget", "method")
+    assert error.fact == f"must be one of {', '.join(METHODS)} or a function of a layer, not 'guess'"
+    assert str(error) == f"Analysis.budget(): {error.message}"
+    with pytest.raises(InvalidValueError) as caught:
+        mpfast.prune({"w": np.ones((8, 8))}, sparsity=0.5, method="guess")
+    assert (caught.value.function, caught.value.argument) == ("prune", "method")
+
+
+def test_methods_share_out_by_what_they_say(analysis):
+    """At a sparsity whose regime looks at the edges, spectral_budget is sigma_plus; the Hill exponent is another."""
+    sparsities = {name: [row.pruned for row in analysis.budget(0.3, method=name)] for name in METHODS}
+    assert sparsities["spectral_budget"] == sparsities["sigma_plus"] != sparsities["hill"]
+    assert len({row.sparsity for row in analysis.budget(0.25, method="uniform")}) == 1
 
 
 def test_a_tensor_of_which_one_part_could_not_be_analysed():
@@ -142,8 +170,9 @@ def test_patterns_that_match_nothing_are_pointed_out(analysis):
         ({"ceiling": {"fc9": 0.9}}, "ceiling='fc9' matches none"),
         ({"groups": {"all": ["fc9"]}}, "group 'all'='fc9' matches none"),
     ):
-        with pytest.warns(UserWarning, match=message):
+        with pytest.warns(UserWarning, match=message) as caught:
             analysis.budget(0.5, **options)
+        assert caught[0].filename == __file__  # the caller's line
 
 
 def test_output_heads_stay_dense_unless_asked_for():

@@ -52,7 +52,7 @@ def test_analyze_prints_a_table(model):
     run = mpfast("analyze", model)
     assert (run.returncode, run.stderr) == (0, "")
     header, fc, out, *rest = run.stdout.splitlines()
-    assert header.split() == ["layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "alpha", "stable"]
+    assert header.split() == ["layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "hill_alpha", "stable"]
     assert fc.split()[:2] == ["fc.weight", "150x200"]
     assert fc.split()[3:5] == ["1", "99.3%"]
     assert out.split()[:2] == ["out.weight", "90x150"]
@@ -78,7 +78,7 @@ def test_analyze_writes_json_and_csv(model, tmp_path):
 
 def test_analyze_options(model):
     assert "fc.weight" not in mpfast("analyze", model, "--include", "out.*").stdout.splitlines()[1]
-    rows = mpfast("analyze", model, "--sort", "sigma").stdout.splitlines()
+    rows = mpfast("analyze", model, "--sort", "sigma_plus").stdout.splitlines()
     assert rows[1].startswith("out.weight")
     assert "fc.bias (150 float32)" in mpfast("analyze", model, "--verbose").stdout
     assert (
@@ -146,6 +146,7 @@ def test_no_arguments_and_help():
         ("analyze", "x", "--tol", "-1"),
         ("analyze", "x", "--tol", "small"),
         ("analyze", "x", "--method", "svd"),
+        ("analyze", "x", "--sort", "alpha"),
         ("analyze", "x", "--threads", "0"),
         ("analyze", "x", "--seed", "-1"),
         ("analyze", "x", "--json", "-", "--csv", "-"),

@@ -108,6 +108,7 @@ def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
         (["analyze", "MODEL", "--json", "/"], "/: is a directory"),
         (["prune", "MODEL", "-o", "/missing/OUT", "--sparsity", "0.5"], "no such directory"),
         (["prune", "nowhere", "-o", "OUT", "--sparsity", "0.5"], "no such file"),
+        (["prune", "MODEL", "-o", "OUT", "--pattern", "3:7"], "error: no layer is left to prune; "),
         (["verify", "/"], "is this a directory that prune() wrote?"),
         (["analyze", "MODEL", "--dask", "nonsense://x"], "nonsense"),
     ],
@@ -117,6 +118,7 @@ def test_mistakes_are_told_in_one_line(model, arguments, message):
     assert run.returncode == 1
     assert message in run.stderr
     assert run.stderr.count("\n") == 1
+    assert "(): " not in run.stderr  # no function that the user did not call
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import mpfast
+from mpfast.checkpoints import FORMATS
+from mpfast.models import EXPORTERS, METHODS
+from mpfast.spectra.edge import _ESTIMATORS
 from tests.documents import DOCS, NEEDS, NOT_RUN, PAGES, PROSE, ROOT, blocks_of, given, real_model, synthetic_model
 
 REFERENCED = [
@@ -20,7 +24,7 @@ REFERENCED = [
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
     *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd")),
-    *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification")),
+    *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.integrations.torch",
     "mpfast.integrations.weightwatcher",
@@ -143,6 +147,45 @@ def test_the_reference_is_complete(name):
     assert public <= {entry.rpartition(".")[2] for entry in reference()}
     if name == "mpfast":
         assert {f"mpfast.{entry}" for entry in public} <= reference()
+
+
+LISTS = {
+    ("docs/methods.md", "name"): {f"`{name}`": method.description for name, method in METHODS.items()},
+    ("docs/reference/budget.md", "format"): {f"`{name}`": entry.description for name, entry in EXPORTERS.items()},
+    ("docs/reference/checkpoints.md", "names end in"): {
+        ", ".join(f"`{suffix}`" for suffix in entry.suffixes): entry.description for entry in FORMATS
+    },
+    ("docs/reference/spectrum.md", "estimator"): {
+        f"`{name}`": inspect.getdoc(estimate).partition("\n")[0] for name, estimate in _ESTIMATORS.items()
+    },
+}
+
+
+@pytest.mark.parametrize(("page", "heading"), LISTS)
+def test_tables_are_the_lists_of_the_library(page, heading):
+    """What the library keeps as one list, a page shows as a table: the same entries in the same order."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = itertools.takewhile(lambda line: line.startswith("| "), lines[start + 2 :])
+    cells = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
+    assert cells == list(LISTS[page, heading].items())
+
+
+def test_the_command_line_takes_the_words_of_the_lists():
+    pytest.importorskip("typer")
+    from typer.main import get_command
+
+    from mpfast.cli.app import app
+
+    commands = get_command(app).commands
+    for command, option, words in (
+        ("prune", "--method", METHODS),
+        ("budget", "--method", METHODS),
+        ("budget", "--format", EXPORTERS),
+    ):
+        (parameter,) = (entry for entry in commands[command].params if option in entry.opts)
+        assert all(f"{word}: " in parameter.help for word in words)
+        assert parameter.default in words
 
 
 def test_links_and_pictures_exist():

@@ -155,7 +155,7 @@ def test_a_zero_matrix(method):
     fit = spectrum.edge
     assert (fit.sigma_plus, fit.spikes, fit.verdict) == (0, 0, "poor")
     assert "zero" in fit.warnings[0]
-    assert spectrum.metrics()["norm"] == 0
+    assert spectrum.metrics()["spectral_norm"] == 0
 
 
 @pytest.mark.parametrize("method", ["exact", "lanczos"])

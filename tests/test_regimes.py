@@ -51,7 +51,7 @@ def test_layer_types_choose_the_strength():
 
 def test_limits():
     rule = Regime(1.0, "sigma_plus", {"other": 3.0}, 0.5)
-    assert layer_weights([1, 2, 30], 0.1, rule, floor=0.2).min() == 0.2
+    assert layer_weights([1, 2, 30], 0.1, rule, smallest_weight=0.2).min() == 0.2
     np.testing.assert_array_equal(layer_weights([1, 2, 30], 0.5, rule), 1)  # faded to plain magnitude
     np.testing.assert_array_equal(layer_weights([7, 7, 7], 0.1, rule), 1)
     np.testing.assert_array_equal(layer_weights([math.nan, math.nan], 0.1, rule), 1)

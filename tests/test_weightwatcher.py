@@ -23,6 +23,12 @@ def test_columns() -> None:
     assert (table.M == [80, 60]).all()
     assert (table.bulk_max > table.bulk_min).all()
     np.testing.assert_allclose(table.norm / table.spectral_norm, table.stable_rank)
+    np.testing.assert_allclose(table.norm, [row.fro_norm**2 for row in analysis])
+    np.testing.assert_allclose(table.sv_max**2, table.spectral_norm)
+    np.testing.assert_allclose(table.log_norm, np.log10(table.norm))
+    np.testing.assert_allclose(table.log_spectral_norm, np.log10(table.spectral_norm))
+    np.testing.assert_allclose(table.mp_softrank, table.bulk_max / table.spectral_norm)
+    assert list(table.num_spikes) == [row.spikes for row in analysis]
     assert set(DIFFERENCES) <= set(table.columns)
 
 

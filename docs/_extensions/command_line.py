@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import types
 import typing
@@ -52,16 +51,14 @@ def _spelling(key: str, kind: Any, info: Any) -> str:
         return names
     if isinstance(kind, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    choices = (
-        "|".join(str(choice.value) for choice in kind) if inspect.isclass(kind) and issubclass(kind, enum.Enum) else ""
-    )
-    return f"{names} {info.metavar or choices or {'int': 'N', 'float': 'NUMBER'}.get(kind.__name__, 'TEXT')}"
+    words = "|".join(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else ""
+    return f"{names} {info.metavar or words or {int: 'N', float: 'NUMBER'}.get(kind, 'TEXT')}"
 
 
 def _description(info: Any, default: Any) -> str:
     if default is inspect.Parameter.empty:
         return f"{info.help} Required."
-    default = info.show_default if isinstance(info.show_default, str) else getattr(default, "value", default)
+    default = info.show_default if isinstance(info.show_default, str) else default
     return info.help if default is None or isinstance(default, bool) else f"{info.help} Default: {default}."
 
 

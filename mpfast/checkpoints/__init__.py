@@ -4,8 +4,11 @@ from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
 from mpfast.checkpoints.difference import Difference
 from mpfast.checkpoints.layers import (
     WHOLE,
+    ConvView,
+    ExpertsView,
     Layer,
     NameFilter,
+    QkvView,
     Views,
     as_layer,
     first_reason,
@@ -19,24 +22,29 @@ from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.numpy_files import NpyFile
-from mpfast.checkpoints.opening import open_checkpoint
+from mpfast.checkpoints.opening import FORMATS, Format, format_of, open_checkpoint
 from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 
 __all__ = [
+    "FORMATS",
     "MASKS_FILE",
     "WHOLE",
     "ArrayMapping",
     "Checkpoint",
     "CheckpointOutput",
+    "ConvView",
     "Difference",
+    "ExpertsView",
+    "Format",
     "Layer",
     "LoraProducts",
     "LowRankProduct",
     "MaskFile",
     "NameFilter",
     "NpyFile",
+    "QkvView",
     "SafetensorsFile",
     "SafetensorsWriter",
     "TensorInfo",
@@ -46,6 +54,7 @@ __all__ = [
     "files_of",
     "fingerprint",
     "first_reason",
+    "format_of",
     "has_lora_pairs",
     "index_name",
     "is_embedding_or_head",

@@ -5,21 +5,24 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
+from mpfast.support import warn_caller
 
 __all__ = [
     "MIN_SIDE",
     "WHOLE",
+    "ConvView",
+    "ExpertsView",
     "Layer",
     "NameFilter",
+    "QkvView",
     "Views",
     "as_layer",
     "as_layers",
@@ -32,6 +35,9 @@ __all__ = [
 ]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
+ConvView = Literal["im2col", "positions"]
+QkvView = Literal["split", "fused"]
+ExpertsView = Literal["split", "stack"]
 
 #: Fewer singular values than this cannot be told from any law: the fit's central window would be empty.
 MIN_SIDE = 8
@@ -57,16 +63,13 @@ class Views:
         A stack (E, a, b) is E matrices a x b, or one E a x b.
     """
 
-    conv: str = "im2col"
-    qkv: str = "split"
-    experts: str = "split"
+    conv: ConvView = "im2col"
+    qkv: QkvView = "split"
+    experts: ExpertsView = "split"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("conv", ("im2col", "positions")),
-            ("qkv", ("split", "fused")),
-            ("experts", ("split", "stack")),
-        ):
+        for name, words in (("conv", ConvView), ("qkv", QkvView), ("experts", ExpertsView)):
+            choices = get_args(words)
             if getattr(self, name) not in choices:
                 raise ValueError(f"Views: {name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
@@ -214,10 +217,9 @@ def warn_of_unmatched(patterns: Iterable[str], names: Sequence[str], what: str) 
     """Warn of patterns that match none of the names: a misspelt one would otherwise be without effect."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            warnings.warn(
+            warn_caller(
                 f"{what}={pattern!r} matches none of the {len(names)} names; patterns are matched against the whole "
-                "name, * stands for anything",
-                stacklevel=4,
+                "name, * stands for anything"
             )
 
 

@@ -1,17 +1,66 @@
-"""Opening whatever holds the tensors of a model."""
+"""Opening whatever holds the tensors of a model, and the list of formats that files of tensors have."""
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.support import CheckpointError
 
-__all__ = ["open_checkpoint"]
+__all__ = ["FORMATS", "Format", "format_of", "open_checkpoint"]
 
-_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is read.
+
+    Attributes
+    ----------
+    suffixes : tuple of str
+        How the names of such files end, in lower case.
+    description : str
+        What the files are.
+    opener : str
+        The function from a path to a `Checkpoint`, ``"module:name"`` in this room: a reader, and the library that it
+        may need, is loaded when a file asks for it.
+    """
+
+    suffixes: tuple[str, ...]
+    description: str
+    opener: str
+
+    def open(self, path: Path) -> Checkpoint:
+        """Open a file of this format."""
+        module, _, name = self.opener.partition(":")
+        opener = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return cast(Callable[[Path], Checkpoint], opener)(path)
+
+
+#: Every format, once: what is opened, what error messages and the documentation name.
+FORMATS = (
+    Format((".safetensors",), "safetensors, memory-mapped", "safetensors:SafetensorsFile"),
+    Format((".safetensors.index.json",), "the index of a safetensors checkpoint in shards", "sharded:open_index"),
+    Format((".npz",), "arrays that `numpy.savez` wrote", "numpy_files:NpzFile"),
+    Format((".npy",), "one array that `numpy.save` wrote", "numpy_files:NpyFile"),
+    Format(
+        (".pt", ".pth", ".bin", ".ckpt"),
+        "a PyTorch state dictionary: tensors only, nothing else is unpickled",
+        "torch_state:open_torch_file",
+    ),
+    Format((".bin.index.json",), "the index of a PyTorch checkpoint in shards", "torch_state:open_torch_index"),
+    Format((".onnx",), "the initialisers of an ONNX model", "onnx_file:OnnxFile"),
+)
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format that the name of a file says it has; None if none is known."""
+    name = path.name.lower()
+    return next((format for format in FORMATS if name.endswith(format.suffixes)), None)
 
 
 def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
@@ -20,9 +69,9 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
     Parameters
     ----------
     model : path, mapping of arrays, module or Checkpoint
-        A ``.safetensors``, ``.npz``, ``.npy`` or ``.onnx`` file; a PyTorch state dictionary; a directory of
-        safetensors files or its ``*.safetensors.index.json``; a Hugging Face model directory; a mapping from names to
-        arrays of any framework (nested ones are flattened); or a live PyTorch, Keras or Flax model.
+        A file of one of the `FORMATS`; a directory of safetensors files, with or without an index; a Hugging Face
+        model directory; a mapping from names to arrays of any framework (nested ones are flattened); or a live PyTorch,
+        Keras or Flax model.
     function : str
         Whom error messages name.
 
@@ -53,35 +102,12 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
     path = Path(os.fsdecode(model))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    return _open_path(path)
-
-
-def _open_path(path: Path) -> Checkpoint:
-    suffix = path.suffix.lower()
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory
 
         return open_directory(path)
-    if path.name.endswith(".safetensors.index.json"):
-        from mpfast.checkpoints.sharded import open_index
-
-        return open_index(path)
-    if suffix == ".safetensors":
-        from mpfast.checkpoints.safetensors import SafetensorsFile
-
-        return SafetensorsFile(path)
-    if suffix in (".npy", ".npz"):
-        from mpfast.checkpoints.numpy_files import NpyFile, NpzFile
-
-        return NpyFile(path) if suffix == ".npy" else NpzFile(path)
-    if suffix == ".onnx":
-        from mpfast.checkpoints.onnx_file import OnnxFile
-
-        return OnnxFile(path)
-    if suffix in _TORCH_SUFFIXES or path.name.endswith(".bin.index.json"):
-        from mpfast.checkpoints.torch_state import TorchState, open_torch_index
-
-        return open_torch_index(path) if suffix == ".json" else TorchState(path, [path])
-    raise CheckpointError(
-        f"{path}: unknown kind of file; a .safetensors, .npz, .npy, .onnx or PyTorch file is expected"
-    )
+    found = format_of(path)
+    if found is None:
+        known = ", ".join(suffix for format in FORMATS for suffix in format.suffixes)
+        raise CheckpointError(f"{path}: unknown kind of file; one of these is expected: {known}")
+    return found.open(path)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import as_numpy
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.opening import FORMATS
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.sharded import INDEX_SUFFIX, ShardedSafetensors
@@ -26,28 +27,21 @@ __all__ = ["CheckpointOutput", "copy_companions", "files_of", "fingerprint", "in
 PROGRESS_FILE = ".progress.json"
 DEFAULT_NAME = "model.safetensors"
 DEFAULT_INDEX = "model.safetensors.index.json"
+_READ = frozenset(suffix for format in FORMATS for suffix in format.suffixes)
+_INDEX_SUFFIXES = tuple(suffix for suffix in _READ if suffix.endswith(".json"))
 # Other forms of the same weights: beside a changed checkpoint they would be stale.
-_WEIGHT_SUFFIXES = frozenset(
-    {
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".pkl",
-        ".h5",
-        ".msgpack",
-        ".onnx",
-        ".gguf",
-        ".ggml",
-        ".npz",
-        ".npy",
-    }
-    | {".tflite", ".ot", ".keras", ".pb", ".mlmodel"}
-)
-
-
-_INDEX_SUFFIXES = (INDEX_SUFFIX, ".bin.index.json")
+_WEIGHT_SUFFIXES = _READ.difference(_INDEX_SUFFIXES) | {
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".ggml",
+    ".tflite",
+    ".ot",
+    ".keras",
+    ".pb",
+    ".mlmodel",
+}
 
 
 def fingerprint(checkpoint: Checkpoint, function: str, options: list[Any]) -> str:

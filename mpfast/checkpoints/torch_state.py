@@ -12,7 +12,7 @@ from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.shard_index import weight_map_of
 from mpfast.support import CheckpointError, is_text, short
 
-__all__ = ["TorchState", "open_torch_index"]
+__all__ = ["TorchState", "open_torch_file", "open_torch_index"]
 
 # Where training scripts keep the weights among other things.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
@@ -65,6 +65,11 @@ class TorchState:
 
     def release(self, name: str) -> None:
         """Do nothing: PyTorch owns the map."""
+
+
+def open_torch_file(path: Path) -> TorchState:
+    """Open one file; errors as `TorchState`."""
+    return TorchState(path, [path])
 
 
 def open_torch_index(index: Path) -> TorchState:

@@ -1,7 +1,4 @@
-"""The application and its commands.
-
-Each command imports what it needs when it runs: `mpfast --help` loads no checkpoint reader and no estimator.
-"""
+"""The application and its commands."""
 
 from __future__ import annotations
 
@@ -11,8 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mpfast.cli import matrices, models, tools
+from mpfast.cli.analyze import analyze_command
+from mpfast.cli.budget import budget_command
+from mpfast.cli.compress import compress_command
 from mpfast.cli.console import version
+from mpfast.cli.prune import prune_command, verify_command
+from mpfast.cli.spectrum import spectrum_command
+from mpfast.cli.tools import bench_command, info_command
 
 __all__ = ["app", "main"]
 
@@ -26,14 +28,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("spectrum", short_help="Report on one matrix.")(matrices.spectrum_command)
-app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")(models.analyze_command)
-app.command("budget", short_help="Share a sparsity out over the layers of a model.")(models.budget_command)
-app.command("prune", short_help="Write a copy of a model with weights set to zero.")(models.prune_command)
-app.command("verify", short_help="Check a model that prune wrote.")(models.verify_command)
-app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(models.compress_command)
-app.command("bench", short_help="Time mpfast against others on this machine.")(tools.bench_command)
-app.command("info", short_help="Show versions, threads and GPUs.")(tools.info_command)
+app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
+app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")(analyze_command)
+app.command("budget", short_help="Share a sparsity out over the layers of a model.")(budget_command)
+app.command("prune", short_help="Write a copy of a model with weights set to zero.")(prune_command)
+app.command("verify", short_help="Check a model that prune wrote.")(verify_command)
+app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
+app.command("bench", short_help="Time mpfast against others on this machine.")(bench_command)
+app.command("info", short_help="Show versions, threads and GPUs.")(info_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import ParamSpec
 
 import typer
 
-if TYPE_CHECKING:
-    from mpfast.cli.tables import Line
+from mpfast.cli.tables import Line, printable
+from mpfast.support import InputError
 
-__all__ = ["print_lines", "reports_errors", "require_directory", "terminal_width", "version"]
+__all__ = ["message_of", "print_lines", "reports_errors", "require_directory", "terminal_width", "version"]
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -37,17 +37,17 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
         except BrokenPipeError:
             raise  # `mpfast ... | head`: click ends this quietly
         except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-            from mpfast.cli.tables import printable
-
-            message = printable(_message(error)) or type(error).__name__
+            message = printable(message_of(error)) or type(error).__name__
             typer.echo(f"mpfast: error: {message}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
 
     return guarded
 
 
-def _message(error: BaseException) -> str:
-    """Say what the system refused as we say the rest: the file, then what is wrong with it."""
+def message_of(error: BaseException) -> str:
+    """Say what is wrong: of input, without the function that the user did not call; of the system, the file first."""
+    if isinstance(error, InputError):
+        return error.message
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error)

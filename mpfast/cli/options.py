@@ -1,19 +1,70 @@
-"""Options that several commands share, each stated once."""
+"""Options that several commands share, each stated once, and how options take words of the library's lists."""
 
 from __future__ import annotations
 
-import enum
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
 import typer
 
+from mpfast.spectra import SpectrumMethod
 
-class Method(str, enum.Enum):
-    """How the spectrum is computed."""
+__all__ = [
+    "BaseOption",
+    "DeviceOption",
+    "DryRunOption",
+    "EmbeddingsOption",
+    "ExcludeOption",
+    "IncludeOption",
+    "JsonOption",
+    "MethodOption",
+    "ModelArgument",
+    "OutOption",
+    "OverwriteOption",
+    "ProgressOption",
+    "SeedOption",
+    "SparsityOption",
+    "ThreadsOption",
+    "TolOption",
+    "VerboseOption",
+    "require_out_or_dry_run",
+    "word_option",
+]
 
-    auto = "auto"
-    exact = "exact"
-    lanczos = "lanczos"
+
+class Described(Protocol):
+    """An entry of one of the library's lists."""
+
+    @property
+    def description(self) -> str:
+        """What the entry is, in one sentence."""
+
+
+def word_option(words: Iterable[str] | Mapping[str, Described], metavar: str, help: str, **settings: Any) -> Any:
+    """Return an option that takes one word of a list which the library keeps.
+
+    Parameters
+    ----------
+    words
+        The list; a mapping to entries with a description has its descriptions in the help.
+    metavar
+        What the help shows for the word.
+    help
+        What the word decides.
+    **settings
+        Of ``typer.Option``.
+    """
+    known = tuple(words)
+    if isinstance(words, Mapping):
+        help += " " + "; ".join(f"{word}: {entry.description}" for word, entry in words.items()).replace("`", "") + "."
+
+    def checked(word: str | None) -> str | None:
+        if word is not None and word not in known:
+            raise typer.BadParameter(f"{word!r} is not one of {', '.join(known)}")
+        return word
+
+    return typer.Option(metavar=metavar, callback=checked, help=help, **settings)
 
 
 def _tolerance(value: float) -> float:
@@ -22,6 +73,22 @@ def _tolerance(value: float) -> float:
     return value
 
 
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A checkpoint file of any format that is read, or a model directory.")
+]
+BaseOption = Annotated[
+    Path | None, typer.Option(metavar="MODEL", help="What MODEL was tuned from: the difference is taken.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="OUT", help="Directory to write.", show_default=False)
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write nothing.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, with all that it holds.")]
+SparsityOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)
+]
+EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")]
 TolOption = Annotated[
     float,
     typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),
@@ -30,7 +97,7 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda (every GPU) or cuda:N.", show_default="cpu", metavar="DEVICE")
 ]
-MethodOption = Annotated[Method, typer.Option(help="How the spectrum is computed.")]
+MethodOption = Annotated[SpectrumMethod, typer.Option(help="How the spectrum is computed.")]
 IncludeOption = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Only tensors whose whole name matches; may be repeated."),
@@ -45,3 +112,9 @@ JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
 ]
+
+
+def require_out_or_dry_run(out: Path | None, dry_run: bool) -> None:
+    """Exit with wrong usage unless the user says either where to write, or not to."""
+    if (out is None) != dry_run:
+        raise typer.BadParameter("pass either -o OUT or --dry-run")

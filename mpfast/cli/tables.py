@@ -20,12 +20,21 @@ if TYPE_CHECKING:
     from mpfast.spectra import Spectrum
 
 
-__all__ = ["Line", "analysis_lines", "benchmark_table", "compress_lines", "counted", "prune_lines", "spectrum_lines"]
+__all__ = [
+    "Line",
+    "analysis_lines",
+    "benchmark_table",
+    "compress_lines",
+    "counted",
+    "printable",
+    "prune_lines",
+    "spectrum_lines",
+]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_HEADERS = ("layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "alpha", "stable")
+_HEADERS = ("layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "hill_alpha", "stable")
 _GAP = "  "
 _VERDICT_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _SPIKES_SHOWN = 12

@@ -5,10 +5,15 @@ from __future__ import annotations
 import platform
 from typing import Annotated
 
+import numpy as np
 import typer
 
+from mpfast import _core
+from mpfast.arrays import cuda_status
 from mpfast.cli.console import reports_errors, require_directory, terminal_width, version
 from mpfast.cli.options import JsonOption
+from mpfast.cli.tables import benchmark_table
+from mpfast.support import write_text_atomically
 
 
 @reports_errors
@@ -25,8 +30,6 @@ def bench_command(
     from rich.console import Console
 
     from mpfast.bench import Row, build, case_names, machine, measure, missing_cases, to_json
-    from mpfast.cli.tables import benchmark_table
-    from mpfast.support import write_text_atomically
 
     rows: list[Row] = []
     notes = [f"{name}: not run, needs {why}" for name, why in missing_cases().items() if not cases]
@@ -49,11 +52,6 @@ def bench_command(
 @reports_errors
 def info_command() -> None:
     """Show versions and what the native core uses on this machine."""
-    import numpy as np
-
-    from mpfast import _core
-    from mpfast.arrays import cuda_status
-
     facts = {
         "mpfast": version(),
         "Python": f"{platform.python_version()} on {platform.platform()}",

@@ -52,9 +52,10 @@ def details(analysis: Analysis) -> Any:
 
 def _row(number: int, layer: LayerReport) -> dict[str, Any]:
     p, q = min(layer.shape), max(layer.shape)
-    metrics = layer.metrics
-    log_spectral_norm = metrics["log_spectral_norm"]
     sigma = math.sqrt(layer.variance)
+    # WeightWatcher's norms are those of the eigenvalues: squares of ours.
+    norm, spectral_norm, bulk_max = layer.fro_norm**2, layer.metrics["spectral_norm"] ** 2, layer.sigma_plus**2
+    log_spectral_norm = _log10(spectral_norm)
     return {
         "layer_id": number,
         "name": layer.name.removesuffix(".weight").rpartition(".")[2],
@@ -64,19 +65,24 @@ def _row(number: int, layer: LayerReport) -> dict[str, Any]:
         "N": q,
         "Q": q / p,
         "num_evals": p,
-        "norm": layer.fro_norm**2,
-        "log_norm": metrics["log_norm"],
-        "spectral_norm": metrics["spectral_norm"],
+        "norm": norm,
+        "log_norm": _log10(norm),
+        "spectral_norm": spectral_norm,
         "log_spectral_norm": log_spectral_norm,
-        "sv_max": metrics["sv_max"],
-        "stable_rank": metrics["stable_rank"],
-        "entropy": metrics["entropy"],
+        "sv_max": layer.metrics["spectral_norm"],
+        "stable_rank": layer.stable_rank,
+        "entropy": layer.metrics["entropy"],
         "alpha": layer.hill_alpha,
         "alpha_weighted": layer.hill_alpha * log_spectral_norm,
         "num_spikes": layer.spikes,
         "sigma_mp": sigma,
         "bulk_min": (sigma * (math.sqrt(q) - math.sqrt(p))) ** 2,
-        "bulk_max": layer.sigma_plus**2,
-        "mp_softrank": metrics["mp_softrank"],
+        "bulk_max": bulk_max,
+        "mp_softrank": bulk_max / spectral_norm if spectral_norm > 0 else math.nan,
         "warning": "; ".join(layer.warnings),
     }
+
+
+def _log10(value: float) -> float:
+    """Logarithm to base 10; NaN for the norms of the zero matrix."""
+    return math.log10(value) if value > 0 else math.nan

@@ -13,7 +13,7 @@ from mpfast.masks.allocation import allocate, gaussian_shares, linear_map
 from mpfast.masks.by_magnitude import magnitude
 from mpfast.masks.by_noise_floor import noise_floor
 from mpfast.masks.by_spectrum import spectral_budget, spectral_signals
-from mpfast.masks.groups import n_m
+from mpfast.masks.groups import GroupLayout, n_m
 from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 from mpfast.masks.restoration import input_norm_saliency, restoration_gain, restore
 
@@ -37,6 +37,7 @@ __all__ = [
     "ESTIMATE",
     "EXACT",
     "PROXY",
+    "GroupLayout",
     "Labelled",
     "LayerCertificate",
     "Projection",

@@ -23,7 +23,7 @@ def spectral_budget(
     regimes: str | Regime | Sequence[Regime] = "berlyand2026",
     layer_type: Callable[[str], str] = default_layer_type,
     signals: Mapping[str, float] | None = None,
-    floor: float = 0.1,
+    smallest_weight: float = 0.1,
     within: Any = None,
     seed: int = 0,
     threads: int | None = None,
@@ -46,8 +46,8 @@ def spectral_budget(
         From name to ``"attn"``, ``"mlp"`` or ``"other"``.
     signals
         Values of the signal by name, if they are known already: no spectrum is computed.
-    floor
-        Smallest layer weight.
+    smallest_weight
+        What no layer weight falls below.
     within
         As in `magnitude`. The signal is that of the weights as they are given.
     seed, threads
@@ -84,7 +84,8 @@ def spectral_budget(
         values = list(measured.values())
     else:
         values = [1.0]
-    factors = layer_weights(values, sparsity, regime, [layer_type(name) for name in names], floor=floor)
+    types = [layer_type(name) for name in names]
+    factors = layer_weights(values, sparsity, regime, types, smallest_weight=smallest_weight)
     prune_layers(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
     return close_layers(layers, weights, mapping)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,14 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, groups_on_device
-from mpfast.support import check_group, thread_count
+from mpfast.support import InvalidValueError, check_group, front_door, thread_count
 
-__all__ = ["n_m"]
+__all__ = ["GroupLayout", "n_m"]
+
+#: Along what the groups of a convolution run: the flattened row, or the channels at each position of the kernel.
+GroupLayout = Literal["flat", "channel"]
 
 # Entries copied at a time, where rows cannot be seen as such.
 CHUNK_ENTRIES = 4 << 20
 
 
+@front_door
 def n_m(
     W: Any,
     n: int,
@@ -29,7 +33,7 @@ def n_m(
     source_mask: Any = None,
     prior: float = 0.0,
     permute: bool = False,
-    layout: str = "flat",
+    layout: GroupLayout = "flat",
     threads: int | None = None,
 ) -> Any:
     """Keep n of every m consecutive entries along a row: the largest, or those whose loss changes the output least.
@@ -72,68 +76,95 @@ def n_m(
     """
     check_group(n, m, "n_m")
     if not isinstance(permute, bool | np.bool_):
-        raise ValueError(f"n_m(): permute must be True or False, not {permute!r}; projection.project knows 'auto', too")
-    if layout not in ("flat", "channel"):
-        raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
+        raise InvalidValueError(
+            "permute", f"must be True or False, not {permute!r}", "mpfast.masks.project knows 'auto', too"
+        )
+    if layout not in get_args(GroupLayout):
+        raise InvalidValueError("layout", f"must be {' or '.join(map(repr, get_args(GroupLayout)))}, not {layout!r}")
     if second_moment is not None:
         from mpfast.masks.projection import project_mask
 
-        options = {
-            "source_mask": source_mask,
-            "prior": prior,
-            "permute": bool(permute),
-            "layout": layout,
-            "threads": threads,
-        }
-        mask, permutation = project_mask(W, n, m, second_moment, **options)
+        mask, permutation = project_mask(
+            W,
+            n,
+            m,
+            second_moment,
+            source_mask=source_mask,
+            prior=prior,
+            permute=bool(permute),
+            layout=layout,
+            threads=threads,
+        )
         return (mask, permutation) if permute else mask
     if source_mask is not None or prior or permute:
-        raise ValueError("n_m(): source_mask, prior and permute need a second_moment")
+        raise InvalidValueError("", "source_mask, prior and permute need a second_moment")
     count = thread_count(threads, "n_m")
     if is_on_gpu(W) and has_cuda_backend():
-        return _n_m_on_device(W, n, m, layout)
+        return _largest_on_device(W, n, m, layout)
+    return _largest_on_host(W, n, m, layout, count)
+
+
+def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, threads: int) -> Any:
     array, dtype = as_numpy(W, function="n_m")
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
-    if layout == "channel" and array.ndim > 2:
+    _check_dimensions(array.shape)
+    channels = layout == "channel" and array.ndim > 2
+    if channels:
         array = np.moveaxis(array, 1, -1)
-        row = array.shape[-1]
-        batches: Iterable[list[NDArray[Any]]] = [[array[i] for i in np.ndindex(array.shape[:-2])]]
-    else:
-        row = math.prod(array.shape[1:])
-        # Rows whose entries have no common stride (channels last) are copied, some at a time.
-        step = len(array) if np.shares_memory(array[:1].reshape(1, -1), array) else max(1, CHUNK_ENTRIES // row)
-        batches = ([array[first : first + step].reshape(-1, row)] for first in range(0, len(array), step))
-    if row % m:
-        raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")
+    row = array.shape[-1] if channels else math.prod(array.shape[1:])
+    _check_row(row, m)
     keep = np.empty(array.shape, dtype=np.bool_)
     rows, done = keep.reshape(-1, row), 0
-    for pieces in batches:
+    for pieces in _kernel_positions(array) if channels else _flat_rows(array, row):
         length = sum(map(len, pieces))
         masks = list(rows[done : done + length].reshape(len(pieces), *pieces[0].shape))
-        found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, count)
+        found = _core.keep_largest_of_groups([_core.Matrix(piece, dtype) for piece in pieces], masks, n, m, threads)
         if found is not None:
             which, bad, first_bad = found
-            index = np.unravel_index(done * row + which * pieces[0].size + first_bad, array.shape)
-            position = tuple(int(i) for i in index)
-            if layout == "channel" and array.ndim > 2:
-                position = (position[0], position[-1], *position[1:-1])
-            raise_if_nonfinite("n_m", "W", bad, position)
+            position = np.unravel_index(done * row + which * pieces[0].size + first_bad, array.shape)
+            _refuse_nonfinite(bad, tuple(int(i) for i in position), channels)
         done += length
-    if layout == "channel" and array.ndim > 2:
-        keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
-    return like(keep, W)
+    return like(np.ascontiguousarray(np.moveaxis(keep, -1, 1)) if channels else keep, W)
 
 
-def _n_m_on_device(W: Any, n: int, m: int, layout: str) -> Any:
-    shape = tuple(W.shape)
+def _flat_rows(array: NDArray[Any], row: int) -> Iterator[list[NDArray[Any]]]:
+    """Yield the flattened rows as matrices, all at once where that takes no copy."""
+    # Rows whose entries have no common stride (channels last) are copied, some at a time.
+    step = len(array) if np.shares_memory(array[:1].reshape(1, -1), array) else max(1, CHUNK_ENTRIES // row)
+    for first in range(0, len(array), step):
+        yield [array[first : first + step].reshape(-1, row)]
+
+
+def _kernel_positions(array: NDArray[Any]) -> Iterator[list[NDArray[Any]]]:
+    """Yield, at once, a matrix for every leading index; its rows run along the channels, the last dimension."""
+    yield [array[index] for index in np.ndindex(array.shape[:-2])]
+
+
+def _refuse_nonfinite(count: int, position: tuple[int, ...], channels: bool) -> None:
+    """Name the place of the first entry that is not finite, in the caller's order of the dimensions."""
+    if channels:
+        position = (position[0], position[-1], *position[1:-1])
+    raise_if_nonfinite("n_m", "W", count, position)
+
+
+def _check_dimensions(shape: tuple[int, ...]) -> None:
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {shape}")
+        raise InvalidValueError("W", f"must be a non-empty array of at least 2 dimensions, but has shape {shape}")
+
+
+def _check_row(row: int, m: int) -> None:
+    if row % m:
+        raise InvalidValueError("", f"rows of length {row} cannot be cut into groups of {m}")
+
+
+def _largest_on_device(W: Any, n: int, m: int, layout: GroupLayout) -> Any:
+    shape = tuple(W.shape)
+    _check_dimensions(shape)
     if layout == "channel" and len(shape) > 2:
-        raise ValueError("n_m(): layout='channel' of a convolution on a GPU: move the channels to the end yourself")
+        raise InvalidValueError(
+            "", "layout='channel' of a convolution on a GPU", "move the channels to the end yourself"
+        )
     layer = DeviceLayer(W.reshape(shape[0], -1), "n_m", "W")
-    if layer.shape[1] % m:
-        raise ValueError(f"n_m(): rows of length {layer.shape[1]} cannot be cut into groups of {m}")
+    _check_row(layer.shape[1], m)
     bad = groups_on_device(layer, n, m)
     if bad is not None:
         raise_if_nonfinite("n_m", "W", *bad)

@@ -2,7 +2,7 @@
 
 ``z_l`` is the signal of layer l, standardised over all layers. At sparsity s a regime gives
 
-    w_l = max(floor, 1 + beta d(s) z_l),     d(s) = max(0, 1 - s / s_d) ** power
+    w_l = max(smallest_weight, 1 + beta d(s) z_l),     d(s) = max(0, 1 - s / s_d) ** power
 
 and the entries with the smallest ``|w| / w_l`` go: a larger weight prunes more.
 
@@ -101,7 +101,7 @@ def layer_weights(
     regime: Regime,
     types: Sequence[str] | None = None,
     *,
-    floor: float = 0.1,
+    smallest_weight: float = 0.1,
 ) -> Array:
     """Weights ``w_l`` of all layers, shape (layers,).
 
@@ -115,8 +115,8 @@ def layer_weights(
         Rule to apply.
     types
         Layer types for ``regime.beta``; default all ``"other"``.
-    floor
-        Smallest weight.
+    smallest_weight
+        What no weight falls below.
 
     Examples
     --------
@@ -135,5 +135,5 @@ def layer_weights(
     kinds = types if types is not None else ["other"] * len(x)
     beta = np.array([regime.beta.get(kind, regime.beta["other"]) for kind in kinds])
     fading = max(0.0, 1 - sparsity / regime.vanishing) ** regime.power
-    weights: Array = np.maximum(floor, 1 + beta * fading * z)
+    weights: Array = np.maximum(smallest_weight, 1 + beta * fading * z)
     return weights

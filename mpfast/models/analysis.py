@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import zip_longest
-from typing import Any
+from typing import Any, get_args
 
 from mpfast.arrays import device_names
 from mpfast.checkpoints import Checkpoint, Layer, NameFilter, Views, select_layers
@@ -18,7 +17,16 @@ from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tenso
 from mpfast.models.progress import progress_bar
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
-from mpfast.support import ConvergenceWarning, check_seed, check_tolerance, team_size
+from mpfast.spectra import SpectrumMethod
+from mpfast.support import (
+    ConvergenceWarning,
+    InvalidValueError,
+    check_seed,
+    check_tolerance,
+    front_door,
+    team_size,
+    warn_caller,
+)
 
 __all__ = ["analyze"]
 
@@ -30,6 +38,7 @@ LARGE_LAYER = 4_000_000
 LAYERS_PER_GPU = 2
 
 
+@front_door
 def analyze(
     model: Any,
     *,
@@ -37,7 +46,7 @@ def analyze(
     exclude: NameFilter = None,
     base: Any = None,
     views: Views | None = None,
-    method: str = "auto",
+    method: SpectrumMethod = "auto",
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -55,8 +64,8 @@ def analyze(
     Parameters
     ----------
     model : path, mapping of arrays or module
-        A safetensors, NumPy, PyTorch or ONNX file, a model directory or its index, a mapping from names to arrays of
-        any framework, or a live model: see `mpfast.checkpoints.open_checkpoint`.
+        A checkpoint file of any format that is read, a model directory, a mapping from names to arrays of any
+        framework, or a live model: see `mpfast.checkpoints.open_checkpoint`.
     include, exclude : str, iterable of str or callable, optional
         Glob patterns on the tensor's whole name (``"encoder.*.query.weight"``; case matters), or a function
         of the name. A tensor is analysed if it matches `include` (default: all) and not `exclude`.
@@ -156,23 +165,23 @@ def _warn_of_unmet_tolerances(rows: Sequence[LayerReport]) -> None:
     """Warn once for all layers."""
     unmet = [row for row in rows if row.unmet_tolerance]
     if unmet:
-        warnings.warn(
+        warn_caller(
             f"analyze(): {len(unmet)} layers did not meet tol, among them {unmet[0].name}: {unmet[0].unmet_tolerance}",
             ConvergenceWarning,
-            stacklevel=3,
         )
 
 
 def _checked_settings(
-    method: str,
+    method: SpectrumMethod,
     tol: float,
     seed: int,
     device: str | None,
     threads: int | None,
     cache: str | os.PathLike[str] | None,
 ) -> Settings:
-    if method not in ("auto", "exact", "lanczos"):
-        raise ValueError(f"analyze(): method must be 'auto', 'exact' or 'lanczos', not {method!r}")
+    methods = get_args(SpectrumMethod)
+    if method not in methods:
+        raise InvalidValueError("method", f"must be one of {', '.join(map(repr, methods))}, not {method!r}")
     tol, seed = check_tolerance(tol, "analyze"), check_seed(seed, "analyze")
     gpus = device_names(device, "analyze")
     kept = None if cache is None else LayerCache(cache, [method, tol, seed])

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import overload
 
 from mpfast.models.budget_row import LayerBudget, parsed_pattern, row_from
-from mpfast.support import read_document, return_or_write
+from mpfast.models.exporters import EXPORTERS
+from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
 
 __all__ = ["Budget"]
 
@@ -94,6 +95,7 @@ class Budget(Sequence[LayerBudget]):
         return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @classmethod
+    @front_door
     def from_json(cls, source: str | os.PathLike[str]) -> Budget:
         """Rebuild a budget from the text of `to_json` (a string that starts with ``{``) or from a file.
 
@@ -109,31 +111,30 @@ class Budget(Sequence[LayerBudget]):
             layers = tuple(row_from(entry) for entry in record.records("layers"))
             names = [row.name for row in layers]
             if len(set(names)) != len(names):
-                raise ValueError("the budget has two rows of the same name")
+                raise InvalidValueError("", "the budget has two rows of the same name")
             pattern = record.optional_text("pattern")
             if pattern is not None and parsed_pattern(pattern) is None:
                 raise record.refuse("pattern", "null or of the form 2:4")
             return cls(layers, record.text("method"), record.number("sparsity", 0, 1), pattern, record.text("source"))
+        except InputError:
+            raise
         except ValueError as error:
-            raise ValueError(f"Budget.from_json(): {error}") from None
+            raise InvalidValueError("", str(error)) from None
 
+    @front_door
     def export(self, format: str) -> str:
         """Return the budget as another tool reads it.
 
         Parameters
         ----------
-        format : {"json", "torchao", "llm-compressor", "peft", "axolotl"}
-            See `mpfast.models.exporters`, which also has AlphaPruning's binary file.
+        format : str
+            Name of one of `mpfast.models.EXPORTERS`, where each says what it is.
 
         Raises
         ------
         ValueError
             An unknown format, or one that needs what this budget lacks.
         """
-        from mpfast.models.exporters import TEXT_FORMATS
-
-        if format == "json":
-            return self.to_json()
-        if format not in TEXT_FORMATS:
-            raise ValueError(f"Budget.export(): format must be one of json, {', '.join(TEXT_FORMATS)}, not {format!r}")
-        return TEXT_FORMATS[format](self)
+        if not isinstance(format, str) or format not in EXPORTERS:
+            raise InvalidValueError("format", f"must be one of {', '.join(EXPORTERS)}, not {format!r}")
+        return EXPORTERS[format].text(self)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from mpfast.support import LARGEST_GROUP, Record
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["LayerBudget", "parsed_pattern", "row_from"]
 

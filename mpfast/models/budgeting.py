@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.checkpoints import is_embedding_or_head, warn_of_unmatched
-from mpfast.masks import allocate, default_layer_type, gaussian_shares, layer_weights, regime_for
+from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
-from mpfast.support import check_sparsity, floor_count
+from mpfast.models.methods import DEFAULT_METHOD, method_named
+from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door
 
 if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport
@@ -25,12 +26,13 @@ __all__ = ["budget_from_reports"]
 Bound = float | Mapping[str, float]
 
 
+@front_door
 def budget_from_reports(
     reports: Iterable[LayerReport],
     sparsity: float,
     *,
     source: str,
-    method: str | Callable[[LayerReport], float] = "spectral_budget",
+    method: str | Callable[[LayerReport], float] = DEFAULT_METHOD,
     floor: Bound = 0.0,
     ceiling: Bound = 1.0,
     exclude: str | Iterable[str] = (),
@@ -39,15 +41,9 @@ def budget_from_reports(
 ) -> Budget:
     """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
     sparsity = check_sparsity(sparsity, "budget")
-    left_out = [exclude] if isinstance(exclude, str) else list(exclude)
+    left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
     tensors = _by_tensor(reports)
-    known = [row.name for row in tensors]
-    warn_of_unmatched(left_out, known, "budget(): exclude")
-    for what, bound in (("floor", floor), ("ceiling", ceiling)):
-        if isinstance(bound, Mapping):
-            warn_of_unmatched(bound, known, f"budget(): {what}")
-    for group, members in (groups or {}).items():
-        warn_of_unmatched([members] if isinstance(members, str) else members, known, f"budget(): group {group!r}")
+    _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
     rows = [
         row
         for row in tensors
@@ -55,7 +51,7 @@ def budget_from_reports(
         and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
     ]
     if not rows:
-        raise ValueError("budget(): no layer is left to prune")
+        raise InvalidValueError("", "no layer is left to prune")
     sizes = [math.prod(row.tensor_shape) for row in rows]
     names = [row.name for row in rows]
     counts = allocate(
@@ -64,24 +60,39 @@ def budget_from_reports(
         floor_count(sparsity, sum(sizes)),
         floors=[_bound(floor, name, 0.0) for name in names],
         ceilings=[_bound(ceiling, name, 1.0) for name in names],
-        groups=[_group(groups or {}, name) for name in names],
+        groups=[_group(together, name) for name in names],
     )
-    layers = tuple(
-        LayerBudget(
-            row.name,
-            row.kind,
-            row.tensor_shape,
-            row.dtype,
-            pruned=count,
-            sparsity=count / size,
-            sigma_plus=row.sigma_plus,
-            sigma_plus_error=row.sigma_plus_error,
-            rank=row.spikes,
-        )
-        for row, size, count in zip(rows, sizes, counts, strict=True)
-    )
+    layers = tuple(_budgeted(row, count, size) for row, size, count in zip(rows, sizes, counts, strict=True))
     label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     return Budget(layers, label, sparsity, None, source)
+
+
+def _listed(patterns: str | Iterable[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _warn_of_unmatched(
+    names: Sequence[str], left_out: Sequence[str], floor: Bound, ceiling: Bound, groups: Mapping[str, Sequence[str]]
+) -> None:
+    """Point out every pattern that is without effect."""
+    patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}
+    patterns |= {what: list(b) for what, b in (("floor", floor), ("ceiling", ceiling)) if isinstance(b, Mapping)}
+    for what, given in patterns.items():
+        warn_of_unmatched(given, names, f"budget(): {what}")
+
+
+def _budgeted(row: LayerReport, pruned: int, size: int) -> LayerBudget:
+    return LayerBudget(
+        row.name,
+        row.kind,
+        row.tensor_shape,
+        row.dtype,
+        pruned=pruned,
+        sparsity=pruned / size,
+        sigma_plus=row.sigma_plus,
+        sigma_plus_error=row.sigma_plus_error,
+        rank=row.spikes,
+    )
 
 
 def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
@@ -120,27 +131,10 @@ def _wishes(
     sparsity: float,
     method: str | Callable[[LayerReport], float],
 ) -> Any:
+    """How large each layer's sparsity is to be; only the differences matter."""
     if callable(method):
         return [float(method(row)) for row in rows]
-    if method == "uniform":
-        return [sparsity] * len(rows)
-    deviations = [row.fro_norm / math.sqrt(math.prod(row.shape)) for row in rows]
-    if method == "magnitude":
-        return gaussian_shares(deviations, sizes, sparsity)
-    if method == "spectral_budget":
-        regime = regime_for(sparsity)
-        signals = {
-            "hill": [row.hill_alpha for row in rows],
-            "sigma_plus": [row.sigma_plus for row in rows],
-            "entry_std": deviations,
-        }
-        weights = layer_weights(
-            signals[regime.signal], sparsity, regime, [default_layer_type(row.name) for row in rows]
-        )
-        return gaussian_shares(np.asarray(deviations) / weights, sizes, sparsity)
-    raise ValueError(
-        f"budget(): method must be 'spectral_budget', 'magnitude', 'uniform' or a function of a layer, not {method!r}"
-    )
+    return method_named(method, " or a function of a layer").shares(rows, sizes, sparsity)
 
 
 def _bound(bound: Bound, name: str, default: float) -> float:
@@ -149,10 +143,9 @@ def _bound(bound: Bound, name: str, default: float) -> float:
     return next((float(value) for pattern, value in bound.items() if fnmatch.fnmatchcase(name, pattern)), default)
 
 
-def _group(groups: Mapping[str, str | Iterable[str]], name: str) -> str:
+def _group(groups: Mapping[str, Sequence[str]], name: str) -> str:
     """The group that a layer belongs to; a layer of none is one by itself."""
     for group, patterns in groups.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if fnmatch.fnmatchcase(name, pattern):
-                return f"group {group}"
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            return f"group {group}"
     return f"layer {name}"

@@ -1,7 +1,4 @@
-"""A budget as other tools read it: torchao, llm-compressor, PEFT, Axolotl and AlphaPruning.
-
-No function needs the tool it writes for.
-"""
+"""A budget in the formats that other tools read, each stated once: see `EXPORTERS`. No function needs the tool."""
 
 from __future__ import annotations
 
@@ -9,15 +6,17 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from mpfast.models.budget_row import LayerBudget
-from mpfast.support import write_bytes_atomically
+from mpfast.support import InvalidValueError, front_door, write_bytes_atomically
 
-__all__ = ["TEXT_FORMATS", "alphapruning", "axolotl", "llm_compressor", "peft", "torchao"]
+__all__ = ["DEFAULT_FORMAT", "EXPORTERS", "Exporter", "alphapruning", "axolotl", "llm_compressor", "peft", "torchao"]
 
 
 class Budget(Protocol):
@@ -27,6 +26,7 @@ class Budget(Protocol):
     def pattern(self) -> str | None: ...
     def __iter__(self) -> Iterator[LayerBudget]: ...
     def __len__(self) -> int: ...
+    def to_json(self) -> str: ...
 
 
 def torchao(budget: Budget) -> list[dict[str, Any]]:
@@ -34,6 +34,7 @@ def torchao(budget: Budget) -> list[dict[str, Any]]:
     return [{"tensor_fqn": row.name, "sparsity_level": row.sparsity} for row in budget if row.pruned]
 
 
+@front_door
 def peft(budget: Budget, *, largest: int | None = None) -> dict[str, int]:
     """``rank_pattern`` of a PEFT ``LoraConfig``: the number of singular values above the noise, per module.
 
@@ -48,6 +49,7 @@ def peft(budget: Budget, *, largest: int | None = None) -> dict[str, int]:
     return {f"^{re.escape(module)}$": min(rank, largest or rank) for module, rank in ranks.items() if rank > 0}
 
 
+@front_door
 def axolotl(budget: Budget, *, share: float = 0.25) -> list[str]:
     """``unfrozen_parameters`` of an Axolotl configuration: the ``share`` of layers with the most signal, per type.
 
@@ -87,6 +89,7 @@ def llm_compressor(budget: Budget) -> dict[str, Any]:
     }
 
 
+@front_door
 def alphapruning(budget: Budget, path: str | os.PathLike[str]) -> float:
     """Write the metric file of AlphaPruning (one number per layer, in order) and return the ``--epsilon`` to run with.
 
@@ -101,7 +104,7 @@ def alphapruning(budget: Budget, path: str | os.PathLike[str]) -> float:
         The budget has no layers.
     """
     if not len(budget):
-        raise ValueError("alphapruning(): the budget has no layers")
+        raise InvalidValueError("", "the budget has no layers")
     values = np.array([row.sparsity for row in budget])
     stream = io.BytesIO()
     np.save(stream, values)
@@ -114,7 +117,9 @@ def _ranks(budget: Budget) -> dict[str, int]:
     ranks = {row.module: row.rank for row in budget}
     known = {module: rank for module, rank in ranks.items() if rank is not None}
     if len(known) < len(ranks):
-        raise ValueError("the budget carries no ranks; make it with Analysis.budget() or a spectral method")
+        raise InvalidValueError(
+            "", "the budget carries no ranks", "make it with Analysis.budget() or a spectral method"
+        )
     return known
 
 
@@ -134,10 +139,46 @@ def _yaml_lines(document: Any, indent: str) -> list[str]:
     return [f"{indent}- {json.dumps(value)}" for value in document]
 
 
-#: Formats that are text, by name.
-TEXT_FORMATS: dict[str, Callable[[Budget], str]] = {
-    "torchao": lambda budget: json.dumps(torchao(budget), indent=1) + "\n",
-    "llm-compressor": lambda budget: _yaml(llm_compressor(budget)),
-    "peft": lambda budget: json.dumps({"rank_pattern": peft(budget)}, indent=1) + "\n",
-    "axolotl": lambda budget: _yaml({"unfrozen_parameters": axolotl(budget)}),
-}
+@dataclass(frozen=True)
+class Exporter:
+    """A format that a budget is written in.
+
+    Attributes
+    ----------
+    name : str
+        What the user calls it.
+    description : str
+        What it is, and whose.
+    text : function
+        From a budget to the text of the file.
+    """
+
+    name: str
+    description: str
+    text: Callable[[Budget], str]
+
+
+_EXPORTERS = (
+    Exporter("json", "our own, which `mpfast prune --budget` reads", lambda budget: budget.to_json()),
+    Exporter(
+        "torchao",
+        "config of a torchao sparsifier (JSON)",
+        lambda budget: json.dumps(torchao(budget), indent=1) + "\n",
+    ),
+    Exporter("llm-compressor", "recipe of llm-compressor (YAML)", lambda budget: _yaml(llm_compressor(budget))),
+    Exporter(
+        "peft",
+        "`rank_pattern` of a PEFT `LoraConfig` (JSON)",
+        lambda budget: json.dumps({"rank_pattern": peft(budget)}, indent=1) + "\n",
+    ),
+    Exporter(
+        "axolotl",
+        "`unfrozen_parameters` of an Axolotl configuration (YAML)",
+        lambda budget: _yaml({"unfrozen_parameters": axolotl(budget)}),
+    ),
+)
+
+#: Every format by its name; AlphaPruning's file is binary: `alphapruning` writes it.
+EXPORTERS: Mapping[str, Exporter] = MappingProxyType({exporter.name: exporter for exporter in _EXPORTERS})
+#: What is written where nothing else is asked for.
+DEFAULT_FORMAT = "json"

@@ -20,8 +20,8 @@ from mpfast.checkpoints import (
 )
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import measured_spectrum
-from mpfast.support import CheckpointError
+from mpfast.spectra import SpectrumMethod, measured_spectrum
+from mpfast.support import CheckpointError, InputError
 
 __all__ = ["Settings", "layer_outcome", "open_derived"]
 
@@ -52,7 +52,7 @@ class Settings:
         Where reports are kept, if anywhere.
     """
 
-    method: str
+    method: SpectrumMethod
     tol: float
     seed: int
     threads: int
@@ -84,8 +84,10 @@ def layer_outcome(
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     except CheckpointError:
         raise  # the file is damaged: no number from it can be trusted
+    except InputError as error:
+        return error.reason  # NaNs, say: this layer has no spectrum, the others do
     except (ValueError, TypeError) as error:
-        return str(error).removeprefix("spectrum(): W ")  # NaNs, say: this layer has no spectrum, the others do
+        return str(error).removeprefix("spectrum(): W ")
     finally:
         checkpoint.release(layer.tensor)
     if settings.cache is not None and key is not None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mpfast.support import Record, is_shape, is_text, parse_json, short
+from mpfast.spectra import METRICS
+from mpfast.support import InvalidValueError, Record, front_door, is_shape, is_text, parse_json, short
 
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint, Layer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "SORT_COLUMNS",
     "Histogram",
     "LayerReport",
     "SkippedTensor",
@@ -27,6 +29,7 @@ __all__ = [
     "layer_from_json",
     "layer_to_json",
     "skipped_tensors",
+    "sorted_rows",
     "with_histogram",
 ]
 
@@ -198,6 +201,7 @@ class LayerReport:
         return {**row, **self.metrics, **closing}
 
     @classmethod
+    @front_door
     def from_dict(cls, row: Mapping[str, Any]) -> LayerReport:
         """Rebuild a row from `to_dict`; columns it does not know become metrics.
 
@@ -208,7 +212,7 @@ class LayerReport:
         """
         missing = COLUMNS.keys() - row.keys()
         if missing:
-            raise ValueError(f"LayerReport.from_dict(): the row lacks {', '.join(sorted(missing))}")
+            raise InvalidValueError("", f"the row lacks {', '.join(sorted(missing))}")
         values = {name: _converted(name, row[name], convert) for name, convert in COLUMNS.items()}
         if len(values["shape"]) != 2:
             raise _column_error("shape", row["shape"])
@@ -223,8 +227,8 @@ def _converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:
         raise _column_error(column, value) from None
 
 
-def _column_error(column: str, value: Any) -> ValueError:
-    return ValueError(f"LayerReport.from_dict(): the column {short(column)} cannot be {short(value)}")
+def _column_error(column: str, value: Any) -> InvalidValueError:
+    return InvalidValueError("", f"the column {short(column)} cannot be {short(value)}")
 
 
 def integers(values: Sequence[int]) -> tuple[int, ...]:
@@ -278,6 +282,29 @@ COLUMNS: dict[str, Any] = {
     for column in fields(LayerReport)
     if column.name not in ("metrics", "histogram")
 }
+#: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
+SORT_COLUMNS = (
+    *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name != "unmet_tolerance"),
+    "shape",
+    *METRICS,
+)
+
+
+def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:
+    """Put rows in order by one of `SORT_COLUMNS`; equal ones keep their order.
+
+    Texts go upwards, numbers downwards with what is undefined at the end, shapes downwards by their entries.
+    """
+    if column not in SORT_COLUMNS:
+        raise InvalidValueError("column", f"must be one of {', '.join(SORT_COLUMNS)}, not {column!r}")
+    if COLUMNS.get(column) is _text:
+        return sorted(rows, key=lambda row: str(getattr(row, column)))
+
+    def downwards(row: LayerReport) -> float:
+        value = math.prod(row.shape) if column == "shape" else row.to_dict().get(column, math.nan)
+        return math.inf if math.isnan(value) else -value
+
+    return sorted(rows, key=downwards)
 
 
 def with_histogram(row: LayerReport) -> dict[str, Any]:
@@ -294,7 +321,7 @@ def layer_from_json(document: str | dict[str, Any]) -> LayerReport:
     """Rebuild a row from `layer_to_json`, or from what JSON made of it; errors as `LayerReport.from_dict`."""
     record = parse_json(document) if isinstance(document, str) else document
     if not isinstance(record, dict):
-        raise ValueError(f"LayerReport.from_dict(): a row must be an object, not {short(record)}")
+        raise InvalidValueError("", f"a row must be an object, not {short(record)}")
     row = dict(record)
     found = row.pop("histogram", None)
     report = LayerReport.from_dict(_from_jsonable(row))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, overload
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.html_report.page import html_report
 from mpfast.models.layer_report import COLUMNS, LayerReport, SkippedTensor, jsonable, layer_from_json, with_histogram
+from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
-from mpfast.support import read_document, return_or_write
+from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,11 +103,12 @@ class Analysis(Sequence[LayerReport]):
             "seconds": self.seconds,
         }
 
+    @front_door
     def budget(
         self,
         sparsity: float,
         *,
-        method: str | Callable[[LayerReport], float] = "spectral_budget",
+        method: str | Callable[[LayerReport], float] = DEFAULT_METHOD,
         floor: float | Mapping[str, float] = 0.0,
         ceiling: float | Mapping[str, float] = 1.0,
         exclude: str | Iterable[str] = (),
@@ -120,9 +122,8 @@ class Analysis(Sequence[LayerReport]):
         sparsity : float
             Share of all entries of the budgeted layers to prune; met to the entry, rounded down.
         method : str or callable
-            ``"spectral_budget"``: what a global cut of ``|w| / w_l`` would prune in each layer if its entries were
-            normal, with the layer weights w_l of arXiv 2606.02608; ``"magnitude"``: the same of ``|w|``;
-            ``"uniform"``; or a function from a `LayerReport` to the sparsity wanted: one number is then added to all.
+            Name of one of `mpfast.models.METHODS`, here foretold for layers whose entries are normal; or a function
+            from a `LayerReport` to the sparsity wanted: one number is then added to all.
         floor, ceiling : float or mapping
             Smallest and largest sparsity of a layer: one number, or by glob pattern of the name.
         exclude : str or iterable of str
@@ -263,6 +264,7 @@ class Analysis(Sequence[LayerReport]):
         return plot_analysis(self.layers, ax)
 
     @classmethod
+    @front_door
     def from_json(cls, source: str | os.PathLike[str]) -> Analysis:
         """Rebuild an analysis from the text of `to_json` (a string that starts with ``{``) or from a file.
 
@@ -289,8 +291,10 @@ class Analysis(Sequence[LayerReport]):
                 seed=record.integer("seed"),
                 seconds=record.number("seconds", 0),
             )
+        except InputError:
+            raise
         except ValueError as error:
-            raise ValueError(f"Analysis.from_json(): {error}") from None
+            raise InvalidValueError("", str(error)) from None
 
     def _columns(self) -> list[str]:
         """All columns in the order of the first row that has them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from mpfast.checkpoints import MASKS_FILE, Checkpoint, MaskFile, open_checkpoint, prefetched
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
-from mpfast.models.pruning import BUDGET_FILE, content_hash
-from mpfast.support import CheckpointError
+from mpfast.models.pruned_output import BUDGET_FILE, content_hash
+from mpfast.support import CheckpointError, InputError, front_door
 
 __all__ = ["Verification", "verify"]
 
@@ -46,6 +47,7 @@ class Verification:
         return not self.problems
 
 
+@front_door
 def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     """Check a directory that `mpfast.prune` wrote.
 
@@ -79,35 +81,25 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
             raise FileNotFoundError(f"{directory / file}: no such file; is this a directory that prune() wrote?")
     try:
         budget = Budget.from_json(directory / BUDGET_FILE)
-    except ValueError as error:
-        raise CheckpointError(f"{directory / BUDGET_FILE}: {error}") from None
+    except InputError as error:
+        raise CheckpointError(f"{directory / BUDGET_FILE}: {error.message}") from None
     masks = MaskFile(directory / MASKS_FILE)
     pruned = open_checkpoint(directory, "verify")
     if source is None and _exists(budget.source):
         source = budget.source
     dense = None if source is None else open_checkpoint(source, "verify")
-    problems: list[str] = []
-    _compare_names(budget, masks, pruned, dense, problems)
-    both = [pruned] if dense is None else [pruned, dense]
-    # A tensor that is in one of the two only is among the problems already.
-    common = set.intersection(*(set(checkpoint.tensors) for checkpoint in both))
-    shapes = {info.name: info.shape for info in common}
-    rows = {row.name: row for row in budget}
-    masked = [name for name, row in rows.items() if name in masks and shapes.get(name) == row.shape]
-    masked = [name for name in masked if masks.shape_of(name) == rows[name].shape]
-    for name in prefetched(masked, *both):
-        problems += _layer_problems(rows[name], budget.pattern, masks[name], pruned, dense)
-    untouched = 0
-    if dense is not None:
-        others = [info.name for info in dense.tensors if info in common and info.name not in rows]
-        for name in prefetched(others, *both):
-            if np.array_equal(_bits(pruned.read(name)), _bits(dense.read(name))):
-                untouched += 1
-            else:
-                problems.append(f"{name}: is not pruned, but differs from the source")
-            pruned.release(name)
-            dense.release(name)
-    return Verification(tuple(problems), len(budget), untouched, None if dense is None else dense.source)
+    problems = [*_name_problems(budget, masks, pruned, dense), *_mask_problems(budget, masks, pruned, dense)]
+    if dense is None:
+        return Verification(tuple(problems), len(budget), 0, None)
+    common = set(pruned.tensors).intersection(dense.tensors)
+    others = [info.name for info in dense.tensors if info in common and info.name not in _names(budget)]
+    changed = _changed(others, pruned, dense)
+    problems += [f"{name}: is not pruned, but differs from the source" for name in changed]
+    return Verification(tuple(problems), len(budget), len(others) - len(changed), dense.source)
+
+
+def _names(budget: Budget) -> set[str]:
+    return {row.name for row in budget}
 
 
 def _exists(source: str) -> bool:
@@ -117,9 +109,10 @@ def _exists(source: str) -> bool:
         return False
 
 
-def _compare_names(
-    budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None, problems: list[str]
-) -> None:
+def _name_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None) -> list[str]:
+    """Say where checkpoint, budget, masks and source list different tensors."""
+    problems = []
+    budgeted = _names(budget)
     infos = {info.name: info for info in pruned.tensors}
     for row in budget:
         if row.name not in infos:
@@ -128,12 +121,36 @@ def _compare_names(
             problems.append(f"{row.name}: is in the budget, but has no mask")
         elif not infos[row.name].shape == row.shape == masks.shape_of(row.name):
             problems.append(f"{row.name}: checkpoint, budget and mask differ in shape")
-    budgeted = {row.name for row in budget}
-    for name in masks:
-        if name not in budgeted:
-            problems.append(f"{name}: has a mask, but is not in the budget")
+    problems += [f"{name}: has a mask, but is not in the budget" for name in masks if name not in budgeted]
     if dense is not None and list(infos.values()) != list(dense.tensors):
         problems.append("names, order, shapes or types of the tensors differ from the source's")
+    return problems
+
+
+def _mask_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None) -> list[str]:
+    """Go through the pruned tensors that are there in the shape that the budget says."""
+    both = [pruned] if dense is None else [pruned, dense]
+    # A tensor that is in one of the two only is among the problems already.
+    common = set.intersection(*(set(checkpoint.tensors) for checkpoint in both))
+    shapes = {info.name: info.shape for info in common}
+    rows = {row.name: row for row in budget}
+    masked = [name for name, row in rows.items() if name in masks and shapes.get(name) == row.shape]
+    masked = [name for name in masked if masks.shape_of(name) == rows[name].shape]
+    problems = []
+    for name in prefetched(masked, *both):
+        problems += _layer_problems(rows[name], budget.pattern, masks[name], pruned, dense)
+    return problems
+
+
+def _changed(names: Sequence[str], pruned: Checkpoint, dense: Checkpoint) -> list[str]:
+    """Return the names of the tensors whose bits differ."""
+    changed = []
+    for name in prefetched(names, pruned, dense):
+        if not np.array_equal(_bits(pruned.read(name)), _bits(dense.read(name))):
+            changed.append(name)
+        pruned.release(name)
+        dense.release(name)
+    return changed
 
 
 def _layer_problems(
@@ -145,13 +162,7 @@ def _layer_problems(
         problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
     groups = None if pattern is None else parsed_pattern(pattern)
     if groups is not None:
-        n, m = groups
-        if keep.size % m:
-            problems.append(f"{row.name}: {keep.size} entries are no groups of {m}")
-        else:
-            wrong = int(np.count_nonzero(np.count_nonzero(keep.reshape(-1, m), axis=1) != n))
-            if wrong:
-                problems.append(f"{row.name}: {wrong} groups of {m} do not keep {n}")
+        problems += _pattern_problems(row.name, keep, *groups)
     bits = _bits(pruned.read(row.name))
     if bits.size != keep.size:
         return [*problems, f"{row.name}: has entries of a type that is not pruned"]
@@ -169,6 +180,13 @@ def _layer_problems(
         dense.release(row.name)
     pruned.release(row.name)
     return problems
+
+
+def _pattern_problems(name: str, keep: NDArray[np.bool_], n: int, m: int) -> list[str]:
+    if keep.size % m:
+        return [f"{name}: {keep.size} entries are no groups of {m}"]
+    wrong = int(np.count_nonzero(np.count_nonzero(keep.reshape(-1, m), axis=1) != n))
+    return [f"{name}: {wrong} groups of {m} do not keep {n}"] if wrong else []
 
 
 def _bits(tensor: NDArray[Any]) -> NDArray[Any]:

@@ -16,7 +16,8 @@ from mpfast.spectra.laws import (
     tracy_widom_threshold,
 )
 from mpfast.spectra.measured import Spectrum, fit_values
-from mpfast.spectra.metrics import spectral_metrics
+from mpfast.spectra.metrics import METRICS, spectral_metrics
+from mpfast.spectra.request import SpectrumMethod
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
 
 __all__ = [
+    "METRICS",
     "SVD",
     "EdgeFit",
     "MarchenkoPastur",
@@ -32,6 +34,7 @@ __all__ = [
     "Measure",
     "Randomness",
     "Spectrum",
+    "SpectrumMethod",
     "TracyWidom",
     "critical_signal",
     "current_axes",

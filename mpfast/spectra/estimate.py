@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mpfast.operators import Source, open_source
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.request import Request
+from mpfast.spectra.request import Request, SpectrumMethod
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
 from mpfast.support import ConvergenceWarning
 
@@ -119,7 +119,7 @@ def _exact_is_cheaper(source: Source, probes: int) -> bool:
 def spectrum(
     W: Any,
     *,
-    method: str = "auto",
+    method: SpectrumMethod = "auto",
     tol: float = 5e-3,
     probes: int | None = None,
     steps: int | None = None,

@@ -1,7 +1,7 @@
-"""Scalar measures of a spectrum.
+"""Scalar measures of a spectrum, beside those that stand in the fit.
 
-Unless said otherwise a measure is a function of the singular values alone. Those that WeightWatcher users know carry
-its name where the meaning is the same; its ``norm`` and ``spectral_norm`` are squared, and so are these.
+Every number has one name and is on the singular-value scale, not squared. WeightWatcher's names, some of which are
+squares, belong to `mpfast.integrations.weightwatcher`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,24 @@ from mpfast.spectra.edge import EdgeFit, SpectrumLike
 
 Array = NDArray[np.float64]
 
-__all__ = ["hill_alpha", "spectral_metrics"]
+__all__ = ["METRICS", "hill_alpha", "spectral_metrics"]
 
 HILL_TOP = 20
+# Of the zero matrix every rank is 0, and a ratio or an exponent is not defined.
+_OF_ZERO = {
+    "spectral_norm": 0.0,
+    "stable_rank": 0.0,
+    "entropy_rank": 0.0,
+    "nuclear_rank": 0.0,
+    "entropy": 0.0,
+    "hill_alpha": math.nan,
+    "hill_alpha_half": math.nan,
+    "spike_mass": 0.0,
+    "s1_over_sigma_plus": math.nan,
+    "mean_outlier_ratio": 0.0,
+}
+#: The names of all measures, in their order.
+METRICS = tuple(_OF_ZERO)
 
 
 def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
@@ -26,46 +41,35 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
     Returns
     -------
     dict
-        ``stable_rank`` = sum s^2 / s_1^2; ``entropy_rank`` = exp of the entropy of s^2 / sum s^2; ``nuclear_rank`` =
-        (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) / log(rank); ``hill_alpha`` and ``hill_alpha_half``: Hill
-        exponents of s^2 from the top 20 and the top half; ``spike_mass`` = share of sum s^2 above the threshold;
-        ``bulk_fraction``; ``s1_over_sigma_plus``; ``mp_softrank`` = sigma_plus^2 / s_1^2; ``mean_outlier_ratio`` =
-        mean of s / sigma_plus over spikes; ``snr`` = spike over bulk energy; ``num_spikes``; ``norm`` = sum s^2 and
-        ``spectral_norm`` = s_1^2 (both squared), with ``log_norm`` and ``log_spectral_norm`` to base 10; ``sv_max``.
+        ``spectral_norm`` = s_1, the largest singular value; ``stable_rank`` = sum s^2 / s_1^2; ``entropy_rank`` = exp
+        of the entropy of s^2 / sum s^2; ``nuclear_rank`` = (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) /
+        log(rank); ``hill_alpha`` and ``hill_alpha_half``: Hill exponents of s^2 from the top 20 and the top half;
+        ``spike_mass`` = share of sum s^2 above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of
+        s / sigma_plus over spikes.
     """
     p = min(source.shape)
     mean_square = source.measure.moment(2)
-    norm = source.fro_norm**2
+    energy = source.fro_norm**2
     s1 = float(source.ritz[0]) if len(source.ritz) else 0.0
-    if norm <= 0 or s1 <= 0:
-        return _of_zero(fit)
+    if energy <= 0 or s1 <= 0:
+        return dict(_OF_ZERO)
     share = source.measure.nodes**2 / mean_square
     positive = share > 0
     # Mass w at a node stands for p w values of s^2 / sum s^2 = share / p each.
     entropy = -float(source.measure.weights[positive] @ (share[positive] * np.log(share[positive] / p)))
     rank = p * float(source.measure.weights[source.measure.nodes > s1 * max(source.shape) * 2.0**-52].sum())
-    spike_energy = _energy_above(source, fit.threshold)
     spikes = source.ritz[source.ritz > fit.threshold]
-    bulk_energy = max(norm - spike_energy, 0.0)
     return {
-        "stable_rank": norm / s1**2,
+        "spectral_norm": s1,
+        "stable_rank": energy / s1**2,
         "entropy_rank": math.exp(entropy),
         "nuclear_rank": p * source.measure.moment(1) ** 2 / mean_square,
         "entropy": entropy / math.log(rank) if rank > 1 else 0.0,
         "hill_alpha": hill_alpha(source, min(HILL_TOP, p - 1)),
         "hill_alpha_half": hill_alpha(source, p // 2),
-        "spike_mass": spike_energy / norm,
-        "bulk_fraction": fit.bulk_fraction,
+        "spike_mass": _energy_above(source, fit.threshold) / energy,
         "s1_over_sigma_plus": s1 / fit.sigma_plus if fit.sigma_plus > 0 else math.inf,
-        "mp_softrank": (fit.sigma_plus / s1) ** 2,
         "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus) if len(spikes) and fit.sigma_plus > 0 else 0.0,
-        "snr": spike_energy / bulk_energy if bulk_energy > 0 else math.inf,
-        "num_spikes": float(fit.spikes),
-        "norm": norm,
-        "log_norm": math.log10(norm),
-        "spectral_norm": s1**2,
-        "log_spectral_norm": 2 * math.log10(s1),
-        "sv_max": s1,
     }
 
 
@@ -97,29 +101,3 @@ def _leading(source: SpectrumLike, count: int) -> Array:
 def _energy_above(source: SpectrumLike, level: float) -> float:
     above = source.measure.nodes > level
     return min(source.shape) * float(source.measure.weights[above] @ source.measure.nodes[above] ** 2)
-
-
-def _of_zero(fit: EdgeFit) -> dict[str, float]:
-    """Measures of the zero matrix: every rank is 0, nothing else is defined."""
-    names = [
-        "hill_alpha",
-        "hill_alpha_half",
-        "s1_over_sigma_plus",
-        "mp_softrank",
-        "snr",
-        "log_norm",
-        "log_spectral_norm",
-    ]
-    zero = [
-        "stable_rank",
-        "entropy_rank",
-        "nuclear_rank",
-        "entropy",
-        "spike_mass",
-        "mean_outlier_ratio",
-        "num_spikes",
-        "norm",
-        "spectral_norm",
-        "sv_max",
-    ]
-    return {**dict.fromkeys(zero, 0.0), **dict.fromkeys(names, math.nan), "bulk_fraction": fit.bulk_fraction}

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 from mpfast.support import check_seed, check_tolerance, positive_integer, thread_count
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["Request", "SpectrumMethod"]
 
-__all__ = ["Request"]
+#: How a spectrum is computed.
+SpectrumMethod = Literal["auto", "exact", "lanczos"]
 
 
 @dataclass(frozen=True)
 class Request:
     """What the caller of `mpfast.spectrum` asked for, see there; ``function`` is whom error messages name."""
 
-    method: str = "auto"
+    method: SpectrumMethod = "auto"
     tol: float = 5e-3
     probes: int | None = None
     steps: int | None = None
@@ -27,8 +27,10 @@ class Request:
     function: str = "spectrum"
 
     def __post_init__(self) -> None:
-        if self.method not in ("auto", "exact", "lanczos"):
-            raise ValueError(f"{self.function}(): method must be 'auto', 'exact' or 'lanczos', not {self.method!r}")
+        words = get_args(SpectrumMethod)
+        if self.method not in words:
+            listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+            raise ValueError(f"{self.function}(): method must be {listed}, not {self.method!r}")
         check_tolerance(self.tol, self.function)
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)

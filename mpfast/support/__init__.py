@@ -23,6 +23,7 @@ from mpfast.support.errors import (
     MissingKeyError,
     OutOfMemoryError,
     front_door,
+    warn_caller,
 )
 from mpfast.support.interrupts import interruptible
 from mpfast.support.json_records import (
@@ -83,6 +84,7 @@ __all__ = [
     "team_size",
     "thread_count",
     "unique_keys",
+    "warn_caller",
     "write_bytes_atomically",
     "write_text_atomically",
 ]

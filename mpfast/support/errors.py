@@ -7,6 +7,8 @@ raises it without knowing whom the user called; the public function adds its own
 from __future__ import annotations
 
 import functools
+import sys
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +21,7 @@ __all__ = [
     "MissingKeyError",
     "OutOfMemoryError",
     "front_door",
+    "warn_caller",
 ]
 
 Arguments = ParamSpec("Arguments")
@@ -52,9 +55,13 @@ class InputError(Exception):
         """The fact and the advice, without the argument's name."""
         return f"{self.fact}; {self.advice}" if self.advice else self.fact
 
+    @property
+    def message(self) -> str:
+        """The argument's name, the fact and the advice, without the function's name."""
+        return f"{self.argument} {self.reason}" if self.argument else self.reason
+
     def __str__(self) -> str:
-        place = f"{self.function}(): " if self.function else ""
-        return place + (f"{self.argument} {self.reason}" if self.argument else self.reason)
+        return f"{self.function}(): {self.message}" if self.function else self.message
 
 
 class InvalidValueError(InputError, ValueError):
@@ -106,3 +113,11 @@ def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
             raise
 
     return named
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's that called the package, however deep in the package the cause was found."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "mpfast":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -9,7 +9,7 @@ import torch
 from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import prune as torch_prune
 
-from mpfast.masks import magnitude, n_m, noise_floor, spectral_budget
+from mpfast.masks import GroupLayout, magnitude, n_m, noise_floor, spectral_budget
 from mpfast.support import check_sparsity
 
 __all__ = ["GivenMask", "NOfM", "NoiseFloor", "SpectralSparsifier", "global_prune"]
@@ -33,7 +33,7 @@ class NOfM(torch_prune.BasePruningMethod):
 
     PRUNING_TYPE = "global"
 
-    def __init__(self, n: int, m: int, second_moment: Any = None, layout: str = "flat") -> None:
+    def __init__(self, n: int, m: int, second_moment: Any = None, layout: GroupLayout = "flat") -> None:
         self.n, self.m, self.second_moment, self.layout = n, m, second_moment, layout
 
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:

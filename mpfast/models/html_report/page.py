@@ -13,6 +13,7 @@ import numpy as np
 
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.layer_report import jsonable
+from mpfast.models.methods import METHODS
 from mpfast.spectra import MarchenkoPastur
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "bulk": row.bulk_fraction,
         "ks": row.ks,
         "verdict": row.verdict,
-        "alpha": row.metrics.get("hill_alpha"),
+        "hill_alpha": row.metrics.get("hill_alpha"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
         "depth": int(found[0]) if found else None,
@@ -97,7 +98,7 @@ def _budgets(source: str, layers: Sequence[LayerReport]) -> dict[str, Any] | Non
     if all(row.kind == "embedding" for row in layers):
         return None
     methods = {}
-    for method in ("spectral_budget", "magnitude"):
+    for method in (name for name, entry in METHODS.items() if entry.previewed):
         steps = [budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS]
         methods[method] = [[row.sparsity for row in budget] for budget in steps]
         names = [row.name for row in steps[0]]

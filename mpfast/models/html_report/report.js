@@ -44,7 +44,7 @@ const columns = [
   ["bulk", (row) => row.bulk, (row) => percent(row.bulk)],
   ["KS", (row) => row.ks, (row) => fixed(3)(row.ks)],
   ["fit", (row) => ({ good: 0, fair: 1, poor: 2 })[row.verdict], (row) => row.verdict],
-  ["alpha", (row) => row.alpha, (row) => fixed(2)(row.alpha)],
+  ["hill_alpha", (row) => row.hill_alpha, (row) => fixed(2)(row.hill_alpha)],
   ["stable rank", (row) => row.stable, (row) => fixed(1)(row.stable)],
 ];
 let sorted = { column: null, downwards: false };
@@ -137,7 +137,7 @@ const measures = {
   "bulk (share of noise)": (row) => row.bulk,
   "spikes over rank": (row) => row.spikes / Math.min(...row.shape),
   "sigma+": (row) => row.sigma,
-  "Hill alpha": (row) => row.alpha,
+  "hill_alpha": (row) => row.hill_alpha,
   "KS": (row) => row.ks,
 };
 

@@ -1,47 +1,41 @@
-"""Commands on one matrix: spectrum."""
+"""The command on one matrix."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mpfast.checkpoints import Layer, NpyFile, format_of
 from mpfast.cli.console import print_lines, reports_errors, require_directory
-from mpfast.cli.options import DeviceOption, JsonOption, Method, MethodOption, SeedOption, TolOption
+from mpfast.cli.options import DeviceOption, JsonOption, MethodOption, SeedOption, ThreadsOption, TolOption
+from mpfast.cli.tables import spectrum_lines
+from mpfast.models import LayerReport, jsonable
+from mpfast.spectra import spectrum
+from mpfast.support import write_text_atomically
+
+__all__ = ["spectrum_command"]
 
 
 @reports_errors
 def spectrum_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="One matrix, as numpy.save writes it.")],
     json_file: JsonOption = None,
-    method: MethodOption = Method.auto,
+    method: MethodOption = "auto",
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
     require_directory(json_file)
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file or directory")
-    if file.suffix != ".npy" and file.suffix in (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".ckpt"):
-        raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")
-    import time
-
-    from mpfast.checkpoints import Layer, NpyFile
-    from mpfast.cli.tables import spectrum_lines
-    from mpfast.models import LayerReport, jsonable
-    from mpfast.spectra import spectrum
-    from mpfast.support import write_text_atomically
-
-    checkpoint = NpyFile(file)
+    checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
-    found = spectrum(
-        checkpoint.read(tensor.name), method=method.value, tol=tol, seed=seed, threads=threads, device=device
-    )
+    found = spectrum(checkpoint.read(tensor.name), method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     if json_file is not None:
@@ -52,3 +46,12 @@ def spectrum_command(
             return
         write_text_atomically(json_file, text)
     print_lines(spectrum_lines(checkpoint.source, row, found))
+
+
+def _opened(file: Path) -> NpyFile:
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file or directory")
+    known = format_of(file)
+    if known is not None and ".npy" not in known.suffixes:
+        raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")
+    return NpyFile(file)

@@ -1,0 +1,135 @@
+"""Low-rank factors of the layers of a checkpoint, one layer at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import wide
+from mpfast.checkpoints import Checkpoint, Difference, Layer, is_embedding_or_head, stored
+from mpfast.spectra import lowrank
+from mpfast.support import InputError, InvalidValueError
+
+__all__ = ["FactoredLayer", "Factoring", "Factors"]
+
+
+@dataclass(frozen=True)
+class FactoredLayer:
+    """A matrix that became two.
+
+    Attributes
+    ----------
+    name : str
+        The tensor in the source.
+    shape : (int, int)
+        Of the matrix.
+    rank : int
+        Of the factors.
+    energy : float
+        Share of the squared Frobenius norm that the factors hold.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    energy: float
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of both factors."""
+        return self.rank * sum(self.shape)
+
+
+Factors = tuple[FactoredLayer, NDArray[Any], NDArray[Any]]
+
+
+@dataclass
+class Factoring:
+    """Factors layers one by one.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        The model.
+    difference : Difference or None
+        What it is to the checkpoint that it was tuned from, if that is what is factored.
+    rank, seed, device : optional
+        As in `compress`.
+    threads : int
+    skipped : dict of str to str
+        Why a tensor stayed as it was; filled as layers are looked at.
+    """
+
+    checkpoint: Checkpoint
+    difference: Difference | None
+    rank: int | str
+    seed: int
+    device: str | None
+    threads: int
+    skipped: dict[str, str]
+
+    def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
+        """Decide by name, kind and shape; say why not in `skipped`."""
+        reason: str | None = None
+        if self.difference is None and not embeddings and is_embedding_or_head(layer.name, layer.kind):
+            reason = "embedding or output head (embeddings=True factors them)"
+        elif len(layer.tensor_shape) == 3 and layer.kind == "linear":
+            reason = "a stack of matrices: pass them one by one"
+        elif self.difference is not None:
+            reason = _reason_for_no_adapter(layer, self.difference)
+        if reason is not None:
+            self.skipped[layer.name] = reason
+        return reason is None
+
+    def factored(self, layer: Layer) -> Factors | None:
+        """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
+        tensors = self.checkpoint if self.difference is None else self.difference
+        try:
+            dense = stored(tensors.read(layer.name), layer.name, "compress")
+            return self._factored(layer, dense, layer.dtype if self.difference is None else dense.dtype.name)
+        finally:
+            tensors.release(layer.name)
+
+    def _factored(self, layer: Layer, dense: NDArray[Any], dtype: str) -> Factors | None:
+        if self.difference is not None and not dense.any():
+            self.skipped[layer.name] = "equal in both checkpoints"
+            return None
+        matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
+        rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
+        try:
+            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.threads, device=self.device)
+        except lowrank.NothingAboveEdgeError:
+            self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
+            return None
+        except ValueError as error:
+            message = error.message if isinstance(error, InputError) else str(error)
+            raise InvalidValueError("", f"{layer.name}: {message}") from None
+        found = np.square(left.astype(np.float64)).sum(axis=0) * np.square(right.astype(np.float64)).sum(axis=1)
+        energy = float(found.sum() / _squared_norm(dense, dtype))
+        if self.difference is None and left.shape[1] * sum(layer.shape) >= layer.size:
+            self.skipped[layer.name] = f"rank {left.shape[1]} would take more entries than the matrix"
+            return None
+        return FactoredLayer(layer.name, layer.shape, left.shape[1], energy), left, right
+
+
+def _reason_for_no_adapter(layer: Layer, difference: Difference) -> str | None:
+    """Say why a layer's update can be no LoRA layer; None where it can."""
+    if layer.kind == "embedding":
+        return "embedding: no LoRA layer"
+    if len(layer.tensor_shape) != 2:
+        return "not a linear layer"
+    if not layer.name.endswith(".weight"):
+        return "not called <module>.weight"
+    return difference.why_not(layer.name)
+
+
+def _squared_norm(array: NDArray[Any], dtype: str) -> float:
+    """Sum of squares in fp64, a few rows at a time; bfloat16 by its bits."""
+    rows = array.reshape(array.shape[0], -1)
+    step = max(1, (1 << 22) // rows.shape[1])
+    pieces = (wide(rows[i : i + step], dtype) for i in range(0, len(rows), step))
+    return sum(float(np.square(piece).sum()) for piece in pieces)

@@ -1,0 +1,173 @@
+"""What the caller of `mpfast.prune` asked for, checked; and which layers are left to prune by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
+from mpfast.models.budget import Budget
+from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.methods import DEFAULT_METHOD, PATTERN_METHOD, method_named
+from mpfast.support import (
+    LARGEST_GROUP,
+    InvalidTypeError,
+    InvalidValueError,
+    check_seed,
+    check_sparsity,
+    check_tolerance,
+    team_size,
+)
+
+__all__ = ["PruneOptions", "layers_to_prune"]
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What the caller of `mpfast.prune` asked for, see there.
+
+    Raises
+    ------
+    InvalidValueError, InvalidTypeError
+        An option is out of range or of a wrong type, or not exactly one of `sparsity`, `pattern` and `budget` is given.
+    """
+
+    sparsity: float | None
+    method: str
+    pattern: str | None
+    budget: Budget | None
+    embeddings: bool
+    tol: float
+    seed: int
+    device: str | None
+    threads: int | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if sum(option is not None for option in (self.sparsity, self.pattern, self.budget)) != 1:
+            raise InvalidValueError("", "pass one of sparsity, pattern and budget")
+        method_named(self.method)
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity, "prune")
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            kind = type(self.budget).__name__
+            raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, not {kind}")
+        if self.pattern is not None and self.method not in (DEFAULT_METHOD, PATTERN_METHOD):
+            raise InvalidValueError("", f"a pattern is chosen by {PATTERN_METHOD}, not by method={self.method!r}")
+        if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
+            wanted = f"must be 'n:m' with 1 <= n <= m <= {LARGEST_GROUP}"
+            raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
+        check_tolerance(self.tol, "prune")
+        check_seed(self.seed, "prune")
+        team_size(self.threads, "prune")
+
+    @property
+    def team(self) -> int:
+        """Number of threads; ValueError where `threads` is none."""
+        return team_size(self.threads, "prune")
+
+    @property
+    def wanted_pattern(self) -> str | None:
+        """The pattern asked for, or that of the budget."""
+        return self.pattern if self.budget is None else self.budget.pattern
+
+    @property
+    def groups(self) -> tuple[int, int] | None:
+        """Its n and m; None where any entry may go."""
+        return None if self.wanted_pattern is None else parsed_pattern(self.wanted_pattern)
+
+    @property
+    def target(self) -> float:
+        """Share of the entries that is to go."""
+        if self.budget is not None:
+            return self.budget.sparsity
+        if self.groups is not None:
+            n, m = self.groups
+            return 1 - n / m
+        return float(self.sparsity or 0)
+
+    @property
+    def label(self) -> str:
+        """What the budget that is written calls the method."""
+        if self.budget is not None:
+            return self.budget.method
+        return self.method if self.pattern is None else PATTERN_METHOD
+
+    def key(self, layers: list[Layer]) -> list[Any]:
+        """All that the pruned weights depend on besides the dense ones."""
+        names = [layer.name for layer in layers]
+        key: list[Any] = [self.sparsity, self.method, self.wanted_pattern, names, self.tol, self.seed, self.device]
+        return key if self.budget is None else [*key, self.budget.to_json()]
+
+
+def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: PruneOptions) -> list[Layer]:
+    """Leave out what stays dense.
+
+    Parameters
+    ----------
+    layers
+        The matrices that the caller's filters leave.
+    skipped
+        Why a tensor is left out, by its name; more are entered here.
+    options
+        Of the call.
+
+    Raises
+    ------
+    InvalidValueError
+        No layer is left, or the budget does not fit the layers.
+    """
+    budgeted = None if options.budget is None else {row.name: row for row in options.budget}
+    chosen = []
+    for layer in layers:
+        if budgeted is None:
+            reason = _reason_to_skip(layer, options)
+        else:
+            reason = _reason_of_budget(layer, budgeted.get(layer.name), options.groups)
+        if reason is None:
+            chosen.append(layer)
+        else:
+            skipped[layer.name] = reason
+    if budgeted is not None:
+        _check_that_none_is_missing(budgeted, chosen, skipped)
+    if not chosen:
+        raise InvalidValueError("", f"no layer is left to prune{first_reason(skipped)}")
+    return chosen
+
+
+def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:
+    if not options.embeddings and is_embedding_or_head(layer.name, layer.kind):
+        return "embedding or output head (embeddings=True prunes them)"
+    if options.groups is not None:
+        if layer.name.endswith("kernel"):
+            return "stored as (in, out): a pattern runs along the input features"
+        if layer.shape[1] % options.groups[1]:
+            return f"rows of {layer.shape[1]} entries cannot be cut into groups of {options.groups[1]}"
+    return None
+
+
+def _reason_of_budget(layer: Layer, row: LayerBudget | None, groups: tuple[int, int] | None) -> str | None:
+    if row is None:
+        return "not in the budget"
+    if row.shape != layer.tensor_shape:
+        raise InvalidValueError("", f"the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}")
+    if groups is not None:
+        n, m = groups
+        if layer.shape[1] % m or row.pruned * m != layer.size * (m - n):
+            raise InvalidValueError(
+                "",
+                f"the budget's pattern {n}:{m} does not prune {row.pruned} entries of {layer.name}, whose shape is "
+                f"{layer.shape}",
+            )
+    return None
+
+
+def _check_that_none_is_missing(
+    budgeted: Mapping[str, LayerBudget], chosen: list[Layer], skipped: Mapping[str, str]
+) -> None:
+    missing = budgeted.keys() - {layer.name for layer in chosen}
+    if missing:
+        name = min(missing)
+        reason = skipped.get(name, "which is no layer of this checkpoint")
+        raise InvalidValueError("", f"the budget names {name!r}, {reason}")
