@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.support import CheckpointError
+from mpfast.support import CheckpointError, front_door
 
 __all__ = ["open_checkpoint"]
 
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
-def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
+@front_door
+def open_checkpoint(model: Any) -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
 
     Parameters
@@ -23,8 +24,6 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
         A ``.safetensors``, ``.npz``, ``.npy`` or ``.onnx`` file; a PyTorch state dictionary; a directory of
         safetensors files or its ``*.safetensors.index.json``; a Hugging Face model directory; a mapping from names to
         arrays of any framework (nested ones are flattened); or a live PyTorch, Keras or Flax model.
-    function : str
-        Whom error messages name.
 
     Raises
     ------
@@ -49,7 +48,7 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 
-        return ArrayMapping(model, function)
+        return ArrayMapping(model)
     path = Path(os.fsdecode(model))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")

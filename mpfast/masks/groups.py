@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, groups_on_device
-from mpfast.support import check_group, thread_count
+from mpfast.support import InvalidValueError, check_group, front_door, thread_count
 
 __all__ = ["n_m"]
 
@@ -20,6 +20,7 @@ __all__ = ["n_m"]
 CHUNK_ENTRIES = 4 << 20
 
 
+@front_door
 def n_m(
     W: Any,
     n: int,
@@ -70,11 +71,13 @@ def n_m(
     >>> n_m(np.array([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
     array([[False,  True,  True, False]])
     """
-    check_group(n, m, "n_m")
+    check_group(n, m)
     if not isinstance(permute, bool | np.bool_):
-        raise ValueError(f"n_m(): permute must be True or False, not {permute!r}; projection.project knows 'auto', too")
+        raise InvalidValueError(
+            "permute", f"must be True or False, not {permute!r}", "projection.project knows 'auto', too"
+        )
     if layout not in ("flat", "channel"):
-        raise ValueError(f"n_m(): layout must be 'flat' or 'channel', not {layout!r}")
+        raise InvalidValueError("layout", f"must be 'flat' or 'channel', not {layout!r}")
     if second_moment is not None:
         from mpfast.masks.projection import project_mask
 
@@ -88,13 +91,13 @@ def n_m(
         mask, permutation = project_mask(W, n, m, second_moment, **options)
         return (mask, permutation) if permute else mask
     if source_mask is not None or prior or permute:
-        raise ValueError("n_m(): source_mask, prior and permute need a second_moment")
-    count = thread_count(threads, "n_m")
+        raise InvalidValueError("", "source_mask, prior and permute need a second_moment")
+    count = thread_count(threads)
     if is_on_gpu(W) and has_cuda_backend():
         return _n_m_on_device(W, n, m, layout)
-    array, dtype = as_numpy(W, function="n_m")
+    array, dtype = as_numpy(W)
     if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
+        raise InvalidValueError("W", f"must be a non-empty array of at least 2 dimensions, but has shape {array.shape}")
     if layout == "channel" and array.ndim > 2:
         array = np.moveaxis(array, 1, -1)
         row = array.shape[-1]
@@ -105,7 +108,7 @@ def n_m(
         step = len(array) if np.shares_memory(array[:1].reshape(1, -1), array) else max(1, CHUNK_ENTRIES // row)
         batches = ([array[first : first + step].reshape(-1, row)] for first in range(0, len(array), step))
     if row % m:
-        raise ValueError(f"n_m(): rows of length {row} cannot be cut into groups of {m}")
+        raise InvalidValueError("", f"rows of length {row} cannot be cut into groups of {m}")
     keep = np.empty(array.shape, dtype=np.bool_)
     rows, done = keep.reshape(-1, row), 0
     for pieces in batches:
@@ -118,7 +121,7 @@ def n_m(
             position = tuple(int(i) for i in index)
             if layout == "channel" and array.ndim > 2:
                 position = (position[0], position[-1], *position[1:-1])
-            raise_if_nonfinite("n_m", "W", bad, position)
+            raise_if_nonfinite("W", bad, position)
         done += length
     if layout == "channel" and array.ndim > 2:
         keep = np.ascontiguousarray(np.moveaxis(keep, -1, 1))
@@ -128,13 +131,13 @@ def n_m(
 def _n_m_on_device(W: Any, n: int, m: int, layout: str) -> Any:
     shape = tuple(W.shape)
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"n_m(): W must be a non-empty array of at least 2 dimensions, but has shape {shape}")
+        raise InvalidValueError("W", f"must be a non-empty array of at least 2 dimensions, but has shape {shape}")
     if layout == "channel" and len(shape) > 2:
-        raise ValueError("n_m(): layout='channel' of a convolution on a GPU: move the channels to the end yourself")
-    layer = DeviceLayer(W.reshape(shape[0], -1), "n_m", "W")
+        raise InvalidValueError("", "layout='channel' of a convolution on a GPU: move the channels to the end yourself")
+    layer = DeviceLayer(W.reshape(shape[0], -1), "W")
     if layer.shape[1] % m:
-        raise ValueError(f"n_m(): rows of length {layer.shape[1]} cannot be cut into groups of {m}")
+        raise InvalidValueError("", f"rows of length {layer.shape[1]} cannot be cut into groups of {m}")
     bad = groups_on_device(layer, n, m)
     if bad is not None:
-        raise_if_nonfinite("n_m", "W", *bad)
+        raise_if_nonfinite("W", *bad)
     return layer.mask().reshape(shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import zip_longest
@@ -18,7 +17,15 @@ from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tenso
 from mpfast.models.progress import progress_bar
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
-from mpfast.support import ConvergenceWarning, check_seed, check_tolerance, team_size
+from mpfast.support import (
+    ConvergenceWarning,
+    check_seed,
+    check_tolerance,
+    front_door,
+    summary_of_unmet,
+    team_size,
+    warn_caller,
+)
 
 __all__ = ["analyze"]
 
@@ -30,6 +37,7 @@ LARGE_LAYER = 4_000_000
 LAYERS_PER_GPU = 2
 
 
+@front_door
 def analyze(
     model: Any,
     *,
@@ -122,7 +130,9 @@ def analyze(
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, threads, cache)
     checkpoint, unmatched = open_derived(model, base)
-    layers, skipped = select_layers(checkpoint, include, exclude, "analyze", views or Views())
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
+    for text in without_effect:
+        warn_caller("analyze", text)
     reports: dict[str, LayerReport] = {}
     with progress_bar(layers, progress) as advance:
         if client is None:
@@ -138,7 +148,8 @@ def analyze(
                 reports[layer.name] = outcome
             advance(layer)
     rows = tuple(reports[layer.name] for layer in layers if layer.name in reports)
-    _warn_of_unmet_tolerances(rows)
+    unmet = {row.name: row.unmet_tolerance for row in rows}
+    warn_caller("analyze", summary_of_unmet(unmet), ConvergenceWarning)
     return Analysis(
         layers=rows,
         skipped=(
@@ -152,17 +163,6 @@ def analyze(
     )
 
 
-def _warn_of_unmet_tolerances(rows: Sequence[LayerReport]) -> None:
-    """Warn once for all layers."""
-    unmet = [row for row in rows if row.unmet_tolerance]
-    if unmet:
-        warnings.warn(
-            f"analyze(): {len(unmet)} layers did not meet tol, among them {unmet[0].name}: {unmet[0].unmet_tolerance}",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-
-
 def _checked_settings(
     method: str,
     tol: float,
@@ -173,10 +173,10 @@ def _checked_settings(
 ) -> Settings:
     if method not in ("auto", "exact", "lanczos"):
         raise ValueError(f"analyze(): method must be 'auto', 'exact' or 'lanczos', not {method!r}")
-    tol, seed = check_tolerance(tol, "analyze"), check_seed(seed, "analyze")
-    gpus = device_names(device, "analyze")
+    tol, seed = check_tolerance(tol), check_seed(seed)
+    gpus = device_names(device)
     kept = None if cache is None else LayerCache(cache, [method, tol, seed])
-    return Settings(method, tol, seed, team_size(threads, "analyze"), device, gpus, kept)
+    return Settings(method, tol, seed, team_size(threads), device, gpus, kept)
 
 
 def _outcomes(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.checkpoints import is_embedding_or_head, warn_of_unmatched
+from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
 from mpfast.masks import allocate, default_layer_type, gaussian_shares, layer_weights, regime_for
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
-from mpfast.support import check_sparsity, floor_count
+from mpfast.support import check_sparsity, floor_count, warn_caller
 
 if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport
@@ -38,16 +38,19 @@ def budget_from_reports(
     embeddings: bool = False,
 ) -> Budget:
     """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
-    sparsity = check_sparsity(sparsity, "budget")
+    sparsity = check_sparsity(sparsity)
     left_out = [exclude] if isinstance(exclude, str) else list(exclude)
     tensors = _by_tensor(reports)
     known = [row.name for row in tensors]
-    warn_of_unmatched(left_out, known, "budget(): exclude")
+    unmatched = unmatched_patterns("exclude", left_out, known)
     for what, bound in (("floor", floor), ("ceiling", ceiling)):
         if isinstance(bound, Mapping):
-            warn_of_unmatched(bound, known, f"budget(): {what}")
+            unmatched += unmatched_patterns(what, bound, known)
     for group, members in (groups or {}).items():
-        warn_of_unmatched([members] if isinstance(members, str) else members, known, f"budget(): group {group!r}")
+        listed = [members] if isinstance(members, str) else members
+        unmatched += unmatched_patterns(f"group {group!r}", listed, known)
+    for text in unmatched:
+        warn_caller("budget", text)
     rows = [
         row
         for row in tensors

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,15 @@ from mpfast.checkpoints import (
 )
 from mpfast.models.layer_report import SkippedTensor, skipped_tensors
 from mpfast.spectra import lowrank
-from mpfast.support import check_directory, staged_directory, team_size
+from mpfast.support import (
+    ConvergenceWarning,
+    check_directory,
+    front_door,
+    staged_directory,
+    summary_of_unmet,
+    team_size,
+    warn_caller,
+)
 
 __all__ = ["CompressResult", "FactoredLayer", "compress"]
 
@@ -96,6 +104,7 @@ class CompressResult:
         return sum(layer.entries for layer in self.layers) / dense if dense else 1.0
 
 
+@front_door
 def compress(
     model: Any,
     out: str | os.PathLike[str] | None = None,
@@ -159,13 +168,15 @@ def compress(
     1
     """
     started = time.perf_counter()
-    wanted = lowrank.check_options(rank, None, "compress")
-    threads = team_size(threads, "compress")
+    wanted = lowrank.check_options(rank, None)
+    threads = team_size(threads)
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model, base])
-    checkpoint = open_checkpoint(model, "compress")
-    reference = None if base is None else open_checkpoint(base, "compress")
-    layers, skipped = select_layers(checkpoint, include, exclude, "compress")
+    checkpoint = open_checkpoint(model)
+    reference = None if base is None else open_checkpoint(base)
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    for text in without_effect:
+        warn_caller("compress", text)
     difference = None if reference is None else Difference(checkpoint, reference)
     job = _Job(checkpoint, reference, difference, wanted, seed, device, threads, skipped)
     chosen = [layer for layer in layers if job.is_wanted(layer, embeddings)]
@@ -178,6 +189,7 @@ def compress(
         with staged_directory(out, overwrite=overwrite) as staging:
             write = job.write_adapter if reference is not None else job.write_factors
             factored = write(chosen, staging)
+    warn_caller("compress", summary_of_unmet(job.unmet), ConvergenceWarning)
     if not factored:
         raise ValueError(f"compress(): no layer is worth factoring: {chosen[0].name}: {skipped[chosen[0].name]}")
     return CompressResult(
@@ -206,6 +218,8 @@ class _Job:
     threads : int
     skipped : dict of str to str
         Why a tensor stayed as it was; filled as layers are looked at.
+    unmet : dict of str to str
+        What of the tolerance of its triplets a layer did not meet, empty if nothing; filled likewise.
     """
 
     checkpoint: Checkpoint
@@ -216,6 +230,7 @@ class _Job:
     device: str | None
     threads: int
     skipped: dict[str, str]
+    unmet: dict[str, str] = field(default_factory=dict)
 
     def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
         """Decide by name, kind and shape; say why not in `skipped`."""
@@ -241,7 +256,7 @@ class _Job:
         """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
         tensors = self.checkpoint if self.difference is None else self.difference
         try:
-            dense = stored(tensors.read(layer.name), layer.name, "compress")
+            dense = stored(tensors.read(layer.name), layer.name)
             return self._factored(layer, dense, layer.dtype if self.difference is None else dense.dtype.name)
         finally:
             tensors.release(layer.name)
@@ -253,7 +268,9 @@ class _Job:
         matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
         rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
-            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.threads, device=self.device)
+            left, right, self.unmet[layer.name] = lowrank.factors(
+                matrix, rank, seed=self.seed, threads=self.threads, device=self.device
+            )
         except lowrank.NothingAboveEdgeError:
             self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
             return None
@@ -292,7 +309,7 @@ class _Job:
                         writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
                         writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
                     else:
-                        writer.write(name, stored(self.checkpoint.read(name), name, "compress"))
+                        writer.write(name, stored(self.checkpoint.read(name), name))
                         self.checkpoint.release(name)
             weight_map |= {tensor.name: file for tensor in tensors}
             reports += [found[0] for found in factors.values()]

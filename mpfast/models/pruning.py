@@ -44,8 +44,10 @@ from mpfast.support import (
     check_sparsity,
     check_tolerance,
     floor_count,
+    front_door,
     staged_directory,
     team_size,
+    warn_caller,
 )
 
 __all__ = ["BUDGET_FILE", "METHODS", "PruneResult", "prune"]
@@ -88,6 +90,7 @@ class PruneResult:
         return self.budget.pruned / self.budget.entries if self.budget.entries else 0.0
 
 
+@front_door
 def prune(
     model: Any,
     out: str | os.PathLike[str] | None = None,
@@ -168,13 +171,15 @@ def prune(
     """
     started = time.perf_counter()
     n_of_m = _checked_options(sparsity, method, pattern, budget)
-    check_tolerance(tol, "prune")
-    check_seed(seed, "prune")
-    threads = team_size(threads, "prune")
+    check_tolerance(tol)
+    check_seed(seed)
+    threads = team_size(threads)
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model])
-    checkpoint = open_checkpoint(model, "prune")
-    layers, skipped = select_layers(checkpoint, include, exclude, "prune")
+    checkpoint = open_checkpoint(model)
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    for text in without_effect:
+        warn_caller("prune", text)
     layers = _prunable(layers, skipped, embeddings, n_of_m, budget)
     if not layers:
         raise ValueError(f"prune(): no layer is left to prune{first_reason(skipped)}")
@@ -231,7 +236,7 @@ def _checked_options(
     if method not in METHODS:
         raise ValueError(f"prune(): method must be one of {', '.join(METHODS)}, not {method!r}")
     if sparsity is not None:
-        check_sparsity(sparsity, "prune")
+        check_sparsity(sparsity)
     if budget is not None:
         if not isinstance(budget, Budget):
             raise TypeError(f"prune(): budget must be a Budget, as Budget.from_json reads, not {type(budget).__name__}")

@@ -82,10 +82,10 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     except ValueError as error:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error}") from None
     masks = MaskFile(directory / MASKS_FILE)
-    pruned = open_checkpoint(directory, "verify")
+    pruned = open_checkpoint(directory)
     if source is None and _exists(budget.source):
         source = budget.source
-    dense = None if source is None else open_checkpoint(source, "verify")
+    dense = None if source is None else open_checkpoint(source)
     problems: list[str] = []
     _compare_names(budget, masks, pruned, dense, problems)
     both = [pruned] if dense is None else [pruned, dense]

@@ -23,6 +23,8 @@ from mpfast.support.errors import (
     MissingKeyError,
     OutOfMemoryError,
     front_door,
+    summary_of_unmet,
+    warn_caller,
 )
 from mpfast.support.interrupts import interruptible
 from mpfast.support.json_records import (
@@ -80,9 +82,11 @@ __all__ = [
     "short",
     "staged_directory",
     "storage_bits",
+    "summary_of_unmet",
     "team_size",
     "thread_count",
     "unique_keys",
+    "warn_caller",
     "write_bytes_atomically",
     "write_text_atomically",
 ]
