@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.support import CheckpointError
+from mpfast.support import CheckpointError, front_door
 
 __all__ = ["FORMATS", "Format", "format_of", "open_checkpoint"]
 
@@ -63,7 +63,8 @@ def format_of(path: Path) -> Format | None:
     return next((format for format in FORMATS if name.endswith(format.suffixes)), None)
 
 
-def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
+@front_door
+def open_checkpoint(model: Any) -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
 
     Parameters
@@ -72,8 +73,6 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
         A file of one of the `FORMATS`; a directory of safetensors files, with or without an index; a Hugging Face
         model directory; a mapping from names to arrays of any framework (nested ones are flattened); or a live PyTorch,
         Keras or Flax model.
-    function : str
-        Whom error messages name.
 
     Raises
     ------
@@ -98,7 +97,7 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 
-        return ArrayMapping(model, function)
+        return ArrayMapping(model)
     path = Path(os.fsdecode(model))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")

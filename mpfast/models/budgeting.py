@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.checkpoints import is_embedding_or_head, warn_of_unmatched
+from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
 from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.methods import DEFAULT_METHOD, method_named
-from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door
+from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door, warn_caller
 
 if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport
@@ -40,7 +40,7 @@ def budget_from_reports(
     embeddings: bool = False,
 ) -> Budget:
     """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
-    sparsity = check_sparsity(sparsity, "budget")
+    sparsity = check_sparsity(sparsity)
     left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
     tensors = _by_tensor(reports)
     _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
@@ -78,7 +78,8 @@ def _warn_of_unmatched(
     patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}
     patterns |= {what: list(b) for what, b in (("floor", floor), ("ceiling", ceiling)) if isinstance(b, Mapping)}
     for what, given in patterns.items():
-        warn_of_unmatched(given, names, f"budget(): {what}")
+        for text in unmatched_patterns(what, given, names):
+            warn_caller("budget", text)
 
 
 def _budgeted(row: LayerReport, pruned: int, size: int) -> LayerBudget:

@@ -49,7 +49,7 @@ class PruneOptions:
             raise InvalidValueError("", "pass one of sparsity, pattern and budget")
         method_named(self.method)
         if self.sparsity is not None:
-            check_sparsity(self.sparsity, "prune")
+            check_sparsity(self.sparsity)
         if self.budget is not None and not isinstance(self.budget, Budget):
             kind = type(self.budget).__name__
             raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, not {kind}")
@@ -58,14 +58,14 @@ class PruneOptions:
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
             wanted = f"must be 'n:m' with 1 <= n <= m <= {LARGEST_GROUP}"
             raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
-        check_tolerance(self.tol, "prune")
-        check_seed(self.seed, "prune")
-        team_size(self.threads, "prune")
+        check_tolerance(self.tol)
+        check_seed(self.seed)
+        team_size(self.threads)
 
     @property
     def team(self) -> int:
         """Number of threads; ValueError where `threads` is none."""
-        return team_size(self.threads, "prune")
+        return team_size(self.threads)
 
     @property
     def wanted_pattern(self) -> str | None:

@@ -10,7 +10,7 @@ from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import prune as torch_prune
 
 from mpfast.masks import GroupLayout, magnitude, n_m, noise_floor, spectral_budget
-from mpfast.support import check_sparsity
+from mpfast.support import InvalidValueError, check_sparsity, front_door
 
 __all__ = ["GivenMask", "NOfM", "NoiseFloor", "SpectralSparsifier", "global_prune"]
 
@@ -56,6 +56,7 @@ class NoiseFloor(torch_prune.BasePruningMethod):
         return default_mask * noise_floor(t.detach(), self.delta).to(default_mask)
 
 
+@front_door
 def global_prune(
     parameters: Iterable[tuple[torch.nn.Module, str]], amount: float, method: str = "spectral_budget", **options: Any
 ) -> None:
@@ -75,7 +76,7 @@ def global_prune(
     ValueError
         The method is unknown, or what it raises.
     """
-    function = _function(method, "global_prune")
+    function = _function(method)
     listed = list(parameters)
     weights = {str(number): getattr(module, name).detach() for number, (module, name) in enumerate(listed)}
     found = function(weights, amount, **options)
@@ -100,10 +101,11 @@ class SpectralSparsifier(BaseSparsifier):
         An option is out of range.
     """
 
+    @front_door
     def __init__(self, sparsity: float = 0.5, method: str = "spectral_budget") -> None:
-        _function(method, "SpectralSparsifier")
+        _function(method)
         super().__init__(defaults={})
-        self.sparsity = check_sparsity(sparsity, "SpectralSparsifier")
+        self.sparsity = check_sparsity(sparsity)
         self.method = method
 
     def step(self, use_path: bool = True) -> None:
@@ -115,7 +117,7 @@ class SpectralSparsifier(BaseSparsifier):
                 config["tensor_fqn"]: getattr(config["module"], config["tensor_name"]).detach()
                 for config in self.groups
             }
-            found = _function(self.method, "SpectralSparsifier")(weights, self.sparsity)
+            found = _function(self.method)(weights, self.sparsity)
             for config in self.groups:
                 self.update_mask(config["module"], config["tensor_name"], mask=found[config["tensor_fqn"]])
 
@@ -125,8 +127,8 @@ class SpectralSparsifier(BaseSparsifier):
         held.mask = mask.to(held.mask)
 
 
-def _function(method: str, caller: str) -> Callable[..., Any]:
+def _function(method: str) -> Callable[..., Any]:
     functions: dict[str, Callable[..., Any]] = {"spectral_budget": spectral_budget, "magnitude": magnitude}
     if method not in functions:
-        raise ValueError(f"{caller}(): method must be one of {', '.join(functions)}, not {method!r}")
+        raise InvalidValueError("method", f"must be one of {', '.join(functions)}, not {method!r}")
     return functions[method]
