@@ -152,14 +152,14 @@ class OperatorSource:
             gram[first : first + len(unit)] = self.operator.apply(unit)
         return 0.5 * (gram + gram.T)
 
-    def singular_values(self) -> tuple[Array, float]:
+    def singular_values(self) -> tuple[Array, float, bool]:
         known = self.operator.singular_values()
         if known is not None:
-            return known, float(np.linalg.norm(known))
+            return known, float(np.linalg.norm(known)), False
         gram = self.gram()
         eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
         values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-        return values, float(np.sqrt(np.trace(gram)))
+        return values, float(np.sqrt(np.trace(gram))), True
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         return self.operator.multiply(X, transpose=transpose)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.operators import Source, open_source
+from mpfast.spectra.edge import SQUARES_RESOLUTION
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
@@ -59,9 +60,15 @@ def estimate_spectrum(source: Source, request: Request) -> Spectrum:
 
 def exact_spectrum(source: Source, request: Request) -> Spectrum:
     """Every singular value."""
-    values, fro_norm = source.singular_values()
+    values, fro_norm, by_squares = source.singular_values()
     return Spectrum.from_values(
-        values, source.shape, dtype=source.dtype, device=source.device, fro_norm=fro_norm, seed=int(request.seed)
+        values,
+        source.shape,
+        dtype=source.dtype,
+        device=source.device,
+        fro_norm=fro_norm,
+        seed=int(request.seed),
+        resolution=SQUARES_RESOLUTION if by_squares else None,
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.operators import LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
+from mpfast.spectra.edge import GRAM_RESOLUTION
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.repeated import EQUAL, NEAR, Atoms, atoms_of, closeness
 from mpfast.spectra.request import Request
@@ -231,7 +232,12 @@ class Session:
         if known is not None:
             values = np.concatenate([np.sqrt(known) * unit, np.zeros(zeros)])
             exact = Spectrum.from_values(
-                values, self.source.shape, dtype=self.source.dtype, device=self.source.device, seed=self.request.seed
+                values,
+                self.source.shape,
+                dtype=self.source.dtype,
+                device=self.source.device,
+                seed=self.request.seed,
+                resolution=GRAM_RESOLUTION,
             )
             return replace(exact, fro_norm=math.sqrt(trace) * unit, passes=sum(run.steps for run in self.runs))
         measure = _with_zeros(atoms.measure(self.dim, unit), zeros, p)
