@@ -13,11 +13,14 @@ Berlyand, Bourdais, Owhadi, Shmalo, arXiv 2606.02608, "spectral edge budgeting".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from mpfast.support import InvalidValueError
 
 Array = NDArray[np.float64]
 
@@ -116,7 +119,12 @@ def layer_weights(
     types
         Layer types for ``regime.beta``; default all ``"other"``.
     floor
-        Smallest weight.
+        Smallest weight, from 0.
+
+    Raises
+    ------
+    ValueError
+        `floor` is negative or not finite.
 
     Examples
     --------
@@ -124,8 +132,12 @@ def layer_weights(
     >>> layer_weights([1, 2, 3, 4], 0.25, rule).round(5)
     array([0.32918, 0.77639, 1.22361, 1.67082])
     """
+    if not 0 <= floor < math.inf:
+        raise InvalidValueError("floor", f"must be a number from 0, not {floor!r}")
     x = np.asarray(signals, dtype=np.float64)
     known = np.isfinite(x)
+    # z does not depend on the scale; its squares must be numbers.
+    x = x / (float(np.abs(x[known]).max(initial=0.0)) or 1.0)
     z = np.zeros(len(x))
     if known.any():
         deviation = x[known] - x[known].mean()
