@@ -117,6 +117,8 @@ def spectral_signals(
     measure = _signal(signal, seed, threads)
     signals = {}
     for name, weight in weights.items():
+        if 0 in (shape := tuple(getattr(weight, "shape", ()))):
+            raise InvalidValueError(f"weights[{name!r}]", f"is empty: its shape is {shape}")
         try:
             signals[name] = float(measure(weight))
         except (ValueError, TypeError) as error:
@@ -151,8 +153,6 @@ def _entry_std(weight: Any) -> float:
     if is_on_gpu(weight) and has_cuda_backend():
         return entry_std_on_device(weight)
     array, dtype = as_numpy(weight, function="spectral_signals", name="a weight")
-    if array.size == 0:
-        raise InvalidValueError("a weight", f"is empty: its shape is {array.shape}")
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]
     largest = max(float(np.abs(wide(row, dtype)).max(initial=0.0)) for row in rows)
     if largest == 0 or not math.isfinite(largest):
