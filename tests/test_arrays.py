@@ -212,6 +212,11 @@ class TestSparseAndOperators:
         W = sparse.coo_array(([1.0, 2.0, 4.0], ([0, 0, 2], [1, 1, 3])), shape=(70, 80))
         assert mpfast.spectrum(W).fro_norm == 5
         assert W.nnz == 3
+        # Where nobody forms W^T W the norm is that of the stored entries.
+        ends = np.concatenate([[0, 2, 2], np.full(1498, 3)])
+        W = sparse.csr_array((np.array([1.0, 2.0, 4.0]), np.array([1, 1, 3]), ends), shape=(1500, 1400))
+        assert mpfast.spectrum(W, method="lanczos").fro_norm == 5
+        assert W.nnz == 3
 
     def test_linear_operator(self):
         linalg = pytest.importorskip("scipy.sparse.linalg")
@@ -229,6 +234,44 @@ class TestSparseAndOperators:
         W = linalg.LinearOperator((80, 90), matvec=lambda x: np.zeros(80), dtype=float)
         with pytest.raises(TypeError, match="adjoint"):
             mpfast.spectrum(W)
+
+    @pytest.mark.parametrize("shape", [(80, 90), (90, 80), (80, 80)])
+    @pytest.mark.parametrize("wrong", ["twice", "itself", "one entry", "sign"])
+    def test_operator_whose_rmatvec_is_not_its_adjoint(self, shape, wrong):
+        linalg = pytest.importorskip("scipy.sparse.linalg")
+        dense = np.random.default_rng(2).standard_normal(shape)
+        other = {"twice": 2 * dense, "sign": -dense, "one entry": dense.copy(), "itself": dense.copy()}[wrong]
+        if wrong == "one entry":
+            other[3, 5] += 1e-6
+        if wrong == "itself":
+            other = dense.T.reshape(shape)  # a transpose that was one too many, or a reshape in its place
+        calls = []
+
+        def back(y):
+            calls.append(y)
+            return other.T @ y
+
+        W = linalg.LinearOperator(shape, matvec=lambda x: dense @ x, rmatvec=back, dtype=float)
+        for call in (mpfast.spectrum, lambda W: mpfast.svd(W, 2)):
+            with pytest.raises(ValueError, match=r"W has an rmatvec that is not the adjoint of its matvec"):
+                call(W)
+        right = linalg.LinearOperator(shape, matvec=lambda x: dense @ x, rmatvec=lambda y: dense.T @ y, dtype=float)
+        s = np.linalg.svd(dense, compute_uv=False)
+        np.testing.assert_allclose(mpfast.spectrum(right).values, s, atol=1e-7 * s[0])
+
+    def test_operator_that_rounds_more_than_its_type_says(self):
+        """fp32 inside, or a small difference of large products: its own adjoint but for that rounding."""
+        linalg = pytest.importorskip("scipy.sparse.linalg")
+        rng = np.random.default_rng(3)
+        dense = rng.standard_normal((80, 90))
+        single = dense.astype(np.float32)
+        base, tuned = 1e6 * dense, 1e6 * dense + rng.standard_normal((80, 90))
+        for matvec, rmatvec in (
+            (lambda x: single @ x.astype(np.float32), lambda y: single.T @ y.astype(np.float32)),
+            (lambda x: tuned @ x - base @ x, lambda y: tuned.T @ y - base.T @ y),
+        ):
+            W = linalg.LinearOperator((80, 90), matvec=matvec, rmatvec=rmatvec, dtype=float)
+            assert mpfast.spectrum(W).edge.sigma_plus > 0
 
     def test_operator_with_bad_products(self):
         linalg = pytest.importorskip("scipy.sparse.linalg")

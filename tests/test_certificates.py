@@ -29,11 +29,37 @@ def test_worst_cross_entropy_is_reached_and_never_exceeded() -> None:
         worst = logits + eta
         worst[0, label] -= 2 * eta
         assert cross_entropy(worst, label) - loss == pytest.approx(bound, abs=1e-9)
+        assert worst_cross_entropy(logits=logits, labels=label, eta=eta) == pytest.approx(bound, abs=1e-9)
         moved = logits + rng.uniform(-eta, eta, logits.shape)
         assert cross_entropy(moved, label) - loss <= bound + 1e-12
         assert bound <= 2 * eta + 1e-12
-    assert worst_cross_entropy(0.0, 1.0) == 0
     assert np.isfinite(worst_cross_entropy(800.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("margin", [5.0, 15.0, 30.0, 36.0, 38.0, 60.0, 700.0])
+@pytest.mark.parametrize("eta", [0.1, 5.0, 20.0, 50.0, 400.0])
+def test_a_loss_that_was_rounded_still_gives_a_bound(margin: float, eta: float, dtype: Any) -> None:
+    """Of two classes the increase is log(1 + e^(2 eta - margin)) - log(1 + e^-margin), known without rounding."""
+    exact = np.logaddexp(0, 2 * eta - margin) - np.logaddexp(0, -margin)
+    from_logits = worst_cross_entropy(logits=[[margin, 0.0]], labels=[0], eta=eta)[0]
+    assert from_logits == pytest.approx(exact, rel=1e-12)
+    assert worst_cross_entropy(logits=[[0.0, -margin]], labels=[0], eta=eta)[0] == from_logits  # log-probabilities
+    rounded = np.log(1 + np.exp(dtype(-margin), dtype=dtype), dtype=dtype)
+    assert exact <= worst_cross_entropy(rounded, eta) <= 2 * eta
+    assert worst_cross_entropy(dtype(0), eta) == 2 * eta
+
+
+def test_worst_cross_entropy_of_what_does_not_fit() -> None:
+    for arguments in ({}, {"loss": 1.0, "logits": [[1.0, 0.0]], "labels": [0]}):
+        with pytest.raises(ValueError, match="either loss, or logits and labels"):
+            worst_cross_entropy(**arguments, eta=1.0)
+    for labels in (None, [0, 1], [0.5], [[0]]):
+        with pytest.raises(ValueError, match="labels must be integers"):
+            worst_cross_entropy(logits=[[1.0, 0.0]], labels=labels, eta=1.0)
+    for labels in ([2], [-100]):
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\)"):
+            worst_cross_entropy(logits=[[1.0, 0.0]], labels=labels, eta=1.0)
 
 
 def test_margin_safe() -> None:
@@ -97,6 +123,22 @@ def test_bounds_under_assumptions_hold_when_these_do() -> None:
         failures["noise"] += found.shift_max.value > found.gaussian_bound.value
     assert failures["signs"] <= 20
     assert failures["noise"] <= 20
+
+
+def test_random_signs_are_bounded_over_all_places_and_not_over_outputs_alone() -> None:
+    """One output, 3000 places: the largest of so many sums is beyond what one is with probability 0.95, every time."""
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((3000, 500))
+    nothing = np.zeros((1, 500), np.bool_)
+    for _ in range(10):
+        removed = RemovedWeights(rng.choice([-1.0, 1.0], (1, 500)), nothing)
+        for places in X.reshape(10, 300, 500):
+            removed.add(places)
+        found = removed.certificate(delta=0.05)
+        assert found.shift_max.value <= found.random_sign_bound.value
+        # Hoeffding's bound for a single sum, which a union over the one output would leave it at.
+        single = math.sqrt(2 * math.log(2 / 0.05)) * math.sqrt(float((X**2).sum(axis=1).max()))
+        assert found.shift_max.value > single
 
 
 def test_errors() -> None:
@@ -229,7 +271,231 @@ def test_certify_errors() -> None:
         certify(model, {"1.weight": torch.ones(5, 2, dtype=torch.bool)}, [x])
     with pytest.raises(ValueError, match="not the weight"):
         certify(model, {"1.bias": torch.ones(5, dtype=torch.bool)}, [x])
+    every = torch.ones(20, 20, dtype=torch.bool)
     shared = torch.nn.Linear(20, 20)
-    twice = torch.nn.Sequential(shared, torch.nn.ReLU(), shared)
+    for second in (shared, torch.nn.Linear(20, 20)):
+        second.weight = shared.weight
+        with pytest.raises(ValueError, match=r"masks\['0.weight'\] is for a weight that is also 2.weight"):
+            certify(torch.nn.Sequential(shared, torch.nn.ReLU(), second), {"0.weight": every}, [x])
+
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(20, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.layer(x))
+
     with pytest.raises(ValueError, match="exactly once"):
-        certify(twice, {"0.weight": torch.ones(20, 20, dtype=torch.bool)}, [x])
+        certify(Twice(), {"layer.weight": every}, [x])
+    with pytest.raises(ValueError, match="labels must lie in"):
+        certify(model, mask, [x], labels=[torch.full((len(x),), -100)])
+
+
+class Residual(torch.nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+class TenTimes(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * super().forward(x)
+
+
+class OwnConv(torch.nn.Conv2d):
+    def _conv_forward(self, *arguments: Any) -> torch.Tensor:
+        return 10 * super()._conv_forward(*arguments)
+
+
+class OwnReLU(torch.nn.ReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 5 * super().forward(x)
+
+
+class OwnPool(torch.nn.MaxPool2d):
+    pass
+
+
+def hooked(module: torch.nn.Module, pre: bool = False) -> torch.nn.Module:
+    if pre:
+        module.register_forward_pre_hook(lambda module, inputs: (10 * inputs[0],))
+    else:
+        module.register_forward_hook(lambda module, inputs, output: 10 * output)
+    return module
+
+
+def patched(module: torch.nn.Module) -> torch.nn.Module:
+    plain = module.forward
+    module.forward = lambda x: 10 * plain(x)
+    return module
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def parametrized(module: torch.nn.Module) -> torch.nn.Module:
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", Doubled())
+    return module
+
+
+STRANGE = {
+    "residual": lambda: Residual(torch.nn.Linear(4, 4)),
+    "subclass of linear": lambda: TenTimes(4, 4),
+    "subclass of conv": lambda: OwnConv(1, 1, 1),
+    "subclass of relu": OwnReLU,
+    "subclass of pool": lambda: OwnPool(1),
+    "hook": lambda: hooked(torch.nn.Linear(4, 4)),
+    "hook of relu": lambda: hooked(torch.nn.ReLU()),
+    "pre-hook": lambda: hooked(torch.nn.Linear(4, 4), pre=True),
+    "hook of sequential": lambda: hooked(torch.nn.Sequential(torch.nn.Linear(4, 4))),
+    "hook within": lambda: torch.nn.Sequential(hooked(torch.nn.Identity())),
+    "own forward": lambda: patched(torch.nn.Linear(4, 4)),
+    "parametrized": lambda: parametrized(torch.nn.Linear(4, 4)),
+    "weight norm": lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4)),
+    "pruned": lambda: torch.nn.utils.prune.random_unstructured(torch.nn.Linear(4, 4), "weight", 0.5),
+    "indices": lambda: torch.nn.MaxPool2d(1, return_indices=True),
+    "dropout in training": lambda: torch.nn.Dropout(0.5),
+    "norm in training": lambda: torch.nn.BatchNorm1d(4),
+    "norm of the batch": lambda: torch.nn.BatchNorm1d(4, track_running_stats=False).eval(),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_what_a_changed_module_magnifies_is_not_known(strange: str) -> None:
+    with pytest.raises(ValueError, match=r"not known|in training"):
+        magnification(STRANGE[strange]())
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        "residual",
+        "subclass of linear",
+        "subclass of relu",
+        "hook",
+        "hook of relu",
+        "pre-hook",
+        "hook of sequential",
+        "hook within",
+        "own forward",
+        "parametrized",
+        "weight norm",
+    ],
+)
+def test_no_bound_goes_through_a_changed_module(strange: str) -> None:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), STRANGE[strange](), torch.nn.Linear(4, 2))
+    mask = {"0.weight": torch.rand(4, 4) > 0.5}
+    with pytest.raises(ValueError, match="not known"):
+        certify(model, mask, [torch.randn(3, 4)], lipschitz="product")
+
+
+@pytest.mark.parametrize("strange", ["residual", "subclass of linear", "hook", "hook of sequential"])
+def test_nothing_is_exact_of_a_changed_model(strange: str) -> None:
+    torch.manual_seed(2)
+    layer = torch.nn.Linear(4, 4)
+    changed = {
+        "residual": lambda: Residual(layer),
+        "subclass of linear": lambda: torch.nn.Sequential(layer, TenTimes(4, 4)),
+        "hook": lambda: torch.nn.Sequential(layer, hooked(torch.nn.Identity())),
+        "hook of sequential": lambda: hooked(torch.nn.Sequential(layer)),
+    }[strange]()
+    found = certify(changed, {"0.weight": torch.rand(4, 4) > 0.5}, [torch.randn(5, 4)])
+    assert found.layers[0].lipschitz == "unscaled"
+    assert found.budget.kind == found.eta.kind == "proxy"
+
+
+@pytest.mark.parametrize("strange", ["subclass of linear", "hook", "pre-hook", "own forward", "parametrized", "pruned"])
+def test_the_weights_of_a_changed_layer_are_not_certified(strange: str) -> None:
+    model = torch.nn.Sequential(STRANGE[strange](), torch.nn.Linear(4, 2))
+    name = "0.weight"
+    with pytest.raises(ValueError, match=r"masks\['0.weight'\] is for a \w+ with"):
+        certify(model, {name: torch.rand(4, 4) > 0.5}, [torch.randn(3, 4)])
+
+
+def test_a_module_that_is_there_twice_magnifies_twice() -> None:
+    double = torch.nn.Linear(2, 2, bias=False)
+    double.weight.data = 2 * torch.eye(2)
+    assert magnification(torch.nn.Sequential(double, double)) == 4
+    first = torch.nn.Linear(2, 2, bias=False)
+    model = torch.nn.Sequential(first, double, torch.nn.Identity(), double)
+    found = certify(model, {"0.weight": torch.zeros(2, 2, dtype=torch.bool)}, [torch.ones(3, 2)], lipschitz="product")
+    np.testing.assert_allclose(found.layers[0].eta, found.realised_eta, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"ceil_mode": True}, {"count_include_pad": False}, {"divisor_override": 1}])
+def test_pooling_in_all_its_forms(options: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    for size, stride, padding in ((2, 2, 0), ((3, 2), 2, 1), (3, 1, 1), (3, 2, 0)):
+        module = torch.nn.AvgPool2d(size, stride, padding, **options)
+        a, change = torch.randn(4, 1, 8, 7), torch.ones(4, 1, 8, 7)
+        growth = float((module(a + change) - module(a)).abs().max())
+        assert growth <= magnification(module) * (1 + 1e-6)
+        assert magnification(module) <= 1.0001 * growth  # some window is whole
+    divided = torch.nn.AvgPool2d(2, divisor_override=16)
+    assert magnification(divided) == 0.25
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("dilation", "groups"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+def test_convolutions_in_all_their_forms(mode: str, dilation: int, groups: int) -> None:
+    torch.manual_seed(4)
+    conv = torch.nn.Conv2d(4, 8, 3, padding=2, dilation=dilation, groups=groups, padding_mode=mode)
+    a = torch.randn(1, 4, 9, 9)
+    # The worst difference at one place follows the signs of the weights; random ones come nowhere near.
+    centre = torch.autograd.functional.jacobian(lambda x: conv(x)[0, :, 4, 4], a)
+    exact = float(centre.abs().sum(dim=(1, 2, 3, 4)).max())
+    assert exact <= magnification(conv) * (1 + 1e-6)
+    if groups == 1:
+        model = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 81, 3)).eval()
+        if dilation == 2:
+            model[0].padding = (2, 2)
+        size = model[:3](a).shape[1]
+        model[3] = torch.nn.Linear(size, 3)
+        mask = masks.magnitude(conv.weight.detach(), 0.3)
+        found = certify(model, {"0.weight": mask}, [torch.randn(6, 4, 9, 9)], lipschitz="product")
+        assert (found.realised_eta <= found.layers[0].eta * (1 + 1e-5)).all()
+
+
+def test_a_model_that_does_not_repeat_itself_is_not_certified() -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(x, 0.5)
+
+    model = torch.nn.Sequential(torch.nn.Linear(40, 40), Noisy(), torch.nn.Linear(40, 2))
+    mask = {"0.weight": torch.rand(40, 40) > 0.5}
+    with pytest.raises(ValueError, match="computes something else each time"):
+        certify(model, mask, [torch.randn(3, 40)])
+
+    class Stubborn(torch.nn.Dropout):
+        def train(self, mode: bool = True) -> Any:
+            return super().train(True)
+
+    model = torch.nn.Sequential(torch.nn.Linear(40, 40), Stubborn(), torch.nn.Linear(40, 2))
+    with pytest.raises(ValueError, match="stays in training after eval"):
+        certify(model, mask, [torch.randn(3, 40)])
+
+
+def test_statistics_of_a_batch_do_not_reach_other_samples() -> None:
+    """Normalised by its own statistics a sample is another one in a batch: all is said of samples one by one."""
+    torch.manual_seed(5)
+    norm = torch.nn.BatchNorm2d(2, track_running_stats=False)
+    model = torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(32, 3))
+    x = torch.randn(6, 2, 4, 4) * torch.logspace(-2, 2, 6)[:, None, None, None]
+    found = certify(model, {"2.weight": torch.rand(3, 32) > 0.5}, [x], lipschitz="product")
+    np.testing.assert_allclose(found.layers[0].eta, found.realised_eta, rtol=1e-4)
+
+
+@pytest.mark.parametrize("margin", [20.0, 40.0, 60.0])
+def test_the_worst_loss_of_a_confident_model_is_a_bound(margin: float) -> None:
+    """A cross-entropy of such logits rounds to 0, but pruning takes the whole margin away."""
+    layer = torch.nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.tensor([[margin, 0.0], [0.0, 1.0]])
+    mask = {"0.weight": torch.tensor([[False, True], [True, True]])}
+    found = certify(torch.nn.Sequential(layer), mask, [torch.tensor([[1.0, 20.0]])], labels=[torch.tensor([0])])
+    assert found.loss_change is not None
+    assert found.worst_loss_change is not None
+    assert 0 < found.loss_change.value <= found.worst_loss_change.value
+    assert found.worst_loss_change.kind == BOUND

@@ -10,6 +10,7 @@ import pytest
 
 import mpfast
 from mpfast.spectra import fit_values, laws
+from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.synthetic import family, low_rank
 
@@ -197,3 +198,45 @@ def test_the_published_code_says_what_it_cannot_fit():
         mpfast.spectrum(noise((1, 40))).fit(compat="berlyand2026")
     with pytest.raises(ValueError, match="a matrix that is not zero"):
         mpfast.spectrum(np.zeros((30, 40))).fit(compat="berlyand2026")
+
+
+def measured(sigmas, settling):
+    """A Lanczos spectrum whose fit, and those without one probe each, are such multiples of sqrt(q)."""
+
+    def measure(level):
+        return Measure(np.array([level]), np.array([1.0]))
+
+    return mpfast.Spectrum(
+        shape=(300, 400),
+        dtype="float64",
+        method="lanczos",
+        fro_norm=math.sqrt(300.0),
+        measure=measure(float(np.mean(sigmas))),
+        probes=len(sigmas),
+        replicates=tuple(map(measure, sigmas)),
+        settling=settling,
+    )
+
+
+@pytest.mark.parametrize("probes", [4, 8, 32])
+def test_the_error_bar_of_few_probes_is_that_of_students_law(probes):
+    """A jackknife of b values, widened by what that law of b - 1 degrees asks for one or for two standard errors."""
+    stats = pytest.importorskip("scipy.stats")
+    sigmas = 1 + 0.01 * np.random.default_rng(probes).standard_normal(probes)
+    fit = measured(sigmas, 0.0).fit("median")
+    deviations = sigmas / sigmas.mean() - 1
+    jackknife = math.sqrt((probes - 1) / probes * (deviations**2).sum())
+    widened = fit.sigma_plus_error / fit.sigma_plus / jackknife
+    one, two = (stats.t.ppf(stats.norm.cdf(k), probes - 1) / k for k in (1, 2))
+    assert one < widened < two
+
+
+@pytest.mark.parametrize("settling", [0.002, 0.05])
+def test_the_error_bar_holds_what_a_finite_run_may_still_move(settling):
+    """Half of what the last two steps changed, in quadrature with what the probes scatter."""
+    equal = measured(np.ones(8), settling).fit("median")
+    assert equal.sigma_plus_error == pytest.approx(0.5 * settling * equal.sigma_plus, rel=1e-12)
+    sigmas = 1 + 0.01 * np.random.default_rng(1).standard_normal(8)
+    still, moving = (measured(sigmas, move).fit("median") for move in (0.0, settling))
+    extra = math.sqrt(moving.sigma_plus_error**2 - still.sigma_plus_error**2)
+    assert extra == pytest.approx(0.5 * settling * moving.sigma_plus, rel=1e-9)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, special
 
 from mpfast import MarchenkoPastur, TracyWidom
-from mpfast.spectra import laws
+from mpfast.spectra import fit_values, laws
 from mpfast.spectra.laws import MarchenkoPasturEigenvalues, largest_value_pvalue
 
 SHAPES = [(100, 100), (50, 100), (300, 100), (10, 999), (1, 5), (3, 100_000)]
@@ -191,3 +191,94 @@ def test_errors_name_the_law(law):
         law(0.0, (3, 4))
     with pytest.raises(ValueError, match=rf"^{law.__name__}\(\): shape must be two positive"):
         law(1.0, (0, 4))
+
+
+def lower_share(x: float, p: int, q: int) -> float:
+    """CDF of the unit law at x by Gauss-Legendre in the angle, in long double, over dyadic pieces towards phi = 0."""
+    p, q, x = (np.longdouble(number) for number in (p, q, x))
+    r = np.sqrt(p / q)
+    gap = (q - p) / q / (1 + r)
+    top = 2 * np.arctan2(np.sqrt(np.maximum(x - gap**2, 0)), np.sqrt((1 + r) ** 2 - x))
+    nodes, weights = (part.astype(np.longdouble) for part in np.polynomial.legendre.leggauss(40))
+    total = np.longdouble(0)
+    for piece in range(120):
+        high = top / np.longdouble(2) ** piece
+        phi = high * (3 + nodes) / 4  # of [high / 2, high]
+        y = gap**2 + 4 * r * np.sin(phi / 2) ** 2
+        total += high / 4 * (weights @ (2 / np.longdouble(np.pi) * np.sin(phi) ** 2 / y))
+    return float(total)
+
+
+@pytest.mark.parametrize("shape", [(999_999, 1_000_000), (999, 1000), (99_999_999, 100_000_000), (50, 50), (7, 900)])
+def test_quantiles_of_the_lower_tail_off_square(shape):
+    p, q = shape
+    u = np.array([1e-12, 1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9])
+    x = MarchenkoPasturEigenvalues(1.0, shape).ppf(u)
+    back = np.array([lower_share(float(value), p, q) for value in x])
+    # A rounding of x near the edge is one of (x - edge)^(3/2); Newton stalled at 180 times u before.
+    gap = (q - p) / q / (1 + math.sqrt(p / q))
+    slack = 4 * 2.0**-52 * x / np.maximum(x - gap**2, 2.0**-52 * x) + 1e-13
+    assert (np.abs(back - u) <= np.minimum(slack, 1e-3) * u).all()
+    assert (np.abs(MarchenkoPasturEigenvalues(1.0, shape).cdf(x) - u) <= np.minimum(slack, 1e-3) * u).all()
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (1, 1_000_000), (40, 40)])
+@pytest.mark.parametrize("exponent", [-1020, -600, -300, 300, 600, 980])
+def test_laws_at_the_ends_of_the_range_of_float64(shape, exponent):
+    """Scaling W by 2^k is exact, so nothing but the scale may change."""
+    unit, scaled = MarchenkoPastur(1.0, shape), MarchenkoPastur(math.ldexp(1.0, exponent), shape)
+    scale = math.ldexp(1.0, exponent // 2)
+    s = np.concatenate([[0.0], np.linspace(*unit.support, 23), [2 * unit.sigma_plus]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(scaled.support, np.multiply(unit.support, scale), rtol=1e-15)
+        np.testing.assert_allclose(scaled.pdf(s * scale) * scale, unit.pdf(s), rtol=1e-12)
+        np.testing.assert_allclose(scaled.cdf(s * scale), unit.cdf(s), rtol=1e-12)
+        np.testing.assert_allclose(
+            scaled.ppf([0.0, 0.01, 0.5, 1.0]) / scale, unit.ppf([0.0, 0.01, 0.5, 1.0]), rtol=1e-14
+        )
+        np.testing.assert_allclose(scaled.rvs(5, seed=3) / scale, unit.rvs(5, seed=3), rtol=1e-14)
+        if abs(exponent) < 1000:  # beyond, a density per unit of s^2 / q is no float64 itself
+            density = scaled.eigenvalues().pdf(scaled.variance) * scaled.variance
+            assert density == pytest.approx(unit.eigenvalues().pdf(1.0), rel=1e-12)
+        threshold = laws.tracy_widom_threshold(1.0, shape)
+        assert laws.tracy_widom_threshold(scaled.variance, shape) == pytest.approx(threshold * scale, rel=1e-14)
+        for level in (0.5, 1.0, 1.01):
+            ours = largest_value_pvalue(level * threshold * scale, scaled.variance, shape)
+            assert ours == pytest.approx(largest_value_pvalue(level * threshold, 1.0, shape), rel=1e-9)
+        assert scaled.cdf(1e300) == 1
+        assert scaled.pdf(1e300) == 0
+
+
+def test_tracy_widom_at_the_ends_of_its_tails():
+    law = TracyWidom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for u in (1e-300, 1e-100, 1e-30, 1e-16, 0.3):
+            # The logit of 1e-300 is 690, and a quantile of 1e-15 relative changes it by a few 1e-15 of that.
+            assert law.cdf(law.ppf(u)) == pytest.approx(u, rel=1e-10)
+            assert law.sf(law.isf(u)) == pytest.approx(u, rel=1e-10)
+        assert law.sf(law.ppf(1 - 1e-16)) == pytest.approx(2.0**-53, rel=1e-2)
+        assert law.cdf([-np.inf, -1e300, 1e300, np.inf]).tolist() == [0, 0, 1, 1]
+        # Johnstone's asymptotic form of 1 - F1, whose next term is of order s^(-3/2): 3 % at 12, 1 % at 25.
+        for s in (12.0, 25.0, 60.0):
+            tail = math.exp(-2 / 3 * s**1.5) / (4 * math.sqrt(math.pi) * s**0.75)
+            assert law.sf(s) == pytest.approx(tail, rel=0.06)
+        # Baik, Buckingham, DiFranco; zeta'(-1) = -0.1654211437.
+        for s in (12.0, 25.0):
+            lead = -11 / 48 * math.log(2) - 0.1654211437 / 2 - s**3 / 24 - s**1.5 / (3 * math.sqrt(2))
+            assert math.log(law.cdf(-s)) == pytest.approx(lead - math.log(s) / 16, abs=0.02)
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        law.isf(0.0)
+
+
+@pytest.mark.parametrize("beta", [1e-300, 1e-17, 1e-16, 1 - 2.0**-53])
+def test_every_false_alarm_level_has_a_threshold(beta):
+    fit = fit_values(MarchenkoPastur(1.0, (90, 120)).ppf((np.arange(90) + 0.5) / 90), (90, 120), beta=beta)
+    assert 0 < fit.threshold < math.inf
+    assert largest_value_pvalue(fit.threshold, fit.variance, (90, 120)) == pytest.approx(beta, rel=1e-6)
+
+
+def test_a_pvalue_needs_noise():
+    with pytest.raises(ValueError, match="variance must be positive"):
+        largest_value_pvalue(1.0, 0.0, (3, 4))

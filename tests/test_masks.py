@@ -233,6 +233,67 @@ class TestSpectralBudget:
             kept = sum(int(mask.sum()) for mask in masks.spectral_budget(weights, sparsity).values())
             assert total - kept == math.floor(sparsity * total)
 
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, "bfloat16"])
+    def test_the_deviation_of_entries_does_not_cancel(self, dtype):
+        """To the rounding of sums of the entries as stored: their own standard deviation, in longdouble."""
+        rng = np.random.default_rng(3)
+        for mean, scale in ((0, 1), (100, 1), (1e8, 1), (0, 1e200), (1e200, 1e190), (0, 1e-300), (5, 0)):
+            W = mean + scale * rng.standard_normal((40, 300))
+            given = W
+            if dtype != np.float64 and max(mean, scale) > 1e4:
+                continue
+            if dtype == "bfloat16":
+                torch = pytest.importorskip("torch")
+                given = torch.tensor(W).to(torch.bfloat16)
+                W = given.double().numpy()
+            elif dtype != np.float64:
+                given = W = W.astype(dtype)
+            exact = float(W.astype(np.longdouble).std())
+            found = masks.spectral_signals({"w": given}, "entry_std")["w"]
+            # Deviations are of entries of a size: each has that size's rounding.
+            assert found == pytest.approx(exact, rel=1e-12, abs=2.0**-52 * float(np.abs(W).max()))
+
+    def test_1e8_plus_noise_has_the_deviation_of_the_noise(self):
+        noise = np.random.default_rng(4).standard_normal((500, 500))
+        found = masks.spectral_signals({"w": 1e8 + noise}, "entry_std")["w"]
+        assert found == pytest.approx(1.0, abs=3 / 500)  # sd / sqrt(2 n), n = 250000, is 0.0014
+
+    def test_the_deviation_on_a_device_is_that_on_the_host(self):
+        torch = pytest.importorskip("torch")
+        from mpfast.masks.cuda import entry_std_on_device
+
+        rng = np.random.default_rng(5)
+        for W in (
+            1e8 + rng.standard_normal((30, 40)),
+            1e200 * rng.standard_normal((30, 40)),
+            1e-310 * rng.standard_normal((30, 40)),
+            np.zeros((3, 4)),
+            rng.standard_normal((7, 5)).astype(np.float16),
+        ):
+            host = masks.spectral_signals({"w": W}, "entry_std")["w"]
+            assert entry_std_on_device(torch.tensor(W)) == pytest.approx(host, rel=1e-12)
+
+    def test_a_layer_weight_of_zero_is_pruned_last(self):
+        rule = regimes.Regime(1.0, "sigma_plus", {"other": 10.0}, 0.9)
+        weights = {name: w for name, w in self.weights().items() if name != "attn.q"}
+        signals = {"mlp.fc1": 2.0, "head": 1.0}  # 1 + beta z is below 0 for the head: its weight is the floor
+        found = masks.spectral_budget(weights, 0.5, regimes=rule, signals=signals, smallest_weight=0)
+        assert found["head"].all()
+        kept = sum(int(mask.sum()) for mask in found.values())
+        total = sum(w.size for w in weights.values())
+        assert kept == total - math.floor(0.5 * total)
+        for floor in (-0.1, math.nan, math.inf):
+            with pytest.raises(ValueError, match="floor must be a number from 0"):
+                masks.spectral_budget(weights, 0.5, regimes=rule, signals=signals, smallest_weight=floor)
+
+    @pytest.mark.parametrize("scale", [1e-200, 1e-13, 1e200])
+    def test_the_scale_of_the_signals_does_not_matter(self, scale):
+        rule = regimes.Regime(1.0, "entry_std", {"other": 1.0}, 0.9)
+        signals = np.array([1.0, 2.0, 5.0])
+        np.testing.assert_allclose(
+            regimes.layer_weights(signals * scale, 0.3, rule), regimes.layer_weights(signals, 0.3, rule), rtol=1e-13
+        )
+
     def test_bad_options(self):
         weights = self.weights()
         with pytest.raises(ValueError, match="signal must be one of sigma_plus, hill, entry_std"):

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mpfast import masks
-from mpfast.masks.projection import output_error, permute_inputs, permute_outputs, project
+from mpfast.masks.projection import _Problem, output_error, permute_inputs, permute_outputs, project
 
 
 def random_moments(rng: np.random.Generator, groups: int, m: int) -> NDArray[np.float64]:
@@ -317,3 +317,22 @@ def test_frameworks() -> None:
     np.testing.assert_array_equal(found.mask.numpy(), want)
     narrow = torch.from_numpy(W).to(torch.bfloat16)
     np.testing.assert_array_equal(project(narrow, 2, 4, C).mask.numpy(), project(narrow.float().numpy(), 2, 4, C).mask)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 4), (4, 8), (1, 8), (7, 8)])
+@pytest.mark.parametrize("correlated", [False, True])
+def test_no_mask_costs_less_than_the_lower_bound(n: int, m: int, correlated: bool) -> None:
+    """The bound that stands in where a search is not exhaustive, against enumeration; without correlations it is met.
+
+    What `project` reports is never more than the cost that it has found, which would hide a bound that is too high.
+    """
+    rng = np.random.default_rng(m * 10 + n)
+    W = rng.standard_normal((20, 3 * m))
+    C = random_moments(rng, 3, m)
+    if not correlated:
+        C = C * np.eye(m)
+    _, best = enumerated(W, C, n, m)
+    bound = _Problem(W, "float64", W.shape, n, m, C).lower_bound(C)
+    assert bound <= best.sum() * (1 + 1e-12)
+    if not correlated:
+        assert bound == pytest.approx(best.sum(), rel=1e-12)

@@ -9,6 +9,7 @@ import pytest
 
 from mpfast import masks
 from mpfast.masks.allocation import linear_map
+from mpfast.masks.by_noise_floor import _at_most
 from mpfast.masks.projection import output_error
 from mpfast.masks.restoration import input_norm_saliency, restoration_gain
 
@@ -190,3 +191,17 @@ def test_a_sparsity_for_each_layer() -> None:
         linear_map([1.0], [10], 0.5, epsilon=2)
     with pytest.raises(ValueError, match="mapping"):
         masks.magnitude(weights["a.attn"], {"a.attn": 0.5})
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_noise_floor_compares_entries_of_a_type_with_the_level_in_float64(dtype: str) -> None:
+    """As a GPU compares, in the type itself: exactly what is above the level in float64, neighbours of it included."""
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    for level in (1e-60, 1e-3, 0.1, 1 / 3, 1.0, math.pi, 1e4, 70000.0, 1e30, 1e300):
+        nearest = torch.tensor(level, dtype=torch.float64).to(kind)
+        around = [nearest, torch.tensor(0.0, dtype=kind), torch.tensor(torch.finfo(kind).max, dtype=kind)]
+        around += [torch.tensor(level * (1 + step * torch.finfo(kind).eps)).to(kind) for step in (-2, -1, 1, 2)]
+        sizes = torch.stack([entry for entry in around if bool(entry.isfinite())])
+        found = sizes > _at_most(level, dtype)
+        assert found.tolist() == (sizes.double() > level).tolist()

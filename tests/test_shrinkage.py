@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -98,3 +99,37 @@ def test_bad_variances(variance):
         optimal_threshold((2, 2), variance=variance)
     with pytest.raises(ValueError, match=r"optimal_threshold\(\): median must be finite"):
         optimal_threshold((2, 2), median=variance)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (1, 1_000_000), (50, 50)])
+@pytest.mark.parametrize("exponent", [-1020, -500, 500, 980])
+def test_thresholds_and_shrinkers_scale_with_the_matrix(shape, exponent):
+    """W times 2^k is exact, so the results are too; nothing overflows on the way."""
+    scale = math.ldexp(1.0, exponent // 2)
+    variance = math.ldexp(1.0, exponent)
+    edge = MarchenkoPastur(1.0, shape).sigma_plus
+    s = edge * np.array([0.5, 1.001, 1.5, 30.0, 1e6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wanted = optimal_threshold(shape, variance=1.0)
+        assert optimal_threshold(shape, variance=variance) == pytest.approx(wanted * scale, rel=1e-14)
+        assert optimal_threshold(shape, median=edge * scale) == pytest.approx(
+            optimal_threshold(shape, median=edge) * scale, rel=1e-14
+        )
+        for loss in ("frobenius", "operator", "nuclear"):
+            np.testing.assert_allclose(
+                shrink(s * scale, variance, shape, loss=loss), shrink(s, 1.0, shape, loss=loss) * scale, rtol=1e-13
+            )
+
+
+@pytest.mark.parametrize("loss", ["frobenius", "operator", "nuclear"])
+def test_a_value_far_above_the_noise_stays_as_it_is(loss):
+    # y - f(y) is of order 1 / y in units of the noise edge: beyond 1e16 edges nothing of it is left.
+    for value, variance in ((1e200, 1.0), (1e300, 1e-300), (1e-150, 5e-324)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(shrink([value], variance, (30, 40), loss=loss), [value], rtol=1e-12)
+
+
+def test_a_median_whose_square_is_no_float64():
+    assert optimal_threshold((10, 20), median=1e200) == pytest.approx(1e200 * optimal_threshold((10, 20), median=1.0))

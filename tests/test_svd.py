@@ -7,6 +7,7 @@ import pytest
 
 import mpfast
 from mpfast import lowrank
+from mpfast.spectra import krylov_svd
 from mpfast.spectra.synthetic import family, low_rank
 from mpfast.support.errors import ConvergenceWarning
 
@@ -201,3 +202,95 @@ def test_identical_blocks_are_all_counted_above_the_edge():
     exact = np.linalg.svd(W, compute_uv=False)
     np.testing.assert_allclose(found.s, exact[exact > found.edge.sigma_plus], rtol=1e-5)
     assert len(found.s) >= 12
+
+
+def graded(shape, end, seed=11):
+    p = min(shape)
+    return (orthonormal(shape[0], p, seed) * np.logspace(0, end, p)) @ orthonormal(shape[1], p, seed + 1).T
+
+
+def true_residuals(W, result):
+    """The larger of both, of what was returned, in longdouble: nothing of it is the reference's rounding."""
+    W, u, vh = (np.asarray(x, dtype=np.longdouble) for x in (W, result.U, result.Vh))
+    s = result.s.astype(np.longdouble)
+    left, right = W @ vh.T - u * s, W.T @ u - vh.T * s
+    return np.sqrt(np.maximum((left**2).sum(axis=0), (right**2).sum(axis=0))).astype(float)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "end", "k"),
+    [
+        ((90, 120), -10, 45),  # dense, far below s_1
+        ((120, 90), -6, 90),  # dense, all of them
+        ((80, 100), 0, 80),  # all equal
+        ((300, 200), -3, 150),  # dense, by the squares
+        ((300, 400), -8, 50),  # Krylov
+        ((400, 300), -12, 20),
+    ],
+)
+def test_residuals_are_those_of_what_is_returned(shape, end, k, dtype):
+    W = graded(shape, end).astype(dtype)
+    result = mpfast.svd(W, k)
+    actual = true_residuals(W, result)
+    assert (actual <= result.residuals).all()
+    # 2^-50 s_1 is allowed for the products' rounding, which may as well have cancelled.
+    assert (result.residuals <= actual + 2 * 2.0**-50 * result.s[0]).all()
+    # LAPACK's values err by a few roundings of s_1 themselves.
+    assert (np.abs(result.s - singular_values(W)[:k]) <= result.residuals + 8 * 2.0**-52 * result.s[0]).all()
+
+
+def test_residuals_of_rotated_triplets_and_of_noise():
+    W = np.random.default_rng(12).standard_normal((80, 100))
+    result = mpfast.svd(W, 80)
+    assert (true_residuals(W, result) <= result.residuals).all()
+    W = family("spikes40", (400, 500), 13).astype(np.float32)
+    result = mpfast.svd(W, 30)
+    assert (true_residuals(W, result) <= result.residuals).all()
+
+
+@pytest.mark.parametrize(("shape", "k"), [((90, 120), 90), ((120, 90), 45), ((300, 400), 300), ((400, 300), 100)])
+def test_small_values_beside_a_large_one_are_right(shape, k):
+    # A backward stable decomposition errs by a few roundings of s_1: 1e-15 / 1e-6 = 1e-9 of the last of these.
+    W = graded(shape, -6)
+    np.testing.assert_allclose(mpfast.svd(W, k).s, np.logspace(0, -6, min(shape))[:k], rtol=1e-8)
+
+
+def test_a_krylov_space_that_rounding_has_spoilt_gives_way_to_all_of_w():
+    # The squares of the last values are 1e-18 of the first: the Gram operator has lost them.
+    s = np.concatenate([np.logspace(0, -9, 10), np.full(290, 1e-12)])
+    W = (orthonormal(300, 300, 14) * s) @ orthonormal(400, 300, 15).T
+    np.testing.assert_allclose(mpfast.svd(W, 10).s, s[:10], rtol=1e-5)
+
+
+def test_values_that_rounding_has_lost_are_said_to_be():
+    # 1e-14 s_1 is known to a few hundredths of it: LAPACK's own error, a rounding of s_1.
+    with pytest.warns(ConvergenceWarning, match="was not met for rounding"):
+        mpfast.svd(graded((90, 120), -14), 90)
+    s = np.concatenate([np.logspace(0, -9, 10), np.full(1190, 1e-12)])
+    W = (orthonormal(1200, 1200, 16) * s) @ orthonormal(1200, 1200, 17).T
+    with pytest.warns(ConvergenceWarning, match="was not met for rounding"):
+        mpfast.svd(W, 10)
+
+
+@pytest.mark.parametrize("tol", [1e-8, 1e-10])
+def test_a_tolerance_below_the_rounding_of_fp32_products_is_met(tol):
+    W = np.random.default_rng(18).standard_normal((500, 700)).astype(np.float32)
+    np.testing.assert_allclose(mpfast.svd(W, 10, tol=tol).s, singular_values(W)[:10], rtol=tol)
+
+
+def test_further_runs_see_other_vectors(monkeypatch):
+    # 80 equal values: a further run that repeated the probes of another would show the same 32 of their vectors.
+    streams = []
+    start = krylov_svd.start_run
+
+    def watched(source, width, seed, stream, *rest, **options):
+        streams.append(stream)
+        return start(source, width, seed, stream, *rest, **options)
+
+    monkeypatch.setattr(krylov_svd, "start_run", watched)
+    s = np.concatenate([np.full(80, 10.0), np.linspace(1, 0.1, 520)])
+    W = (orthonormal(700, 600, 19) * s) @ orthonormal(600, 600, 20).T
+    found = mpfast.svd(W, 80, block=4)
+    np.testing.assert_allclose(found.s, np.full(80, 10.0), rtol=1e-5)
+    assert len(streams) == len(set(streams)) >= 3

@@ -67,14 +67,27 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
         found = measured_spectrum(W if len(shape) == 2 else W.reshape(shape[0], -1), seed=seed)
         warn_caller("noise_floor", found.unmet_tolerance, ConvergenceWarning)
         variance = found.edge.variance
-    level = math.sqrt(2 * variance * math.log(2 * math.prod(shape) / delta))
+    level = math.sqrt(variance) * math.sqrt(2 * math.log(2 * math.prod(shape) / delta))
     if on_gpu:
-        return _larger(abs(W), level)
+        return _larger(abs(W), _at_most(level, str(W.dtype).removeprefix("torch.")))
     # Row by row in float64: the level as the storage type would round it is another one.
     keep = np.empty(shape, dtype=np.bool_)
     for entries, kept in zip(array, keep, strict=True):
         kept[...] = _larger(np.abs(wide(entries, dtype)), level)
     return like(keep, W)
+
+
+def _at_most(level: float, dtype: str) -> float:
+    """The largest number of a type that is not above ``level``: entries of the type exceed both or neither."""
+    if dtype == "float64":
+        return level
+    kind = np.float16 if dtype == "float16" else np.float32
+    rounded = np.asarray(min(level, float(np.finfo(kind).max)), kind)
+    if float(rounded) > level:
+        rounded = np.nextafter(rounded, np.asarray(0, kind))
+    if dtype == "bfloat16":
+        rounded = (rounded.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return float(rounded)
 
 
 def _larger(sizes: Any, level: float) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, wide
 from mpfast.masks.cuda import entry_std_on_device
@@ -23,6 +25,9 @@ from mpfast.support import (
 )
 
 __all__ = ["spectral_budget", "spectral_signals"]
+
+# What a layer weight of 0 counts as: scores stay numbers of float32, and what it protects is pruned last.
+LEAST_WEIGHT = 2.0**-64
 
 
 @front_door
@@ -58,7 +63,7 @@ def spectral_budget(
     signals
         Values of the signal by name, if they are known already: no spectrum is computed.
     smallest_weight
-        What no layer weight falls below.
+        What no layer weight falls below, from 0: a layer of weight 0 is pruned after all others.
     within
         As in `magnitude`. The signal is that of the weights as they are given.
     seed, threads
@@ -103,7 +108,7 @@ def spectral_budget(
         values = [1.0]
     types = [layer_type(name) for name in names]
     factors = layer_weights(values, sparsity, regime, types, smallest_weight=smallest_weight)
-    prune_layers(layers, [float(1 / w) for w in factors], sparsity, count)
+    prune_layers(layers, [1 / max(float(w), LEAST_WEIGHT) for w in factors], sparsity, count)
     return close_layers(layers, weights, mapping)
 
 
@@ -146,6 +151,8 @@ def _measured(
     signals, unmet = {}, {}
     for name, weight in weights.items():
         label = f"weights[{name!r}]"
+        if 0 in (shape := tuple(getattr(weight, "shape", ()))):
+            raise InvalidValueError(label, f"is empty: its shape is {shape}")
         try:
             number, unmet[label] = measure(weight)
         except InputError as error:
@@ -184,9 +191,17 @@ def _entry_std(weight: Any) -> float:
     if is_on_gpu(weight) and has_cuda_backend():
         return entry_std_on_device(weight)
     array, dtype = as_numpy(weight)
-    total = squares = 0.0
-    for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
-        entries = wide(row, dtype)
-        total += float(entries.sum())
-        squares += float((entries**2).sum())
-    return math.sqrt(max(squares / array.size - (total / array.size) ** 2, 0.0))
+    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]
+    largest = max(float(np.abs(wide(row, dtype)).max(initial=0.0)) for row in rows)
+    if largest == 0 or not math.isfinite(largest):
+        return 0.0 if largest == 0 else math.nan
+    # No square overflows at this scale, and deviations from the mean do not cancel as squares less its square do.
+    exponent = math.frexp(largest)[1]
+
+    def scaled() -> Iterator[Any]:
+        return (np.ldexp(wide(row, dtype), -exponent) for row in rows)
+
+    mean = math.fsum(float(row.sum()) for row in scaled()) / array.size
+    shift = math.fsum(float((row - mean).sum()) for row in scaled()) / array.size
+    squares = math.fsum(float(((row - mean) ** 2).sum()) for row in scaled()) / array.size
+    return math.ldexp(math.sqrt(max(squares - shift**2, 0.0)), exponent)

@@ -69,9 +69,18 @@ def projection_on_device(
 def entry_std_on_device(weight: Any) -> float:
     """Standard deviation of all entries, in fp64."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(weight, torch.Tensor):
-        return float(torch.std(weight.detach().double(), correction=0))
-    return float(weight.std(dtype=np.float64))
+    is_torch = torch is not None and isinstance(weight, torch.Tensor)
+    entries: Any = weight.detach().double() if is_torch else weight.astype(np.float64)
+    largest = float(abs(entries).max())
+    if largest == 0 or not math.isfinite(largest):
+        return 0.0 if largest == 0 else math.nan
+    # As on the host: no square overflows at this scale, and deviations do not cancel.
+    exponent = math.frexp(largest)[1]
+    half = exponent // 2
+    entries = entries * 2.0**-half * 2.0 ** (half - exponent)
+    deviations = entries - float(entries.mean())
+    spread = float((deviations**2).mean()) - float(deviations.mean()) ** 2
+    return math.ldexp(math.sqrt(max(spread, 0.0)), exponent)
 
 
 def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ Berlyand, Bourdais, Owhadi, Shmalo, arXiv 2606.02608, "spectral edge budgeting".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,12 @@ def layer_weights(
     types
         Layer types for ``regime.beta``; default all ``"other"``.
     smallest_weight
-        What no weight falls below.
+        What no weight falls below, from 0.
+
+    Raises
+    ------
+    ValueError
+        `smallest_weight` is negative or not finite.
 
     Examples
     --------
@@ -128,8 +134,12 @@ def layer_weights(
     >>> layer_weights([1, 2, 3, 4], 0.25, rule).round(5)
     array([0.32918, 0.77639, 1.22361, 1.67082])
     """
+    if not 0 <= smallest_weight < math.inf:
+        raise InvalidValueError("smallest_weight", f"must be a number from 0, not {smallest_weight!r}")
     x = np.asarray(signals, dtype=np.float64)
     known = np.isfinite(x)
+    # z does not depend on the scale; its squares must be numbers.
+    x = x / (float(np.abs(x[known]).max(initial=0.0)) or 1.0)
     z = np.zeros(len(x))
     if known.any():
         deviation = x[known] - x[known].mean()

@@ -52,7 +52,7 @@ class DeviceSource:
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
-    def singular_values(self) -> tuple[Array, float]:
+    def singular_values(self) -> tuple[Array, float, bool]:
         gram = self.gram()
         unit = 2.0**self.scale_exponent
         fro_norm = float(np.sqrt(np.trace(gram))) * unit
@@ -62,7 +62,7 @@ class DeviceSource:
             # Too badly conditioned for W^T W: the host's bidiagonalisation decides, on a copy.
             return MatrixSource(self._on_host(), self.threads).singular_values()
         values[rank:] = 0.0
-        return values * unit, fro_norm
+        return values * unit, fro_norm, True
 
     def gram(self) -> Array:
         with gram_memory(self.shape):

@@ -35,11 +35,11 @@ class MatrixSource:
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
-    def singular_values(self) -> tuple[Array, float]:
+    def singular_values(self) -> tuple[Array, float, bool]:
         with gram_memory(self.shape):
-            values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
+            values, fro_norm, nonfinite, row, col, route = _core.exact_values(self.matrix, self.threads)
         raise_if_nonfinite("W", nonfinite, (row, col))
-        return values, fro_norm
+        return values, fro_norm, route == "gram"
 
     def gram(self) -> Array:
         with gram_memory(self.shape):

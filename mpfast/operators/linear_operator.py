@@ -17,6 +17,12 @@ Array = NDArray[np.float64]
 
 __all__ = ["GramOperator", "OperatorSource", "is_operator"]
 
+# What two products that are each other's adjoint may differ by, in roundings of their norms; and in what splitting a
+# vector in two changes, where an operator rounds more than its type says.
+ADJOINT_ROUNDINGS = 512.0
+ADJOINT_NOISE = 64.0
+LARGEST_NOISE = 1e-4  # relative
+
 
 def is_operator(W: Any) -> bool:
     """Whether W is a SciPy sparse matrix or offers ``matmat`` and ``rmatmat``; SciPy is not imported for it."""
@@ -61,6 +67,7 @@ class GramOperator:
             raise dtype_error("W", dtype.name, cast)
         self.dtype = dtype.name
         self._operator = W
+        self._has_adjoint = False  # not yet known to
         self._sparse: Any = _canonical(W) if _is_sparse(W) else None
         if self._sparse is not None:
             self._transposed: Any = self._sparse.T
@@ -86,18 +93,54 @@ class GramOperator:
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
+        if not self._has_adjoint and self._sparse is None:
+            self._check_adjoint()
+            self._has_adjoint = True
         columns = np.ascontiguousarray(X.T, dtype=np.float64)
-        product: Any
-        if self._sparse is not None:
-            product = (self._transposed if transpose else self._sparse) @ columns
-        else:
-            product = self._adjoint_product(columns) if transpose else self._operator.matmat(columns)
-        rows = np.ascontiguousarray(np.asarray(product, dtype=np.float64).T)
+        rows = np.ascontiguousarray(self._product(columns, transpose=transpose).T)
         if not np.isfinite(rows).all():
             raise InvalidValueError(
                 "products with W", "are not finite (NaN or inf)", "clean the entries of the operator"
             )
         return rows
+
+    def _product(self, columns: Array, *, transpose: bool) -> Array:
+        if self._sparse is not None:
+            product = (self._transposed if transpose else self._sparse) @ columns
+        else:
+            product = self._adjoint_product(columns) if transpose else self._operator.matmat(columns)
+        return np.asarray(product, dtype=np.float64)
+
+    def _check_adjoint(self) -> None:
+        """Raise ValueError unless ``<y, W x> = <W^T y, x>`` for random x and y, but for rounding.
+
+        Where it fails by rounding of a size that the type does not explain (fp32 inside, or differences of large
+        products), the operator shows that rounding by ``W x + W x'`` not being ``W (x + x')`` either.
+        """
+        random = np.random.default_rng(0)
+        x, y = (random.standard_normal((side, 2)) for side in self.shape[::-1])
+        forth, back = self._product(x[:, :1], transpose=False), self._product(y[:, :1], transpose=True)
+        shaped = forth.shape == (self.shape[0], 1) and back.shape == (self.shape[1], 1)
+        if not (shaped and np.isfinite(forth).all() and np.isfinite(back).all()):
+            return  # whoever asked for a product hears of that
+        left, right = float(np.vdot(y[:, :1], forth)), float(np.vdot(back, x[:, :1]))
+        eps = 2.0**-52 if self.dtype == "float64" else 2.0**-23
+        x_norm, y_norm = (float(np.linalg.norm(vector[:, :1])) for vector in (x, y))
+        size = y_norm * float(np.linalg.norm(forth)) + x_norm * float(np.linalg.norm(back))
+        if abs(left - right) <= ADJOINT_ROUNDINGS * eps * size:
+            return
+        noise = 0.0
+        for vectors, other_norm, transpose in ((x, y_norm, False), (y, x_norm, True)):
+            whole = self._product(vectors.sum(axis=1, keepdims=True), transpose=transpose)
+            parts = [self._product(vectors[:, k : k + 1], transpose=transpose) for k in range(2)]
+            noise += other_norm * float(np.linalg.norm(whole - parts[0] - parts[1]))
+        if abs(left - right) > min(ADJOINT_NOISE * noise, LARGEST_NOISE * size):
+            raise InvalidValueError(
+                "W",
+                f"has an rmatvec that is not the adjoint of its matvec: <y, W x> = {left:.6g} for random x and y, but "
+                f"<W^T y, x> = {right:.6g}",
+                "give it the product with the transpose as rmatvec or rmatmat",
+            )
 
     def _adjoint_product(self, columns: Array) -> Any:
         try:
@@ -147,14 +190,14 @@ class OperatorSource:
             gram[first : first + len(unit)] = self.operator.apply(unit)
         return 0.5 * (gram + gram.T)
 
-    def singular_values(self) -> tuple[Array, float]:
+    def singular_values(self) -> tuple[Array, float, bool]:
         known = self.operator.singular_values()
         if known is not None:
-            return known, float(np.linalg.norm(known))
+            return known, float(np.linalg.norm(known)), False
         gram = self.gram()
         eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
         values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-        return values, float(np.sqrt(np.trace(gram)))
+        return values, float(np.sqrt(np.trace(gram))), True
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         return self.operator.multiply(X, transpose=transpose)

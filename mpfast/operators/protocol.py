@@ -89,8 +89,8 @@ class Source(Protocol):
     def squared_norm(self, measured: float) -> float | None:
         """Squared Frobenius norm of the scaled matrix; ``measured`` is what the first pass saw. None if unknown."""
 
-    def singular_values(self) -> tuple[Array, float]:
-        """All p singular values, descending, and the Frobenius norm."""
+    def singular_values(self) -> tuple[Array, float, bool]:
+        """All p singular values, descending, the Frobenius norm, and whether the values are roots of those of W^T W."""
 
     def gram(self) -> Array:
         """Gram matrix of the short side of the scaled matrix, (p, p)."""

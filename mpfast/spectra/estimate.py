@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.operators import Source, open_source
+from mpfast.spectra.edge import SQUARES_RESOLUTION
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request, SpectrumMethod
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
@@ -29,6 +30,8 @@ Array = NDArray[np.float64]
 
 # Up to here every singular value costs no more than an estimate of their distribution.
 EXACT_UP_TO = 1024
+# Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
+EXACT_FLOPS = 5.6e12
 # The smallest p a block Krylov space is worth the name for.
 LANCZOS_FROM = 64
 MAX_PROBES = 512
@@ -55,9 +58,15 @@ def estimate_spectrum(source: Source, request: Request) -> Spectrum:
 
 def exact_spectrum(source: Source, request: Request) -> Spectrum:
     """Every singular value."""
-    values, fro_norm = source.singular_values()
+    values, fro_norm, by_squares = source.singular_values()
     return Spectrum.from_values(
-        values, source.shape, dtype=source.dtype, device=source.device, fro_norm=fro_norm, seed=int(request.seed)
+        values,
+        source.shape,
+        dtype=source.dtype,
+        device=source.device,
+        fro_norm=fro_norm,
+        seed=int(request.seed),
+        resolution=SQUARES_RESOLUTION if by_squares else None,
     )
 
 
@@ -71,10 +80,21 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
         session = Session(session.source, request, precise=True)
         session.add_probes(probes)
 
+    if request.method == "auto" and session.values_repeat() and _exact_is_possible(source):
+        return exact_spectrum(session.source, request)
     while True:
         if request.steps is None:
             session.settle()
         result = session.spectrum()
+        if result.values is not None:
+            return result
+        if session.hides_values():
+            return replace(
+                result,
+                unmet_tolerance=f"singular values of the {source.shape[0]} x {source.shape[1]} matrix repeat, and "
+                f"after {session.steps} steps not all of the distinct ones were found: the errors may be larger than "
+                "reported; method='exact' has none",
+            )
         if request.fixed:
             return result
         relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
@@ -94,6 +114,12 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
                 f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
             )
         session.add_probes(more)
+
+
+def _exact_is_possible(source: Source) -> bool:
+    """Whether all singular values take some ten seconds at most."""
+    p, q = min(source.shape), max(source.shape)
+    return 2.0 * q * p * p + 8.0 * p**3 <= EXACT_FLOPS
 
 
 def _first_probes(p: int, request: Request) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,12 @@ __all__ = [
 
 # Below this ratio the closed form of the CDF cancels; the series needs few terms there.
 _SERIES_BELOW = 0.05
+# Below this share of `1 - sqrt(g)` both cancel, and the density is integrated: there it has no feature but phi^2.
+_INTEGRAL_BELOW = 0.25
+_POINTS, _POINT_WEIGHTS = (0.5 * x for x in np.polynomial.legendre.leggauss(12))
+_POINTS = _POINTS + 0.5
+# More steps than Newton's iteration takes, or bisection where it fails.
+_MAX_STEPS = 60
 
 
 def _check(variance: float, shape: tuple[int, int]) -> None:
@@ -44,6 +51,12 @@ def _sigmoid(logit: Array) -> Array:
         return 1 / (1 + np.exp(-logit))
 
 
+def _over(x: ArrayLike, scale: float) -> Array:
+    """``x / scale`` in float64; infinite, without a word, where that is beyond its range."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x, dtype=np.float64) / scale
+
+
 def sigma_plus(variance: float, shape: tuple[int, int]) -> float:
     """Marchenko-Pastur upper edge on the singular-value scale, ``sqrt(variance) (sqrt(m) + sqrt(n))``.
 
@@ -55,67 +68,116 @@ def sigma_plus(variance: float, shape: tuple[int, int]) -> float:
     return math.sqrt(variance) * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
 
 
-def _cdf_of_angle(phi: Array, g: float) -> Array:
-    """CDF at ``x = 1 + g - 2 sqrt(g) cos(phi)``, phi in [0, pi]."""
-    r = math.sqrt(g)
+class _Ratio(NamedTuple):
+    """``g = p / q`` and ``1 - g``, which of an almost square matrix the rounding of g would spoil."""
+
+    g: float
+    rest: float
+
+    @classmethod
+    def of(cls, shape: tuple[int, int]) -> _Ratio:
+        p, q = min(shape), max(shape)
+        return cls(p / q, (q - p) / q)
+
+    @property
+    def root(self) -> float:
+        return math.sqrt(self.g)
+
+    @property
+    def gap(self) -> float:
+        """``1 - sqrt(g)``."""
+        return self.rest / (1 + self.root)
+
+
+def _cdf_of_angle(phi: Array, ratio: _Ratio) -> Array:
+    """CDF at ``x = 1 + g - 2 sqrt(g) cos(phi)``, phi in [0, pi]; the lower tail to all its digits."""
+    near = phi < _INTEGRAL_BELOW * ratio.gap
+    value = np.array(_closed_cdf(phi, ratio))
+    if np.any(near):
+        small = phi[near]
+        value[near] = small * (_slope_of_angle(np.multiply.outer(small, _POINTS), ratio) @ _POINT_WEIGHTS)
+    return value
+
+
+def _closed_cdf(phi: Array, ratio: _Ratio) -> Array:
+    g, r = ratio.g, ratio.root
     if g < _SERIES_BELOW:
         terms = max(4, math.ceil(39 / abs(math.log(r))) if r > 0 else 4)
         j = np.arange(2, terms + 2)
         series = np.sin(np.multiply.outer(phi, j)) @ (r ** (j - 2.0) / j)
-        return (phi + r * np.sin(phi) - (1 - g) * series) / np.pi
+        return (phi + r * np.sin(phi) - ratio.rest * series) / np.pi
     half = 0.5 * phi
-    angle = np.arctan2((1 + r) * np.sin(half), (1 - r) * np.cos(half))
-    return (2 / np.pi) * ((1 + g) * phi / (4 * g) + np.sin(phi) / (2 * r) - (1 - g) / (2 * g) * angle)
+    angle = np.arctan2((1 + r) * np.sin(half), ratio.gap * np.cos(half))
+    return (2 / np.pi) * ((1 + g) * phi / (4 * g) + np.sin(phi) / (2 * r) - ratio.rest / (2 * g) * angle)
 
 
-def _x_of_angle(phi: Array, g: float) -> Array:
+def _x_of_angle(phi: Array, ratio: _Ratio) -> Array:
     """``1 + g - 2 sqrt(g) cos(phi)`` without cancellation."""
-    r = math.sqrt(g)
-    x: Array = (1 - r) ** 2 + 4 * r * np.sin(0.5 * phi) ** 2
+    x: Array = ratio.gap**2 + 4 * ratio.root * np.sin(0.5 * phi) ** 2
     return x
 
 
-def _slope_of_angle(phi: Array, g: float) -> Array:
-    x = _x_of_angle(phi, g)
+def _slope_of_angle(phi: Array, ratio: _Ratio) -> Array:
+    x = _x_of_angle(phi, ratio)
     smooth = np.divide(np.sin(phi) ** 2, x, out=np.full(phi.shape, 2.0), where=x > 0)
     slope: Array = (2 / np.pi) * smooth
     return slope
 
 
-def _unit_cdf(x: Array, g: float) -> Array:
-    r = math.sqrt(g)
-    low, high = (1 - r) ** 2, (1 + r) ** 2
+def _unit_cdf(x: Array, ratio: _Ratio) -> Array:
+    low, high = ratio.gap**2, (1 + ratio.root) ** 2
     inside = np.clip(x, low, high)
     phi = 2 * np.arctan2(np.sqrt(inside - low), np.sqrt(high - inside))
-    return np.where(x >= high, 1.0, np.where(x <= low, 0.0, _cdf_of_angle(phi, g)))
+    return np.where(x >= high, 1.0, np.where(x <= low, 0.0, _cdf_of_angle(phi, ratio)))
 
 
 @lru_cache(maxsize=256)
-def _angle_table(g: float) -> tuple[Array, Array]:
-    phi = np.linspace(0, np.pi, 513)
-    return _cdf_of_angle(phi, g), phi
+def _angle_table(ratio: _Ratio) -> tuple[Array, Array]:
+    """Levels and angles; close together at the lower end too, where the law of an almost square matrix turns."""
+    even = np.linspace(0, np.pi, 513)
+    phi = np.concatenate([[0.0], np.geomspace(1e-12, even[1], 120), even[2:]])
+    return np.maximum.accumulate(_cdf_of_angle(phi, ratio)), phi
 
 
-def _unit_ppf(u: Array, g: float) -> Array:
-    """Quantiles by Newton in the angle, started from a table."""
-    levels, angles = _angle_table(g)
+def _angle_of_level(u: Array, ratio: _Ratio) -> Array:
+    """Inverse of `_cdf_of_angle` by Newton's iteration from a table, kept within what is known to enclose it."""
+    levels, angles = _angle_table(ratio)
     # Both tails are like phi^3 (but the lower one of a square matrix): cube roots make them straight.
     lower = np.interp(np.cbrt(u), np.cbrt(levels), angles)
     upper = np.interp(-np.cbrt(1 - u), -np.cbrt(1 - levels), angles)
     phi = np.where(u < 0.5, lower, upper)
-    for _ in range(6):
-        slope = _slope_of_angle(phi, g)
-        step = np.divide(_cdf_of_angle(phi, g) - u, slope, out=np.zeros(phi.shape), where=slope > 1e-12)
-        phi = np.clip(phi - step, 0, np.pi)
-    x = _x_of_angle(phi, g)
-    return np.where(u <= 0, (1 - math.sqrt(g)) ** 2, np.where(u >= 1, (1 + math.sqrt(g)) ** 2, x))
+    cell = np.clip(np.searchsorted(levels, u, side="right"), 1, len(levels) - 1)
+    low, high = angles[cell - 1], angles[cell]
+    moving = np.arange(len(u))
+    for _ in range(_MAX_STEPS):
+        at, target = phi[moving], u[moving]
+        miss = _cdf_of_angle(at, ratio) - target
+        low[moving] = np.where(miss < 0, at, low[moving])
+        high[moving] = np.where(miss > 0, at, high[moving])
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            step = at - miss / _slope_of_angle(at, ratio)
+        enclosed = (step >= low[moving]) & (step <= high[moving])
+        phi[moving] = np.where(enclosed, step, 0.5 * (low[moving] + high[moving]))
+        moving = moving[(np.abs(phi[moving] - at) > 2.0**-48 * at) & (np.abs(miss) > 2.0**-52 * target)]
+        if len(moving) == 0:
+            break
+    return phi
+
+
+def _unit_ppf(u: Array, ratio: _Ratio) -> Array:
+    """Quantiles of the unit law."""
+    levels = np.asarray(u, dtype=np.float64)
+    known = (levels > 0) & (levels < 1)
+    phi = np.where(levels <= 0, 0.0, np.where(levels >= 1, np.pi, np.nan))
+    phi[known] = _angle_of_level(levels[known], ratio)
+    return _x_of_angle(phi, ratio)
 
 
 @lru_cache(maxsize=256)
 def unit_quantiles(p: int, q: int, start: float, stop: float, count: int) -> Array:
     """Quantiles of the unit law at ``count`` mid-points of [start, stop]; cached, read-only."""
     u = start + (stop - start) * (np.arange(count) + 0.5) / count
-    quantiles = _unit_ppf(u, p / q)
+    quantiles = _unit_ppf(u, _Ratio.of((p, q)))
     quantiles.flags.writeable = False
     return quantiles
 
@@ -139,20 +201,27 @@ class MarchenkoPasturEigenvalues:
     @property
     def support(self) -> tuple[float, float]:
         """Lower and upper edge."""
-        r = math.sqrt(self.ratio)
-        return self.variance * (1 - r) ** 2, self.variance * (1 + r) ** 2
+        low, high = self._unit_support
+        return self.variance * low, self.variance * high
+
+    @property
+    def _unit_support(self) -> tuple[float, float]:
+        """Of the law with variance 1."""
+        ratio = _Ratio.of(self.shape)
+        return ratio.gap**2, (1 + ratio.root) ** 2
 
     def pdf(self, x: ArrayLike) -> Array:
         """Density; 0 outside the support."""
-        x = np.asarray(x, dtype=np.float64) / self.variance
-        low, high = (edge / self.variance for edge in self.support)
+        x = _over(x, self.variance)
+        low, high = self._unit_support
         inside = (x > low) & (x < high)
         root = np.sqrt(np.where(inside, (high - x) * (x - low), 0.0))
-        return np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside) / self.variance
+        unit = np.divide(root, 2 * np.pi * self.ratio * x, out=np.zeros(x.shape), where=inside)
+        return _over(unit, self.variance)
 
     def cdf(self, x: ArrayLike) -> Array:
         """Distribution function; 1 at and above the upper edge."""
-        return _unit_cdf(np.asarray(x, dtype=np.float64) / self.variance, self.ratio)
+        return _unit_cdf(_over(x, self.variance), _Ratio.of(self.shape))
 
     @front_door
     def ppf(self, u: ArrayLike) -> Array:
@@ -166,7 +235,7 @@ class MarchenkoPasturEigenvalues:
         u = np.asarray(u, dtype=np.float64)
         if np.any((u < 0) | (u > 1)):
             raise InvalidValueError("u", "must lie in [0, 1]")
-        return self.variance * _unit_ppf(u, self.ratio)
+        return self.variance * _unit_ppf(u, _Ratio.of(self.shape))
 
 
 @dataclass(frozen=True)
@@ -214,8 +283,15 @@ class MarchenkoPastur:
     def support(self) -> tuple[float, float]:
         """Lower and upper edge, singular-value scale."""
         root = math.sqrt(self.variance)
-        a, b = math.sqrt(min(self.shape)), math.sqrt(max(self.shape))
-        return root * (b - a), root * (b + a)
+        low, high = self._unit_support
+        return root * low, root * high
+
+    @property
+    def _unit_support(self) -> tuple[float, float]:
+        """Of the law with variance 1; the difference of the roots without cancellation."""
+        p, q = min(self.shape), max(self.shape)
+        high = math.sqrt(p) + math.sqrt(q)
+        return (q - p) / high, high
 
     @property
     def sigma_plus(self) -> float:
@@ -224,27 +300,27 @@ class MarchenkoPastur:
 
     def pdf(self, s: ArrayLike) -> Array:
         """Density per unit of s."""
-        s = np.asarray(s, dtype=np.float64)
-        q = max(self.shape)
-        low, high = self.support
+        root = math.sqrt(self.variance)
+        s = _over(s, root)
+        low, high = self._unit_support
         inside = (s > low) & (s < high)
-        root = np.sqrt(np.where(inside, (high**2 - s**2) * (s**2 - low**2), 0.0))
-        scale = np.pi * self.variance * min(self.shape)
-        value = np.divide(root, scale * s, out=np.zeros(s.shape), where=inside & (s > 0))
+        within = np.where(inside, s, low)
+        height = np.sqrt((high - within) * (within - low)) * np.sqrt((high + within) * (within + low))
+        value = np.divide(height, np.pi * min(self.shape) * s, out=np.zeros(s.shape), where=inside & (s > 0))
         if low == 0:
-            value = np.where(s == 0, high / (np.pi * self.variance * q), value)
-        return np.where(np.isnan(s), np.nan, value)
+            value = np.where(s == 0, high / (np.pi * max(self.shape)), value)
+        return np.where(np.isnan(s), np.nan, _over(value, root))
 
     def cdf(self, s: ArrayLike) -> Array:
         """Distribution function; 1 at and above ``sigma_plus``."""
-        s = np.maximum(np.asarray(s, dtype=np.float64), 0)
-        return self.eigenvalues().cdf(s**2 / max(self.shape))
+        unit = np.maximum(_over(s, math.sqrt(self.variance) * math.sqrt(max(self.shape))), 0)
+        return _unit_cdf(np.minimum(unit, 4.0) ** 2, _Ratio.of(self.shape))
 
     @front_door
     def ppf(self, u: ArrayLike) -> Array:
         """Quantiles at probabilities ``u``, singular-value scale; errors as `MarchenkoPasturEigenvalues.ppf`."""
-        squares: Array = self.eigenvalues().ppf(u)
-        return np.sqrt(max(self.shape) * squares)
+        unit: Array = np.sqrt(MarchenkoPasturEigenvalues(1.0, self.shape).ppf(u))
+        return math.sqrt(self.variance) * math.sqrt(max(self.shape)) * unit
 
     def rvs(self, size: int | tuple[int, ...] = 1, *, seed: int | np.random.Generator | None = None) -> Array:
         """Independent draws from the law (the singular values of one matrix are not independent: they repel)."""
@@ -253,6 +329,9 @@ class MarchenkoPastur:
 
 # logit of F1 at s = -8 (1/3) 8, from the Fredholm determinant det(1 - Ai(x + y + s)).
 _TW_START, _TW_STEP = -8.0, 1 / 3
+# Beyond these the probability of a tail is no float64.
+_TW_RANGE = (-40.0, 128.0)
+_TW_FARTHEST = 1e6
 _TW_LOGIT = np.array(
     [
         -27.0394486, -24.1499333, -21.4803664, -19.0216385, -16.7646501, -14.7003127, -12.8195489, -11.1132891,
@@ -278,11 +357,30 @@ def _tracy_widom_spline() -> Array:
     return np.asarray(np.linalg.solve(A, rhs), dtype=np.float64)
 
 
+def _log_lower_tail(s: Array) -> Array:
+    """Logarithm of F1 for s far below 0, but for a constant."""
+    size = -s
+    tail: Array = -(size**3) / 24 - size**1.5 / (3 * math.sqrt(2)) - np.log(size) / 16
+    return tail
+
+
+def _log_upper_tail(s: Array) -> Array:
+    """Logarithm of 1 - F1 for s far above 0, but for a constant."""
+    tail: Array = -(2 / 3) * s**1.5 - 0.75 * np.log(s)
+    return tail
+
+
 @dataclass(frozen=True)
 class TracyWidom:
     """The Tracy-Widom law of order 1 (real matrices): fluctuations of the largest noise value.
 
-    The CDF is interpolated from an embedded table, error at most 1e-6 on [-8, 8]; beyond, the logit continues linearly.
+    The CDF is interpolated from an embedded table, error at most 1e-6 on [-8, 8]; beyond, each tail continues by its
+    asymptotic form.
+
+    References
+    ----------
+    Baik, Buckingham, DiFranco, "Asymptotics of Tracy-Widom distributions and the total integral of a Painleve II
+    function" (2008), for both tails.
 
     Examples
     --------
@@ -298,11 +396,10 @@ class TracyWidom:
         y0, y1, m0, m1 = _TW_LOGIT[i], _TW_LOGIT[i + 1], m[i], m[i + 1]
         bend = ((1 - t) ** 3 - (1 - t)) * m0 + (t**3 - t) * m1
         inside = (1 - t) * y0 + t * y1 + _TW_STEP**2 / 6 * bend
-        first = (_TW_LOGIT[1] - _TW_LOGIT[0]) / _TW_STEP
-        last = (_TW_LOGIT[-1] - _TW_LOGIT[-2]) / _TW_STEP
-        below = np.minimum(s - _TW_START, 0) * first
-        above = np.maximum(s - _TW_START - _TW_STEP * (len(_TW_LOGIT) - 1), 0) * last
-        logit: Array = inside + below + above
+        end = _TW_START + _TW_STEP * (len(_TW_LOGIT) - 1)
+        below = _log_lower_tail(np.clip(s, -_TW_FARTHEST, _TW_START)) - _log_lower_tail(np.array(_TW_START))
+        above = _log_upper_tail(np.clip(s, end, _TW_FARTHEST)) - _log_upper_tail(np.array(end))
+        logit: Array = inside + below - above
         return logit
 
     def cdf(self, s: ArrayLike) -> Array:
@@ -325,10 +422,26 @@ class TracyWidom:
         u = np.asarray(u, dtype=np.float64)
         if np.any((u <= 0) | (u >= 1)):
             raise InvalidValueError("u", "must lie strictly between 0 and 1")
-        target = np.log(u / (1 - u))
-        low: Array = np.full(u.shape, -40.0)
-        high: Array = np.full(u.shape, 40.0)
-        for _ in range(60):
+        return self._inverse(np.log(u) - np.log1p(-u))
+
+    def isf(self, u: ArrayLike) -> Array:
+        """Inverse of `sf`: what is exceeded with probability ``u`` in (0, 1), however small; NaN at NaN.
+
+        Raises
+        ------
+        ValueError
+            A probability is not strictly between 0 and 1.
+        """
+        u = np.asarray(u, dtype=np.float64)
+        if np.any((u <= 0) | (u >= 1)):
+            raise InvalidValueError("u", "must lie strictly between 0 and 1")
+        return self._inverse(np.log1p(-u) - np.log(u))
+
+    def _inverse(self, target: Array) -> Array:
+        """Where the logit of the distribution function is ``target``."""
+        low: Array = np.full(target.shape, _TW_RANGE[0])
+        high: Array = np.full(target.shape, _TW_RANGE[1])
+        for _ in range(64):
             middle = 0.5 * (low + high)
             below = self._logit(middle) < target
             low, high = np.where(below, middle, low), np.where(below, high, middle)
@@ -337,8 +450,8 @@ class TracyWidom:
 
 
 @lru_cache(maxsize=64)
-def _tracy_widom_quantile(probability: float) -> float:
-    return float(TracyWidom().ppf(probability))
+def _exceeded_with(probability: float) -> float:
+    return float(TracyWidom().isf(probability))
 
 
 def _largest_noise(shape: tuple[int, int]) -> tuple[float, float]:
@@ -358,11 +471,13 @@ def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float =
     Johnstone, Annals of Statistics 29 (2001), without the finite-size shifts.
     """
     centre, scale = _largest_noise(shape)
-    level = variance * (centre + _tracy_widom_quantile(1 - beta) * scale)
-    return math.sqrt(max(max(shape) * level, 0.0))
+    level = centre + _exceeded_with(beta) * scale
+    return math.sqrt(variance) * math.sqrt(max(max(shape) * level, 0.0))
 
 
 def largest_value_pvalue(s: float, variance: float, shape: tuple[int, int]) -> float:
     """Probability that pure noise of ``variance`` has a largest singular value of at least ``s``."""
+    _check(variance, shape)
     centre, scale = _largest_noise(shape)
-    return float(TracyWidom().sf((s * s / (max(shape) * variance) - centre) / scale))
+    unit = float(_over(s, math.sqrt(variance) * math.sqrt(max(shape))))
+    return float(TracyWidom().sf((unit * unit - centre) / scale))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import EdgeFit, fit_edge
+from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge
 from mpfast.spectra.metrics import spectral_metrics
 from mpfast.support import InvalidValueError, Record, front_door
 
@@ -53,6 +53,9 @@ class Spectrum:
         All Ritz values of the run on the singular-value scale, descending: lower bounds of the leading values.
     resolved
         How many leading Ritz values can be told apart one by one.
+    resolution
+        Share of the largest singular value below which one may be rounding, so that it does not count for the rank:
+        ``max(m, n) 2^-52`` for values of W itself, ``2^-24`` for roots of those of W^T W, ``2^-22`` for a measure.
     settling
         Relative change of sigma_plus over the last two Krylov steps: the error of a finite run.
     fro_norm_exact
@@ -80,6 +83,7 @@ class Spectrum:
     ritz: Array = field(default_factory=lambda: np.empty(0))
     resolved: int = 0
     settling: float = 0.0
+    resolution: float = GRAM_RESOLUTION
     fro_norm_exact: bool = True
     zero_fraction: float | None = None
     unmet_tolerance: str = ""
@@ -95,8 +99,11 @@ class Spectrum:
         device: str = "cpu",
         fro_norm: float | None = None,
         seed: int = 0,
+        resolution: float | None = None,
     ) -> Spectrum:
         """Spectrum of which every singular value is known; they may come in any order.
+
+        ``resolution`` is by default that of a backward stable decomposition, ``max(m, n) 2^-52``.
 
         Raises
         ------
@@ -119,6 +126,7 @@ class Spectrum:
             residuals=np.zeros_like(values),
             ritz=values,
             resolved=len(values),
+            resolution=max(shape) * 2.0**-52 if resolution is None else resolution,
         )
 
     @property
@@ -210,6 +218,7 @@ class Spectrum:
             "ritz": self.ritz.tolist(),
             "resolved": self.resolved,
             "settling": self.settling,
+            "resolution": self.resolution,
             "zero_fraction": self.zero_fraction,
             "unmet_tolerance": self.unmet_tolerance,
         }
@@ -260,6 +269,7 @@ class Spectrum:
             ritz=np.array(read.numbers("ritz", 0)),
             resolved=read.integer("resolved"),
             settling=read.number("settling", 0),
+            resolution=read.number("resolution", 0),
             fro_norm_exact=read.flag("fro_norm_exact"),
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),

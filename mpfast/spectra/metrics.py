@@ -43,9 +43,9 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
     dict
         ``spectral_norm`` = s_1, the largest singular value; ``stable_rank`` = sum s^2 / s_1^2; ``entropy_rank`` = exp
         of the entropy of s^2 / sum s^2; ``nuclear_rank`` = (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) /
-        log(rank); ``hill_alpha`` and ``hill_alpha_half``: Hill exponents of s^2 from the top 20 and the top half;
-        ``spike_mass`` = share of sum s^2 above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of
-        s / sigma_plus over spikes.
+        log(rank), the rank counting what lies above ``source.resolution`` of the largest value; ``hill_alpha`` and
+        ``hill_alpha_half``: Hill exponents of s^2 from the top 20 and the top half; ``spike_mass`` = share of sum s^2
+        above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of s / sigma_plus over spikes.
     """
     p = min(source.shape)
     mean_square = source.measure.moment(2)
@@ -57,7 +57,7 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
     positive = share > 0
     # Mass w at a node stands for p w values of s^2 / sum s^2 = share / p each.
     entropy = -float(source.measure.weights[positive] @ (share[positive] * np.log(share[positive] / p)))
-    rank = p * float(source.measure.weights[source.measure.nodes > s1 * max(source.shape) * 2.0**-52].sum())
+    rank = p * float(source.measure.weights[source.measure.nodes > s1 * source.resolution].sum())
     spikes = source.ritz[source.ritz > fit.threshold]
     return {
         "spectral_norm": s1,

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.operators import LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
+from mpfast.spectra.edge import GRAM_RESOLUTION
 from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.repeated import EQUAL, NEAR, Atoms, atoms_of, closeness
 from mpfast.spectra.request import Request
 
 __all__ = ["Session"]
@@ -38,6 +40,8 @@ FP32_SHARE = 0.1
 COUNTABLE = 0.1
 # Settled coefficients appended to a measure; of a leave-one-out measure the spread, not the bias, is what counts.
 EXTENSION = 256
+# Share of the trace that rounding may leave when every singular value but zeros has been found.
+COMPLETE = 1e-4
 REPLICATE_EXTENSION = 96
 
 
@@ -52,6 +56,7 @@ class Session:
         self.settling = 0.0
         self._trace: float | None = None
         self._ritz: dict[tuple[int, int], tuple[Array, Array, Array]] = {}  # by run and steps
+        self._atoms: dict[tuple[int, int], Atoms | None] = {}  # by number of runs and steps
         self._after: dict[tuple[int, int], Spectrum] = {}  # by number of runs and steps
 
     @property
@@ -88,6 +93,8 @@ class Session:
 
     def settle(self) -> None:
         """Take further steps until sigma_plus and the number of spikes stand still."""
+        if self.atoms is not None:
+            return
         width = max(run.width for run in self.runs)
         limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
         while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
@@ -100,11 +107,13 @@ class Session:
             earlier = [before] if counted else [before, self.after(max(self.steps - 5, 2))]
             moved = [abs(spectrum.edge.sigma_plus / reference - 1) for spectrum in earlier if reference > 0]
             self.settling = max(moved, default=0.0)
-            steady = self.settling <= SETTLED * self.request.tol and (
-                not counted or now.edge.spikes == before.edge.spikes
+            steady = (
+                self.settling <= SETTLED * self.request.tol
+                and (not counted or now.edge.spikes == before.edge.spikes)
+                and not self.hides_values()
             )
             done = all(run.exhausted for run in self.runs)
-            if steady or done or self.steps >= limit:
+            if steady or done or self.steps >= limit or self.atoms is not None:
                 return
             self.advance(min(STEP_GROWTH, limit - self.steps))
 
@@ -129,16 +138,30 @@ class Session:
             return 0
         return 4 * math.ceil(self.probes * (1.1 * from_probes / allowed - 1) / 4)
 
+    def values_repeat(self) -> bool:
+        """Whether singular values are equal, or so close to each other that a block cannot show how many there are."""
+        blocks = self._blocks(self.steps)
+        return closeness(blocks) <= NEAR and not self._complete(blocks)
+
     def spectrum(self) -> Spectrum:
         """What all steps of all runs say, with what its error follows from."""
         replicates: tuple[Measure, ...] = ()
-        if self.probes > 1:
-            blocks = self._blocks(self.steps)
+        blocks = self._blocks(self.steps)
+        atoms = self.atoms
+        if atoms is not None and self.after(self.steps).values is None:
+            unit = 2.0**self.source.scale_exponent
+            zeros, p = self.runs[0].zero_coordinates, min(self.source.shape)
+            replicates = tuple(
+                _with_zeros(atoms.measure(self.dim, unit, probe), zeros, p) for probe in range(self.probes)
+            )
+        elif self.probes > 1:
             dropped = range(self.probes)
             replicates = self._measures(
                 blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
             )
-        return replace(self.after(self.steps), replicates=replicates, settling=self.settling)
+        # Values closer than that are one value to the run, and where in between they lie it cannot tell.
+        close = closeness(blocks) if self.values_repeat() and atoms is None else 0.0
+        return replace(self.after(self.steps), replicates=replicates, settling=max(self.settling, min(close, NEAR)))
 
     def after(self, steps: int) -> Spectrum:
         """What the first ``steps`` steps of all runs say, without an error; asked for several times."""
@@ -147,8 +170,33 @@ class Session:
             self._after[key] = self._spectrum_after(steps)
         return self._after[key]
 
+    @property
+    def atoms(self) -> Atoms | None:
+        """The few distinct values of the spectrum, where the runs show that there are no others.
+
+        They are taken where they first show: after the space has closed rounding goes on to make up others.
+        """
+        key = (len(self.runs), self.steps)
+        if key not in self._atoms:
+            blocks = self._blocks(self.steps)
+            repeat = closeness(blocks) <= EQUAL and not self._complete(blocks)
+            found = (atoms_of(self._blocks(steps)) for steps in range(1, self.steps + 1 if repeat else 1))
+            self._atoms[key] = next((atoms for atoms in found if atoms is not None), None)
+        return self._atoms[key]
+
+    def hides_values(self) -> bool:
+        """Whether singular values repeat and not all of the distinct ones have been found."""
+        blocks = self._blocks(self.steps)
+        return closeness(blocks) <= EQUAL and not self._complete(blocks) and self.atoms is None
+
+    def _complete(self, blocks: list[Any]) -> bool:
+        """Whether the Ritz values add up to the trace: then each counts once, and the others are zero."""
+        return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - COMPLETE) * self._squared_norm(blocks)
+
     def _spectrum_after(self, steps: int) -> Spectrum:
         blocks = self._blocks(steps)
+        if self.atoms is not None:
+            return self._spectrum_of(self.atoms, blocks, steps)
         trace = self._squared_norm(blocks)
         (measure,) = self._measures(blocks, trace, extension=EXTENSION)
         unit = 2.0**self.source.scale_exponent
@@ -171,6 +219,41 @@ class Session:
             resolved=_resolved(blocks),
             fro_norm_exact=self.source.exact_norm,
             zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
+        )
+
+    def _spectrum_of(self, atoms: Atoms, blocks: list[Any], steps: int) -> Spectrum:
+        """The spectrum of few distinct values: all of them where number and trace tell their multiplicities."""
+        p, zeros = min(self.source.shape), self.runs[0].zero_coordinates
+        unit = 2.0**self.source.scale_exponent
+        trace = self._squared_norm(blocks)
+        known = atoms.all_values(self.dim, trace) if self.source.exact_norm else None
+        if known is not None:
+            values = np.concatenate([np.sqrt(known) * unit, np.zeros(zeros)])
+            exact = Spectrum.from_values(
+                values,
+                self.source.shape,
+                dtype=self.source.dtype,
+                device=self.source.device,
+                seed=self.request.seed,
+                resolution=GRAM_RESOLUTION,
+            )
+            return replace(exact, fro_norm=math.sqrt(trace) * unit, passes=sum(run.steps for run in self.runs))
+        measure = _with_zeros(atoms.measure(self.dim, unit), zeros, p)
+        return Spectrum(
+            shape=self.source.shape,
+            dtype=self.source.dtype,
+            device=self.source.device,
+            method="lanczos",
+            fro_norm=math.sqrt(trace) * unit,
+            measure=measure,
+            seed=int(self.request.seed),
+            probes=self.probes,
+            steps=steps,
+            passes=sum(run.steps for run in self.runs),
+            ritz=np.sqrt(atoms.theta) * unit,
+            resolved=0,
+            fro_norm_exact=self.source.exact_norm,
+            zero_fraction=zeros / p,
         )
 
     def _blocks(self, steps: int) -> list[Any]:

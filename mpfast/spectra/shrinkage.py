@@ -64,9 +64,11 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     p, q = min(shape), max(shape)
     g = p / q
     if variance is None:
-        variance = float(median or 0.0) ** 2 / (q * float(laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
+        unit = float(median or 0.0) / math.sqrt(float(laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
+    else:
+        unit = math.sqrt(q) * math.sqrt(variance)
     factor = math.sqrt(2 * (g + 1) + 8 * g / (g + 1 + math.sqrt(g * g + 14 * g + 1)))
-    return factor * math.sqrt(q * variance)
+    return factor * unit
 
 
 @front_door
@@ -112,16 +114,17 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
         return values.copy()
     q = max(shape)
     g = min(shape) / q
-    unit = math.sqrt(q * variance)
-    y = values / unit
-    a = y * y - 1 - g
-    above = y > 1 + math.sqrt(g)
-    root = np.sqrt(np.where(above, a * a - 4 * g, 0.0))
-    x = np.sqrt(np.where(above, 0.5 * (a + root), 1.0))
+    unit = math.sqrt(q) * math.sqrt(variance)
+    r = math.sqrt(g)
+    above = values > unit * (1 + r)
+    # With y = s / unit, everything as a share of y, in t = 1 / y: nothing overflows, however large s is.
+    t = np.divide(unit, values, out=np.zeros(values.shape), where=above)
+    root = np.sqrt((1 - (1 + r) * t) * (1 + (1 + r) * t) * (1 - (1 - r) * t) * (1 + (1 - r) * t))
+    x = np.sqrt(0.5 * (1 - (1 + g) * t**2 + root))
     if loss == "operator":
-        value = x
+        share = x
     elif loss == "frobenius":
-        value = root / np.where(above, y, 1.0)
+        share = root
     else:
-        value = np.maximum(0.0, (x**4 - g - math.sqrt(g) * x * y) / (x**2 * np.where(above, y, 1.0)))
-    return np.where(above, unit * value, 0.0)
+        share = np.maximum(0.0, x**2 - (g * t**4 / x**2 + r * t**2 / x))
+    return np.where(above, values * share, 0.0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils import parametrize
 
 from mpfast.integrations.torch.layers import input_rows, watch_input
 from mpfast.masks import (
@@ -49,31 +50,63 @@ _GROWTH = {
 }
 
 
+# What has another forward pass in training.
+_TRAINED = (torch.nn.Dropout, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+
+
 @front_door
 def magnification(module: torch.nn.Module) -> float:
     """How much a module, in evaluation, magnifies the largest entry of a difference of its inputs, at most.
+
+    Known for modules of PyTorch itself that compute what their class says: not for subclasses, which may have a forward
+    pass of their own, nor for modules with hooks or parametrizations.
 
     Raises
     ------
     ValueError
         It is not known for this kind of module.
     """
-    if isinstance(module, torch.nn.Sequential):
+    kind = type(module)
+    changed = _what_changes(module)
+    if changed:
+        raise InvalidValueError("module", f"is a {kind.__name__} {changed}: what it magnifies is not known")
+    layer: Any = module  # its attributes are those of its class, which the types of PyTorch do not say
+    if kind is torch.nn.Sequential:
         product = 1.0
-        for part in module:
+        for part in layer._modules.values():  # children() shows one that is there twice only once
             product *= magnification(part)
         return product
-    if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-        weight = module.weight.detach().double()
+    if kind in (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d):
+        # Whatever the padding, the dilation and the groups: an output is a sum of weights times entries of the input.
+        weight = layer.weight.detach().double()
         return float(weight.abs().reshape(len(weight), -1).sum(dim=1).max())
-    if isinstance(module, torch.nn.LeakyReLU):
-        return max(1.0, abs(float(module.negative_slope)))
-    if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) and module.running_var is not None:
-        scale = 1 / (module.running_var.double() + module.eps).sqrt()
-        return float((scale if module.weight is None else scale * module.weight.detach().double().abs()).max())
-    if type(module) in _GROWTH:
-        return _GROWTH[type(module)]
-    raise InvalidValueError("", f"not known for {type(module).__name__}")
+    if kind in _TRAINED and layer.training:
+        raise InvalidValueError("module", f"is a {kind.__name__} in training", "call its eval() first")
+    if kind is torch.nn.LeakyReLU:
+        return max(1.0, abs(float(layer.negative_slope)))
+    if kind in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d) and layer.running_var is not None:
+        scale = 1 / (layer.running_var.double() + layer.eps).sqrt()
+        return float((scale if layer.weight is None else scale * layer.weight.detach().double().abs()).max())
+    if kind is torch.nn.AvgPool2d and layer.divisor_override is not None:
+        size = layer.kernel_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return float(height * width / abs(layer.divisor_override))
+    if kind in _GROWTH and not getattr(layer, "return_indices", False):
+        return _GROWTH[kind]
+    raise InvalidValueError("", f"not known for {kind.__name__}")
+
+
+def _what_changes(module: torch.nn.Module) -> str:
+    """What makes a module compute something else than its class says; empty where nothing does."""
+    everywhere = torch.nn.modules.module
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "with forward hooks"
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return "with forward hooks of all modules"
+    if parametrize.is_parametrized(module):
+        return "with parametrizations"
+    return "with a forward of its own" if "forward" in vars(module) else ""
 
 
 @dataclass(frozen=True)
@@ -140,9 +173,11 @@ def certify(
     Parameters
     ----------
     model : Module
-        The dense model, from a batch (samples first) to logits (samples, classes). Put in evaluation while it runs.
+        The dense model, from a batch (samples first) to logits (samples, classes). A copy of it is put in evaluation
+        and given the samples one by one.
     masks : mapping of str to array
-        From parameter name to mask, of Linear and Conv2d weights (groups = 1) that each run once per forward pass.
+        From parameter name to mask, of Linear and Conv2d weights (groups = 1) that each run once per forward pass: of
+        these classes themselves, without hooks or parametrizations, their weights used by no other module.
     batches : iterable of Tensor
     labels : iterable of Tensor, optional
         True classes, batch by batch.
@@ -150,7 +185,8 @@ def certify(
         In which the layers are pruned: ``"input_to_output"`` or ``"output_to_input"``.
     lipschitz : str or callable
         What the network after a layer magnifies by. ``"unscaled"``: 1, and the result is only a proxy.
-        ``"product"``: the product of what each module magnifies by, a bound; for Sequential models of known modules.
+        ``"product"``: the product of what each module magnifies by, a bound; for Sequential models of modules that
+        `magnification` knows.
         ``"jacobian"``: that of the derivative at the sample, an estimate; a backward pass per class and layer. Or a
         function of (parameter name, sample) that returns a bound.
     delta : float
@@ -159,7 +195,8 @@ def certify(
     Raises
     ------
     ValueError
-        An option is unknown, a mask does not fit, there is no sample, or a magnification is not known.
+        An option is unknown, a mask does not fit, there is no sample, a layer computes something else than its class
+        says, the model does not repeat itself, or a magnification is not known.
 
     Warns
     -----
@@ -170,11 +207,13 @@ def certify(
         raise InvalidValueError("order", f"must be 'input_to_output' or 'output_to_input', not {order!r}")
     if not callable(lipschitz) and lipschitz not in ("unscaled", "product", "jacobian"):
         raise InvalidValueError("lipschitz", f"must be unscaled, product, jacobian or a function, not {lipschitz!r}")
+    _check_layers(model, masks)
     dense = copy.deepcopy(model).eval()
     pruned = _pruned(dense, masks)
     samples = [sample for batch in batches for sample in batch.split(1)]
     if not samples:
         raise InvalidValueError("", "there is no sample")
+    _check_evaluation(dense, samples[0])
     names = _in_order_of_execution(dense, [name.removesuffix(".weight") for name in masks], samples[0])
     if order == "output_to_input":
         names = names[::-1]
@@ -204,19 +243,54 @@ def certify(
     return _summed_up(dense, pruned, layers, order, samples, labels, _attribution(dense, pruned, names, samples))
 
 
+def _check_layers(model: torch.nn.Module, masks: Mapping[str, Any]) -> None:
+    """Raise ValueError unless each mask is for the weight of a layer that does with it what its class says."""
+    for name, mask in masks.items():
+        module = model.get_submodule(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if not isinstance(module, _LAYERS):
+            raise InvalidValueError(name, "is not the weight of a Linear or Conv2d")
+        own_class = type(module) not in _LAYERS
+        changed = _what_changes(module) or ("with a class of its own" if own_class else "")
+        if changed:
+            raise InvalidValueError(
+                f"masks[{name!r}]",
+                f"is for a {type(module).__name__} {changed}: what its weights do to the output is not known",
+                "" if own_class else "make masks and parametrizations permanent, and remove hooks, first",
+            )
+        if isinstance(module, torch.nn.Conv2d) and module.groups != 1:
+            raise InvalidValueError(name, "belongs to a grouped convolution")
+        if torch.as_tensor(mask).shape != module.weight.shape:
+            raise InvalidValueError(f"the mask of {name}", "has not its shape")
+        others = _sharing(model, module.weight) - {name}
+        if others:
+            raise InvalidValueError(f"masks[{name!r}]", f"is for a weight that is also {', '.join(sorted(others))}")
+
+
 def _pruned(model: torch.nn.Module, masks: Mapping[str, Any]) -> torch.nn.Module:
     result = copy.deepcopy(model)
     for name, mask in masks.items():
-        module = result.get_submodule(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            raise InvalidValueError(name, "is not the weight of a Linear or Conv2d")
-        if isinstance(module, torch.nn.Conv2d) and module.groups != 1:
-            raise InvalidValueError(name, "belongs to a grouped convolution")
-        tensor = torch.as_tensor(mask)
-        if tensor.shape != module.weight.shape:
-            raise InvalidValueError(f"the mask of {name}", "has not its shape")
-        module.weight.mul_(tensor.to(module.weight.device))
+        weight = result.get_parameter(name)
+        weight.mul_(torch.as_tensor(mask).to(weight.device))
     return result
+
+
+def _sharing(model: torch.nn.Module, weight: torch.Tensor) -> set[str]:
+    """Names of all parameters and buffers that lie in the memory of a weight."""
+    place = weight.untyped_storage().data_ptr()
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name for name, tensor in named if tensor.untyped_storage().data_ptr() == place}
+
+
+def _check_evaluation(model: torch.nn.Module, sample: torch.Tensor) -> None:
+    """Raise ValueError unless the whole model is in evaluation and computes the same twice."""
+    training = [name or "itself" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InvalidValueError("model", f"stays in training after eval(): {training[0]}")
+    first, second = (model(sample) for _ in range(2))
+    # Sums in another order are what some kernels of a GPU differ by from one run to the next.
+    slack = float(first.abs().max()) * torch.finfo(first.dtype).eps ** 0.5
+    if float((first - second).abs().max()) > slack:
+        raise InvalidValueError("model", "computes something else each time, in evaluation too")
 
 
 def _in_order_of_execution(model: torch.nn.Module, names: list[str], sample: torch.Tensor) -> list[str]:
@@ -247,23 +321,31 @@ def _inputs(model: torch.nn.Module, names: list[str], sample: torch.Tensor) -> d
 
 def _flat(model: torch.nn.Module, prefix: str = "") -> list[tuple[str, torch.nn.Module]]:
     """Modules of nested Sequentials, in order."""
-    if not isinstance(model, torch.nn.Sequential):
+    if not _is_plain_sequential(model):
         return [(prefix, model)]
-    return [pair for name, part in model.named_children() for pair in _flat(part, f"{prefix}.{name}".lstrip("."))]
+    # named_children() shows a module that is there twice only once.
+    parts = ((name, part) for name, part in model._modules.items() if part is not None)
+    return [pair for name, part in parts for pair in _flat(part, f"{prefix}.{name}".lstrip("."))]
+
+
+def _is_plain_sequential(model: torch.nn.Module) -> bool:
+    return type(model) is torch.nn.Sequential and not _what_changes(model)
 
 
 def _magnification_behind(model: torch.nn.Module, name: str) -> float:
     parts = _flat(model)
     at = [part for part, _ in parts].index(name) if name in dict(parts) else None
     if at is None:
-        raise InvalidValueError("lipschitz='product'", f"is for Sequential models, and {name} is not a part of one")
+        raise InvalidValueError(
+            "lipschitz='product'", f"is for plain Sequential models, and {name} is not a part of one"
+        )
     return float(np.prod([magnification(part) for _, part in parts[at + 1 :]]))
 
 
 def _is_last(model: torch.nn.Module, name: str) -> bool:
     """Whether nothing comes after a layer that could magnify: its factor is 1, exactly."""
     parts = _flat(model)
-    return isinstance(model, torch.nn.Sequential) and parts[-1][0] == name
+    return _is_plain_sequential(model) and parts[-1][0] == name
 
 
 def _jacobian_norm(
@@ -295,16 +377,20 @@ def _jacobian_norm(
 def _attribution(
     dense: torch.nn.Module, pruned: torch.nn.Module, names: list[str], samples: list[torch.Tensor]
 ) -> dict[str, float]:
-    inputs = torch.cat(samples)
     mixed = copy.deepcopy(dense)
-    before = mixed(inputs)
+    before = _logits(mixed, samples)
     result = {}
     for name in names:
         mixed.get_submodule(name).weight.copy_(pruned.get_submodule(name).weight)
-        after = mixed(inputs)
+        after = _logits(mixed, samples)
         result[name] = float((after - before).abs().amax(dim=1).double().mean())
         before = after
     return result
+
+
+def _logits(model: torch.nn.Module, samples: list[torch.Tensor]) -> torch.Tensor:
+    """Of each sample by itself, as the layers have been looked at: a batch may change what a module does."""
+    return torch.cat([model(sample) for sample in samples])
 
 
 def _summed_up(
@@ -316,8 +402,7 @@ def _summed_up(
     labels: Iterable[torch.Tensor] | None,
     attribution: dict[str, float],
 ) -> ModelCertificate:
-    inputs = torch.cat(samples)
-    old, new = (model(inputs).double().cpu() for model in (dense, pruned))
+    old, new = (_logits(model, samples).double().cpu() for model in (dense, pruned))
     realised = (old - new).abs().amax(dim=1).numpy()
     eta = np.sum([layer.eta for layer in layers], axis=0)
     kinds = {layer.budget.kind for layer in layers}
@@ -325,9 +410,11 @@ def _summed_up(
     loss_change = worst = None
     if labels is not None:
         truth = torch.cat(list(labels)).cpu()
+        worst = Labelled(
+            float(worst_cross_entropy(logits=old.numpy(), labels=truth.numpy(), eta=realised).mean()), BOUND
+        )
         losses = [torch.nn.functional.cross_entropy(z, truth, reduction="none").numpy() for z in (old, new)]
         loss_change = Labelled(float(losses[1].mean() - losses[0].mean()), EXACT)
-        worst = Labelled(float(worst_cross_entropy(losses[0], realised).mean()), BOUND)
     return ModelCertificate(
         layers,
         order,
