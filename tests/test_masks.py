@@ -283,7 +283,7 @@ class TestSpectralBudget:
         total = sum(w.size for w in weights.values())
         assert kept == total - math.floor(0.5 * total)
         for floor in (-0.1, math.nan, math.inf):
-            with pytest.raises(ValueError, match="floor must be a number from 0"):
+            with pytest.raises(ValueError, match="smallest_weight must be a number from 0"):
                 masks.spectral_budget(weights, 0.5, regimes=rule, signals=signals, smallest_weight=floor)
 
     @pytest.mark.parametrize("scale", [1e-200, 1e-13, 1e200])
