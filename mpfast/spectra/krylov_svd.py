@@ -255,6 +255,8 @@ def _solve(source: Source, wanted: _Wanted, block: int, seed: int, threads: int)
         # More digits are no help where the space was too small.
         if not found.unmet or search.unmet:
             return found
+        if search.precise:
+            break
     return _whole(source, wanted, threads) if p <= WHOLE_UP_TO else found
 
 
@@ -288,10 +290,13 @@ class _KrylovSearch:
         self.wanted = wanted
         self.tol = wanted.tol
         self.k = wanted.k
+        self.precise = False  # whether the last run had fp64 products
         self.unmet = ""  # where the largest basis fell short of tol
 
     def run(self, *, precise: bool) -> _Basis:
         """Leading Ritz pairs; ``precise`` asks for fp64 products."""
+        self.precise = precise
+        self.unmet = ""
         basis, theta = self._grow(self.width, 0, precise=precise)
         count = len(basis.vectors)
         if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
@@ -460,11 +465,12 @@ def _triplets(source: Source, basis: _Basis, wanted: _Wanted, threads: int) -> _
     m, n = source.shape
     tall = m >= n
     if len(basis.vectors) == 0:
-        none = np.empty(0)
-        return _Triplets(source, none, np.empty((0, max(m, n))), np.empty((0, min(m, n))), none, basis.unmet)
+        return _nothing(source, basis.unmet)
     image = source.multiply(basis.vectors, transpose=not tall)
     s, long_side, short_side = _rotated(basis.vectors, image, threads)
     count = min(wanted.count(s**2, source.scale_exponent), len(s))
+    if count == 0:  # what the squares put just above the floor lies just below it
+        return _nothing(source, basis.unmet)
     left = np.divide(basis.residuals, s, out=np.zeros(len(s)), where=s > 0)[:count]
     beyond = float(s[count]) if count < len(s) else math.sqrt(basis.beyond)
     long_side, short_side = long_side[:count], short_side[:count]
@@ -483,6 +489,11 @@ def _triplets(source: Source, basis: _Basis, wanted: _Wanted, threads: int) -> _
         long_side, short_side = long_side.astype(np.float32), short_side.astype(np.float32)
         residuals = _residuals(source, s, long_side, short_side)
     return _Triplets(source, s, long_side, short_side, residuals, unmet)
+
+
+def _nothing(source: Source, unmet: str) -> _Triplets:
+    none = np.empty(0)
+    return _Triplets(source, none, np.empty((0, max(source.shape))), np.empty((0, min(source.shape))), none, unmet)
 
 
 def _measured(source: Source, long_side: NDArray[Any], short_side: NDArray[Any]) -> tuple[Array, Array]:
