@@ -17,6 +17,7 @@ from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
 from mpfast.spectra.estimate import estimate_spectrum
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
+from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, triplets, unmet_tolerance
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -57,13 +58,8 @@ WIDEST = 32
 MAX_FURTHER_RUNS = 64
 # (s_1 / s_k)^2 beyond which fp32 products lose the small end: 1e6 fp32 roundings are 6 %.
 FP32_RANGE = 1e6
-# s_1 / s_k up to which the triplets may come from the squares of the singular values: a loss of four digits of sixteen.
-ROTATION_RANGE = 100.0
 # A tolerance below sixteen fp32 roundings needs fp64 products.
 FP32_TOLERANCE = 2.0**-20
-ROUNDING = 2.0**-52
-# What computing a residual may add to it, in roundings of s_1.
-PRODUCT_ROUNDINGS = 4.0
 # Share of `tol` that one rounding may take at s_k, relative, where a dense problem is solved by the squares, W^T W.
 SQUARES_SHARE = 1e-2
 # Where a Krylov space has lost the small end to rounding, W itself is decomposed, up to this order.
@@ -200,7 +196,7 @@ def leading_triplets(
         unmet = [f"of the edge, {spectrum.unmet_tolerance}" if spectrum.unmet_tolerance else "", lost]
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     block = min(block or _default_block(source), p)
-    found = _solve(source, _Wanted(k, floor, tol, max(wanted, 1)), block, seed, request.thread_count)
+    found = _solve(source, Wanted(k, floor, tol, max(wanted, 1)), block, seed, request.thread_count)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
     return replace(_in_the_callers_framework(W, found, edge), unmet_tolerance="; ".join(filter(None, unmet)))
 
@@ -227,50 +223,7 @@ def _is_integer_in(value: Any, low: int, high: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= int(value) <= high
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """So many triplets, or all with singular values above ``floor``, to a relative ``tol``; about ``expected``."""
-
-    k: int | None
-    floor: float
-    tol: float
-    expected: int
-
-    def count(self, squares: Array, scale_exponent: int) -> int:
-        """How many of these squares of singular values of the scaled W are wanted."""
-        if self.k is not None:
-            return self.k
-        floor = self.floor * 2.0**-scale_exponent
-        return int(np.count_nonzero(squares > floor**2))
-
-
-@dataclass(frozen=True, eq=False)
-class _Basis:
-    """Leading eigenvectors of the scaled Gram operator, (count, p), and what their Krylov run left of them.
-
-    ``residuals`` are on the scale s^2, (count,); ``beyond`` is the next eigenvalue, 0 where there is none; ``unmet``
-    says where the run fell short of `tol`.
-    """
-
-    vectors: NDArray[Any]
-    residuals: Array
-    beyond: float = 0.0
-    unmet: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Triplets:
-    """Singular triplets of the scaled W, vectors as rows: of its long side and of its short side."""
-
-    source: Source
-    s: Array
-    long_side: NDArray[Any]
-    short_side: NDArray[Any]
-    residuals: Array
-    unmet: str = ""
-
-
-def _solve(source: Source, wanted: _Wanted, block: int, seed: int, threads: int) -> _Triplets:
+def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) -> Triplets:
     """Triplets by the cheapest way that keeps `tol`; the last one tried where none does."""
     p = min(source.shape)
     if p <= DENSE_UP_TO or wanted.expected > DENSE_SHARE * p:
@@ -278,15 +231,17 @@ def _solve(source: Source, wanted: _Wanted, block: int, seed: int, threads: int)
     precise = source.dtype == "float64" or wanted.tol < FP32_TOLERANCE
     for double in (True,) if precise else (False, True):
         search = _KrylovSearch(source, block, seed, wanted)
-        found = _triplets(search.source, search.run(precise=double), wanted, threads)
+        found = triplets(search.source, search.run(precise=double), wanted, threads)
         source = search.source
         # More digits are no help where the space was too small.
         if not found.unmet or search.unmet:
             return found
+        if search.precise:
+            break
     return _whole(source, wanted, threads) if p <= WHOLE_UP_TO else found
 
 
-def _dense(source: Source, wanted: _Wanted, threads: int) -> _Triplets:
+def _dense(source: Source, wanted: Wanted, threads: int) -> Triplets:
     """By the whole Gram matrix, or by all of W where its squares have lost the wanted values."""
     values, vectors = interruptible(np.linalg.eigh, source.gram())
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -294,32 +249,33 @@ def _dense(source: Source, wanted: _Wanted, threads: int) -> _Triplets:
     if count > 0 and ROUNDING * values[0] > SQUARES_SHARE * wanted.tol * values[count - 1]:
         return _whole(source, wanted, threads)
     beyond = float(max(values[count], 0.0)) if count < len(values) else 0.0
-    return _triplets(
-        source, _Basis(np.ascontiguousarray(vectors[:, :count].T), np.zeros(count), beyond), wanted, threads
-    )
+    return triplets(source, Basis(np.ascontiguousarray(vectors[:, :count].T), np.zeros(count), beyond), wanted, threads)
 
 
-def _whole(source: Source, wanted: _Wanted, threads: int) -> _Triplets:
+def _whole(source: Source, wanted: Wanted, threads: int) -> Triplets:
     """By a decomposition of W itself, in which small values err by a rounding of the largest, not by its square."""
     p = min(source.shape)
     with gram_memory(source.shape):
-        return _triplets(source, _Basis(np.eye(p), np.zeros(p)), wanted, threads)
+        return triplets(source, Basis(np.eye(p), np.zeros(p)), wanted, threads)
 
 
 class _KrylovSearch:
     """Grows a block Krylov space until the wanted Ritz values stand."""
 
-    def __init__(self, source: Source, width: int, seed: int, wanted: _Wanted) -> None:
+    def __init__(self, source: Source, width: int, seed: int, wanted: Wanted) -> None:
         self.source = source
         self.width = width
         self.seed = seed
         self.wanted = wanted
         self.tol = wanted.tol
         self.k = wanted.k
+        self.precise = False  # whether the last run had fp64 products
         self.unmet = ""  # where the largest basis fell short of tol
 
-    def run(self, *, precise: bool) -> _Basis:
+    def run(self, *, precise: bool) -> Basis:
         """Leading Ritz pairs; ``precise`` asks for fp64 products."""
+        self.precise = precise
+        self.unmet = ""
         basis, theta = self._grow(self.width, 0, precise=precise)
         count = len(basis.vectors)
         if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
@@ -328,7 +284,7 @@ class _KrylovSearch:
             basis = self._with_all_equal_ones(basis, precise=precise)
         return replace(basis, unmet=self.unmet)
 
-    def _grow(self, width: int, stream: int, *, precise: bool) -> tuple[_Basis, Array]:
+    def _grow(self, width: int, stream: int, *, precise: bool) -> tuple[Basis, Array]:
         """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
         run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise)
         p = min(self.source.shape)
@@ -359,12 +315,12 @@ class _KrylovSearch:
             steps = min(steps + max(more, 1), limit)
         count = min(count, len(theta))
         vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
-        return _Basis(vectors, residual[:count], _at(theta, count)), theta
+        return Basis(vectors, residual[:count], _at(theta, count)), theta
 
     def _count(self, theta: Array) -> int:
         return self.wanted.count(theta, self.source.scale_exponent)
 
-    def _with_all_equal_ones(self, basis: _Basis, *, precise: bool) -> _Basis:
+    def _with_all_equal_ones(self, basis: Basis, *, precise: bool) -> Basis:
         """Join runs from other probes, which see other vectors of equal singular values, until none adds any.
 
         A Krylov space has at most as many vectors of one singular value as its block is wide.
@@ -383,7 +339,7 @@ class _KrylovSearch:
             previous = theta
         else:
             self._falls_short(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
-        return _Basis(vectors, residual, beyond)
+        return Basis(vectors, residual, beyond)
 
     def _rayleigh_ritz(self, basis: NDArray[Any]) -> tuple[Array, NDArray[Any], Array]:
         """Ritz values (scale s^2), vectors and residuals of the Gram operator in the span of an orthonormal basis."""
@@ -398,11 +354,7 @@ class _KrylovSearch:
         return theta, np.ascontiguousarray(vectors, dtype=basis.dtype), residual
 
     def _falls_short(self, where: str, count: int, worst: float) -> None:
-        self.unmet = _unmet(where, count, worst)
-
-
-def _unmet(where: str, count: int, worst: float) -> str:
-    return f"{where}; the worst of the {count} values has an estimated relative error of {worst:.1g}"
+        self.unmet = unmet_tolerance(where, count, worst)
 
 
 def _at(theta: Array, count: int) -> float:
@@ -469,94 +421,7 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
     return np.where(head > 0, error, 0.0)
 
 
-def _rotated(basis: NDArray[Any], image: NDArray[Any], threads: int) -> tuple[Array, NDArray[Any], NDArray[Any]]:
-    """Singular values, and vectors of the long and of the short side, in the span of a basis (k, p); image (k, q)."""
-    s, left, right = _core.singular_rotation(basis, np.ascontiguousarray(image, dtype=basis.dtype), threads)
-    if 0 < s[0] <= ROTATION_RANGE * s[-1]:
-        return s, left, right
-    q, r = interruptible(np.linalg.qr, image.astype(np.float64).T)
-    left, s, right = interruptible(np.linalg.svd, r)
-    return s, (q @ left).T, right @ basis
-
-
-def _triplets(source: Source, basis: _Basis, wanted: _Wanted, threads: int) -> _Triplets:
-    """Rayleigh-Ritz on W itself: singular triplets of W restricted to the span of the basis, the wanted ones of them.
-
-    ``W v = s u`` (``W^T u = s v``, for a wide W) holds but for rounding; the other equation misses by what the Krylov
-    run has left, ``W^T W v - s^2 v``, divided by s.
-    """
-    m, n = source.shape
-    tall = m >= n
-    if len(basis.vectors) == 0:
-        none = np.empty(0)
-        return _Triplets(source, none, np.empty((0, max(m, n))), np.empty((0, min(m, n))), none, basis.unmet)
-    image = source.multiply(basis.vectors, transpose=not tall)
-    s, long_side, short_side = _rotated(basis.vectors, image, threads)
-    count = min(wanted.count(s**2, source.scale_exponent), len(s))
-    left = np.divide(basis.residuals, s, out=np.zeros(len(s)), where=s > 0)[:count]
-    beyond = float(s[count]) if count < len(s) else math.sqrt(basis.beyond)
-    long_side, short_side = long_side[:count], short_side[:count]
-    s, residuals = _measured(source, long_side, short_side)
-    order = np.argsort(-s, kind="stable")
-    if not (order[1:] > order[:-1]).all():
-        s, residuals, left = s[order], residuals[order], left[order]
-        long_side, short_side = long_side[order], short_side[order]
-    unmet = basis.unmet
-    # What a run has left it has judged by itself; rounding has added the rest.
-    added = np.sqrt(np.maximum(residuals**2 - left**2, 0.0))
-    worst = _worst_of_rounding(s, added, beyond, max(m, n))
-    if not unmet and worst > wanted.tol:
-        unmet = _unmet("for rounding", count, worst)
-    if source.dtype != "float64" and long_side.dtype == np.float64:
-        long_side, short_side = long_side.astype(np.float32), short_side.astype(np.float32)
-        residuals = _residuals(source, s, long_side, short_side)
-    return _Triplets(source, s, long_side, short_side, residuals, unmet)
-
-
-def _measured(source: Source, long_side: NDArray[Any], short_side: NDArray[Any]) -> tuple[Array, Array]:
-    """Singular values as Rayleigh quotients ``u^T W v``, and residuals, both by fp64 products with W.
-
-    A Rayleigh quotient errs by about the square of the residual over the gap: less than what the vectors came with.
-    """
-    u, v, forth, back = _products(source, long_side, short_side)
-    lengths = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
-    s = np.divide(np.einsum("ij,ij->i", u, forth), lengths, out=np.zeros(len(u)), where=lengths > 0)
-    s = np.maximum(s, 0.0)
-    return s, _missing(s, u, v, forth, back)
-
-
-def _residuals(source: Source, s: Array, long_side: NDArray[Any], short_side: NDArray[Any]) -> Array:
-    return _missing(s, *_products(source, long_side, short_side))
-
-
-def _products(source: Source, long_side: NDArray[Any], short_side: NDArray[Any]) -> tuple[Array, Array, Array, Array]:
-    """Both sides in fp64, and the products with W: of the short side, on the long one, and of the long side."""
-    tall = source.shape[0] >= source.shape[1]
-    u, v = long_side.astype(np.float64), short_side.astype(np.float64)
-    return u, v, source.multiply(v, transpose=not tall), source.multiply(u, transpose=tall)
-
-
-def _missing(s: Array, u: Array, v: Array, forth: Array, back: Array) -> Array:
-    """The larger of both residuals, and what the products themselves may be off by."""
-    both = (np.linalg.norm(forth - s[:, None] * u, axis=1), np.linalg.norm(back - s[:, None] * v, axis=1))
-    larger: Array = np.maximum(*both) + PRODUCT_ROUNDINGS * ROUNDING * s.max()
-    return larger
-
-
-def _worst_of_rounding(s: Array, added: Array, beyond: float, longest: int) -> float:
-    """Largest relative error of values (descending) whose residuals rounding has made so large; 0 of a zero is right.
-
-    As much as the residual, or its square over the distance to the nearest other value.
-    """
-    around = np.concatenate([[np.inf], s, [beyond]])
-    gap = np.minimum(around[:-2] - s, s - around[2:])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(gap > added, added**2 / gap, added)
-    told = s > longest * ROUNDING * s[0]
-    return float((error[told] / s[told]).max(initial=0.0))
-
-
-def _in_the_callers_framework(W: Any, found: _Triplets, edge: EdgeFit | None) -> SVD:
+def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None) -> SVD:
     m, n = found.source.shape
     dtype = np.float64 if found.source.dtype == "float64" else np.float32
     unit = 2.0**found.source.scale_exponent
