@@ -2,6 +2,7 @@
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
 from mpfast.checkpoints.difference import Difference
+from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     WHOLE,
     ConvView,
@@ -22,7 +23,7 @@ from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.numpy_files import NpyFile
-from mpfast.checkpoints.opening import FORMATS, Format, format_of, open_checkpoint
+from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
@@ -50,6 +51,7 @@ __all__ = [
     "TensorInfo",
     "Views",
     "as_layer",
+    "content_sample_hash",
     "copy_companions",
     "files_of",
     "fingerprint",
@@ -59,10 +61,12 @@ __all__ = [
     "index_name",
     "is_embedding_or_head",
     "layer_matrix",
+    "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
     "packed",
+    "path_of",
     "prefetched",
     "select_layers",
     "stored",

@@ -280,6 +280,11 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
         ),
+        *(
+            []
+            if budget.model_share is None
+            else [plain(f"{100 * budget.model_share:.2f}% of the whole model's weights")]
+        ),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 

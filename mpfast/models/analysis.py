@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from mpfast.checkpoints import Checkpoint, Layer, NameFilter, Views, select_laye
 from mpfast.models.layer_job import Settings, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.progress import progress_bar
+from mpfast.models.provenance import provenance_of
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
 from mpfast.spectra import SpectrumMethod
@@ -158,6 +160,17 @@ def analyze(
         tol=settings.tol,
         seed=settings.seed,
         seconds=time.perf_counter() - started,
+        provenance=provenance_of(
+            model,
+            base,
+            include=include,
+            exclude=exclude,
+            views=asdict(views or Views()),
+            method=method,
+            tol=settings.tol,
+            seed=settings.seed,
+            device=device,
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,23 @@ from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.methods import DEFAULT_METHOD, method_named
-from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door
+from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door, warn_caller
 
 if TYPE_CHECKING:
-    from mpfast.models.layer_report import LayerReport
+    from mpfast.models.layer_report import LayerReport, SkippedTensor
+    from mpfast.models.provenance import Provenance
 
-__all__ = ["budget_from_reports"]
+__all__ = [
+    "DEFAULT_CEILING",
+    "budget_from_reports",
+    "default_ceiling",
+    "dense_tensors",
+    "model_entries",
+    "warn_of_emptied",
+]
+
+#: Largest sparsity of a layer where nothing else is asked for, and the target leaves room.
+DEFAULT_CEILING = 0.9
 
 
 Bound = float | Mapping[str, float]
@@ -34,15 +45,21 @@ def budget_from_reports(
     source: str,
     method: str | Callable[[LayerReport], float] = DEFAULT_METHOD,
     floor: Bound = 0.0,
-    ceiling: Bound = 1.0,
+    ceiling: Bound | None = None,
     exclude: str | Iterable[str] = (),
     groups: Mapping[str, str | Iterable[str]] | None = None,
     embeddings: bool = False,
+    skipped: Iterable[SkippedTensor] = (),
+    provenance: Provenance | None = None,
 ) -> Budget:
-    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
+    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`.
+
+    `skipped` are the tensors of the checkpoint that were not analysed, `provenance` is what made the reports.
+    """
     sparsity = check_sparsity(sparsity, "budget")
     left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
     tensors = _by_tensor(reports)
+    highest = default_ceiling(sparsity)
     _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
     rows = [
         row
@@ -59,12 +76,72 @@ def budget_from_reports(
         sizes,
         floor_count(sparsity, sum(sizes)),
         floors=[_bound(floor, name, 0.0) for name in names],
-        ceilings=[_bound(ceiling, name, 1.0) for name in names],
+        ceilings=[_bound(highest if ceiling is None else ceiling, name, highest) for name in names],
         groups=[_group(together, name) for name in names],
     )
     layers = tuple(_budgeted(row, count, size) for row, size, count in zip(rows, sizes, counts, strict=True))
+    settings = {
+        "sparsity": sparsity,
+        "floor": _plain(floor),
+        "ceiling": highest if ceiling is None else _plain(ceiling),
+        "exclude": left_out,
+        "groups": together,
+        "embeddings": embeddings,
+    }
     label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    return Budget(layers, label, sparsity, None, source)
+    warn_of_emptied(((row.name, row.pruned, row.size) for row in layers), sparsity, "budget")
+    others = [(row.name, row.tensor_shape) for row in tensors if row.name not in names]
+    return Budget(
+        layers,
+        label,
+        sparsity,
+        None,
+        source,
+        dense=(*others, *dense_tensors(skipped, {row.name for row in tensors})),
+        model_entries=model_entries(((row.name, row.tensor_shape, row.dtype) for row in tensors), skipped),
+        provenance=None if provenance is None else provenance.now(budget=settings),
+    )
+
+
+def default_ceiling(sparsity: float) -> float:
+    """Largest sparsity of a layer where none is asked for: 0.9, or half way from the target to 1 where that is more."""
+    return max(DEFAULT_CEILING, (1 + sparsity) / 2)
+
+
+def warn_of_emptied(rows: Iterable[tuple[str, int, int]], sparsity: float, function: str) -> None:
+    """Warn of layers (name, pruned, size) of which nothing is left, unless that was asked for."""
+    emptied = [name for name, pruned, size in rows if pruned == size]
+    if emptied and sparsity < 1:
+        others = "" if len(emptied) == 1 else f" and {len(emptied) - 1} others"
+        warn_caller(f"{function}(): nothing is left of {emptied[0]}{others}; a lower ceiling keeps part of every layer")
+
+
+def dense_tensors(
+    skipped: Iterable[SkippedTensor], known: Collection[str] = ()
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of the tensors that could be matrices and stay dense; parts of `known` ones are none."""
+    return tuple(
+        (tensor.name, tensor.shape)
+        for tensor in skipped
+        if len(tensor.shape) > 1 and not _is_part_of(tensor.name, known)
+    )
+
+
+def model_entries(tensors: Iterable[tuple[str, tuple[int, ...], str]], skipped: Iterable[SkippedTensor]) -> int:
+    """Count the floating-point entries of a checkpoint, of which some tensors are looked at and the others skipped."""
+    shapes = {name: shape for name, shape, _ in tensors}
+    for tensor in skipped:
+        if "float" in tensor.dtype and not _is_part_of(tensor.name, shapes):
+            shapes[tensor.name] = tensor.shape
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _is_part_of(name: str, tensors: Collection[str]) -> bool:
+    return name in tensors or (name.endswith("]") and name.rpartition("[")[0] in tensors)
+
+
+def _plain(bound: Bound) -> float | dict[str, float]:
+    return dict(bound) if isinstance(bound, Mapping) else float(bound)
 
 
 def _listed(patterns: str | Iterable[str]) -> list[str]:
@@ -72,7 +149,11 @@ def _listed(patterns: str | Iterable[str]) -> list[str]:
 
 
 def _warn_of_unmatched(
-    names: Sequence[str], left_out: Sequence[str], floor: Bound, ceiling: Bound, groups: Mapping[str, Sequence[str]]
+    names: Sequence[str],
+    left_out: Sequence[str],
+    floor: Bound,
+    ceiling: Bound | None,
+    groups: Mapping[str, Sequence[str]],
 ) -> None:
     """Point out every pattern that is without effect."""
     patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ __all__ = [
     "LayerReport",
     "SkippedTensor",
     "integers",
+    "is_non_finite",
     "jsonable",
     "layer_from_json",
     "layer_to_json",
@@ -35,6 +37,8 @@ __all__ = [
 
 HISTOGRAM_BINS = 48
 SPIKES_KEPT = 32
+# As `mpfast.arrays.raise_if_nonfinite` says it.
+_NON_FINITE = re.compile(r"\bnon-finite\b")
 
 
 class SkippedTensor(NamedTuple):
@@ -44,6 +48,11 @@ class SkippedTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     reason: str
+
+
+def is_non_finite(tensor: SkippedTensor) -> bool:
+    """Whether a tensor was left out because of NaN or infinities in it."""
+    return _NON_FINITE.search(tensor.reason) is not None
 
 
 class Histogram(NamedTuple):
