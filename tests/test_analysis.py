@@ -14,7 +14,7 @@ import pytest
 import mpfast
 from mpfast import Analysis, ConvergenceWarning
 from mpfast.bench.cases import find_minilm
-from mpfast.models import SORT_COLUMNS, sorted_rows
+from mpfast.models import SORT_COLUMNS, layer_job, sorted_rows
 from mpfast.spectra.synthetic import low_rank
 from mpfast.support.errors import CheckpointError
 
@@ -167,6 +167,80 @@ def test_warnings_machinery_is_left_as_it_was(model):
     before = warnings.showwarning, list(warnings.filters)
     mpfast.analyze(model)
     assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+def test_overlapping_analyses_each_warn_once_of_their_own_layer(monkeypatch):
+    """Both are at work on a layer at the same time; neither takes the warning of the other with it."""
+    measured, both, warned = layer_job.measured_spectrum, threading.Barrier(2, timeout=60), []
+
+    def together(matrix, **options):
+        both.wait()
+        found = measured(matrix, **options)
+        both.wait()
+        return found
+
+    def record(message, category, *_):
+        warned.append((threading.current_thread().name, category, str(message)))
+
+    def analyse(name):
+        W = np.random.default_rng(len(name)).standard_normal((70, 80))
+        return mpfast.analyze({name: W}, method="lanczos", tol=1e-6, threads=1)
+
+    monkeypatch.setattr(layer_job, "measured_spectrum", together)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", record)
+        results = {}
+        threads = [
+            threading.Thread(target=lambda name=name: results.update({name: analyse(name)}), name=name)
+            for name in ("one.weight", "other.weight")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.showwarning is record
+    assert sorted(thread for thread, _, _ in warned) == ["one.weight", "other.weight"]
+    for thread, category, text in warned:
+        assert category is ConvergenceWarning
+        assert (
+            text == f"analyze(): 1 layers did not meet tol, among them {thread}: {results[thread][0].unmet_tolerance}"
+        )
+
+
+def test_what_was_not_met_comes_back_from_json():
+    W = np.random.default_rng(0).standard_normal((70, 80))
+    with pytest.warns(ConvergenceWarning, match="among them a.weight: tol=1e-06 was not met"):
+        found = mpfast.analyze({"a.weight": W, "zero.weight": 0 * W}, method="lanczos", tol=1e-6, threads=1)
+    assert found[0].unmet_tolerance in found[0].warnings
+    assert found[1].unmet_tolerance == ""
+    back = Analysis.from_json(found.to_json())
+    assert [row.unmet_tolerance for row in back] == [row.unmet_tolerance for row in found]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_a_fault_of_the_program_is_not_a_layer_without_a_spectrum(monkeypatch, error, threads):
+    def broken(matrix, **_):
+        raise error("a fault of the program")
+
+    monkeypatch.setattr(layer_job, "measured_spectrum", broken)
+    model = {f"{i}.weight": np.random.default_rng(i).standard_normal((20, 30)) for i in range(4)}
+    with pytest.raises(error, match=r"^a fault of the program$"):
+        mpfast.analyze(model, threads=threads)
+
+
+def test_reasons_of_skipped_layers_name_neither_function_nor_matrix():
+    bad = np.full((32, 32), math.nan, np.float32)
+    rng = np.random.default_rng(0)
+    model = {"bad.weight": bad, "huge.weight": np.full((32, 32), 1e160), "fc.weight": rng.standard_normal((32, 48))}
+    model |= {"m.lora_A.weight": bad[:4], "m.lora_B.weight": bad[:, :4]}
+    found = mpfast.analyze(model)
+    assert [row.name for row in found] == ["fc.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in found.skipped}
+    assert reasons["bad.weight"].startswith("has 1024 non-finite entries (NaN or inf), the first at (0, 0); clean it")
+    assert reasons["huge.weight"].startswith("the entries of W are about 1e+160")
+    assert reasons["m.lora"].startswith("is a product of factors with non-finite entries")
 
 
 def test_a_damaged_file_stops_the_analysis(tmp_path):

@@ -293,7 +293,7 @@ class TestMappings:
         assert checkpoint.source == "dict"
 
     def test_names_that_meet(self):
-        with pytest.raises(ValueError, match=r"two arrays of the model are called 'a\.w'"):
+        with pytest.raises(ValueError, match=r"open_checkpoint\(\): model has two arrays that are called 'a\.w'"):
             open_checkpoint({"a": {"w": np.eye(2)}, "a.w": np.eye(3)})
 
     def test_torch_module(self):
@@ -309,13 +309,13 @@ class TestMappings:
     def test_a_module_says_what_its_weights_are(self):
         torch = pytest.importorskip("torch")
         model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 16), torch.nn.Conv1d(16, 16, 3))
-        layers, _ = select_layers(open_checkpoint(model), None, None, "test", Views())
+        layers, *_ = select_layers(open_checkpoint(model), None, None, Views())
         assert [(layer.name, layer.kind, layer.shape) for layer in layers] == [
             ("0.weight", "embedding", (50, 16)),
             ("1.weight", "linear", (16, 16)),
             ("2.weight", "conv", (16, 48)),
         ]
-        layers, _ = select_layers(open_checkpoint(model[0]), None, None, "test", Views())
+        layers, *_ = select_layers(open_checkpoint(model[0]), None, None, Views())
         assert [(layer.name, layer.kind) for layer in layers] == [("weight", "embedding")]
 
     @pytest.mark.parametrize("model", [3, object(), [np.eye(2)], None, np.eye(3)])
@@ -324,7 +324,7 @@ class TestMappings:
             open_checkpoint(model)
 
     def test_a_value_that_is_no_array(self):
-        with pytest.raises(TypeError, match="'w' is list, not an array"):
+        with pytest.raises(TypeError, match=r"model\['w'\] is list, not an array"):
             open_checkpoint({"w": [1, 2]})
 
 

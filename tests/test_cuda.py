@@ -225,7 +225,7 @@ def test_spectrum_sends_a_host_array_to_the_device() -> None:
 
 
 def test_large_host_array_streams_through_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpfast.operators.linear_operator import cuda as device_sources
+    from mpfast.operators import cuda as device_sources
 
     monkeypatch.setattr(device_sources, "RESIDENT_SHARE", 0)
     monkeypatch.setattr(device_sources, "PANEL_BYTES", 1 << 14)

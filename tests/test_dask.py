@@ -96,6 +96,41 @@ def test_warnings_come_back(client):
     assert any("was not met" in text for text in found[0].warnings)
 
 
+@pytest.mark.parametrize("name", ["ValueError", "TypeError"])
+def test_a_fault_of_the_program_comes_back(client, model, name):
+    def break_it():
+        import builtins
+
+        from mpfast.models import layer_job
+
+        def broken(matrix, **_):
+            raise getattr(builtins, name)("a fault of the program")
+
+        layer_job.kept, layer_job.measured_spectrum = layer_job.measured_spectrum, broken
+
+    def mend_it():
+        from mpfast.models import layer_job
+
+        layer_job.measured_spectrum = layer_job.kept
+
+    client.run(break_it)
+    try:
+        with pytest.raises((ValueError, TypeError), match=r"^a fault of the program$") as caught:
+            mpfast.analyze(model, client=client)
+        assert type(caught.value).__name__ == name
+    finally:
+        client.run(mend_it)
+    same(mpfast.analyze(model, client=client), mpfast.analyze(model))
+
+
+def test_errors_of_blocks_come_back_as_values(client):
+    W = np.ones((60, 40))
+    W[37, 21] = np.inf
+    with pytest.raises(ValueError, match=r"^spectrum\(\): W has 1 non-finite entry") as caught:
+        mpfast.spectrum(da.from_array(W, chunks=(20, 20)).persist())
+    assert (caught.value.argument, caught.value.function) == ("W", "spectrum")
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed(tmp_path):
     rng = np.random.default_rng(4)

@@ -14,6 +14,7 @@ from mpfast.models import Budget, LayerBudget, exporters
 from mpfast.models.alphapruning import LINEAR_ORDERS
 from mpfast.models.module_patterns import module_patterns
 
+from .references import run_python
 from .tiny_models import GROUPED, MODELS, SIZES, linear_modules, spread_budget, tiny
 
 
@@ -275,3 +276,12 @@ def test_the_recipe_keeps_as_many_of_a_group_as_the_pattern():
     assert group["SparseGPTModifier"]["mask_structure"] == "3:4"  # its first number is how many go
     with pytest.raises(ValueError, match=r"llm_compressor\(\): the budget prunes nothing"):
         exporters.llm_compressor(mpfast.analyze({"fc.weight": np.eye(32)}).budget(0.0))
+
+
+def test_the_integration_loads_pytorchs_sparsifiers_when_they_are_asked_for():
+    pytest.importorskip("torch")
+    code = (
+        "import sys; sys.modules['torch.ao.pruning'] = None; import mpfast.integrations.torch as ours\n"
+        "print(ours.NOfM.__name__)\ntry: ours.SpectralSparsifier\nexcept ImportError: print('ImportError')"
+    )
+    assert run_python("-c", code).stdout.split() == ["NOfM", "ImportError"]

@@ -164,7 +164,7 @@ def test_an_interface_is_read_once():
             shape = (2, 3) if Fickle.calls <= 2 else (2000, 3000)
             return {"version": 3, "typestr": "<f4", "shape": shape, "data": bytes(24)}
 
-    assert as_matrix(Fickle(), function="f").shape == (2, 3)
+    assert as_matrix(Fickle()).shape == (2, 3)
 
 
 def test_interfaces_that_are_none():
@@ -183,9 +183,8 @@ def test_foreign_exceptions_come_with_the_argument(method, error):
 
     with pytest.raises(TypeError, match=r"spectrum\(\): W .*from abroad"):
         mpfast.spectrum(type("Failing", (), {method: fail})())
-    if error not in (TypeError, ValueError):
-        with pytest.raises(TypeError, match=r"spectrum\(\): W .*from abroad"):
-            mpfast.spectrum(type("Failing", (), {method: property(fail)})())
+    with pytest.raises(TypeError, match=r"spectrum\(\): W .*from abroad"):
+        mpfast.spectrum(type("Failing", (), {method: property(fail)})())
 
 
 class OnDevice:
@@ -232,12 +231,12 @@ class Backend:
     ],
 )
 def test_device_interfaces_that_lie(interface, error, message):
-    with pytest.raises(error, match=rf"svd\(\): A.*{message}"):
-        device_matrix(OnDevice(**interface), Backend, function="svd", name="A")
+    with pytest.raises(error, match=rf"^A.*{message}"):
+        device_matrix(OnDevice(**interface), Backend, name="A")
 
 
 def test_device_interfaces_that_tell_the_truth():
-    record = CudaRecord.of(OnDevice(strides=(24, 8), stream=7), "svd", "A")
+    record = CudaRecord.of(OnDevice(strides=(24, 8), stream=7), "A")
     assert record == CudaRecord("float32", (2, 3), (6, 2), 4096, 7)
     W = OnDevice(stream=1)
     expected = {"address": 4096, "dtype": "float32", "shape": (2, 3), "strides": (3, 1), "device": 0, "stream": 0}
@@ -252,5 +251,5 @@ def test_foreign_exceptions_on_a_device(error, kind):
         def __dlpack__(self, **_):
             raise error("from abroad")
 
-    with pytest.raises(kind, match=r"svd\(\): A cannot be read through DLPack: from abroad"):
-        device_matrix(Failing(), Backend, function="svd", name="A")
+    with pytest.raises(kind, match=r"^A cannot be read through DLPack: from abroad"):
+        device_matrix(Failing(), Backend, name="A")

@@ -24,10 +24,14 @@ def any_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="a")
 
 
+@pytest.mark.parametrize("budgeted", ["live", "files", "body"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_recipe_prunes_what_the_budget_says(kind, tmp_path):
-    model = tiny(kind, num_hidden_layers=3)
-    budget = spread_budget(model)
+def test_the_recipe_prunes_what_the_budget_says(kind, budgeted, tmp_path):
+    made = tiny(kind, num_hidden_layers=3)
+    made.save_pretrained(tmp_path / "model")  # it looks up where a model came from
+    model = type(made).from_pretrained(tmp_path / "model")
+    sources = {"live": model, "files": tmp_path / "model", "body": getattr(model, model.base_model_prefix)}
+    budget = spread_budget(sources[budgeted])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(budget.export("llm-compressor"))
     torch.manual_seed(1)
@@ -46,6 +50,8 @@ def test_the_recipe_prunes_what_the_budget_says(kind, tmp_path):
         for number in range(row.shape[0]):
             for part in ("gate_proj", "up_proj") if name == "gate_up_proj" else (name,):
                 wanted[f"{experts}.{number}.{part}"] = row.sparsity
+    if budgeted == "body":
+        wanted = {f"{model.base_model_prefix}.{name}": share for name, share in wanted.items()}
     assert wanted.keys() <= zeros.keys()
     for name, share in zeros.items():
         # A thousandth is the rounding of the recipe; SparseGPT cuts at an entry, the entry itself and ties included.

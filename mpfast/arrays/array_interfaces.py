@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mpfast.support import MAX_DIMENSIONS, is_shape, short, storage_bits
+from mpfast.support import MAX_DIMENSIONS, InvalidTypeError, InvalidValueError, is_shape, short, storage_bits
 
 __all__ = ["CudaRecord", "HostRecord"]
 
@@ -42,26 +42,24 @@ class CudaRecord:
     stream: int
 
     @classmethod
-    def of(cls, W: Any, function: str, name: str) -> CudaRecord:
+    def of(cls, W: Any, name: str) -> CudaRecord:
         """Read the interface of W; TypeError or ValueError name the field that is wrong."""
-        said = _Interface(W, "__cuda_array_interface__", function, name)
+        said = _Interface(W, "__cuda_array_interface__", name)
         typestr = said.fields.get("typestr")
         if not isinstance(typestr, str) or typestr not in _CUDA_TYPES:
-            raise TypeError(
-                f"{function}(): {name} has the typestr {short(typestr)}; float64, float32 or float16 is needed"
-            )
+            raise InvalidTypeError(name, f"has the typestr {short(typestr)}", "float64, float32 or float16 is needed")
         if said.fields.get("mask") is not None:
             raise said.error("mask", "None: masked arrays are not read")
         size = int(typestr[2:])
         shape, strides = said.layout(size)
         if len(shape) != 2:
-            raise ValueError(f"{function}(): {name} must be 2-D, but has shape {shape}")
+            raise InvalidValueError(name, f"must be 2-D, but has shape {shape}")
         if 0 in shape:
-            raise ValueError(f"{function}(): {name} is empty: its shape is {shape}")
+            raise InvalidValueError(name, f"is empty: its shape is {shape}")
         address = said.address(said.fields.get("data"))
         said.check_reach(address, *_reach(shape, strides, size))
         if address % size or any(stride % size for stride in strides):
-            raise ValueError(f"{function}(): {name} is not aligned to its {_CUDA_TYPES[typestr]} entries")
+            raise InvalidValueError(name, f"is not aligned to its {_CUDA_TYPES[typestr]} entries")
         stream = said.fields.get("stream")
         if stream is not None and (type(stream) is not int or not 0 < stream < _MAX_ADDRESS):
             raise said.error("stream", "None or a positive integer")
@@ -82,9 +80,9 @@ class HostRecord:
         self.__array_interface__ = dict(interface)
 
     @classmethod
-    def of(cls, W: Any, function: str, name: str) -> HostRecord:
+    def of(cls, W: Any, name: str) -> HostRecord:
         """Read the interface of W; TypeError or ValueError name the field that is wrong."""
-        said = _Interface(W, "__array_interface__", function, name)
+        said = _Interface(W, "__array_interface__", name)
         typestr = said.fields.get("typestr")
         found = _TYPESTR.fullmatch(typestr) if isinstance(typestr, str) else None
         if found is None:
@@ -106,9 +104,10 @@ class HostRecord:
             raise said.error("data", "a pair of an address and a flag, or a contiguous buffer") from None
         offset = said.fields.get("offset", 0)
         if type(offset) is not int or not 0 <= offset + below <= offset + above <= memory.nbytes:
-            raise ValueError(
-                f"{function}(): {name} reaches beyond its memory: shape {short(shape)} and strides {short(strides)} "
-                f"from offset {short(offset)} in {memory.nbytes} bytes"
+            raise InvalidValueError(
+                name,
+                f"reaches beyond its memory: shape {short(shape)} and strides {short(strides)} from offset "
+                f"{short(offset)} in {memory.nbytes} bytes",
             )
         return cls(W, {**interface, "data": memory, "offset": offset})
 
@@ -116,18 +115,19 @@ class HostRecord:
 class _Interface:
     """The fields that both protocols share."""
 
-    def __init__(self, W: Any, attribute: str, function: str, name: str) -> None:
+    def __init__(self, W: Any, attribute: str, name: str) -> None:
         try:
             fields = getattr(W, attribute)
         except Exception as error:
-            raise TypeError(f"{function}(): {name}.{attribute} cannot be read: {error}") from error
-        self._where = f"{function}(): {name}.{attribute}"
+            raise InvalidTypeError(f"{name}.{attribute}", f"cannot be read: {error}") from error
+        self._where = f"{name}.{attribute}"
         if not isinstance(fields, Mapping):
-            raise TypeError(f"{self._where} must be a dictionary, not {short(fields)}")
+            raise InvalidTypeError(self._where, f"must be a dictionary, not {short(fields)}")
         self.fields = dict(fields)
 
-    def error(self, field: str, what: str) -> ValueError:
-        return ValueError(f"{self._where}: {field} must be {what}, not {short(self.fields.get(field))}")
+    def error(self, field: str, what: str) -> InvalidValueError:
+        said = short(self.fields.get(field))
+        return InvalidValueError(f"{self._where}: {field}", f"must be {what}, not {said}")
 
     def layout(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return shape and strides, these in bytes and spelled out where the interface leaves them out."""

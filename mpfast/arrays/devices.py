@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mpfast.arrays.array_interfaces import CudaRecord
+from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from mpfast import _cuda
@@ -75,7 +76,7 @@ class Device:
         return f"cuda:{self.index}"
 
 
-def parse_device(device: Any, function: str) -> Device | None:
+def parse_device(device: Any) -> Device | None:
     """Return the GPU that ``device`` names; None for the host.
 
     Raises
@@ -87,21 +88,21 @@ def parse_device(device: Any, function: str) -> Device | None:
         return None
     found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
     if not found:
-        raise ValueError(f"{function}(): device must be None, 'cpu', 'cuda' or 'cuda:N', not {device!r}")
+        raise InvalidValueError("device", f"must be None, 'cpu', 'cuda' or 'cuda:N', not {device!r}")
     try:
         count, why = cuda_backend().device_count()
     except NoCudaError as error:
-        raise ValueError(f"{function}(): device={str(device)!r} cannot be used: {error}") from error
+        raise InvalidValueError(f"device={str(device)!r}", f"cannot be used: {error}") from error
     index = int(found[1] or 0)
     if index >= count:
         reason = why if count == 0 else f"there are {count} GPUs"
-        raise ValueError(f"{function}(): device={str(device)!r} cannot be used: {reason}")
+        raise InvalidValueError(f"device={str(device)!r}", f"cannot be used: {reason}")
     return Device(index)
 
 
-def device_names(device: Any, function: str) -> tuple[str, ...]:
+def device_names(device: Any) -> tuple[str, ...]:
     """Return the GPUs that ``device`` names, every one for ``"cuda"``; none for the host. Errors as `parse_device`."""
-    first = parse_device(device, function)
+    first = parse_device(device)
     if first is None:
         return ()
     if str(device) != "cuda":
@@ -123,13 +124,13 @@ def is_on_gpu(W: Any) -> bool:
         return False
 
 
-def device_matrix(W: Any, backend: Any, *, function: str = "device_matrix", name: str = "W") -> _cuda.Matrix:
+def device_matrix(W: Any, backend: Any, *, name: str = "W") -> _cuda.Matrix:
     """View a 2-D GPU array of a supported type, ready on the stream its framework works on.
 
     Raises
     ------
     ValueError, TypeError
-        What W says about its memory is wrong or not supported; the message names `function`, `name` and the field.
+        What W says about its memory is wrong or not supported; the message names `name` and the field.
     """
     if hasattr(W, "__dlpack__"):
         handle = _current_stream(W)
@@ -140,10 +141,10 @@ def device_matrix(W: Any, backend: Any, *, function: str = "device_matrix", name
         except (ImportError, MemoryError):
             raise
         except Exception as error:  # whatever a foreign object raises, or what is wrong with its tensor
-            kind = ValueError if isinstance(error, ValueError) else TypeError
-            raise kind(f"{function}(): {name} cannot be read through DLPack: {error}") from error
+            kind = InvalidValueError if isinstance(error, ValueError) else InvalidTypeError
+            raise kind(name, f"cannot be read through DLPack: {error}") from error
         return matrix
-    record = CudaRecord.of(W, function, name)
+    record = CudaRecord.of(W, name)
     return backend.Matrix(  # type: ignore[no-any-return]
         address=record.address,
         dtype=record.dtype,

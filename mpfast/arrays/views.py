@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays.array_interfaces import HostRecord
 from mpfast.arrays.bfloat16 import widened
+from mpfast.support import InputError, InvalidTypeError, InvalidValueError
 
 __all__ = [
-    "allocate",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -33,7 +33,7 @@ __all__ = [
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
+def as_matrix(W: Any, *, name: str = "W") -> _core.Matrix:
     """View a 2-D array of any framework.
 
     Parameters
@@ -42,7 +42,7 @@ def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
         NumPy array, PyTorch CPU tensor, JAX CPU array, or anything with ``__dlpack__``, ``__array_interface__`` or the
         buffer protocol; float64, float32, float16 or bfloat16; any strides, read-only is fine. Nested lists are not
         accepted.
-    function, name
+    name
         For error messages.
 
     Returns
@@ -59,42 +59,42 @@ def as_matrix(W: Any, *, function: str, name: str = "W") -> _core.Matrix:
     """
     if isinstance(W, _core.Matrix):
         return W
-    array, dtype = as_numpy(W, function=function, name=name)
-    check_matrix(array.shape, dtype, function, name)
+    array, dtype = as_numpy(W, name=name)
+    check_matrix(array.shape, dtype, name)
     return _core.Matrix(array, dtype)
 
 
-def check_matrix(shape: tuple[int, ...], dtype: str, function: str, name: str) -> None:
+def check_matrix(shape: tuple[int, ...], dtype: str, name: str) -> None:
     """Raise unless an array of this shape and type can be viewed as a matrix; errors as `as_matrix`."""
     if dtype not in FLOATS:
-        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
+        raise dtype_error(name, dtype, f"{name}.astype('float32')")
     if len(shape) != 2:
-        hint = f"; use {name}.reshape({name}.shape[0], -1)" if len(shape) > 2 else ""
-        raise ValueError(f"{function}(): {name} must be 2-D, but has shape {shape}{hint}")
+        advice = f"use {name}.reshape({name}.shape[0], -1)" if len(shape) > 2 else ""
+        raise InvalidValueError(name, f"must be 2-D, but has shape {shape}", advice)
     if math.prod(shape) == 0:
-        raise ValueError(f"{function}(): {name} is empty: its shape is {shape}")
+        raise InvalidValueError(name, f"is empty: its shape is {shape}")
 
 
-def as_numpy(W: Any, *, function: str, name: str = "W") -> tuple[NDArray[Any], str]:
+def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     """View an array of any number of dimensions as NumPy, with the name of its storage type.
 
     bfloat16 comes back as the raw bits, uint16, since NumPy has no such type. Errors as `as_matrix`.
     """
     module = type(W).__module__.split(".")[0]
     if isinstance(W, np.ma.MaskedArray) and np.ma.is_masked(W):
-        raise ValueError(f"{function}(): {name} is a masked array; fill it first, e.g. {name}.filled(0)")
+        raise InvalidValueError(name, "is a masked array", f"fill it first, e.g. {name}.filled(0)")
     if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
-        array = _from_torch(W, function, name)
+        array = _from_torch(W, name)
         dtype = str(W.dtype).removeprefix("torch.")
     else:
-        array = np.asarray(W) if isinstance(W, np.ndarray) else _from_protocol(W, function, name, module)
+        array = np.asarray(W) if isinstance(W, np.ndarray) else _from_protocol(W, name, module)
         dtype = array.dtype.name
     if dtype not in FLOATS:
-        raise dtype_error(function, name, dtype, f"{name}.astype('float32')")
+        raise dtype_error(name, dtype, f"{name}.astype('float32')")
     if not array.dtype.isnative:
-        raise TypeError(f"{function}(): {name} has foreign byte order; cast it, e.g. {name}.astype('{dtype}')")
+        raise InvalidTypeError(name, "has foreign byte order", f"cast it, e.g. {name}.astype('{dtype}')")
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
-        raise ValueError(f"{function}(): {name} is not aligned to its {dtype} entries; pass {name}.copy()")
+        raise InvalidValueError(name, f"is not aligned to its {dtype} entries", f"pass {name}.copy()")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 
@@ -103,9 +103,9 @@ def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
     return np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
 
 
-def as_wide(W: Any, *, function: str, name: str = "W") -> NDArray[np.float64]:
+def as_wide(W: Any, *, name: str = "W") -> NDArray[np.float64]:
     """Return a floating-point array of any framework and dimension in float64; errors as `as_numpy`."""
-    return wide(*as_numpy(W, function=function, name=name))
+    return wide(*as_numpy(W, name=name))
 
 
 def on_host(array: Any) -> NDArray[Any]:
@@ -118,110 +118,99 @@ def on_host(array: Any) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def dtype_error(function: str, name: str, dtype: str, cast: str) -> TypeError:
+def dtype_error(name: str, dtype: str, cast: str) -> InvalidTypeError:
     """Return what to raise for entries of a type that has no kernels."""
     if dtype.startswith("complex"):
-        return TypeError(
-            f"{function}(): {name} has complex entries ({dtype}); a real matrix is needed: pass {name}.real, for one"
+        return InvalidTypeError(
+            name, f"has complex entries ({dtype})", f"a real matrix is needed: pass {name}.real, for one"
         )
-    return TypeError(
-        f"{function}(): {name} has dtype {dtype}; float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
+    return InvalidTypeError(
+        name, f"has dtype {dtype}", f"float64, float32, float16 or bfloat16 is needed: cast it, e.g. {cast}"
     )
 
 
-def allocate(shape: tuple[int, ...], dtype: Any, *, function: str, what: str) -> NDArray[Any]:
-    """Return an uninitialised array; MemoryError says how many bytes ``what`` needs."""
-    try:
-        return np.empty(shape, dtype=dtype)
-    except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        raise MemoryError(f"{function}(): cannot allocate {size} bytes for {what}") from error
-
-
-def _from_torch(tensor: Any, function: str, name: str) -> NDArray[Any]:
+def _from_torch(tensor: Any, name: str) -> NDArray[Any]:
     torch = sys.modules["torch"]
     if tensor.layout != torch.strided:
-        raise TypeError(
-            f"{function}(): {name} is a sparse torch tensor; pass {name}.to_dense() or a SciPy sparse matrix"
-        )
+        raise InvalidTypeError(name, "is a sparse torch tensor", f"pass {name}.to_dense() or a SciPy sparse matrix")
     if tensor.device.type == "meta":
-        raise ValueError(f"{function}(): {name} is on the meta device and has no entries; load the weights first")
+        raise InvalidValueError(name, "is on the meta device and has no entries", "load the weights first")
     if tensor.device.type != "cpu":
-        raise _not_on_host(function, name, str(tensor.device), f"{name}.cpu()")
+        raise _not_on_host(name, str(tensor.device), f"{name}.cpu()")
     tensor = tensor.detach()
     if tensor.is_neg():  # a lazily negated view, such as the imaginary part of a conjugate
-        raise ValueError(f"{function}(): {name} is a negated view; pass {name}.resolve_neg()")
+        raise InvalidValueError(name, "is a negated view", f"pass {name}.resolve_neg()")
     if tensor.dtype == torch.bfloat16:
         # Any 16-bit integer type carries the bits; int16 exists in every version.
         return np.asarray(tensor.view(torch.int16).numpy()).view(np.uint16)
     if tensor.dtype in (torch.float64, torch.float32, torch.float16):
         return np.asarray(tensor.numpy())
-    raise dtype_error(function, name, str(tensor.dtype).removeprefix("torch."), f"{name}.float()")
+    raise dtype_error(name, str(tensor.dtype).removeprefix("torch."), f"{name}.float()")
 
 
-def _from_protocol(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+def _from_protocol(W: Any, name: str, module: str) -> NDArray[Any]:
     try:
-        return _viewed(W, function, name, module)
-    except (TypeError, ValueError, ImportError, MemoryError):
+        return _viewed(W, name, module)
+    except (InputError, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a property or a method of a foreign object raises
-        raise _unreadable(W, function, name, error) from error
+        raise _unreadable(W, name, error) from error
 
 
-def _viewed(W: Any, function: str, name: str, module: str) -> NDArray[Any]:
+def _viewed(W: Any, name: str, module: str) -> NDArray[Any]:
     if hasattr(W, "__cuda_array_interface__"):
-        raise _not_on_host(function, name, "a GPU", "numpy.asarray(...) of a host copy")
+        raise _not_on_host(name, "a GPU", "numpy.asarray(...) of a host copy")
     if hasattr(W, "__dlpack_device__"):
-        kind = _dlpack_kind(W, function, name)
+        kind = _dlpack_kind(W, name)
         if kind not in (1, 3):  # kDLCPU, kDLCUDAHost
-            raise _not_on_host(function, name, "a GPU", f"a host copy of {name}")
+            raise _not_on_host(name, "a GPU", f"a host copy of {name}")
     if module == "scipy":
         remedy = f"pass {name}.toarray()" if hasattr(W, "toarray") else "pass its entries as an array"
-        raise TypeError(f"{function}(): {name} must be an array, not a SciPy {type(W).__name__}; {remedy}")
+        raise InvalidTypeError(name, f"must be an array, not a SciPy {type(W).__name__}", remedy)
     if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
-        raise TypeError(f"{function}(): {name} is a data frame of mixed types; pass {name}.to_numpy('float64')")
+        raise InvalidTypeError(name, "is a data frame of mixed types", f"pass {name}.to_numpy('float64')")
     if not isinstance(W, (list, tuple, type)):
         if _is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
-            return _asarray(W, W, function, name)
+            return _asarray(W, W, name)
         if hasattr(W, "__array_interface__"):
-            return _asarray(HostRecord.of(W, function, name), W, function, name)
+            return _asarray(HostRecord.of(W, name), W, name)
         if hasattr(W, "__array__"):
-            return _asarray(W, W, function, name)
+            return _asarray(W, W, name)
         if hasattr(W, "__dlpack__"):
-            return _from_dlpack(W, function, name)
-    raise TypeError(f"{function}(): {name} must be an array, not {type(W).__name__}; use numpy.asarray({name})")
+            return _from_dlpack(W, name)
+    raise InvalidTypeError(name, f"must be an array, not {type(W).__name__}", f"use numpy.asarray({name})")
 
 
-def _asarray(view: Any, W: Any, function: str, name: str) -> NDArray[Any]:
+def _asarray(view: Any, W: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(view)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        raise _unreadable(W, function, name, error) from error
+        raise _unreadable(W, name, error) from error
 
 
-def _unreadable(W: Any, function: str, name: str, error: Exception) -> TypeError:
-    return TypeError(
-        f"{function}(): {name} is a {type(W).__name__} that cannot be read as an array: {type(error).__name__}: {error}"
+def _unreadable(W: Any, name: str, error: Exception) -> InvalidTypeError:
+    return InvalidTypeError(
+        name, f"is a {type(W).__name__} that cannot be read as an array: {type(error).__name__}: {error}"
     )
 
 
-def _dlpack_kind(W: Any, function: str, name: str) -> int:
+def _dlpack_kind(W: Any, name: str) -> int:
     try:
         return int(W.__dlpack_device__()[0])
     except Exception as error:
-        raise _unreadable(W, function, name, error) from error
+        raise _unreadable(W, name, error) from error
 
 
-def _from_dlpack(W: Any, function: str, name: str) -> NDArray[Any]:
+def _from_dlpack(W: Any, name: str) -> NDArray[Any]:
     try:
         return np.from_dlpack(W)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # BufferError and RuntimeError: a type that NumPy lacks, bfloat16 for one
-        raise TypeError(
-            f"{function}(): {name} cannot be read through DLPack ({error}); cast it to float32 in its own framework"
+        raise InvalidTypeError(
+            name, f"cannot be read through DLPack ({error})", "cast it to float32 in its own framework"
         ) from error
 
 
@@ -233,8 +222,8 @@ def _is_buffer(W: Any) -> bool:
     return True
 
 
-def _not_on_host(function: str, name: str, where: str, remedy: str) -> ValueError:
-    return ValueError(f"{function}(): {name} is on {where}, and this build cannot work there; pass {remedy}")
+def _not_on_host(name: str, where: str, remedy: str) -> InvalidValueError:
+    return InvalidValueError(name, f"is on {where}, and this build cannot work there", f"pass {remedy}")
 
 
 def like(result: NDArray[Any], prototype: Any) -> Any:
@@ -256,12 +245,13 @@ def like(result: NDArray[Any], prototype: Any) -> Any:
     return result
 
 
-def raise_if_nonfinite(function: str, name: str, count: int, first: tuple[int, ...]) -> None:
+def raise_if_nonfinite(name: str, count: int, first: tuple[int, ...]) -> None:
     """Raise ValueError when ``count`` non-finite entries were seen, the first of them at index ``first``."""
     if count == 0:
         return
     entries = "entry" if count == 1 else "entries"
-    raise ValueError(
-        f"{function}(): {name} has {count} non-finite {entries} (NaN or inf), the first at {first}; "
-        f"clean it first, e.g. numpy.nan_to_num({name})"
+    raise InvalidValueError(
+        name,
+        f"has {count} non-finite {entries} (NaN or inf), the first at {first}",
+        f"clean it first, e.g. numpy.nan_to_num({name})",
     )

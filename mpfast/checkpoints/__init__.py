@@ -17,7 +17,7 @@ from mpfast.checkpoints.layers import (
     layer_matrix,
     name_filter,
     select_layers,
-    warn_of_unmatched,
+    unmatched_patterns,
 )
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
@@ -70,5 +70,5 @@ __all__ = [
     "prefetched",
     "select_layers",
     "stored",
-    "warn_of_unmatched",
+    "unmatched_patterns",
 ]

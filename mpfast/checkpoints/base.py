@@ -91,7 +91,7 @@ def prefetched(names: Iterable[str], *checkpoints: Checkpoint) -> Iterator[str]:
 def numbers(tensor: Any, info: TensorInfo) -> NDArray[Any]:
     """Return a floating-point tensor of a checkpoint in float32, or float64 if it is stored so."""
     if not isinstance(tensor, np.ndarray):
-        tensor, _ = as_numpy(tensor, function="analyze", name=info.name)
+        tensor, _ = as_numpy(tensor, name=info.name)
     if info.dtype == "bfloat16":
         return widened(tensor.view(np.uint16))
     wide: NDArray[Any] = tensor if info.dtype == "float64" else tensor.astype(np.float32, copy=False)

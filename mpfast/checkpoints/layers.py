@@ -13,7 +13,7 @@ import numpy as np
 
 from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
-from mpfast.support import warn_caller
+from mpfast.support import InvalidTypeError, InvalidValueError, front_door
 
 __all__ = [
     "MIN_SIDE",
@@ -31,7 +31,7 @@ __all__ = [
     "layer_matrix",
     "name_filter",
     "select_layers",
-    "warn_of_unmatched",
+    "unmatched_patterns",
 ]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
@@ -67,11 +67,12 @@ class Views:
     qkv: QkvView = "split"
     experts: ExpertsView = "split"
 
+    @front_door
     def __post_init__(self) -> None:
         for name, words in (("conv", ConvView), ("qkv", QkvView), ("experts", ExpertsView)):
             choices = get_args(words)
             if getattr(self, name) not in choices:
-                raise ValueError(f"Views: {name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+                raise InvalidValueError(name, f"must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
 #: One matrix per tensor.
@@ -164,9 +165,11 @@ def as_layers(tensor: TensorInfo, views: Views = Views()) -> list[Layer] | str:
 
 
 def select_layers(
-    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, function: str, views: Views = WHOLE
-) -> tuple[list[Layer], dict[str, str]]:
+    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, views: Views = WHOLE
+) -> tuple[list[Layer], dict[str, str], list[str]]:
     """Split the tensors of a checkpoint into layers and (name -> reason) for the rest.
+
+    Also returns what to warn of: patterns of `exclude` that match no tensor.
 
     Raises
     ------
@@ -176,9 +179,9 @@ def select_layers(
         A pattern is no string.
     """
     # An iterator of patterns is gone through once.
-    given = include if include is None or callable(include) else _patterns(include, function)
-    exclude = exclude if exclude is None or callable(exclude) else _patterns(exclude, function)
-    wanted, unwanted = name_filter(given, function), name_filter(exclude, function)
+    given = include if include is None or callable(include) else _patterns(include)
+    exclude = exclude if exclude is None or callable(exclude) else _patterns(exclude)
+    wanted, unwanted = name_filter(given), name_filter(exclude)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     for tensor in checkpoint.tensors:
@@ -191,16 +194,15 @@ def select_layers(
         else:
             layers += found
     names = [tensor.name for tensor in checkpoint.tensors]
-    if isinstance(exclude, list):
-        warn_of_unmatched(exclude, names, f"{function}(): exclude")
     for pattern in given if isinstance(given, list) else []:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""
-            raise ValueError(
-                f"{function}(): include={pattern!r} matches none of the {len(names)} tensors{example}; "
-                "patterns are matched against the whole name, * stands for anything"
+            raise InvalidValueError(
+                f"include={pattern!r}",
+                f"matches none of the {len(names)} tensors{example}",
+                "patterns are matched against the whole name, * stands for anything",
             )
-    return layers, skipped
+    return layers, skipped, unmatched_patterns("exclude", exclude, names) if isinstance(exclude, list) else []
 
 
 def is_embedding_or_head(name: str, kind: str) -> bool:
@@ -213,29 +215,29 @@ def first_reason(skipped: Mapping[str, str]) -> str:
     return next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
 
 
-def warn_of_unmatched(patterns: Iterable[str], names: Sequence[str], what: str) -> None:
-    """Warn of patterns that match none of the names: a misspelt one would otherwise be without effect."""
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            warn_caller(
-                f"{what}={pattern!r} matches none of the {len(names)} names; patterns are matched against the whole "
-                "name, * stands for anything"
-            )
+def unmatched_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return what to warn of: patterns that match none of the names; a misspelt one would else be without effect."""
+    return [
+        f"{what}={pattern!r} matches none of the {len(names)} names; patterns are matched against the whole name, "
+        "* stands for anything"
+        for pattern in patterns
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
 
 
-def name_filter(chosen: NameFilter, function: str) -> Callable[[str], bool] | None:
+def name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
     """Return the function of a name that an include or exclude argument stands for; TypeError if for none."""
     if chosen is None or callable(chosen):
         return chosen
-    patterns = _patterns(chosen, function)
+    patterns = _patterns(chosen)
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _patterns(chosen: str | Iterable[str], function: str) -> list[str]:
+def _patterns(chosen: str | Iterable[str]) -> list[str]:
     patterns = [chosen] if isinstance(chosen, str) else list(chosen)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"{function}(): include and exclude take glob patterns, not {type(pattern).__name__}")
+            raise InvalidTypeError("", f"include and exclude take glob patterns, not {type(pattern).__name__}")
     return patterns
 
 

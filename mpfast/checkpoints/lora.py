@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
+from mpfast.support import InvalidValueError
 
 __all__ = ["LoraProducts", "LowRankProduct", "has_lora_pairs"]
 
@@ -27,6 +28,10 @@ class LowRankProduct:
     def singular_values(self) -> NDArray[np.float64]:
         """All min(m, n) singular values, descending, from those of an r x r matrix; the others are exactly zero."""
         inner = np.linalg.qr(self._B)[1] @ np.linalg.qr(self._A.T)[1].T
+        if not np.isfinite(inner).all():
+            raise InvalidValueError(
+                "W", "is a product of factors with non-finite entries (NaN or inf)", "clean them first"
+            )
         values = np.zeros(min(self.shape))
         found = np.linalg.svd(inner, compute_uv=False)[: len(values)]
         values[: len(found)] = found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpfast.checkpoints.base import TensorInfo
+from mpfast.support import InvalidTypeError, InvalidValueError
 
 __all__ = ["ArrayMapping"]
 
@@ -20,8 +21,6 @@ class ArrayMapping:
     ----------
     model : mapping or live model
         The arrays are neither copied nor moved.
-    function : str
-        Whom error messages name.
 
     Raises
     ------
@@ -31,15 +30,15 @@ class ArrayMapping:
         Two arrays come out with the same name.
     """
 
-    def __init__(self, model: Any, function: str = "open_checkpoint") -> None:
-        arrays = model if isinstance(model, Mapping) else _state(model, function)
+    def __init__(self, model: Any) -> None:
+        arrays = model if isinstance(model, Mapping) else _state(model)
         self._source = type(model).__name__
         kinds = _kinds(model)
         self._arrays: dict[str, Any] = {}
         self._infos: list[TensorInfo] = []
-        for name, array in _flatten(arrays, "", function):
+        for name, array in _flatten(arrays, ""):
             if name in self._arrays:
-                raise ValueError(f"{function}(): two arrays of the model are called {name!r}")
+                raise InvalidValueError("model", f"has two arrays that are called {name!r}")
             self._arrays[name] = array
             shape = tuple(int(extent) for extent in array.shape)
             self._infos.append(TensorInfo(name, shape, _dtype_name(array), kinds.get(name)))
@@ -65,7 +64,7 @@ class ArrayMapping:
         """Do nothing: the arrays belong to the caller."""
 
 
-def _state(model: Any, function: str) -> Mapping[Any, Any]:
+def _state(model: Any) -> Mapping[Any, Any]:
     """The tensors of a live model: PyTorch's and Flax NNX's by their state, Keras's by their variables."""
     weights = getattr(model, "weights", None)
     if isinstance(weights, list) and weights and all(hasattr(weight, "path") for weight in weights):
@@ -79,9 +78,10 @@ def _state(model: Any, function: str) -> Mapping[Any, Any]:
     if nnx is not None and isinstance(model, nnx.Module):
         found: Mapping[Any, Any] = nnx.to_pure_dict(nnx.state(model))
         return found
-    raise TypeError(
-        f"{function}(): model must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model; "
-        f"got {type(model).__name__}"
+    raise InvalidTypeError(
+        "model",
+        "must be a path, a mapping from names to arrays, or a PyTorch, Keras or Flax model",
+        f"got {type(model).__name__}",
     )
 
 
@@ -105,18 +105,18 @@ def _keras_value(variable: Any) -> Any:
     return value if hasattr(value, "__dlpack__") else variable.numpy()
 
 
-def _flatten(arrays: Mapping[Any, Any], prefix: str, function: str) -> Iterator[tuple[str, Any]]:
+def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in arrays.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, name + ".", function)
+            yield from _flatten(value, name + ".")
         elif hasattr(value, "shape") and hasattr(value, "dtype"):
             yield name, value
         elif isinstance(value, int | float | bool | str | bytes | type(None)):
             # State dictionaries carry such values (a version, a step) beside the weights.
             yield name, np.asarray(value)
         else:
-            raise TypeError(f"{function}(): the model's {name!r} is {type(value).__name__}, not an array")
+            raise InvalidTypeError(f"model[{name!r}]", f"is {type(value).__name__}, not an array")
 
 
 def _dtype_name(array: Any) -> str:

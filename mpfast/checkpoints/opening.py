@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.support import CheckpointError
+from mpfast.support import CheckpointError, front_door
 
 __all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
 
@@ -144,7 +144,8 @@ def _refuse_what_only_looks_like_weights(path: Path) -> None:
         raise CheckpointError(f"{path}: GGUF is not read; pass the safetensors checkpoint that it was made from")
 
 
-def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint:
+@front_door
+def open_checkpoint(model: Any) -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
 
     Parameters
@@ -153,8 +154,6 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
         A file of one of the `FORMATS`; a directory of safetensors files, with or without an index; a Hugging Face
         model directory, or the id of a model in the local cache; a mapping from names to arrays of any framework
         (nested ones are flattened); or a live PyTorch, Keras or Flax model.
-    function : str
-        Whom error messages name.
 
     Raises
     ------
@@ -179,7 +178,7 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 
-        return ArrayMapping(model, function)
+        return ArrayMapping(model)
     path = located(model)
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory

@@ -44,13 +44,13 @@ _WEIGHT_SUFFIXES = _READ.difference(_INDEX_SUFFIXES) | {
 }
 
 
-def fingerprint(checkpoint: Checkpoint, function: str, options: list[Any]) -> str:
-    """Say which job this is: what is written for one is of no use for another."""
+def fingerprint(checkpoint: Checkpoint, job: str, options: list[Any]) -> str:
+    """Say which job this is, `job` being its kind: what is written for one is of no use for another."""
     files = []
     for shard in _shards(checkpoint):
         status = shard.path.stat()
         files.append([str(shard.path.resolve()), status.st_size, status.st_mtime_ns])
-    return json.dumps([function, files, options], default=str)
+    return json.dumps([job, files, options], default=str)
 
 
 def _shards(checkpoint: Checkpoint) -> list[SafetensorsFile]:
@@ -133,7 +133,7 @@ class CheckpointOutput:
             if self._shards:
                 self._current.write(name, self._shards[self._file].raw(name))
             else:
-                self._current.write(name, stored(self._checkpoint.read(name), name, "prune"))
+                self._current.write(name, stored(self._checkpoint.read(name), name))
             self._checkpoint.release(name)
         self._current.close()
         self._current = None
@@ -195,12 +195,12 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> None:
         shutil.copyfile(path, target / relative)
 
 
-def stored(tensor: Any, name: str, function: str) -> NDArray[Any]:
-    """Return the bits of a tensor of any framework; errors name ``function``."""
+def stored(tensor: Any, name: str) -> NDArray[Any]:
+    """Return the bits of a tensor of any framework."""
     if isinstance(tensor, np.ndarray):
         return tensor
     try:
-        array, _ = as_numpy(tensor, function=function, name=name)
+        array, _ = as_numpy(tensor, name=name)
     except TypeError:  # no floating-point numbers: indices, masks
         array = np.asarray(tensor)
     return array

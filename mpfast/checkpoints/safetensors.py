@@ -26,6 +26,7 @@ from mpfast.checkpoints.base import TensorInfo
 from mpfast.support import (
     MAX_DIMENSIONS,
     CheckpointError,
+    InvalidValueError,
     is_shape,
     is_text,
     no_constant,
@@ -83,7 +84,7 @@ _CODES = {element.name: code for code, element in _ELEMENT_TYPES.items()}
 def element_code(dtype: str) -> str:
     """Return the format's name of an element type; ValueError if it has none."""
     if dtype not in _CODES:
-        raise ValueError(f"safetensors files hold no {dtype}")
+        raise InvalidValueError("", f"safetensors files hold no {dtype}")
     return _CODES[dtype]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.support import check_sparsity, floor_count
+from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door
 
 __all__ = ["allocate", "floor_count", "gaussian_shares", "linear_map"]
 
@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
+@front_door
 def allocate(
     wishes: ArrayLike,
     sizes: Sequence[int],
@@ -72,14 +73,17 @@ def allocate(
             low[members] = low[members].max()
             high[members] = high[members].min()
     if not ((low >= 0) & (low <= high) & (high <= 1)).all():
-        raise ValueError("floors and ceilings must satisfy 0 <= floor <= ceiling <= 1 in every layer and group")
+        raise InvalidValueError(
+            "", "floors and ceilings must satisfy 0 <= floor <= ceiling <= 1 in every layer and group"
+        )
     # Whole entries: the smallest sparsity of at least the floor, the largest of at most the ceiling.
     fewest = np.ceil(low * count - 1e-9)
     most = np.floor(high * count + 1e-9)
     if not fewest.sum() <= pruned <= most.sum():
-        raise ValueError(
+        raise InvalidValueError(
+            "",
             f"the floors and ceilings allow {int(fewest.sum())} to {int(most.sum())} pruned entries of "
-            f"{int(count.sum())}, not {pruned}"
+            f"{int(count.sum())}, not {pruned}",
         )
     wanted = np.clip(count * np.clip(wish + _shift(wish, count, low, high, pruned), low, high), fewest, most)
     return _rounded(wanted, fewest, most, pruned)
@@ -111,6 +115,7 @@ def _rounded(wanted: Array, fewest: Array, most: Array, pruned: int) -> list[int
     return [int(value) for value in whole]
 
 
+@front_door
 def linear_map(
     signal: ArrayLike, sizes: Sequence[int], sparsity: float, *, epsilon: float = 0.3, floors: ArrayLike = 0.0
 ) -> list[float]:
@@ -147,11 +152,11 @@ def linear_map(
     [0.3, 0.5, 0.7]
     """
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"linear_map(): epsilon must lie in [0, 1], not {epsilon!r}")
-    sparsity = check_sparsity(sparsity, "linear_map")
+        raise InvalidValueError("epsilon", f"must lie in [0, 1], not {epsilon!r}")
+    sparsity = check_sparsity(sparsity)
     values = np.asarray(signal, dtype=np.float64)
     if values.shape != (len(sizes),) or not np.isfinite(values).all():
-        raise ValueError("linear_map(): signal must have one finite number for each layer")
+        raise InvalidValueError("signal", "must have one finite number for each layer")
     count = np.asarray(sizes, dtype=np.float64)
     spread = float(np.ptp(values))
     factor = 1 - epsilon + 2 * epsilon * (values - values.min()) / spread if spread > 0 else np.ones(len(values))

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
-from mpfast.support import check_sparsity, thread_count
+from mpfast.support import InvalidValueError, MissingKeyError, check_sparsity, front_door, thread_count
 
 __all__ = ["magnitude"]
 
 
+@front_door
 def magnitude(
     weights: Weights,
     sparsity: float | Mapping[str, float],
@@ -57,20 +58,20 @@ def magnitude(
            [False,  True]])
     """
     if scope not in ("global", "layer"):
-        raise ValueError(f"magnitude(): scope must be 'global' or 'layer', not {scope!r}")
-    count = thread_count(threads, "magnitude")
-    layers, mapping = open_layers(weights, "magnitude", within)
+        raise InvalidValueError("scope", f"must be 'global' or 'layer', not {scope!r}")
+    count = thread_count(threads)
+    layers, mapping = open_layers(weights, within)
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
     if isinstance(sparsity, Mapping):
         if not mapping:
-            raise ValueError("magnitude(): a sparsity for each layer needs a mapping of weights")
+            raise InvalidValueError("", "a sparsity for each layer needs a mapping of weights")
         groups = [[layer] for layer in layers]
         missing = [name for name in weights if name not in sparsity]
         if missing:
-            raise KeyError(f"magnitude(): sparsity has no share for {missing[0]!r}")
-        shares = [check_sparsity(sparsity[name], "magnitude") for name in weights]
+            raise MissingKeyError("sparsity", f"has no share for {missing[0]!r}")
+        shares = [check_sparsity(sparsity[name], f"sparsity[{name!r}]") for name in weights]
     else:
-        shares = [check_sparsity(sparsity, "magnitude")] * len(groups)
+        shares = [check_sparsity(sparsity)] * len(groups)
     for group, share in zip(groups, shares, strict=True):
-        prune_layers(group, [1.0] * len(group), share, "magnitude", count)
+        prune_layers(group, [1.0] * len(group), share, count)
     return close_layers(layers, weights, mapping)

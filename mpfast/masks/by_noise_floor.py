@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from mpfast.arrays import as_numpy, is_on_gpu, like, wide
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["noise_floor"]
 
 
+@front_door
 def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, seed: int = 0) -> Any:
     """Keep the entries that are larger than noise would be.
 
@@ -40,24 +42,31 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
     ValueError
         `delta` or `variance` is out of range, or as `mpfast.spectrum`.
 
+    Warns
+    -----
+    ConvergenceWarning
+        The variance comes from a spectrum of a larger error than `mpfast.spectrum` has it by default.
+
     References
     ----------
     Berlyand, Bourdais, Owhadi, Shmalo 2026 (arXiv 2606.02608), theorem on the support of the entries; for Gaussian
     noise a union bound over the m n entries.
     """
     if not 0 < delta < 1:
-        raise ValueError(f"noise_floor(): delta must lie in (0, 1), not {delta!r}")
+        raise InvalidValueError("delta", f"must lie in (0, 1), not {delta!r}")
     if variance is not None and not 0 <= variance < math.inf:
-        raise ValueError(f"noise_floor(): variance must be a number from 0, not {variance!r}")
+        raise InvalidValueError("variance", f"must be a number from 0, not {variance!r}")
     on_gpu = is_on_gpu(W)
-    array, dtype = (W, "") if on_gpu else as_numpy(W, function="noise_floor")
+    array, dtype = (W, "") if on_gpu else as_numpy(W)
     shape = tuple(array.shape)
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"noise_floor(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
+        raise InvalidValueError("W", f"must be non-empty with at least 2 dimensions, but has shape {shape}")
     if variance is None:
-        from mpfast.spectra import spectrum
+        from mpfast.spectra import measured_spectrum
 
-        variance = spectrum(W if len(shape) == 2 else W.reshape(shape[0], -1), seed=seed).edge.variance
+        found = measured_spectrum(W if len(shape) == 2 else W.reshape(shape[0], -1), seed=seed)
+        warn_caller("noise_floor", found.unmet_tolerance, ConvergenceWarning)
+        variance = found.edge.variance
     level = math.sqrt(2 * variance * math.log(2 * math.prod(shape) / delta))
     if on_gpu:
         return _larger(abs(W), level)
@@ -70,5 +79,5 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
 
 def _larger(sizes: Any, level: float) -> Any:
     if not bool((sizes < math.inf).all()):
-        raise ValueError("noise_floor(): W has NaN or infinite entries; clean it first")
+        raise InvalidValueError("W", "has NaN or infinite entries", "clean it first")
     return sizes > level

@@ -10,11 +10,22 @@ from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, wide
 from mpfast.masks.cuda import entry_std_on_device
 from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
-from mpfast.support import check_sparsity, thread_count
+from mpfast.support import (
+    ConvergenceWarning,
+    InputError,
+    InvalidValueError,
+    MissingKeyError,
+    check_sparsity,
+    front_door,
+    summary_of_unmet,
+    thread_count,
+    warn_caller,
+)
 
 __all__ = ["spectral_budget", "spectral_signals"]
 
 
+@front_door
 def spectral_budget(
     weights: Weights,
     sparsity: float,
@@ -64,32 +75,39 @@ def spectral_budget(
         As `magnitude`; also when no regime covers the sparsity.
     KeyError
         ``signals`` or ``within`` lacks a layer.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Once, if the error of the edge of any layer is larger than `mpfast.spectrum` has it by default.
     """
-    sparsity = check_sparsity(sparsity, "spectral_budget")
-    count = thread_count(threads, "spectral_budget")
+    sparsity = check_sparsity(sparsity)
+    count = thread_count(threads)
     if isinstance(regimes, str):
         if regimes != "berlyand2026":
-            raise ValueError(f"spectral_budget(): regimes must be 'berlyand2026' or Regime objects, not {regimes!r}")
+            raise InvalidValueError("regimes", f"must be 'berlyand2026' or Regime objects, not {regimes!r}")
         regimes = BERLYAND2026
     regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
-    layers, mapping = open_layers(weights, "spectral_budget", within)
+    layers, mapping = open_layers(weights, within)
     names = list(weights) if mapping else [""]
     if signals is not None:
         missing = [name for name in names if name not in signals]
         if missing:
-            raise KeyError(f"spectral_budget(): signals has no value for {missing[0]!r}")
+            raise MissingKeyError("signals", f"has no value for {missing[0]!r}")
         values = [float(signals[name]) for name in names]
     elif mapping:
-        measured = spectral_signals(weights, regime.signal if signal is None else signal, seed=seed, threads=threads)
+        measured, unmet = _measured(weights, regime.signal if signal is None else signal, seed, threads)
+        warn_caller("spectral_budget", unmet, ConvergenceWarning)
         values = list(measured.values())
     else:
         values = [1.0]
     types = [layer_type(name) for name in names]
     factors = layer_weights(values, sparsity, regime, types, smallest_weight=smallest_weight)
-    prune_layers(layers, [float(1 / w) for w in factors], sparsity, "spectral_budget", count)
+    prune_layers(layers, [float(1 / w) for w in factors], sparsity, count)
     return close_layers(layers, weights, mapping)
 
 
+@front_door
 def spectral_signals(
     weights: Mapping[str, Any], signal: str | Callable[[Any], float], *, seed: int = 0, threads: int | None = None
 ) -> dict[str, float]:
@@ -109,36 +127,55 @@ def spectral_signals(
     ------
     ValueError, TypeError
         The signal is unknown, or as `mpfast.spectrum`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        As `spectral_budget`.
     """
-    measure = _signal(signal, seed, threads)
-    signals = {}
-    for name, weight in weights.items():
-        try:
-            signals[name] = float(measure(weight))
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"spectral_signals(): weights[{name!r}]: {error}") from error
+    signals, unmet = _measured(weights, signal, seed, threads)
+    warn_caller("spectral_signals", unmet, ConvergenceWarning)
     return signals
 
 
-def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], float]:
-    """Return the function from a weight to its number."""
-    from mpfast.spectra import spectrum
+def _measured(
+    weights: Mapping[str, Any], signal: str | Callable[[Any], float], seed: int, threads: int | None
+) -> tuple[dict[str, float], str]:
+    """Return the signal of each layer, and in place of a warning what was not met; empty if all was."""
+    measure = _signal(signal, seed, threads)
+    signals, unmet = {}, {}
+    for name, weight in weights.items():
+        label = f"weights[{name!r}]"
+        try:
+            number, unmet[label] = measure(weight)
+        except InputError as error:
+            argument = label if error.argument == "W" else f"{label}: {error.argument}".rstrip()
+            raise type(error)(argument, error.fact, error.advice) from error
+        signals[name] = float(number)
+    return signals, summary_of_unmet(unmet)
+
+
+def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], tuple[float, str]]:
+    """Return the function from a weight to its number, and what was not met on the way."""
+    from mpfast.spectra import measured_spectrum
 
     if callable(signal):
-        return signal
+        return lambda weight: (signal(weight), "")
 
     def flat(weight: Any) -> Any:
         return weight if weight.ndim == 2 else weight.reshape(weight.shape[0], -1)
 
-    def sigma_plus(weight: Any) -> float:
-        return spectrum(flat(weight), seed=seed, threads=threads).edge.sigma_plus
+    def sigma_plus(weight: Any) -> tuple[float, str]:
+        found = measured_spectrum(flat(weight), seed=seed, threads=threads)
+        return found.edge.sigma_plus, found.unmet_tolerance
 
-    def hill(weight: Any) -> float:
-        return spectrum(flat(weight), seed=seed, threads=threads).metrics()["hill_alpha"]
+    def hill(weight: Any) -> tuple[float, str]:
+        found = measured_spectrum(flat(weight), seed=seed, threads=threads)
+        return found.metrics()["hill_alpha"], found.unmet_tolerance
 
-    named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": _entry_std}
+    named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": lambda weight: (_entry_std(weight), "")}
     if signal not in named:
-        raise ValueError(f"spectral_signals(): signal must be one of {', '.join(named)} or a callable, not {signal!r}")
+        raise InvalidValueError("signal", f"must be one of {', '.join(named)} or a callable, not {signal!r}")
     return named[signal]
 
 
@@ -146,7 +183,7 @@ def _entry_std(weight: Any) -> float:
     """Standard deviation of all entries, row by row in fp64."""
     if is_on_gpu(weight) and has_cuda_backend():
         return entry_std_on_device(weight)
-    array, dtype = as_numpy(weight, function="spectral_signals", name="a weight")
+    array, dtype = as_numpy(weight)
     total = squares = 0.0
     for row in array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]:
         entries = wide(row, dtype)

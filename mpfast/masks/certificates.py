@@ -25,7 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpfast.arrays import as_wide
 from mpfast.masks.weights import boolean_mask
-from mpfast.spectra import spectrum
+from mpfast.spectra import measured_spectrum
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = [
     "BOUND",
@@ -77,6 +78,7 @@ def worst_cross_entropy(loss: ArrayLike, eta: ArrayLike) -> Array:
     return np.maximum(result, 0.0)
 
 
+@front_door
 def margin_safe(logits: ArrayLike, eta: ArrayLike) -> NDArray[np.bool_]:
     """Which predictions cannot change when no logit moves by more than eta: those with a margin above ``2 eta``.
 
@@ -94,7 +96,7 @@ def margin_safe(logits: ArrayLike, eta: ArrayLike) -> NDArray[np.bool_]:
     """
     scores = np.asarray(logits, np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2:
-        raise ValueError(f"margin_safe(): logits must be (samples, classes), two at least, but have {scores.shape}")
+        raise InvalidValueError("logits", f"must be (samples, classes), two at least, but have {scores.shape}")
     top = np.sort(scores, axis=1)
     safe: NDArray[np.bool_] = top[:, -1] - top[:, -2] > 2 * np.asarray(eta, np.float64)
     return safe
@@ -135,6 +137,8 @@ class LayerCertificate:
     break_even_l2, break_even_l1 : Labelled
         The least weight decay ``l2 ||A||_F^2``, or ``l1 ||A||_1``, with which removing R lowers the regularised loss
         for certain: ``B_T`` over the norm.
+    unmet_tolerance : str
+        What was reached where the error of an edge of these is larger than `mpfast.spectrum` has it; empty where not.
     """
 
     name: str
@@ -160,6 +164,7 @@ class LayerCertificate:
     norm_1: Labelled
     break_even_l2: Labelled
     break_even_l1: Labelled
+    unmet_tolerance: str = ""
 
     def certified(self, l2: float = 0.0, l1: float = 0.0) -> bool:
         """Whether removing R lowers ``cross-entropy + l2 ||A||_F^2 + l1 ||A||_1`` for certain.
@@ -192,14 +197,16 @@ class RemovedWeights:
     name : str
     """
 
+    @front_door
     def __init__(self, W: Any, mask: Any, name: str = "layer") -> None:
-        weights = as_wide(W, function="RemovedWeights", name=name)
-        keep = boolean_mask(mask, weights.shape, "RemovedWeights", name)
+        weights = as_wide(W, name=name)
+        keep = boolean_mask(mask, weights.shape, name)
         self.name = name
         self.shape = weights.shape
         self.sparsity = 1 - float(np.count_nonzero(keep)) / keep.size
         self.R: Array = (weights * ~keep).reshape(len(weights), -1)
-        self._edge = spectrum(weights.reshape(len(weights), -1)).edge
+        dense = measured_spectrum(weights.reshape(len(weights), -1))
+        self._edge, self._unmet = dense.edge, dense.unmet_tolerance
         self._absolute = np.abs(self.R)
         self._row_norm = float(np.sqrt((self.R**2).sum(axis=1)).max(initial=0.0))
         self._induced = float(self._absolute.sum(axis=1).max(initial=0.0))
@@ -212,6 +219,7 @@ class RemovedWeights:
         self._largest_norm = 0.0
         self._rows = 0
 
+    @front_door
     def add(self, inputs: ArrayLike, lipschitz: float = 1.0) -> float:
         """Take in one sample and return its ``||R psi||_inf``.
 
@@ -229,15 +237,15 @@ class RemovedWeights:
         """
         X = np.atleast_2d(np.asarray(inputs))
         if X.dtype.kind not in "fiub" or X.ndim != 2 or X.shape[1] != self.R.shape[1] or len(X) == 0:
-            raise ValueError(
-                f"RemovedWeights.add(): inputs of {self.name} must be real, (places, {self.R.shape[1]}), "
-                f"not {X.dtype.name} of shape {X.shape}"
+            raise InvalidValueError(
+                f"inputs of {self.name}",
+                f"must be real, (places, {self.R.shape[1]}), not {X.dtype.name} of shape {X.shape}",
             )
         X = X.astype(np.float64)
         if not np.isfinite(X).all():
-            raise ValueError(f"RemovedWeights.add(): inputs of {self.name} have non-finite entries")
+            raise InvalidValueError(f"inputs of {self.name}", "have non-finite entries")
         if not 0 <= lipschitz < math.inf:
-            raise ValueError(f"RemovedWeights.add(): lipschitz must be a number from 0, not {lipschitz!r}")
+            raise InvalidValueError("lipschitz", f"must be a number from 0, not {lipschitz!r}")
         moved = X @ self.R.T
         shift = float(np.abs(moved).max(initial=0.0))
         self._shifts.append(shift)
@@ -251,6 +259,7 @@ class RemovedWeights:
         self._rows += len(X)
         return shift
 
+    @front_door
     def certificate(self, lipschitz: str = "unscaled", *, delta: float = 0.05) -> LayerCertificate:
         """Sum up.
 
@@ -265,13 +274,24 @@ class RemovedWeights:
         ------
         ValueError
             No sample was seen, or an option is out of range.
+
+        Warns
+        -----
+        ConvergenceWarning
+            An edge was not measured as well as `mpfast.spectrum` has it by default.
         """
+        found = self.summary(lipschitz, delta=delta)
+        warn_caller("RemovedWeights.certificate", found.unmet_tolerance, ConvergenceWarning)
+        return found
+
+    def summary(self, lipschitz: str = "unscaled", *, delta: float = 0.05) -> LayerCertificate:
+        """Sum up as `certificate` does, without a warning: the result says what was not met."""
         if not self._shifts:
-            raise ValueError(f"RemovedWeights.certificate(): {self.name} has seen no sample")
+            raise InvalidValueError(self.name, "has seen no sample")
         if lipschitz not in (EXACT, BOUND, ESTIMATE, "unscaled"):
-            raise ValueError(f"certificate(): lipschitz must be exact, bound, estimate or unscaled, not {lipschitz!r}")
+            raise InvalidValueError("lipschitz", f"must be exact, bound, estimate or unscaled, not {lipschitz!r}")
         if not 0 < delta < 1:
-            raise ValueError(f"certificate(): delta must lie in (0, 1), not {delta!r}")
+            raise InvalidValueError("delta", f"must lie in (0, 1), not {delta!r}")
         shifts = np.array(self._shifts)
         eta = shifts * np.array(self._factors)
         samples = len(shifts)
@@ -279,6 +299,7 @@ class RemovedWeights:
         # A budget from exact shifts and bounded factors bounds the loss; with an exact factor it still is no more.
         kind = {EXACT: BOUND, BOUND: BOUND, ESTIMATE: ESTIMATE, "unscaled": PROXY}[lipschitz]
         squared, absolute = float((self.R**2).sum()), float(self._absolute.sum())
+        noise, unmet = self._noise_level()
         union = math.sqrt(2 * math.log(2 * len(self.R) * self._rows / delta))
         return LayerCertificate(
             self.name,
@@ -299,15 +320,17 @@ class RemovedWeights:
             row_bound=Labelled(float(np.mean(self._row_bounds)), BOUND),
             induced_bound=Labelled(float(np.mean(self._induced_bounds)), BOUND),
             random_sign_bound=Labelled(union * math.sqrt(self._largest_variance), "assuming random signs"),
-            gaussian_bound=Labelled(union * self._noise_level() * self._largest_norm, "assuming Gaussian noise"),
+            gaussian_bound=Labelled(union * noise * self._largest_norm, "assuming Gaussian noise"),
             norm_squared=Labelled(squared, EXACT),
             norm_1=Labelled(absolute, EXACT),
             break_even_l2=Labelled(budget / squared if squared > 0 else 0.0, kind),
             break_even_l1=Labelled(budget / absolute if absolute > 0 else 0.0, kind),
+            unmet_tolerance=self._unmet or unmet,
         )
 
-    def _noise_level(self) -> float:
-        """Standard deviation of an entry of R, from the edge of its spectrum."""
+    def _noise_level(self) -> tuple[float, str]:
+        """Standard deviation of an entry of R, from the edge of its spectrum, and what was not met for that."""
         if not self.R.any():
-            return 0.0
-        return spectrum(self.R).edge.sigma_plus / (math.sqrt(self.R.shape[0]) + math.sqrt(self.R.shape[1]))
+            return 0.0, ""
+        found = measured_spectrum(self.R)
+        return found.edge.sigma_plus / (math.sqrt(self.R.shape[0]) + math.sqrt(self.R.shape[1])), found.unmet_tolerance

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.arrays import address_of, check_matrix, cuda_backend, device_matrix
+from mpfast.support import InvalidTypeError
 
 if TYPE_CHECKING:
     from mpfast import _cuda
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
 class DeviceLayer:
     """One weight array on a GPU; its mask comes back there."""
 
-    def __init__(self, weight: Any, function: str, name: str) -> None:
+    def __init__(self, weight: Any, name: str) -> None:
         self.weight = weight
         self.name = name
         self.shape = tuple(int(n) for n in weight.shape)
         self.size = math.prod(self.shape)
         rows = weight if len(self.shape) == 2 else weight.reshape(*_as_rows(self.shape))
-        check_matrix(tuple(rows.shape), str(weight.dtype).removeprefix("torch."), function, name)
+        check_matrix(tuple(rows.shape), str(weight.dtype).removeprefix("torch."), name)
         self.backend = cuda_backend()
-        self.matrix: _cuda.Matrix = device_matrix(rows, self.backend, function=function, name=name)
-        self.keep = _empty_mask(weight, function)
+        self.matrix: _cuda.Matrix = device_matrix(rows, self.backend, name=name)
+        self.keep = _empty_mask(weight)
 
     def locate(self, flat: int) -> tuple[int, ...]:
         """Index in the array of the entry with row-major index ``flat``."""
@@ -77,7 +78,7 @@ def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, -1) if len(shape) < 2 else (-1, shape[-1])
 
 
-def _empty_mask(weight: Any, function: str) -> Any:
+def _empty_mask(weight: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(weight, torch.Tensor):
         return torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
@@ -86,7 +87,8 @@ def _empty_mask(weight: Any, function: str) -> Any:
             return sys.modules["cupy"].empty(weight.shape, dtype=np.bool_)
     if isinstance(weight, np.ndarray):
         return np.empty(weight.shape, dtype=np.bool_)
-    raise TypeError(
-        f"{function}(): masks on a GPU are made for PyTorch and CuPy arrays, not {type(weight).__name__}; "
-        f"pass cupy.from_dlpack(...) of it"
+    raise InvalidTypeError(
+        "",
+        f"masks on a GPU are made for PyTorch and CuPy arrays, not {type(weight).__name__}",
+        "pass cupy.from_dlpack(...) of it",
     )

@@ -74,7 +74,7 @@ def n_m(
     >>> n_m(np.array([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
     array([[False,  True,  True, False]])
     """
-    check_group(n, m, "n_m")
+    check_group(n, m)
     if not isinstance(permute, bool | np.bool_):
         raise InvalidValueError(
             "permute", f"must be True or False, not {permute!r}", "mpfast.masks.project knows 'auto', too"
@@ -98,14 +98,14 @@ def n_m(
         return (mask, permutation) if permute else mask
     if source_mask is not None or prior or permute:
         raise InvalidValueError("", "source_mask, prior and permute need a second_moment")
-    count = thread_count(threads, "n_m")
+    count = thread_count(threads)
     if is_on_gpu(W) and has_cuda_backend():
         return _largest_on_device(W, n, m, layout)
     return _largest_on_host(W, n, m, layout, count)
 
 
 def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, threads: int) -> Any:
-    array, dtype = as_numpy(W, function="n_m")
+    array, dtype = as_numpy(W)
     _check_dimensions(array.shape)
     channels = layout == "channel" and array.ndim > 2
     if channels:
@@ -143,7 +143,7 @@ def _refuse_nonfinite(count: int, position: tuple[int, ...], channels: bool) -> 
     """Name the place of the first entry that is not finite, in the caller's order of the dimensions."""
     if channels:
         position = (position[0], position[-1], *position[1:-1])
-    raise_if_nonfinite("n_m", "W", count, position)
+    raise_if_nonfinite("W", count, position)
 
 
 def _check_dimensions(shape: tuple[int, ...]) -> None:
@@ -163,9 +163,9 @@ def _largest_on_device(W: Any, n: int, m: int, layout: GroupLayout) -> Any:
         raise InvalidValueError(
             "", "layout='channel' of a convolution on a GPU", "move the channels to the end yourself"
         )
-    layer = DeviceLayer(W.reshape(shape[0], -1), "n_m", "W")
+    layer = DeviceLayer(W.reshape(shape[0], -1), "W")
     _check_row(layer.shape[1], m)
     bad = groups_on_device(layer, n, m)
     if bad is not None:
-        raise_if_nonfinite("n_m", "W", *bad)
+        raise_if_nonfinite("W", *bad)
     return layer.mask().reshape(shape)

@@ -18,7 +18,7 @@ from mpfast import _core
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite, wide
 from mpfast.masks.cuda import DeviceLayer, projection_on_device
 from mpfast.masks.weights import boolean_mask
-from mpfast.support import check_group, thread_count
+from mpfast.support import InvalidValueError, check_group, front_door, thread_count
 
 __all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project", "project_mask"]
 
@@ -63,6 +63,7 @@ class Projection:
         return 0.0 if self.cost == 0 else 1 - self.lower_bound / self.cost
 
 
+@front_door
 def project(
     W: Any,
     n: int,
@@ -131,9 +132,9 @@ def project(
     if isinstance(permute, np.bool_):
         permute = bool(permute)
     if not (isinstance(permute, bool) or permute == "auto"):
-        raise ValueError(f"project(): permute must be True, False or 'auto', not {permute!r}")
-    count = thread_count(threads, "project")
-    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout, "project")
+        raise InvalidValueError("permute", f"must be True, False or 'auto', not {permute!r}")
+    count = thread_count(threads)
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, restore, layout)
     result = None
     if permute is not True:
         result = problem.priced(problem.solve(None, count), None, count)
@@ -160,12 +161,12 @@ def project_mask(
 ) -> tuple[Any, NDArray[np.int64] | None]:
     """Return mask and permutation of `project` without working out what they cost, which takes longer than the mask.
 
-    It is what `mpfast.masks.n_m` calls: errors, as those of `project`, name that function.
+    It is what `mpfast.masks.n_m` calls; errors as those of `project`.
     """
-    count = thread_count(threads, "n_m")
+    count = thread_count(threads)
     if is_on_gpu(W) and has_cuda_backend():
         return _mask_on_device(W, n, m, second_moment, source_mask, prior, permute, layout), None
-    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout, "n_m")
+    problem = _Problem.of(W, n, m, second_moment, source_mask, prior, True, layout)
     channels = problem.dealt_out() if permute else None
     mask = problem.solve(channels, count)
     return like(mask.reshape(problem.shape), W), channels
@@ -176,28 +177,32 @@ def _mask_on_device(
 ) -> Any:
     shape = tuple(int(extent) for extent in W.shape)
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"n_m(): W must be non-empty with at least 2 dimensions, but has shape {shape}")
+        raise InvalidValueError("W", f"must be non-empty with at least 2 dimensions, but has shape {shape}")
     if not 1 <= n <= m <= LARGEST_EXACT:
-        raise ValueError(f"n_m(): on a GPU 1 <= n <= m <= {LARGEST_EXACT} is needed with a second_moment, got {n}:{m}")
+        raise InvalidValueError(
+            "", f"on a GPU 1 <= n <= m <= {LARGEST_EXACT} is needed with a second_moment, got {n}:{m}"
+        )
     if permute or (layout == "channel" and len(shape) > 2):
-        raise ValueError("n_m(): on a GPU neither permute nor layout='channel' of a convolution: reorder W yourself")
+        raise InvalidValueError(
+            "", "on a GPU neither permute nor layout='channel' of a convolution: reorder W yourself"
+        )
     if not 0 <= prior <= LARGEST_PRIOR or (prior > 0 and source_mask is None):
-        raise ValueError(f"n_m(): prior must lie between 0 and {LARGEST_PRIOR:g}, and needs a source_mask")
+        raise InvalidValueError("prior", f"must lie between 0 and {LARGEST_PRIOR:g}, and needs a source_mask")
     rows = W.reshape(shape[0], -1)
     if rows.shape[1] % m:
-        raise ValueError(f"n_m(): rows of length {rows.shape[1]} cannot be cut into groups of {m}")
-    layer = DeviceLayer(rows, "n_m", "W")
+        raise InvalidValueError("", f"rows of length {rows.shape[1]} cannot be cut into groups of {m}")
+    layer = DeviceLayer(rows, "W")
     source = None
     if source_mask is not None:
         if tuple(source_mask.shape) != shape or "bool" not in str(source_mask.dtype) or not is_on_gpu(source_mask):
-            raise ValueError("n_m(): source_mask must be a boolean array of the shape of W, on its GPU")
+            raise InvalidValueError("source_mask", "must be a boolean array of the shape of W, on its GPU")
         source = source_mask.reshape(rows.shape)
         if hasattr(source, "contiguous"):
             source = source.contiguous()
-    moment = _checked_moment(second_moment, int(rows.shape[1]), m, "n_m")
+    moment = _checked_moment(second_moment, int(rows.shape[1]), m)
     bad = projection_on_device(layer, _diagonal_blocks(moment, m, None), source, float(prior), n, m)
     if bad is not None:
-        raise_if_nonfinite("n_m", "W", *bad)
+        raise_if_nonfinite("W", *bad)
     return layer.mask().reshape(shape)
 
 
@@ -222,7 +227,6 @@ class _Problem:
     layout: str = "flat"
     source: NDArray[np.bool_] | None = None
     prior: float = 0.0
-    function: str = "project"
 
     @classmethod
     def of(
@@ -235,31 +239,28 @@ class _Problem:
         prior: float,
         restore: bool,
         layout: str,
-        function: str,
     ) -> _Problem:
-        """Check the arguments of `project`; errors name ``function``."""
-        check_group(n, m, function)
+        """Check the arguments of `project`."""
+        check_group(n, m)
         if layout not in ("flat", "channel"):
-            raise ValueError(f"{function}(): layout must be 'flat' or 'channel', not {layout!r}")
+            raise InvalidValueError("layout", f"must be 'flat' or 'channel', not {layout!r}")
         if not 0 <= prior <= LARGEST_PRIOR:
-            raise ValueError(f"{function}(): prior must lie between 0 and {LARGEST_PRIOR:g}, not {prior!r}")
+            raise InvalidValueError("prior", f"must lie between 0 and {LARGEST_PRIOR:g}, not {prior!r}")
         if source_mask is None and (prior > 0 or not restore):
-            raise ValueError(f"{function}(): prior and restore=False refer to a source_mask, and there is none")
-        array, dtype = as_numpy(W, function=function)
+            raise InvalidValueError("", "prior and restore=False refer to a source_mask, and there is none")
+        array, dtype = as_numpy(W)
         if array.ndim < 2 or array.size == 0:
-            raise ValueError(
-                f"{function}(): W must be non-empty with at least 2 dimensions, but has shape {array.shape}"
-            )
+            raise InvalidValueError("W", f"must be non-empty with at least 2 dimensions, but has shape {array.shape}")
         rows, source = array.reshape(len(array), -1), None
         if source_mask is not None:
-            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, function, "W")).reshape(rows.shape)
+            source = np.ascontiguousarray(boolean_mask(source_mask, array.shape, "W")).reshape(rows.shape)
             if not restore:
                 rows = np.multiply(rows, source.astype(rows.dtype))
         length = rows.shape[1] if layout == "flat" else array.shape[1]
         if length % m:
-            raise ValueError(f"{function}(): {length} inputs cannot be cut into groups of {m}")
-        moment = _checked_moment(second_moment, rows.shape[1], m, function)
-        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior), function)
+            raise InvalidValueError("", f"{length} inputs cannot be cut into groups of {m}")
+        moment = _checked_moment(second_moment, rows.shape[1], m)
+        return cls(rows, dtype, array.shape, int(n), int(m), moment, layout, source, float(prior))
 
     def numbers(self, rows: slice) -> Array:
         """Some rows in float64."""
@@ -279,7 +280,7 @@ class _Problem:
         if found is not None:
             row, column = (int(i) for i in np.unravel_index(found[2], rows.shape))
             flat = row * rows.shape[1] + (column if order is None else int(order[column]))
-            raise_if_nonfinite(self.function, "W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
+            raise_if_nonfinite("W", found[1], tuple(int(i) for i in np.unravel_index(flat, self.shape)))
         if order is None:
             return keep
         mask = np.empty_like(keep)
@@ -304,9 +305,7 @@ class _Problem:
     def dealt_out(self) -> NDArray[np.int64]:
         """Order of the channels where slot j of group g holds that of rank ``j G + g``; left-overs stay at the end."""
         if self.moment.ndim != 2:
-            raise ValueError(
-                f"{self.function}(): permute needs the full second moment, of shape (row length, row length)"
-            )
+            raise InvalidValueError("permute", "needs the full second moment, of shape (row length, row length)")
         squares = np.zeros(self.rows.shape[1])
         for chunk in self._chunks():
             squares += (self.numbers(chunk) ** 2).sum(axis=0)
@@ -360,19 +359,19 @@ def _quadratic(residual: Array, blocks: Array) -> float:
     return float(np.vdot(by_group, by_group @ blocks))
 
 
-def _checked_moment(second_moment: ArrayLike, row: int, m: int, function: str) -> Array:
+def _checked_moment(second_moment: ArrayLike, row: int, m: int) -> Array:
     moment = np.asarray(on_host(second_moment), np.float64)
     if moment.shape not in ((row // m, m, m), (row, row)):
-        raise ValueError(
-            f"{function}(): second_moment must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
+        raise InvalidValueError(
+            "second_moment", f"must have the shape {(row // m, m, m)} or {(row, row)}, not {moment.shape}"
         )
     if not np.isfinite(moment).all():
-        raise ValueError(f"{function}(): second_moment has entries that are not finite")
+        raise InvalidValueError("second_moment", "has entries that are not finite")
     transposed = np.swapaxes(moment, -1, -2)
     diagonal = np.diagonal(moment, axis1=-2, axis2=-1)
     scale = float(diagonal.max(initial=0.0))
     if (diagonal < 0).any() or np.abs(moment - transposed).max(initial=0.0) > 1e-4 * scale:
-        raise ValueError(f"{function}(): second_moment must be symmetric, and its diagonal must not be negative")
+        raise InvalidValueError("second_moment", "must be symmetric, and its diagonal must not be negative")
     symmetric: Array = (moment + transposed) / 2
     roots = np.sqrt(diagonal)[..., None]
     step = max(1, _CHUNK_ENTRIES // moment.shape[-1])
@@ -380,9 +379,7 @@ def _checked_moment(second_moment: ArrayLike, row: int, m: int, function: str) -
         rows = slice(at, at + step)
         most = roots[..., rows, :] * np.swapaxes(roots, -1, -2)
         if (np.abs(symmetric[..., rows, :]) > 1.001 * most + 1e-4 * scale).any():
-            raise ValueError(
-                f"{function}(): second_moment is none: an entry exceeds the geometric mean of its diagonal's"
-            )
+            raise InvalidValueError("second_moment", "is none: an entry exceeds the geometric mean of its diagonal's")
     return symmetric
 
 
@@ -401,6 +398,7 @@ def permute_outputs(W: Any, permutation: NDArray[np.int64]) -> Any:
     return W[permutation]
 
 
+@front_door
 def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
     """Mean squared change of a layer's output, summed over its outputs, when the mask is applied.
 
@@ -417,12 +415,12 @@ def output_error(W: Any, mask: Any, second_moment: ArrayLike) -> float:
     ValueError
         Shapes do not fit.
     """
-    array, dtype = as_numpy(W, function="output_error")
-    keep = boolean_mask(mask, array.shape, "output_error", "W").reshape(array.shape[0], -1)
+    array, dtype = as_numpy(W)
+    keep = boolean_mask(mask, array.shape, "W").reshape(array.shape[0], -1)
     rows = array.reshape(array.shape[0], -1)
     moment = np.asarray(on_host(second_moment), np.float64)
     size = moment.shape[-1]
     blocks = moment if moment.ndim == 3 else moment[None]
     if moment.ndim not in (2, 3) or blocks.shape != (len(blocks), size, size) or len(blocks) * size != rows.shape[1]:
-        raise ValueError(f"output_error(): a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
+        raise InvalidValueError("", f"a second_moment of shape {moment.shape} does not fit {rows.shape[1]} inputs")
     return _Problem(rows, dtype, array.shape, size, size, moment).cost(keep, np.ascontiguousarray(blocks))

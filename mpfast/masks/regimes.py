@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.support import InvalidValueError, front_door
+
 Array = NDArray[np.float64]
 
 __all__ = ["BERLYAND2026", "Regime", "default_layer_type", "layer_weights", "regime_for"]
@@ -56,13 +58,14 @@ class Regime:
     vanishing: float
     power: float = 1.0
 
+    @front_door
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
-            raise ValueError(f"Regime(): signal must be one of {', '.join(SIGNALS)}, not {self.signal!r}")
+            raise InvalidValueError("signal", f"must be one of {', '.join(SIGNALS)}, not {self.signal!r}")
         if "other" not in self.beta:
-            raise ValueError('Regime(): beta needs a value for "other", the types that it does not name')
+            raise InvalidValueError("beta", 'needs a value for "other", the types that it does not name')
         if not (self.vanishing > 0 and self.up_to > 0):
-            raise ValueError("Regime(): up_to and vanishing must be positive")
+            raise InvalidValueError("", "up_to and vanishing must be positive")
 
 
 BERLYAND2026 = (
@@ -73,6 +76,7 @@ BERLYAND2026 = (
 )
 
 
+@front_door
 def regime_for(sparsity: float, regimes: Sequence[Regime] = BERLYAND2026) -> Regime:
     """Return the first regime whose range includes ``sparsity``.
 
@@ -85,7 +89,7 @@ def regime_for(sparsity: float, regimes: Sequence[Regime] = BERLYAND2026) -> Reg
         if sparsity <= regime.up_to:
             return regime
     ends = f"the last ends at {regimes[-1].up_to}" if regimes else "there is none"
-    raise ValueError(f"regime_for(): no regime covers a sparsity of {sparsity}; {ends}")
+    raise InvalidValueError("", f"no regime covers a sparsity of {sparsity}", ends)
 
 
 def default_layer_type(name: str) -> str:

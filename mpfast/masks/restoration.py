@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpfast.arrays import as_wide, like
 from mpfast.masks.weights import HostLayer, boolean_mask, prune_count
-from mpfast.support import floor_count, thread_count
+from mpfast.support import InvalidValueError, floor_count, front_door, thread_count
 
 __all__ = ["input_norm_saliency", "restoration_gain", "restore"]
 
@@ -28,6 +28,7 @@ __all__ = ["input_norm_saliency", "restoration_gain", "restore"]
 _LEAST = 1e-290
 
 
+@front_door
 def restore(
     masks: Any,
     saliency: Any,
@@ -79,31 +80,33 @@ def restore(
     kept, candidates, layers, scales = {}, 0, [], []
     for name, mask in listed.items():
         label = f"masks[{name!r}]" if mapping else "masks"
-        keep = kept[name] = boolean_mask(mask, np.shape(mask), "restore", label)
-        values = np.abs(as_wide(given[name], function="restore", name=label.replace("masks", "saliency")))
+        keep = kept[name] = boolean_mask(mask, np.shape(mask), label)
+        values = np.abs(as_wide(given[name], name=label.replace("masks", "saliency")))
         if values.shape != keep.shape:
-            raise ValueError(f"restore(): the saliency of {label} has the shape {values.shape}, not {keep.shape}")
+            raise InvalidValueError(f"the saliency of {label}", f"has the shape {values.shape}, not {keep.shape}")
         if not np.isfinite(values).all():
-            raise ValueError(f"restore(): the saliency of {label} has entries that are not finite")
-        pruned = ~keep if allowed is None else ~keep & boolean_mask(allowed[name], keep.shape, "restore", label)
+            raise InvalidValueError(f"the saliency of {label}", "has entries that are not finite")
+        pruned = ~keep if allowed is None else ~keep & boolean_mask(allowed[name], keep.shape, label)
         candidates += int(np.count_nonzero(pruned))
-        layers.append(HostLayer(np.where(pruned, np.maximum(values, _LEAST), 0.0), "restore", label))
+        layers.append(HostLayer(np.where(pruned, np.maximum(values, _LEAST), 0.0), label))
         scales.append(1.0 if layer_weights is None else float(layer_weights[name]))
     total = sum(keep.size for keep in kept.values())
     gone = total - sum(int(np.count_nonzero(keep)) for keep in kept.values())
     count = gone - floor_count(sparsity, total)
     if not 0 <= count <= candidates:
-        raise ValueError(
-            f"restore(): sparsity={sparsity!r} means to restore {count} entries; {gone} are pruned and {candidates} of "
-            "them may be restored"
+        raise InvalidValueError(
+            f"sparsity={sparsity!r}",
+            f"means to restore {count} entries",
+            f"{gone} are pruned and {candidates} of them may be restored",
         )
-    prune_count(layers, scales, total - count, "restore", thread_count(threads, "restore"))
+    prune_count(layers, scales, total - count, thread_count(threads))
     result = {
         name: like(keep | layer.keep, listed[name]) for (name, keep), layer in zip(kept.items(), layers, strict=True)
     }
     return result if mapping else result[""]
 
 
+@front_door
 def input_norm_saliency(W: Any, second_moment: ArrayLike) -> NDArray[np.float64]:
     """``|w_ij| sqrt(C_jj)``: how much the weight adds to the output, in root mean square.
 
@@ -114,13 +117,14 @@ def input_norm_saliency(W: Any, second_moment: ArrayLike) -> NDArray[np.float64]
     second_moment
         Mean of ``x x^T`` over the layer's inputs, (row length, row length), or only its diagonal, (row length,).
     """
-    weights = as_wide(W, function="input_norm_saliency")
-    moment = as_wide(second_moment, function="input_norm_saliency", name="second_moment")
+    weights = as_wide(W)
+    moment = as_wide(second_moment, name="second_moment")
     diagonal = moment if moment.ndim == 1 else np.diagonal(moment)
     result: NDArray[np.float64] = np.abs(weights) * np.sqrt(diagonal).reshape(weights.shape[1:])
     return result
 
 
+@front_door
 def restoration_gain(W: Any, mask: Any, second_moment: ArrayLike) -> NDArray[np.float64]:
     """Return how much the mean squared change of the output shrinks when this one pruned weight is put back.
 
@@ -134,9 +138,9 @@ def restoration_gain(W: Any, mask: Any, second_moment: ArrayLike) -> NDArray[np.
     second_moment
         Mean of ``x x^T`` over the layer's inputs, (row length, row length).
     """
-    weights = as_wide(W, function="restoration_gain")
-    moment = as_wide(second_moment, function="restoration_gain", name="second_moment")
-    pruned = ~boolean_mask(mask, weights.shape, "restoration_gain", "W")
+    weights = as_wide(W)
+    moment = as_wide(second_moment, name="second_moment")
+    pruned = ~boolean_mask(mask, weights.shape, "W")
     R = (weights * pruned).reshape(len(weights), -1)
     gain = 2 * R * (R @ moment) - R**2 * np.diagonal(moment)
     result: NDArray[np.float64] = np.maximum(gain, 0.0).reshape(weights.shape)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, prune_on_device
-from mpfast.support import floor_count
+from mpfast.support import InvalidValueError, MissingKeyError, floor_count
 
 __all__ = ["HostLayer", "Weights", "boolean_mask", "close_layers", "open_layers", "prune_count", "prune_layers"]
 
@@ -21,12 +21,12 @@ Weights = Any | Mapping[str, Any]
 class HostLayer:
     """One weight array: its 2-D pieces for the core, and its mask."""
 
-    def __init__(self, weight: Any, function: str, name: str) -> None:
+    def __init__(self, weight: Any, name: str) -> None:
         self.weight = weight
         self.name = name
-        array, self.dtype = as_numpy(weight, function=function, name=name)
+        array, self.dtype = as_numpy(weight, name=name)
         if array.size == 0:
-            raise ValueError(f"{function}(): {name} is empty: its shape is {array.shape}")
+            raise InvalidValueError(name, f"is empty: its shape is {array.shape}")
         self.keep: NDArray[np.bool_] = np.empty(array.shape, dtype=np.bool_)
         self.pieces, self.masks = as_rows(array, self.keep)
 
@@ -47,11 +47,11 @@ class HostLayer:
 class RestLayer(HostLayer):
     """What an earlier mask kept of an array."""
 
-    def __init__(self, weight: Any, within: Any, function: str, name: str) -> None:
+    def __init__(self, weight: Any, within: Any, name: str) -> None:
         self.weight = weight
         self.name = name
-        array, self.dtype = as_numpy(weight, function=function, name=name)
-        self.within = boolean_mask(within, array.shape, function, name)
+        array, self.dtype = as_numpy(weight, name=name)
+        self.within = boolean_mask(within, array.shape, name)
         self.keep = np.empty(int(np.count_nonzero(self.within)), dtype=np.bool_)
         self.pieces, self.masks = [], []
         if self.keep.size:
@@ -66,12 +66,12 @@ class RestLayer(HostLayer):
         return like(whole, self.weight)
 
 
-def boolean_mask(mask: Any, shape: tuple[int, ...], function: str, name: str) -> NDArray[np.bool_]:
+def boolean_mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
     """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
     array = on_host(mask)
     if array.shape != tuple(shape) or array.dtype != np.bool_:
-        raise ValueError(
-            f"{function}(): the mask of {name} must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
+        raise InvalidValueError(
+            f"the mask of {name}", f"must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
         )
     return array
 
@@ -89,27 +89,27 @@ def as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[
     return [array[i] for i in leading], [keep[i] for i in leading]
 
 
-def _layer(weight: Any, function: str, name: str) -> HostLayer | DeviceLayer:
+def _layer(weight: Any, name: str) -> HostLayer | DeviceLayer:
     if is_on_gpu(weight) and has_cuda_backend():
-        return DeviceLayer(weight, function, name)
-    return HostLayer(weight, function, name)
+        return DeviceLayer(weight, name)
+    return HostLayer(weight, name)
 
 
-def open_layers(weights: Weights, function: str, within: Any = None) -> tuple[list[HostLayer | DeviceLayer], bool]:
+def open_layers(weights: Weights, within: Any = None) -> tuple[list[HostLayer | DeviceLayer], bool]:
     """Return the layers of one array or of a mapping, and which of the two it is."""
     mapping = isinstance(weights, Mapping)
     named = {f"weights[{name!r}]": (name, weight) for name, weight in weights.items()} if mapping else {}
     if mapping and not named:
-        raise ValueError(f"{function}(): weights is empty")
+        raise InvalidValueError("weights", "is empty")
     if not mapping:
         named = {"weights": ("", weights)}
     if within is None:
-        return [_layer(weight, function, label) for label, (_, weight) in named.items()], mapping
+        return [_layer(weight, label) for label, (_, weight) in named.items()], mapping
     earlier = within if mapping else {"": within}
     missing = [name for name, _ in named.values() if name not in earlier]
     if missing:
-        raise KeyError(f"{function}(): within has no mask for {missing[0]!r}")
-    return [RestLayer(weight, earlier[name], function, label) for label, (name, weight) in named.items()], mapping
+        raise MissingKeyError("within", f"has no mask for {missing[0]!r}")
+    return [RestLayer(weight, earlier[name], label) for label, (name, weight) in named.items()], mapping
 
 
 def close_layers(layers: list[HostLayer | DeviceLayer], weights: Weights, mapping: bool) -> Any:
@@ -120,26 +120,26 @@ def close_layers(layers: list[HostLayer | DeviceLayer], weights: Weights, mappin
 
 
 def prune_layers(
-    layers: Sequence[HostLayer | DeviceLayer], scales: Sequence[float], sparsity: float, function: str, threads: int
+    layers: Sequence[HostLayer | DeviceLayer], scales: Sequence[float], sparsity: float, threads: int
 ) -> None:
     """Prune floor(sparsity N) entries of all layers together, those of smallest |w| * scale."""
     there = [layer for layer in layers if isinstance(layer, DeviceLayer)]
     here = [layer for layer in layers if isinstance(layer, HostLayer)]
     if there and here:
-        raise ValueError(f"{function}(): {there[0].name} is on a GPU, {here[0].name} is not; bring them together first")
+        raise InvalidValueError(there[0].name, f"is on a GPU, {here[0].name} is not", "bring them together first")
     if there:
         bad = prune_on_device(there, scales, floor_count(sparsity, sum(layer.size for layer in there)))
         if bad is not None:
-            raise_if_nonfinite(function, bad[0].name, bad[1], bad[2])
+            raise_if_nonfinite(bad[0].name, bad[1], bad[2])
         return
     gone = sum(layer.within.size - layer.keep.size for layer in here if isinstance(layer, RestLayer))
     pruned = floor_count(sparsity, gone + sum(layer.keep.size for layer in here)) - gone
     if pruned < 0:
-        raise ValueError(f"{function}(): {gone} entries are pruned already, more than sparsity={sparsity!r} asks for")
-    prune_count(here, scales, pruned, function, threads)
+        raise InvalidValueError("", f"{gone} entries are pruned already, more than sparsity={sparsity!r} asks for")
+    prune_count(here, scales, pruned, threads)
 
 
-def prune_count(layers: Sequence[HostLayer], scales: Sequence[float], pruned: int, function: str, threads: int) -> None:
+def prune_count(layers: Sequence[HostLayer], scales: Sequence[float], pruned: int, threads: int) -> None:
     """Prune this many entries of layers in host memory together, those of smallest |w| * scale."""
     matrices, factors, masks, origin = [], [], [], []
     for layer, scale in zip(layers, scales, strict=True):
@@ -149,11 +149,11 @@ def prune_count(layers: Sequence[HostLayer], scales: Sequence[float], pruned: in
             masks.append(mask)
             origin.append((layer, number))
     found = _core.prune_smallest(matrices, factors, masks, pruned, threads)
-    _raise_if_found(found, origin, function)
+    _raise_if_found(found, origin)
 
 
-def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[HostLayer, int]], function: str) -> None:
+def _raise_if_found(found: tuple[int, int, int] | None, origin: list[tuple[HostLayer, int]]) -> None:
     if found is not None:
         which, count, flat = found
         layer, piece = origin[which]
-        raise_if_nonfinite(function, layer.name, count, layer.locate(piece, flat))
+        raise_if_nonfinite(layer.name, count, layer.locate(piece, flat))

@@ -195,4 +195,4 @@ def _warn_of_dense_layers(
         ratio = f"--sparsity_ratio {sum(row.pruned for row in budget) / entries:.6g}"
     else:
         ratio = "--sparsity_ratio as the share of the entries of all of them"
-    warn_caller(f"alphapruning(): {len(dense)} linear layers of the blocks stay dense: run with {ratio}")
+    warn_caller("alphapruning", f"{len(dense)} linear layers of the blocks stay dense: run with {ratio}")

@@ -26,6 +26,7 @@ from mpfast.support import (
     check_seed,
     check_tolerance,
     front_door,
+    summary_of_unmet,
     team_size,
     warn_caller,
 )
@@ -133,7 +134,9 @@ def analyze(
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, threads, cache)
     checkpoint, unmatched = open_derived(model, base)
-    layers, skipped = select_layers(checkpoint, include, exclude, "analyze", views or Views())
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
+    for text in without_effect:
+        warn_caller("analyze", text)
     reports: dict[str, LayerReport] = {}
     with progress_bar(layers, progress) as advance:
         if client is None:
@@ -149,7 +152,8 @@ def analyze(
                 reports[layer.name] = outcome
             advance(layer)
     rows = tuple(reports[layer.name] for layer in layers if layer.name in reports)
-    _warn_of_unmet_tolerances(rows)
+    unmet = {row.name: row.unmet_tolerance for row in rows}
+    warn_caller("analyze", summary_of_unmet(unmet), ConvergenceWarning)
     return Analysis(
         layers=rows,
         skipped=(
@@ -174,16 +178,6 @@ def analyze(
     )
 
 
-def _warn_of_unmet_tolerances(rows: Sequence[LayerReport]) -> None:
-    """Warn once for all layers."""
-    unmet = [row for row in rows if row.unmet_tolerance]
-    if unmet:
-        warn_caller(
-            f"analyze(): {len(unmet)} layers did not meet tol, among them {unmet[0].name}: {unmet[0].unmet_tolerance}",
-            ConvergenceWarning,
-        )
-
-
 def _checked_settings(
     method: SpectrumMethod,
     tol: float,
@@ -195,10 +189,10 @@ def _checked_settings(
     methods = get_args(SpectrumMethod)
     if method not in methods:
         raise InvalidValueError("method", f"must be one of {', '.join(map(repr, methods))}, not {method!r}")
-    tol, seed = check_tolerance(tol, "analyze"), check_seed(seed, "analyze")
-    gpus = device_names(device, "analyze")
+    tol, seed = check_tolerance(tol), check_seed(seed)
+    gpus = device_names(device)
     kept = None if cache is None else LayerCache(cache, [method, tol, seed])
-    return Settings(method, tol, seed, team_size(threads, "analyze"), device, gpus, kept)
+    return Settings(method, tol, seed, team_size(threads), device, gpus, kept)
 
 
 def _outcomes(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.checkpoints import is_embedding_or_head, warn_of_unmatched
+from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
 from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
@@ -56,7 +56,7 @@ def budget_from_reports(
 
     `skipped` are the tensors of the checkpoint that were not analysed, `provenance` is what made the reports.
     """
-    sparsity = check_sparsity(sparsity, "budget")
+    sparsity = check_sparsity(sparsity)
     left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
     tensors = _by_tensor(reports)
     highest = default_ceiling(sparsity)
@@ -113,7 +113,7 @@ def warn_of_emptied(rows: Iterable[tuple[str, int, int]], sparsity: float, funct
     emptied = [name for name, pruned, size in rows if pruned == size]
     if emptied and sparsity < 1:
         others = "" if len(emptied) == 1 else f" and {len(emptied) - 1} others"
-        warn_caller(f"{function}(): nothing is left of {emptied[0]}{others}; a lower ceiling keeps part of every layer")
+        warn_caller(function, f"nothing is left of {emptied[0]}{others}; a lower ceiling keeps part of every layer")
 
 
 def dense_tensors(
@@ -159,7 +159,8 @@ def _warn_of_unmatched(
     patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}
     patterns |= {what: list(b) for what, b in (("floor", floor), ("ceiling", ceiling)) if isinstance(b, Mapping)}
     for what, given in patterns.items():
-        warn_of_unmatched(given, names, f"budget(): {what}")
+        for text in unmatched_patterns(what, given, names):
+            warn_caller("budget", text)
 
 
 def _budgeted(row: LayerReport, pruned: int, size: int) -> LayerBudget:

@@ -14,7 +14,16 @@ from mpfast.models.factored_output import write_adapter, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring
 from mpfast.models.layer_report import SkippedTensor, skipped_tensors
 from mpfast.spectra import lowrank
-from mpfast.support import InvalidValueError, check_directory, front_door, staged_directory, team_size
+from mpfast.support import (
+    ConvergenceWarning,
+    InvalidValueError,
+    check_directory,
+    front_door,
+    staged_directory,
+    summary_of_unmet,
+    team_size,
+    warn_caller,
+)
 
 __all__ = ["CompressResult", "compress"]
 
@@ -111,13 +120,15 @@ def compress(
     1
     """
     started = time.perf_counter()
-    wanted = lowrank.check_options(rank, None, "compress")
-    threads = team_size(threads, "compress")
+    wanted = lowrank.check_options(rank, None)
+    threads = team_size(threads)
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model, base])
-    checkpoint = open_checkpoint(model, "compress")
-    reference = None if base is None else open_checkpoint(base, "compress")
-    layers, skipped = select_layers(checkpoint, include, exclude, "compress")
+    checkpoint = open_checkpoint(model)
+    reference = None if base is None else open_checkpoint(base)
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    for text in without_effect:
+        warn_caller("compress", text)
     difference = None if reference is None else Difference(checkpoint, reference)
     factoring = Factoring(checkpoint, difference, wanted, seed, device, threads, skipped)
     chosen = [layer for layer in layers if factoring.is_wanted(layer, embeddings)]
@@ -132,6 +143,7 @@ def compress(
                 factored = write_factors(factoring, chosen, staging)
             else:
                 factored = write_adapter(factoring, reference, chosen, staging)
+    warn_caller("compress", summary_of_unmet(factoring.unmet), ConvergenceWarning)
     if not factored:
         name = chosen[0].name
         raise InvalidValueError("", f"no layer is worth factoring: {name}: {skipped[name]}")

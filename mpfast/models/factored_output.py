@@ -70,7 +70,7 @@ def _write_file(
                 writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
                 writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
             else:
-                writer.write(name, stored(checkpoint.read(name), name, "compress"))
+                writer.write(name, stored(checkpoint.read(name), name))
                 checkpoint.release(name)
     return tensors
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ class Factoring:
     threads : int
     skipped : dict of str to str
         Why a tensor stayed as it was; filled as layers are looked at.
+    unmet : dict of str to str
+        By layer, what was reached where a tolerance was not met; filled as layers are factored.
     """
 
     checkpoint: Checkpoint
@@ -71,6 +73,7 @@ class Factoring:
     device: str | None
     threads: int
     skipped: dict[str, str]
+    unmet: dict[str, str] = field(default_factory=dict)
 
     def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
         """Decide by name, kind and shape; say why not in `skipped`."""
@@ -89,7 +92,7 @@ class Factoring:
         """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
         tensors = self.checkpoint if self.difference is None else self.difference
         try:
-            dense = stored(tensors.read(layer.name), layer.name, "compress")
+            dense = stored(tensors.read(layer.name), layer.name)
             return self._factored(layer, dense, layer.dtype if self.difference is None else dense.dtype.name)
         finally:
             tensors.release(layer.name)
@@ -101,13 +104,14 @@ class Factoring:
         matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
         rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
-            left, right = lowrank.factor(matrix, rank, seed=self.seed, threads=self.threads, device=self.device)
+            left, right, self.unmet[layer.name] = lowrank.factors(
+                matrix, rank, seed=self.seed, threads=self.threads, device=self.device
+            )
         except lowrank.NothingAboveEdgeError:
             self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
             return None
-        except ValueError as error:
-            message = error.message if isinstance(error, InputError) else str(error)
-            raise InvalidValueError("", f"{layer.name}: {message}") from None
+        except InputError as error:
+            raise InvalidValueError(layer.name, error.reason) from None
         found = np.square(left.astype(np.float64)).sum(axis=0) * np.square(right.astype(np.float64)).sum(axis=1)
         energy = float(found.sum() / _squared_norm(dense, dtype))
         if self.difference is None and left.shape[1] * sum(layer.shape) >= layer.size:

@@ -21,17 +21,17 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
-from mpfast.support import CheckpointError, InputError
+from mpfast.support import InputError, OutOfMemoryError
 
 __all__ = ["Settings", "layer_outcome", "open_derived"]
 
 
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
     """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
-    checkpoint = open_checkpoint(model, "analyze")
+    checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
-        checkpoint = Difference(checkpoint, open_checkpoint(base, "analyze"))
+        checkpoint = Difference(checkpoint, open_checkpoint(base))
         unmatched = checkpoint.unmatched
     if has_lora_pairs(checkpoint):
         checkpoint = LoraProducts(checkpoint)
@@ -82,12 +82,10 @@ def layer_outcome(
             device=None if product else device,
         )
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
-    except CheckpointError:
-        raise  # the file is damaged: no number from it can be trusted
+    except OutOfMemoryError:
+        raise  # of the machine, not of the layer
     except InputError as error:
         return error.reason  # NaNs, say: this layer has no spectrum, the others do
-    except (ValueError, TypeError) as error:
-        return str(error).removeprefix("spectrum(): W ")
     finally:
         checkpoint.release(layer.tensor)
     if settings.cache is not None and key is not None:

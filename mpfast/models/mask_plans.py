@@ -32,7 +32,7 @@ def stored_rows(tensor: Any, layer: Layer) -> NDArray[Any]:
     if isinstance(tensor, np.ndarray) and (layer.dtype == "bfloat16" or tensor.dtype.name == layer.dtype):
         array = tensor
     else:
-        array, _ = as_numpy(tensor, function="prune", name=layer.name)
+        array, _ = as_numpy(tensor, name=layer.name)
     return np.ascontiguousarray(array).reshape(array.shape[0], -1)
 
 
@@ -45,7 +45,7 @@ def _raise_if_bad(found: tuple[int, int, int] | None, layer: Layer, rows: NDArra
     if found is not None:
         _, count, first = found
         index = np.unravel_index(first, layer.tensor_shape)
-        raise_if_nonfinite("prune", layer.name, count, tuple(int(i) for i in index))
+        raise_if_nonfinite(layer.name, count, tuple(int(i) for i in index))
 
 
 class GlobalCut:

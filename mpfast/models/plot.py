@@ -19,7 +19,7 @@ __all__ = ["plot_analysis"]
 
 def plot_analysis(layers: Sequence[LayerReport], ax: Axes | None = None) -> Axes:
     """Draw, layer by layer, the largest singular value and the edge it is measured against; see `Analysis.plot`."""
-    ax = current_axes(ax, "Analysis.plot")
+    ax = current_axes(ax)
     rows = range(len(layers))
     largest = [row.histogram.spikes[0] if row.histogram and row.histogram.spikes else np.nan for row in layers]
     ax.vlines(rows, [row.sigma_plus for row in layers], largest, color="0.75", lw=1)

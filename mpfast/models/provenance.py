@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ class Provenance:
     version : str
         Of mpfast.
     time : str
-        When, in UTC: ``2026-11-29T12:00:00Z``.
+        When, in UTC: ``2026-11-29T12:00:00Z``; what ``SOURCE_DATE_EPOCH`` says, where that is set.
     options : dict
         What the function was called with, as JSON can hold it.
     source, base : str or None
@@ -102,7 +103,9 @@ def plain_options(value: Any) -> Any:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    # Who wants the same bytes again sets the time, as for builds (reproducible-builds.org).
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(given) if given.isdecimal() else None))
 
 
 def _source(model: Any) -> str:

@@ -51,7 +51,7 @@ class PruneOptions:
             raise InvalidValueError("", "pass one of sparsity, pattern and budget")
         method_named(self.method)
         if self.sparsity is not None:
-            check_sparsity(self.sparsity, "prune")
+            check_sparsity(self.sparsity)
         if self.ceiling is not None and not (isinstance(self.ceiling, int | float) and 0 <= self.ceiling <= 1):
             raise InvalidValueError("ceiling", f"must lie in [0, 1], not {self.ceiling!r}")
         if self.ceiling is not None and (self.sparsity is None or METHODS[self.method].same_share):
@@ -66,14 +66,14 @@ class PruneOptions:
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
             wanted = f"must be 'n:m' with 1 <= n <= m <= {LARGEST_GROUP}"
             raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
-        check_tolerance(self.tol, "prune")
-        check_seed(self.seed, "prune")
-        team_size(self.threads, "prune")
+        check_tolerance(self.tol)
+        check_seed(self.seed)
+        team_size(self.threads)
 
     @property
     def team(self) -> int:
         """Number of threads; ValueError where `threads` is none."""
-        return team_size(self.threads, "prune")
+        return team_size(self.threads)
 
     @property
     def wanted_pattern(self) -> str | None:

@@ -19,7 +19,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, check_directory, front_door
+from mpfast.support import InvalidValueError, check_directory, front_door, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -150,8 +150,10 @@ def prune(
     options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model])
-    checkpoint = open_checkpoint(model, "prune")
-    layers, skipped = select_layers(checkpoint, include, exclude, "prune")
+    checkpoint = open_checkpoint(model)
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    for text in without_effect:
+        warn_caller("prune", text)
     layers = layers_to_prune(layers, skipped, options)
     plan, reports = _plan(checkpoint, layers, options)
     # Of a path, the masks are in a file beside the weights.

@@ -45,7 +45,7 @@ class LayerCache:
             array = np.asarray(matrix.owner)
         else:
             try:
-                array, _ = as_numpy(matrix, function="analyze", name=layer.name)
+                array, _ = as_numpy(matrix, name=layer.name)
             except (TypeError, ValueError):
                 return None
         state = hashlib.blake2b(digest_size=20)

@@ -84,10 +84,10 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     except InputError as error:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error.message}") from None
     masks = MaskFile(directory / MASKS_FILE)
-    pruned = open_checkpoint(directory, "verify")
+    pruned = open_checkpoint(directory)
     if source is None and _exists(budget.source):
         source = budget.source
-    dense = None if source is None else open_checkpoint(source, "verify")
+    dense = None if source is None else open_checkpoint(source)
     problems = [*_name_problems(budget, masks, pruned, dense), *_mask_problems(budget, masks, pruned, dense)]
     if dense is None:
         return Verification(tuple(problems), len(budget), 0, None)

@@ -12,6 +12,7 @@ from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.protocol import gram_memory
+from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from mpfast import _cuda
@@ -35,10 +36,9 @@ class DeviceSource:
 
     exact_norm = True
 
-    def __init__(self, matrix: _cuda.Matrix, function: str, threads: int) -> None:
+    def __init__(self, matrix: _cuda.Matrix, threads: int) -> None:
         self.backend = cuda_backend()
         self.matrix = matrix
-        self.function = function
         self.threads = threads
         self.shape: tuple[int, int] = matrix.shape
         self.dtype: str = matrix.dtype
@@ -60,14 +60,14 @@ class DeviceSource:
         values = np.sqrt(np.maximum(self._eigenvalues(gram)[::-1], 0.0))
         if rank and _loses_the_quartile(values[:rank]):
             # Too badly conditioned for W^T W: the host's bidiagonalisation decides, on a copy.
-            return MatrixSource(self._on_host(), self.function, self.threads).singular_values()
+            return MatrixSource(self._on_host(), self.threads).singular_values()
         values[rank:] = 0.0
         return values * unit, fro_norm
 
     def gram(self) -> Array:
-        with gram_memory(self.function, self.shape):
+        with gram_memory(self.shape):
             gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self.scale_exponent)
-        raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
+        raise_if_nonfinite("W", nonfinite, (row, col))
         symmetric: Array = 0.5 * (gram + gram.T)
         return symmetric
 
@@ -98,8 +98,8 @@ class DeviceSource:
 class StreamedSource(MatrixSource):
     """A matrix in host memory, too large for the device: Lanczos runs stream it through, all else happens here."""
 
-    def __init__(self, matrix: _core.Matrix, device: Device, function: str, threads: int) -> None:
-        super().__init__(matrix, function, threads)
+    def __init__(self, matrix: _core.Matrix, device: Device, threads: int) -> None:
+        super().__init__(matrix, threads)
         self.target = device
         self.device = str(device)
 
@@ -130,9 +130,8 @@ def device_gram_product(source: DeviceSource, X: Any, side: str) -> Any:
     rows, cols = source.shape
     dim = cols if side == "right" else rows
     if len(X.shape) not in (1, 2) or X.shape[0] != dim or 0 in X.shape:
-        raise ValueError(
-            f"gram_product(): X must have shape ({dim}, b) for side={side!r} of a {rows} x {cols} matrix, "
-            f"not {tuple(X.shape)}"
+        raise InvalidValueError(
+            "X", f"must have shape ({dim}, b) for side={side!r} of a {rows} x {cols} matrix, not {tuple(X.shape)}"
         )
     dtype = "float64" if source.dtype == "float64" else "float32"
     x, z = _vectors_on_device(X.reshape(dim, -1).T, dtype)
@@ -141,7 +140,7 @@ def device_gram_product(source: DeviceSource, X: Any, side: str) -> Any:
         _, nonfinite, row, col = source.backend.gram_product_at(
             source.matrix, address_of(x[first:]), address_of(z[first:]), width, dtype, side == "right"
         )
-        raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
+        raise_if_nonfinite("W", nonfinite, (row, col))
     return z.T.reshape(X.shape)
 
 
@@ -155,16 +154,16 @@ def _vectors_on_device(x: Any, dtype: str) -> tuple[Any, Any]:
         framework = sys.modules["cupy"]
         vectors = framework.ascontiguousarray(x, dtype=dtype)
     else:
-        raise TypeError(f"gram_product(): X on a GPU must be a PyTorch or CuPy array, not {type(x).__name__}")
+        raise InvalidTypeError("X", f"on a GPU must be a PyTorch or CuPy array, not {type(x).__name__}")
     if not bool(framework.isfinite(vectors).all()):
-        raise ValueError("gram_product(): X has non-finite entries (NaN or inf); clean it first")
+        raise InvalidValueError("X", "has non-finite entries (NaN or inf)", "clean it first")
     return vectors, framework.empty_like(vectors)
 
 
-def open_device_array(W: Any, function: str, threads: int) -> DeviceSource:
+def open_device_array(W: Any, threads: int) -> DeviceSource:
     """View an array that is already on a GPU."""
-    check_matrix(tuple(W.shape), str(W.dtype).removeprefix("torch."), function, "W")
-    return DeviceSource(device_matrix(W, cuda_backend(), function=function), function, threads)
+    check_matrix(tuple(W.shape), str(W.dtype).removeprefix("torch."), "W")
+    return DeviceSource(device_matrix(W, cuda_backend()), threads)
 
 
 def _has_contiguous_rows(array: NDArray[Any]) -> bool:
@@ -173,11 +172,11 @@ def _has_contiguous_rows(array: NDArray[Any]) -> bool:
     return stride == array.itemsize and (len(array) == 1 or step >= length)
 
 
-def send_to_device(matrix: _core.Matrix, device: Device, function: str, threads: int) -> DeviceSource | StreamedSource:
+def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> DeviceSource | StreamedSource:
     """Copy a host matrix to the device if there is room, else let it stream through."""
     array = cast(NDArray[Any], matrix.owner)
     if not any(_has_contiguous_rows(view) for view in (array, array.T)):
-        raise ValueError(f"{function}(): W must have contiguous rows or columns to go to {device}; pass W.copy()")
+        raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
     if array.nbytes <= RESIDENT_SHARE * device.backend.free_memory(device.index):
-        return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), function, threads)
-    return StreamedSource(matrix, device, function, threads)
+        return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), threads)
+    return StreamedSource(matrix, device, threads)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_matrix, check_matrix, raise_if_nonfinite
 from mpfast.operators.linear_operator import OperatorSource
+from mpfast.support import InvalidValueError
 
 Array = NDArray[np.float64]
 
@@ -36,20 +37,17 @@ class DaskOperator:
     ----------
     W
         2-D Dask array of float64, float32 or float16.
-    function
-        For error messages.
     threads
         For the product of one block.
     """
 
-    def __init__(self, W: Any, function: str, threads: int) -> None:
+    def __init__(self, W: Any, threads: int) -> None:
         if any(math.isnan(extent) for extent in W.shape):
-            raise ValueError(f"{function}(): W has an unknown shape; call W.compute_chunk_sizes() first")
+            raise InvalidValueError("W", "has an unknown shape", "call W.compute_chunk_sizes() first")
         shape = tuple(int(extent) for extent in W.shape)
-        check_matrix(shape, W.dtype.name, function, "W")
+        check_matrix(shape, W.dtype.name, "W")
         self.shape: tuple[int, int] = (shape[0], shape[1])
         self.dtype: str = W.dtype.name
-        self.function = function
         self._threads = threads or 1  # a worker has other blocks for its other cores
         self._wide = self.shape[0] < self.shape[1]
         merged = W.rechunk({0: -1}) if self._wide else W.rechunk({1: -1})
@@ -72,7 +70,7 @@ class DaskOperator:
         found = self._each(_block_gram, X, [self._wide] * len(self._blocks))
         for number, (product, trace, nonfinite, row, col) in enumerate(found):
             at = self._offsets[number]
-            raise_if_nonfinite(self.function, "W", nonfinite, (row, col + at) if self._wide else (row + at, col))
+            raise_if_nonfinite("W", nonfinite, (row, col + at) if self._wide else (row + at, col))
             total += product
             squares += trace
         self._squares = squares
@@ -88,7 +86,7 @@ class DaskOperator:
             for product in self._each(_block_product, None, [transpose] * len(spans), [X[:, a:b] for a, b in spans]):
                 result += product
         if not np.isfinite(result).all():
-            raise ValueError(f"{self.function}(): products with W are not finite (NaN or inf); clean its entries first")
+            raise InvalidValueError("products with W", "are not finite (NaN or inf)", "clean its entries first")
         return result
 
     def _each(
@@ -115,13 +113,13 @@ def aligned(array: Any) -> Any:
 
 
 def _block_gram(block: Any, X: Array, wide: bool, threads: int) -> tuple[Array, float, int, int, int]:
-    matrix = as_matrix(aligned(np.asarray(block)), function="spectrum")
+    matrix = as_matrix(aligned(np.asarray(block)))
     product, trace, nonfinite, row, col = _core.gram_product(matrix, X, "left" if wide else "right", threads)
     return product, trace, nonfinite, row, col
 
 
 def _block_product(block: Any, X: Array, transpose: bool, threads: int) -> Array:
-    matrix = as_matrix(aligned(np.asarray(block)), function="spectrum")
+    matrix = as_matrix(aligned(np.asarray(block)))
     product: Array = _core.multiply(matrix, X, transpose, threads)
     return product
 

@@ -12,11 +12,12 @@ from mpfast.arrays import as_matrix, as_numpy, has_cuda_backend, is_on_gpu, like
 from mpfast.operators.cuda import DeviceSource, device_gram_product, open_device_array
 from mpfast.operators.dask import DaskOperator, is_dask_array
 from mpfast.operators.linear_operator import GramOperator, is_operator
-from mpfast.support import thread_count
+from mpfast.support import InvalidValueError, front_door, thread_count
 
 __all__ = ["gram_product"]
 
 
+@front_door
 def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = None) -> Any:
     """Multiply ``W^T (W X)``, or ``W (W^T X)``, reading W in the type it is stored in.
 
@@ -56,17 +57,17 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
            [26., 35.]])
     """
     if side not in ("auto", "right", "left"):
-        raise ValueError(f"gram_product(): side must be 'auto', 'right' or 'left', not {side!r}")
-    count = thread_count(threads, "gram_product")
+        raise InvalidValueError("side", f"must be 'auto', 'right' or 'left', not {side!r}")
+    count = thread_count(threads)
     source: GramOperator | DaskOperator | _core.Matrix | DeviceSource
     if is_dask_array(W):
-        source = DaskOperator(W, "gram_product", count)
+        source = DaskOperator(W, count)
     elif is_operator(W):
-        source = GramOperator(W, "gram_product")
+        source = GramOperator(W)
     elif is_on_gpu(W) and has_cuda_backend():
-        source = open_device_array(W, "gram_product", count)
+        source = open_device_array(W, count)
     else:
-        source = as_matrix(W, function="gram_product")
+        source = as_matrix(W)
     rows, cols = source.shape
     if side == "auto":
         side = "right" if rows >= cols else "left"
@@ -86,17 +87,16 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
         else:
             product = _core.gram_product(source, block, side, count)
         z[first : first + 32], _, nonfinite, row, col = product
-        raise_if_nonfinite("gram_product", "W", nonfinite, (row, col))
+        raise_if_nonfinite("W", nonfinite, (row, col))
     return like(z[0] if vector else np.ascontiguousarray(z.T), W)
 
 
 def _block(X: Any, length: int, dtype: type, side: str, shape: tuple[int, int]) -> tuple[NDArray[Any], bool]:
     """Columns of X as rows, (b, length), in the precision of the products; and whether X was one-dimensional."""
-    x, stored = as_numpy(X, function="gram_product", name="X")
+    x, stored = as_numpy(X, name="X")
     if x.ndim not in (1, 2) or x.shape[0] != length or x.size == 0:
-        raise ValueError(
-            f"gram_product(): X must have shape ({length}, b) for side={side!r} of a {shape[0]} x {shape[1]} matrix, "
-            f"not {x.shape}"
+        raise InvalidValueError(
+            "X", f"must have shape ({length}, b) for side={side!r} of a {shape[0]} x {shape[1]} matrix, not {x.shape}"
         )
     columns = x[:, None] if x.ndim == 1 else x
     if stored == "bfloat16":
@@ -105,5 +105,5 @@ def _block(X: Any, length: int, dtype: type, side: str, shape: tuple[int, int]) 
         columns = columns.astype(dtype, copy=False)
     bad = np.argwhere(~np.isfinite(columns))
     if len(bad):
-        raise_if_nonfinite("gram_product", "X", len(bad), tuple(int(i) for i in bad[0][: x.ndim]))
+        raise_if_nonfinite("X", len(bad), tuple(int(i) for i in bad[0][: x.ndim]))
     return np.ascontiguousarray(columns.T), x.ndim == 1

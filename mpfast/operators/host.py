@@ -22,9 +22,8 @@ class MatrixSource:
     device = "cpu"
     exact_norm = True
 
-    def __init__(self, matrix: _core.Matrix, function: str, threads: int) -> None:
+    def __init__(self, matrix: _core.Matrix, threads: int) -> None:
         self.matrix = matrix
-        self.function = function
         self.threads = threads
         self.shape: tuple[int, int] = matrix.shape
         self.dtype: str = matrix.dtype
@@ -37,15 +36,15 @@ class MatrixSource:
         return measured
 
     def singular_values(self) -> tuple[Array, float]:
-        with gram_memory(self.function, self.shape):
+        with gram_memory(self.shape):
             values, fro_norm, nonfinite, row, col, _ = _core.exact_values(self.matrix, self.threads)
-        raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
+        raise_if_nonfinite("W", nonfinite, (row, col))
         return values, fro_norm
 
     def gram(self) -> Array:
-        with gram_memory(self.function, self.shape):
+        with gram_memory(self.shape):
             gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
-        raise_if_nonfinite(self.function, "W", nonfinite, (row, col))
+        raise_if_nonfinite("W", nonfinite, (row, col))
         return gram
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:

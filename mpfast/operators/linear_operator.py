@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
 from mpfast.operators.protocol import LanczosRun, Multiplier, gram_memory
+from mpfast.support import InvalidTypeError, InvalidValueError
 
 Array = NDArray[np.float64]
 
@@ -45,23 +46,20 @@ class GramOperator:
     ----------
     W
         SciPy sparse matrix or array of any format, or a `scipy.sparse.linalg.LinearOperator`; real.
-    function
-        For error messages.
     """
 
-    def __init__(self, W: Any, function: str = "spectrum") -> None:
+    def __init__(self, W: Any) -> None:
         if len(W.shape) != 2:
-            raise ValueError(f"{function}(): W must be 2-D, but has shape {tuple(W.shape)}")
+            raise InvalidValueError("W", f"must be 2-D, but has shape {tuple(W.shape)}")
         self.shape: tuple[int, int] = (int(W.shape[0]), int(W.shape[1]))
         if min(self.shape) == 0:
-            raise ValueError(f"{function}(): W is empty: its shape is {self.shape}")
+            raise InvalidValueError("W", f"is empty: its shape is {self.shape}")
         given = getattr(W, "dtype", None)
         dtype = np.dtype(np.float64 if given is None else given)
         if dtype.name not in FLOATS:
             cast = "W.astype('float64')" if _is_sparse(W) else "W.dtype = numpy.dtype('float64')"
-            raise dtype_error(function, "W", dtype.name, cast)
+            raise dtype_error("W", dtype.name, cast)
         self.dtype = dtype.name
-        self.function = function
         self._operator = W
         self._sparse: Any = _canonical(W) if _is_sparse(W) else None
         if self._sparse is not None:
@@ -74,7 +72,7 @@ class GramOperator:
             rows = np.searchsorted(self._sparse.indptr, bad, side="right") - 1
             columns = self._sparse.indices[bad]
             first = np.lexsort((columns, rows))[0]
-            raise_if_nonfinite(self.function, "W", len(bad), (int(rows[first]), int(columns[first])))
+            raise_if_nonfinite("W", len(bad), (int(rows[first]), int(columns[first])))
 
     def frobenius_squared(self) -> float | None:
         """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
@@ -83,9 +81,7 @@ class GramOperator:
         entries = self._sparse.data.astype(np.float64)
         largest = float(np.abs(entries).max(initial=0.0))
         if largest > 0 and not 1e-140 < largest < 1e140:
-            raise ValueError(
-                f"{self.function}(): the largest entry of W is {largest:.1g}: its square is no float64; scale W"
-            )
+            raise InvalidValueError("", f"the largest entry of W is {largest:.1g}: its square is no float64", "scale W")
         return float(np.sum(entries**2))
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
@@ -98,8 +94,8 @@ class GramOperator:
             product = self._adjoint_product(columns) if transpose else self._operator.matmat(columns)
         rows = np.ascontiguousarray(np.asarray(product, dtype=np.float64).T)
         if not np.isfinite(rows).all():
-            raise ValueError(
-                f"{self.function}(): products with W are not finite (NaN or inf); clean the entries of the operator"
+            raise InvalidValueError(
+                "products with W", "are not finite (NaN or inf)", "clean the entries of the operator"
             )
         return rows
 
@@ -107,9 +103,8 @@ class GramOperator:
         try:
             return self._operator.rmatmat(columns)
         except (TypeError, NotImplementedError) as error:
-            raise TypeError(
-                f"{self.function}(): W.rmatmat failed ({error}); give the operator its adjoint product, rmatvec or "
-                f"rmatmat"
+            raise InvalidTypeError(
+                "", f"W.rmatmat failed ({error})", "give the operator its adjoint product, rmatvec or rmatmat"
             ) from error
 
     def singular_values(self) -> Array | None:
@@ -145,7 +140,7 @@ class OperatorSource:
 
     def gram(self) -> Array:
         p = min(self.shape)
-        with gram_memory(self.operator.function, self.shape):
+        with gram_memory(self.shape):
             gram = np.empty((p, p))
         for first in range(0, p, 32):
             unit = np.eye(min(32, p - first), p, k=first)

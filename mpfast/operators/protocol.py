@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.arrays import raise_if_nonfinite
+from mpfast.support import InvalidValueError, OutOfMemoryError
 
 __all__ = ["LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
 
@@ -56,7 +57,6 @@ class Multiplier(Protocol):
 
     shape: tuple[int, int]
     dtype: str
-    function: str
 
     def frobenius_squared(self) -> float | None:
         """Squared Frobenius norm; None where nobody sees the entries, or before anybody has seen them."""
@@ -103,7 +103,7 @@ SourceT = TypeVar("SourceT", bound=Source)
 
 
 def start_run(
-    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool, function: str
+    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool
 ) -> tuple[LanczosRun, SourceT]:
     """Begin a block Lanczos run and take its first steps; return it, and the source that it multiplies with.
 
@@ -119,11 +119,11 @@ def start_run(
     run = source.start(width, seed, stream, precise=precise)
     run.advance(steps)
     squared_norm, nonfinite, row, col = run.stats
-    raise_if_nonfinite(function, "W", nonfinite, (row, col))
+    raise_if_nonfinite("W", nonfinite, (row, col))
     if run.steps > 0:
         return run, source
     if not math.isfinite(squared_norm):
-        raise ValueError(f"{function}(): the squares of the entries of W leave the range of float64; scale W")
+        raise InvalidValueError("", "the squares of the entries of W leave the range of float64", "scale W")
     rescaled = copy.copy(source)
     rescaled.scale_exponent += math.frexp(math.sqrt(squared_norm))[1]
     run = rescaled.start(width, seed, stream, precise=precise)
@@ -132,13 +132,14 @@ def start_run(
 
 
 @contextmanager
-def gram_memory(function: str, shape: tuple[int, int]) -> Iterator[None]:
+def gram_memory(shape: tuple[int, int]) -> Iterator[None]:
     """Say what was too large: whoever runs out of memory here was about to build the Gram matrix of the short side."""
     try:
         yield
     except MemoryError as error:
         p = min(shape)
-        raise MemoryError(
-            f"{function}(): out of memory at the Gram matrix of W, {p} x {p}, {8 * p * p} bytes ({error}); "
-            f"method='lanczos', or fewer singular triplets, need none"
+        raise OutOfMemoryError(
+            "W",
+            f"needs a Gram matrix of {p} x {p}, {8 * p * p} bytes, which is more than can be had ({error})",
+            "method='lanczos', or fewer singular triplets, need none",
         ) from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpfast.spectra import berlyand2026, laws
 from mpfast.spectra.distribution import Measure
-from mpfast.support import Record
+from mpfast.support import InvalidValueError, Record, front_door
 
 Array = NDArray[np.float64]
 
@@ -121,6 +121,7 @@ class EdgeFit:
         return record
 
     @classmethod
+    @front_door
     def from_dict(cls, record: Mapping[str, Any]) -> EdgeFit:
         """Rebuild from `to_dict`.
 
@@ -129,7 +130,7 @@ class EdgeFit:
         ValueError
             A field is missing, unknown or of a wrong kind: the message names it.
         """
-        read = Record(record, "EdgeFit.from_dict(): the fit")
+        read = Record(record, "the fit")
         read.allow({field.name for field in fields(cls)})
         verdict = read.text("verdict")
         if verdict not in VERDICTS:
@@ -177,13 +178,13 @@ def fit_edge(
     and Donoho, arXiv 1305.5870 (median).
     """
     if estimator not in _ESTIMATORS:
-        raise ValueError(f"fit(): estimator must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}")
+        raise InvalidValueError("estimator", f"must be one of {', '.join(map(repr, _ESTIMATORS))}, not {estimator!r}")
     if not 0 < alpha < 0.5:
-        raise ValueError(f"fit(): alpha must lie in (0, 0.5), not {alpha!r}")
+        raise InvalidValueError("alpha", f"must lie in (0, 0.5), not {alpha!r}")
     if not 0 < beta < 1:
-        raise ValueError(f"fit(): beta must lie in (0, 1), not {beta!r}")
+        raise InvalidValueError("beta", f"must lie in (0, 1), not {beta!r}")
     if compat not in (None, "berlyand2026"):
-        raise ValueError(f"fit(): compat must be None or 'berlyand2026', not {compat!r}")
+        raise InvalidValueError("compat", f"must be None or 'berlyand2026', not {compat!r}")
     _check_range(source)
     if compat is not None:
         return _compat_fit(source, estimator, alpha, beta)
@@ -261,8 +262,8 @@ def _check_range(source: SpectrumLike) -> None:
     rows, cols = source.shape
     size = source.fro_norm / math.sqrt(rows * cols)
     if size > 0 and not 1e-152 < size < 1e152:
-        raise ValueError(
-            f"fit(): the entries of W are about {size:.1g}, and a variance of their square is no float64; scale W"
+        raise InvalidValueError(
+            "", f"the entries of W are about {size:.1g}, and a variance of their square is no float64", "scale W"
         )
 
 
@@ -376,14 +377,14 @@ def _assemble(
 def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
     """The code of arXiv 2606.02608, bugs included."""
     if source.values is None:
-        raise ValueError("fit(): compat='berlyand2026' needs an exact spectrum: spectrum(W, method='exact')")
+        raise InvalidValueError("compat='berlyand2026'", "needs an exact spectrum: spectrum(W, method='exact')")
     if estimator != "bema":
-        raise ValueError(f"fit(): compat='berlyand2026' knows only estimator='bema', not {estimator!r}")
+        raise InvalidValueError("", f"compat='berlyand2026' knows only estimator='bema', not {estimator!r}")
     p = min(source.shape)
     if int(alpha * p) == int((1 - alpha) * p):
-        raise ValueError(f"fit(): compat='berlyand2026' has no central values to fit among {p}")
+        raise InvalidValueError("compat='berlyand2026'", f"has no central values to fit among {p}")
     if not source.values.any():
-        raise ValueError("fit(): compat='berlyand2026' needs a matrix that is not zero")
+        raise InvalidValueError("compat='berlyand2026'", "needs a matrix that is not zero")
     fit = berlyand2026.fit(source.values, source.shape, alpha, beta)
     sigma = laws.sigma_plus(fit.variance, source.shape)
     spikes = int(np.count_nonzero(source.values > fit.threshold))

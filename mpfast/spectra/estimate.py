@@ -7,7 +7,6 @@ the constants.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from mpfast.operators import Source, open_source
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request, SpectrumMethod
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
-from mpfast.support import ConvergenceWarning
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 if TYPE_CHECKING:
     from mpfast.spectra.measured import Spectrum
@@ -43,9 +42,8 @@ def estimate_spectrum(source: Source, request: Request) -> Spectrum:
     """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
     p = min(source.shape)
     if request.method == "lanczos" and p < LANCZOS_FROM:
-        raise ValueError(
-            f"{request.function}(): method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}; "
-            "use method='exact'"
+        raise InvalidValueError(
+            "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
         )
     wants_exact = (
         request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
@@ -116,6 +114,7 @@ def _exact_is_cheaper(source: Source, probes: int) -> bool:
     return exact < lanczos and 8 * p * p < 2**32
 
 
+@front_door
 def spectrum(
     W: Any,
     *,
@@ -182,13 +181,12 @@ def spectrum(
     found = measured_spectrum(
         W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
     )
-    if found.unmet_tolerance:
-        warnings.warn(f"spectrum(): {found.unmet_tolerance}", ConvergenceWarning, stacklevel=2)
+    warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
     return found
 
 
 def measured_spectrum(W: Any, **options: Any) -> Spectrum:
     """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
     request = Request(**options)
-    source = open_source(W, function=request.function, threads=request.thread_count, device=request.device)
+    source = open_source(W, threads=request.thread_count, device=request.device)
     return estimate_spectrum(source, request)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,14 @@ from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
 from mpfast.spectra.estimate import estimate_spectrum
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
-from mpfast.support import ConvergenceWarning, check_tolerance, interruptible
+from mpfast.support import (
+    ConvergenceWarning,
+    InvalidValueError,
+    check_tolerance,
+    front_door,
+    interruptible,
+    warn_caller,
+)
 
 Array = NDArray[np.float64]
 
@@ -73,6 +79,9 @@ class SVD:
         of W.
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
+    unmet_tolerance
+        What was reached where ``tol`` was not met with the largest basis allowed, and what is missing of
+        ``until="mp_edge"``; empty where all is as asked for.
     """
 
     U: Any
@@ -80,11 +89,13 @@ class SVD:
     Vh: Any
     residuals: Array
     edge: EdgeFit | None = None
+    unmet_tolerance: str = ""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.U, self.s, self.Vh))
 
 
+@front_door
 def svd(
     W: Any,
     k: int | None = None,
@@ -141,23 +152,42 @@ def svd(
     >>> np.round(s, 2)
     array([589., 588., 587.])
     """
+    found = leading_triplets(W, k, until=until, tol=tol, block=block, seed=seed, threads=threads, device=device)
+    warn_caller("svd", found.unmet_tolerance, ConvergenceWarning)
+    return found
+
+
+def leading_triplets(
+    W: Any,
+    k: int | None = None,
+    *,
+    until: str | None = None,
+    tol: float = 1e-5,
+    block: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+) -> SVD:
+    """Compute what `svd` does, options as there, without a warning: the result says what was not met."""
     if (k is None) == (until is None):
-        raise ValueError("svd(): give either k, the number of triplets, or until='mp_edge'")
+        raise InvalidValueError("", "give either k, the number of triplets, or until='mp_edge'")
     if until not in (None, "mp_edge"):
-        raise ValueError(f"svd(): until must be 'mp_edge', not {until!r}")
-    tol = check_tolerance(tol, "svd")
+        raise InvalidValueError("until", f"must be 'mp_edge', not {until!r}")
+    tol = check_tolerance(tol)
     if block is not None and not _is_integer_in(block, 1, WIDEST):
-        raise ValueError(f"svd(): block must be between 1 and {WIDEST}, not {block!r}")
-    request = Request(seed=seed, threads=threads, device=device, function="svd")
-    source = open_source(W, function="svd", threads=request.thread_count, device=device)
+        raise InvalidValueError("block", f"must be between 1 and {WIDEST}, not {block!r}")
+    request = Request(seed=seed, threads=threads, device=device)
+    source = open_source(W, threads=request.thread_count, device=device)
     p = min(source.shape)
     if k is not None and not _is_integer_in(k, 1, p):
-        raise ValueError(f"svd(): k must be between 1 and min(W.shape) = {p}, not {k!r}")
+        raise InvalidValueError("k", f"must be between 1 and min(W.shape) = {p}, not {k!r}")
 
-    edge, floor = None, 0.0
+    edge, floor, unmet = None, 0.0, []
     if until is not None:
         spectrum = estimate_spectrum(source, request)
-        edge, floor = spectrum.edge, _floor(spectrum)
+        edge = spectrum.edge
+        floor, lost = _floor(spectrum)
+        unmet = [f"of the edge, {spectrum.unmet_tolerance}" if spectrum.unmet_tolerance else "", lost]
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     basis: _Basis
     if p <= DENSE_UP_TO or wanted > DENSE_SHARE * p:
@@ -166,22 +196,22 @@ def svd(
         search = _KrylovSearch(source, min(block or _default_block(source), p), seed, tol, k, floor)
         basis = search.run(max(wanted, 1))
         source = search.source
-    return _triplets(W, source, basis, edge, request.thread_count)
+        unmet.append(search.unmet)
+    found = _triplets(W, source, basis, edge, request.thread_count)
+    return replace(found, unmet_tolerance="; ".join(filter(None, unmet)))
 
 
-def _floor(spectrum: Spectrum) -> float:
-    """The edge, or what can be told from rounding if that is more."""
+def _floor(spectrum: Spectrum) -> tuple[float, str]:
+    """The edge, or what can be told from rounding if that is more; and what is lost by that, if anything."""
     edge = spectrum.edge
     floor = max(edge.sigma_plus, GRAM_RESOLUTION * float(spectrum.ritz.max(initial=0.0)))
     lost = edge.spikes_above_edge - int(np.count_nonzero(spectrum.ritz > floor))
-    if lost > 0 and floor > edge.sigma_plus:
-        warnings.warn(
-            f"svd(): {lost} singular values above the edge, {edge.sigma_plus:.3g}, are too small beside the largest to "
-            f"be told from rounding; those above {floor:.3g} are returned",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-    return floor
+    if lost <= 0 or floor <= edge.sigma_plus:
+        return floor, ""
+    return floor, (
+        f"{lost} singular values above the edge, {edge.sigma_plus:.3g}, are too small beside the largest to be told "
+        f"from rounding; those above {floor:.3g} are returned"
+    )
 
 
 def _default_block(source: Source) -> int:
@@ -219,6 +249,7 @@ class _KrylovSearch:
         self.tol = tol
         self.k = k
         self.floor = floor
+        self.unmet = ""
 
     def run(self, expected: int) -> _Basis:
         """Leading Ritz pairs; ``expected`` sizes the first basis."""
@@ -226,7 +257,7 @@ class _KrylovSearch:
         basis, theta = self._grow(self.width, 0, expected, precise=precise)
         count = len(basis.vectors)
         if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
-            precise = True
+            precise, self.unmet = True, ""
             basis, theta = self._grow(self.width, 0, expected, precise=precise)
             count = len(basis.vectors)
         if count < (self.k or 0) or _may_hide_equal_ones(theta[: count + self.width - 1], self.width):
@@ -235,7 +266,7 @@ class _KrylovSearch:
 
     def _grow(self, width: int, stream: int, expected: int, *, precise: bool) -> tuple[_Basis, Array]:
         """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
-        run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise, function="svd")
+        run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise)
         p = min(self.source.shape)
         limit = p // width
         steps, second = (min(look, limit) for look in _first_looks(expected / width))
@@ -252,7 +283,7 @@ class _KrylovSearch:
                 break
             if run.exhausted or steps >= limit:
                 if worst > self.tol and not run.exhausted:
-                    self._warn(f"with a basis of {len(theta)} vectors", count, worst)
+                    self._note_unmet(f"with a basis of {len(theta)} vectors", count, worst)
                 break
             more = math.ceil((CHECK_GROWTH - 1) * steps)
             if steps < second and worst > NEAR:
@@ -288,7 +319,7 @@ class _KrylovSearch:
             if (same and count >= (self.k or 0)) or len(joined) >= min(self.source.shape):
                 return _Basis(vectors, residual)
             previous = theta
-        self._warn(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
+        self._note_unmet(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
         return _Basis(vectors, residual)
 
     def _rayleigh_ritz(self, basis: NDArray[Any]) -> tuple[Array, NDArray[Any], Array]:
@@ -303,12 +334,11 @@ class _KrylovSearch:
         residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
         return theta, np.ascontiguousarray(vectors, dtype=basis.dtype), residual
 
-    def _warn(self, where: str, count: int, worst: float) -> None:
-        warnings.warn(
-            f"svd(): tol={self.tol:g} was not met {where}; the worst of the {count} values has an estimated relative "
-            f"error of {worst:.1g}",
-            ConvergenceWarning,
-            stacklevel=5,
+    def _note_unmet(self, where: str, count: int, worst: float) -> None:
+        """Say what was reached; of several runs the first is the one that matters."""
+        self.unmet = self.unmet or (
+            f"tol={self.tol:g} was not met {where}; the worst of the {count} values has an estimated relative error of "
+            f"{worst:.1g}"
         )
 
 

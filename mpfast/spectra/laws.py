@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.support import InvalidValueError, front_door
+
 Array = NDArray[np.float64]
 
 __all__ = [
@@ -29,11 +31,11 @@ __all__ = [
 _SERIES_BELOW = 0.05
 
 
-def _check(variance: float, shape: tuple[int, int], law: str) -> None:
+def _check(variance: float, shape: tuple[int, int]) -> None:
     if not (math.isfinite(variance) and variance > 0):
-        raise ValueError(f"{law}(): variance must be positive and finite, not {variance!r}")
+        raise InvalidValueError("variance", f"must be positive and finite, not {variance!r}")
     if len(shape) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in shape):
-        raise ValueError(f"{law}(): shape must be two positive integers, not {shape!r}")
+        raise InvalidValueError("shape", f"must be two positive integers, not {shape!r}")
 
 
 def _sigmoid(logit: Array) -> Array:
@@ -125,8 +127,9 @@ class MarchenkoPasturEigenvalues:
     variance: float
     shape: tuple[int, int]
 
+    @front_door
     def __post_init__(self) -> None:
-        _check(self.variance, self.shape, "MarchenkoPasturEigenvalues")
+        _check(self.variance, self.shape)
 
     @property
     def ratio(self) -> float:
@@ -151,6 +154,7 @@ class MarchenkoPasturEigenvalues:
         """Distribution function; 1 at and above the upper edge."""
         return _unit_cdf(np.asarray(x, dtype=np.float64) / self.variance, self.ratio)
 
+    @front_door
     def ppf(self, u: ArrayLike) -> Array:
         """Quantiles at probabilities ``u`` in [0, 1].
 
@@ -161,7 +165,7 @@ class MarchenkoPasturEigenvalues:
         """
         u = np.asarray(u, dtype=np.float64)
         if np.any((u < 0) | (u > 1)):
-            raise ValueError("ppf(): probabilities must lie in [0, 1]")
+            raise InvalidValueError("u", "must lie in [0, 1]")
         return self.variance * _unit_ppf(u, self.ratio)
 
 
@@ -198,8 +202,9 @@ class MarchenkoPastur:
     variance: float
     shape: tuple[int, int]
 
+    @front_door
     def __post_init__(self) -> None:
-        _check(self.variance, self.shape, "MarchenkoPastur")
+        _check(self.variance, self.shape)
 
     def eigenvalues(self) -> MarchenkoPasturEigenvalues:
         """The same law on the scale ``s^2 / q``."""
@@ -235,9 +240,11 @@ class MarchenkoPastur:
         s = np.maximum(np.asarray(s, dtype=np.float64), 0)
         return self.eigenvalues().cdf(s**2 / max(self.shape))
 
+    @front_door
     def ppf(self, u: ArrayLike) -> Array:
         """Quantiles at probabilities ``u``, singular-value scale; errors as `MarchenkoPasturEigenvalues.ppf`."""
-        return np.sqrt(max(self.shape) * self.eigenvalues().ppf(u))
+        squares: Array = self.eigenvalues().ppf(u)
+        return np.sqrt(max(self.shape) * squares)
 
     def rvs(self, size: int | tuple[int, ...] = 1, *, seed: int | np.random.Generator | None = None) -> Array:
         """Independent draws from the law (the singular values of one matrix are not independent: they repel)."""
@@ -306,6 +313,7 @@ class TracyWidom:
         """Upper tail ``1 - cdf``, without cancellation."""
         return _sigmoid(-self._logit(np.asarray(s, dtype=np.float64)))
 
+    @front_door
     def ppf(self, u: ArrayLike) -> Array:
         """Quantiles at probabilities in (0, 1); NaN at NaN.
 
@@ -316,7 +324,7 @@ class TracyWidom:
         """
         u = np.asarray(u, dtype=np.float64)
         if np.any((u <= 0) | (u >= 1)):
-            raise ValueError("ppf(): probabilities must lie strictly between 0 and 1")
+            raise InvalidValueError("u", "must lie strictly between 0 and 1")
         target = np.log(u / (1 - u))
         low: Array = np.full(u.shape, -40.0)
         high: Array = np.full(u.shape, 40.0)
@@ -341,6 +349,7 @@ def _largest_noise(shape: tuple[int, int]) -> tuple[float, float]:
     return edge**2, q ** (-2 / 3) * g ** (-1 / 6) * edge ** (4 / 3)
 
 
+@front_door
 def tracy_widom_threshold(variance: float, shape: tuple[int, int], beta: float = 0.1) -> float:
     """Singular value that the largest of a pure noise matrix exceeds with probability about ``beta``.
 

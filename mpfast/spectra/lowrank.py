@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import as_numpy, like, on_host, wide
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.krylov_svd import svd
+from mpfast.spectra.estimate import measured_spectrum
+from mpfast.spectra.krylov_svd import leading_triplets
 from mpfast.spectra.shrinkage import LOSSES, optimal_threshold, shrink
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["RULES", "denoise", "factor"]
 
@@ -18,21 +20,22 @@ __all__ = ["RULES", "denoise", "factor"]
 RULES = ("edge", "threshold", "optimal", *LOSSES)
 
 
-class NothingAboveEdgeError(ValueError):
+class NothingAboveEdgeError(InvalidValueError):
     """No singular value lies above the Marchenko-Pastur edge: there is no signal to keep."""
 
 
-def check_options(rank: Any, shrinkage: str | None, function: str) -> int | str:
+def check_options(rank: Any, shrinkage: str | None) -> int | str:
     """Return the rank as `factor` takes it, a Python integer or "mp_edge"; ValueError if an option is out of range."""
     if shrinkage is not None and shrinkage not in LOSSES:
-        raise ValueError(f"{function}(): shrinkage must be None or one of {', '.join(LOSSES)}, not {shrinkage!r}")
+        raise InvalidValueError("shrinkage", f"must be None or one of {', '.join(LOSSES)}, not {shrinkage!r}")
     if isinstance(rank, str) and rank == "mp_edge":
         return rank
     if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"{function}(): rank must be a positive integer or 'mp_edge', not {rank!r}")
+        raise InvalidValueError("rank", f"must be a positive integer or 'mp_edge', not {rank!r}")
     return int(rank)
 
 
+@front_door
 def factor(
     W: Any,
     rank: int | str = "mp_edge",
@@ -69,6 +72,11 @@ def factor(
         An option is out of range, or as `mpfast.svd`; also when no singular value lies above the edge: there is nothing
         to keep.
 
+    Warns
+    -----
+    ConvergenceWarning
+        As `mpfast.svd`.
+
     Examples
     --------
     >>> import numpy as np
@@ -78,31 +86,47 @@ def factor(
     >>> bool(np.allclose(A @ B, W))
     True
     """
-    wanted = check_options(rank, shrinkage, "factor")
+    left, right, unmet = factors(W, rank, shrinkage=shrinkage, tol=tol, seed=seed, threads=threads, device=device)
+    warn_caller("factor", unmet, ConvergenceWarning)
+    return left, right
+
+
+def factors(
+    W: Any,
+    rank: int | str = "mp_edge",
+    *,
+    shrinkage: str | None = None,
+    tol: float = 1e-5,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+) -> tuple[Any, Any, str]:
+    """Return what `factor` does, options as there, and in place of a warning what was not met; empty if all was."""
+    wanted = check_options(rank, shrinkage)
     if isinstance(wanted, str):
-        result = svd(W, until="mp_edge", tol=tol, seed=seed, threads=threads, device=device)
+        result = leading_triplets(W, until="mp_edge", tol=tol, seed=seed, threads=threads, device=device)
         if len(result.s) == 0:
             raise NothingAboveEdgeError(
-                "factor(): no singular value of W lies above the Marchenko-Pastur edge; give a rank"
+                "", "no singular value of W lies above the Marchenko-Pastur edge", "give a rank"
             )
     else:
         shape = tuple(getattr(W, "shape", ()))
         if len(shape) == 2 and 0 < (largest := min(shape)) < wanted:
-            raise ValueError(f"factor(): rank must be at most min(W.shape) = {largest}, not {wanted}")
-        result = svd(W, wanted, tol=tol, seed=seed, threads=threads, device=device)
-    s = result.s
+            raise InvalidValueError("rank", f"must be at most min(W.shape) = {largest}, not {wanted}")
+        result = leading_triplets(W, wanted, tol=tol, seed=seed, threads=threads, device=device)
+    s, unmet = result.s, result.unmet_tolerance
     if shrinkage is not None:
         edge = result.edge
         if edge is None:
-            from mpfast.spectra.estimate import spectrum
-
-            edge = spectrum(W, seed=seed, threads=threads, device=device).edge
+            spectrum = measured_spectrum(W, seed=seed, threads=threads, device=device)
+            edge, unmet = spectrum.edge, unmet or spectrum.unmet_tolerance
         s = shrink(s, edge.variance, W.shape, loss=shrinkage)
     root = np.sqrt(s)
     left, right = on_host(result.U), on_host(result.Vh)
-    return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W)
+    return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W), unmet
 
 
+@front_door
 def denoise(W: Any, rule: str = "frobenius", *, bulk: float = 0.0, seed: int = 0, threads: int | None = None) -> Any:
     """Return W without the part of it that looks like noise.
 
@@ -131,18 +155,24 @@ def denoise(W: Any, rule: str = "frobenius", *, bulk: float = 0.0, seed: int = 0
     ValueError
         An option is out of range, or as `mpfast.svd`.
 
+    Warns
+    -----
+    ConvergenceWarning
+        As `mpfast.svd`.
+
     References
     ----------
     Gavish and Donoho, arXiv 1305.5870 and 1405.7511.
     """
     if rule not in RULES:
-        raise ValueError(f"denoise(): rule must be one of {', '.join(RULES)}, not {rule!r}")
+        raise InvalidValueError("rule", f"must be one of {', '.join(RULES)}, not {rule!r}")
     if not 0 <= bulk <= 1:
-        raise ValueError(f"denoise(): bulk must lie in [0, 1], not {bulk!r}")
-    array, dtype = as_numpy(W, function="denoise")
-    result = svd(array if dtype != "bfloat16" else W, until="mp_edge", seed=seed, threads=threads)
+        raise InvalidValueError("bulk", f"must lie in [0, 1], not {bulk!r}")
+    array, dtype = as_numpy(W)
+    result = leading_triplets(array if dtype != "bfloat16" else W, until="mp_edge", seed=seed, threads=threads)
+    warn_caller("denoise", result.unmet_tolerance, ConvergenceWarning)
     edge = result.edge
-    assert edge is not None, "svd(until='mp_edge') says which fit ended it"
+    assert edge is not None, "leading_triplets(until='mp_edge') says which fit ended it"
     kept = _after(rule, result.s, edge, array.shape)
     U, Vh = (on_host(vectors).astype(np.float64) for vectors in (result.U, result.Vh))
     # A value that the rule drops although it is above the edge is one of the bulk.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit, fit_edge
 from mpfast.spectra.metrics import spectral_metrics
-from mpfast.support import Record
+from mpfast.support import InvalidValueError, Record, front_door
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +85,7 @@ class Spectrum:
     unmet_tolerance: str = ""
 
     @classmethod
+    @front_door
     def from_values(
         cls,
         values: ArrayLike,
@@ -104,7 +105,7 @@ class Spectrum:
         """
         values = np.sort(np.asarray(values, dtype=np.float64))[::-1].copy()
         if values.shape != (min(shape),) or not np.isfinite(values).all() or values[-1] < 0:
-            raise ValueError(f"Spectrum.from_values(): {min(shape)} finite numbers from 0 are needed for shape {shape}")
+            raise InvalidValueError("", f"{min(shape)} finite numbers from 0 are needed for shape {shape}")
         return cls(
             shape=shape,
             dtype=dtype,
@@ -139,17 +140,19 @@ class Spectrum:
         """Share of singular values at or below ``s`` (singular-value scale)."""
         return self.measure.cdf(s)
 
+    @front_door
     def quantile(self, u: ArrayLike) -> Array:
         """Singular value below which a share ``u`` (0 to 1) of all values lies."""
         shares = np.asarray(u, dtype=np.float64)
         if not ((shares >= 0) & (shares <= 1)).all():
-            raise ValueError("Spectrum.quantile(): u must lie in [0, 1]")
+            raise InvalidValueError("u", "must lie in [0, 1]")
         return self.measure.quantile(u)
 
     def density(self, s: ArrayLike) -> Array:
         """Density of the singular values at ``s``, per unit of s."""
         return self.measure.density(s)
 
+    @front_door
     def fit(
         self, estimator: str = "bema", *, alpha: float = 0.25, beta: float = 0.1, compat: str | None = None
     ) -> EdgeFit:
@@ -173,6 +176,7 @@ class Spectrum:
         """The default fit."""
         return self.fit()
 
+    @front_door
     def metrics(self) -> dict[str, float]:
         """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`."""
         return spectral_metrics(self, self.edge)
@@ -211,6 +215,7 @@ class Spectrum:
         }
 
     @classmethod
+    @front_door
     def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
         """Rebuild a spectrum from `to_dict`.
 
@@ -219,7 +224,7 @@ class Spectrum:
         ValueError
             A field is missing, unknown or of a wrong kind, or fields contradict each other: the message names it.
         """
-        read = Record(record, "Spectrum.from_dict(): the spectrum")
+        read = Record(record, "the spectrum")
         if read.get("schema") != 1:
             raise read.refuse("schema", "1")
         read.allow({"schema", *(field.name for field in fields(cls))})
@@ -284,6 +289,7 @@ def _measure_from(read: Record) -> Measure:
     return Measure(np.array(nodes), np.array(weights), atoms)
 
 
+@front_door
 def fit_values(
     values: ArrayLike,
     shape: tuple[int, int],
@@ -311,5 +317,5 @@ def fit_values(
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
     if ordered.shape != (min(shape),):
-        raise ValueError(f"fit_values(): expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
+        raise InvalidValueError("", f"expected {min(shape)} singular values for shape {shape}, got {ordered.shape}")
     return fit_edge(Spectrum.from_values(ordered, shape), estimator, alpha=alpha, beta=beta, compat=compat)

@@ -31,12 +31,12 @@ class Drawable(Protocol):
     def density(self, s: ArrayLike) -> Array: ...
 
 
-def current_axes(ax: Axes | None, function: str) -> Axes:
+def current_axes(ax: Axes | None) -> Axes:
     """Return what to draw on, by default the current axes."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(f"{function}() needs matplotlib: pip install 'mpfast[plot]'") from error
+        raise ImportError("plot() needs matplotlib: pip install 'mpfast[plot]'") from error
     return plt.gca() if ax is None else ax
 
 
@@ -59,7 +59,7 @@ def plot_spectrum(spectrum: Drawable, ax: Axes | None = None) -> Axes:
     ImportError
         matplotlib is missing.
     """
-    ax = current_axes(ax, "Spectrum.plot")
+    ax = current_axes(ax)
     edge = spectrum.edge
     top = 1.6 * edge.sigma_plus if edge.sigma_plus > 0 else 1.0
     s = np.linspace(0, top, 400)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mpfast.support import check_seed, check_tolerance, positive_integer, thread_count
+from mpfast.support import InvalidValueError, check_seed, check_tolerance, positive_integer, thread_count
 
 __all__ = ["Request", "SpectrumMethod"]
 
@@ -15,7 +15,7 @@ SpectrumMethod = Literal["auto", "exact", "lanczos"]
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `mpfast.spectrum` asked for, see there; ``function`` is whom error messages name."""
+    """What the caller of `mpfast.spectrum` asked for; see there."""
 
     method: SpectrumMethod = "auto"
     tol: float = 5e-3
@@ -24,24 +24,23 @@ class Request:
     seed: int = 0
     threads: int | None = None
     device: str | None = None
-    function: str = "spectrum"
 
     def __post_init__(self) -> None:
         words = get_args(SpectrumMethod)
         if self.method not in words:
             listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
-            raise ValueError(f"{self.function}(): method must be {listed}, not {self.method!r}")
-        check_tolerance(self.tol, self.function)
+            raise InvalidValueError("method", f"must be {listed}, not {self.method!r}")
+        check_tolerance(self.tol)
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)
             if value is not None:
-                positive_integer(value, name, self.function)
-        check_seed(self.seed, self.function)
+                positive_integer(value, name)
+        check_seed(self.seed)
 
     @property
     def thread_count(self) -> int:
         """Threads for the core; 0 means its default."""
-        return thread_count(self.threads, self.function)
+        return thread_count(self.threads)
 
     @property
     def fixed(self) -> bool:

@@ -77,10 +77,8 @@ class Session:
         widest = max(1, min(MAX_WIDTH, p // 2 // steps))
         blocks = math.ceil(count / widest)
         for width in _split(count, blocks):
-            seed, function = int(self.request.seed), self.request.function
-            run, self.source = start_run(
-                self.source, width, seed, len(self.runs), steps, precise=self.precise, function=function
-            )
+            seed = int(self.request.seed)
+            run, self.source = start_run(self.source, width, seed, len(self.runs), steps, precise=self.precise)
             self.runs.append(run)
 
     def advance(self, steps: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra import laws
+from mpfast.support import InvalidValueError, front_door
 
 Array = NDArray[np.float64]
 
@@ -16,13 +17,14 @@ __all__ = ["optimal_threshold", "shrink"]
 LOSSES = ("frobenius", "operator", "nuclear")
 
 
-def _check(variance: float, shape: tuple[int, int], function: str) -> None:
+def _check(variance: float, shape: tuple[int, int]) -> None:
     if not (math.isfinite(variance) and variance >= 0):
-        raise ValueError(f"{function}(): variance must be finite and not negative, not {variance!r}")
+        raise InvalidValueError("variance", f"must be finite and not negative, not {variance!r}")
     if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"{function}(): shape must be two positive integers, not {shape!r}")
+        raise InvalidValueError("shape", f"must be two positive integers, not {shape!r}")
 
 
+@front_door
 def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, median: float | None = None) -> float:
     """Hard threshold with the smallest worst-case mean squared error, singular-value scale.
 
@@ -55,10 +57,10 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     2.309401
     """
     if (variance is None) == (median is None):
-        raise ValueError("optimal_threshold(): give either variance or median")
+        raise InvalidValueError("", "give either variance or median")
     if median is not None and not (math.isfinite(median) and median >= 0):
-        raise ValueError(f"optimal_threshold(): median must be finite and not negative, not {median!r}")
-    _check(0.0 if variance is None else variance, shape, "optimal_threshold")
+        raise InvalidValueError("median", f"must be finite and not negative, not {median!r}")
+    _check(0.0 if variance is None else variance, shape)
     p, q = min(shape), max(shape)
     g = p / q
     if variance is None:
@@ -67,6 +69,7 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     return factor * math.sqrt(q * variance)
 
 
+@front_door
 def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str = "frobenius") -> Array:
     """Replace noisy singular values by the estimate that is optimal for ``loss``; 0 at and below the noise edge.
 
@@ -100,11 +103,11 @@ def shrink(s: ArrayLike, variance: float, shape: tuple[int, int], *, loss: str =
     array([ 0.  , 12.5 , 99.09])
     """
     if loss not in LOSSES:
-        raise ValueError(f"shrink(): loss must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
-    _check(variance, shape, "shrink")
+        raise InvalidValueError("loss", f"must be 'frobenius', 'operator' or 'nuclear', not {loss!r}")
+    _check(variance, shape)
     values = np.asarray(s, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("shrink(): s has NaN or infinite values")
+        raise InvalidValueError("s", "has NaN or infinite values")
     if variance == 0:
         return values.copy()
     q = max(shape)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.estimate import spectrum
-from mpfast.support import floor_count, interruptible, positive_integer
+from mpfast.support import InvalidValueError, floor_count, front_door, interruptible, positive_integer
 
 __all__ = ["Randomness", "drop_bulk", "haar_sparsify", "randomness", "sparsify_vectors"]
 
 Array = NDArray[np.float64]
 
 
+@front_door
 def drop_bulk(W: Any, share: float) -> Any:
     """Return W without the smallest singular values: of those below the edge, this share goes.
 
@@ -38,13 +39,14 @@ def drop_bulk(W: Any, share: float) -> Any:
         `share` is out of range, or as `mpfast.spectrum`.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"drop_bulk(): share must lie in [0, 1], not {share!r}")
-    U, s, Vh, edge = _decomposed(W, "drop_bulk")
+        raise InvalidValueError("share", f"must lie in [0, 1], not {share!r}")
+    U, s, Vh, edge = _decomposed(W)
     below = int(np.count_nonzero(s <= edge.sigma_plus))
     kept = len(s) - floor_count(share, below)
     return _recomposed(U[:, :kept], s[:kept], Vh[:kept], W)
 
 
+@front_door
 def sparsify_vectors(W: Any, theta: float, *, power: float = 30.0, least: float = 1 / 750) -> Any:
     """Return W with small entries of its singular vectors set to zero, the more of them the deeper in the bulk.
 
@@ -66,8 +68,8 @@ def sparsify_vectors(W: Any, theta: float, *, power: float = 30.0, least: float 
         `theta` is negative, or as `mpfast.spectrum`.
     """
     if not theta >= 0:
-        raise ValueError(f"sparsify_vectors(): theta must not be negative, not {theta!r}")
-    U, s, Vh, edge = _decomposed(W, "sparsify_vectors")
+        raise InvalidValueError("theta", f"must not be negative, not {theta!r}")
+    U, s, Vh, edge = _decomposed(W)
     depth = _depth(s, edge)
     threshold = theta * np.maximum(least, depth**power)
     U = np.where(np.abs(U) < threshold, 0.0, U)
@@ -75,6 +77,7 @@ def sparsify_vectors(W: Any, theta: float, *, power: float = 30.0, least: float 
     return _recomposed(U, s, Vh, W)
 
 
+@front_door
 def haar_sparsify(W: Any, z: float = 0.5, *, power: float = 3.0) -> Any:
     """Return W with those entries of bulk vectors set to zero that are small for random ones.
 
@@ -97,8 +100,8 @@ def haar_sparsify(W: Any, z: float = 0.5, *, power: float = 3.0) -> Any:
         `z` is negative, or as `mpfast.spectrum`.
     """
     if not z >= 0:
-        raise ValueError(f"haar_sparsify(): z must not be negative, not {z!r}")
-    U, s, Vh, edge = _decomposed(W, "haar_sparsify")
+        raise InvalidValueError("z", f"must not be negative, not {z!r}")
+    U, s, Vh, edge = _decomposed(W)
     depth = _depth(s, edge) ** power * (s < edge.sigma_plus)
     U = np.where(np.abs(U) < z * depth / math.sqrt(len(U)), 0.0, U)
     Vh = np.where(np.abs(Vh) < z * depth[:, None] / math.sqrt(Vh.shape[1]), 0.0, Vh)
@@ -144,6 +147,7 @@ class Randomness:
     score: Array
 
 
+@front_door
 def randomness(
     W: Any, *, vectors: int | None = None, permutations: int = 20, bootstraps: int = 20, seed: int = 0
 ) -> Randomness:
@@ -177,14 +181,14 @@ def randomness(
         from scipy import stats
     except ImportError:
         raise ImportError("randomness() needs SciPy: pip install scipy") from None
-    U, s, Vh, edge = _decomposed(W, "randomness")
+    U, s, Vh, edge = _decomposed(W)
     if min(len(U), Vh.shape[1]) < 20:
-        raise ValueError(f"randomness(): W must have at least 20 rows and columns, not {(len(U), Vh.shape[1])}")
-    k = len(s) if vectors is None else min(positive_integer(vectors, "vectors", "randomness"), len(s))
+        raise InvalidValueError("W", f"must have at least 20 rows and columns, not {(len(U), Vh.shape[1])}")
+    k = len(s) if vectors is None else min(positive_integer(vectors, "vectors"), len(s))
     dense = (U * s) @ Vh
     rng = np.random.default_rng(seed)
     as_large = np.zeros(k)
-    for _ in range(positive_integer(permutations, "permutations", "randomness")):
+    for _ in range(positive_integer(permutations, "permutations")):
         as_large += _values(rng.permuted(dense.reshape(-1)).reshape(dense.shape))[:k] >= s[:k]
     permutation_p = (1 + as_large) / (1 + permutations)
     resampled = [_values(dense[rng.integers(0, len(dense), len(dense))])[:k] for _ in range(bootstraps)]
@@ -223,9 +227,9 @@ def _values(matrix: Array) -> Array:
     return values
 
 
-def _decomposed(W: Any, function: str) -> tuple[Array, Array, Array, EdgeFit]:
-    matrix = as_wide(W, function=function)
-    check_matrix(matrix.shape, "float64", function, "W")
+def _decomposed(W: Any) -> tuple[Array, Array, Array, EdgeFit]:
+    matrix = as_wide(W)
+    check_matrix(matrix.shape, "float64", "W")
     edge = spectrum(W, method="exact").edge
     U, s, Vh = interruptible(np.linalg.svd, matrix, False)
     return U, s, Vh, edge

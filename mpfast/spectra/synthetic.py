@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.support import InvalidValueError, front_door
+
 Array = NDArray[np.float64]
 
 __all__ = ["FAMILIES", "critical_signal", "family", "low_rank"]
@@ -36,6 +38,7 @@ def low_rank(shape: tuple[int, int], values: ArrayLike, rng: np.random.Generator
     return product
 
 
+@front_door
 def family(name: str, shape: tuple[int, int], seed: int) -> Array:
     """One draw: noise of unit variance and what the name says.
 
@@ -57,7 +60,7 @@ def family(name: str, shape: tuple[int, int], seed: int) -> Array:
         The name is none of `FAMILIES`, or the shape has no room for the spikes.
     """
     if name not in FAMILIES:
-        raise ValueError(f"family(): name must be one of {', '.join(FAMILIES)}, not {name!r}")
+        raise InvalidValueError("name", f"must be one of {', '.join(FAMILIES)}, not {name!r}")
     rng = np.random.default_rng(seed)
     if name == "student_t3":
         return rng.standard_t(3, shape)
@@ -71,6 +74,6 @@ def family(name: str, shape: tuple[int, int], seed: int) -> Array:
         "power_law": 30 / np.arange(1, 201),
     }
     if len(signals[name]) > min(shape):
-        raise ValueError(f"family(): {name!r} needs at least {len(signals[name])} rows and columns, not {shape}")
+        raise InvalidValueError(f"name={name!r}", f"needs at least {len(signals[name])} rows and columns, not {shape}")
     signal = signals[name] * critical_signal(shape)
     return noise + low_rank(shape, signal, rng) if len(signal) else noise

@@ -23,6 +23,7 @@ from mpfast.support.errors import (
     MissingKeyError,
     OutOfMemoryError,
     front_door,
+    summary_of_unmet,
     warn_caller,
 )
 from mpfast.support.interrupts import interruptible
@@ -81,6 +82,7 @@ __all__ = [
     "short",
     "staged_directory",
     "storage_bits",
+    "summary_of_unmet",
     "team_size",
     "thread_count",
     "unique_keys",

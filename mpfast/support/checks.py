@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpfast import _core
+from mpfast.support.errors import InvalidValueError
 
 __all__ = [
     "check_group",
@@ -27,55 +28,55 @@ LARGEST_TEAM = 1 << 16
 _REAL = (int, float, np.integer, np.floating)
 
 
-def positive_integer(value: Any, name: str, function: str) -> int:
+def positive_integer(value: Any, name: str) -> int:
     """Return ``value`` as a Python integer; ValueError unless it is one of at least 1. For options that may be None."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{function}(): {name} must be a positive integer or None, not {value!r}")
+        raise InvalidValueError(name, f"must be a positive integer or None, not {value!r}")
     return int(value)
 
 
-def thread_count(threads: Any, function: str) -> int:
+def thread_count(threads: Any) -> int:
     """Return the number of threads for the core, 0 for its default; ValueError unless a positive integer or None."""
-    return 0 if threads is None else _team(threads, "threads", function)
+    return 0 if threads is None else _team(threads, "threads")
 
 
-def team_size(threads: Any, function: str) -> int:
+def team_size(threads: Any) -> int:
     """Return the number of threads in all, by default every core; ValueError unless a positive integer or None."""
-    return _core.default_threads() if threads is None else _team(threads, "threads", function)
+    return _core.default_threads() if threads is None else _team(threads, "threads")
 
 
-def _team(value: Any, name: str, function: str) -> int:
-    size = positive_integer(value, name, function)
+def _team(value: Any, name: str) -> int:
+    size = positive_integer(value, name)
     if size > LARGEST_TEAM:
-        raise ValueError(f"{function}(): {name} must be at most {LARGEST_TEAM}, not {value!r}")
+        raise InvalidValueError(name, f"must be at most {LARGEST_TEAM}, not {value!r}")
     return size
 
 
-def check_tolerance(tol: Any, function: str) -> float:
+def check_tolerance(tol: Any) -> float:
     """Return the tolerance as a Python float; ValueError unless it is a number strictly between 0 and 1."""
     if not isinstance(tol, _REAL) or not 0 < tol < 1:
-        raise ValueError(f"{function}(): tol must be between 0 and 1, not {tol!r}")
+        raise InvalidValueError("tol", f"must be between 0 and 1, not {tol!r}")
     return float(tol)
 
 
-def check_sparsity(sparsity: Any, function: str) -> float:
+def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
     """Return the sparsity as a Python float; ValueError unless it is a number in [0, 1]."""
     if not isinstance(sparsity, _REAL) or not 0 <= sparsity <= 1:
-        raise ValueError(f"{function}(): sparsity must lie in [0, 1], not {sparsity!r}")
+        raise InvalidValueError(name, f"must lie in [0, 1], not {sparsity!r}")
     return float(sparsity)
 
 
-def check_group(n: Any, m: Any, function: str) -> None:
+def check_group(n: Any, m: Any) -> None:
     """Raise ValueError unless n of every m entries can stay: integers with ``1 <= n <= m <= 64``."""
     integers = isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer))
     if not (integers and 1 <= n <= m <= LARGEST_GROUP):
-        raise ValueError(f"{function}(): 1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
+        raise InvalidValueError("", f"1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
 
 
-def check_seed(seed: Any, function: str) -> int:
+def check_seed(seed: Any) -> int:
     """Return the seed as a Python integer; ValueError unless it fits 64 bits without sign."""
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise ValueError(f"{function}(): seed must be an integer in [0, 2**64), not {seed!r}")
+        raise InvalidValueError("seed", f"must be an integer in [0, 2**64), not {seed!r}")
     return int(seed)
 
 

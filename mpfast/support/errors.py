@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "MissingKeyError",
     "OutOfMemoryError",
     "front_door",
+    "summary_of_unmet",
     "warn_caller",
 ]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+_PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]  # with the separator at its end
 
 
 class InputError(Exception):
@@ -34,7 +38,8 @@ class InputError(Exception):
     Attributes
     ----------
     argument
-        Name of the argument, or a part of it (``"weights['fc']"``); empty where several do not go together.
+        Name of the argument, perhaps a part of it (``"weights['fc']"``) or with its value (``"include='fc.*'"``); empty
+        where several do not go together.
     fact
         What is wrong with it, or must hold for it.
     advice
@@ -102,22 +107,40 @@ class ConvergenceWarning(UserWarning):
 
 
 def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let errors of input name the decorated public function, or the outermost one where such functions are nested."""
+    """Let errors of input name the decorated public function, or the outermost one where such functions are nested.
+
+    A constructor bears the name of its class. A generator function is no front door: it has returned before it fails.
+    """
+    name = function.__qualname__.removesuffix(".__init__").removesuffix(".__post_init__")
 
     @functools.wraps(function)
     def named(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            error.function = function.__qualname__
+            error.function = name
             raise
 
     return named
 
 
-def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the user's that called the package, however deep in the package the cause was found."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "mpfast":
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+def warn_caller(function: str, text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn whoever called the public `function` of what did not go well; nothing where the text is empty.
+
+    The warning points at the line that called into the package, however many front doors lie between.
+    """
+    if not text:
+        return
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{function}(): {text}", category, stacklevel=level)
+
+
+def summary_of_unmet(unmet: Mapping[str, str]) -> str:
+    """Say for one warning what was not met, given it by layer; empty where every text is."""
+    texts = {name: text for name, text in unmet.items() if text}
+    if not texts:
+        return ""
+    name, text = next(iter(texts.items()))
+    return f"{len(texts)} layers did not meet tol, among them {name}: {text}"

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpfast.support.errors import InvalidValueError
+
 __all__ = [
     "MAX_DIMENSIONS",
     "Record",
@@ -73,9 +75,12 @@ def read_document(source: str | os.PathLike[str], schema: str) -> Record:
         The file cannot be read.
     """
     is_document = isinstance(source, str) and source.lstrip().startswith("{")
-    document = parse_json(str(source) if is_document else Path(source).read_text(encoding="utf-8"))
+    try:
+        document = parse_json(str(source) if is_document else Path(source).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise InvalidValueError("", str(error)) from None
     if not isinstance(document, dict) or document.get("schema") != schema:
-        raise ValueError(f"this is not JSON of the schema {schema}")
+        raise InvalidValueError("", f"this is not JSON of the schema {schema}")
     return Record(document, f"the {schema.partition('/')[0].rpartition('.')[2]}")
 
 
@@ -133,14 +138,14 @@ class Record:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be an object, not {short(value)}")
+            raise InvalidValueError(where, f"must be an object, not {short(value)}")
         self._value = value
         self._where = where
 
     def get(self, field: str) -> Any:
         """Return a field as it is."""
         if field not in self._value:
-            raise ValueError(f"{self._where} lacks the field {field!r}")
+            raise InvalidValueError(self._where, f"lacks the field {field!r}")
         return self._value[field]
 
     def __iter__(self) -> Iterator[str]:
@@ -150,15 +155,15 @@ class Record:
         """Whether a field is there and not null."""
         return self._value.get(field) is not None
 
-    def refuse(self, field: str, what: str) -> ValueError:
+    def refuse(self, field: str, what: str) -> InvalidValueError:
         """Return what to raise for a field that should be `what`."""
-        return ValueError(f"{self._where}: {field} must be {what}, not {short(self._value.get(field))}")
+        return InvalidValueError(f"{self._where}: {field}", f"must be {what}, not {short(self._value.get(field))}")
 
     def allow(self, fields: set[str]) -> None:
         """Raise for a field that is none of `fields`."""
         unknown = sorted(str(key) for key in self._value if key not in fields)
         if unknown:
-            raise ValueError(f"{self._where} has the unknown field {short(unknown[0])}")
+            raise InvalidValueError(self._where, f"has the unknown field {short(unknown[0])}")
 
     def text(self, field: str) -> str:
         """Return a string."""

@@ -264,19 +264,18 @@ def fuzz_arrays(content: bytes) -> None:
     kind = data.byte() % 4
     try:
         if kind == 3:
-            CudaRecord.of(_Foreign({"__cuda_array_interface__": _interface(data)[0]}), "fuzz", "W")
+            CudaRecord.of(_Foreign({"__cuda_array_interface__": _interface(data)[0]}), "W")
             return
         if kind == 2:
             error = data.choose((ValueError, RuntimeError, KeyError, AttributeError, ZeroDivisionError, RecursionError))
             name = data.choose(("__array__", "__dlpack__", "__dlpack_device__", "__array_interface__"))
             as_matrix(
                 type("Raising", (), {name: property(_raising(error)) if data.byte() % 2 else _raising(error)})(),
-                function="fuzz",
             )
             return
         interface, in_buffer = _interface(data)
         W = _Foreign({"__array_interface__": interface})
-        matrix = as_matrix(W, function="fuzz")
+        matrix = as_matrix(W)
         if in_buffer and matrix.shape[0] * matrix.shape[1] < 10_000:
             mpfast.gram_product(matrix, np.ones((matrix.shape[1], 1)))
     except (TypeError, ValueError, MemoryError):

@@ -14,7 +14,7 @@ import torch
 
 from mpfast.checkpoints import NameFilter, SafetensorsFile, SafetensorsWriter, TensorInfo
 from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
-from mpfast.support import CheckpointError, Record, parse_json, replaced_file
+from mpfast.support import CheckpointError, InvalidValueError, Record, front_door, parse_json, replaced_file
 
 __all__ = ["SecondMoments"]
 
@@ -67,6 +67,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
     (torch.Size([2, 2, 2]), 3)
     """
 
+    @front_door
     def __init__(
         self,
         model: torch.nn.Module,
@@ -79,11 +80,11 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         exclude: NameFilter | None = None,
     ) -> None:
         if block is not None and not block >= 1:
-            raise ValueError(f"SecondMoments(): block must be positive, not {block!r}")
+            raise InvalidValueError("block", f"must be positive, not {block!r}")
         if layout not in ("flat", "channel"):
-            raise ValueError(f"SecondMoments(): layout must be 'flat' or 'channel', not {layout!r}")
+            raise InvalidValueError("layout", f"must be 'flat' or 'channel', not {layout!r}")
         if not 0 < share <= 1:
-            raise ValueError(f"SecondMoments(): share must lie in (0, 1], not {share!r}")
+            raise InvalidValueError("share", f"must lie in (0, 1], not {share!r}")
         self.block = block
         self.layout = layout
         self.share = share
@@ -102,7 +103,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
             else:
                 self.skipped[name] = reason
         if not self._modules:
-            raise ValueError(f"SecondMoments(): there is no module to watch; skipped: {self.skipped or 'none'}")
+            raise InvalidValueError("", "there is no module to watch", f"skipped: {self.skipped or 'none'}")
 
     def _why_not(self, module: torch.nn.Module) -> str | None:
         length = module.weight[0].numel()
@@ -197,6 +198,7 @@ class SecondMoments(Mapping[str, torch.Tensor]):
             for name, array in arrays.items():
                 writer.write(name, array)
 
+    @front_door
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the sums by those of a file that `save` wrote.
 
@@ -207,14 +209,16 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         """
         file = SafetensorsFile(path)
         if file.metadata.get("format") != FORMAT:
-            raise ValueError(f"{os.fspath(path)}: these are no second moments")
+            raise InvalidValueError("", f"{os.fspath(path)}: these are no second moments")
         options = [self.block, self.layout, self.share, self.seed]
         said = {key: _parsed(path, file.metadata, key) for key in ("options", "rows", "calls")}
         if said["options"] != options:
-            raise ValueError(f"{os.fspath(path)}: was collected with {file.metadata['options']}, not {options}")
+            raise InvalidValueError(
+                "", f"{os.fspath(path)}: was collected with {file.metadata['options']}, not {options}"
+            )
         unknown = [info.name for info in file.tensors if info.name not in self._modules]
         if unknown:
-            raise ValueError(f"{os.fspath(path)}: the model has no module {unknown[0]!r}")
+            raise InvalidValueError("", f"{os.fspath(path)}: the model has no module {unknown[0]!r}")
         counts = {key: Record(said[key], f"{os.fspath(path)}: {key}") for key in ("rows", "calls")}
         names = dict.fromkeys([*counts["rows"], *(info.name for info in file.tensors)])
         rows = {name: counts["rows"].integer(name, 1) for name in names}

@@ -24,6 +24,7 @@ from mpfast.masks import (
     margin_safe,
     worst_cross_entropy,
 )
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, summary_of_unmet, warn_caller
 
 __all__ = ["ModelCertificate", "certify", "magnification"]
 
@@ -48,6 +49,7 @@ _GROWTH = {
 }
 
 
+@front_door
 def magnification(module: torch.nn.Module) -> float:
     """How much a module, in evaluation, magnifies the largest entry of a difference of its inputs, at most.
 
@@ -71,7 +73,7 @@ def magnification(module: torch.nn.Module) -> float:
         return float((scale if module.weight is None else scale * module.weight.detach().double().abs()).max())
     if type(module) in _GROWTH:
         return _GROWTH[type(module)]
-    raise ValueError(f"magnification(): not known for {type(module).__name__}")
+    raise InvalidValueError("", f"not known for {type(module).__name__}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class ModelCertificate:
         return [layer.to_dict() for layer in self.layers]
 
 
+@front_door
 @torch.no_grad()
 def certify(
     model: torch.nn.Module,
@@ -157,16 +160,21 @@ def certify(
     ------
     ValueError
         An option is unknown, a mask does not fit, there is no sample, or a magnification is not known.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Once, as `RemovedWeights.certificate`.
     """
     if order not in ("input_to_output", "output_to_input"):
-        raise ValueError(f"certify(): order must be 'input_to_output' or 'output_to_input', not {order!r}")
+        raise InvalidValueError("order", f"must be 'input_to_output' or 'output_to_input', not {order!r}")
     if not callable(lipschitz) and lipschitz not in ("unscaled", "product", "jacobian"):
-        raise ValueError(f"certify(): lipschitz must be unscaled, product, jacobian or a function, not {lipschitz!r}")
+        raise InvalidValueError("lipschitz", f"must be unscaled, product, jacobian or a function, not {lipschitz!r}")
     dense = copy.deepcopy(model).eval()
     pruned = _pruned(dense, masks)
     samples = [sample for batch in batches for sample in batch.split(1)]
     if not samples:
-        raise ValueError("certify(): there is no sample")
+        raise InvalidValueError("", "there is no sample")
     names = _in_order_of_execution(dense, [name.removesuffix(".weight") for name in masks], samples[0])
     if order == "output_to_input":
         names = names[::-1]
@@ -188,9 +196,11 @@ def certify(
             removed[name].add(rows.cpu().numpy(), factor)
     kind = {"unscaled": "unscaled", "product": BOUND, "jacobian": ESTIMATE}.get(str(lipschitz), BOUND)
     layers = tuple(
-        weights.certificate(kind if callable(lipschitz) or not _is_last(dense, name) else EXACT, delta=delta)
+        weights.summary(kind if callable(lipschitz) or not _is_last(dense, name) else EXACT, delta=delta)
         for name, weights in removed.items()
     )
+    unmet = {layer.name: layer.unmet_tolerance for layer in layers}
+    warn_caller("certify", summary_of_unmet(unmet), ConvergenceWarning)
     return _summed_up(dense, pruned, layers, order, samples, labels, _attribution(dense, pruned, names, samples))
 
 
@@ -199,12 +209,12 @@ def _pruned(model: torch.nn.Module, masks: Mapping[str, Any]) -> torch.nn.Module
     for name, mask in masks.items():
         module = result.get_submodule(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            raise ValueError(f"certify(): {name} is not the weight of a Linear or Conv2d")
+            raise InvalidValueError(name, "is not the weight of a Linear or Conv2d")
         if isinstance(module, torch.nn.Conv2d) and module.groups != 1:
-            raise ValueError(f"certify(): {name} belongs to a grouped convolution")
+            raise InvalidValueError(name, "belongs to a grouped convolution")
         tensor = torch.as_tensor(mask)
         if tensor.shape != module.weight.shape:
-            raise ValueError(f"certify(): the mask of {name} has not its shape")
+            raise InvalidValueError(f"the mask of {name}", "has not its shape")
         module.weight.mul_(tensor.to(module.weight.device))
     return result
 
@@ -218,7 +228,7 @@ def _in_order_of_execution(model: torch.nn.Module, names: list[str], sample: tor
     for hook in hooks:
         hook.remove()
     if sorted(order) != sorted(names):
-        raise ValueError("certify(): every pruned layer must run exactly once in a forward pass")
+        raise InvalidValueError("", "every pruned layer must run exactly once in a forward pass")
     return order
 
 
@@ -246,7 +256,7 @@ def _magnification_behind(model: torch.nn.Module, name: str) -> float:
     parts = _flat(model)
     at = [part for part, _ in parts].index(name) if name in dict(parts) else None
     if at is None:
-        raise ValueError(f"certify(): lipschitz='product' is for Sequential models, and {name} is not a part of one")
+        raise InvalidValueError("lipschitz='product'", f"is for Sequential models, and {name} is not a part of one")
     return float(np.prod([magnification(part) for _, part in parts[at + 1 :]]))
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from mpfast.checkpoints import NameFilter, name_filter
+from mpfast.support import front_door
 
 __all__ = ["input_rows", "prunable_modules", "watch_input"]
 
 CHUNK_ROWS = 4096
 
 
+@front_door
 def prunable_modules(
     model: torch.nn.Module, include: NameFilter | None = None, exclude: NameFilter | None = None
 ) -> dict[str, torch.nn.Module]:
@@ -25,8 +27,8 @@ def prunable_modules(
     include, exclude : str, sequence of str or callable, optional
         Names as patterns (``"encoder.*"``) or a function of the name, as in `mpfast.analyze`.
     """
-    wanted = name_filter(include, "prunable_modules")
-    unwanted = name_filter(exclude, "prunable_modules")
+    wanted = name_filter(include)
+    unwanted = name_filter(exclude)
     return {
         name: module
         for name, module in model.named_modules()

@@ -9,10 +9,19 @@ import torch
 from mpfast.checkpoints import NameFilter
 from mpfast.integrations.torch.layers import prunable_modules
 from mpfast.spectra import lowrank
+from mpfast.support import (
+    ConvergenceWarning,
+    InvalidTypeError,
+    InvalidValueError,
+    front_door,
+    summary_of_unmet,
+    warn_caller,
+)
 
 __all__ = ["split", "split_modules"]
 
 
+@front_door
 def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: str | None = None) -> torch.nn.Sequential:
     """Return two modules that together do nearly what this one does.
 
@@ -32,11 +41,23 @@ def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: st
         The module is neither.
     ValueError
         It is a grouped convolution, or as `mpfast.lowrank.factor`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        As `mpfast.svd`.
     """
+    pair, unmet = _pair(module, rank, shrinkage)
+    warn_caller("split", unmet, ConvergenceWarning)
+    return pair
+
+
+def _pair(module: torch.nn.Module, rank: int | str, shrinkage: str | None) -> tuple[torch.nn.Sequential, str]:
+    """Return what `split` does, and in place of a warning what was not met; empty if all was."""
     if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-        raise TypeError(f"split(): a Linear or Conv2d is needed, not {type(module).__name__}")
+        raise InvalidTypeError("", f"a Linear or Conv2d is needed, not {type(module).__name__}")
     weight = module.weight.detach()
-    left, right = lowrank.factor(weight.reshape(len(weight), -1), rank, shrinkage=shrinkage)
+    left, right, unmet = lowrank.factors(weight.reshape(len(weight), -1), rank, shrinkage=shrinkage)
     r = left.shape[1]
     common = {"device": weight.device, "dtype": weight.dtype}
     first: torch.nn.Module
@@ -46,7 +67,7 @@ def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: st
         second = torch.nn.Linear(r, module.out_features, bias=module.bias is not None, **common)
     else:
         if module.groups != 1:
-            raise ValueError("split(): the groups of a convolution have weights of their own")
+            raise InvalidValueError("", "the groups of a convolution have weights of their own")
         first = torch.nn.Conv2d(
             module.in_channels,
             r,
@@ -64,9 +85,10 @@ def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: st
         second.weight.copy_(left.reshape(second.weight.shape))
         if module.bias is not None:
             second.bias.copy_(module.bias)
-    return torch.nn.Sequential(first, second).train(module.training)
+    return torch.nn.Sequential(first, second).train(module.training), unmet
 
 
+@front_door
 def split_modules(
     model: torch.nn.Module,
     rank: int | str = "mp_edge",
@@ -96,17 +118,24 @@ def split_modules(
     ------
     ValueError
         An option is out of range.
+
+    Warns
+    -----
+    ConvergenceWarning
+        As `mpfast.svd`, once for all modules.
     """
-    wanted = lowrank.check_options(rank, shrinkage, "split_modules")
+    wanted = lowrank.check_options(rank, shrinkage)
     result = copy.deepcopy(model)
-    report = {}
+    report, unmet = {}, {}
     for name, module in prunable_modules(result, include, exclude).items():
         weight = module.weight
         out, length = len(weight), weight[0].numel()
         try:
-            pair = split(module, wanted if isinstance(wanted, str) else min(wanted, out, length), shrinkage=shrinkage)
-        except ValueError as error:
-            report[name] = str(error)
+            pair, unmet[name] = _pair(
+                module, wanted if isinstance(wanted, str) else min(wanted, out, length), shrinkage
+            )
+        except InvalidValueError as error:
+            report[name] = error.reason
             continue
         r = pair[0].weight.shape[0]
         if r * (out + length) >= out * length:
@@ -114,6 +143,7 @@ def split_modules(
             continue
         result = _replaced(result, module, pair)
         report[name] = f"rank {r} of {min(out, length)}"
+    warn_caller("split_modules", summary_of_unmet(unmet), ConvergenceWarning)
     return result, report
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
+from mpfast.support import InvalidValueError, MissingKeyError, front_door
+
 __all__ = ["Mask", "hold", "masks_of", "release", "to_semi_structured"]
 
 
@@ -31,6 +33,7 @@ class Mask(torch.nn.Module):
         return torch.where(self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
+@front_door
 def hold(model: torch.nn.Module, masks: Mapping[str, Any]) -> torch.nn.Module:
     """Put masks on weights; masks that are there already are replaced.
 
@@ -59,9 +62,10 @@ def hold(model: torch.nn.Module, masks: Mapping[str, Any]) -> torch.nn.Module:
         weight = getattr(module, attribute)
         tensor = torch.as_tensor(mask, device=weight.device)
         if tensor.shape != weight.shape or tensor.dtype != torch.bool:
-            raise ValueError(
-                f"hold(): the mask of {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"but a boolean of shape {tuple(weight.shape)} is needed"
+            raise InvalidValueError(
+                f"the mask of {name}",
+                f"is {tensor.dtype} of shape {tuple(tensor.shape)}, but a boolean of shape {tuple(weight.shape)} is "
+                "needed",
             )
         found[name] = (module, attribute, tensor)
     for module, attribute, tensor in found.values():
@@ -92,6 +96,7 @@ def release(model: torch.nn.Module, *, restore: bool = False) -> torch.nn.Module
     return model
 
 
+@front_door
 def to_semi_structured(model: torch.nn.Module) -> torch.nn.Module:
     """Hand the weights of Linear modules with 2:4 masks over to PyTorch's semi-structured sparse kernels.
 
@@ -113,7 +118,7 @@ def to_semi_structured(model: torch.nn.Module) -> torch.nn.Module:
             module.weight = torch.nn.Parameter(sparse, requires_grad=False)
             converted += 1
     if converted == 0:
-        raise ValueError("to_semi_structured(): no Linear has at most 2 of every 4 weights of a row")
+        raise InvalidValueError("", "no Linear has at most 2 of every 4 weights of a row")
     return model
 
 
@@ -133,7 +138,7 @@ def _owner(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
             continue
         if isinstance(getattr(module, candidate, None), torch.Tensor):
             return module, candidate
-    raise KeyError(f"the model has no parameter {name!r}")
+    raise MissingKeyError("model", f"has no parameter {name!r}")
 
 
 def _mask_on(module: torch.nn.Module, attribute: str) -> Mask | None:

@@ -22,6 +22,7 @@ from mpfast.masks import (
     spectral_budget,
     spectral_signals,
 )
+from mpfast.support import InvalidValueError, front_door
 
 __all__ = ["FineTuning", "PruneAndRestore", "Selection", "StepReport"]
 
@@ -146,16 +147,17 @@ class PruneAndRestore:
     exclude: NameFilter | None = None
     seed: int = 0
 
+    @front_door
     def __post_init__(self) -> None:
         if not 0 <= self.over_prune < 1:
-            raise ValueError(f"PruneAndRestore(): over_prune must lie in [0, 1), not {self.over_prune!r}")
+            raise InvalidValueError("over_prune", f"must lie in [0, 1), not {self.over_prune!r}")
         if self.reservoir not in ("all", "new"):
-            raise ValueError(f"PruneAndRestore(): reservoir must be 'all' or 'new', not {self.reservoir!r}")
+            raise InvalidValueError("reservoir", f"must be 'all' or 'new', not {self.reservoir!r}")
         if self.protect not in ("quiet", "loud", "none"):
-            raise ValueError(f"PruneAndRestore(): protect must be 'quiet', 'loud' or 'none', not {self.protect!r}")
+            raise InvalidValueError("protect", f"must be 'quiet', 'loud' or 'none', not {self.protect!r}")
         modules = prunable_modules(self.model, self.include, self.exclude)
         if not modules:
-            raise ValueError("PruneAndRestore(): the model has no Linear or Conv2d to prune")
+            raise InvalidValueError("model", "has no Linear or Conv2d to prune")
         self._weights = {f"{name}.weight": module.weight for name, module in modules.items()}
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self._weights.items()}
         # What pruned weights were before.
@@ -167,6 +169,7 @@ class PruneAndRestore:
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         return 1 - kept / sum(int(mask.numel()) for mask in self.masks.values())
 
+    @front_door
     def run(
         self,
         sparsities: Sequence[float],
@@ -194,7 +197,12 @@ class PruneAndRestore:
             `drop` without `evaluate`, or a sparsity below the one before.
         """
         if drop is not None and self.evaluate is None:
-            raise ValueError("PruneAndRestore.run(): drop needs an evaluate function")
+            raise InvalidValueError("drop", "needs an evaluate function")
+        return self._steps(sparsities, magnitude_until, drop, reference)
+
+    def _steps(
+        self, sparsities: Sequence[float], magnitude_until: float, drop: float | None, reference: float | None
+    ) -> Iterator[StepReport]:
         if drop is not None and self.evaluate is not None and reference is None:
             reference = self.evaluate(self.model)
         by_magnitude = True
@@ -206,10 +214,12 @@ class PruneAndRestore:
             if drop is not None and report.score is not None and reference is not None:
                 by_magnitude = by_magnitude and report.score >= reference - drop
 
+    @front_door
     def magnitude_step(self, sparsity: float) -> StepReport:
         """Prune globally by magnitude, what is pruned staying so, and fine-tune."""
         return self.prune_to(magnitude(self.weights, sparsity, within=self.masks), "magnitude")
 
+    @front_door
     def prune_to(self, found: Mapping[str, torch.Tensor], method: str = "given") -> StepReport:
         """Prune by masks that come from elsewhere, by parameter name, and fine-tune.
 
@@ -220,11 +230,12 @@ class PruneAndRestore:
         """
         for name, mask in self.masks.items():
             if name not in found or bool((found[name] & ~mask).any()):
-                raise ValueError(f"prune_to(): the mask of {name} is missing, or keeps what is pruned already")
+                raise InvalidValueError(f"the mask of {name}", "is missing, or keeps what is pruned already")
         before = dict(self.masks)
         self._prune({name: found[name] for name in self.masks})
         return self._finish(method, before)
 
+    @front_door
     def restore_step(self, sparsity: float) -> StepReport:
         """Prune too much, restore the excess, and fine-tune."""
         before = dict(self.masks)
