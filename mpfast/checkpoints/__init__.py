@@ -1,7 +1,7 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
-from mpfast.checkpoints.difference import Difference
+from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     WHOLE,
@@ -12,6 +12,7 @@ from mpfast.checkpoints.layers import (
     QkvView,
     Views,
     as_layer,
+    as_layers,
     first_reason,
     is_embedding_or_head,
     layer_matrix,
@@ -51,8 +52,10 @@ __all__ = [
     "TensorInfo",
     "Views",
     "as_layer",
+    "as_layers",
     "content_sample_hash",
     "copy_companions",
+    "counterparts",
     "files_of",
     "fingerprint",
     "first_reason",

@@ -26,6 +26,7 @@ from mpfast.support import (
     check_seed,
     check_tolerance,
     front_door,
+    logger,
     summary_of_unmet,
     team_size,
     warn_caller,
@@ -137,6 +138,7 @@ def analyze(
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
     for text in without_effect:
         warn_caller("analyze", text)
+    logger.info("analyze: %s: %d matrices, %d tensors skipped", checkpoint.source, len(layers), len(skipped))
     reports: dict[str, LayerReport] = {}
     with progress_bar(layers, progress) as advance:
         if client is None:
@@ -146,6 +148,7 @@ def analyze(
 
             outcomes = outcomes_on_cluster(client, (model, base), checkpoint, layers, settings)
         for layer, outcome in outcomes:
+            logger.debug("analyze: %s: %s", layer.name, outcome if isinstance(outcome, str) else outcome.verdict)
             if isinstance(outcome, str):
                 skipped[layer.name] = outcome
             else:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import overload
+from typing import Any, overload
 
 from mpfast.models.budget_row import LayerBudget, parsed_pattern, row_from
 from mpfast.models.exporters import EXPORTERS
@@ -96,7 +96,11 @@ class Budget(Sequence[LayerBudget]):
         OSError
             `path` cannot be written.
         """
-        document = {
+        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as dictionaries and lists."""
+        return {
             "schema": SCHEMA,
             "granularity": self.granularity,
             "method": self.method,
@@ -110,7 +114,6 @@ class Budget(Sequence[LayerBudget]):
             "layers": [asdict(row) for row in self.layers],
             "dense": [{"name": name, "shape": shape} for name, shape in self.dense],
         }
-        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @classmethod
     @front_door

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpfast.checkpoints import (
@@ -18,7 +18,7 @@ from mpfast.checkpoints import (
     layer_matrix,
     open_checkpoint,
 )
-from mpfast.models.layer_report import LayerReport
+from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
 from mpfast.support import InputError, OutOfMemoryError
@@ -82,6 +82,9 @@ def layer_outcome(
             device=None if product else device,
         )
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+        if report.fro_norm == 0 and isinstance(checkpoint, Difference):
+            # Nothing was fitted, and nothing about it is to be warned of.
+            report = replace(report, verdict=EQUAL, warnings=())
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except InputError as error:

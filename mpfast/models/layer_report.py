@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "EQUAL",
+    "NUMBER_COLUMNS",
     "SORT_COLUMNS",
     "Histogram",
     "LayerReport",
@@ -37,6 +39,8 @@ __all__ = [
 
 HISTOGRAM_BINS = 48
 SPIKES_KEPT = 32
+#: In the place of a verdict: there is no difference to the base, and so nothing that was fitted.
+EQUAL = "equal"
 # As `mpfast.arrays.raise_if_nonfinite` says it.
 _NON_FINITE = re.compile(r"\bnon-finite\b")
 
@@ -127,7 +131,7 @@ class LayerReport:
     ks : float
         Kolmogorov distance of the fit on its window.
     verdict : str
-        "good", "fair" or "poor" fit.
+        "good", "fair" or "poor" fit; "equal" of a difference to a base that is all zero: there is no fit.
     metrics : dict
         `Spectrum.metrics()` without what stands above: ``hill_alpha``, ``stable_rank`` and so on.
     seconds : float
@@ -291,6 +295,8 @@ COLUMNS: dict[str, Any] = {
     for column in fields(LayerReport)
     if column.name not in ("metrics", "histogram")
 }
+#: The columns of one number each.
+NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (_number, _count)), *METRICS)
 #: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
     *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name != "unmet_tolerance"),

@@ -19,7 +19,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, check_directory, front_door, warn_caller
+from mpfast.support import InvalidValueError, check_directory, front_door, logger, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -58,6 +58,19 @@ class PruneResult:
     def model_share(self) -> float | None:
         """Share of the whole model's entries that is gone."""
         return self.budget.model_share
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what ``mpfast prune --json`` writes, as dictionaries and lists."""
+        return {
+            "schema": "mpfast.prune/1",
+            "out": None if self.out is None else str(self.out),
+            "sparsity": self.sparsity,
+            "model_share": self.model_share,
+            "seconds": self.seconds,
+            "provenance": None if self.budget.provenance is None else self.budget.provenance.to_dict(),
+            "budget": self.budget.to_document(),
+            "skipped": [tensor._asdict() for tensor in self.skipped],
+        }
 
 
 @front_door
@@ -155,6 +168,7 @@ def prune(
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(layers, skipped, options)
+    logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     plan, reports = _plan(checkpoint, layers, options)
     # Of a path, the masks are in a file beside the weights.
     masking = MaskingPass(checkpoint, layers, plan, reports, None if isinstance(model, str | os.PathLike) else {})

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mpfast.models.budget import Budget
 
 
-__all__ = ["Analysis"]
+__all__ = ["SCHEMA", "Analysis", "csv_of"]
 
 SCHEMA = "mpfast.analysis/1"
 
@@ -245,16 +245,7 @@ class Analysis(Sequence[LayerReport]):
         OSError
             `path` cannot be written; an older file of that name is left as it was.
         """
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
-        writer.writeheader()
-        for row in self.layers:
-            cells = row.to_dict()
-            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
-            cells["shape"] = "x".join(map(str, row.shape))
-            cells["warnings"] = "; ".join(row.warnings)
-            writer.writerow(cells)
-        return return_or_write(stream.getvalue(), path)
+        return return_or_write(csv_of([self]), path)
 
     @overload
     def to_html(self, path: None = None) -> str: ...
@@ -327,10 +318,28 @@ class Analysis(Sequence[LayerReport]):
             raise InvalidValueError("", str(error)) from None
 
     def _columns(self) -> list[str]:
-        """All columns in the order of the first row that has them."""
-        if not self.layers:
-            return list(COLUMNS)
-        return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
+        return columns_of([self])
+
+
+def columns_of(analyses: Iterable[Analysis]) -> list[str]:
+    """All columns in the order of the first row that has them."""
+    return list(dict.fromkeys(key for found in analyses for row in found for key in row.to_dict())) or list(COLUMNS)
+
+
+def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
+    """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
+    stream = io.StringIO()
+    columns = columns_of(analyses)
+    writer = csv.DictWriter(stream, ["source", *columns] if with_source else columns, lineterminator="\n")
+    writer.writeheader()
+    for found in analyses:
+        for row in found:
+            cells = row.to_dict()
+            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
+            cells["shape"] = "x".join(map(str, row.shape))
+            cells["warnings"] = "; ".join(row.warnings)
+            writer.writerow({"source": found.source, **cells} if with_source else cells)
+    return stream.getvalue()
 
 
 def _median(values: Iterator[float]) -> float:

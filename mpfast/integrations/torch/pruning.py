@@ -83,7 +83,7 @@ def global_prune(
         GivenMask.apply(module, name, mask=mask)
 
 
-def maskingmasking_function(method: str) -> Callable[..., Any]:
+def masking_function(method: str) -> Callable[..., Any]:
     """Return the function of `mpfast.masks` of this name, ``"spectral_budget"`` or ``"magnitude"``."""
     functions: dict[str, Callable[..., Any]] = {"spectral_budget": spectral_budget, "magnitude": magnitude}
     if method not in functions:
