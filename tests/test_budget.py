@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -199,3 +200,85 @@ def test_a_tensor_without_entries_has_no_budget():
     document = {"schema": "mpfast.budget/1", "layers": [row], "method": "m", "sparsity": 0, "source": "s"}
     with pytest.raises(ValueError, match="shape must be that of a tensor with entries"):
         Budget.from_json(json.dumps(document))
+
+
+def small_layer(scale=1e-3):
+    """Three layers of which one has much smaller entries: a cut of all together would take it whole."""
+    rng = np.random.default_rng(3)
+    model = {f"{i}.weight": rng.standard_normal((64, 96)).astype(np.float32) for i in range(3)}
+    model["1.weight"] *= np.float32(scale)
+    return {**model, "embed.weight": rng.standard_normal((50, 64)).astype(np.float32), "bias": np.ones(10, np.float32)}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "spectral_budget"])
+@pytest.mark.parametrize(("sparsity", "ceiling"), [(0.4, 0.9), (0.7, 0.9), (0.8, 0.9), (0.9, 0.95)])
+def test_no_layer_is_emptied_unless_the_ceiling_is_lifted(method, sparsity, ceiling):
+    model = small_layer()
+    size = 64 * 96
+    for budget in (
+        mpfast.analyze(model).budget(sparsity, method=method),
+        mpfast.prune(model, sparsity=sparsity, method=method).budget,
+    ):
+        assert budget.pruned == floor_count(sparsity, 3 * size)
+        assert max(row.pruned for row in budget) == floor_count(ceiling, size)
+    with pytest.warns(UserWarning, match=r"budget\(\): nothing is left of 1\.weight; a lower ceiling keeps"):
+        assert mpfast.analyze(model).budget(sparsity, method="magnitude", ceiling=1).layers[1].sparsity == 1
+    with pytest.warns(UserWarning, match=r"prune\(\): nothing is left of 1\.weight"):
+        assert mpfast.prune(model, sparsity=sparsity, method="magnitude", ceiling=1).budget[1].sparsity == 1
+
+
+def test_what_a_full_layer_cannot_give_the_others_do_by_magnitude():
+    """By hand: the layer at its ceiling loses its smallest entries, the others those of a cut of their own."""
+    model = small_layer()
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude", ceiling=0.6)
+    others = {name: model[name] for name in ("0.weight", "2.weight")}
+    left = floor_count(0.5, 3 * 64 * 96) - floor_count(0.6, 64 * 96)
+    scores = np.sort(np.abs(np.concatenate([other.ravel() for other in others.values()])))
+    for name, weight in others.items():
+        np.testing.assert_array_equal(result.masks[name], np.abs(weight) > scores[left - 1])
+    small = np.sort(np.abs(model["1.weight"]).ravel())
+    np.testing.assert_array_equal(
+        result.masks["1.weight"], np.abs(model["1.weight"]) > small[floor_count(0.6, 64 * 96) - 1]
+    )
+
+
+def test_a_ceiling_that_nothing_comes_near_changes_nothing():
+    rng = np.random.default_rng(0)
+    model = {f"{i}.weight": rng.standard_t(4, (80, 96)) for i in range(4)}
+    kept = mpfast.masks.magnitude(model, 0.6)
+    for ceiling in (None, 0.62, 1):  # the second is counted, the others are foretold
+        found = mpfast.prune(model, sparsity=0.6, method="magnitude", ceiling=ceiling).masks
+        assert all(np.array_equal(found[name], kept[name]) for name in model)
+
+
+def test_ceilings_that_cannot_be():
+    model = small_layer()
+    for options in ({"ceiling": 0.4}, {"ceiling": 1.5}, {"ceiling": 0.9, "method": "uniform"}):
+        with pytest.raises(ValueError, match=r"prune\(\): ceiling"):
+            mpfast.prune(model, sparsity=0.5, **options)
+    with pytest.raises(ValueError, match=r"prune\(\): ceiling goes with sparsity"):
+        mpfast.prune(model, pattern="2:4", ceiling=0.9)
+
+
+def test_the_share_of_the_whole_model_is_told():
+    model = small_layer()
+    whole = sum(tensor.size for tensor in model.values())
+    result = mpfast.prune({**model, "ids": np.arange(5)}, sparsity=0.5)
+    assert (result.sparsity, result.model_share) == (0.5, pytest.approx(3 * 64 * 96 / 2 / whole))
+    assert mpfast.analyze(model).budget(0.5).model_entries == whole
+    assert [name for name, _ in result.budget.dense] == ["embed.weight"]
+    assert Budget.from_json(result.budget.to_json()).dense == result.budget.dense
+
+
+def test_masks_of_a_state_dictionary_warn_of_what_prune_protects():
+    model = small_layer()
+    message = r"prunes embed\.weight and 1 more, which prune\(\) leaves dense \(embedding or output head\)"
+    for function in (mpfast.masks.magnitude, mpfast.masks.spectral_budget):
+        options = {"signal": "entry_std"} if function is mpfast.masks.spectral_budget else {}
+        with pytest.warns(UserWarning, match=message) as caught:
+            function(model, 0.5, **options)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function({name: model[name] for name in ("0.weight", "1.weight")}, 0.5, **options)
+            function({"bias": model["bias"], "norm": model["bias"]}, 0.5, **options)

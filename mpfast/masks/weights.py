@@ -136,13 +136,14 @@ def what_prune_would_protect(weights: Weights) -> str:
         shape, dtype = tuple(getattr(weight, "shape", ())), str(getattr(weight, "dtype", "")).rpartition(".")[2]
         layer = as_layer(TensorInfo(str(name), shape, dtype))
         if isinstance(layer, str):
-            kept[name] = layer
+            if len(shape) < 2:
+                kept[name] = layer
         elif is_embedding_or_head(layer.name, layer.kind):
             kept[name] = "embedding or output head"
     if not kept or len(kept) == len(weights):
         return ""
     name, reason = next(iter(kept.items()))
-    others = f" and {len(kept) - 1} others" if len(kept) > 1 else ""
+    others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
     return f"prunes {name}{others}, which prune() leaves dense ({reason}); pass the matrices that are to be pruned"
 
 

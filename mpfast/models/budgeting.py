@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
 from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
+from mpfast.models.extent import default_ceiling, dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door, warn_caller
 
@@ -21,18 +22,7 @@ if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport, SkippedTensor
     from mpfast.models.provenance import Provenance
 
-__all__ = [
-    "DEFAULT_CEILING",
-    "budget_from_reports",
-    "default_ceiling",
-    "dense_tensors",
-    "model_entries",
-    "warn_of_emptied",
-]
-
-#: Largest sparsity of a layer where nothing else is asked for, and the target leaves room.
-DEFAULT_CEILING = 0.9
-
+__all__ = ["budget_from_reports"]
 
 Bound = float | Mapping[str, float]
 
@@ -101,43 +91,6 @@ def budget_from_reports(
         model_entries=model_entries(((row.name, row.tensor_shape, row.dtype) for row in tensors), skipped),
         provenance=None if provenance is None else provenance.now(budget=settings),
     )
-
-
-def default_ceiling(sparsity: float) -> float:
-    """Largest sparsity of a layer where none is asked for: 0.9, or half way from the target to 1 where that is more."""
-    return max(DEFAULT_CEILING, (1 + sparsity) / 2)
-
-
-def warn_of_emptied(rows: Iterable[tuple[str, int, int]], sparsity: float, function: str) -> None:
-    """Warn of layers (name, pruned, size) of which nothing is left, unless that was asked for."""
-    emptied = [name for name, pruned, size in rows if pruned == size]
-    if emptied and sparsity < 1:
-        others = "" if len(emptied) == 1 else f" and {len(emptied) - 1} others"
-        warn_caller(function, f"nothing is left of {emptied[0]}{others}; a lower ceiling keeps part of every layer")
-
-
-def dense_tensors(
-    skipped: Iterable[SkippedTensor], known: Collection[str] = ()
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return names and shapes of the tensors that could be matrices and stay dense; parts of `known` ones are none."""
-    return tuple(
-        (tensor.name, tensor.shape)
-        for tensor in skipped
-        if len(tensor.shape) > 1 and not _is_part_of(tensor.name, known)
-    )
-
-
-def model_entries(tensors: Iterable[tuple[str, tuple[int, ...], str]], skipped: Iterable[SkippedTensor]) -> int:
-    """Count the floating-point entries of a checkpoint, of which some tensors are looked at and the others skipped."""
-    shapes = {name: shape for name, shape, _ in tensors}
-    for tensor in skipped:
-        if "float" in tensor.dtype and not _is_part_of(tensor.name, shapes):
-            shapes[tensor.name] = tensor.shape
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _is_part_of(name: str, tensors: Collection[str]) -> bool:
-    return name in tensors or (name.endswith("]") and name.rpartition("[")[0] in tensors)
 
 
 def _plain(bound: Bound) -> float | dict[str, float]:

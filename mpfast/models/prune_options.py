@@ -9,7 +9,7 @@ from typing import Any
 from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
-from mpfast.models.budgeting import default_ceiling
+from mpfast.models.extent import default_ceiling
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, method_named
 from mpfast.support import (
     LARGEST_GROUP,

@@ -12,7 +12,7 @@ from typing import Any
 from mpfast.checkpoints import WHOLE, Checkpoint, Layer, NameFilter, open_checkpoint, select_layers
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
-from mpfast.models.budgeting import dense_tensors, model_entries, warn_of_emptied
+from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.mask_plans import LayerCuts, MaskPlan, Pattern
 from mpfast.models.methods import DEFAULT_METHOD, METHODS
