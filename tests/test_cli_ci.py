@@ -114,6 +114,14 @@ def test_a_base_of_which_nothing_matches_is_an_error(run, tmp_path, model):
     assert "of another shape, (5, 5)" in run("analyze", model, "--base", other)[2]
 
 
+def test_an_adapter_has_the_names_of_its_base(tmp_path, model):
+    signal = np.outer(np.arange(48), np.ones(64)).astype(np.float32)
+    tuned = {f"module.{name}": tensor + (signal if tensor.ndim == 2 else 0) for name, tensor in matrices().items()}
+    mpfast.compress(tuned, tmp_path / "adapter", base=model, rank=1)
+    configuration = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert set(configuration["target_modules"]) == {f"layers.{i}.fc" for i in range(3)}
+
+
 def test_prefixes_pair_the_names_that_agree_most():
     base = {"a.fc": np.zeros((4, 4)), "b.fc": np.zeros((6, 6)), "head": np.zeros((2, 2))}
     tuned = {"x.a.fc": np.ones((4, 4)), "x.b.fc": np.ones((6, 6)), "fc": np.ones((9, 9)), "head": np.ones((2, 2))}
@@ -128,6 +136,15 @@ def test_a_layer_that_is_equal_to_its_base_has_no_verdict():
     analysis = mpfast.analyze(matrices(), base=matrices(**{"layers.1.fc.weight": np.ones((48, 64), np.float32)}))
     assert [row.verdict == "equal" for row in analysis] == [True, False, True]
     assert not analysis[0].warnings
+
+
+def test_a_kept_report_of_zeros_is_no_report_of_a_difference(tmp_path):
+    zeros = {"fc.weight": np.zeros((64, 64))}
+    for _ in range(2):
+        assert mpfast.analyze(zeros, cache=tmp_path)[0].verdict == "poor"
+        assert mpfast.analyze({"fc.weight": np.eye(64)}, base={"fc.weight": np.eye(64)}, cache=tmp_path)[0].verdict == (
+            "equal"
+        )
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def layer_outcome(
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
-            return kept
+            return _without_a_verdict(kept, checkpoint)
         product = isinstance(matrix, LowRankProduct)
         found = measured_spectrum(
             matrix,
@@ -82,9 +82,6 @@ def layer_outcome(
             device=None if product else device,
         )
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
-        if report.fro_norm == 0 and isinstance(checkpoint, Difference):
-            # Nothing was fitted, and nothing about it is to be warned of.
-            report = replace(report, verdict=EQUAL, warnings=())
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except InputError as error:
@@ -93,6 +90,13 @@ def layer_outcome(
         checkpoint.release(layer.tensor)
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
+    return _without_a_verdict(report, checkpoint)
+
+
+def _without_a_verdict(report: LayerReport, checkpoint: Checkpoint) -> LayerReport:
+    """Return the report; where there is no difference to the base, nothing was fitted and nothing is warned of."""
+    if report.fro_norm == 0 and isinstance(checkpoint, Difference):
+        return replace(report, verdict=EQUAL, warnings=())
     return report
 
 
