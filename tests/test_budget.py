@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_bad_budgets(analysis, tmp_path):
         Budget.from_json('{"schema": "mpfast.budget/1", "layers": [{"shape": [1]}]}')
     (tmp_path / "budget.json").write_text(analysis.budget(0.5).to_json())
     assert Budget.from_json(tmp_path / "budget.json") == analysis.budget(0.5)
-    with pytest.raises(ValueError, match=r"Budget.export\(\): format must be one of json, torchao"):
+    with pytest.raises(ValueError, match=r"Budget.export\(\): format must be one of json, torch-ao-pruning"):
         analysis.budget(0.5).export("toml")
 
 
@@ -194,66 +195,90 @@ def test_a_callable_without_spectra_has_no_ranks(analysis):
             export(budget)
 
 
-def test_torchao_prunes_what_the_budget_says(analysis):
-    torch = pytest.importorskip("torch")
-    sparsifiers = pytest.importorskip("torchao.prototype.sparsity.sparsifier.weight_norm_sparsifier")
-    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList()})
-    for _ in range(3):
-        block = torch.nn.ModuleDict({"attn": torch.nn.ModuleDict(), "mlp": torch.nn.ModuleDict()})
-        block["attn"]["q"] = torch.nn.Linear(64, 96)
-        block["mlp"]["up"] = torch.nn.Linear(64, 128)
-        model["blocks"].append(block)
-    budget = analysis.budget(0.5, method="magnitude")
-    config = json.loads(budget.export("torchao"))
-    sparsifier = sparsifiers.WeightNormSparsifier(sparse_block_shape=(1, 1), zeros_per_block=1)
-    sparsifier.prepare(model, config)
-    sparsifier.step()
-    sparsifier.squash_mask()
-    for row in budget:
-        weight = model.get_submodule(row.module).weight
-        assert float((weight == 0).float().mean()) == pytest.approx(row.sparsity, abs=2 / 96)
-
-
-def test_peft_takes_the_ranks(analysis):
-    torch = pytest.importorskip("torch")
-    peft = pytest.importorskip("peft")
-    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList()})
-    for _ in range(3):
-        block = torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"q": torch.nn.Linear(64, 96)})})
-        block["mlp"] = torch.nn.ModuleDict({"up": torch.nn.Linear(64, 128)})
-        model["blocks"].append(block)
-    pattern = json.loads(analysis.budget(0.5).export("peft"))["rank_pattern"]
-    assert pattern == {r"^blocks\.1\.attn\.q$": 1, r"^blocks\.1\.mlp\.up$": 1}
-    config = peft.LoraConfig(r=8, target_modules=["q", "up"], rank_pattern=pattern)
-    adapted = peft.get_peft_model(model, config)
-    ranks = {name: p.shape[0] for name, p in adapted.named_parameters() if "lora_A" in name}
-    assert sorted(ranks.values()) == [1, 1, 8, 8, 8, 8]
-
-
-def test_yaml_recipes(analysis):
-    yaml = pytest.importorskip("yaml")
-    budget = analysis.budget(0.5)
-    parameters = yaml.safe_load(budget.export("axolotl"))["unfrozen_parameters"]
-    assert parameters == [r"^blocks\.1\.attn\.q\.weight$", r"^blocks\.1\.mlp\.up\.weight$"]
-    recipe = yaml.safe_load(budget.export("llm-compressor"))
-    modifier = recipe["pruning_stage"]["pruning_modifiers"]["SparseGPTModifier"]
-    assert modifier["sparsity"] == [row.sparsity for row in budget]
-    assert modifier["targets"][0] == r"re:^blocks\.0\.attn\.q$"
-
-
-def test_alphapruning_maps_its_metric_to_the_budget(analysis, tmp_path):
-    budget = analysis.budget(0.5)
-    epsilon = exporters.alphapruning(budget, tmp_path / "metric.npy")
-    metric = np.load(tmp_path / "metric.npy")
-    # AlphaPruning's rule, from its paper (arXiv 2410.10912), equation (3) and the normalisation after it.
-    sizes = np.array([row.size for row in budget])
-    ratios = (metric - metric.min()) / (metric.max() - metric.min()) * 2 * epsilon + 1 - epsilon
-    ratios *= 0.5 * sizes.sum() / (sizes * ratios).sum()
-    np.testing.assert_allclose(ratios, [row.sparsity for row in budget], atol=1e-6)
-
-
 def test_a_tensor_without_entries_has_no_budget():
     row = {"name": "a", "kind": "linear", "shape": [0, 4], "dtype": "float32", "pruned": 0, "sparsity": 0}
     document = {"schema": "mpfast.budget/1", "layers": [row], "method": "m", "sparsity": 0, "source": "s"}
     with pytest.raises(ValueError, match="shape must be that of a tensor with entries"):
         Budget.from_json(json.dumps(document))
+
+
+def small_layer(scale=1e-3):
+    """Three layers of which one has much smaller entries: a cut of all together would take it whole."""
+    rng = np.random.default_rng(3)
+    model = {f"{i}.weight": rng.standard_normal((64, 96)).astype(np.float32) for i in range(3)}
+    model["1.weight"] *= np.float32(scale)
+    return {**model, "embed.weight": rng.standard_normal((50, 64)).astype(np.float32), "bias": np.ones(10, np.float32)}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "spectral_budget"])
+@pytest.mark.parametrize(("sparsity", "ceiling"), [(0.4, 0.9), (0.7, 0.9), (0.8, 0.9), (0.9, 0.95)])
+def test_no_layer_is_emptied_unless_the_ceiling_is_lifted(method, sparsity, ceiling):
+    model = small_layer()
+    size = 64 * 96
+    for budget in (
+        mpfast.analyze(model).budget(sparsity, method=method),
+        mpfast.prune(model, sparsity=sparsity, method=method).budget,
+    ):
+        assert budget.pruned == floor_count(sparsity, 3 * size)
+        assert max(row.pruned for row in budget) == floor_count(ceiling, size)
+    with pytest.warns(UserWarning, match=r"budget\(\): nothing is left of 1\.weight; a lower ceiling keeps"):
+        assert mpfast.analyze(model).budget(sparsity, method="magnitude", ceiling=1).layers[1].sparsity == 1
+    with pytest.warns(UserWarning, match=r"prune\(\): nothing is left of 1\.weight"):
+        assert mpfast.prune(model, sparsity=sparsity, method="magnitude", ceiling=1).budget[1].sparsity == 1
+
+
+def test_what_a_full_layer_cannot_give_the_others_do_by_magnitude():
+    """By hand: the layer at its ceiling loses its smallest entries, the others those of a cut of their own."""
+    model = small_layer()
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude", ceiling=0.6)
+    others = {name: model[name] for name in ("0.weight", "2.weight")}
+    left = floor_count(0.5, 3 * 64 * 96) - floor_count(0.6, 64 * 96)
+    scores = np.sort(np.abs(np.concatenate([other.ravel() for other in others.values()])))
+    for name, weight in others.items():
+        np.testing.assert_array_equal(result.masks[name], np.abs(weight) > scores[left - 1])
+    small = np.sort(np.abs(model["1.weight"]).ravel())
+    np.testing.assert_array_equal(
+        result.masks["1.weight"], np.abs(model["1.weight"]) > small[floor_count(0.6, 64 * 96) - 1]
+    )
+
+
+def test_a_ceiling_that_nothing_comes_near_changes_nothing():
+    rng = np.random.default_rng(0)
+    model = {f"{i}.weight": rng.standard_t(4, (80, 96)) for i in range(4)}
+    kept = mpfast.masks.magnitude(model, 0.6)
+    for ceiling in (None, 0.62, 1):  # the second is counted, the others are foretold
+        found = mpfast.prune(model, sparsity=0.6, method="magnitude", ceiling=ceiling).masks
+        assert all(np.array_equal(found[name], kept[name]) for name in model)
+
+
+def test_ceilings_that_cannot_be():
+    model = small_layer()
+    for options in ({"ceiling": 0.4}, {"ceiling": 1.5}, {"ceiling": 0.9, "method": "uniform"}):
+        with pytest.raises(ValueError, match=r"prune\(\): ceiling"):
+            mpfast.prune(model, sparsity=0.5, **options)
+    with pytest.raises(ValueError, match=r"prune\(\): ceiling goes with sparsity"):
+        mpfast.prune(model, pattern="2:4", ceiling=0.9)
+
+
+def test_the_share_of_the_whole_model_is_told():
+    model = small_layer()
+    whole = sum(tensor.size for tensor in model.values())
+    result = mpfast.prune({**model, "ids": np.arange(5)}, sparsity=0.5)
+    assert (result.sparsity, result.model_share) == (0.5, pytest.approx(3 * 64 * 96 / 2 / whole))
+    assert mpfast.analyze(model).budget(0.5).model_entries == whole
+    assert [name for name, _ in result.budget.dense] == ["embed.weight"]
+    assert Budget.from_json(result.budget.to_json()).dense == result.budget.dense
+
+
+def test_masks_of_a_state_dictionary_warn_of_what_prune_protects():
+    model = small_layer()
+    message = r"prunes embed\.weight and 1 more, which prune\(\) leaves dense \(embedding or output head\)"
+    for function in (mpfast.masks.magnitude, mpfast.masks.spectral_budget):
+        options = {"signal": "entry_std"} if function is mpfast.masks.spectral_budget else {}
+        with pytest.warns(UserWarning, match=message) as caught:
+            function(model, 0.5, **options)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function({name: model[name] for name in ("0.weight", "1.weight")}, 0.5, **options)
+            function({"bias": model["bias"], "norm": model["bias"]}, 0.5, **options)

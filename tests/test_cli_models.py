@@ -77,7 +77,7 @@ def test_budgets_go_from_one_command_to_the_other(model, tmp_path):
     assert run.returncode == 0
     written = Budget.from_json(tmp_path / "out" / "budget.json")
     assert [row.pruned for row in written] == [row.pruned for row in budget]
-    config = json.loads(mpfast("budget", model, "--sparsity", "0.4", "--format", "torchao").stdout)
+    config = json.loads(mpfast("budget", model, "--sparsity", "0.4", "--format", "torch-ao-pruning").stdout)
     assert [entry["tensor_fqn"] for entry in config] == ["fc.weight", "out.weight"]
 
 

@@ -1,7 +1,8 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
-from mpfast.checkpoints.difference import Difference
+from mpfast.checkpoints.difference import Difference, counterparts
+from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     WHOLE,
     ConvView,
@@ -11,6 +12,7 @@ from mpfast.checkpoints.layers import (
     QkvView,
     Views,
     as_layer,
+    as_layers,
     first_reason,
     is_embedding_or_head,
     layer_matrix,
@@ -22,7 +24,7 @@ from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.numpy_files import NpyFile
-from mpfast.checkpoints.opening import FORMATS, Format, format_of, open_checkpoint
+from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
@@ -50,7 +52,10 @@ __all__ = [
     "TensorInfo",
     "Views",
     "as_layer",
+    "as_layers",
+    "content_sample_hash",
     "copy_companions",
+    "counterparts",
     "files_of",
     "fingerprint",
     "first_reason",
@@ -59,10 +64,12 @@ __all__ = [
     "index_name",
     "is_embedding_or_head",
     "layer_matrix",
+    "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
     "packed",
+    "path_of",
     "prefetched",
     "select_layers",
     "stored",

@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import NDArray
 
 from mpfast.arrays import FLOATS
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
+from mpfast.support import InvalidValueError
 
-__all__ = ["Difference"]
+__all__ = ["Difference", "counterparts"]
+
+# Pairs of prefixes that are tried, those first for which most names speak.
+_TRIED = 8
 
 
 class Difference:
     """``model - base``, tensor by tensor; one difference is in memory while it is used.
 
-    Tensors that only one of the two has, or that differ in shape or are no floating-point numbers, are left out and
-    named in `unmatched`.
+    Names are matched as they are, or without a prefix that all of one side have and the other has not, see
+    `counterparts`. Tensors that only one of the two has, or that differ in shape or are no floating-point numbers, are
+    left out and named in `unmatched`.
+
+    Raises
+    ------
+    ValueError
+        No tensor of the model has a difference to one of the base.
     """
 
     def __init__(self, model: Checkpoint, base: Checkpoint) -> None:
         self._model = model
         self._base = base
         others = {info.name: info for info in base.tensors}
+        found = counterparts(model.tensors, base.tensors)
         self._pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
         self.unmatched: list[tuple[TensorInfo, str]] = []
         for info in model.tensors:
-            other = others.get(info.name)
-            if other is None or other.shape != info.shape:
-                self.unmatched.append((info, "the base has no such tensor, or of another shape"))
+            other = others[found[info.name]] if info.name in found else None
+            if other is None:
+                self.unmatched.append((info, "the base has no such tensor"))
+            elif other.shape != info.shape:
+                self.unmatched.append((info, f"the base has one of another shape, {other.shape}"))
             elif {info.dtype, other.dtype} <= set(FLOATS):
                 self._pairs[info.name] = (info, other)
             else:
                 self.unmatched.append((info, "integer or quantised: has no difference"))
+        matched = {other.name for _, other in self._pairs.values()}
+        self.only_in_base = tuple(info for info in base.tensors if info.name not in {*matched, *found.values()})
+        if not self._pairs:
+            raise InvalidValueError("base", _why_nothing_matches(model, base, self.unmatched, bool(found)))
 
     def why_not(self, name: str) -> str | None:
         """Why a tensor of the model has no difference; None if it has one."""
         return None if name in self._pairs else next(why for info, why in self.unmatched if info.name == name)
+
+    def base_name(self, name: str) -> str:
+        """Name in the base of the tensor that one of the model is compared with."""
+        return self._pairs[name][1].name
+
+    def pair(self, name: str) -> tuple[TensorInfo, TensorInfo]:
+        """What the model and the base say of the two tensors."""
+        return self._pairs[name]
 
     @property
     def source(self) -> str:
@@ -51,18 +78,91 @@ class Difference:
             for name, (mine, other) in self._pairs.items()
         )
 
+    def both(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the tensors of the model and of the base, in float32, or float64 if stored so."""
+        mine, other = self._pairs[name]
+        return numbers(self._model.read(name), mine), numbers(self._base.read(other.name), other)
+
     def read(self, name: str) -> NDArray[Any]:
         """Return one difference, in float32, or float64 if one of the two is stored so."""
-        mine, other = self._pairs[name]
-        difference: NDArray[Any] = numbers(self._model.read(name), mine) - numbers(self._base.read(name), other)
+        mine, other = self.both(name)
+        difference: NDArray[Any] = mine - other
         return difference
 
     def prefetch(self, name: str) -> None:
         """Ask for both tensors."""
         self._model.prefetch(name)
-        self._base.prefetch(name)
+        self._base.prefetch(self._pairs[name][1].name)
 
     def release(self, name: str) -> None:
         """Give both tensors' memory back."""
         self._model.release(name)
-        self._base.release(name)
+        self._base.release(self._pairs[name][1].name)
+
+
+def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dict[str, str]:
+    """Pair the names of two checkpoints, from the model's to the base's.
+
+    A wrapper or a head puts something in front of all names (``module.``, ``base_model.model.``). Whatever it is, it is
+    found by comparing the names: of the pairs of prefixes that turn a name of one into a name of the other, the one
+    that gives the most tensors of equal shape, none if none gives more.
+
+    Examples
+    --------
+    >>> wrapped = [TensorInfo("module.fc.weight", (8, 8), "float32"), TensorInfo("module.fc.bias", (8,), "float32")]
+    >>> counterparts(wrapped, [TensorInfo("fc.weight", (8, 8), "float32")])
+    {'module.fc.weight': 'fc.weight'}
+    """
+    mine = {info.name: info.shape for info in model}
+    others = {info.name: info.shape for info in base}
+    best = {name: name for name in mine if name in others}
+    if len(best) == len(mine):
+        return best
+    most = _agreeing(best, mine, others)
+    for prefix, replacement in _prefixes(mine, others):
+        # A name that has the prefix goes before one that is the same without.
+        renamed: dict[str, str] = {name: replacement + name[len(prefix) :] for name in mine if name.startswith(prefix)}
+        found = {name: other for name, other in renamed.items() if other in others}
+        taken = set(found.values())
+        found |= {name: name for name in mine if name not in renamed and name in others and name not in taken}
+        agreeing = _agreeing(found, mine, others)
+        if agreeing > most:
+            best, most = found, agreeing
+    return {name: best[name] for name in mine if name in best}
+
+
+def _agreeing(pairs: dict[str, str], mine: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]]) -> int:
+    return sum(mine[name] == others[other] for name, other in pairs.items())
+
+
+def _prefixes(mine: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of a prefix of one side and what the other has in its place, those first that most names have."""
+    by_ending: dict[str, str] = {}
+    for other in others:
+        for ending in _endings(other):
+            by_ending.setdefault(ending, other)
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in mine:
+        shared = [ending for ending in _endings(name) if ending in by_ending]
+        for ending in shared[:1]:  # the longest
+            votes[name.removesuffix(ending), by_ending[ending].removesuffix(ending)] += 1
+    return [pair for pair, _ in votes.most_common(_TRIED) if pair != ("", "")]
+
+
+def _endings(name: str) -> list[str]:
+    """Return the name, and what of it follows each dot, the longest first."""
+    parts = name.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
+
+
+def _why_nothing_matches(
+    model: Checkpoint, base: Checkpoint, unmatched: list[tuple[TensorInfo, str]], names_match: bool
+) -> str:
+    if names_match:
+        name, why = next((info.name, why) for info, why in unmatched if why != "the base has no such tensor")
+        return f"has no tensor to compare with: {name}: {why}"
+    examples = " and ".join(
+        f"{whose} has {checkpoint.tensors[0].name!r}" if checkpoint.tensors else f"{whose} has no tensors"
+        for whose, checkpoint in (("the model", model), ("it", base))
+    )
+    return f"has none of the names of the model: for example, {examples}"

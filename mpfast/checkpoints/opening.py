@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.support import CheckpointError, front_door
 
-__all__ = ["FORMATS", "Format", "format_of", "open_checkpoint"]
+__all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,86 @@ def format_of(path: Path) -> Format | None:
     return next((format for format in FORMATS if name.endswith(format.suffixes)), None)
 
 
+def path_of(model: Any) -> Path | None:
+    """Return where a model's files are: of a path, of a Hugging Face id in the local cache, or of an open checkpoint.
+
+    None where `model` is in memory, or its files are not there.
+    """
+    if isinstance(model, str | os.PathLike):
+        try:
+            return located(model)
+        except OSError:
+            return None
+    source = getattr(model, "source", None)
+    if not isinstance(source, str) or not hasattr(model, "tensors"):
+        return None
+    try:
+        return Path(source) if Path(source).exists() else None
+    except (OSError, ValueError):  # no name that the system takes
+        return None
+
+
+def located(model: str | os.PathLike[str]) -> Path:
+    """Return the path of a checkpoint that is named by its path, or by its Hugging Face id where the cache has it.
+
+    Nothing is fetched: of ``org/name`` the snapshot is taken that ``refs/main`` of the local cache names, below
+    ``HF_HUB_CACHE``, or ``hub`` in ``HF_HOME``, or ``~/.cache/huggingface/hub``. A path goes before an id.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is neither such a path, nor such a model in the cache; or `model` is a URL.
+    """
+    text = os.fsdecode(model)
+    path = Path(text)
+    if path.exists():
+        return path
+    # A path swallows the second slash.
+    url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+\S", text)
+    if url is not None:
+        raise FileNotFoundError(f"{text}: nothing is fetched from the network; download it and pass the path")
+    if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    folder = cache / f"models--{text.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        why = "has no refs/main" if folder.is_dir() else "does not hold it"
+        advice = f"hf download {text} puts it there" if folder.is_dir() else f"hf download {text}, or pass a path"
+        raise FileNotFoundError(
+            f"{text}: no such file or directory; as a Hugging Face id: the cache {cache} {why}; {advice}"
+        ) from None
+    snapshot = folder / "snapshots" / revision
+    if not re.fullmatch(r"[\w.-]+", revision) or revision.strip(".") == "" or not snapshot.is_dir():
+        raise FileNotFoundError(
+            f"{text}: no such file or directory; the Hugging Face cache {cache} has no snapshot {revision[:64]!r} of "
+            f"it; hf download {text} puts it there"
+        )
+    return snapshot
+
+
+# One or two names; the hub's own rule, and what would be a path with a suffix is none.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HTML = re.compile(rb"\s*<(!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
+
+
+def _refuse_what_only_looks_like_weights(path: Path) -> None:
+    """Name the files that come in the place of weights, whatever their names are."""
+    with path.open("rb") as file:
+        first = file.read(256)
+    if first.startswith(_LFS_POINTER):
+        size = re.search(rb"^size (\d+)", first, flags=re.MULTILINE)
+        large = f" of {int(size[1][:20]):,} bytes" if size else ""
+        raise CheckpointError(f"{path}: a Git LFS pointer to a file{large}, not the file; git lfs pull fetches it")
+    if _HTML.match(first):
+        raise CheckpointError(f"{path}: a web page, not a checkpoint; download the file itself, not the page about it")
+    if first.startswith(b"GGUF"):
+        raise CheckpointError(f"{path}: GGUF is not read; pass the safetensors checkpoint that it was made from")
+
+
 @front_door
 def open_checkpoint(model: Any) -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
@@ -71,8 +152,8 @@ def open_checkpoint(model: Any) -> Checkpoint:
     ----------
     model : path, mapping of arrays, module or Checkpoint
         A file of one of the `FORMATS`; a directory of safetensors files, with or without an index; a Hugging Face
-        model directory; a mapping from names to arrays of any framework (nested ones are flattened); or a live PyTorch,
-        Keras or Flax model.
+        model directory, or the id of a model in the local cache; a mapping from names to arrays of any framework
+        (nested ones are flattened); or a live PyTorch, Keras or Flax model.
 
     Raises
     ------
@@ -98,13 +179,12 @@ def open_checkpoint(model: Any) -> Checkpoint:
         from mpfast.checkpoints.mapping import ArrayMapping
 
         return ArrayMapping(model)
-    path = Path(os.fsdecode(model))
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
+    path = located(model)
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory
 
         return open_directory(path)
+    _refuse_what_only_looks_like_weights(path)
     found = format_of(path)
     if found is None:
         known = ", ".join(suffix for format in FORMATS for suffix in format.suffixes)

@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views
-from mpfast.cli.console import print_lines, reports_errors, require_directory, terminal_width
+from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, first_reason
+from mpfast.cli.conditions import Condition, conditions, violations
+from mpfast.cli.console import (
+    fail,
+    message_of,
+    print_lines,
+    reports_errors,
+    require_directory,
+    terminal_width,
+    warn,
+    write_document,
+)
 from mpfast.cli.options import (
     BaseOption,
     DeviceOption,
     ExcludeOption,
+    FailOnOption,
     IncludeOption,
     JsonOption,
     MethodOption,
-    ModelArgument,
     ProgressOption,
+    QuietOption,
     SeedOption,
+    StrictOption,
     ThreadsOption,
     TolOption,
     VerboseOption,
     word_option,
 )
-from mpfast.cli.tables import analysis_lines
-from mpfast.models import SORT_COLUMNS, Analysis, analyze, sorted_rows
+from mpfast.cli.tables import analysis_lines, counted
+from mpfast.models import NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
+from mpfast.support import write_text_atomically
 
 __all__ = ["analyze_command"]
 
 
 @reports_errors
 def analyze_command(
-    model: ModelArgument,
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", help="Checkpoint files, model directories, or Hugging Face ids in the local cache."
+        ),
+    ],
     json_file: JsonOption = None,
     csv_file: Annotated[
         str | None,
@@ -70,40 +89,85 @@ def analyze_command(
             show_default="order of MODEL",
         ),
     ] = None,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Matrices with NaN or infinities do not make the command fail.")
+    ] = False,
     progress: ProgressOption = True,
+    quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Fit the Marchenko-Pastur edge of every weight matrix of a model.
+    """Fit the Marchenko-Pastur edge of every weight matrix of one or several models.
 
     The table shows, per matrix: the edge sigma+ with its standard error where it is an estimate, the number
     of singular values above it that noise does not explain (spikes), the share that noise does (bulk), the
     distance between spectrum and fitted law (KS) with a verdict, the Hill exponent and the stable rank.
+
+    The exit status is 1, after the output, where a matrix has NaN or infinities, where nothing was analysed,
+    where a condition of --fail-on is met, and with --strict where there is a warning.
     """
     files = (json_file, csv_file, html_file)
     if files.count("-") > 1:
         raise typer.BadParameter("only one of --json -, --csv - and --html - can have standard output")
+    if html_file is not None and len(models) > 1:
+        raise typer.BadParameter("--html takes one model: a page is about one")
+    wanted = conditions(fail_on, NUMBER_COLUMNS)
     for file in files:
         require_directory(file)
+    analyses: list[Analysis] = []
+    findings: list[str] = []
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
-        analysis = analyze(
-            model.absolute() if dask else model,
-            include=include or None,
-            exclude=exclude or None,
-            base=base.absolute() if base and dask else base,
-            views=Views(conv, qkv, experts),
-            method=method,
-            tol=tol,
-            seed=seed,
-            device=device,
-            threads=threads,
-            cache=cache,
-            client=client,
-            progress=progress,
-        )
-    _write(analysis, *files)
-    if "-" not in files:
-        rows = analysis.layers if sort is None else sorted_rows(analysis, sort)
-        print_lines(analysis_lines(analysis, rows, width=terminal_width(), verbose=verbose))
+        for model in models:
+            try:
+                found = analyze(
+                    model.absolute() if dask else model,
+                    include=include or None,
+                    exclude=exclude or None,
+                    base=base.absolute() if base and dask else base,
+                    views=Views(conv, qkv, experts),
+                    method=method,
+                    tol=tol,
+                    seed=seed,
+                    device=device,
+                    threads=threads,
+                    cache=cache,
+                    client=client,
+                    progress=progress and not quiet,
+                )
+            except (ValueError, TypeError, OSError) as error:
+                if len(models) == 1:
+                    raise
+                findings.append(_of(model, models, message_of(error)))
+                continue
+            analyses.append(found)
+            findings += [_of(model, models, text) for text in _findings(found, wanted, allow_nonfinite)]
+    _write(analyses, len(models) > 1, *files)
+    for found in analyses:
+        for text in dict.fromkeys(text for row in found for text in row.warnings):
+            warn(text)
+        if "-" not in files and not quiet:
+            rows = found.layers if sort is None else sorted_rows(found, sort)
+            print_lines(analysis_lines(found, rows, width=terminal_width(), verbose=verbose))
+    if findings:
+        fail(findings)
+
+
+def _of(model: Path, models: Sequence[Path], text: str) -> str:
+    return f"{model}: {text}" if len(models) > 1 and str(model) not in text else text
+
+
+def _findings(found: Analysis, wanted: Sequence[Condition], allow_nonfinite: bool) -> list[str]:
+    """Say what is wrong with a model."""
+    told = []
+    broken = found.non_finite
+    if broken and not allow_nonfinite:
+        more = f" and {counted(len(broken) - 1, 'more matrix', 'more matrices')}" if len(broken) > 1 else ""
+        told.append(f"NaN or infinities in {broken[0].name}{more}: {broken[0].reason}")
+    if not len(found) and not broken:
+        reasons = {tensor.name: tensor.reason for tensor in found.skipped}
+        told.append(f"nothing was analysed{first_reason(reasons)}")
+    return told + violations(wanted, ((row.name, row.to_dict()) for row in found))
 
 
 def _dask_client(address: str) -> Any:
@@ -114,11 +178,24 @@ def _dask_client(address: str) -> Any:
     return distributed.Client(address)
 
 
-def _write(analysis: Analysis, json_file: str | None, csv_file: str | None, html_file: str | None) -> None:
-    """Write the analysis in every form that a file is named for; ``-`` is standard output."""
-    forms = ((analysis.to_json, json_file), (analysis.to_csv, csv_file), (analysis.to_html, html_file))
-    for write, file in forms:
-        if file == "-":
-            typer.echo(write(), nl=False)
-        elif file is not None:
-            write(file)
+def _write(
+    analyses: Sequence[Analysis],
+    several: bool,
+    json_file: str | None,
+    csv_file: str | None,
+    html_file: str | None,
+) -> None:
+    """Write the analyses in every form that a file is named for; ``-`` is standard output."""
+    documents = [found.to_document() for found in analyses]
+    write_document({"schema": "mpfast.analyses/1", "analyses": documents} if several else documents[0], json_file)
+    if csv_file is not None:
+        _write_text(csv_of(analyses, several), csv_file)
+    if html_file is not None:
+        _write_text(analyses[0].to_html(), html_file)
+
+
+def _write_text(text: str, file: str) -> None:
+    if file == "-":
+        typer.echo(text, nl=False)
+    else:
+        write_text_atomically(file, text)

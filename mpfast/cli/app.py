@@ -11,10 +11,12 @@ import typer
 from mpfast.cli.analyze import analyze_command
 from mpfast.cli.budget import budget_command
 from mpfast.cli.compress import compress_command
-from mpfast.cli.console import version
+from mpfast.cli.diff import diff_command
+from mpfast.cli.inspect import inspect_command
 from mpfast.cli.prune import prune_command, verify_command
 from mpfast.cli.spectrum import spectrum_command
 from mpfast.cli.tools import bench_command, info_command
+from mpfast.models import installed_version
 
 __all__ = ["app", "main"]
 
@@ -22,18 +24,19 @@ app = typer.Typer(
     name="mpfast",
     help="Marchenko-Pastur edges of neural-network weight matrices, in seconds and with error bars.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text, which narrow terminals and pipes show, too
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
-app.command("analyze", short_help="Fit the edge of every weight matrix of a model.")(analyze_command)
+app.command("analyze", short_help="Fit the edge of every weight matrix of models.")(analyze_command)
 app.command("budget", short_help="Share a sparsity out over the layers of a model.")(budget_command)
 app.command("prune", short_help="Write a copy of a model with weights set to zero.")(prune_command)
 app.command("verify", short_help="Check a model that prune wrote.")(verify_command)
 app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
+app.command("inspect", short_help="List the tensors of a model, from its headers.")(inspect_command)
+app.command("diff", short_help="Compare two models, or two analyses.")(diff_command)
 app.command("bench", short_help="Time mpfast against others on this machine.")(bench_command)
 app.command("info", short_help="Show versions, threads and GPUs.")(info_command)
 
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mpfast {version()}")
+        typer.echo(f"mpfast {installed_version()}")
         raise typer.Exit
 
 

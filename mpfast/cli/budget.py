@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from mpfast.cli.console import reports_errors, require_directory
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import fail, reports_errors, require_directory
 from mpfast.cli.options import (
+    CeilingOption,
     DeviceOption,
     EmbeddingsOption,
     ExcludeOption,
+    FailOnOption,
     IncludeOption,
     ModelArgument,
     ProgressOption,
+    QuietOption,
     SeedOption,
+    StrictOption,
     ThreadsOption,
     TolOption,
+    share_between_0_and_1,
     word_option,
 )
+from mpfast.cli.tables import counted
 from mpfast.models import DEFAULT_FORMAT, DEFAULT_METHOD, EXPORTERS, METHODS, analyze
 from mpfast.support import write_text_atomically
 
@@ -28,12 +36,19 @@ __all__ = ["budget_command"]
 @reports_errors
 def budget_command(
     model: ModelArgument,
-    sparsity: Annotated[float, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)],
+    sparsity: Annotated[
+        float,
+        typer.Option(help="Share of the entries to prune, 0 to 1.", callback=share_between_0_and_1, show_default=False),
+    ],
     out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="File to write; - prints it.")] = "-",
     format: Annotated[str, word_option(EXPORTERS, "FORMAT", "What to write.")] = DEFAULT_FORMAT,
     method: Annotated[str, word_option(METHODS, "METHOD", "How the sparsity is shared out.")] = DEFAULT_METHOD,
-    floor: Annotated[float, typer.Option(min=0, max=1, help="Smallest sparsity of a layer.")] = 0.0,
-    ceiling: Annotated[float, typer.Option(min=0, max=1, help="Largest sparsity of a layer.")] = 1.0,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the budget as JSON to FILE, too; - prints it alone."),
+    ] = None,
+    floor: Annotated[float, typer.Option(help="Smallest sparsity of a layer.", callback=share_between_0_and_1)] = 0.0,
+    ceiling: CeilingOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
@@ -41,10 +56,15 @@ def budget_command(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
     progress: ProgressOption = True,
+    quiet: QuietOption = False,
 ) -> None:
     """Share a sparsity out over the layers of a model, from their spectra; for prune --budget or another tool."""
-    require_directory(out)
+    wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
+    for file in (out, json_file):
+        require_directory(file)
     analysis = analyze(
         model,
         include=include or None,
@@ -53,12 +73,23 @@ def budget_command(
         seed=seed,
         device=device,
         threads=threads,
-        progress=progress,
+        progress=progress and not quiet,
     )
     budget = analysis.budget(sparsity, method=method, floor=floor, ceiling=ceiling, embeddings=embeddings)
     text = budget.export(format)
-    if out == "-":
-        typer.echo(text, nl=False)
-    else:
+    if json_file is not None and json_file != "-":
+        budget.to_json(json_file)
+    if out != "-":
         write_text_atomically(out, text)
-        typer.echo(f"{out}: {budget.pruned:,} of {budget.entries:,} entries in {len(budget)} layers")
+        if not quiet and json_file != "-":
+            share = f" ({100 * budget.model_share:.2f}% of the whole model's weights)" if budget.model_share else ""
+            pruned = f"{budget.pruned:,} of {budget.entries:,} entries"
+            typer.echo(f"{out}: {pruned} in {counted(len(budget), 'layer')}{share}")
+    if "-" in (out, json_file):
+        typer.echo(budget.to_json() if json_file == "-" else text, nl=False)
+    findings = violations(wanted, ((row.name, asdict(row)) for row in budget))
+    if analysis.non_finite:
+        broken = analysis.non_finite[0]
+        findings.insert(0, f"NaN or infinities in {broken.name}, which stays out: {broken.reason}")
+    if findings:
+        fail(findings)

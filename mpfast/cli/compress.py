@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mpfast.cli.console import print_lines, reports_errors, terminal_width
+from mpfast.cli.console import print_lines, reports_errors, require_directory, terminal_width, write_document
 from mpfast.cli.options import (
     BaseOption,
     DeviceOption,
@@ -14,16 +14,19 @@ from mpfast.cli.options import (
     EmbeddingsOption,
     ExcludeOption,
     IncludeOption,
+    JsonOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
+    QuietOption,
     SeedOption,
+    StrictOption,
     ThreadsOption,
     VerboseOption,
     require_out_or_dry_run,
 )
 from mpfast.cli.tables import compress_lines
-from mpfast.models import compress
+from mpfast.models import compress, provenance_of
 
 __all__ = ["compress_command"]
 
@@ -50,10 +53,14 @@ def compress_command(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    json_file: JsonOption = None,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write a copy of a model with low-rank factors in the place of matrices, or a LoRA adapter of a difference."""
     require_out_or_dry_run(out, dry_run)
+    require_directory(json_file)
     result = compress(
         model,
         out,
@@ -67,4 +74,7 @@ def compress_command(
         threads=threads,
         overwrite=overwrite,
     )
-    print_lines(compress_lines(result, width=terminal_width(), verbose=verbose))
+    chosen = {"rank": rank, "include": include, "exclude": exclude, "embeddings": embeddings, "seed": seed}
+    document = result.to_document(provenance_of(model, base, device=device, **chosen))
+    if not write_document(document, json_file) and not quiet:
+        print_lines(compress_lines(result, width=terminal_width(), verbose=verbose))

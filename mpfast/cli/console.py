@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import logging
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 
 from mpfast.cli.tables import Line, printable
-from mpfast.support import InputError
+from mpfast.models import jsonable
+from mpfast.support import InputError, logger, write_text_atomically
 
-__all__ = ["message_of", "print_lines", "reports_errors", "require_directory", "terminal_width", "version"]
+__all__ = [
+    "fail",
+    "message_of",
+    "print_lines",
+    "reports_errors",
+    "require_directory",
+    "terminal_width",
+    "warn",
+    "write_document",
+]
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -25,23 +39,82 @@ Arguments = ParamSpec("Arguments")
 
 
 def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn a user's mistake, a bad file or an interrupt into one line on standard error and an exit code."""
+    """Turn a user's mistake, a bad file or an interrupt into one line on standard error and an exit code.
+
+    Warnings become one line each; with ``--strict`` any of them makes the command fail when it is done, with
+    ``--quiet`` they are not shown. With ``--verbose`` the log is.
+    """
 
     @functools.wraps(command)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("mpfast: interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            raise  # `mpfast ... | head`: click ends this quietly
-        except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-            message = printable(message_of(error)) or type(error).__name__
-            typer.echo(f"mpfast: error: {message}", err=True)
-            raise typer.Exit(EXIT_FAILED) from None
+        quiet, strict = bool(kwargs.get("quiet")), bool(kwargs.get("strict"))
+        with _told_warnings(quiet) as warned, _shown_log(bool(kwargs.get("verbose")) and not quiet):
+            try:
+                command(*args, **kwargs)
+            except KeyboardInterrupt:
+                typer.echo("mpfast: interrupted", err=True)
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+            except BrokenPipeError:
+                raise  # `mpfast ... | head`: click ends this quietly
+            except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
+                fail([message_of(error) or type(error).__name__])
+        if strict and warned:
+            fail([f"{len(warned)} {'warning' if len(warned) == 1 else 'warnings'}, and --strict was asked for"])
 
     return guarded
+
+
+def fail(findings: Sequence[str]) -> NoReturn:
+    """Tell, one line each, why the command has failed, and end it."""
+    for finding in findings:
+        typer.echo(f"mpfast: error: {printable(finding)}", err=True)
+    raise typer.Exit(EXIT_FAILED)
+
+
+def warn(text: str) -> None:
+    """Warn of something that the output tells, too, so that ``--strict`` sees it; it is not repeated."""
+    warnings.warn(_Told(text), stacklevel=2)
+
+
+class _Told(UserWarning):
+    """A warning that is part of what the command prints."""
+
+
+@contextlib.contextmanager
+def _told_warnings(quiet: bool) -> Iterator[list[str]]:
+    told: list[str] = []
+
+    def tell(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        # What libraries say to their own developers is none of the user's business.
+        if not issubclass(category, UserWarning):
+            return
+        told.append(str(message))
+        if not quiet and not issubclass(category, _Told):
+            # The function's name is that of a call which the user did not make.
+            text = re.sub(r"^[\w.]+\(\): ", "", str(message))
+            typer.echo(f"mpfast: warning: {printable(text)}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning)
+        warnings.showwarning = tell
+        yield told
+
+
+@contextlib.contextmanager
+def _shown_log(shown: bool) -> Iterator[None]:
+    if not shown:
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mpfast: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def message_of(error: BaseException) -> str:
@@ -53,12 +126,16 @@ def message_of(error: BaseException) -> str:
     return str(error)
 
 
-def version() -> str:
-    """Version of the installed package."""
-    try:
-        return metadata.version("mpfast")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
+def write_document(document: Any, file: str | None) -> bool:
+    """Write JSON to a file, ``-`` being standard output; return whether that has taken the place of a table."""
+    if file is None:
+        return False
+    text = json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
+    if file == "-":
+        typer.echo(text, nl=False)
+        return True
+    write_text_atomically(file, text)
+    return False
 
 
 def require_directory(file: str | None) -> None:

@@ -12,10 +12,12 @@ from mpfast.spectra import SpectrumMethod
 
 __all__ = [
     "BaseOption",
+    "CeilingOption",
     "DeviceOption",
     "DryRunOption",
     "EmbeddingsOption",
     "ExcludeOption",
+    "FailOnOption",
     "IncludeOption",
     "JsonOption",
     "MethodOption",
@@ -23,12 +25,15 @@ __all__ = [
     "OutOption",
     "OverwriteOption",
     "ProgressOption",
+    "QuietOption",
     "SeedOption",
     "SparsityOption",
+    "StrictOption",
     "ThreadsOption",
     "TolOption",
     "VerboseOption",
     "require_out_or_dry_run",
+    "share_between_0_and_1",
     "word_option",
 ]
 
@@ -73,8 +78,19 @@ def _tolerance(value: float) -> float:
     return value
 
 
+def share_between_0_and_1(value: float | None) -> float | None:
+    """Return a share; wrong usage where it is none, or per cent."""
+    if value is None or 0 <= value <= 1:
+        return value
+    meant = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
+    raise typer.BadParameter(f"must lie between 0 and 1, not {value:g}{meant}")
+
+
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A checkpoint file of any format that is read, or a model directory.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint file, a model directory, or a Hugging Face id in the local cache."
+    ),
 ]
 BaseOption = Annotated[
     Path | None, typer.Option(metavar="MODEL", help="What MODEL was tuned from: the difference is taken.")
@@ -85,10 +101,34 @@ OutOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write nothing.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, with all that it holds.")]
 SparsityOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Share of the entries to prune.", show_default=False)
+    float | None,
+    typer.Option(help="Share of the entries to prune, 0 to 1.", callback=share_between_0_and_1, show_default=False),
+]
+CeilingOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest sparsity of a layer; 1 lifts it.",
+        callback=share_between_0_and_1,
+        show_default="0.9, or half way from the target to 1 where that is more",
+    ),
 ]
 EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped.")]
+QuietOption = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print errors only, and what - asks for; no table, warning or progress.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Any warning makes the exit status 1.")]
+FailOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        metavar="CONDITION",
+        help="After the output, exit with status 1 if a row has COLUMN OP NUMBER, as in 'ks > 0.1', the columns being "
+        "the numbers of the JSON and OP one of > >= < <= == !=; may be repeated.",
+    ),
+]
+VerboseOption = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped, and log what is done.")
+]
 TolOption = Annotated[
     float,
     typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),

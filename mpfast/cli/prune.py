@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mpfast.cli.console import message_of, print_lines, reports_errors, terminal_width
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import (
+    fail,
+    message_of,
+    print_lines,
+    reports_errors,
+    require_directory,
+    terminal_width,
+    write_document,
+)
 from mpfast.cli.options import (
+    CeilingOption,
     DeviceOption,
     DryRunOption,
     EmbeddingsOption,
     ExcludeOption,
+    FailOnOption,
     IncludeOption,
+    JsonOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
     ProgressOption,
+    QuietOption,
     SeedOption,
     SparsityOption,
+    StrictOption,
     ThreadsOption,
     TolOption,
     VerboseOption,
     require_out_or_dry_run,
     word_option,
 )
-from mpfast.cli.tables import counted, prune_lines
+from mpfast.cli.tables import counted, printable, prune_lines
 from mpfast.models import DEFAULT_METHOD, METHODS, Budget, parsed_pattern, prune, verify
 from mpfast.support import LARGEST_GROUP
 
@@ -54,13 +69,18 @@ def prune_command(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
+    ceiling: CeilingOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    json_file: JsonOption = None,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
     progress: ProgressOption = True,
+    quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write a copy of a model with the weights that matter least set to zero, its masks and its budget.
@@ -68,6 +88,8 @@ def prune_command(
     One of --sparsity, --pattern and --budget says how much goes. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
+    require_directory(json_file)
+    wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
     if sum(option is not None for option in (sparsity, pattern, budget_file)) != 1:
         raise typer.BadParameter("pass one of --sparsity, --pattern and --budget")
     if sparsity is None and method != DEFAULT_METHOD:
@@ -82,14 +104,19 @@ def prune_command(
         include=include or None,
         exclude=exclude or None,
         embeddings=embeddings,
+        ceiling=ceiling,
         tol=tol,
         seed=seed,
         device=device,
         threads=threads,
         overwrite=overwrite,
-        progress=progress,
+        progress=progress and not quiet,
     )
-    print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
+    if not write_document(result.to_document(), json_file) and not quiet:
+        print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
+    findings = violations(wanted, ((row.name, asdict(row)) for row in result.budget))
+    if findings:
+        fail(findings)
 
 
 def _budget(file: Path) -> Budget:
@@ -105,16 +132,21 @@ def verify_command(
     source: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one its budget names")
     ] = None,
+    json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
+    require_directory(json_file)
     found = verify(out, source)
-    for problem in found.problems:
-        typer.echo(problem)
-    if found.source is None:
+    told = write_document(found.to_document(out), json_file) or quiet
+    for problem in found.problems if not told else ():
+        typer.echo(printable(problem))
+    if found.source is None and not quiet:
         typer.echo("the dense model is not at hand: only masks and zeros were checked", err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     pruned = (
         "1 pruned tensor as its mask says" if found.layers == 1 else f"{found.layers} pruned tensors as their masks say"
     )
-    typer.echo(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched")
+    if not told:
+        typer.echo(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +9,22 @@ from typing import Annotated
 import typer
 
 from mpfast.checkpoints import Layer, NpyFile, format_of
-from mpfast.cli.console import print_lines, reports_errors, require_directory
-from mpfast.cli.options import DeviceOption, JsonOption, MethodOption, SeedOption, ThreadsOption, TolOption
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, warn, write_document
+from mpfast.cli.options import (
+    DeviceOption,
+    FailOnOption,
+    JsonOption,
+    MethodOption,
+    QuietOption,
+    SeedOption,
+    StrictOption,
+    ThreadsOption,
+    TolOption,
+)
 from mpfast.cli.tables import spectrum_lines
-from mpfast.models import LayerReport, jsonable
+from mpfast.models import NUMBER_COLUMNS, LayerReport, provenance_of
 from mpfast.spectra import spectrum
-from mpfast.support import write_text_atomically
 
 __all__ = ["spectrum_command"]
 
@@ -29,8 +38,12 @@ def spectrum_command(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
+    wanted = conditions(fail_on, NUMBER_COLUMNS)
     require_directory(json_file)
     checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors
@@ -38,14 +51,20 @@ def spectrum_command(
     found = spectrum(checkpoint.read(tensor.name), method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
-    if json_file is not None:
-        document = {"schema": "mpfast.spectrum/1", "summary": row.to_dict(), "spectrum": found.to_dict()}
-        text = json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
-        if json_file == "-":
-            typer.echo(text, nl=False)
-            return
-        write_text_atomically(json_file, text)
-    print_lines(spectrum_lines(checkpoint.source, row, found))
+    chosen = {"method": method, "tol": tol, "seed": seed, "device": device}
+    document = {
+        "schema": "mpfast.spectrum/1",
+        "provenance": provenance_of(file, **chosen).to_dict(),
+        "summary": row.to_dict(),
+        "spectrum": found.to_dict(),
+    }
+    for text in row.warnings:
+        warn(text)
+    if not write_document(document, json_file) and not quiet:
+        print_lines(spectrum_lines(checkpoint.source, row, found))
+    findings = violations(wanted, [(row.name, row.to_dict())])
+    if findings:
+        fail(findings)
 
 
 def _opened(file: Path) -> NpyFile:

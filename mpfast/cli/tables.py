@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, PruneResult
+    from mpfast.models import CompressResult, DiffRow, Inventory, ModelDiff, PruneResult
     from mpfast.spectra import Spectrum
 
 
@@ -26,6 +26,8 @@ __all__ = [
     "benchmark_table",
     "compress_lines",
     "counted",
+    "diff_lines",
+    "inventory_lines",
     "printable",
     "prune_lines",
     "spectrum_lines",
@@ -280,6 +282,11 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
         ),
+        *(
+            []
+            if budget.model_share is None
+            else [plain(f"{100 * budget.model_share:.2f}% of the whole model's weights")]
+        ),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 
@@ -295,6 +302,54 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         *_skipped_lines(result.skipped, verbose),
         plain(f"{matrices} factored to {100 * result.ratio:.1f}% of {entries} entries"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
+def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out what changed: the layers that did, how many did not, what has no partner, and the total."""
+    figures = ("norm", "sigma+", "KS", "spikes", "fit") if found.analyses else ("change", "largest")
+    shown = found.rows if verbose else [row for row in found if not row.equal]
+    body = [_diff_cells(row, found.analyses) for row in shown]
+    equal = len(found) - found.changed
+    lines = [*_table(("layer", "shape", *figures), body, width), plain()] if body else []
+    if equal:
+        lines.append(plain(f"{counted(equal, 'layer')} equal in both"))
+    return [
+        *lines,
+        *_skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
+        plain(f"{found.changed} of {counted(len(found), 'layer')} changed from {printable(found.a)}"),
+        plain(f"to {printable(found.b)}"),
+    ]
+
+
+def _diff_cells(row: DiffRow, analyses: bool) -> Line:
+    if not analyses:
+        return _cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
+    verdicts = " -> ".join(dict.fromkeys(row.verdicts))
+    figures = (f"{row.change:.2%}", f"{row.sigma_plus:+.2%}", f"{row.ks:+.3f}", f"{row.spikes:+d}", verdicts)
+    return _cells(row.name, row.shape, *figures)
+
+
+def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:
+    """Lay out the tensors of a checkpoint with what each is, and the totals."""
+    body = [
+        _cells(
+            row.name,
+            row.shape,
+            row.dtype,
+            f"{row.entries:,}",
+            f"{row.role}{f', {row.matrices} matrices' if row.matrices > 1 else ''}" if row.role else f"- {row.reason}",
+        )
+        for row in found
+    ]
+    types = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in found.dtypes.items())
+    share = found.analysed / found.entries if found.entries else 0.0
+    return [
+        *_table(("tensor", "shape", "type", "entries", "role"), body, width),
+        plain(),
+        plain(f"{counted(len(found), 'tensor')}: {types}" if body else "no tensors"),
+        plain(f"{counted(found.matrices, 'matrix', 'matrices')} would be analysed, {share:.1%} of the entries"),
+        plain(printable(found.source)),
     ]
 
 

@@ -10,9 +10,10 @@ import typer
 
 from mpfast import _core
 from mpfast.arrays import cuda_status
-from mpfast.cli.console import reports_errors, require_directory, terminal_width, version
+from mpfast.cli.console import reports_errors, require_directory, terminal_width, write_document
 from mpfast.cli.options import JsonOption
 from mpfast.cli.tables import benchmark_table
+from mpfast.models import installed_version
 from mpfast.support import write_text_atomically
 
 
@@ -50,10 +51,10 @@ def bench_command(
 
 
 @reports_errors
-def info_command() -> None:
+def info_command(json_file: JsonOption = None) -> None:
     """Show versions and what the native core uses on this machine."""
     facts = {
-        "mpfast": version(),
+        "mpfast": installed_version(),
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": np.__version__,
         "BLAS": _core.blas(),
@@ -61,5 +62,9 @@ def info_command() -> None:
         "threads": str(_core.default_threads()),
         "CUDA": cuda_status(),
     }
+    require_directory(json_file)
+    document = {"schema": "mpfast.info/1", **{key.lower(): value for key, value in facts.items()}}
+    if write_document({**document, "threads": _core.default_threads()}, json_file):
+        return
     for name, value in facts.items():
         typer.echo(f"{name:8} {value}")

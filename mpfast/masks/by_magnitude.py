@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
-from mpfast.support import InvalidValueError, MissingKeyError, check_sparsity, front_door, thread_count
+from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers, what_prune_would_protect
+from mpfast.support import InvalidValueError, MissingKeyError, check_sparsity, front_door, thread_count, warn_caller
 
 __all__ = ["magnitude"]
 
@@ -50,6 +50,11 @@ def magnitude(
     KeyError
         `sparsity` or `within` lacks a layer.
 
+    Warns
+    -----
+    UserWarning
+        Among matrices there are vectors, embeddings or output heads, which `mpfast.prune` would leave dense.
+
     Examples
     --------
     >>> import numpy as np
@@ -60,6 +65,7 @@ def magnitude(
     if scope not in ("global", "layer"):
         raise InvalidValueError("scope", f"must be 'global' or 'layer', not {scope!r}")
     count = thread_count(threads)
+    warn_caller("magnitude", what_prune_would_protect(weights))
     layers, mapping = open_layers(weights, within)
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
     if isinstance(sparsity, Mapping):

@@ -11,7 +11,7 @@ import numpy as np
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, wide
 from mpfast.masks.cuda import entry_std_on_device
 from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
-from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers
+from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers, what_prune_would_protect
 from mpfast.support import (
     ConvergenceWarning,
     InputError,
@@ -93,6 +93,7 @@ def spectral_budget(
             raise InvalidValueError("regimes", f"must be 'berlyand2026' or Regime objects, not {regimes!r}")
         regimes = BERLYAND2026
     regime = regimes if isinstance(regimes, Regime) else regime_for(sparsity, regimes)
+    warn_caller("spectral_budget", what_prune_would_protect(weights))
     layers, mapping = open_layers(weights, within)
     names = list(weights) if mapping else [""]
     if signals is not None:

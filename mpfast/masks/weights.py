@@ -13,7 +13,16 @@ from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, 
 from mpfast.masks.cuda import DeviceLayer, prune_on_device
 from mpfast.support import InvalidValueError, MissingKeyError, floor_count
 
-__all__ = ["HostLayer", "Weights", "boolean_mask", "close_layers", "open_layers", "prune_count", "prune_layers"]
+__all__ = [
+    "HostLayer",
+    "Weights",
+    "boolean_mask",
+    "close_layers",
+    "open_layers",
+    "prune_count",
+    "prune_layers",
+    "what_prune_would_protect",
+]
 
 Weights = Any | Mapping[str, Any]
 
@@ -110,6 +119,32 @@ def open_layers(weights: Weights, within: Any = None) -> tuple[list[HostLayer | 
     if missing:
         raise MissingKeyError("within", f"has no mask for {missing[0]!r}")
     return [RestLayer(weight, earlier[name], label) for label, (name, weight) in named.items()], mapping
+
+
+def what_prune_would_protect(weights: Weights) -> str:
+    """Name for a warning the arrays of a state dictionary that `mpfast.prune` leaves dense; empty where there are none.
+
+    Where all are of that kind, they are what is meant.
+    """
+    # What says which tensor is what takes as long to load as all masks.
+    from mpfast.checkpoints import TensorInfo, as_layer, is_embedding_or_head
+
+    if not isinstance(weights, Mapping):
+        return ""
+    kept = {}
+    for name, weight in weights.items():
+        shape, dtype = tuple(getattr(weight, "shape", ())), str(getattr(weight, "dtype", "")).rpartition(".")[2]
+        layer = as_layer(TensorInfo(str(name), shape, dtype))
+        if isinstance(layer, str):
+            if len(shape) < 2:
+                kept[name] = layer
+        elif is_embedding_or_head(layer.name, layer.kind):
+            kept[name] = "embedding or output head"
+    if not kept or len(kept) == len(weights):
+        return ""
+    name, reason = next(iter(kept.items()))
+    others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    return f"prunes {name}{others}, which prune() leaves dense ({reason}); pass the matrices that are to be pruned"
 
 
 def close_layers(layers: list[HostLayer | DeviceLayer], weights: Weights, mapping: bool) -> Any:

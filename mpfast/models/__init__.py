@@ -3,37 +3,52 @@
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.comparison import DIFF_COLUMNS, DiffRow, ModelDiff, diff
 from mpfast.models.compression import CompressResult, compress
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factoring import FactoredLayer
-from mpfast.models.layer_report import SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
+from mpfast.models.inventory import Inventory, InventoryRow, inspect
+from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
+from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
-from mpfast.models.result import Analysis
+from mpfast.models.result import Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
     "DEFAULT_FORMAT",
     "DEFAULT_METHOD",
+    "DIFF_COLUMNS",
     "EXPORTERS",
     "METHODS",
+    "NUMBER_COLUMNS",
     "PATTERN_METHOD",
     "SORT_COLUMNS",
     "Analysis",
     "Budget",
     "CompressResult",
+    "DiffRow",
     "Exporter",
     "FactoredLayer",
+    "Inventory",
+    "InventoryRow",
     "LayerBudget",
     "LayerReport",
     "Method",
+    "ModelDiff",
+    "Provenance",
     "PruneResult",
     "SkippedTensor",
     "Verification",
     "analyze",
     "compress",
+    "csv_of",
+    "diff",
+    "inspect",
+    "installed_version",
     "jsonable",
     "parsed_pattern",
+    "provenance_of",
     "prune",
     "sorted_rows",
     "verify",

@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from mpfast.checkpoints import Checkpoint, Layer, NameFilter, Views, select_laye
 from mpfast.models.layer_job import Settings, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.progress import progress_bar
+from mpfast.models.provenance import provenance_of
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
 from mpfast.spectra import SpectrumMethod
@@ -24,6 +26,7 @@ from mpfast.support import (
     check_seed,
     check_tolerance,
     front_door,
+    logger,
     summary_of_unmet,
     team_size,
     warn_caller,
@@ -135,6 +138,7 @@ def analyze(
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
     for text in without_effect:
         warn_caller("analyze", text)
+    logger.info("analyze: %s: %d matrices, %d tensors skipped", checkpoint.source, len(layers), len(skipped))
     reports: dict[str, LayerReport] = {}
     with progress_bar(layers, progress) as advance:
         if client is None:
@@ -144,6 +148,7 @@ def analyze(
 
             outcomes = outcomes_on_cluster(client, (model, base), checkpoint, layers, settings)
         for layer, outcome in outcomes:
+            logger.debug("analyze: %s: %s", layer.name, outcome if isinstance(outcome, str) else outcome.verdict)
             if isinstance(outcome, str):
                 skipped[layer.name] = outcome
             else:
@@ -162,6 +167,17 @@ def analyze(
         tol=settings.tol,
         seed=settings.seed,
         seconds=time.perf_counter() - started,
+        provenance=provenance_of(
+            model,
+            base,
+            include=include,
+            exclude=exclude,
+            views=asdict(views or Views()),
+            method=method,
+            tol=settings.tol,
+            seed=settings.seed,
+            device=device,
+        ),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import overload
+from dataclasses import asdict, dataclass, field
+from typing import Any, overload
 
 from mpfast.models.budget_row import LayerBudget, parsed_pattern, row_from
 from mpfast.models.exporters import EXPORTERS
+from mpfast.models.provenance import Provenance
 from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
 
 __all__ = ["Budget"]
@@ -33,6 +34,12 @@ class Budget(Sequence[LayerBudget]):
         ``"2:4"`` and the like; None where any entry may go.
     source : str
         The checkpoint.
+    dense : tuple of (str, tuple of int)
+        Names and shapes of the checkpoint's other tensors of two or more dimensions, which stay dense.
+    model_entries : int or None
+        Number of entries of all tensors of the checkpoint that hold floating-point numbers; None where it is not known.
+    provenance : Provenance or None
+        What made it, from what; no part of equality.
     """
 
     layers: tuple[LayerBudget, ...]
@@ -40,6 +47,9 @@ class Budget(Sequence[LayerBudget]):
     sparsity: float
     pattern: str | None
     source: str
+    dense: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    model_entries: int | None = None
+    provenance: Provenance | None = field(default=None, compare=False)
 
     granularity = "layer"
 
@@ -69,6 +79,11 @@ class Budget(Sequence[LayerBudget]):
         """Number of entries pruned in all rows."""
         return sum(row.pruned for row in self.layers)
 
+    @property
+    def model_share(self) -> float | None:
+        """Share of the whole model's entries that is pruned; None where the model is not known."""
+        return self.pruned / self.model_entries if self.model_entries else None
+
     @overload
     def to_json(self, path: None = None) -> str: ...
     @overload
@@ -81,7 +96,11 @@ class Budget(Sequence[LayerBudget]):
         OSError
             `path` cannot be written.
         """
-        document = {
+        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as dictionaries and lists."""
+        return {
             "schema": SCHEMA,
             "granularity": self.granularity,
             "method": self.method,
@@ -89,10 +108,12 @@ class Budget(Sequence[LayerBudget]):
             "sparsity": self.sparsity,
             "entries": self.entries,
             "pruned": self.pruned,
+            "model_entries": self.model_entries,
             "source": self.source,
+            "provenance": None if self.provenance is None else self.provenance.to_dict(),
             "layers": [asdict(row) for row in self.layers],
+            "dense": [{"name": name, "shape": shape} for name, shape in self.dense],
         }
-        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @classmethod
     @front_door
@@ -115,7 +136,17 @@ class Budget(Sequence[LayerBudget]):
             pattern = record.optional_text("pattern")
             if pattern is not None and parsed_pattern(pattern) is None:
                 raise record.refuse("pattern", "null or of the form 2:4")
-            return cls(layers, record.text("method"), record.number("sparsity", 0, 1), pattern, record.text("source"))
+            dense = record.records("dense") if record.has("dense") else []
+            return cls(
+                layers,
+                record.text("method"),
+                record.number("sparsity", 0, 1),
+                pattern,
+                record.text("source"),
+                tuple((entry.text("name"), entry.shape("shape")) for entry in dense),
+                record.integer("model_entries") if record.has("model_entries") else None,
+                Provenance.from_record(record.record("provenance")) if record.has("provenance") else None,
+            )
         except InputError:
             raise
         except ValueError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from mpfast.support import LARGEST_GROUP, Record
 
-__all__ = ["LayerBudget", "parsed_pattern", "row_from"]
+__all__ = ["LayerBudget", "is_stack", "module_of", "parsed_pattern", "row_from"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,17 @@ class LayerBudget:
     @property
     def module(self) -> str:
         """Name of the module that owns the tensor."""
-        return self.name.removesuffix(".weight").removesuffix(".kernel")
+        return module_of(self.name)
+
+
+def module_of(name: str) -> str:
+    """Return the name of the module that owns a tensor."""
+    return name.removesuffix(".weight").removesuffix(".kernel")
+
+
+def is_stack(row: LayerBudget) -> bool:
+    """Whether a row is a stack of matrices, as of fused experts, and no module's weight."""
+    return row.kind == "linear" and len(row.shape) == 3 and row.shape[0] > 1
 
 
 def parsed_pattern(text: str) -> tuple[int, int] | None:

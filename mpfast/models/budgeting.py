@@ -14,14 +14,15 @@ from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
 from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
+from mpfast.models.extent import default_ceiling, dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door, warn_caller
 
 if TYPE_CHECKING:
-    from mpfast.models.layer_report import LayerReport
+    from mpfast.models.layer_report import LayerReport, SkippedTensor
+    from mpfast.models.provenance import Provenance
 
 __all__ = ["budget_from_reports"]
-
 
 Bound = float | Mapping[str, float]
 
@@ -34,15 +35,21 @@ def budget_from_reports(
     source: str,
     method: str | Callable[[LayerReport], float] = DEFAULT_METHOD,
     floor: Bound = 0.0,
-    ceiling: Bound = 1.0,
+    ceiling: Bound | None = None,
     exclude: str | Iterable[str] = (),
     groups: Mapping[str, str | Iterable[str]] | None = None,
     embeddings: bool = False,
+    skipped: Iterable[SkippedTensor] = (),
+    provenance: Provenance | None = None,
 ) -> Budget:
-    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`."""
+    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`.
+
+    `skipped` are the tensors of the checkpoint that were not analysed, `provenance` is what made the reports.
+    """
     sparsity = check_sparsity(sparsity)
     left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
     tensors = _by_tensor(reports)
+    highest = default_ceiling(sparsity)
     _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
     rows = [
         row
@@ -59,12 +66,35 @@ def budget_from_reports(
         sizes,
         floor_count(sparsity, sum(sizes)),
         floors=[_bound(floor, name, 0.0) for name in names],
-        ceilings=[_bound(ceiling, name, 1.0) for name in names],
+        ceilings=[_bound(highest if ceiling is None else ceiling, name, highest) for name in names],
         groups=[_group(together, name) for name in names],
     )
     layers = tuple(_budgeted(row, count, size) for row, size, count in zip(rows, sizes, counts, strict=True))
+    settings = {
+        "sparsity": sparsity,
+        "floor": _plain(floor),
+        "ceiling": highest if ceiling is None else _plain(ceiling),
+        "exclude": left_out,
+        "groups": together,
+        "embeddings": embeddings,
+    }
     label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    return Budget(layers, label, sparsity, None, source)
+    warn_of_emptied(((row.name, row.pruned, row.size) for row in layers), sparsity, "budget")
+    others = [(row.name, row.tensor_shape) for row in tensors if row.name not in names]
+    return Budget(
+        layers,
+        label,
+        sparsity,
+        None,
+        source,
+        dense=(*others, *dense_tensors(skipped, {row.name for row in tensors})),
+        model_entries=model_entries(((row.name, row.tensor_shape, row.dtype) for row in tensors), skipped),
+        provenance=None if provenance is None else provenance.now(budget=settings),
+    )
+
+
+def _plain(bound: Bound) -> float | dict[str, float]:
+    return dict(bound) if isinstance(bound, Mapping) else float(bound)
 
 
 def _listed(patterns: str | Iterable[str]) -> list[str]:
@@ -72,7 +102,11 @@ def _listed(patterns: str | Iterable[str]) -> list[str]:
 
 
 def _warn_of_unmatched(
-    names: Sequence[str], left_out: Sequence[str], floor: Bound, ceiling: Bound, groups: Mapping[str, Sequence[str]]
+    names: Sequence[str],
+    left_out: Sequence[str],
+    floor: Bound,
+    ceiling: Bound | None,
+    groups: Mapping[str, Sequence[str]],
 ) -> None:
     """Point out every pattern that is without effect."""
     patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}

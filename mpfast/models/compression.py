@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints import Difference, NameFilter, first_reason, open_checkpoint, select_layers
 from mpfast.models.factored_output import write_adapter, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring
-from mpfast.models.layer_report import SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
+from mpfast.models.provenance import Provenance
 from mpfast.spectra import lowrank
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
     check_directory,
     front_door,
+    logger,
     staged_directory,
     summary_of_unmet,
     team_size,
@@ -54,6 +56,18 @@ class CompressResult:
         """Entries of the factors over entries of the matrices that they replace."""
         dense = sum(math.prod(layer.shape) for layer in self.layers)
         return sum(layer.entries for layer in self.layers) / dense if dense else 1.0
+
+    def to_document(self, provenance: Provenance) -> dict[str, Any]:
+        """Return what ``mpfast compress --json`` writes, as dictionaries and lists."""
+        return {
+            "schema": "mpfast.compress/1",
+            "out": None if self.out is None else str(self.out),
+            "ratio": self.ratio,
+            "seconds": self.seconds,
+            "provenance": provenance.to_dict(),
+            "layers": [jsonable(asdict(layer)) for layer in self.layers],
+            "skipped": [tensor._asdict() for tensor in self.skipped],
+        }
 
 
 @front_door
@@ -134,6 +148,7 @@ def compress(
     chosen = [layer for layer in layers if factoring.is_wanted(layer, embeddings)]
     if not chosen:
         raise InvalidValueError("", f"no layer is left to factor{first_reason(skipped)}")
+    logger.info("compress: %s: %d layers", checkpoint.source, len(chosen))
     if out is None:
         done = (factoring.factored(layer) for layer in chosen)
         factored = tuple(found[0] for found in done if found is not None)

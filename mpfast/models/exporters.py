@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
+from mpfast.models.alphapruning import alphapruning
+from mpfast.models.budget_row import LayerBudget, is_stack, module_of, parsed_pattern
+from mpfast.models.module_patterns import module_patterns
+from mpfast.support import InvalidValueError, front_door
 
-from mpfast.models.budget_row import LayerBudget
-from mpfast.support import InvalidValueError, front_door, write_bytes_atomically
-
-__all__ = ["DEFAULT_FORMAT", "EXPORTERS", "Exporter", "alphapruning", "axolotl", "llm_compressor", "peft", "torchao"]
+__all__ = [
+    "DEFAULT_FORMAT",
+    "EXPORTERS",
+    "Exporter",
+    "alphapruning",
+    "axolotl",
+    "llm_compressor",
+    "peft",
+    "torch_ao_pruning",
+]
 
 
 class Budget(Protocol):
@@ -24,29 +32,66 @@ class Budget(Protocol):
 
     @property
     def pattern(self) -> str | None: ...
+    @property
+    def dense(self) -> tuple[tuple[str, tuple[int, ...]], ...]: ...
     def __iter__(self) -> Iterator[LayerBudget]: ...
     def __len__(self) -> int: ...
     def to_json(self) -> str: ...
 
 
-def torchao(budget: Budget) -> list[dict[str, Any]]:
-    """Config of a torchao sparsifier: ``sparsifier.prepare(model, config=...)``; one entry per layer that is pruned."""
-    return [{"tensor_fqn": row.name, "sparsity_level": row.sparsity} for row in budget if row.pruned]
+@front_door
+def torch_ao_pruning(budget: Budget) -> list[dict[str, Any]]:
+    """Config of a sparsifier of ``torch.ao.pruning``: ``sparsifier.prepare(model, config)``; one entry per layer.
+
+    The entries say what `WeightNormSparsifier` must know to cut weight by weight, or in the budget's pattern, whatever
+    its own defaults are. Names are those of the checkpoint: `prepare` refuses a model that has none of that name.
+    torchao itself has given up sparsity; the sparsifiers are part of PyTorch.
+    """
+    groups = None if budget.pattern is None else parsed_pattern(budget.pattern)
+    if groups is None:
+        shape, zeros = [1, 1], 1
+    else:
+        shape, zeros = [1, groups[1]], groups[1] - groups[0]
+    return [
+        {
+            "tensor_fqn": row.name,
+            # With a pattern, every block is cut.
+            "sparsity_level": row.sparsity if groups is None else 1.0,
+            "sparse_block_shape": shape,
+            "zeros_per_block": zeros,
+        }
+        for row in budget
+        if row.pruned
+    ]
 
 
 @front_door
 def peft(budget: Budget, *, largest: int | None = None) -> dict[str, int]:
     """``rank_pattern`` of a PEFT ``LoraConfig``: the number of singular values above the noise, per module.
 
-    Keys are regular expressions that match one module each; layers without a spike are left to the default rank.
+    Keys are regular expressions that match one module each, in the model of the checkpoint as in one with a head on it;
+    layers without a spike are left to the default rank. The rank of a stack of experts is the mean of its matrices,
+    rounded up: PEFT gives every expert the same (``target_parameters``).
+
+    Parameters
+    ----------
+    budget : Budget
+        With ranks.
+    largest : int, optional
+        No rank is larger.
 
     Raises
     ------
     ValueError
-        The budget carries no ranks: it was made without spectra.
+        The budget carries no ranks: it was made without spectra; or `largest` is no positive integer.
     """
+    if largest is not None and (isinstance(largest, bool) or not isinstance(largest, int) or largest < 1):
+        raise InvalidValueError("largest", f"must be a positive integer or None, not {largest!r}")
     ranks = _ranks(budget)
-    return {f"^{re.escape(module)}$": min(rank, largest or rank) for module, rank in ranks.items() if rank > 0}
+    stacks = {row.module: row.shape[0] for row in budget if is_stack(row)}
+    found = {module: math.ceil(rank / stacks.get(module, 1)) for module, rank in ranks.items()}
+    patterns = module_patterns(ranks, _dense_modules(budget))
+    return {key: min(found[name], largest or found[name]) for name, key in patterns.items() if found[name] > 0}
 
 
 @front_door
@@ -54,7 +99,7 @@ def axolotl(budget: Budget, *, share: float = 0.25) -> list[str]:
     """``unfrozen_parameters`` of an Axolotl configuration: the ``share`` of layers with the most signal, per type.
 
     A layer's signal is the share of its singular values above the noise; layers of one type have the same name but for
-    their number.
+    their number. Dots stand for themselves: Axolotl escapes them.
 
     Raises
     ------
@@ -70,47 +115,72 @@ def axolotl(budget: Budget, *, share: float = 0.25) -> list[str]:
     for layers in types.values():
         best = sorted(layers, key=lambda layer: -layer[0])[: max(1, round(share * len(layers)))]
         chosen |= {name for _, name in best}
-    return [f"^{re.escape(row.name)}$" for row in budget if row.name in chosen]
+    patterns = module_patterns([row.name for row in budget], [name for name, _ in budget.dense])
+    # "\\S*." is whatever stands in front: Axolotl would escape the first dot of ".*", too.
+    escaped = {row.name: patterns[row.name].replace("\\.", ".") for row in budget if row.name in chosen}
+    return [f"^(?:\\S*.)?{pattern}$" for pattern in escaped.values()]
 
 
+@front_door
 def llm_compressor(budget: Budget) -> dict[str, Any]:
-    """Recipe of llm-compressor: SparseGPT with one target and one sparsity per layer."""
+    """Recipe of llm-compressor: one SparseGPT modifier per distinct sparsity, which is one number there.
+
+    Sparsities have three digits; what rounding takes from one layer another gets, so that the total is kept to half a
+    thousandth of the smallest layer or so. A target matches one module, with or without a head on the model. A stack of
+    experts stands for the linear layers per expert that llm-compressor makes of it.
+
+    Raises
+    ------
+    ValueError
+        The budget prunes nothing.
+    """
     rows = [row for row in budget if row.pruned]
+    if not rows:
+        raise InvalidValueError("", "the budget prunes nothing")
+    groups = None if budget.pattern is None else parsed_pattern(budget.pattern)
+    # Of m consecutive weights, llm-compressor's first number is how many go, ours is how many stay.
+    structure = "0:0" if groups is None else f"{groups[1] - groups[0]}:{groups[1]}"
+    patterns = module_patterns([row.module for row in budget], _dense_modules(budget))
+    thousandths = {row.module: round(1000 * row.sparsity) for row in rows} if groups else _thousandths(rows)
+    targets: dict[int, list[str]] = {}
+    for row in rows:
+        if thousandths[row.module]:
+            pattern = patterns[row.module]
+            target = f"re:(.*\\.)?{_per_expert(pattern) if is_stack(row) else pattern}$"
+            targets.setdefault(thousandths[row.module], []).append(target)
     return {
         "pruning_stage": {
-            "pruning_modifiers": {
-                "SparseGPTModifier": {
-                    "sparsity": [row.sparsity for row in rows],
-                    "mask_structure": budget.pattern or "0:0",
-                    "targets": [f"re:^{re.escape(row.module)}$" for row in rows],
-                }
+            f"s{share:04d}_modifiers": {
+                "SparseGPTModifier": {"sparsity": share / 1000, "mask_structure": structure, "targets": names}
             }
+            for share, names in sorted(targets.items())
         }
     }
 
 
-@front_door
-def alphapruning(budget: Budget, path: str | os.PathLike[str]) -> float:
-    """Write the metric file of AlphaPruning (one number per layer, in order) and return the ``--epsilon`` to run with.
+def _thousandths(rows: Sequence[LayerBudget]) -> dict[str, int]:
+    """Sparsity of each layer in thousandths, so that the entries pruned in all are as many as before, or nearly."""
+    exact = [1000 * row.pruned / row.size for row in rows]
+    whole = [math.floor(share) for share in exact]
+    missing = sum(row.pruned - share * row.size / 1000 for row, share in zip(rows, whole, strict=True))
+    # By the largest remainder, wherever one step brings the total closer.
+    for at in sorted(range(len(rows)), key=lambda at: whole[at] - exact[at]):
+        step = rows[at].size / 1000
+        if whole[at] < 1000 and step <= 2 * missing:
+            whole[at] += 1
+            missing -= step
+    return {row.module: share for row, share in zip(rows, whole, strict=True)}
 
-    AlphaPruning maps its metric linearly to ``[1 - epsilon, 1 + epsilon]`` and scales the result to the target; with
-    the sparsities as the metric and ``epsilon = (max - min) / (max + min)`` that gives this budget.
 
-    Raises
-    ------
-    OSError
-        `path` cannot be written.
-    ValueError
-        The budget has no layers.
-    """
-    if not len(budget):
-        raise InvalidValueError("", "the budget has no layers")
-    values = np.array([row.sparsity for row in budget])
-    stream = io.BytesIO()
-    np.save(stream, values)
-    write_bytes_atomically(path, stream.getvalue())
-    total = float(values.max() + values.min())
-    return float(values.max() - values.min()) / total if total > 0 else 0.0
+def _per_expert(pattern: str) -> str:
+    """Pattern of the linear layers that a stack of experts becomes, by the pattern of the stack."""
+    experts, _, name = pattern.rpartition("\\.")
+    parts = "(gate_proj|up_proj)" if name == "gate_up_proj" else name
+    return f"{experts}\\.\\d+\\.{parts}"
+
+
+def _dense_modules(budget: Budget) -> list[str]:
+    return [module_of(name) for name, _ in budget.dense]
 
 
 def _ranks(budget: Budget) -> dict[str, int]:
@@ -161,9 +231,9 @@ class Exporter:
 _EXPORTERS = (
     Exporter("json", "our own, which `mpfast prune --budget` reads", lambda budget: budget.to_json()),
     Exporter(
-        "torchao",
-        "config of a torchao sparsifier (JSON)",
-        lambda budget: json.dumps(torchao(budget), indent=1) + "\n",
+        "torch-ao-pruning",
+        "config of a sparsifier of `torch.ao.pruning` (JSON)",
+        lambda budget: json.dumps(torch_ao_pruning(budget), indent=1) + "\n",
     ),
     Exporter("llm-compressor", "recipe of llm-compressor (YAML)", lambda budget: _yaml(llm_compressor(budget))),
     Exporter(

@@ -82,9 +82,15 @@ def write_adapter(
     factors = [found for layer in chosen if (found := factoring.factored(layer)) is not None]
     if not factors:
         return ()
+    # The adapter goes onto the base: its modules have the names that they have there.
+    found_in = factoring.difference
+    modules = {
+        report.name: (report.name if found_in is None else found_in.base_name(report.name)).removesuffix(".weight")
+        for report, _, _ in factors
+    }
     tensors = []
     for report, left, right in factors:
-        module = f"base_model.model.{report.name.removesuffix('.weight')}"
+        module = f"base_model.model.{modules[report.name]}"
         tensors.append((TensorInfo(f"{module}.lora_A.weight", right.shape, "float32"), right))
         tensors.append((TensorInfo(f"{module}.lora_B.weight", left.shape, "float32"), left))
     with SafetensorsWriter.create(
@@ -92,7 +98,7 @@ def write_adapter(
     ) as writer:
         for info, factor in tensors:
             writer.write(info.name, factor.astype(np.float32))
-    ranks = {report.name.removesuffix(".weight"): report.rank for report, _, _ in factors}
+    ranks = {modules[report.name]: report.rank for report, _, _ in factors}
     largest = max(ranks.values())
     configuration = {
         "peft_type": "LORA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpfast.checkpoints import (
@@ -18,7 +18,7 @@ from mpfast.checkpoints import (
     layer_matrix,
     open_checkpoint,
 )
-from mpfast.models.layer_report import LayerReport
+from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
 from mpfast.support import InputError, OutOfMemoryError
@@ -71,7 +71,7 @@ def layer_outcome(
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
-            return kept
+            return _without_a_verdict(kept, checkpoint)
         product = isinstance(matrix, LowRankProduct)
         found = measured_spectrum(
             matrix,
@@ -90,6 +90,13 @@ def layer_outcome(
         checkpoint.release(layer.tensor)
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
+    return _without_a_verdict(report, checkpoint)
+
+
+def _without_a_verdict(report: LayerReport, checkpoint: Checkpoint) -> LayerReport:
+    """Return the report; where there is no difference to the base, nothing was fitted and nothing is warned of."""
+    if report.fro_norm == 0 and isinstance(checkpoint, Difference):
+        return replace(report, verdict=EQUAL, warnings=())
     return report
 
 

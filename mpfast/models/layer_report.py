@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "EQUAL",
+    "NUMBER_COLUMNS",
     "SORT_COLUMNS",
     "Histogram",
     "LayerReport",
     "SkippedTensor",
     "integers",
+    "is_non_finite",
     "jsonable",
     "layer_from_json",
     "layer_to_json",
@@ -35,6 +39,10 @@ __all__ = [
 
 HISTOGRAM_BINS = 48
 SPIKES_KEPT = 32
+#: In the place of a verdict: there is no difference to the base, and so nothing that was fitted.
+EQUAL = "equal"
+# As `mpfast.arrays.raise_if_nonfinite` says it.
+_NON_FINITE = re.compile(r"\bnon-finite\b")
 
 
 class SkippedTensor(NamedTuple):
@@ -44,6 +52,11 @@ class SkippedTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     reason: str
+
+
+def is_non_finite(tensor: SkippedTensor) -> bool:
+    """Whether a tensor was left out because of NaN or infinities in it."""
+    return _NON_FINITE.search(tensor.reason) is not None
 
 
 class Histogram(NamedTuple):
@@ -118,7 +131,7 @@ class LayerReport:
     ks : float
         Kolmogorov distance of the fit on its window.
     verdict : str
-        "good", "fair" or "poor" fit.
+        "good", "fair" or "poor" fit; "equal" of a difference to a base that is all zero: there is no fit.
     metrics : dict
         `Spectrum.metrics()` without what stands above: ``hill_alpha``, ``stable_rank`` and so on.
     seconds : float
@@ -282,6 +295,8 @@ COLUMNS: dict[str, Any] = {
     for column in fields(LayerReport)
     if column.name not in ("metrics", "histogram")
 }
+#: The columns of one number each.
+NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (_number, _count)), *METRICS)
 #: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
     *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name != "unmet_tolerance"),

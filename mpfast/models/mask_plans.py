@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, raise_if_nonfinite
+from mpfast.arrays import as_numpy, raise_if_nonfinite, wide
 from mpfast.checkpoints import Checkpoint, Layer, prefetched
+from mpfast.support import InvalidValueError, floor_count
 
-__all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "stored_rows"]
+__all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "global_cut", "stored_rows"]
 
 
 class MaskPlan(Protocol):
@@ -70,6 +71,84 @@ class GlobalCut:
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         self._search.write(_matrix(rows, layer), self._scales[layer.name], keep, self._threads)
+
+
+# Entries that are looked at to foretell a layer's share, at most and at least, and of all layers together.
+_SAMPLE = 1 << 11
+_SMALLEST_SAMPLE = 1 << 6
+_ALL_SAMPLES = 1 << 22
+# How far below the ceiling the foretold share must be for a layer to be safe: ten standard errors of a full sample.
+_MARGIN = 0.1
+
+
+def global_cut(
+    checkpoint: Checkpoint,
+    layers: Sequence[Layer],
+    scales: Sequence[float],
+    pruned: int,
+    ceiling: float,
+    threads: int,
+) -> MaskPlan:
+    """Plan a `GlobalCut` in which no layer loses more than the share `ceiling`: what it cannot give, the others do.
+
+    Where a sample of the entries says that no layer comes near the ceiling, nothing more is read than for the cut.
+    """
+    shares = _foretold_shares(checkpoint, layers, scales, pruned) if ceiling < 1 else np.zeros(len(layers))
+    if shares.max() < ceiling - _MARGIN:
+        return GlobalCut(checkpoint, layers, scales, pruned, threads)
+    most = {layer.name: floor_count(ceiling, layer.size) for layer in layers}
+    capped: dict[str, int] = {}
+    free = list(zip(layers, scales, strict=True))
+    while free:
+        rest, factors = [layer for layer, _ in free], [scale for _, scale in free]
+        found = _counts(checkpoint, rest, factors, pruned - sum(capped.values()), threads)
+        over = {name: most[name] for name, count in found.items() if count > most[name]}
+        if not over:
+            return LayerCuts({**capped, **found}, threads)
+        capped |= over
+        free = [(layer, scale) for layer, scale in free if layer.name not in over]
+    raise InvalidValueError("ceiling", f"leaves no room: {ceiling} of every layer is less than is to go")
+
+
+def _foretold_shares(
+    checkpoint: Checkpoint, layers: Sequence[Layer], scales: Sequence[float], pruned: int
+) -> NDArray[np.float64]:
+    """Share of each layer that a global cut takes, by a sample of its entries."""
+    wanted = min(_SAMPLE, max(_SMALLEST_SAMPLE, _ALL_SAMPLES // len(layers)))
+    scores, weights, owners = [], [], []
+    for number, (layer, scale) in enumerate(zip(layers, scales, strict=True)):
+        rows = stored_rows(checkpoint.read(layer.name), layer)
+        # Pieces of 64 entries, each of another row.
+        flat = rows.reshape(-1)
+        pieces = max(1, min(wanted // _SMALLEST_SAMPLE, flat.size // _SMALLEST_SAMPLE))
+        starts = (np.arange(pieces) * 2 + 1) * flat.size // (2 * pieces) - min(flat.size, _SMALLEST_SAMPLE) // 2
+        at = np.clip(starts[:, None] + np.arange(_SMALLEST_SAMPLE), 0, flat.size - 1)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused when all entries are counted
+            sample = np.abs(wide(flat[at].reshape(-1), layer.dtype)) * scale
+        scores.append(sample)
+        weights.append(np.full(sample.size, layer.size / sample.size))
+        owners.append(np.full(sample.size, number))
+        checkpoint.release(layer.name)
+    order = np.argsort(np.concatenate(scores), kind="stable")
+    gone = np.cumsum(np.concatenate(weights)[order]) <= pruned
+    counts = np.bincount(np.concatenate(owners)[order][gone], minlength=len(layers))
+    shares: NDArray[np.float64] = counts / np.array([sample.size for sample in scores])
+    return shares
+
+
+def _counts(
+    checkpoint: Checkpoint, layers: Sequence[Layer], scales: Sequence[float], pruned: int, threads: int
+) -> dict[str, int]:
+    """Entries of each layer that a global cut takes; reads the weights once more."""
+    cut = GlobalCut(checkpoint, layers, scales, pruned, threads)
+    counts = {}
+    for layer, name in zip(layers, prefetched((layer.name for layer in layers), checkpoint), strict=True):
+        rows = stored_rows(checkpoint.read(name), layer)
+        keep = np.empty(rows.shape, np.bool_)
+        cut.mask(layer, rows, keep)
+        counts[name] = int(keep.size - np.count_nonzero(keep))
+        checkpoint.release(name)
+    return counts
 
 
 class LayerCuts:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.masks import default_layer_type, gaussian_shares, layer_weights, regime_for
-from mpfast.models.mask_plans import GlobalCut, LayerCuts, MaskPlan
+from mpfast.models.mask_plans import LayerCuts, MaskPlan, global_cut
 from mpfast.support import InvalidValueError, floor_count
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Method:
         layers: Sequence[Layer],
         reports: Mapping[str, LayerReport],
         sparsity: float,
+        ceiling: float,
         threads: int,
     ) -> MaskPlan:
         """Decide what of these layers goes; may read their weights.
@@ -76,6 +77,8 @@ class Method:
             By the layers' names, where `needs_spectra`.
         sparsity
             Share of all entries.
+        ceiling
+            Largest share of a layer that a global cut takes.
         threads
             Number of threads.
         """
@@ -85,9 +88,8 @@ class Method:
         if self.layer_weights is not None:
             weights = self.layer_weights([reports[layer.name] for layer in layers], sparsity)
             scales = [float(1 / weight) for weight in weights]
-        return GlobalCut(
-            checkpoint, layers, scales, floor_count(sparsity, sum(layer.size for layer in layers)), threads
-        )
+        pruned = floor_count(sparsity, sum(layer.size for layer in layers))
+        return global_cut(checkpoint, layers, scales, pruned, ceiling, threads)
 
     def shares(self, rows: Sequence[LayerReport], sizes: Sequence[int], sparsity: float) -> Array:
         """Foretell, without reading a weight, the sparsity of each layer: what it would be if entries were normal.

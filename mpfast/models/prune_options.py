@@ -9,7 +9,8 @@ from typing import Any
 from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
-from mpfast.models.methods import DEFAULT_METHOD, PATTERN_METHOD, method_named
+from mpfast.models.extent import default_ceiling
+from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, method_named
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
@@ -43,6 +44,7 @@ class PruneOptions:
     device: str | None
     threads: int | None
     progress: bool
+    ceiling: float | None = None
 
     def __post_init__(self) -> None:
         if sum(option is not None for option in (self.sparsity, self.pattern, self.budget)) != 1:
@@ -50,6 +52,12 @@ class PruneOptions:
         method_named(self.method)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
+        if self.ceiling is not None and not (isinstance(self.ceiling, int | float) and 0 <= self.ceiling <= 1):
+            raise InvalidValueError("ceiling", f"must lie in [0, 1], not {self.ceiling!r}")
+        if self.ceiling is not None and (self.sparsity is None or METHODS[self.method].same_share):
+            raise InvalidValueError("ceiling", "goes with sparsity and a method that cuts all layers together")
+        if self.ceiling is not None and self.sparsity is not None and self.ceiling < self.sparsity:
+            raise InvalidValueError("ceiling", f"must be at least the sparsity, {self.sparsity}, not {self.ceiling}")
         if self.budget is not None and not isinstance(self.budget, Budget):
             kind = type(self.budget).__name__
             raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, not {kind}")
@@ -94,10 +102,16 @@ class PruneOptions:
             return self.budget.method
         return self.method if self.pattern is None else PATTERN_METHOD
 
+    @property
+    def highest(self) -> float:
+        """Largest share of a layer that a global cut takes."""
+        return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
+
     def key(self, layers: list[Layer]) -> list[Any]:
         """All that the pruned weights depend on besides the dense ones."""
         names = [layer.name for layer in layers]
         key: list[Any] = [self.sparsity, self.method, self.wanted_pattern, names, self.tol, self.seed, self.device]
+        key += [] if self.sparsity is None else [self.highest]
         return key if self.budget is None else [*key, self.budget.to_json()]
 
 

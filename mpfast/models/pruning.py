@@ -12,12 +12,14 @@ from typing import Any
 from mpfast.checkpoints import WHOLE, Checkpoint, Layer, NameFilter, open_checkpoint, select_layers
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
+from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.mask_plans import LayerCuts, MaskPlan, Pattern
 from mpfast.models.methods import DEFAULT_METHOD, METHODS
+from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, check_directory, front_door, warn_caller
+from mpfast.support import InvalidValueError, check_directory, front_door, logger, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -52,6 +54,24 @@ class PruneResult:
         """Share of the entries of the pruned layers that is gone."""
         return self.budget.pruned / self.budget.entries if self.budget.entries else 0.0
 
+    @property
+    def model_share(self) -> float | None:
+        """Share of the whole model's entries that is gone."""
+        return self.budget.model_share
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what ``mpfast prune --json`` writes, as dictionaries and lists."""
+        return {
+            "schema": "mpfast.prune/1",
+            "out": None if self.out is None else str(self.out),
+            "sparsity": self.sparsity,
+            "model_share": self.model_share,
+            "seconds": self.seconds,
+            "provenance": None if self.budget.provenance is None else self.budget.provenance.to_dict(),
+            "budget": self.budget.to_document(),
+            "skipped": [tensor._asdict() for tensor in self.skipped],
+        }
+
 
 @front_door
 def prune(
@@ -65,6 +85,7 @@ def prune(
     include: NameFilter = None,
     exclude: NameFilter = None,
     embeddings: bool = False,
+    ceiling: float | None = None,
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -96,6 +117,9 @@ def prune(
         As `mpfast.analyze`.
     embeddings : bool
         Prune embeddings and the output heads of language models (``lm_head``), too.
+    ceiling : float, optional
+        Largest sparsity of a layer where all layers are cut together. Default 0.9, or half way from `sparsity` to 1
+        where that is more; 1 lifts it.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     threads : int, optional
@@ -119,6 +143,11 @@ def prune(
     ValueError, TypeError
         A bad option, no layer to prune, or a layer with NaN or infinities.
 
+    Warns
+    -----
+    UserWarning
+        Nothing is left of a layer.
+
     Examples
     --------
     >>> import numpy as np
@@ -131,7 +160,7 @@ def prune(
     True
     """
     started = time.perf_counter()
-    options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress)
+    options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model])
     checkpoint = open_checkpoint(model)
@@ -139,17 +168,42 @@ def prune(
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(layers, skipped, options)
+    logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     plan, reports = _plan(checkpoint, layers, options)
     # Of a path, the masks are in a file beside the weights.
     masking = MaskingPass(checkpoint, layers, plan, reports, None if isinstance(model, str | os.PathLike) else {})
-    empty = Budget((), options.label, options.target, options.wanted_pattern, checkpoint.source)
+    stays = skipped_tensors(checkpoint, layers, skipped)
+    empty = Budget(
+        (),
+        options.label,
+        options.target,
+        options.wanted_pattern,
+        checkpoint.source,
+        dense=dense_tensors(stays),
+        model_entries=model_entries(((layer.name, layer.tensor_shape, layer.dtype) for layer in layers), stays),
+        provenance=provenance_of(
+            model,
+            sparsity=sparsity,
+            method=method,
+            pattern=pattern,
+            budget=None if budget is None else "given",
+            include=include,
+            exclude=exclude,
+            embeddings=embeddings,
+            ceiling=None if sparsity is None else options.highest,
+            tol=tol,
+            seed=seed,
+            device=device,
+        ),
+    )
     if out is None:
         pruned = replace(empty, layers=masking.run())
     else:
         pruned = write_pruned(masking, out, empty, options.key(layers), overwrite=overwrite)
+    warn_of_emptied(((row.name, row.pruned, row.size) for row in pruned), options.target, "prune")
     return PruneResult(
         budget=pruned,
-        skipped=skipped_tensors(checkpoint, layers, skipped),
+        skipped=stays,
         out=None if out is None else Path(out),
         masks=masking.masks,
         seconds=time.perf_counter() - started,
@@ -166,7 +220,7 @@ def _plan(
         return LayerCuts({row.name: row.pruned for row in options.budget}, options.team), {}
     method = METHODS[options.method]
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
-    return method.plan(checkpoint, layers, reports, options.target, options.team), reports
+    return method.plan(checkpoint, layers, reports, options.target, options.highest, options.team), reports
 
 
 def _spectra(checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions) -> dict[str, LayerReport]:

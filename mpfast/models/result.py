@@ -11,14 +11,23 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.html_report.page import html_report
-from mpfast.models.layer_report import COLUMNS, LayerReport, SkippedTensor, jsonable, layer_from_json, with_histogram
+from mpfast.models.layer_report import (
+    COLUMNS,
+    LayerReport,
+    SkippedTensor,
+    is_non_finite,
+    jsonable,
+    layer_from_json,
+    with_histogram,
+)
 from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
+from mpfast.models.provenance import Provenance
 from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
     from mpfast.models.budget import Budget
 
 
-__all__ = ["Analysis"]
+__all__ = ["SCHEMA", "Analysis", "csv_of"]
 
 SCHEMA = "mpfast.analysis/1"
 
@@ -50,6 +59,8 @@ class Analysis(Sequence[LayerReport]):
         The seed that the layers' seeds derive from.
     seconds : float
         Wall time.
+    provenance : Provenance or None
+        What made it, from what; no part of equality.
     """
 
     layers: tuple[LayerReport, ...]
@@ -58,6 +69,7 @@ class Analysis(Sequence[LayerReport]):
     tol: float
     seed: int
     seconds: float
+    provenance: Provenance | None = field(default=None, compare=False)
 
     @overload
     def __getitem__(self, index: int) -> LayerReport: ...
@@ -77,6 +89,11 @@ class Analysis(Sequence[LayerReport]):
             f"Analysis({self.source!r}: {len(self.layers)} layers, {len(self.skipped)} tensors skipped, "
             f"{self.seconds:.2f} s)"
         )
+
+    @property
+    def non_finite(self) -> tuple[SkippedTensor, ...]:
+        """The matrices that were to be analysed and hold NaN or infinities; their reasons say how many, and where."""
+        return tuple(tensor for tensor in self.skipped if is_non_finite(tensor))
 
     def summary(self) -> dict[str, Any]:
         """Totals over the layers.
@@ -110,7 +127,7 @@ class Analysis(Sequence[LayerReport]):
         *,
         method: str | Callable[[LayerReport], float] = DEFAULT_METHOD,
         floor: float | Mapping[str, float] = 0.0,
-        ceiling: float | Mapping[str, float] = 1.0,
+        ceiling: float | Mapping[str, float] | None = None,
         exclude: str | Iterable[str] = (),
         groups: Mapping[str, str | Iterable[str]] | None = None,
         embeddings: bool = False,
@@ -125,7 +142,8 @@ class Analysis(Sequence[LayerReport]):
             Name of one of `mpfast.models.METHODS`, here foretold for layers whose entries are normal; or a function
             from a `LayerReport` to the sparsity wanted: one number is then added to all.
         floor, ceiling : float or mapping
-            Smallest and largest sparsity of a layer: one number, or by glob pattern of the name.
+            Smallest and largest sparsity of a layer: one number, or by glob pattern of the name. The default of
+            `ceiling` is 0.9, or half way from the target to 1 where that is more; ``ceiling=1`` lifts it.
         exclude : str or iterable of str
             Glob patterns of layers that stay dense; they do not count towards the target.
         groups : mapping of str to patterns, optional
@@ -141,6 +159,11 @@ class Analysis(Sequence[LayerReport]):
         ------
         ValueError
             A bad option, no layer left, or bounds that leave no room for the target.
+
+        Warns
+        -----
+        UserWarning
+            Nothing is left of a layer, or a pattern matches none.
 
         Examples
         --------
@@ -161,6 +184,8 @@ class Analysis(Sequence[LayerReport]):
             exclude=exclude,
             groups=groups,
             embeddings=embeddings,
+            skipped=self.skipped,
+            provenance=self.provenance,
         )
 
     def to_pandas(self) -> Any:
@@ -191,16 +216,20 @@ class Analysis(Sequence[LayerReport]):
         OSError
             `path` cannot be written; an older file of that name is left as it was.
         """
-        document = {
+        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as dictionaries and lists."""
+        return {
             "schema": SCHEMA,
             "source": self.source,
             "tol": self.tol,
             "seed": self.seed,
             "seconds": self.seconds,
+            "provenance": None if self.provenance is None else self.provenance.to_dict(),
             "layers": [jsonable(with_histogram(row)) for row in self.layers],
             "skipped": [tensor._asdict() for tensor in self.skipped],
         }
-        return return_or_write(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -216,16 +245,7 @@ class Analysis(Sequence[LayerReport]):
         OSError
             `path` cannot be written; an older file of that name is left as it was.
         """
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
-        writer.writeheader()
-        for row in self.layers:
-            cells = row.to_dict()
-            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
-            cells["shape"] = "x".join(map(str, row.shape))
-            cells["warnings"] = "; ".join(row.warnings)
-            writer.writerow(cells)
-        return return_or_write(stream.getvalue(), path)
+        return return_or_write(csv_of([self]), path)
 
     @overload
     def to_html(self, path: None = None) -> str: ...
@@ -290,6 +310,7 @@ class Analysis(Sequence[LayerReport]):
                 tol=record.number("tol", 0),
                 seed=record.integer("seed"),
                 seconds=record.number("seconds", 0),
+                provenance=Provenance.from_record(record.record("provenance")) if record.has("provenance") else None,
             )
         except InputError:
             raise
@@ -297,10 +318,28 @@ class Analysis(Sequence[LayerReport]):
             raise InvalidValueError("", str(error)) from None
 
     def _columns(self) -> list[str]:
-        """All columns in the order of the first row that has them."""
-        if not self.layers:
-            return list(COLUMNS)
-        return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
+        return columns_of([self])
+
+
+def columns_of(analyses: Iterable[Analysis]) -> list[str]:
+    """All columns in the order of the first row that has them."""
+    return list(dict.fromkeys(key for found in analyses for row in found for key in row.to_dict())) or list(COLUMNS)
+
+
+def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
+    """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
+    stream = io.StringIO()
+    columns = columns_of(analyses)
+    writer = csv.DictWriter(stream, ["source", *columns] if with_source else columns, lineterminator="\n")
+    writer.writeheader()
+    for found in analyses:
+        for row in found:
+            cells = row.to_dict()
+            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
+            cells["shape"] = "x".join(map(str, row.shape))
+            cells["warnings"] = "; ".join(row.warnings)
+            writer.writerow({"source": found.source, **cells} if with_source else cells)
+    return stream.getvalue()
 
 
 def _median(values: Iterator[float]) -> float:

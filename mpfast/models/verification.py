@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints import MASKS_FILE, Checkpoint, MaskFile, open_checkpoint, prefetched
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE, content_hash
 from mpfast.support import CheckpointError, InputError, front_door
 
@@ -45,6 +46,19 @@ class Verification:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    def to_document(self, out: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return what ``mpfast verify --json`` writes about the directory `out`, as dictionaries and lists."""
+        return {
+            "schema": "mpfast.verify/1",
+            "ok": self.ok,
+            "out": str(out),
+            "source": self.source,
+            "layers": self.layers,
+            "untouched": self.untouched,
+            "problems": list(self.problems),
+            "provenance": provenance_of(out, self.source).to_dict(),
+        }
 
 
 @front_door

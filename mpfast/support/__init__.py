@@ -41,6 +41,7 @@ from mpfast.support.json_records import (
 )
 
 if TYPE_CHECKING:
+    from mpfast.support.log import logger
     from mpfast.support.safe_files import (
         check_directory,
         plain_name,
@@ -72,6 +73,7 @@ __all__ = [
     "interruptible",
     "is_shape",
     "is_text",
+    "logger",
     "no_constant",
     "parse_json",
     "plain_name",
@@ -93,9 +95,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Writing needs more of the standard library than all the rest.
+    # Writing and logging need more of the standard library than all the rest.
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.safe_files"), name)
+        return getattr(importlib.import_module(f"{__name__}.{'log' if name == 'logger' else 'safe_files'}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,5 +1,8 @@
 """PyTorch models: calibration, masks that stay, pruning in PyTorch's own terms, prune and restore, low-rank layers."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is imported
 
 from mpfast.integrations.torch.calibration import SecondMoments
@@ -7,8 +10,11 @@ from mpfast.integrations.torch.certificates import ModelCertificate, certify
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
-from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, SpectralSparsifier, global_prune
+from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
+
+if TYPE_CHECKING:
+    from mpfast.integrations.torch.sparsifier import SpectralSparsifier
 
 __all__ = [
     "FineTuning",
@@ -33,3 +39,14 @@ __all__ = [
     "split_modules",
     "to_semi_structured",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # torch.ao is large, and has been on its way out of PyTorch.
+    if name == "SpectralSparsifier":
+        return importlib.import_module(f"{__name__}.sparsifier").SpectralSparsifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

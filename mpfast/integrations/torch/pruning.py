@@ -1,4 +1,4 @@
-"""mpfast's masks in the terms of ``torch.nn.utils.prune`` and of PyTorch's sparsifiers."""
+"""mpfast's masks in the terms of ``torch.nn.utils.prune``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.ao.pruning import BaseSparsifier
 from torch.nn.utils import prune as torch_prune
 
 from mpfast.masks import GroupLayout, magnitude, n_m, noise_floor, spectral_budget
-from mpfast.support import InvalidValueError, check_sparsity, front_door
+from mpfast.support import InvalidValueError, front_door
 
-__all__ = ["GivenMask", "NOfM", "NoiseFloor", "SpectralSparsifier", "global_prune"]
+__all__ = ["GivenMask", "NOfM", "NoiseFloor", "global_prune", "masking_function"]
 
 
 class GivenMask(torch_prune.BasePruningMethod):
@@ -76,7 +75,7 @@ def global_prune(
     ValueError
         The method is unknown, or what it raises.
     """
-    function = _function(method)
+    function = masking_function(method)
     listed = list(parameters)
     weights = {str(number): getattr(module, name).detach() for number, (module, name) in enumerate(listed)}
     found = function(weights, amount, **options)
@@ -84,50 +83,8 @@ def global_prune(
         GivenMask.apply(module, name, mask=mask)
 
 
-class SpectralSparsifier(BaseSparsifier):
-    """A sparsifier (``prepare``, ``step``, ``squash_mask``) that prunes globally with a budget per layer.
-
-    Parameters
-    ----------
-    sparsity : float
-        Share of the entries of all prepared weights that is pruned at every `step`; change it between steps for a
-        schedule.
-    method : str
-        ``"spectral_budget"`` or ``"magnitude"``.
-
-    Raises
-    ------
-    ValueError
-        An option is out of range.
-    """
-
-    @front_door
-    def __init__(self, sparsity: float = 0.5, method: str = "spectral_budget") -> None:
-        _function(method)
-        super().__init__(defaults={})
-        self.sparsity = check_sparsity(sparsity)
-        self.method = method
-
-    def step(self, use_path: bool = True) -> None:
-        """Make the masks from the weights as they are now."""
-        if not self.enable_mask_update:
-            return
-        with torch.no_grad():
-            weights = {
-                config["tensor_fqn"]: getattr(config["module"], config["tensor_name"]).detach()
-                for config in self.groups
-            }
-            found = _function(self.method)(weights, self.sparsity)
-            for config in self.groups:
-                self.update_mask(config["module"], config["tensor_name"], mask=found[config["tensor_fqn"]])
-
-    def update_mask(self, module: torch.nn.Module, tensor_name: str, mask: torch.Tensor, **_: Any) -> None:
-        """Set the mask of one weight."""
-        held = getattr(module.parametrizations, tensor_name)[0]
-        held.mask = mask.to(held.mask)
-
-
-def _function(method: str) -> Callable[..., Any]:
+def masking_function(method: str) -> Callable[..., Any]:
+    """Return the function of `mpfast.masks` of this name, ``"spectral_budget"`` or ``"magnitude"``."""
     functions: dict[str, Callable[..., Any]] = {"spectral_budget": spectral_budget, "magnitude": magnitude}
     if method not in functions:
         raise InvalidValueError("method", f"must be one of {', '.join(functions)}, not {method!r}")

@@ -1,0 +1,42 @@
+"""The command that compares two models, or two analyses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, terminal_width, write_document
+from mpfast.cli.options import FailOnOption, JsonOption, QuietOption, StrictOption, VerboseOption
+from mpfast.cli.tables import diff_lines
+from mpfast.models import DIFF_COLUMNS, diff
+
+__all__ = ["diff_command"]
+
+
+@reports_errors
+def diff_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A model, or an analysis in JSON.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same kind.")],
+    json_file: JsonOption = None,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare two models layer by layer, by ||B - A|| / ||A||, or two analyses figure by figure.
+
+    Names are matched without what only one side puts in front of all of them, such as module. or a head's name.
+    The exit status is 0 whether there are differences or not: --fail-on 'change > 0' makes them a failure.
+    """
+    wanted = conditions(fail_on, DIFF_COLUMNS)
+    require_directory(json_file)
+    found = diff(a, b)
+    if not write_document(found.to_document(), json_file) and not quiet:
+        print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))
+    findings = violations(wanted, ((row.name, asdict(row)) for row in found))
+    if findings:
+        fail(findings)

@@ -1,0 +1,186 @@
+"""`inspect`: what a checkpoint holds and what of it would be analysed, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, overload
+
+from mpfast.checkpoints import NameFilter, TensorInfo, Views, is_embedding_or_head, open_checkpoint, select_layers
+from mpfast.models.layer_report import jsonable
+from mpfast.models.provenance import Provenance, provenance_of
+from mpfast.support import front_door, return_or_write, warn_caller
+
+__all__ = ["Inventory", "InventoryRow", "inspect"]
+
+SCHEMA = "mpfast.inspect/1"
+
+
+@dataclass(frozen=True)
+class InventoryRow:
+    """What is known of a tensor before a byte of it is read.
+
+    Attributes
+    ----------
+    name : str
+        In the checkpoint.
+    shape : tuple of int
+        As stored.
+    dtype : str
+        As stored.
+    entries : int
+        Their number.
+    role : str or None
+        "linear", "conv" or "embedding" of what would be analysed, with "head" for the output of a language model; None
+        of the rest.
+    matrices : int
+        As how many matrices it would be analysed.
+    reason : str or None
+        Why it would not be.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    entries: int
+    role: str | None
+    matrices: int
+    reason: str | None
+
+
+@dataclass(frozen=True, repr=False)
+class Inventory(Sequence[InventoryRow]):
+    """What `mpfast.inspect` found: an immutable sequence of `InventoryRow`, in the order of the checkpoint.
+
+    Attributes
+    ----------
+    rows : tuple of InventoryRow
+        All tensors.
+    source : str
+        The checkpoint.
+    provenance : Provenance
+        What made it.
+    """
+
+    rows: tuple[InventoryRow, ...]
+    source: str
+    provenance: Provenance = field(compare=False)
+
+    @overload
+    def __getitem__(self, index: int) -> InventoryRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[InventoryRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> InventoryRow | tuple[InventoryRow, ...]:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[InventoryRow]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Inventory({self.source!r}: {len(self)} tensors, {self.matrices} matrices)"
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of all tensors."""
+        return sum(row.entries for row in self.rows)
+
+    @property
+    def analysed(self) -> int:
+        """Number of entries of the tensors that would be analysed."""
+        return sum(row.entries for row in self.rows if row.role is not None)
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices that would be analysed."""
+        return sum(row.matrices for row in self.rows)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Number of entries of each element type."""
+        counts: Counter[str] = Counter()
+        for row in self.rows:
+            counts[row.dtype] += row.entries
+        return dict(counts.most_common())
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as dictionaries and lists."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "entries": self.entries,
+            "analysed": self.analysed,
+            "matrices": self.matrices,
+            "dtypes": self.dtypes,
+            "provenance": self.provenance.to_dict(),
+            "tensors": [jsonable(asdict(row)) for row in self.rows],
+        }
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the inventory as JSON text, or write it to `path`, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written.
+        """
+        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+
+
+@front_door
+def inspect(
+    model: Any, *, include: NameFilter = None, exclude: NameFilter = None, views: Views | None = None
+) -> Inventory:
+    """List the tensors of a model and what `mpfast.analyze` would do with each; no weight is read.
+
+    Parameters
+    ----------
+    model, include, exclude, views
+        As `mpfast.analyze`.
+
+    Returns
+    -------
+    Inventory
+
+    Raises
+    ------
+    FileNotFoundError
+        The path does not exist.
+    CheckpointError
+        The file is malformed.
+    TypeError, ValueError
+        As `mpfast.analyze`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = inspect({"fc.weight": np.zeros((16, 32)), "fc.bias": np.zeros(16)})
+    >>> [(row.name, row.role or row.reason) for row in found]
+    [('fc.weight', 'linear'), ('fc.bias', 'vector or scalar (bias, normalisation)')]
+    """
+    checkpoint = open_checkpoint(model)
+    layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
+    for doubt in doubts:
+        warn_caller("inspect", doubt)
+    kinds = {layer.tensor: layer.kind for layer in layers}
+    matrices = Counter(layer.tensor for layer in layers)
+
+    def row(info: TensorInfo) -> InventoryRow:
+        kind = kinds.get(info.name)
+        head = kind is not None and kind != "embedding" and is_embedding_or_head(info.name, kind)
+        role = f"{kind}, head" if head else kind
+        return InventoryRow(
+            info.name, info.shape, info.dtype, info.size, role, matrices[info.name], skipped.get(info.name)
+        )
+
+    provenance = provenance_of(model, include=include, exclude=exclude)
+    return Inventory(tuple(map(row, checkpoint.tensors)), checkpoint.source, provenance)

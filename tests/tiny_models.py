@@ -1,0 +1,46 @@
+"""Small random models with the shapes of real ones, for what other tools make of a budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import mpfast
+
+SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+MIXTURE = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+
+# Class, configuration; twelve layers where the order of the names matters: 10 comes before 2 in a file.
+MODELS = {
+    "llama": ("LlamaForCausalLM", {**SIZES, "num_hidden_layers": 12, "num_key_value_heads": 2}),
+    "bert": ("BertForSequenceClassification", {**SIZES, "num_hidden_layers": 11}),
+    "moe": ("Qwen3MoeForCausalLM", {**SIZES, **GROUPED, **MIXTURE, "num_hidden_layers": 3}),
+}
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    """Return a random model, the same each time."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    name, settings = MODELS[kind]
+    torch.manual_seed(0)
+    class_ = getattr(transformers, name)
+    return class_(class_.config_class(**{**settings, **changes})).eval()
+
+
+def spread_budget(model: Any, **options: Any) -> Any:
+    """Return a budget in which every layer has a sparsity of its own, by the position of its name in a hash order."""
+    analysis = mpfast.analyze(model, progress=False)
+    places = {name: place for place, name in enumerate(sorted(row.name[::-1] for row in analysis))}
+    return analysis.budget(
+        0.5, method=lambda row: 0.6 * places.get(row.name[::-1], 0) / len(places), floor=0.05, **options
+    )
+
+
+def linear_modules(model: Any) -> dict[str, Any]:
+    """Return the linear modules by name, in module order."""
+    import torch
+
+    return {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
