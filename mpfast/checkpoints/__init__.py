@@ -1,6 +1,7 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
+from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference
 from mpfast.checkpoints.layers import (
     WHOLE,
@@ -23,9 +24,20 @@ from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, open_checkpoint
-from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
+from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.checkpoints.source_files import SourceFiles, files_behind
+from mpfast.checkpoints.tensor_bits import (
+    check_writable,
+    content_hash,
+    content_hashes,
+    is_foreign,
+    overall_hash,
+    shards_of,
+    stored,
+    stored_bits,
+)
 
 __all__ = [
     "FORMATS",
@@ -47,24 +59,33 @@ __all__ = [
     "QkvView",
     "SafetensorsFile",
     "SafetensorsWriter",
+    "SourceFiles",
     "TensorInfo",
     "Views",
     "as_layer",
+    "check_writable",
+    "content_hash",
+    "content_hashes",
     "copy_companions",
+    "files_behind",
     "files_of",
-    "fingerprint",
     "first_reason",
     "format_of",
     "has_lora_pairs",
+    "home_directory",
     "index_name",
     "is_embedding_or_head",
+    "is_foreign",
     "layer_matrix",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "overall_hash",
     "packed",
     "prefetched",
     "select_layers",
+    "shards_of",
     "stored",
+    "stored_bits",
     "warn_of_unmatched",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.support import CheckpointError
+from mpfast.support import CheckpointError, restore_directory
 
 __all__ = ["FORMATS", "Format", "format_of", "open_checkpoint"]
 
@@ -57,6 +58,12 @@ FORMATS = (
 )
 
 
+def _address(path: str) -> str | None:
+    """Return the address that a path was before one of its slashes was taken away; None for a path."""
+    found = re.match("([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", path)
+    return None if found is None else f"{found[1]}://{path[found.end() :]}"
+
+
 def format_of(path: Path) -> Format | None:
     """Return the format that the name of a file says it has; None if none is known."""
     name = path.name.lower()
@@ -101,7 +108,12 @@ def open_checkpoint(model: Any, function: str = "open_checkpoint") -> Checkpoint
         return ArrayMapping(model, function)
     path = Path(os.fsdecode(model))
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
+        if (address := _address(str(path))) is not None:
+            raise FileNotFoundError(
+                f"{address}: is an address, and nothing is fetched from a network; download it first"
+            )
+        if not restore_directory(path):
+            raise FileNotFoundError(f"{path}: no such file or directory")
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory
 

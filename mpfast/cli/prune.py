@@ -26,7 +26,7 @@ from mpfast.cli.options import (
     require_out_or_dry_run,
     word_option,
 )
-from mpfast.cli.tables import counted, prune_lines
+from mpfast.cli.tables import counted, printable, prune_lines
 from mpfast.models import DEFAULT_METHOD, METHODS, Budget, parsed_pattern, prune, verify
 from mpfast.support import LARGEST_GROUP
 
@@ -109,12 +109,14 @@ def verify_command(
     """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
     found = verify(out, source)
     for problem in found.problems:
-        typer.echo(problem)
-    if found.source is None:
-        typer.echo("the dense model is not at hand: only masks and zeros were checked", err=True)
+        typer.echo(printable(problem))
+    for note in found.notes:
+        typer.echo(printable(note), err=True)
+    for missed in found.not_compared:
+        typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     pruned = (
         "1 pruned tensor as its mask says" if found.layers == 1 else f"{found.layers} pruned tensors as their masks say"
     )
-    typer.echo(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched")
+    typer.echo(printable(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
 from mpfast.models.budget import Budget
@@ -93,12 +92,6 @@ class PruneOptions:
         if self.budget is not None:
             return self.budget.method
         return self.method if self.pattern is None else PATTERN_METHOD
-
-    def key(self, layers: list[Layer]) -> list[Any]:
-        """All that the pruned weights depend on besides the dense ones."""
-        names = [layer.name for layer in layers]
-        key: list[Any] = [self.sparsity, self.method, self.wanted_pattern, names, self.tol, self.seed, self.device]
-        return key if self.budget is None else [*key, self.budget.to_json()]
 
 
 def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: PruneOptions) -> list[Layer]:
