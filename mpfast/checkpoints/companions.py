@@ -134,10 +134,11 @@ def _link_reason(path: Path, directory: Path) -> str:
 
 def _weights_reason(path: Path, directory: Path) -> str:
     """Say why a file looks like one of weights; nothing where it does not."""
-    parts = {part.rstrip("~") for part in path.name.lower().split(".")[1:]}
-    if not parts.isdisjoint({*_WEIGHTS, *_OTHER_WEIGHTS.split()}) or any(
-        part.startswith(_WEIGHT_PREFIXES) for part in parts
-    ):
+    # Of the folders' names, too: some forms are directories.
+    names = path.relative_to(directory).parts
+    parts = {part.rstrip("~") for name in names for part in name.lower().split(".")[1:]}
+    known = {*_WEIGHTS, *_OTHER_WEIGHTS.split()}
+    if not parts.isdisjoint(known) or any(part.startswith(_WEIGHT_PREFIXES) for part in parts):
         return "holds weights in another form, which would be stale"
     if not parts.isdisjoint(_ARCHIVES):
         return "an archive, which may hold weights"

@@ -6,10 +6,11 @@ import functools
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 
@@ -30,7 +31,11 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
     @functools.wraps(command)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                # What NumPy says of a division on the way is no word to the user of a command.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("mpfast: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -42,6 +47,11 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
             raise typer.Exit(EXIT_FAILED) from None
 
     return guarded
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a warning in one line, without the place in the code; names in it come from files."""
+    typer.echo(f"mpfast: {category.__name__}: {printable(str(message))}", err=True)
 
 
 def message_of(error: BaseException) -> str:

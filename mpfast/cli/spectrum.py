@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mpfast.arrays import native
 from mpfast.checkpoints import Layer, NpyFile, format_of
 from mpfast.cli.console import print_lines, reports_errors, require_directory
 from mpfast.cli.options import DeviceOption, JsonOption, MethodOption, SeedOption, ThreadsOption, TolOption
@@ -35,7 +36,8 @@ def spectrum_command(
     checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
-    found = spectrum(checkpoint.read(tensor.name), method=method, tol=tol, seed=seed, threads=threads, device=device)
+    matrix = native(checkpoint.read(tensor.name))
+    found = spectrum(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     if json_file is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.models import Analysis, LayerReport, SkippedTensor
+from mpfast.support import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,11 +72,6 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
 def plain(text: str = "") -> Line:
     """Return a line without style."""
     return [(text, "")]
-
-
-def printable(text: str) -> str:
-    """`text` with control characters escaped: names come from files, and terminals obey escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

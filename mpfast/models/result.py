@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Analysis"]
 
 SCHEMA = "mpfast.analysis/1"
+# How cells begin from which spreadsheets compute, and what marks one as text.
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,7 +211,9 @@ class Analysis(Sequence[LayerReport]):
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the rows as CSV text with a header, or write them to `path`, whole or not at all.
 
-        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly.
+        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly. A
+        text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end, from which spreadsheets would compute, or
+        with an apostrophe has one apostrophe more in front: a reader that takes one off has the text.
 
         Raises
         ------
@@ -218,13 +222,13 @@ class Analysis(Sequence[LayerReport]):
         """
         stream = io.StringIO()
         writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
-        writer.writeheader()
+        writer.writerow({column: _cell(column) for column in self._columns()})
         for row in self.layers:
             cells = row.to_dict()
             cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
-            writer.writerow(cells)
+            writer.writerow({column: _cell(value) for column, value in cells.items()})
         return return_or_write(stream.getvalue(), path)
 
     @overload
@@ -301,6 +305,11 @@ class Analysis(Sequence[LayerReport]):
         if not self.layers:
             return list(COLUMNS)
         return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
+
+
+def _cell(value: Any) -> Any:
+    """Return what a spreadsheet takes for text, where it is one: names come from files."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_COMPUTED) else value
 
 
 def _median(values: Iterator[float]) -> float:
