@@ -220,16 +220,15 @@ class Analysis(Sequence[LayerReport]):
         OSError
             `path` cannot be written; an older file of that name is left as it was.
         """
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
-        writer.writerow({column: _cell(column) for column in self._columns()})
+        columns = self._columns()
+        lines = [_csv_line(columns)]
         for row in self.layers:
             cells = row.to_dict()
             cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
-            writer.writerow({column: _cell(value) for column, value in cells.items()})
-        return return_or_write(stream.getvalue(), path)
+            lines.append(_csv_line([cells.get(column, "") for column in columns]))
+        return return_or_write("".join(lines), path)
 
     @overload
     def to_html(self, path: None = None) -> str: ...
@@ -307,9 +306,13 @@ class Analysis(Sequence[LayerReport]):
         return list(dict.fromkeys(key for row in self.layers for key in row.to_dict()))
 
 
-def _cell(value: Any) -> Any:
-    """Return what a spreadsheet takes for text, where it is one: names come from files."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_COMPUTED) else value
+def _csv_line(cells: Sequence[Any]) -> str:
+    """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
+    stream = io.StringIO()
+    # With this end of line, a cell with either of its characters is quoted.
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_COMPUTED) else cell for cell in cells])
+    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _median(values: Iterator[float]) -> float:
