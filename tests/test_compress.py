@@ -331,6 +331,29 @@ def test_the_task_comes_from_the_architecture(architecture, more, task, tmp_path
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["task_type"] == task
 
 
+@pytest.mark.slow
+def test_the_head_of_a_classifier_goes_along_whole(tmp_path):
+    """PEFT takes no adapter of such a task without it."""
+    torch, transformers, peft = map(pytest.importorskip, ("torch", "transformers", "peft"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
+    config = transformers.BertConfig(**sizes, vocab_size=120, num_labels=9)
+    base = transformers.BertForSequenceClassification(config).eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight += torch.randn(len(weight), 2) @ torch.randn(2, weight.shape[1]) * 0.1
+        tuned.classifier.bias += 1
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    result = mpfast.compress(tmp_path / "tuned", tmp_path / "a", base=tmp_path / "base", rank=2)
+    assert result.not_in_adapter == ()
+    merged = adapted(peft, copy.deepcopy(base), tmp_path / "a")
+    for name, wanted in tuned.state_dict().items():
+        assert torch.allclose(merged.state_dict()[name], wanted, atol=1e-5), name
+
+
 def tiny(kind, torch, transformers):
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}

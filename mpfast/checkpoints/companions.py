@@ -11,6 +11,7 @@ from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.opening import FORMATS
 from mpfast.checkpoints.sharded import INDEX_SUFFIX, ShardedSafetensors
 from mpfast.checkpoints.tensor_bits import shards_of
+from mpfast.support import MARK_FILE
 
 __all__ = ["copy_companions", "home_directory", "index_name"]
 
@@ -114,7 +115,9 @@ def _files(directory: Path) -> Iterator[Path]:
     """All files below a directory, and links to directories, which are not entered."""
     for folder, folders, files in os.walk(directory):
         links = [name for name in folders if Path(folder, name).is_symlink()]
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
+        # Not into what mpfast wrote there: the older output, for one, that is about to be replaced.
+        ours = [name for name in folders if (Path(folder, name) / MARK_FILE).is_file()]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in (*links, *ours))
         yield from (Path(folder, name) for name in sorted([*files, *links]))
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from mpfast.checkpoints.mapping import ArrayMapping
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.torch_state import TorchState
 from mpfast.support import CheckpointError
 
 __all__ = ["SourceFiles", "files_behind"]
@@ -18,6 +21,8 @@ __all__ = ["SourceFiles", "files_behind"]
 _MAPS = Path("/proc/self/maps")
 # Start and end of a mapping, its access, offset, device, and inode; then the file.
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +(/.*)")
+# Checkpoints whose tensors are views of memory, perhaps of mapped files: to read them costs nothing.
+_IN_MEMORY = (ArrayMapping, SafetensorsFile, TorchState)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -42,10 +47,8 @@ class SourceFiles:
     """Remembers how files look, to tell later whether somebody changed them."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        files: dict[Path, None] = {}
-        for path in paths:
-            files |= dict.fromkeys(path.iterdir() if path.is_dir() else [path])
-        self._states = {file: state for file in files if (state := _state(file)) is not None}
+        # Not all that is in a directory: who trains there writes more than weights.
+        self._states = {path: state for path in paths if (state := _state(path)) is not None}
 
     def check(self) -> None:
         """Raise CheckpointError where a file is not the one that it was: what was read may be a mixture of both."""
@@ -83,28 +86,31 @@ def _paths(model: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:
 
 
 def _paths_of_checkpoint(checkpoint: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:
+    found = False
     try:
         source = Path(checkpoint.source)
         if source.exists():
+            found = True
             yield source
     except (OSError, ValueError, TypeError):  # no name that the system takes: a type's
         pass
-    if isinstance(arrays := getattr(checkpoint, "arrays", None), Mapping):
-        yield from _paths(arrays, mapped, seen)
     for shard in getattr(checkpoint, "shards", None) or []:
         yield from _paths(shard, mapped, seen)
     path = getattr(checkpoint, "path", None)
     if isinstance(path, str | os.PathLike):
         yield Path(os.fsdecode(path))
-    if getattr(checkpoint, "shards", None):
-        return
+    if getattr(checkpoint, "shards", None) or (found and not isinstance(checkpoint, _IN_MEMORY)):
+        return  # to read what is in a file whose name is known would decompress it
     for info in checkpoint.tensors:
         try:
             tensor = checkpoint.read(info.name)
         except (ValueError, KeyError, TypeError):  # of a type that is not read
             continue
-        yield from _paths(tensor, mapped, seen)
+        files = list(_paths(tensor, mapped, seen))
         checkpoint.release(info.name)
+        yield from files
+        if files and isinstance(checkpoint, SafetensorsFile):
+            return  # all of it is one file
 
 
 def _files_of_live_model(model: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:

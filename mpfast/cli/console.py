@@ -49,7 +49,7 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
     return guarded
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
     """Print a warning in one line, without the place in the code; names in it come from files."""
     typer.echo(f"mpfast: {category.__name__}: {printable(str(message))}", err=True)
 

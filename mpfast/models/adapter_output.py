@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mpfast.models.factoring import FactoredLayer, Factoring, Factors
 from mpfast.models.layer_report import SkippedTensor
 from mpfast.support import parse_json
 
-__all__ = ["Orientation", "changed_tensors", "configuration_of", "task_type", "write_adapter"]
+__all__ = ["Orientation", "changed_tensors", "configuration_of", "head_tensors", "task_type", "write_adapter"]
 
 # Models whose projections are transformers' Conv1D, stored as (in, out), and what those projections are called.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
@@ -36,7 +37,7 @@ _TASKS = (
     ("ForQuestionAnswering", "QUESTION_ANS"),
     ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
 )
-# PEFT keeps the heads of these tasks whole, beside the updates.
+# PEFT keeps the heads of these tasks whole, beside the updates, and does not load an adapter that lacks them.
 _HEADED_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _HEADS = ("classifier", "score", "qa_outputs")
 
@@ -152,6 +153,13 @@ def changed_tensors(
     return tuple(found)
 
 
+def head_tensors(checkpoint: Checkpoint, task: str | None) -> list[TensorInfo]:
+    """Return the tensors of the model's head, which an adapter for this task holds as they are."""
+    if task not in _HEADED_TASKS:
+        return []
+    return [info for info in checkpoint.tensors if info.name.partition(".")[0] in _HEADS]
+
+
 def write_adapter(
     factoring: Factoring,
     chosen: Sequence[Layer],
@@ -194,11 +202,16 @@ def write_adapter(
         module = f"base_model.model.{_module(report.name)}"
         tensors.append((TensorInfo(f"{module}.lora_A.weight", right.shape, "float32"), right))
         tensors.append((TensorInfo(f"{module}.lora_B.weight", left.shape, "float32"), left))
+    checkpoint = factoring.checkpoint
+    heads = head_tensors(checkpoint, task)
+    whole = [replace(info, name=f"base_model.model.{info.name}") for info in heads]
     with SafetensorsWriter.create(
-        staging / "adapter_model.safetensors", [info for info, _ in tensors], {"format": "pt"}
+        staging / "adapter_model.safetensors", [*(info for info, _ in tensors), *whole], {"format": "pt"}
     ) as writer:
         for info, factor in tensors:
             writer.write(info.name, factor.astype(np.float32))
+        for head in heads:
+            writer.write(f"base_model.model.{head.name}", stored_bits(checkpoint, head.name, "compress"))
     # PEFT takes the first key that a module's name ends with: the longer names first.
     ranks = {_module(report.name): report.rank for report, _, _ in factors}
     ranks = dict(sorted(ranks.items(), key=lambda entry: (-len(entry[0]), entry[0])))
@@ -215,6 +228,7 @@ def write_adapter(
         "fan_in_fan_out": transposed,
         "lora_dropout": 0.0,
         "bias": "none",
+        "modules_to_save": sorted({head.name.partition(".")[0] for head in heads}) or None,
         "inference_mode": True,
     }
     text = json.dumps(configuration, indent=1) + "\n"
@@ -231,7 +245,7 @@ def _stays(factoring: Factoring, layer: Layer, orientation: Orientation, task: s
             "pass the base as a model directory or a live model"
         )
     elif task in _HEADED_TASKS and _module(layer.name).partition(".")[0] in _HEADS:
-        reason = "the head of the task, which PEFT keeps whole"
+        reason = "the head of the task, which the adapter holds whole"
     if reason:
         factoring.skipped[layer.name] = reason
     return bool(reason)

@@ -23,7 +23,14 @@ from mpfast.checkpoints import (
     open_checkpoint,
     select_layers,
 )
-from mpfast.models.adapter_output import Orientation, changed_tensors, configuration_of, task_type, write_adapter
+from mpfast.models.adapter_output import (
+    Orientation,
+    changed_tensors,
+    configuration_of,
+    head_tensors,
+    task_type,
+    write_adapter,
+)
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_report import SkippedTensor, skipped_tensors
@@ -181,13 +188,15 @@ def compress(
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
         if reference is None:
             factored, left = _write_model(factoring, chosen, place, format)
+            whole: tuple[str, ...] = ()
             notes: tuple[str, ...] = ()
         else:
-            factored, notes = _write_difference(factoring, chosen, place, (model, base), reference, base_id)
+            factored, notes, whole = _write_difference(factoring, chosen, place, (model, base), reference, base_id)
             left = ()
     missing: tuple[SkippedTensor, ...] = ()
     if reference is not None and difference is not None:
-        missing = changed_tensors(checkpoint, reference, difference, {layer.name for layer in factored}, skipped)
+        held = {*whole, *(layer.name for layer in factored)}
+        missing = changed_tensors(checkpoint, reference, difference, held, skipped)
     return CompressResult(
         layers=factored,
         skipped=skipped_tensors(checkpoint, layers, skipped),
@@ -238,8 +247,17 @@ def _write_difference(
     models: tuple[Any, Any],
     base: Checkpoint,
     base_id: str | None,
-) -> tuple[tuple[FactoredLayer, ...], tuple[str, ...]]:
-    """Factor the differences and write the adapter, if there is a place; return them, and what was assumed."""
+) -> tuple[tuple[FactoredLayer, ...], tuple[str, ...], tuple[str, ...]]:
+    """Factor the differences and write the adapter, if there is a place.
+
+    Returns
+    -------
+    layers
+    notes
+        What was assumed.
+    whole
+        Names of tensors that the adapter holds as they are.
+    """
     configurations = [configuration_of(models[0], factoring.checkpoint), configuration_of(models[1], base)]
     orientation = Orientation(models, configurations, factoring.checkpoint.tensors)
     task = next((task for found in configurations if (task := task_type(found)) is not None), None)
@@ -252,10 +270,12 @@ def _write_difference(
         if staging is not None:
             mark_output(staging, "compress", factoring.checkpoint, format="lora", base={"path": base.source})
     assumed = [row.name for row in factored if row.shape[0] == row.shape[1] and not orientation.is_known(row.name)]
+    whole = tuple(info.name for info in head_tensors(factoring.checkpoint, task))
     if not assumed:
-        return factored, ()
+        return factored, (), whole
     what = assumed[0] if len(assumed) == 1 else f"{len(assumed)} square matrices ({assumed[0]}, ...)"
-    return factored, (f"{what}: taken to be stored as (out, in), as PyTorch does; no config.json beside it says so",)
+    note = f"{what}: taken to be stored as (out, in), as PyTorch does; no config.json beside it says so"
+    return factored, (note,), whole
 
 
 def _check_that_some(factored: Sequence[FactoredLayer], chosen: Sequence[Layer], factoring: Factoring) -> None:
