@@ -551,6 +551,15 @@ class TestVerify:
         save_file({**tensors, "2.bias": -tensors["2.bias"]}, file)
         assert "2.bias: is not pruned, but its content hash" in mpfast.verify(tmp_path / "out").problems[0]
 
+    def test_tensors_without_entries(self, tmp_path):
+        model = {"w.weight": matrix(), "none": np.empty((0, 5), np.float32), "one": np.float32(3)}
+        PRUNE(model, tmp_path / "out")
+        assert mpfast.verify(tmp_path / "out", model).untouched == 2
+        assert mpfast.verify(tmp_path / "out").untouched == 2
+        mpfast.compress(model, tmp_path / "a", base={**model, "w.weight": 2 * matrix(1)}, rank=2)
+        PRUNE(tmp_path / "out", tmp_path / "again")
+        assert mpfast.verify(tmp_path / "again").ok
+
     def test_tensors_of_types_that_are_not_read_are_compared(self, tmp_path):
         """Narrower than a byte: by the bytes of the file."""
         header = {

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mpfast.arrays import native
-from mpfast.checkpoints import Layer, NpyFile, format_of
+from mpfast.checkpoints import Layer, NpyFile, format_of, open_checkpoint
 from mpfast.cli.console import print_lines, reports_errors, require_directory
 from mpfast.cli.options import DeviceOption, JsonOption, MethodOption, SeedOption, ThreadsOption, TolOption
 from mpfast.cli.tables import spectrum_lines
@@ -52,7 +52,7 @@ def spectrum_command(
 
 def _opened(file: Path) -> NpyFile:
     if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file or directory")
+        open_checkpoint(file, "spectrum")  # says why
     known = format_of(file)
     if known is not None and ".npy" not in known.suffixes:
         raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")

@@ -140,6 +140,10 @@ class _Comparison:
     provenance: Provenance | None
     foreign: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._mine = _by_name(self.pruned)
+        self._its = {} if self.dense is None else _by_name(self.dense)
+
     def run(self) -> Verification:
         problems = [
             *_name_problems(self.budget, self.masks, self.pruned, self.dense),
@@ -148,7 +152,10 @@ class _Comparison:
         budgeted = {row.name for row in self.budget}
         others = [info for info in self.pruned.tensors if info.name not in budgeted]
         untouched, unknown = 0, []
-        for name in prefetched([info.name for info in others], self.pruned):
+        both = [self.pruned]
+        if self.dense is not None and all(info.name in self._its for info in others):
+            both.append(self.dense)
+        for name in prefetched([info.name for info in others], *both):
             found = self._is_untouched(name)
             if found is None:
                 unknown.append(name)
@@ -169,8 +176,8 @@ class _Comparison:
     def _is_untouched(self, name: str) -> bool | None:
         """Whether a tensor is the source's; None where there is nothing to tell by."""
         if self.dense is not None:
-            info = _by_name(self.dense).get(name)
-            if info is None or _key(info) != _key(_by_name(self.pruned)[name]):
+            info = self._its.get(name)
+            if info is None or _key(info) != _key(self._mine[name]):
                 return None  # among the problems already
             mine = np.frombuffer(stored_bits(self.pruned, name, "verify"), np.uint8)
             same = np.array_equal(mine, np.frombuffer(self._dense_bits(name), np.uint8))
@@ -220,8 +227,7 @@ class _Comparison:
         elif unknown:
             found.append(f"{_some(unknown)}: the dense model has no such tensor, or of another type or shape")
         if self.dense is not None:
-            mine = _by_name(self.pruned)
-            lost = [info.name for info in self.dense.tensors if info.name not in mine]
+            lost = [name for name in self._its if name not in self._mine]
             if lost:
                 found.append(f"{_some(lost)}: in the dense model only")
         if home_directory(self.pruned) is not None:
