@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import threading
@@ -117,6 +119,23 @@ def test_json_csv_and_pandas(analysis, tmp_path):
     np.testing.assert_array_equal(frame["sigma_plus"], [row.sigma_plus for row in analysis])
     np.testing.assert_array_equal(analysis.to_pandas()["sigma_plus"], frame["sigma_plus"])
     assert [p.name for p in tmp_path.iterdir() if p.suffix not in (".json", ".csv")] == []
+
+
+def test_spreadsheets_compute_nothing_from_names():
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'quoted", "''=x", "plain", "a=b"]
+    found = mpfast.analyze({name: np.random.default_rng(0).standard_normal((64, 48)) for name in names})
+    cells = [row[0] for row in csv.reader(io.StringIO(found.to_csv(), newline=""))][1:]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
+    assert [cell.removeprefix("'") for cell in cells] == names
+    assert cells[-2:] == ["plain", "a=b"]
+
+
+def test_a_name_of_thousands_of_digits():
+    """Python refuses to read a number of more than 4300 digits."""
+    name = f"h.{'7' * 5000}.weight"
+    found = mpfast.analyze({name: np.random.default_rng(0).standard_normal((64, 48))})
+    assert name in found.to_html()
+    assert found.budget(0.5).pruned == 64 * 48 // 2
 
 
 def test_an_unwritable_file_leaves_the_old_one(analysis, tmp_path):

@@ -63,7 +63,7 @@ def test_dry_runs_write_nothing(model, tmp_path):
     run = mpfast("prune", model, "--sparsity", "0.3", "--method", "uniform", "--dry-run")
     assert run.returncode == 0
     assert "nothing written (dry run)" in run.stdout
-    assert mpfast("compress", model, "--dry-run").returncode == 0
+    assert mpfast("compress", model, "--dry-run", "--energy", "0.9").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -84,8 +84,49 @@ def test_budgets_go_from_one_command_to_the_other(model, tmp_path):
 def test_compress(model, tmp_path):
     run = mpfast("compress", model, "-o", tmp_path / "out", "--rank", "8")
     assert run.returncode == 0
-    assert "2 matrices factored to " in run.stdout
-    assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight_A"].shape == (150, 8)
+    assert "2 matrices truncated; factors would take " in run.stdout
+    assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight"].shape == (150, 200)
+
+
+@pytest.mark.slow
+def test_compress_to_factors_and_adapters(model, tmp_path):
+    run = mpfast("compress", model, "-o", tmp_path / "factors", "--error", "0.8", "--format", "factors")
+    assert run.returncode == 0
+    assert "load_factors(model, OUT) loads them" in run.stdout
+    tensors = load_file(model)
+    tensors["fc.weight"] += np.outer(np.ones(150), np.ones(200)).astype(np.float32)
+    tensors["fc.bias"] += 1
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    run = mpfast(
+        "compress", tmp_path / "tuned.safetensors", "--base", model, "-o", tmp_path / "lora", "--base-id", "a/b"
+    )
+    assert run.returncode == 0
+    assert "differ from the base, and are not in the adapter:\n  fc.bias: vector or scalar" in run.stdout
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"] == "a/b"
+
+
+@pytest.mark.slow
+def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
+    """They come from files, and terminals obey escape sequences."""
+    evil = "evil\x1b]0;pwned\x07.weight"
+    rng = np.random.default_rng(0)
+    save_file({evil: rng.standard_normal((1100, 1200)).astype(np.float32)}, tmp_path / "m.safetensors")
+    runs = [
+        mpfast(
+            "prune", tmp_path / "m.safetensors", "-o", tmp_path / "out", "--sparsity", "0.5", "--method", "magnitude"
+        ),
+        mpfast("analyze", tmp_path / "m.safetensors", "--method", "lanczos", "--tol", "1e-5"),
+        mpfast("prune", tmp_path / "m.safetensors", "--dry-run", "--sparsity", "0.5", "--exclude", evil),
+        mpfast("compress", tmp_path / "m.safetensors", "--dry-run", "--rank", "2"),
+    ]
+    budget = json.loads((tmp_path / "out" / "budget.json").read_text())
+    budget["layers"][0]["pruned"] -= 1
+    (tmp_path / "out" / "budget.json").write_text(json.dumps(budget))
+    runs.append(mpfast("verify", tmp_path / "out"))
+    for run in runs:
+        assert "\x1b" not in run.stdout + run.stderr
+        assert "\x07" not in run.stdout + run.stderr
+        assert "evil\\x1b]0;pwned\\x07.weight" in run.stdout + run.stderr
 
 
 @pytest.mark.slow
@@ -133,6 +174,10 @@ def test_mistakes_are_told_in_one_line(model, arguments, message):
         ["prune", "MODEL", "-o", "OUT", "--dry-run", "--sparsity", "0.5"],
         ["prune", "MODEL", "-o", "OUT", "--sparsity", "1.5"],
         ["compress", "MODEL", "-o", "OUT", "--rank", "0"],
+        ["compress", "MODEL", "-o", "OUT"],
+        ["compress", "MODEL", "-o", "OUT", "--rank", "2", "--error", "0.5"],
+        ["compress", "MODEL", "-o", "OUT", "--rank", "2", "--format", "zip"],
+        ["compress", "MODEL", "-o", "OUT", "--rank", "2", "--base-id", "a/b"],
         ["budget", "MODEL"],
     ],
 )

@@ -358,7 +358,7 @@ def below_the_rounding_of_the_largest():
         ("svd", lambda W: mpfast.svd(W, until="mp_edge")),
         ("factor", lambda W: lowrank.factor(W)),
         ("denoise", lambda W: lowrank.denoise(W)),
-        ("compress", lambda W: mpfast.compress({"fc.weight": W})),
+        ("compress", lambda W: mpfast.compress({"fc.weight": W}, base={"fc.weight": np.zeros_like(W)})),
     ],
 )
 def test_triplets_that_are_missing_are_warned_of_once_by_the_function_that_was_called(name, call):

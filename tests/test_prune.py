@@ -69,7 +69,7 @@ def all_tensors(directory):
 def digest(directory):
     state = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != ".mpfast.json":  # which says when
             state.update(path.name.encode() + path.read_bytes())
     return state.hexdigest()
 
@@ -124,6 +124,7 @@ def test_layout_and_companions(model, tmp_path):
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
     )
     assert written == [
+        ".mpfast.json",
         "budget.json",
         "config.json",
         "masks.safetensors",
@@ -279,8 +280,16 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         mpfast.prune(model, tmp_path / "out", sparsity=0.5)
     assert (tmp_path / "out" / "precious").exists()
+    with pytest.raises(FileExistsError, match="not marked"):
+        mpfast.prune(model, tmp_path / "out", sparsity=0.5, overwrite=True)
+    for forged in ("{}", '{"schema": "other/1"}', "mpfast.output/1"):
+        (tmp_path / "out" / ".mpfast.json").write_text(forged)
+        with pytest.raises(FileExistsError, match="not marked"):
+            mpfast.prune(model, tmp_path / "out", sparsity=0.5, overwrite=True)
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+    shutil.rmtree(tmp_path / "out")
+    mpfast.prune(model, tmp_path / "out", sparsity=0.3)
     mpfast.prune(model, tmp_path / "out", sparsity=0.5, overwrite=True)
-    assert not (tmp_path / "out" / "precious").exists()
     assert mpfast.verify(tmp_path / "out").ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 

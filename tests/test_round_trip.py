@@ -72,9 +72,16 @@ def test_masks_apply_again(minilm, tmp_path):
 
 def test_factors_of_a_real_model_multiply_back(minilm, tmp_path):
     load_file = pytest.importorskip("safetensors.numpy").load_file
-    result = mpfast.compress(minilm, tmp_path / "out", rank=96)
+    result = mpfast.compress(minilm, tmp_path / "out", rank=96, format="factors")
     dense, factored = load_file(minilm / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     for layer in result.layers:
         product = factored[f"{layer.name}_A"] @ factored[f"{layer.name}_B"]
         left = np.linalg.norm(dense[layer.name] - product) ** 2 / np.linalg.norm(dense[layer.name]) ** 2
         assert left == pytest.approx(1 - layer.energy, abs=1e-4)
+
+
+def test_a_truncated_model_loads_and_still_means_the_same(minilm, tmp_path):
+    mpfast.compress(minilm, tmp_path / "out", error=0.2)
+    cosine = (embeddings(minilm) * embeddings(tmp_path / "out")).sum(axis=1)
+    print("cosine similarity to the dense embeddings:", cosine.round(4))
+    assert cosine.mean() > 0.9

@@ -25,6 +25,7 @@ __all__ = [
     "check_matrix",
     "dtype_error",
     "like",
+    "native",
     "on_host",
     "raise_if_nonfinite",
     "wide",
@@ -116,6 +117,15 @@ def on_host(array: Any) -> NDArray[Any]:
     if type(array).__module__.split(".")[0] == "cupy":
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array in the machine's byte order and aligned to its entries: itself, or a copy of the same numbers."""
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        return array.copy()
+    return array
 
 
 def dtype_error(name: str, dtype: str, cast: str) -> InvalidTypeError:

@@ -1,6 +1,7 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
+from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
@@ -25,9 +26,20 @@ from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
+from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.checkpoints.source_files import SourceFiles, files_behind
+from mpfast.checkpoints.tensor_bits import (
+    check_writable,
+    content_hash,
+    content_hashes,
+    is_foreign,
+    overall_hash,
+    shards_of,
+    stored,
+    stored_bits,
+)
 
 __all__ = [
     "FORMATS",
@@ -49,29 +61,38 @@ __all__ = [
     "QkvView",
     "SafetensorsFile",
     "SafetensorsWriter",
+    "SourceFiles",
     "TensorInfo",
     "Views",
     "as_layer",
     "as_layers",
+    "check_writable",
+    "content_hash",
+    "content_hashes",
     "content_sample_hash",
     "copy_companions",
     "counterparts",
+    "files_behind",
     "files_of",
-    "fingerprint",
     "first_reason",
     "format_of",
     "has_lora_pairs",
+    "home_directory",
     "index_name",
     "is_embedding_or_head",
+    "is_foreign",
     "layer_matrix",
     "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "overall_hash",
     "packed",
     "path_of",
     "prefetched",
     "select_layers",
+    "shards_of",
     "stored",
+    "stored_bits",
     "unmatched_patterns",
 ]

@@ -61,6 +61,11 @@ class Difference:
         """Name in the base of the tensor that one of the model is compared with."""
         return self._pairs[name][1].name
 
+    @property
+    def renamed(self) -> tuple[str, str] | None:
+        """A name of the model and the other one that its tensor has in the base; None where all names agree."""
+        return next(((name, base.name) for name, (_, base) in self._pairs.items() if name != base.name), None)
+
     def pair(self, name: str) -> tuple[TensorInfo, TensorInfo]:
         """What the model and the base say of the two tensors."""
         return self._pairs[name]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mpfast import _core
+from mpfast.arrays import native
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
 from mpfast.support import InvalidTypeError, InvalidValueError, front_door
 
@@ -244,6 +245,8 @@ def _patterns(chosen: str | Iterable[str]) -> list[str]:
 def layer_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
     part = tensor[layer.index] if layer.index else tensor
+    if isinstance(part, np.ndarray) and part.dtype.isbuiltin != 2:  # NumPy's own types, in any byte order
+        part = native(part)
     matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)
     if layer.dtype == "bfloat16" and isinstance(matrix, np.ndarray) and matrix.dtype == np.uint16:
         return _core.Matrix(matrix, "bfloat16")  # a reader's raw bits: NumPy has no such type

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.support import CheckpointError, front_door
+from mpfast.support import CheckpointError, front_door, restore_directory
 
 __all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
 
@@ -58,6 +58,12 @@ FORMATS = (
 )
 
 
+def _address(path: str) -> str | None:
+    """Return the address that a path was before one of its slashes was taken away; None for a path."""
+    found = re.match("([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", path)
+    return None if found is None else f"{found[1]}://{path[found.end() :]}"
+
+
 def format_of(path: Path) -> Format | None:
     """Return the format that the name of a file says it has; None if none is known."""
     name = path.name.lower()
@@ -96,7 +102,7 @@ def located(model: str | os.PathLike[str]) -> Path:
     """
     text = os.fsdecode(model)
     path = Path(text)
-    if path.exists():
+    if path.exists() or restore_directory(path):
         return path
     # A path swallows the second slash.
     url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+\S", text)

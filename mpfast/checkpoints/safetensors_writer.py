@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast.arrays import native
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.safetensors import METADATA_KEY, PREFIX_BYTES, SafetensorsFile, element_code, stored_bytes
+from mpfast.support import InvalidValueError, is_text, named_errors, short
 
 __all__ = ["SafetensorsWriter"]
 
@@ -31,7 +34,8 @@ class SafetensorsWriter:
     Parameters
     ----------
     path : path
-        The file; an existing one is overwritten.
+        The file. An existing one with the same header and size is compared with what is written, and only what
+        differs is written; any other is overwritten. Its tensors count as not written all the same.
     header : bytes
         All bytes before the data.
     spans : mapping of str to (int, int)
@@ -42,9 +46,13 @@ class SafetensorsWriter:
         self.path = path
         self._spans = dict(spans)
         self._missing = dict.fromkeys(spans)
-        self._stream = path.open("wb")
-        self._stream.truncate(max((end for _, end in spans.values()), default=len(header)))
-        self._stream.write(header)
+        size = max((end for _, end in spans.values()), default=len(header))
+        self._compares = _begins_with(path, header, size)
+        self._stream = path.open("r+b" if self._compares else "wb")
+        if not self._compares:
+            with named_errors(path):
+                self._stream.truncate(size)
+                self._stream.write(header)
         self._waiting = 0
 
     @classmethod
@@ -58,14 +66,21 @@ class SafetensorsWriter:
 
         Raises
         ------
-        ValueError
-            A type that the format lacks.
+        InvalidValueError
+            A type or a name that the format lacks, or a name that occurs twice.
         """
         header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
         position = 0
-        offsets = {}
+        offsets: dict[str, tuple[int, int]] = {}
         for info in tensors:
-            end = position + stored_bytes(info)
+            if info.name == METADATA_KEY or info.name in offsets or not is_text(info.name):
+                raise InvalidValueError(
+                    "", f"{path.name}: a safetensors file cannot have a tensor {short(info.name)} more"
+                )
+            try:
+                end = position + stored_bytes(info)
+            except ValueError as error:
+                raise InvalidValueError("", f"{info.name}: {error}") from None
             offsets[info.name] = (position, end)
             header[info.name] = {
                 "dtype": element_code(info.dtype),
@@ -90,22 +105,32 @@ class SafetensorsWriter:
             The data has not the size of the tensor.
         """
         if isinstance(data, np.ndarray):
-            data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+            data = np.ascontiguousarray(native(data)).reshape(-1).view(np.uint8).data
         self.write_chunks(name, (data[at : at + CHUNK_BYTES] for at in range(0, data.nbytes, CHUNK_BYTES)))
 
     def write_chunks(self, name: str, chunks: Iterable[memoryview]) -> None:
         """Write one tensor from its bytes in pieces; errors as `write`."""
         begin, end = self._spans[name]
-        self._stream.seek(begin)
         written = 0
+        self._stream.seek(begin)
         for chunk in chunks:
             written += chunk.nbytes
             if begin + written <= end:
-                self._stream.write(chunk)
-                self._start_writing(chunk.nbytes)
+                with named_errors(self.path):
+                    self._put(begin + written - chunk.nbytes, chunk)
         if begin + written != end:
             raise ValueError(f"{self.path}: tensor {name!r} has {end - begin} bytes, not {written}")
         self._missing.pop(name, None)
+
+    def _put(self, position: int, chunk: memoryview) -> None:
+        """Write what is not there already."""
+        if self._compares:
+            there = np.frombuffer(self._stream.read(chunk.nbytes), np.uint8)
+            if np.array_equal(there, np.frombuffer(chunk, np.uint8)):
+                return
+            self._stream.seek(position)
+        self._stream.write(chunk)
+        self._start_writing(chunk.nbytes)
 
     def _start_writing(self, added: int) -> None:
         """Let the disk work from now on, not only when the file is closed, and free the memory of what it has done.
@@ -134,14 +159,16 @@ class SafetensorsWriter:
             if self._missing:
                 first = self.missing[0]
                 raise ValueError(f"{self.path}: {len(self._missing)} tensors were not written, {first!r} first")
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+            with named_errors(self.path):
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
         finally:
             self._stream.close()
 
     def abandon(self) -> None:
         """Close the file as it is."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # of the disk that is full: what is in the buffer is of no use any more
+            self._stream.close()
 
     def __enter__(self) -> SafetensorsWriter:
         return self
@@ -153,3 +180,11 @@ class SafetensorsWriter:
             self.close()
         else:
             self.abandon()
+
+
+def _begins_with(path: Path, header: bytes, size: int) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_size == size and stream.read(len(header)) == header
+    except OSError:
+        return False

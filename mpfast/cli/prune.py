@@ -141,12 +141,12 @@ def verify_command(
     told = write_document(found.to_document(out), json_file) or quiet
     for problem in found.problems if not told else ():
         typer.echo(printable(problem))
-    if found.source is None and not quiet:
-        typer.echo("the dense model is not at hand: only masks and zeros were checked", err=True)
+    for note in (*found.notes, *(f"not compared: {missed}" for missed in found.not_compared)) if not quiet else ():
+        typer.echo(printable(note), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     pruned = (
         "1 pruned tensor as its mask says" if found.layers == 1 else f"{found.layers} pruned tensors as their masks say"
     )
     if not told:
-        typer.echo(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched")
+        typer.echo(printable(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched"))

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mpfast.checkpoints import Layer, NpyFile, format_of
+from mpfast.arrays import native
+from mpfast.checkpoints import Layer, NpyFile, format_of, open_checkpoint
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, warn, write_document
 from mpfast.cli.options import (
@@ -48,7 +49,8 @@ def spectrum_command(
     checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
-    found = spectrum(checkpoint.read(tensor.name), method=method, tol=tol, seed=seed, threads=threads, device=device)
+    matrix = native(checkpoint.read(tensor.name))
+    found = spectrum(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     chosen = {"method": method, "tol": tol, "seed": seed, "device": device}
@@ -69,7 +71,7 @@ def spectrum_command(
 
 def _opened(file: Path) -> NpyFile:
     if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file or directory")
+        open_checkpoint(file)  # says why
     known = format_of(file)
     if known is not None and ".npy" not in known.suffixes:
         raise ValueError(f"{file}: one matrix in a .npy file is expected; mpfast analyze reads checkpoints")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.models import Analysis, LayerReport, SkippedTensor
+from mpfast.support import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,11 +74,6 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
 def plain(text: str = "") -> Line:
     """Return a line without style."""
     return [(text, "")]
-
-
-def printable(text: str) -> str:
-    """`text` with control characters escaped: names come from files, and terminals obey escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -158,7 +154,7 @@ def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     return [*lines, plain()] if lines else []
 
 
-def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool) -> list[Line]:
+def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
     if not skipped:
         return []
     by_reason: dict[str, list[str]] = defaultdict(list)
@@ -166,11 +162,17 @@ def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool) -> list[Line
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         text = f"{tensor.name} ({shape} {tensor.dtype})" if verbose else tensor.name
         by_reason[printable(tensor.reason)].append(printable(text))
-    lines = [plain("skipped:")]
+    lines = [plain(title)]
     for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
         lines.append(plain(f"  {_some(names, verbose)}: {reason}"))
         lines += _listed(names, verbose)
     return [*lines, plain()]
+
+
+def _sentences(title: str, sentences: Sequence[str]) -> list[Line]:
+    if not sentences:
+        return []
+    return [plain(title), *(plain(f"  {printable(sentence)}") for sentence in sentences), plain()]
 
 
 def _some(names: Sequence[str], verbose: bool) -> str:
@@ -278,6 +280,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
         *_table(("layer", "shape", "pruned", "sparsity"), body, width),
         plain(),
         *_skipped_lines(result.skipped, verbose),
+        *_sentences("not copied:", result.not_copied),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
@@ -296,11 +299,20 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
     body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
     matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    share = f"{100 * result.ratio:.1f}% of {entries} entries"
+    done = {
+        "dense": f"{matrices} truncated; factors would take {share}",
+        "factors": f"{matrices} factored to {share}; mpfast.integrations.torch.load_factors(model, OUT) loads them",
+        "lora": f"{matrices} factored to {share}",
+    }[result.format]
     return [
         *_table(("layer", "shape", "rank", "energy"), body, width),
         plain(),
         *_skipped_lines(result.skipped, verbose),
-        plain(f"{matrices} factored to {100 * result.ratio:.1f}% of {entries} entries"),
+        *_skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
+        *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
+        plain(done),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 

@@ -4,8 +4,9 @@ from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
 from mpfast.models.comparison import DIFF_COLUMNS, DiffRow, ModelDiff, diff
-from mpfast.models.compression import CompressResult, compress
+from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
+from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
@@ -16,10 +17,12 @@ from mpfast.models.result import Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
+    "COMPRESS_FORMATS",
     "DEFAULT_FORMAT",
     "DEFAULT_METHOD",
     "DIFF_COLUMNS",
     "EXPORTERS",
+    "FACTORS_FORMAT",
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",

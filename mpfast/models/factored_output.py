@@ -1,9 +1,9 @@
-"""What `compress` writes: a checkpoint with factors in the place of matrices, or a LoRA adapter."""
+"""What `compress` writes of a model: truncated matrices in their places, or factors for `load_factors`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,83 @@ from numpy.typing import NDArray
 from mpfast.arrays import narrowed
 from mpfast.checkpoints import (
     Checkpoint,
+    CheckpointOutput,
     Layer,
     SafetensorsWriter,
+    SourceFiles,
     TensorInfo,
     copy_companions,
+    files_behind,
     files_of,
     index_name,
-    stored,
+    stored_bits,
 )
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
+from mpfast.support import InvalidValueError
 
-__all__ = ["write_adapter", "write_factors"]
+__all__ = ["FACTORS_FORMAT", "check_factor_names", "write_dense", "write_factors"]
 
 FACTORS_FORMAT = "mpfast.factors/1"
+# What makes other libraries load a directory as a model: of one with factors they would initialise what they miss.
+_CONFIGURATIONS = ("config.json", "model_index.json", "adapter_config.json")
+# Entries of a truncated matrix that are in memory at a time.
+CHUNK_ENTRIES = 1 << 22
 
 
-def write_factors(factoring: Factoring, chosen: Sequence[Layer], staging: Path) -> tuple[FactoredLayer, ...]:
-    """Write one file for every file of the source; the factors of one file are in memory at a time."""
+def write_dense(
+    factoring: Factoring, chosen: Sequence[Layer], staging: Path
+) -> tuple[tuple[FactoredLayer, ...], tuple[str, ...]]:
+    """Write the checkpoint with truncated matrices under the same names, all else as it was.
+
+    Returns
+    -------
+    layers : tuple of FactoredLayer
+    left : tuple of str
+        What lies beside the weights and was not copied, and why.
+    """
+    reports = []
+    with CheckpointOutput(factoring.checkpoint, staging) as output:
+        for layer in chosen:
+            found = factoring.factored(layer)
+            if found is not None:
+                report, left, right = found
+                output.write(layer.name, _product(left, right, layer.dtype))
+                reports.append(report)
+        return tuple(reports), output.finish()
+
+
+def _product(left: NDArray[Any], right: NDArray[Any], dtype: str) -> Iterator[memoryview]:
+    """Yield the bytes of ``left @ right``, formed in float64, some rows at a time."""
+    step = max(1, CHUNK_ENTRIES // right.shape[1])
+    wide = right.astype(np.float64)
+    for at in range(0, len(left), step):
+        rows = _stored_as(left[at : at + step].astype(np.float64) @ wide, dtype)
+        yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def check_factor_names(checkpoint: Checkpoint, chosen: Sequence[Layer]) -> None:
+    """Raise InvalidValueError where the factors would have the name of another tensor."""
+    names = {info.name for info in checkpoint.tensors}
+    for layer in chosen:
+        for factor in (f"{layer.name}_A", f"{layer.name}_B"):
+            if factor in names:
+                raise InvalidValueError(
+                    "",
+                    f"{layer.name}: cannot be split, for the model has a tensor {factor} already",
+                    f"leave it out: exclude={layer.name!r}",
+                )
+
+
+def write_factors(
+    factoring: Factoring, chosen: Sequence[Layer], staging: Path
+) -> tuple[tuple[FactoredLayer, ...], tuple[str, ...]]:
+    """Write one file for every file of the source, with factors for matrices, for `load_factors`; as `write_dense`.
+
+    The factors of one file are in memory at a time. No configuration is copied: other libraries would take the
+    directory for a model of theirs and fill what they do not find with random numbers.
+    """
     checkpoint = factoring.checkpoint
+    source = SourceFiles(files_behind(checkpoint))
     wanted = {layer.name: layer for layer in chosen}
     reports: list[FactoredLayer] = []
     weight_map: dict[str, str] = {}
@@ -40,12 +99,13 @@ def write_factors(factoring: Factoring, chosen: Sequence[Layer], staging: Path) 
         tensors = _write_file(checkpoint, staging / file, names, factors)
         weight_map |= {tensor.name: file for tensor in tensors}
         reports += [found[0] for found in factors.values()]
-    copy_companions(checkpoint, staging)
+    left = copy_companions(checkpoint, staging, leave_out=_CONFIGURATIONS)
     if len(files) > 1:
         size = sum((staging / file).stat().st_size for file in files)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (staging / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    return tuple(reports)
+    source.check()
+    return tuple(reports), left
 
 
 def _write_file(
@@ -70,51 +130,9 @@ def _write_file(
                 writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
                 writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
             else:
-                writer.write(name, stored(checkpoint.read(name), name))
+                writer.write(name, stored_bits(checkpoint, name))
                 checkpoint.release(name)
     return tensors
-
-
-def write_adapter(
-    factoring: Factoring, base: Checkpoint, chosen: Sequence[Layer], staging: Path
-) -> tuple[FactoredLayer, ...]:
-    """Write a LoRA adapter as PEFT stores it: the update of a layer is ``lora_B @ lora_A``."""
-    factors = [found for layer in chosen if (found := factoring.factored(layer)) is not None]
-    if not factors:
-        return ()
-    # The adapter goes onto the base: its modules have the names that they have there.
-    found_in = factoring.difference
-    modules = {
-        report.name: (report.name if found_in is None else found_in.base_name(report.name)).removesuffix(".weight")
-        for report, _, _ in factors
-    }
-    tensors = []
-    for report, left, right in factors:
-        module = f"base_model.model.{modules[report.name]}"
-        tensors.append((TensorInfo(f"{module}.lora_A.weight", right.shape, "float32"), right))
-        tensors.append((TensorInfo(f"{module}.lora_B.weight", left.shape, "float32"), left))
-    with SafetensorsWriter.create(
-        staging / "adapter_model.safetensors", [info for info, _ in tensors], {"format": "pt"}
-    ) as writer:
-        for info, factor in tensors:
-            writer.write(info.name, factor.astype(np.float32))
-    ranks = {modules[report.name]: report.rank for report, _, _ in factors}
-    largest = max(ranks.values())
-    configuration = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base.source,
-        "r": largest,
-        "lora_alpha": largest,
-        "rank_pattern": ranks,
-        "alpha_pattern": ranks,  # alpha = r: the update is applied as it is
-        "target_modules": sorted(ranks),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    text = json.dumps(configuration, indent=1) + "\n"
-    (staging / "adapter_config.json").write_text(text, encoding="utf-8")
-    return tuple(report for report, _, _ in factors)
 
 
 def _stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import wide
 from mpfast.checkpoints import Checkpoint, Difference, Layer, is_embedding_or_head, stored
-from mpfast.spectra import lowrank
+from mpfast.spectra import lowrank, spectrum
 from mpfast.support import InputError, InvalidValueError
 
-__all__ = ["FactoredLayer", "Factoring", "Factors"]
+__all__ = ["FactoredLayer", "Factoring", "Factors", "Wanted"]
+
+# Of the singular values. Where the rank cuts through the noise, neighbours are close together, and a looser tolerance
+# mixes them: at 1e-5 the product is off by up to 8e-4 of its norm, at this one by 1e-5, in the same time.
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,71 @@ class FactoredLayer:
         return self.rank * sum(self.shape)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How many singular values of a matrix are kept: one of the three is given.
+
+    Attributes
+    ----------
+    rank : int, "mp_edge" or None
+        So many at most, or those above the edge.
+    energy : float or None
+        As few as hold this share of the squared Frobenius norm.
+    error : float or None
+        As few as leave this relative error, Frobenius norm over Frobenius norm, at most.
+    """
+
+    rank: int | str | None = None
+    energy: float | None = None
+    error: float | None = None
+
+    @classmethod
+    def of(cls, rank: Any, energy: Any, error: Any, *, has_base: bool) -> Wanted:
+        """Check what the caller of `compress` asked for; InvalidValueError says what cannot be asked."""
+        given = [name for name, value in (("rank", rank), ("energy", energy), ("error", error)) if value is not None]
+        if len(given) > 1:
+            raise InvalidValueError("", f"{' and '.join(given)} do not go together", "pass one of them")
+        if not given and has_base:
+            return cls(rank="mp_edge")
+        if not given:
+            raise InvalidValueError(
+                "",
+                "nothing says how much of the matrices is to stay",
+                "pass one of rank, energy (share of the squared norm) and error (relative)",
+            )
+        if energy is not None:
+            return cls(energy=_share("energy", energy, lowest_allowed=False))
+        if error is not None:
+            return cls(error=_share("error", error, lowest_allowed=True))
+        checked = lowrank.check_options(rank, None)
+        if isinstance(checked, str) and not has_base:
+            raise InvalidValueError(
+                "rank",
+                "'mp_edge' is for the difference to a base: below the edge of a whole matrix all looks like noise,"
+                " but the model computes with it and does not work without it",
+                "pass an integer, or energy= or error= instead",
+            )
+        return cls(rank=checked)
+
+    def count(self, values: NDArray[np.float64]) -> int:
+        """Return how many of all singular values, descending, are kept by energy or error; 1 at least."""
+        squares = np.square(values)
+        total = float(squares.sum())
+        lost = np.square(self.error) if self.error is not None else 1 - (1.0 if self.energy is None else self.energy)
+        beyond = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # what is lost when so many are kept
+        # Beyond rounding of the sums, all singular values are zero: nothing is gained by keeping them.
+        allowed = max(float(lost), len(values) * np.finfo(np.float64).eps) * total
+        return max(1, int(np.count_nonzero(beyond > allowed)))
+
+
+def _share(name: str, value: Any, *, lowest_allowed: bool) -> float:
+    fits = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not fits or not (0 <= value < 1 if lowest_allowed else 0 < value <= 1):
+        interval = "[0, 1)" if lowest_allowed else "(0, 1]"
+        raise InvalidValueError(name, f"must be a number in {interval}, not {value!r}")
+    return float(value)
+
+
 Factors = tuple[FactoredLayer, NDArray[Any], NDArray[Any]]
 
 
@@ -57,7 +126,9 @@ class Factoring:
         The model.
     difference : Difference or None
         What it is to the checkpoint that it was tuned from, if that is what is factored.
-    rank, seed, device : optional
+    wanted : Wanted
+        How many singular values are kept.
+    seed, device : optional
         As in `compress`.
     threads : int
     skipped : dict of str to str
@@ -68,7 +139,7 @@ class Factoring:
 
     checkpoint: Checkpoint
     difference: Difference | None
-    rank: int | str
+    wanted: Wanted
     seed: int
     device: str | None
     threads: int
@@ -102,10 +173,10 @@ class Factoring:
             self.skipped[layer.name] = "equal in both checkpoints"
             return None
         matrix = _core.Matrix(dense.reshape(layer.shape), dtype)
-        rank = self.rank if isinstance(self.rank, str) else min(self.rank, *layer.shape)
         try:
+            rank = self._rank(matrix, layer)
             left, right, self.unmet[layer.name] = lowrank.factors(
-                matrix, rank, seed=self.seed, threads=self.threads, device=self.device
+                matrix, rank, tol=TOLERANCE, seed=self.seed, threads=self.threads, device=self.device
             )
         except lowrank.NothingAboveEdgeError:
             self.skipped[layer.name] = "no singular value above the Marchenko-Pastur edge"
@@ -113,11 +184,22 @@ class Factoring:
         except InputError as error:
             raise InvalidValueError(layer.name, error.reason) from None
         found = np.square(left.astype(np.float64)).sum(axis=0) * np.square(right.astype(np.float64)).sum(axis=1)
-        energy = float(found.sum() / _squared_norm(dense, dtype))
+        total = _squared_norm(dense, dtype)
+        energy = float(found.sum() / total) if total > 0 else 1.0
         if self.difference is None and left.shape[1] * sum(layer.shape) >= layer.size:
             self.skipped[layer.name] = f"rank {left.shape[1]} would take more entries than the matrix"
             return None
         return FactoredLayer(layer.name, layer.shape, left.shape[1], energy), left, right
+
+    def _rank(self, matrix: _core.Matrix, layer: Layer) -> int | str:
+        wanted = self.wanted.rank
+        if isinstance(wanted, str):
+            return wanted
+        if wanted is not None:
+            return min(wanted, *layer.shape)
+        found = spectrum(matrix, method="exact", seed=self.seed, threads=self.threads, device=self.device)
+        assert found.values is not None, "an exact spectrum has all singular values"
+        return self.wanted.count(found.values)
 
 
 def _reason_for_no_adapter(layer: Layer, difference: Difference) -> str | None:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, raise_if_nonfinite, wide
-from mpfast.checkpoints import Checkpoint, Layer, prefetched
+from mpfast.arrays import raise_if_nonfinite, wide
+from mpfast.checkpoints import Checkpoint, Layer, prefetched, stored
 from mpfast.support import InvalidValueError, floor_count
 
 __all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "global_cut", "stored_rows"]
@@ -28,11 +28,8 @@ class MaskPlan(Protocol):
 
 
 def stored_rows(tensor: Any, layer: Layer) -> NDArray[Any]:
-    """Return a tensor of a checkpoint as contiguous rows of its stored bits (bfloat16 as uint16)."""
-    if isinstance(tensor, np.ndarray) and (layer.dtype == "bfloat16" or tensor.dtype.name == layer.dtype):
-        array = tensor
-    else:
-        array, _ = as_numpy(tensor, name=layer.name)
+    """Return a tensor of a checkpoint as contiguous rows of its bits in the machine's order (bfloat16 as uint16)."""
+    array = stored(tensor, layer.name)
     return np.ascontiguousarray(array).reshape(array.shape[0], -1)
 
 

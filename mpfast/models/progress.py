@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mpfast.checkpoints import Layer
+from mpfast.support import printable
 
 __all__ = ["progress_bar"]
 
@@ -36,7 +37,7 @@ def progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[La
         def advance(layer: Layer) -> None:
             nonlocal done
             done += 1
-            description = layer.name.replace("[", "\\[")  # else rich takes "blocks[0]" for markup
+            description = printable(layer.name).replace("[", "\\[")  # else rich takes "blocks[0]" for markup
             bar.update(task, advance=layer.size, done=done, description=description)
 
         yield advance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
 from mpfast.models.budget import Budget
@@ -106,13 +105,6 @@ class PruneOptions:
     def highest(self) -> float:
         """Largest share of a layer that a global cut takes."""
         return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
-
-    def key(self, layers: list[Layer]) -> list[Any]:
-        """All that the pruned weights depend on besides the dense ones."""
-        names = [layer.name for layer in layers]
-        key: list[Any] = [self.sparsity, self.method, self.wanted_pattern, names, self.tol, self.seed, self.device]
-        key += [] if self.sparsity is None else [self.highest]
-        return key if self.budget is None else [*key, self.budget.to_json()]
 
 
 def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: PruneOptions) -> list[Layer]:

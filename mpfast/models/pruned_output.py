@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +17,7 @@ from mpfast.checkpoints import (
     CheckpointOutput,
     Layer,
     SafetensorsWriter,
-    fingerprint,
+    content_hash,
     mask_writer,
     packed,
     prefetched,
@@ -28,9 +26,10 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import MaskPlan, stored_rows
-from mpfast.support import staged_directory
+from mpfast.models.output_mark import mark_output
+from mpfast.support import OutputDirectory
 
-__all__ = ["BUDGET_FILE", "MaskingPass", "content_hash", "write_pruned"]
+__all__ = ["BUDGET_FILE", "MaskingPass", "write_pruned"]
 
 #: Name of the budget that is written beside the weights.
 BUDGET_FILE = "budget.json"
@@ -116,36 +115,36 @@ class MaskingPass:
         )
 
 
-def write_pruned(
-    masking: MaskingPass, out: str | os.PathLike[str], budget: Budget, key: list[Any], *, overwrite: bool
-) -> Budget:
-    """Write the pruned checkpoint, its masks and its budget, all or nothing; return the budget with its rows.
+def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -> tuple[Budget, tuple[str, ...]]:
+    """Write the pruned checkpoint, its masks and its budget, all or nothing.
 
     Parameters
     ----------
     masking
         The pass over the layers; it is run here.
-    out, overwrite
-        As in `mpfast.prune`.
+    place
+        Where to write.
     budget
         Without rows.
-    key
-        What the result depends on: files that a killed run with the same key had finished are kept.
+
+    Returns
+    -------
+    budget : Budget
+        With its rows.
+    left : tuple of str
+        What lies beside the weights and was not copied, and why.
     """
     checkpoint = masking.checkpoint
-    with staged_directory(out, overwrite=overwrite) as staging:
+    with place.staged(resume=True) as staging:
         shapes = {layer.name: layer.tensor_shape for layer in masking.layers}
-        with CheckpointOutput(checkpoint, staging, fingerprint(checkpoint, "prune", key)) as output:
+        with CheckpointOutput(checkpoint, staging) as output:
             with mask_writer(staging / MASKS_FILE, shapes) as mask_file:
                 written = replace(budget, layers=masking.run(output, mask_file))
-            output.finish()
+            left = output.finish()
         (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
-    return written
-
-
-def content_hash(entries: NDArray[Any]) -> str:
-    """Return the hash of a contiguous tensor's bytes, as a budget gives it."""
-    return f"sha256:{hashlib.sha256(entries.reshape(-1).view(np.uint8).data).hexdigest()}"
+        known = {row.name: row.content for row in written if row.content is not None}
+        mark_output(staging, "prune", checkpoint, known)
+    return written, left
 
 
 def masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_]) -> Iterator[memoryview]:

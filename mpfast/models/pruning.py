@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints import WHOLE, Checkpoint, Layer, NameFilter, open_checkpoint, select_layers
+from mpfast.checkpoints import (
+    WHOLE,
+    Checkpoint,
+    Layer,
+    NameFilter,
+    check_writable,
+    files_behind,
+    open_checkpoint,
+    select_layers,
+)
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
@@ -19,7 +29,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, check_directory, front_door, logger, warn_caller
+from mpfast.support import InvalidValueError, claimed_directory, front_door, logger, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -41,6 +51,8 @@ class PruneResult:
         ``masks.safetensors``.
     seconds : float
         Wall time.
+    not_copied : tuple of str
+        Files beside the weights that `out` lacks, and why: weights in other forms, links that leave the directory.
     """
 
     budget: Budget
@@ -48,6 +60,7 @@ class PruneResult:
     out: Path | None
     masks: dict[str, Any] | None
     seconds: float
+    not_copied: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -101,8 +114,9 @@ def prune(
         As `mpfast.analyze`. It is never changed.
     out : path, optional
         Directory to write: files of the same names, header, order and layout as the source's, ``masks.safetensors``
-        (one bit per weight, see `mpfast.checkpoints.MaskFile`), ``budget.json``, and copies of the files beside the
-        weights (configuration, tokenizer). Default: nothing is written.
+        (one bit per weight, see `mpfast.checkpoints.MaskFile`), ``budget.json``, copies of the files beside the
+        weights (configuration, tokenizer), and the mark ``.mpfast.json`` with the hashes of the source's tensors.
+        Default: nothing is written.
     sparsity : float
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
         fixes it, or `budget`.
@@ -125,8 +139,8 @@ def prune(
     threads : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if it exists, with all that it holds. One that holds the source or the working directory is
-        refused.
+        Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
+        holds the source or the working directory, is refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
 
@@ -137,7 +151,8 @@ def prune(
     Raises
     ------
     FileNotFoundError, FileExistsError, OSError
-        `model` does not exist, `out` does, or it cannot be written. Nothing half-written is left.
+        `model` does not exist, `out` does, or it cannot be written, or somebody else is writing it. Nothing is left of
+        what was begun.
     CheckpointError
         The checkpoint is malformed.
     ValueError, TypeError
@@ -161,17 +176,16 @@ def prune(
     """
     started = time.perf_counter()
     options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
-    if out is not None:
-        check_directory(out, overwrite=overwrite, sources=[model])
     checkpoint = open_checkpoint(model)
+    if out is not None:
+        check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(layers, skipped, options)
     logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
-    plan, reports = _plan(checkpoint, layers, options)
     # Of a path, the masks are in a file beside the weights.
-    masking = MaskingPass(checkpoint, layers, plan, reports, None if isinstance(model, str | os.PathLike) else {})
+    masks: dict[str, Any] | None = None if isinstance(model, str | os.PathLike) else {}
     stays = skipped_tensors(checkpoint, layers, skipped)
     empty = Budget(
         (),
@@ -196,17 +210,26 @@ def prune(
             device=device,
         ),
     )
-    if out is None:
-        pruned = replace(empty, layers=masking.run())
-    else:
-        pruned = write_pruned(masking, out, empty, options.key(layers), overwrite=overwrite)
+    left: tuple[str, ...] = ()
+    with contextlib.ExitStack() as stack:
+        place = None
+        if out is not None:  # from here on nobody else writes there
+            sources = files_behind(model, checkpoint)
+            place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
+        plan, reports = _plan(checkpoint, layers, options)
+        masking = MaskingPass(checkpoint, layers, plan, reports, masks)
+        if place is None:
+            pruned = replace(empty, layers=masking.run())
+        else:
+            pruned, left = write_pruned(masking, place, empty)
     warn_of_emptied(((row.name, row.pruned, row.size) for row in pruned), options.target, "prune")
     return PruneResult(
         budget=pruned,
         skipped=stays,
         out=None if out is None else Path(out),
-        masks=masking.masks,
+        masks=masks,
         seconds=time.perf_counter() - started,
+        not_copied=left,
     )
 
 

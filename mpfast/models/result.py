@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "Analysis", "csv_of"]
 
 SCHEMA = "mpfast.analysis/1"
+# How cells begin from which spreadsheets compute, and what marks one as text.
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 @dataclass(frozen=True, repr=False)
@@ -238,7 +240,9 @@ class Analysis(Sequence[LayerReport]):
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the rows as CSV text with a header, or write them to `path`, whole or not at all.
 
-        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly.
+        Shapes are written as ``384x1536``, warnings joined by semicolons, numbers so that they read back exactly. A
+        text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end, from which spreadsheets would compute, or
+        with an apostrophe has one apostrophe more in front: a reader that takes one off has the text.
 
         Raises
         ------
@@ -328,18 +332,26 @@ def columns_of(analyses: Iterable[Analysis]) -> list[str]:
 
 def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
     """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
-    stream = io.StringIO()
-    columns = columns_of(analyses)
-    writer = csv.DictWriter(stream, ["source", *columns] if with_source else columns, lineterminator="\n")
-    writer.writeheader()
+    columns = (["source"] if with_source else []) + columns_of(analyses)
+    lines = [_csv_line(columns)]
     for found in analyses:
         for row in found:
             cells = row.to_dict()
             cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
-            writer.writerow({"source": found.source, **cells} if with_source else cells)
-    return stream.getvalue()
+            cells |= {"source": found.source} if with_source else {}
+            lines.append(_csv_line([cells.get(column, "") for column in columns]))
+    return "".join(lines)
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
+    stream = io.StringIO()
+    # With this end of line, a cell with either of its characters is quoted.
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_COMPUTED) else cell for cell in cells])
+    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _median(values: Iterator[float]) -> float:

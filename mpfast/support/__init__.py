@@ -34,6 +34,7 @@ from mpfast.support.json_records import (
     is_text,
     no_constant,
     parse_json,
+    printable,
     read_document,
     short,
     storage_bits,
@@ -42,18 +43,28 @@ from mpfast.support.json_records import (
 
 if TYPE_CHECKING:
     from mpfast.support.log import logger
-    from mpfast.support.safe_files import (
+    from mpfast.support.output_directories import (
+        MARK_FILE,
+        OutputDirectory,
         check_directory,
+        claimed_directory,
+        read_mark,
+        restore_directory,
+        staged_directory,
+        write_mark,
+    )
+    from mpfast.support.safe_files import (
+        named_errors,
         plain_name,
         replaced_file,
         return_or_write,
-        staged_directory,
         write_bytes_atomically,
         write_text_atomically,
     )
 
 __all__ = [
     "LARGEST_GROUP",
+    "MARK_FILE",
     "MAX_DIMENSIONS",
     "CheckpointError",
     "ConvergenceWarning",
@@ -62,24 +73,30 @@ __all__ = [
     "InvalidValueError",
     "MissingKeyError",
     "OutOfMemoryError",
+    "OutputDirectory",
     "Record",
     "check_directory",
     "check_group",
     "check_seed",
     "check_sparsity",
     "check_tolerance",
+    "claimed_directory",
     "floor_count",
     "front_door",
     "interruptible",
     "is_shape",
     "is_text",
     "logger",
+    "named_errors",
     "no_constant",
     "parse_json",
     "plain_name",
     "positive_integer",
+    "printable",
     "read_document",
+    "read_mark",
     "replaced_file",
+    "restore_directory",
     "return_or_write",
     "short",
     "staged_directory",
@@ -90,6 +107,7 @@ __all__ = [
     "unique_keys",
     "warn_caller",
     "write_bytes_atomically",
+    "write_mark",
     "write_text_atomically",
 ]
 
@@ -97,7 +115,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Writing and logging need more of the standard library than all the rest.
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.{'log' if name == 'logger' else 'safe_files'}"), name)
+        if name == "logger":
+            return importlib.import_module(f"{__name__}.log").logger
+        of_files = name.endswith(("_atomically", "_errors", "_name", "_file", "_or_write"))
+        module = "safe_files" if of_files else "output_directories"
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -127,6 +127,8 @@ def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 def warn_caller(function: str, text: str, category: type[Warning] = UserWarning) -> None:
     """Warn whoever called the public `function` of what did not go well; nothing where the text is empty.
 
+    Without a name the text stands alone: what is said of a file, whoever came upon it.
+
     The warning points at the line that called into the package, however many front doors lie between.
     """
     if not text:
@@ -134,7 +136,7 @@ def warn_caller(function: str, text: str, category: type[Warning] = UserWarning)
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(f"{function}(): {text}", category, stacklevel=level)
+    warnings.warn(f"{function}(): {text}" if function else text, category, stacklevel=level)
 
 
 def summary_of_unmet(unmet: Mapping[str, str]) -> str:

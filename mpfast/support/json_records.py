@@ -20,6 +20,7 @@ __all__ = [
     "is_text",
     "no_constant",
     "parse_json",
+    "printable",
     "read_document",
     "short",
     "storage_bits",
@@ -82,6 +83,17 @@ def read_document(source: str | os.PathLike[str], schema: str) -> Record:
     if not isinstance(document, dict) or document.get("schema") != schema:
         raise InvalidValueError("", f"this is not JSON of the schema {schema}")
     return Record(document, f"the {schema.partition('/')[0].rpartition('.')[2]}")
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters escaped: names come from files, and terminals obey escape sequences.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def is_text(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Files written so that a reader never sees half of one, and names of files that stay where they should."""
+"""Files written so that a reader never sees half of one, and names of files that stay where they should.
+
+Whole directories: `mpfast.support.output_directories`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,11 @@ from mpfast.support.errors import CheckpointError
 from mpfast.support.json_records import is_text, short
 
 __all__ = [
-    "check_directory",
+    "named_errors",
     "plain_name",
     "replaced_file",
     "return_or_write",
-    "staged_directory",
+    "sync_directory",
     "write_bytes_atomically",
     "write_text_atomically",
 ]
@@ -61,10 +64,21 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
         with target.open("wb") as stream:
             stream.write(content)
         return
-    with replaced_file(target) as temporary, temporary.open("xb") as stream:
+    with named_errors(target), replaced_file(target) as temporary, temporary.open("xb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the system that name no file, those of a full disk for one, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -84,90 +98,10 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
-def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
-    """Return where `out` is to be written; errors as `staged_directory`, before any work is done.
-
-    What is replaced vanishes with all that lies in it: a directory that holds one of `sources` (those that are paths)
-    or the working directory is refused.
-    """
-    target = Path(out).absolute()
-    if target.name == "..":
-        target = target.resolve()
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{out}: is a file; a directory is to be written")
-    if target.exists():
-        paths = [Path(os.fsdecode(source)) for source in sources if isinstance(source, str | os.PathLike)]
-        for path in (Path.cwd(), *paths):
-            # As it is named, and where its links lead.
-            places = (path.parent.resolve() / path.name, path.resolve())
-            if any(target.resolve() in (place, *place.parents) for place in places):
-                raise FileExistsError(f"{out}: not replaced, for {path} lies there; name another directory")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such directory")
-    return target
-
-
-@contextlib.contextmanager
-def staged_directory(out: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a directory to write into, which becomes `out` when all went well and vanishes when something failed.
-
-    It lies beside `out` and is called ``.<name>.mpfast-partial``. One that a killed process left is handed out again,
-    with what it holds: whoever writes decides what of it is still good.
-
-    Raises
-    ------
-    FileExistsError
-        `out` exists and `overwrite` is false.
-    FileNotFoundError
-        The directory that `out` is to lie in does not exist.
-    """
-    target = check_directory(out, overwrite=overwrite)
-    staging = target.with_name(f".{target.name}{STAGING_SUFFIX}")
-    staging.mkdir(exist_ok=True)
-    try:
-        yield staging
-        _sync_tree(staging)
-        _replace_directory(staging, target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    _sync_directory(target.parent)
-
-
-def _replace_directory(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; directories cannot be exchanged in one step, so an old one steps aside first."""
-    if not target.exists():
-        new.rename(target)
-        return
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.old")
-    target.rename(aside)
-    try:
-        new.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    if aside.is_symlink():
-        aside.unlink()
-    else:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_dir():
-            _sync_directory(path)
-        else:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the rename durable too. Not every system can open a directory; the file is whole either way."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)

@@ -8,7 +8,7 @@ import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
-from mpfast.integrations.torch.lowrank import split, split_modules
+from mpfast.integrations.torch.lowrank import LowRankPair, load_factors, split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FineTuning",
     "GivenMask",
+    "LowRankPair",
     "Mask",
     "ModelCertificate",
     "NOfM",
@@ -32,6 +33,7 @@ __all__ = [
     "global_prune",
     "hold",
     "input_rows",
+    "load_factors",
     "masks_of",
     "prunable_modules",
     "release",

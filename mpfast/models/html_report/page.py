@@ -25,6 +25,8 @@ __all__ = ["html_report"]
 BUDGET_STEPS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 CURVE_POINTS = 80
 _NUMBER = re.compile(r"\d+")
+# A longer number is no depth; Python refuses to read one of thousands of digits.
+_MAX_DIGITS = 9
 
 
 def html_report(
@@ -76,7 +78,7 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "hill_alpha": row.metrics.get("hill_alpha"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
-        "depth": int(found[0]) if found else None,
+        "depth": int(found[0]) if found and len(found[0]) <= _MAX_DIGITS else None,
         "type": _NUMBER.sub("#", row.name),
         "histogram": None if row.histogram is None else row.histogram._asdict(),
         "law": _law(row),

@@ -1,0 +1,64 @@
+"""Where an output comes from, as its mark says: the source by its path and by the hashes of all its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpfast.checkpoints import Checkpoint, content_hashes, overall_hash
+from mpfast.support import is_text, read_mark, write_mark
+
+__all__ = ["SourceRecord", "mark_output"]
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What the mark of an output says of its source.
+
+    Attributes
+    ----------
+    hash : str
+        Of all tensors together.
+    tensors : mapping of str to str
+        Content hash of every tensor by name.
+    """
+
+    hash: str
+    tensors: Mapping[str, str]
+
+    @classmethod
+    def of(cls, directory: Path) -> SourceRecord | None:
+        """Read the mark; None where it is missing, or does not say."""
+        mark = read_mark(directory)
+        source = None if mark is None else mark.get("source")
+        if not isinstance(source, dict):
+            return None
+        tensors = source.get("tensors")
+        if not is_text(source.get("hash")) or not isinstance(tensors, dict) or not all(map(is_text, tensors.values())):
+            return None
+        return cls(str(source["hash"]), tensors)
+
+
+def mark_output(
+    staging: Path, command: str, checkpoint: Checkpoint, known: Mapping[str, str] | None = None, **facts: Any
+) -> None:
+    """Mark a directory as written by mpfast from this checkpoint.
+
+    Parameters
+    ----------
+    staging
+        The directory.
+    command
+        What wrote it.
+    checkpoint
+        The source. Its tensors are read, those `known` excepted.
+    known
+        Content hashes by tensor.
+    **facts
+        Whatever else is to be in the mark.
+    """
+    hashes = dict(content_hashes(checkpoint, known or {}))
+    source = {"path": checkpoint.source, "hash": overall_hash(checkpoint.tensors, hashes), "tensors": hashes}
+    write_mark(staging, command, source=source, **facts)

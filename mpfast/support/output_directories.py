@@ -1,0 +1,418 @@
+"""Directories written as a whole: one writer at a time, and at any moment the old one or the new one is there.
+
+Beside ``out``, in the same directory, may lie:
+
+- ``.out.mpfast-lock``, held (`flock`) by whoever writes, with his process, machine and time in it;
+- ``.out.mpfast-partial``, where he writes; a killed process leaves it behind, and the next one takes it over;
+- ``.out.<hex>.old``, the old ``out`` for the moment between two renames, where the system cannot exchange directories
+  in one step. Found without an ``out``, it is put back.
+
+A directory that was written whole has a mark, ``.mpfast.json``: only such a one is ever replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from mpfast.support.errors import warn_caller
+from mpfast.support.json_records import parse_json
+from mpfast.support.safe_files import STAGING_SUFFIX, named_errors, sync_directory, write_text_atomically
+
+__all__ = [
+    "MARK_FILE",
+    "MARK_SCHEMA",
+    "OutputDirectory",
+    "check_directory",
+    "claimed_directory",
+    "is_marked",
+    "read_mark",
+    "restore_directory",
+    "staged_directory",
+    "write_mark",
+]
+
+#: The mark of a directory that mpfast wrote.
+MARK_FILE = ".mpfast.json"
+MARK_SCHEMA = "mpfast.output/1"
+LOCK_SUFFIX = ".mpfast-lock"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+# What a file system says that has no such locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+# Windows locks bytes against reading, too: one that lies beyond all that is written.
+_LOCKED_BYTE = 1 << 30
+
+
+def write_mark(directory: Path, command: str, **facts: Any) -> None:
+    """Mark a directory as written by mpfast: schema, version, command and time, and whatever else is told."""
+    try:
+        version = metadata.version("mpfast")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    document = {"schema": MARK_SCHEMA, "version": version, "command": command, "time": now, **facts}
+    write_text_atomically(directory / MARK_FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_mark(directory: Path) -> Mapping[str, Any] | None:
+    """Return what the mark of a directory says; None where there is none, or it is no mark of ours."""
+    path = directory / MARK_FILE
+    try:
+        if not path.is_file() or path.is_symlink():
+            return None
+        document = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and document.get("schema") == MARK_SCHEMA else None
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether mpfast wrote this directory."""
+    return read_mark(directory) is not None
+
+
+def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
+    """Return where `out` is to be written; errors as `claimed_directory`, before any work is done.
+
+    What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast, or an empty one, is,
+    and none that holds one of `sources` (those that are paths), under this or another name, or the working directory.
+    """
+    target = Path(out).absolute()
+    if target.name == "..":
+        target = target.resolve()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such directory")
+    if not os.path.lexists(target):
+        return target
+    if not overwrite:
+        raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
+    if not target.is_dir():
+        raise FileExistsError(f"{out}: is no directory, and a directory is to be written; name another one")
+    _check_that_no_source_is_there(out, target, sources)
+    if not is_marked(target) and any(target.iterdir()):
+        raise FileExistsError(
+            f"{out}: not replaced, for it is not marked ({MARK_FILE}) as written by mpfast; name another directory, or "
+            "remove this one yourself"
+        )
+    return target
+
+
+def _check_that_no_source_is_there(out: Any, target: Path, sources: Iterable[Any]) -> None:
+    paths = [Path(os.fsdecode(source)).absolute() for source in sources if isinstance(source, str | os.PathLike)]
+    inside = target.resolve()
+    for path in (Path.cwd(), *paths):
+        # As it is named, and where its links lead.
+        places = (path.parent.resolve() / path.name, path.resolve())
+        if any(inside in (place, *place.parents) for place in places):
+            raise FileExistsError(f"{out}: not replaced, for {path} lies there; name another directory")
+    # The same file under another name: a hard link.
+    there = {identity for path in _files_below(inside) if (identity := _identity(path)) is not None}
+    for path in paths:
+        files = [entry for entry in path.iterdir() if entry.is_file()] if path.is_dir() else [path]
+        for file in files:
+            if _identity(file) in there:
+                raise FileExistsError(f"{out}: not replaced, for {file} lies there; name another directory")
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    for folder, _, files in os.walk(directory):
+        yield from (Path(folder, file) for file in files)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+class OutputDirectory:
+    """A directory to write, claimed for this process: nobody else can write it meanwhile.
+
+    Attributes
+    ----------
+    target : Path
+        Where it will be.
+    """
+
+    def __init__(self, target: Path, overwrite: bool) -> None:
+        self.target = target
+        self._overwrite = overwrite
+
+    @contextlib.contextmanager
+    def staged(self, *, resume: bool = False) -> Iterator[Path]:
+        """Yield a directory to write into, which takes the place of the target when all went well.
+
+        It vanishes when something failed. With `resume`, one that a killed process left is handed out with what it
+        holds: whoever writes looks at all of it. An error of the system that names no file names the target.
+        """
+        staging = _beside(self.target, STAGING_SUFFIX)
+        if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+            staging.unlink()
+        elif staging.exists() and not resume:
+            shutil.rmtree(staging)
+        staging.mkdir(exist_ok=True)
+        try:
+            with named_errors(self.target):
+                yield staging
+                _sync_tree(staging)
+                if os.path.lexists(self.target) and not self._overwrite:  # somebody who knows no locks
+                    raise FileExistsError(f"{self.target}: exists already; overwrite=True (--overwrite) replaces it")
+                _replace_directory(staging, self.target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        sync_directory(self.target.parent)
+
+
+@contextlib.contextmanager
+def claimed_directory(
+    out: str | os.PathLike[str], *, overwrite: bool = False, sources: Iterable[Any] = ()
+) -> Iterator[OutputDirectory]:
+    """Keep everybody else from writing `out` until the end.
+
+    Raises
+    ------
+    FileExistsError
+        `out` exists and `overwrite` is false; or it was not written by mpfast, or holds one of `sources` or the working
+        directory. Or another process, or another thread of this one, is writing it: the message says which.
+    FileNotFoundError
+        The directory that `out` is to lie in does not exist.
+    """
+    sources = list(sources)
+    restore_directory(out)
+    target = check_directory(out, overwrite=overwrite, sources=sources)
+    with _lock(out, _beside(target, LOCK_SUFFIX)):
+        # Whoever held the lock a moment ago may have written it, or was killed while he did.
+        _restore(target)
+        _remove_leftovers(target)
+        check_directory(out, overwrite=overwrite, sources=sources)
+        yield OutputDirectory(target, overwrite)
+
+
+@contextlib.contextmanager
+def staged_directory(
+    out: str | os.PathLike[str], *, overwrite: bool = False, sources: Iterable[Any] = (), resume: bool = False
+) -> Iterator[Path]:
+    """Yield a directory to write into, which becomes `out` when all went well and vanishes when something failed.
+
+    Errors as `claimed_directory`; see `OutputDirectory.staged`. Write a mark into it (`write_mark`), else nothing will
+    ever replace it.
+    """
+    with (
+        claimed_directory(out, overwrite=overwrite, sources=sources) as directory,
+        directory.staged(resume=resume) as staging,
+    ):
+        yield staging
+
+
+def restore_directory(out: str | os.PathLike[str]) -> bool:
+    """Put back what a killed process had moved aside, if `out` is missing for that; True if so."""
+    try:
+        target = Path(out).absolute()
+        if os.path.lexists(target) or not target.parent.is_dir() or not any(_set_aside(target)):
+            return False
+        with _lock(out, _beside(target, LOCK_SUFFIX)):
+            return _restore(target)
+    except (OSError, ValueError):  # no name that the system takes, a directory that is not ours, or a writer at work
+        return False
+
+
+def _restore(target: Path) -> bool:
+    if os.path.lexists(target):
+        return False
+    aside = max(_set_aside(target), key=lambda path: path.lstat().st_ctime_ns, default=None)
+    if aside is None:
+        return False
+    aside.rename(target)
+    sync_directory(target.parent)
+    warn_caller("", f"{target}: was missing, and is put back from {aside.name}, where a killed run had moved it")
+    return True
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove older outputs that a killed run had replaced already."""
+    for aside in _set_aside(target):
+        if aside.is_symlink():
+            aside.unlink()
+        elif is_marked(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            continue
+        warn_caller("", f"{aside}: removed; a killed run had replaced it by {target.name}")
+
+
+def _set_aside(target: Path) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}\.old")
+    return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}{suffix}")
+
+
+@contextlib.contextmanager
+def _lock(out: Any, path: Path) -> Iterator[None]:
+    """Hold the lock file; FileExistsError at once where somebody else does."""
+    stream = _locked_stream(out, path)
+    try:
+        stream.seek(0)
+        stream.truncate()
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        stream.write(json.dumps(holder).encode())
+        stream.flush()
+        yield
+    finally:
+        # Removed while it is held: who has opened it by then finds that it is no longer the file of this name.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            _unlock(stream)
+        stream.close()
+
+
+def _locked_stream(out: Any, path: Path) -> IO[bytes]:
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        stream = os.fdopen(os.open(path, flags, 0o644), "r+b")
+        try:
+            if not _try_lock(stream):
+                raise FileExistsError(f"{out}: is being written by {_holder(stream)}; wait, or name another directory")
+            with contextlib.suppress(OSError):
+                here, there = os.fstat(stream.fileno()), path.stat()
+                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                    return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(stream: IO[bytes]) -> bool:
+        stream.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(stream: IO[bytes]) -> None:
+        stream.seek(_LOCKED_BYTE)
+        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(stream: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return not _holder_is_alive(stream)
+        return True
+
+    def _unlock(stream: IO[bytes]) -> None:
+        # By hand: a forked child shares the lock and may outlive this process.
+        fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def _noted(stream: IO[bytes]) -> dict[str, Any]:
+    try:
+        stream.seek(0)
+        holder = parse_json(stream.read(4096))
+    except (OSError, ValueError):  # its holder has not written it yet
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _holder(stream: IO[bytes]) -> str:
+    holder = _noted(stream)
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _holder_is_alive(stream: IO[bytes]) -> bool:
+    """Where the file system has no locks: by what the file says. Of another machine's process nothing is known."""
+    holder = _noted(stream)
+    if not isinstance(holder.get("pid"), int):
+        return False
+    if holder.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _replace_directory(new: Path, target: Path) -> None:
+    """Rename `new` to `target`: in one step if the system can exchange two names, else the old one steps aside first.
+
+    Where it is killed between the two steps, `restore_directory` puts the old one back.
+    """
+    if not os.path.lexists(target):
+        new.rename(target)
+        return
+    if _exchange(new, target):
+        old = new
+    else:
+        old = target.with_name(f".{target.name}.{secrets.token_hex(6)}.old")
+        target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    sync_directory(target.parent)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # an old C library
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return int(call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)) == 0
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with named_errors(path), path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_directory(directory)
