@@ -14,6 +14,7 @@ from mpfast.arrays.devices import (
 )
 from mpfast.arrays.views import (
     FLOATS,
+    as_bits,
     as_matrix,
     as_numpy,
     as_wide,
@@ -29,6 +30,7 @@ __all__ = [
     "FLOATS",
     "Device",
     "address_of",
+    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",

@@ -19,6 +19,7 @@ from mpfast.arrays.bfloat16 import widened
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError
 
 __all__ = [
+    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -96,6 +97,28 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
         raise InvalidValueError(name, f"is not aligned to its {dtype} entries", f"pass {name}.copy()")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
+
+
+def as_bits(array: Any, *, name: str = "W") -> NDArray[Any]:
+    """Return an array of any element type as NumPy, entries of a type that NumPy lacks as integers of their size.
+
+    Raises
+    ------
+    TypeError
+        The entries are in no plain memory of the host: sparse, quantised or of another framework's own kind.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return np.asarray(array)
+    try:
+        tensor = array.detach().resolve_conj().resolve_neg()
+        try:
+            return np.asarray(tensor.numpy())
+        except TypeError:  # bfloat16, float8 and whatever comes next
+            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+            return np.asarray(tensor.contiguous().view(kind).numpy())
+    except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+        raise InvalidTypeError(name, f"is a {type(array).__name__} of {array.dtype} without plain entries") from error
 
 
 def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:

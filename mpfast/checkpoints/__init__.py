@@ -1,6 +1,6 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
-from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
+from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
 from mpfast.checkpoints.difference import Difference
 from mpfast.checkpoints.layers import (
     WHOLE,
@@ -12,9 +12,9 @@ from mpfast.checkpoints.layers import (
     Views,
     as_layer,
     first_reason,
-    is_embedding_or_head,
     layer_matrix,
     name_filter,
+    read_layer,
     select_layers,
     unmatched_patterns,
 )
@@ -24,6 +24,7 @@ from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, pac
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, open_checkpoint
 from mpfast.checkpoints.rewriter import CheckpointOutput, copy_companions, files_of, fingerprint, index_name, stored
+from mpfast.checkpoints.roles import quantised_weight, roles_of, stays_dense
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 
@@ -43,8 +44,10 @@ __all__ = [
     "LowRankProduct",
     "MaskFile",
     "NameFilter",
+    "NoTensor",
     "NpyFile",
     "QkvView",
+    "Role",
     "SafetensorsFile",
     "SafetensorsWriter",
     "TensorInfo",
@@ -57,14 +60,17 @@ __all__ = [
     "format_of",
     "has_lora_pairs",
     "index_name",
-    "is_embedding_or_head",
     "layer_matrix",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
     "packed",
     "prefetched",
+    "quantised_weight",
+    "read_layer",
+    "roles_of",
     "select_layers",
+    "stays_dense",
     "stored",
     "unmatched_patterns",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import as_numpy
+from mpfast.arrays import as_bits, as_numpy
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.opening import FORMATS
 from mpfast.checkpoints.safetensors import SafetensorsFile
@@ -202,5 +202,5 @@ def stored(tensor: Any, name: str) -> NDArray[Any]:
     try:
         array, _ = as_numpy(tensor, name=name)
     except TypeError:  # no floating-point numbers: indices, masks
-        array = np.asarray(tensor)
+        array = as_bits(tensor, name=name)
     return array

@@ -13,6 +13,7 @@ from mpfast.checkpoints import Difference, NameFilter, first_reason, open_checkp
 from mpfast.models.factored_output import write_adapter, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring
 from mpfast.models.layer_report import SkippedTensor, skipped_tensors
+from mpfast.models.prune_options import check_that_it_can_be_changed
 from mpfast.spectra import lowrank
 from mpfast.support import (
     ConvergenceWarning,
@@ -108,7 +109,8 @@ def compress(
     CheckpointError
         A checkpoint is malformed.
     ValueError, TypeError
-        A bad option, nothing to factor, or a layer with NaN or infinities.
+        A bad option, nothing to factor, a layer with NaN or infinities, a quantised checkpoint, or entries that are no
+        tensors and would be lost.
 
     Examples
     --------
@@ -126,6 +128,7 @@ def compress(
         check_directory(out, overwrite=overwrite, sources=[model, base])
     checkpoint = open_checkpoint(model)
     reference = None if base is None else open_checkpoint(base)
+    check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
     for text in without_effect:
         warn_caller("compress", text)

@@ -23,6 +23,7 @@ from mpfast.checkpoints import (
     mask_writer,
     packed,
     prefetched,
+    read_layer,
 )
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
@@ -52,6 +53,8 @@ class MaskingPass:
         Spectra by the layers' names, as far as they were taken; they are noted in the budget.
     masks
         Where the masks are kept, by name, in the model's framework; None where they need not be.
+    pattern
+        Whether the masks have a pattern, whose axes the budget is to note.
     """
 
     checkpoint: Checkpoint
@@ -59,6 +62,7 @@ class MaskingPass:
     plan: MaskPlan
     reports: Mapping[str, LayerReport]
     masks: dict[str, Any] | None
+    pattern: bool = False
 
     def run(
         self, output: CheckpointOutput | None = None, mask_file: SafetensorsWriter | None = None
@@ -69,9 +73,9 @@ class MaskingPass:
         spare = [np.empty(max(layer.size for layer in self.layers), np.bool_) for _ in range(2)]
         with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
-            names = prefetched((layer.name for layer in self.layers), self.checkpoint)
-            for layer, name in zip(self.layers, names, strict=True):
-                tensor = self.checkpoint.read(name)
+            names = prefetched((layer.file_name for layer in self.layers), self.checkpoint)
+            for layer, _ in zip(self.layers, names, strict=True):
+                tensor = read_layer(self.checkpoint, layer)
                 entries = stored_rows(tensor, layer)
                 content = hasher.submit(content_hash, entries)
                 keep = spare[len(rows) % 2][: layer.size].reshape(entries.shape)
@@ -95,10 +99,11 @@ class MaskingPass:
         mask_file: SafetensorsWriter | None,
     ) -> None:
         if mask_file is not None:
-            mask_file.write(layer.name, packed(keep))
+            mask_file.write(layer.file_name, packed(keep))
         if output is not None:
-            output.write(layer.name, masked_chunks(entries, keep))
-        self.checkpoint.release(layer.name)
+            for name in (layer.file_name, *layer.aliases):
+                output.write(name, masked_chunks(entries, keep))
+        self.checkpoint.release(layer.file_name)
 
     def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
         report = self.reports.get(layer.name)
@@ -113,6 +118,8 @@ class MaskingPass:
             sigma_plus_error=None if report is None else report.sigma_plus_error,
             rank=None if report is None else report.spikes,
             content=content,
+            stored=layer.stored or None,
+            input_axes=layer.input_axes if self.pattern else None,
         )
 
 
@@ -134,7 +141,7 @@ def write_pruned(
     """
     checkpoint = masking.checkpoint
     with staged_directory(out, overwrite=overwrite) as staging:
-        shapes = {layer.name: layer.tensor_shape for layer in masking.layers}
+        shapes = {layer.file_name: layer.tensor_shape for layer in masking.layers}
         with CheckpointOutput(checkpoint, staging, fingerprint(checkpoint, "prune", key)) as output:
             with mask_writer(staging / MASKS_FILE, shapes) as mask_file:
                 written = replace(budget, layers=masking.run(output, mask_file))

@@ -15,7 +15,7 @@ from mpfast.models.budget import Budget
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.mask_plans import LayerCuts, MaskPlan, Pattern
 from mpfast.models.methods import DEFAULT_METHOD, METHODS
-from mpfast.models.prune_options import PruneOptions, layers_to_prune
+from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.support import InvalidValueError, check_directory, front_door, warn_caller
 
@@ -88,7 +88,8 @@ def prune(
     method : str
         Name of one of `mpfast.models.METHODS`, where each says what goes.
     pattern : str, optional
-        ``"2:4"``: of every 4 consecutive weights of a row, the 2 largest stay; any ``n:m`` with m up to 64.
+        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with m up to 64. A
+        layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
         `mpfast.Analysis.budget`.
@@ -117,7 +118,8 @@ def prune(
     CheckpointError
         The checkpoint is malformed.
     ValueError, TypeError
-        A bad option, no layer to prune, or a layer with NaN or infinities.
+        A bad option, no layer to prune, a layer with NaN or infinities, a quantised checkpoint, or with `out` one with
+        entries that are no tensors and would be lost.
 
     Examples
     --------
@@ -135,13 +137,15 @@ def prune(
     if out is not None:
         check_directory(out, overwrite=overwrite, sources=[model])
     checkpoint = open_checkpoint(model)
-    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    check_that_it_can_be_changed(checkpoint, written=out is not None)
+    candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(layers, skipped, options)
+    layers = layers_to_prune(candidates, skipped, options)
     plan, reports = _plan(checkpoint, layers, options)
     # Of a path, the masks are in a file beside the weights.
-    masking = MaskingPass(checkpoint, layers, plan, reports, None if isinstance(model, str | os.PathLike) else {})
+    masks: dict[str, Any] | None = None if isinstance(model, str | os.PathLike) else {}
+    masking = MaskingPass(checkpoint, layers, plan, reports, masks, options.groups is not None)
     empty = Budget((), options.label, options.target, options.wanted_pattern, checkpoint.source)
     if out is None:
         pruned = replace(empty, layers=masking.run())
@@ -149,7 +153,7 @@ def prune(
         pruned = write_pruned(masking, out, empty, options.key(layers), overwrite=overwrite)
     return PruneResult(
         budget=pruned,
-        skipped=skipped_tensors(checkpoint, layers, skipped),
+        skipped=skipped_tensors(checkpoint, candidates, skipped),
         out=None if out is None else Path(out),
         masks=masking.masks,
         seconds=time.perf_counter() - started,

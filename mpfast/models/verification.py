@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpfast.checkpoints import MASKS_FILE, Checkpoint, MaskFile, open_checkpoint, prefetched
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
 from mpfast.models.pruned_output import BUDGET_FILE, content_hash
 from mpfast.support import CheckpointError, InputError, front_door
 
@@ -99,7 +99,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
 
 
 def _names(budget: Budget) -> set[str]:
-    return {row.name for row in budget}
+    return {row.file_name for row in budget}
 
 
 def _exists(source: str) -> bool:
@@ -115,12 +115,13 @@ def _name_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: C
     budgeted = _names(budget)
     infos = {info.name: info for info in pruned.tensors}
     for row in budget:
-        if row.name not in infos:
-            problems.append(f"{row.name}: is in the budget, but not in the checkpoint")
-        elif row.name not in masks:
-            problems.append(f"{row.name}: is in the budget, but has no mask")
-        elif not infos[row.name].shape == row.shape == masks.shape_of(row.name):
-            problems.append(f"{row.name}: checkpoint, budget and mask differ in shape")
+        name = row.file_name
+        if name not in infos:
+            problems.append(f"{name}: is in the budget, but not in the checkpoint")
+        elif name not in masks:
+            problems.append(f"{name}: is in the budget, but has no mask")
+        elif not infos[name].shape == row.shape == masks.shape_of(name):
+            problems.append(f"{name}: checkpoint, budget and mask differ in shape")
     problems += [f"{name}: has a mask, but is not in the budget" for name in masks if name not in budgeted]
     if dense is not None and list(infos.values()) != list(dense.tensors):
         problems.append("names, order, shapes or types of the tensors differ from the source's")
@@ -133,7 +134,7 @@ def _mask_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: C
     # A tensor that is in one of the two only is among the problems already.
     common = set.intersection(*(set(checkpoint.tensors) for checkpoint in both))
     shapes = {info.name: info.shape for info in common}
-    rows = {row.name: row for row in budget}
+    rows = {row.file_name: row for row in budget}
     masked = [name for name, row in rows.items() if name in masks and shapes.get(name) == row.shape]
     masked = [name for name in masked if masks.shape_of(name) == rows[name].shape]
     problems = []
@@ -162,8 +163,8 @@ def _layer_problems(
         problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
     groups = None if pattern is None else parsed_pattern(pattern)
     if groups is not None:
-        problems += _pattern_problems(row.name, keep, *groups)
-    bits = _bits(pruned.read(row.name))
+        problems += _pattern_problems(row.name, along_inputs(keep, row.input_axes or ()), *groups)
+    bits = _bits(pruned.read(row.file_name))
     if bits.size != keep.size:
         return [*problems, f"{row.name}: has entries of a type that is not pruned"]
     bits = bits.reshape(keep.shape)
@@ -171,14 +172,14 @@ def _layer_problems(
     if np.multiply(bits, gone, dtype=bits.dtype).any():
         problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
     if dense is not None:
-        original = np.ascontiguousarray(_bits(dense.read(row.name)).reshape(keep.shape))
+        original = np.ascontiguousarray(_bits(dense.read(row.file_name)).reshape(keep.shape))
         if not np.array_equal(np.multiply(bits, keep, dtype=bits.dtype), np.multiply(original, keep, dtype=bits.dtype)):
             changed = int(np.count_nonzero((bits != original) & keep))
             problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
         if row.content is not None and row.content != content_hash(original):
             problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
-        dense.release(row.name)
-    pruned.release(row.name)
+        dense.release(row.file_name)
+    pruned.release(row.file_name)
     return problems
 
 
