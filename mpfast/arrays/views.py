@@ -26,6 +26,7 @@ __all__ = [
     "check_matrix",
     "dtype_error",
     "like",
+    "native",
     "on_host",
     "raise_if_nonfinite",
     "wide",
@@ -119,6 +120,13 @@ def as_bits(array: Any, *, name: str = "W") -> NDArray[Any]:
             return np.asarray(tensor.contiguous().view(kind).numpy())
     except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
         raise InvalidTypeError(name, f"is a {type(array).__name__} of {array.dtype} without plain entries") from error
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a NumPy array in the byte order and alignment of this machine; a copy only where it is in another."""
+    if array.dtype.isnative and array.flags.aligned:
+        return array
+    return array.astype(array.dtype.newbyteorder("="), copy=True)
 
 
 def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:

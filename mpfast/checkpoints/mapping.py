@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mpfast.arrays import native
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.support import InvalidTypeError, InvalidValueError
 
@@ -72,9 +73,10 @@ class ArrayMapping:
         return tuple(self._infos)
 
     def read(self, name: str) -> Any:
-        """Return one array as it is; by its name in the model, a weight that a parametrisation computes."""
+        """Return one array as it is, NumPy's in the byte order of this machine; by its name in the model, a weight that a parametrisation computes."""
         compute = self._computed.get(name)
-        return self._arrays[name] if compute is None else compute()
+        array = self._arrays[name] if compute is None else compute()
+        return native(array) if isinstance(array, np.ndarray) else array
 
     def prefetch(self, name: str) -> None:
         """Do nothing: the arrays are in memory."""
@@ -131,6 +133,8 @@ def _entry(name: str, value: Any, live: bool) -> Any:
     extra = name.rpartition(".")[2] == "_extra_state"
     if kind in ("UninitializedParameter", "UninitializedBuffer"):
         return NoTensor(name, kind, "of a lazy module that has seen no input yet: it has no entries")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InvalidValueError(f"model[{name!r}]", "is a masked array", "fill it first, e.g. by .filled(0)")
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _local(name, value)
     if isinstance(value, str | bytes | type(None)):

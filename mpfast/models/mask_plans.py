@@ -62,7 +62,7 @@ class GlobalCut:
         storage = [(layer.dtype, self._scales[layer.name]) for layer in layers]
         self._search = _core.CutSearch(sum(layer.size for layer in layers), pruned, storage)
         while not self._search.done:
-            for layer, name in zip(layers, prefetched((layer.file_name for layer in layers), checkpoint), strict=True):
+            for layer, _ in zip(layers, prefetched((layer.file_name for layer in layers), checkpoint), strict=True):
                 rows = stored_rows(read_layer(checkpoint, layer), layer)
                 found = self._search.count(_matrix(rows, layer), self._scales[layer.name], threads)
                 _raise_if_bad(found, layer, rows)
