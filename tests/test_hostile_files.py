@@ -391,7 +391,7 @@ def test_rows_of_the_layer_cache(analysis):
 @pytest.fixture
 def pruned(tmp_path):
     W = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    mpfast.prune({"w": W}, tmp_path / "out", pattern="2:4")
+    mpfast.prune({"w.weight": W}, tmp_path / "out", pattern="2:4")
     return tmp_path / "out"
 
 

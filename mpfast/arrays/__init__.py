@@ -24,6 +24,7 @@ from mpfast.arrays.views import (
     native,
     on_host,
     raise_if_nonfinite,
+    refuse_masked,
     wide,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "on_host",
     "parse_device",
     "raise_if_nonfinite",
+    "refuse_masked",
     "wide",
     "widened",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.arrays import native
+from mpfast.arrays import native, refuse_masked
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.support import InvalidTypeError, InvalidValueError
 
@@ -133,8 +133,7 @@ def _entry(name: str, value: Any, live: bool) -> Any:
     extra = name.rpartition(".")[2] == "_extra_state"
     if kind in ("UninitializedParameter", "UninitializedBuffer"):
         return NoTensor(name, kind, "of a lazy module that has seen no input yet: it has no entries")
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise InvalidValueError(f"model[{name!r}]", "is a masked array", "fill it first, e.g. by .filled(0)")
+    refuse_masked(value, f"model[{name!r}]")
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _local(name, value)
     if isinstance(value, str | bytes | type(None)):

@@ -248,21 +248,31 @@ def _orientation(
     if not _PYTORCH.search(base):
         return (), "name"
     # As many entries as there are outputs: where the two axes differ, the bias tells them apart.
-    bias = infos.get(f"{module}.bias" if module else "bias")
-    if base == "weight" and bias is not None and len(bias.shape) == 1 and info.shape[0] != info.shape[1]:
-        if bias.shape[0] in info.shape:
-            return (1 - info.shape.index(bias.shape[0]),), "name" if bias.shape[0] == info.shape[0] else "shape"
+    told = _by_bias(info, infos) if base == "weight" else None
+    if told is not None:
+        return (told,), "name" if told == 1 else "shape"
     if not CONV1D.search(info.name):
         return (1,), "name"
-    for other in infos.values():  # (d, 3 d) is (in, out), wherever it stands: its siblings are stored alike
-        if other.name.endswith("c_attn.weight") and len(other.shape) == 2 and 3 * min(other.shape) == max(other.shape):
-            return (int(other.shape[0] > other.shape[1]),), "shape"
-    for other in infos.values():
-        bias = infos.get(other.name.removesuffix("weight") + "bias") if CONV1D.search(other.name) else None
-        if bias is not None and len(other.shape) == 2 and other.shape[0] != other.shape[1] and len(bias.shape) == 1:
-            if bias.shape[0] in other.shape:
-                return (1 - other.shape.index(bias.shape[0]),), "shape"
-    return (), "name"
+    # Siblings are stored alike, and (d, 3 d) is (in, out) wherever it stands.
+    siblings = [other for other in infos.values() if CONV1D.search(other.name) and len(other.shape) == 2]
+    for other in siblings:
+        shape = other.shape
+        if "c_attn" in other.name and 3 * min(shape) == max(shape):
+            return (int(shape[0] > shape[1]),), "shape"
+    axes = [axis for other in siblings if (axis := _by_bias(other, infos)) is not None]
+    return ((axes[0],), "shape") if axes else ((), "name")
+
+
+def _by_bias(info: TensorInfo, infos: Mapping[str, TensorInfo]) -> int | None:
+    """The axis of the inputs, where the bias beside a matrix has the length of the other one alone."""
+    module = parent_of(info.name)[0]
+    bias = infos.get(f"{module}.bias" if module else "bias")
+    if bias is None or len(bias.shape) != 1 or len(info.shape) != 2:
+        return None
+    rows, cols = info.shape
+    if rows == cols or bias.shape[0] not in (rows, cols):
+        return None
+    return 1 if bias.shape[0] == rows else 0
 
 
 def _kernel(info: TensorInfo, module: str, convolution: bool) -> Role:

@@ -95,8 +95,8 @@ class ShardedSafetensors:
 def open_directory(directory: Path) -> Checkpoint:
     """Open the checkpoint in `directory`, the one that transformers would load.
 
-    That is, in this order, ``model.safetensors``, its index, ``pytorch_model.bin`` and its index; after the first two any
-    other index, and all safetensors files together. What is passed over is named in `others`.
+    That is, in this order, ``model.safetensors``, its index, ``pytorch_model.bin`` and its index; after the first two
+    any other index, and all safetensors files together. What is passed over is named in `others`.
 
     Raises
     ------

@@ -58,9 +58,9 @@ def analyze(
 ) -> Analysis:
     """Fit the Marchenko-Pastur edge of every weight matrix of a model.
 
-    Linear weights, embeddings, stacks of experts and convolutions (unfolded to Co x (Ci kh kw)) are analysed; everything
-    else is listed in `Analysis.skipped` with the reason. What a tensor is, `mpfast.checkpoints.roles_of` decides. Tensors are read one at a time per thread, files are
-    memory-mapped. The result does not depend on `threads`.
+    Linear weights, embeddings, stacks of experts and convolutions (unfolded to Co x (Ci kh kw)) are analysed;
+    everything else is listed in `Analysis.skipped` with the reason; `mpfast.checkpoints.roles_of` decides. Tensors are
+    read one at a time per thread, files are memory-mapped. The result does not depend on `threads`.
 
     Parameters
     ----------

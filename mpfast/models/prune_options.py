@@ -167,8 +167,8 @@ def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:
 def _reason_for_no_pattern(layer: Layer, m: int) -> str | None:
     if not layer.input_axes:
         return (
-            "a pattern runs along the inputs, and whether this is stored as (out, in) or (in, out) is not known: no "
-            "config.json with a model_type, no module and no name says so"
+            "a pattern runs along the inputs, and whether this is stored as (out, in) or (in, out) is not known; "
+            "call it <module>.weight if it is (out, in), <module>.kernel if it is (in, out), or pass the live model"
         )
     if layer.inputs % m:
         return f"{layer.inputs} inputs cannot be cut into groups of {m}"

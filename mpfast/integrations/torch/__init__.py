@@ -5,7 +5,7 @@ import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
-from mpfast.integrations.torch.lowrank import split, split_modules
+from mpfast.integrations.torch.lowrank import LowRank, split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, SpectralSparsifier, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
@@ -13,6 +13,7 @@ from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, S
 __all__ = [
     "FineTuning",
     "GivenMask",
+    "LowRank",
     "Mask",
     "ModelCertificate",
     "NOfM",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _NonDynamicallyQuantizableLinear
 
 from mpfast.checkpoints import NameFilter
 from mpfast.integrations.torch.layers import prunable_modules
@@ -18,11 +19,42 @@ from mpfast.support import (
     warn_caller,
 )
 
-__all__ = ["split", "split_modules"]
+__all__ = ["LowRank", "split", "split_modules"]
+
+
+class LowRank(torch.nn.Sequential):
+    """Two modules in the place of one, with its `weight` and `bias` for whoever reads these from outside.
+
+    Attention and feed-forward layers do: PyTorch's encoder layer on its fast path, T5 for the element type. The product
+    is formed when `weight` is read.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The product of the two weights, in the shape of the one that they stand for."""
+        first, second = self[0].weight, self[1].weight
+        product = second.reshape(len(second), -1) @ first.reshape(len(first), -1)
+        return product.reshape(len(second), *first.shape[1:])
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias of the second module."""
+        bias: torch.Tensor | None = self[1].bias
+        return bias
+
+    @property
+    def in_features(self) -> int:
+        """Of two Linear modules."""
+        return int(self[0].in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Of two Linear modules."""
+        return int(self[1].out_features)
 
 
 @front_door
-def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: str | None = None) -> torch.nn.Sequential:
+def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: str | None = None) -> LowRank:
     """Return two modules that together do nearly what this one does.
 
     A Linear becomes ``in -> r`` without bias and ``r -> out`` with the bias; a Conv2d a convolution to r channels with
@@ -52,7 +84,7 @@ def split(module: torch.nn.Module, rank: int | str = "mp_edge", *, shrinkage: st
     return pair
 
 
-def _pair(module: torch.nn.Module, rank: int | str, shrinkage: str | None) -> tuple[torch.nn.Sequential, str]:
+def _pair(module: torch.nn.Module, rank: int | str, shrinkage: str | None) -> tuple[LowRank, str]:
     """Return what `split` does, and in place of a warning what was not met; empty if all was."""
     if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
         raise InvalidTypeError("", f"a Linear or Conv2d is needed, not {type(module).__name__}")
@@ -85,7 +117,7 @@ def _pair(module: torch.nn.Module, rank: int | str, shrinkage: str | None) -> tu
         second.weight.copy_(left.reshape(second.weight.shape))
         if module.bias is not None:
             second.bias.copy_(module.bias)
-    return torch.nn.Sequential(first, second).train(module.training), unmet
+    return LowRank(first, second).train(module.training), unmet
 
 
 @front_door
@@ -128,6 +160,11 @@ def split_modules(
     result = copy.deepcopy(model)
     report, unmet = {}, {}
     for name, module in prunable_modules(result, include, exclude).items():
+        if isinstance(module, _NonDynamicallyQuantizableLinear):
+            report[name] = (
+                "MultiheadAttention multiplies with this weight itself: its factors would be multiplied at every call"
+            )
+            continue
         weight = module.weight
         out, length = len(weight), weight[0].numel()
         try:
