@@ -31,8 +31,8 @@ class Format:
         The function from a path to a `Checkpoint`, ``"module:name"`` in this room: a reader, and the library that it
         may need, is loaded when a file asks for it.
     begins : function, optional
-        Whether a file, of which the first bytes are given, is of this format whatever it is called. None where that shows
-        in the name alone.
+        Whether a file, of which the first bytes are given, is of this format whatever it is called. None where that
+        shows in the name alone.
     """
 
     suffixes: tuple[str, ...]
@@ -61,7 +61,7 @@ def _is_npz(path: Path, first: bytes) -> bool:
 
 
 def _is_torch(path: Path, first: bytes) -> bool:
-    # An archive with the pickle of the dictionary in it, or before PyTorch 1.6 the pickle of a number that is all theirs.
+    # An archive with the pickle of the dictionary in it, or before PyTorch 1.6 the pickle of a number that is theirs.
     return first.startswith(_TORCH_MAGIC) or any(
         name.rpartition("/")[2] == "data.pkl" for name in _members(path, first)
     )
@@ -99,7 +99,7 @@ FORMATS = (
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format of a file, by its first bytes, or where these do not tell by its name; None if none is known."""
+    """Return the format of a file by its first bytes, or else by its name; None if none is known."""
     try:
         with path.open("rb") as stream:
             first = stream.read(_FIRST_BYTES)

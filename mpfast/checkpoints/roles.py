@@ -1,8 +1,8 @@
 """What every tensor of a checkpoint is to its model, decided once, for the whole checkpoint, from what is known.
 
-In this order: the types of the tensors beside it (quantised weights and their companions), what the reader knows (classes
-of modules, nodes of a graph, storage), pairs of names (LoRA factors, masks), the configuration, shapes, and as the last
-resort the name.
+In this order: the types of the tensors beside it (quantised weights and their companions), names of LoRA factors, what
+the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the configuration,
+shapes, and as the last resort the name.
 """
 
 from __future__ import annotations
@@ -96,10 +96,9 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
             said = f"quantised ({method})" if method else f"quantised: {infos[name].dtype} with scales beside it"
             source = "config.json" if method else "companions"
             roles[name] = Role("quantised", reason=f"{said}: dequantise first", source=source)
-    for name, info in infos.items():
-        if name not in roles and info.known is not None:
-            roles[name] = info.known
-    for found in (factor_roles(tensors), _mask_roles(infos, config), _norm_roles(infos, config)):
+    # Before the classes of modules: in a live model, factors are Linear modules, too.
+    known = {name: info.known for name, info in infos.items() if info.known is not None}
+    for found in (factor_roles(tensors), known, _mask_roles(infos, config), _norm_roles(infos, config)):
         for name, role in found.items():
             roles.setdefault(name, role)
     return {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
@@ -174,14 +173,19 @@ def _decided(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[
     if base.endswith("kernel"):
         return _kernel(info, module, convolution)
     if len(shape) == 3 and shape[0] == 1 and not convolution:  # position embeddings (1, positions, width)
-        return Role("embedding" if _is_embedding(info.name) else "linear", source="name", rows=2)
-    short_last = len(shape) == 3 and shape[2] < LONGEST_KERNEL
+        if _is_embedding(info.name):
+            return Role("embedding", (2,), source="name", rows=2)
+        return Role("linear", source="shape", rows=2)
+    # One bias per output, where a stack of experts would have one per output of each.
+    bias = infos.get(f"{module}.bias" if module else "bias") if base == "weight" else None
+    outputs = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    short_last = len(shape) == 3 and (shape[2] < LONGEST_KERNEL or outputs == shape[0] != shape[1])
     if len(shape) in (4, 5) or (len(shape) == 3 and (convolution or short_last)):
-        transposed = _TRANSPOSED.search(info.name)
-        source = "name" if convolution else "shape"
-        if transposed:
+        if outputs is not None and outputs != shape[0] and outputs == shape[1]:
+            return Role("conv_transposed", (0,), source="shape")
+        if _TRANSPOSED.search(info.name) and outputs != shape[0]:
             return Role("conv_transposed", (0,), source="name")
-        return Role("conv", tuple(range(1, len(shape))), source=source)
+        return Role("conv", tuple(range(1, len(shape))), source="name" if convolution else "shape")
     if len(shape) == 3:
         return _experts(info, config)
     what = f"{len(shape)}-D tensor, neither a matrix, a convolution nor a stack of matrices: pass its slices"
@@ -199,10 +203,7 @@ def _matrix(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[s
     parts = fused_parts(info.name, info.shape, inputs, config, family)
     if not parts and not inputs and _FUSED_QKV.search(info.name) and max(info.shape) == 3 * min(info.shape):
         role = replace(role, input_axes=(int(info.shape[1] < info.shape[0]),), source="shape")
-    if not parts and role.input_axes and _FUSED_QKV.search(info.name):
-        outputs = info.shape[1 - role.input_axes[0]]
-        if outputs == 3 * info.shape[role.input_axes[0]]:
-            parts = _consecutive((("query", outputs // 3), ("key", outputs // 3), ("value", outputs // 3)))
+        parts = fused_parts(info.name, info.shape, role.input_axes, config, family)
     return replace(role, parts=parts or _gates(info, infos))
 
 
@@ -214,7 +215,8 @@ def _kind_of_matrix(
     if _is_embedding(info.name):
         return "embedding", "name"
     vocabulary, width = setting(config, "vocab_size"), setting(config, "hidden_size", "n_embd", "d_model")
-    if vocabulary and width and vocabulary != width and sorted(info.shape) == sorted((vocabulary, width)):
+    inside = any(part.isdigit() for part in re.split(r"[./]", info.name))  # of a block, of which there are several
+    if vocabulary and width and vocabulary != width and info.shape == (vocabulary, width) and not inside:
         intermediate = setting(config, "intermediate_size", "n_inner", "d_ff", "ffn_dim")
         if vocabulary not in (intermediate, 3 * width, 4 * width):
             return "head", "config.json"
@@ -239,7 +241,7 @@ def _orientation(
     info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None, family: Family
 ) -> tuple[tuple[int, ...], str]:
     """Which axis of a matrix the inputs are, and how that is known."""
-    module, base = parent_of(info.name)
+    base = parent_of(info.name)[1]
     typed = config is not None and isinstance(config.get("model_type"), str)
     if CONV1D.search(info.name) and typed:
         return ((0,) if family.conv1d else (1,)), "config.json"
@@ -314,12 +316,18 @@ def fused_parts(
         if family.gate_up == "alternating":
             return ("gate", 0, outputs, 2), ("up", 1, outputs, 2)
         return _consecutive((("gate", outputs // 2), ("up", outputs // 2)))
-    if not family.qkv or owner != family.qkv or config is None:
-        return ()
-    heads, width = (
-        setting(config, "num_attention_heads", "n_head", "n_heads"),
-        setting(config, "hidden_size", "n_embd", "d_model"),
-    )
+    inputs_count = shape[inputs[0]]
+    if family.qkv and owner == family.qkv and config is not None:
+        return _by_heads(outputs, config)
+    if len(shape) == 2 and outputs == 3 * inputs_count and _FUSED_QKV.search(name):
+        return _consecutive((("query", outputs // 3), ("key", outputs // 3), ("value", outputs // 3)))
+    return ()
+
+
+def _by_heads(outputs: int, config: Mapping[str, Any]) -> tuple[tuple[str, int, int, int], ...]:
+    """Queries, keys and values, where there may be fewer heads of the latter two."""
+    heads = setting(config, "num_attention_heads", "n_head", "n_heads")
+    width = setting(config, "hidden_size", "n_embd", "d_model")
     if heads is None or width is None:
         return ()
     pairs = 1 if config.get("multi_query") is True else setting(config, "num_key_value_heads") or heads

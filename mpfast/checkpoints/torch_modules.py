@@ -74,7 +74,8 @@ class TorchModules:
             parts = fused_parts(f"{name}.weight", weight, (1,), self.config, self._family)
             return {"weight": Role("head" if is_head else "linear", (1,), source=_SOURCE, parts=parts)}
         if "Conv1D" in classes and hasattr(module, "nf") and len(weight) == 2:  # of transformers: (in, out)
-            return {"weight": Role("head" if is_head else "linear", (0,), source=_SOURCE)}
+            parts = fused_parts(f"{name}.weight", weight, (0,), self.config, self._family)
+            return {"weight": Role("head" if is_head else "linear", (0,), source=_SOURCE, parts=parts)}
         if classes & {"Embedding", "EmbeddingBag"} and len(weight) == 2:
             return {"weight": Role("embedding", (1,), source=_SOURCE)}
         for known, kind in ((_CONVOLUTIONS, "conv"), (_TRANSPOSED, "conv_transposed")):
