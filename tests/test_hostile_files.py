@@ -426,7 +426,7 @@ def test_a_pattern_that_does_not_divide(pruned):
     path = pruned / "budget.json"
     assert verify(pruned).ok
     path.write_text(path.read_text().replace('"2:4"', '"2:5"'))
-    assert "w: 128 entries are no groups of 5" in verify(pruned).problems
+    assert "w.weight: 128 entries are no groups of 5" in verify(pruned).problems
 
 
 @pytest.mark.parametrize("source", ["x" * 300, "a\0b", ""])

@@ -154,6 +154,7 @@ ALONE = [
     ("proj.weight", (64, 32, 7), "conv", (1, 2)),
     ("experts.up", (8, 64, 32), "experts", ()),
     ("up.conv_transpose.weight", (64, 32, 4, 4), "conv_transposed", (0,)),
+    ("video.weight", (64, 32, 3, 3, 3), "conv", (1, 2, 3, 4)),
     ("conv/kernel", (3, 3, 16, 32), "conv", (0, 1, 2)),
     ("block/conv1d/kernel", (9, 16, 32), "conv", (0, 1)),
     ("proj/kernel", (3, 16, 32), "conv", (0, 1)),
@@ -171,6 +172,12 @@ def test_a_tensor_by_itself(name, shape, kind, axes):
     role = roles_of(Named({name: shape}))[name]
     assert (role.kind, role.input_axes) == (kind, axes)
     assert bool(role.reason) == (kind in ("vector", "buffer", "unknown", "factor"))
+
+
+def test_the_bias_tells_convolutions_apart():
+    assert kinds({"a.weight": (32, 16, 9), "a.bias": (32,)})["a.weight"] == "conv"
+    assert kinds({"a.weight": (32, 16, 9), "a.bias": (32, 16)})["a.weight"] == "experts"
+    assert kinds({"a.weight": (32, 16, 4, 4), "a.bias": (16,)})["a.weight"] == "conv_transposed"
 
 
 def test_the_axis_of_the_inputs():
@@ -327,7 +334,7 @@ def test_quantised_checkpoints_are_neither_pruned_nor_factored():
 
 def test_lora_factors_are_left_out_of_pruning_and_budgets():
     pair = {"q.lora_A.weight": weight(8, 64), "q.lora_B.weight": weight(64, 8)}
-    with pytest.raises(ValueError, match="no layer is left to prune.*factor of the LoRA update of q"):
+    with pytest.raises(ValueError, match=r"no layer is left to prune.*factor of the LoRA update of q"):
         mpfast.prune(pair, sparsity=0.5)
     with pytest.raises(ValueError, match="no layer is left"):
         mpfast.analyze(pair).budget(0.5)

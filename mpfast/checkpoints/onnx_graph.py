@@ -209,5 +209,5 @@ _RULES: Mapping[str, Mapping[int, _RoleFor]] = {
     "FusedConv": {1: _convolution("conv"), 2: _added},
     "ConvTranspose": {1: _convolution("conv_transposed"), 2: _added},
     "Gather": {0: _looked_up},
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), {1: _recurrent, 2: _recurrent, 3: _added}),
+    **{kind: {1: _recurrent, 2: _recurrent, 3: _added} for kind in ("LSTM", "GRU", "RNN")},
 }
