@@ -73,7 +73,10 @@ class ArrayMapping:
         return tuple(self._infos)
 
     def read(self, name: str) -> Any:
-        """Return one array as it is, NumPy's in the byte order of this machine; by its name in the model, a weight that a parametrisation computes."""
+        """Return one array as it is, NumPy's in the byte order of this machine.
+
+        A weight that a parametrisation computes has its name in the model.
+        """
         compute = self._computed.get(name)
         array = self._arrays[name] if compute is None else compute()
         return native(array) if isinstance(array, np.ndarray) else array
@@ -188,7 +191,7 @@ def _rank(name: str, role: Role | None) -> int:
 
 
 def _identity(array: Any) -> Any:
-    """What two arrays share that are the same memory, seen in the same way; None where that cannot be told, or empty."""
+    """What two arrays share that are the same memory, seen in the same way; None where that cannot be told."""
     try:
         if isinstance(array, np.ndarray):
             where = array.__array_interface__["data"][0]

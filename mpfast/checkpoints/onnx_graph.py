@@ -164,7 +164,7 @@ _RoleFor = Callable[[int, Callable[[str], bool], Mapping[str, Any]], Role | None
 
 
 def _linear(axis: int, transposed_by: str = "") -> _RoleFor:
-    """A matrix whose inputs are this axis, or the other where the node transposes it; a stack of them has one before."""
+    """A matrix whose inputs are this axis, or the other where the node transposes it; or a stack of such."""
 
     def role(dimensions: int, flag: Callable[[str], bool], attributes: Mapping[str, Any]) -> Role | None:
         inputs = axis ^ int(bool(transposed_by) and flag(transposed_by))
