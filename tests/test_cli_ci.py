@@ -319,8 +319,8 @@ def test_inspect_reads_headers_only(run, tmp_path):
     os.truncate(path, 8 + len(text) + 266240)
     code, out, _ = run("inspect", path)
     assert code == 0
-    assert "linear, 4 matrices" in out
-    assert "linear, head" in out
+    assert re.search(r"experts \(\w[\w. ]*\) +4$", out, re.MULTILINE)
+    assert re.search(r"head \(\w[\w. ]*\) +1$", out, re.MULTILINE)
     assert "5 matrices would be analysed" in out
     rows = mpfast.inspect(path)
     assert rows.entries == 4 * 256 * 128 + 64 * 32

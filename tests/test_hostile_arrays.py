@@ -253,3 +253,51 @@ def test_foreign_exceptions_on_a_device(error, kind):
 
     with pytest.raises(kind, match=r"^A cannot be read through DLPack: from abroad"):
         device_matrix(Failing(), Backend, name="A")
+
+
+def masked():
+    array = np.ma.masked_array(np.random.default_rng(0).standard_normal((64, 48)), mask=False)
+    array[3, 4] = np.ma.masked
+    return array
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        mpfast.spectrum,
+        lambda W: mpfast.svd(W, 2),
+        lambda W: mpfast.masks.magnitude(W, 0.5),
+        lambda W: mpfast.masks.n_m(W, 2, 4),
+        lambda W: mpfast.masks.n_m(np.ones((8, 48)), 2, 4, second_moment=W[:48]),
+        lambda W: mpfast.masks.magnitude(W.data, 0.5, within=W > 0),
+        lambda W: mpfast.analyze({"w": W}),
+        lambda W: mpfast.prune({"w": W}, sparsity=0.5, method="magnitude"),
+    ],
+)
+def test_masked_entries_are_not_computed_with(use):
+    with pytest.raises(ValueError, match="is a masked array; fill it first"):
+        use(masked())
+
+
+def test_a_masked_array_of_which_nothing_is_masked_is_an_array():
+    array = np.ma.masked_array(masked().data, mask=False)
+    assert mpfast.spectrum(array).fro_norm == mpfast.spectrum(array.data).fro_norm
+
+
+def test_a_type_that_buffers_cannot_name_is_read_otherwise():
+    """TensorFlow's bfloat16 is ml_dtypes', which NumPy refuses to export."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    from mpfast.arrays.views import _is_buffer
+
+    W = masked().data.astype(ml_dtypes.bfloat16)
+    with pytest.raises(ValueError, match="cannot include dtype"):
+        memoryview(W)
+    assert not _is_buffer(W)
+
+
+def test_a_module_is_told_where_its_weight_is():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"W must be an array, not Linear; pass W\.weight"):
+        mpfast.spectrum(torch.nn.Linear(8, 8))
+    with pytest.raises(TypeError, match=r"not ReLU; pass one of its weights"):
+        mpfast.spectrum(torch.nn.ReLU())

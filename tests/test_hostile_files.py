@@ -391,7 +391,7 @@ def test_rows_of_the_layer_cache(analysis):
 @pytest.fixture
 def pruned(tmp_path):
     W = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    mpfast.prune({"w": W}, tmp_path / "out", pattern="2:4")
+    mpfast.prune({"w.weight": W}, tmp_path / "out", pattern="2:4")
     return tmp_path / "out"
 
 
@@ -426,7 +426,7 @@ def test_a_pattern_that_does_not_divide(pruned):
     path = pruned / "budget.json"
     assert verify(pruned).ok
     path.write_text(path.read_text().replace('"2:4"', '"2:5"'))
-    assert "w: 128 entries are no groups of 5" in verify(pruned).problems
+    assert "w.weight: 128 entries are no groups of 5" in verify(pruned).problems
 
 
 @pytest.mark.parametrize("source", ["x" * 300, "a\0b", ""])

@@ -419,7 +419,7 @@ class TestCompanions:
 
 class TestWhatAFileCannotHold:
     @pytest.mark.parametrize(
-        "entry", [np.array(["cat"]), np.ones(3, complex), np.ones(3, np.longdouble), None, "text", np.array([object()])]
+        "entry", [np.array(["cat"]), np.ones(3, complex), np.ones(3, np.longdouble), np.array([object()])]
     )
     @pytest.mark.parametrize("write", WRITERS)
     def test_the_entry_is_named(self, write, entry, tmp_path):
@@ -477,7 +477,6 @@ class TestByteOrder:
                 np.testing.assert_array_equal(found[name], numbers[name])
         checked = mpfast.verify(tmp_path / "pruned", source)
         assert checked.ok
-        assert "another byte order" in checked.notes[0]
         rows = [mpfast.analyze(given, progress=False)[0].sigma_plus for given in (source, native)]
         assert rows[0] == rows[1]
 

@@ -58,6 +58,7 @@ def test_torch_model_directories(torch, state, tmp_path):
         torch.save({name: state[name] for name in names}, tmp_path / file)
     index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "pytorch_model.bin").unlink()  # which transformers would load before the index
     assert_state(open_checkpoint(tmp_path), state)
     (tmp_path / "p-2.bin").unlink()
     with pytest.raises(CheckpointError, match="is missing"):
@@ -201,3 +202,230 @@ print([(row.name, row.shape) for row in mpfast.analyze(params)])
     nnx, linen = run(code, tmp_path).splitlines()
     assert sorted(ast.literal_eval(nnx)) == [("layers.0.kernel", (64, 16)), ("up.kernel", (32, 64))]
     assert ast.literal_eval(linen) == [("params.kernel", (12, 24))]
+
+
+def reasons(model):
+    return {t.name: t.reason for t in mpfast.analyze(model).skipped}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "names"),
+    [
+        (lambda w: {"params_ema": w}, ["l.weight"]),
+        (lambda w: {"model": {"args": {"dim": 3}, "state_dict": w}}, ["l.weight"]),
+        (lambda w: {"net": w, "optimizer": {"state": {0: {"exp_avg": w["l.weight"] + 1}}}, "epoch": 3}, ["l.weight"]),
+        (
+            lambda w: {"generator": w, "critic": {"l.weight": w["l.weight"] + 1}},
+            ["generator.l.weight", "critic.l.weight"],
+        ),
+        (lambda w: {"x": {"y": {"z": [w["l.weight"]]}}}, ["z.0"]),
+        (lambda w: {"l.weight": w["l.weight"], "more": {"w": w["l.weight"] + 1}}, ["l.weight", "more.w"]),
+    ],
+)
+def test_weights_are_found_wherever_a_script_keeps_them(torch, tmp_path, wrap, names):
+    torch.save(wrap({"l.weight": torch.randn(32, 32)}), tmp_path / "m.pt")
+    assert [row.name for row in mpfast.analyze(tmp_path / "m.pt")] == names
+    skipped = reasons(tmp_path / "m.pt")
+    assert all("beside the weights" in reason for reason in skipped.values())
+    assert set(skipped) <= {"optimizer"}
+
+
+def test_files_without_a_tensor_are_errors(torch, tmp_path):
+    torch.save({"epoch": 3, "args": {"dim": 3}}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors in dictionaries; its keys are 'epoch', 'args'"):
+        open_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"analyze\(\): model holds no tensors"):
+        mpfast.analyze({})
+
+
+def test_entries_of_a_state_dictionary_that_are_no_tensors_are_named(torch, tmp_path):
+    state = {"l.weight": torch.randn(32, 32), "l._extra_state": {"a": (1, 2)}, "version": 3}
+    torch.save(state, tmp_path / "m.pt")
+    assert list(reasons(tmp_path / "m.pt")) == ["l._extra_state"]
+    with pytest.raises(ValueError, match="_extra_state"):
+        mpfast.prune(tmp_path / "m.pt", tmp_path / "out", sparsity=0.5, method="magnitude")
+
+
+def test_first_bytes_decide_before_a_name_does(torch, tmp_path):
+    from safetensors.numpy import save_file
+
+    W = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    torch.save({"w": torch.from_numpy(W)}, tmp_path / "a.pth.tar")
+    torch.save({"w": torch.from_numpy(W)}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    save_file({"w": W}, tmp_path / "9f86d081")
+    save_file({"w": W}, tmp_path / "b.pt")
+    np.savez(tmp_path / "c.npz", w=W)
+    (tmp_path / "c.npz").rename(tmp_path / "c.bin")
+    np.save(tmp_path / "d.npy", W)
+    (tmp_path / "d.npy").rename(tmp_path / "d.safetensors")
+    for file in sorted(tmp_path.iterdir()):
+        (row,) = mpfast.analyze(file)
+        assert row.fro_norm == pytest.approx(np.linalg.norm(W), rel=1e-5), file.name
+    # What is written from a blob is opened again.
+    mpfast.prune(tmp_path / "9f86d081", tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert mpfast.verify(tmp_path / "out").ok
+
+
+def test_a_directory_is_opened_as_transformers_does(torch, tmp_path):
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    W = [rng.standard_normal((32, 32)).astype(np.float32) for _ in range(4)]
+
+    def is_read(number):
+        checkpoint = open_checkpoint(tmp_path)
+        np.testing.assert_array_equal(np.asarray(checkpoint.read("w")), W[number])
+        return {other.name for other in checkpoint.others}
+
+    index = {"weight_map": {"w": "p.bin"}}
+    torch.save({"w": torch.from_numpy(W[3])}, tmp_path / "p.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert is_read(3) == set()
+    torch.save({"w": torch.from_numpy(W[2])}, tmp_path / "pytorch_model.bin")
+    assert is_read(2) == set()
+    save_file({"w": W[1]}, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"x": W[1]}, tmp_path / "consolidated.safetensors")
+    assert is_read(1) == {"consolidated.safetensors"}
+    assert "another checkpoint" in reasons(tmp_path)["consolidated.safetensors"]
+    save_file({"w": W[0]}, tmp_path / "model.safetensors")
+    others = {"consolidated.safetensors", "model-00001-of-00001.safetensors", "model.safetensors.index.json"}
+    assert is_read(0) == others
+
+
+def test_a_pipeline_names_its_parts(tmp_path):
+    from safetensors.numpy import save_file
+
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        save_file({"w": np.ones((9, 9), np.float32)}, tmp_path / part / "model.safetensors")
+    with pytest.raises(CheckpointError, match="pass one of its parts: unet, vae"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("order", [">", "<"])
+def test_either_byte_order_is_read_right(tmp_path, order):
+    W = np.random.default_rng(0).standard_normal((32, 48)).astype(f"{order}f4")
+    np.save(tmp_path / "w.npy", W)
+    np.savez(tmp_path / "w.npz", w=W)
+    for model in ({"w": W}, tmp_path / "w.npy", tmp_path / "w.npz"):
+        read = open_checkpoint(model).read("w")
+        assert read.dtype.isnative
+        np.testing.assert_array_equal(read, W)
+        assert mpfast.analyze(model)[0].fro_norm == pytest.approx(np.linalg.norm(W), rel=1e-5)
+        mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude", overwrite=True)
+        pruned = open_checkpoint(tmp_path / "out").read("w")
+        np.testing.assert_array_equal(pruned, W * (pruned != 0))
+
+
+def test_an_archive_names_what_is_no_array(tmp_path):
+    import zipfile
+
+    np.savez(tmp_path / "m.npz", w=np.eye(16))
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("notes.txt", "x")
+    assert list(reasons(tmp_path / "m.npz")) == ["notes.txt"]
+
+
+class Graph:
+    """Builds ONNX models from nodes and named arrays."""
+
+    def __init__(self, onnx, tmp_path):
+        self.onnx, self.path = onnx, tmp_path / "m.onnx"
+
+    def tensor(self, name, array):
+        return self.onnx.numpy_helper.from_array(array, name)
+
+    def node(self, kind, inputs, outputs=("y",), **attributes):
+        return self.onnx.helper.make_node(kind, list(inputs), list(outputs), **attributes)
+
+    def graph(self, nodes, tensors=(), sparse=()):
+        info = self.onnx.helper.make_tensor_value_info
+        given, found = info("x", 1, [None, 64]), info("y", 1, None)
+        return self.onnx.helper.make_graph(nodes, "g", [given], [found], list(tensors), sparse_initializer=list(sparse))
+
+    def open(self, *arguments, **options):
+        self.path.write_bytes(self.onnx.helper.make_model(self.graph(*arguments, **options)).SerializeToString())
+        return open_checkpoint(self.path)
+
+
+@pytest.fixture
+def graph(onnx, tmp_path):
+    return Graph(onnx, tmp_path)
+
+
+W64 = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "attributes", "shape", "role", "axes"),
+    [
+        ("MatMul", ["x", "w"], {}, (64, 32), "linear", (0,)),
+        ("MatMul", ["w", "x"], {}, (32, 64), "linear", (1,)),
+        ("MatMul", ["x", "w"], {}, (3, 64, 32), "experts", (1,)),
+        ("Gemm", ["x", "w"], {}, (64, 32), "linear", (0,)),
+        ("Gemm", ["x", "w"], {"transB": 1}, (32, 64), "linear", (1,)),
+        ("Conv", ["x", "w"], {}, (32, 16, 9), "conv", (1, 2)),
+        ("ConvTranspose", ["x", "w"], {}, (32, 16, 3, 3), "conv_transposed", (0,)),
+        ("Gather", ["w", "x"], {}, (64, 32), "embedding", (1,)),
+        ("LSTM", ["x", "w", "r"], {"hidden_size": 16}, (1, 64, 32), "linear", (2,)),
+        ("LSTM", ["x", "", "", "w"], {"hidden_size": 16}, (2, 128), "vector", ()),
+        ("Gemm", ["x", "z", "w"], {}, (64, 32), "vector", ()),
+        ("Identity", ["w"], {}, (64, 32), "linear", ()),
+    ],
+)
+def test_nodes_say_what_a_tensor_is(graph, kind, inputs, attributes, shape, role, axes):
+    from mpfast.checkpoints import roles_of
+
+    checkpoint = graph.open([graph.node(kind, inputs, **attributes)], [graph.tensor("w", np.ones(shape, np.float32))])
+    found = roles_of(checkpoint)["w"]
+    assert (found.kind, found.input_axes) == (role, axes)
+    assert found.source == ("ONNX node" if kind != "Identity" else "name")
+
+
+def test_a_transposed_matrix_is_followed(graph):
+    from mpfast.checkpoints import roles_of
+
+    nodes = [graph.node("Transpose", ["w"], ["t"], perm=[1, 0]), graph.node("MatMul", ["x", "t"])]
+    assert roles_of(graph.open(nodes, [graph.tensor("w", W64.T.copy())]))["w"].input_axes == (1,)
+
+
+def test_constants_and_subgraphs_are_read(graph):
+    multiply = graph.node("MatMul", ["x", "w"])
+    constant = graph.node("Constant", [], ["w"], value=graph.tensor("inner", W64))
+    checkpoint = graph.open([constant, multiply])
+    assert [info.name for info in checkpoint.tensors] == ["w"]
+    np.testing.assert_array_equal(checkpoint.read("w"), W64)
+    branches = [graph.graph([multiply], [graph.tensor("w", W64 + number)]) for number in range(2)]
+    choice = graph.node("If", ["c"], name="pick", then_branch=branches[0], else_branch=branches[1])
+    checkpoint = graph.open([choice], [graph.tensor("c", np.array(True))])
+    names = ["c", *(f"pick.{attribute.name}.w" for attribute in choice.attribute)]
+    names[1] = "w"  # the first one keeps its name
+    assert [info.name for info in checkpoint.tensors] == names
+    read = {checkpoint.read(name)[0, 0] for name in names[1:]}
+    assert read == {W64[0, 0], (W64 + 1)[0, 0]}
+    # A subgraph sees the tensors around it.
+    outer = graph.graph([multiply])
+    choice = graph.node("If", ["c"], then_branch=outer, else_branch=outer)
+    checkpoint = graph.open([choice], [graph.tensor("c", np.array(True)), graph.tensor("w", W64)])
+    assert checkpoint.tensors[1].known.input_axes == (0,)
+
+
+def test_sparse_initialisers_are_named_and_not_lost(onnx, graph, tmp_path):
+    values = graph.tensor("s", np.ones(3, np.float32))
+    places = onnx.numpy_helper.from_array(np.array([0, 65, 130]), "places")
+    sparse = onnx.helper.make_sparse_tensor(values, places, [64, 64])
+    nodes = [graph.node("MatMul", ["x", "w"], ["h"]), graph.node("MatMul", ["h", "s"])]
+    graph.open(nodes, [graph.tensor("w", W64)], sparse=[sparse])
+    assert list(reasons(graph.path)) == ["s"]
+    with pytest.raises(ValueError, match="'s' \\(sparse tensor\\)"):
+        mpfast.prune(graph.path, tmp_path / "out", sparsity=0.5, method="magnitude")
+
+
+def test_quantised_onnx_models_are_refused(graph):
+    nodes = [graph.node("DequantizeLinear", ["w", "scale"], ["d"], axis=1), graph.node("MatMul", ["x", "d"])]
+    tensors = [graph.tensor("w", np.ones((64, 32), np.int8)), graph.tensor("scale", np.ones(32, np.float32))]
+    graph.open(nodes, [*tensors, graph.tensor("other", W64)])
+    with pytest.raises(ValueError, match="model is quantised: w is packed"):
+        mpfast.prune(graph.path, sparsity=0.5)

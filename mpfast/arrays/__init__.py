@@ -14,6 +14,7 @@ from mpfast.arrays.devices import (
 )
 from mpfast.arrays.views import (
     FLOATS,
+    as_bits,
     as_matrix,
     as_numpy,
     as_wide,
@@ -23,6 +24,7 @@ from mpfast.arrays.views import (
     native,
     on_host,
     raise_if_nonfinite,
+    refuse_masked,
     wide,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "FLOATS",
     "Device",
     "address_of",
+    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -47,6 +50,7 @@ __all__ = [
     "on_host",
     "parse_device",
     "raise_if_nonfinite",
+    "refuse_masked",
     "wide",
     "widened",
 ]

@@ -19,6 +19,7 @@ from mpfast.arrays.bfloat16 import widened
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError
 
 __all__ = [
+    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -28,6 +29,7 @@ __all__ = [
     "native",
     "on_host",
     "raise_if_nonfinite",
+    "refuse_masked",
     "wide",
 ]
 
@@ -82,8 +84,7 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     bfloat16 comes back as the raw bits, uint16, since NumPy has no such type. Errors as `as_matrix`.
     """
     module = type(W).__module__.split(".")[0]
-    if isinstance(W, np.ma.MaskedArray) and np.ma.is_masked(W):
-        raise InvalidValueError(name, "is a masked array", f"fill it first, e.g. {name}.filled(0)")
+    refuse_masked(W, name)
     if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
         array = _from_torch(W, name)
         dtype = str(W.dtype).removeprefix("torch.")
@@ -99,6 +100,34 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 
+def as_bits(array: Any, *, name: str = "W") -> NDArray[Any]:
+    """Return an array of any element type as NumPy, entries of a type that NumPy lacks as integers of their size.
+
+    Raises
+    ------
+    TypeError
+        The entries are in no plain memory of the host: sparse, quantised or of another framework's own kind.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return np.asarray(array)
+    try:
+        tensor = array.detach().resolve_conj().resolve_neg()
+        try:
+            return np.asarray(tensor.numpy())
+        except TypeError:  # bfloat16, float8 and whatever comes next
+            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+            return np.asarray(tensor.contiguous().view(kind).numpy())
+    except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+        raise InvalidTypeError(name, f"is a {type(array).__name__} of {array.dtype} without plain entries") from error
+
+
+def refuse_masked(array: Any, name: str) -> None:
+    """Raise ValueError for a NumPy array with masked entries: what lies below the mask is no number to compute with."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise InvalidValueError(name, "is a masked array", f"fill it first, e.g. {name}.filled(0)")
+
+
 def wide(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
     """Return the numbers that `as_numpy` gave, in float64; not a copy if they are that already."""
     return np.asarray(widened(array) if dtype == "bfloat16" else array, np.float64)
@@ -111,6 +140,7 @@ def as_wide(W: Any, *, name: str = "W") -> NDArray[np.float64]:
 
 def on_host(array: Any) -> NDArray[Any]:
     """Return what a caller or `like` has left in a framework as NumPy, from the memory of a GPU too."""
+    refuse_masked(array, "array")
     if hasattr(array, "detach"):  # PyTorch
         tensor = array.detach().cpu()
         return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
@@ -188,7 +218,17 @@ def _viewed(W: Any, name: str, module: str) -> NDArray[Any]:
             return _asarray(W, W, name)
         if hasattr(W, "__dlpack__"):
             return _from_dlpack(W, name)
-    raise InvalidTypeError(name, f"must be an array, not {type(W).__name__}", f"use numpy.asarray({name})")
+    raise InvalidTypeError(name, f"must be an array, not {type(W).__name__}", _advice(W, name))
+
+
+def _advice(W: Any, name: str) -> str:
+    """How to come by an array."""
+    if callable(getattr(W, "named_parameters", None)) or callable(getattr(W, "get_weights", None)):
+        for weight in ("weight", "kernel"):
+            if getattr(W, weight, None) is not None:
+                return f"pass {name}.{weight}"
+        return "pass one of its weights, or the model to mpfast.analyze"
+    return f"use numpy.asarray({name})"
 
 
 def _asarray(view: Any, W: Any, name: str) -> NDArray[Any]:
@@ -227,7 +267,7 @@ def _from_dlpack(W: Any, name: str) -> NDArray[Any]:
 def _is_buffer(W: Any) -> bool:
     try:
         memoryview(W)
-    except (TypeError, BufferError):
+    except (TypeError, BufferError, ValueError):  # ValueError: NumPy's, of a type that buffers cannot name
         return False
     return True
 

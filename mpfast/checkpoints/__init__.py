@@ -1,6 +1,6 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
-from mpfast.checkpoints.base import Checkpoint, TensorInfo, prefetched
+from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.identity import content_sample_hash
@@ -15,9 +15,9 @@ from mpfast.checkpoints.layers import (
     as_layer,
     as_layers,
     first_reason,
-    is_embedding_or_head,
     layer_matrix,
     name_filter,
+    read_layer,
     select_layers,
     unmatched_patterns,
 )
@@ -27,6 +27,7 @@ from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, pac
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
+from mpfast.checkpoints.roles import quantised_weight, roles_of, stays_dense
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
@@ -34,7 +35,6 @@ from mpfast.checkpoints.tensor_bits import (
     check_writable,
     content_hash,
     content_hashes,
-    is_foreign,
     overall_hash,
     shards_of,
     stored,
@@ -57,8 +57,10 @@ __all__ = [
     "LowRankProduct",
     "MaskFile",
     "NameFilter",
+    "NoTensor",
     "NpyFile",
     "QkvView",
+    "Role",
     "SafetensorsFile",
     "SafetensorsWriter",
     "SourceFiles",
@@ -79,8 +81,6 @@ __all__ = [
     "has_lora_pairs",
     "home_directory",
     "index_name",
-    "is_embedding_or_head",
-    "is_foreign",
     "layer_matrix",
     "located",
     "mask_writer",
@@ -90,8 +90,12 @@ __all__ = [
     "packed",
     "path_of",
     "prefetched",
+    "quantised_weight",
+    "read_layer",
+    "roles_of",
     "select_layers",
     "shards_of",
+    "stays_dense",
     "stored",
     "stored_bits",
     "unmatched_patterns",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,90 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import as_numpy, widened
 
-__all__ = ["Checkpoint", "TensorInfo", "numbers", "prefetched"]
+__all__ = ["Checkpoint", "NoTensor", "Role", "TensorInfo", "numbers", "prefetched"]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a tensor is to its model, and how that is known.
+
+    Attributes
+    ----------
+    kind : str
+        A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
+        (a stack of matrices, one per expert). No matrix: "vector" (biases, normalisation), "buffer", "mask",
+        "companion" (scales and the like of a quantised weight), "quantised", "factor" (of a LoRA update), "alias" (the
+        same memory as another), "part" (of a parametrised weight). "lora": the product of a pair of factors. "unknown".
+    input_axes : tuple of int
+        Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
+    reason : str
+        Why the tensor is no layer; empty where it is one.
+    source : str
+        Where that is known from: "module class", "ONNX node", "config.json", "storage", "companions", "names of a
+        pair", "shape" or, as the last resort, "name".
+    of : str
+        The weight that a companion, an alias, a mask or a factor belongs to.
+    parts : tuple of (str, int, int, int)
+        Of a fused projection: label, start, stop and step along the outputs of each matrix in it.
+    called : str
+        The weight's name to who uses the model, where it is stored under another: ``0.weight`` for ``0.weight_orig``.
+    shape : tuple of int or None
+        Its shape then, where that is not the stored one's.
+    masked_by, scaled_by : str
+        The mask that the stored tensor is multiplied by, the lengths that its slices are brought to, where the model
+        does so before it uses them.
+    fixed : str
+        Why entries of the weight cannot be set to zero in what is stored; empty where they can.
+    groups : int
+        Of a convolution.
+    rows : int
+        How many leading axes of the tensor are the rows of the matrix; those of each matrix in a stack are its last
+        two.
+    """
+
+    kind: str
+    input_axes: tuple[int, ...] = ()
+    reason: str = ""
+    source: str = "name"
+    of: str = ""
+    parts: tuple[tuple[str, int, int, int], ...] = ()
+    called: str = ""
+    shape: tuple[int, ...] | None = None
+    masked_by: str = ""
+    scaled_by: str = ""
+    fixed: str = ""
+    groups: int = 1
+    rows: int = 1
+
+    @property
+    def input_axis(self) -> int | None:
+        """The axis of the input features or channels; None where it is not known."""
+        if not self.input_axes:
+            return None
+        channels_last = self.kind == "conv" and self.input_axes[0] == 0
+        return self.input_axes[-1] if channels_last else self.input_axes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class NoTensor:
+    """An entry of a checkpoint that is no plain tensor.
+
+    Attributes
+    ----------
+    name : str
+        Its key.
+    type : str
+        What it is.
+    reason : str
+        Why it is not read.
+    lost : bool
+        Whether a file of tensors alone would lack something of the model.
+    """
+
+    name: str
+    type: str
+    reason: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +111,15 @@ class TensorInfo:
     dtype : str
         Element type by NumPy's names (``"float32"``, ``"int64"``), extended by ``"bfloat16"``,
         ``"float8_e4m3fn"`` and the like, whatever the file format calls it.
-    kind : {"embedding", "conv", None}
-        What the model's modules say that it is; None where only the name can tell.
+    known : Role or None
+        What the reader knows of it, from the model's modules or the nodes of a graph; None where it knows no more than
+        the above. No part of equality.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    kind: str | None = field(default=None, repr=False)
+    known: Role | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -44,7 +128,10 @@ class TensorInfo:
 
 
 class Checkpoint(Protocol):
-    """A named collection of tensors that are read one at a time."""
+    """A named collection of tensors that are read one at a time.
+
+    What has these methods is a checkpoint. `config` and `others` may be missing, which reads as None and none.
+    """
 
     @property
     def source(self) -> str:
@@ -53,6 +140,14 @@ class Checkpoint(Protocol):
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors in the order of the checkpoint."""
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the model's ``config.json`` says, with ``model_type`` and the like; None where there is none."""
+
+    @property
+    def others(self) -> tuple[NoTensor, ...]:
+        """Entries that are no plain tensors."""
 
     def read(self, name: str) -> Any:
         """Return one tensor, in its stored shape; read-only. Safe to call from several threads at once.

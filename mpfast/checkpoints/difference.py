@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from mpfast.arrays import FLOATS
-from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
+from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo, numbers
+from mpfast.checkpoints.effective import read_as_used
+from mpfast.checkpoints.roles import roles_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["Difference", "counterparts"]
@@ -34,22 +37,26 @@ class Difference:
     def __init__(self, model: Checkpoint, base: Checkpoint) -> None:
         self._model = model
         self._base = base
-        others = {info.name: info for info in base.tensors}
-        found = counterparts(model.tensors, base.tensors)
+        self.config = getattr(model, "config", None)
+        self.others = getattr(model, "others", ())
+        mine, theirs = _decided(model), _decided(base)
+        others = {_called(info): info for info in theirs}
+        found = counterparts(map(_as_compared, mine), map(_as_compared, theirs))
         self._pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
         self.unmatched: list[tuple[TensorInfo, str]] = []
-        for info in model.tensors:
-            other = others[found[info.name]] if info.name in found else None
+        for info in mine:
+            other = others[found[_called(info)]] if _called(info) in found else None
             if other is None:
                 self.unmatched.append((info, "the base has no such tensor"))
-            elif other.shape != info.shape:
-                self.unmatched.append((info, f"the base has one of another shape, {other.shape}"))
+            elif _shape(other) != _shape(info):
+                self.unmatched.append((info, f"the base has one of another shape, {_shape(other)}"))
             elif {info.dtype, other.dtype} <= set(FLOATS):
-                self._pairs[info.name] = (info, other)
+                self._pairs[_called(info)] = (info, other)
             else:
                 self.unmatched.append((info, "integer or quantised: has no difference"))
         matched = {other.name for _, other in self._pairs.values()}
-        self.only_in_base = tuple(info for info in base.tensors if info.name not in {*matched, *found.values()})
+        counted = set(found.values())
+        self.only_in_base = tuple(info for info in theirs if info.name not in matched and _called(info) not in counted)
         if not self._pairs:
             raise InvalidValueError("base", _why_nothing_matches(model, base, self.unmatched, bool(found)))
 
@@ -59,12 +66,13 @@ class Difference:
 
     def base_name(self, name: str) -> str:
         """Name in the base of the tensor that one of the model is compared with."""
-        return self._pairs[name][1].name
+        return _called(self._pairs[name][1])
 
     @property
     def renamed(self) -> tuple[str, str] | None:
         """A name of the model and the other one that its tensor has in the base; None where all names agree."""
-        return next(((name, base.name) for name, (_, base) in self._pairs.items() if name != base.name), None)
+        called = ((name, _called(base)) for name, (_, base) in self._pairs.items())
+        return next((pair for pair in called if pair[0] != pair[1]), None)
 
     def pair(self, name: str) -> tuple[TensorInfo, TensorInfo]:
         """What the model and the base say of the two tensors."""
@@ -79,14 +87,14 @@ class Difference:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Tensors of both, in the order of the model, in the type of the difference."""
         return tuple(
-            TensorInfo(name, mine.shape, "float64" if "float64" in (mine.dtype, other.dtype) else "float32")
+            TensorInfo(name, _shape(mine), _wider(mine, other), _as_used(mine))
             for name, (mine, other) in self._pairs.items()
         )
 
     def both(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the tensors of the model and of the base, in float32, or float64 if stored so."""
         mine, other = self._pairs[name]
-        return numbers(self._model.read(name), mine), numbers(self._base.read(other.name), other)
+        return _numbers(self._model, mine), _numbers(self._base, other)
 
     def read(self, name: str) -> NDArray[Any]:
         """Return one difference, in float32, or float64 if one of the two is stored so."""
@@ -96,13 +104,15 @@ class Difference:
 
     def prefetch(self, name: str) -> None:
         """Ask for both tensors."""
-        self._model.prefetch(name)
-        self._base.prefetch(self._pairs[name][1].name)
+        mine, other = self._pairs[name]
+        self._model.prefetch(mine.name)
+        self._base.prefetch(other.name)
 
     def release(self, name: str) -> None:
         """Give both tensors' memory back."""
-        self._model.release(name)
-        self._base.release(self._pairs[name][1].name)
+        mine, other = self._pairs[name]
+        self._model.release(mine.name)
+        self._base.release(other.name)
 
 
 def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dict[str, str]:
@@ -171,3 +181,36 @@ def _why_nothing_matches(
         for whose, checkpoint in (("the model", model), ("it", base))
     )
     return f"has none of the names of the model: for example, {examples}"
+
+
+def _decided(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """Tensors with their roles: what has no difference is among what they are decided by."""
+    roles = roles_of(checkpoint)
+    return [replace(info, known=roles[info.name]) for info in checkpoint.tensors]
+
+
+def _as_compared(info: TensorInfo) -> TensorInfo:
+    return TensorInfo(_called(info), _shape(info), info.dtype)
+
+
+def _called(info: TensorInfo) -> str:
+    return info.known.called or info.name if info.known else info.name
+
+
+def _shape(info: TensorInfo) -> tuple[int, ...]:
+    return info.shape if info.known is None or info.known.shape is None else info.known.shape
+
+
+def _wider(mine: TensorInfo, other: TensorInfo) -> str:
+    return "float64" if "float64" in (mine.dtype, other.dtype) else "float32"
+
+
+def _as_used(info: TensorInfo) -> Role | None:
+    """The role of a tensor that is read as the model computes with it."""
+    return info.known and replace(info.known, called="", shape=None, masked_by="", scaled_by="")
+
+
+def _numbers(checkpoint: Checkpoint, info: TensorInfo) -> NDArray[Any]:
+    role = info.known or Role("unknown")
+    tensor = read_as_used(checkpoint, _called(info), info.name, role.masked_by, role.scaled_by)
+    return numbers(tensor, replace(info, dtype="float32") if role.scaled_by else info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +12,9 @@ import numpy as np
 
 from mpfast import _core
 from mpfast.arrays import native
-from mpfast.checkpoints.base import Checkpoint, TensorInfo
+from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
+from mpfast.checkpoints.effective import read_as_used
+from mpfast.checkpoints.roles import LAYERS, role_of, roles_of
 from mpfast.support import InvalidTypeError, InvalidValueError, front_door
 
 __all__ = [
@@ -28,9 +29,9 @@ __all__ = [
     "as_layer",
     "as_layers",
     "first_reason",
-    "is_embedding_or_head",
     "layer_matrix",
     "name_filter",
+    "read_layer",
     "select_layers",
     "unmatched_patterns",
 ]
@@ -43,12 +44,6 @@ ExpertsView = Literal["split", "stack"]
 #: Fewer singular values than this cannot be told from any law: the fit's central window would be empty.
 MIN_SIDE = 8
 
-SUPPORTED_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
-# Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
-_FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
-_EMBEDDING = re.compile(r"embed|wte|wpe|(^|[._])tok_", re.IGNORECASE)
-
 
 @dataclass(frozen=True, slots=True)
 class Views:
@@ -59,7 +54,8 @@ class Views:
     conv : {"im2col", "positions"}
         A convolution (Co, Ci, kh, kw) is one Co x (Ci kh kw) matrix, or kh kw matrices Co x Ci.
     qkv : {"split", "fused"}
-        A projection to query, key and value is three matrices or one.
+        A fused projection is its parts or one matrix: query, key and value; gate and up; the gates of a recurrent
+        layer.
     experts : {"split", "stack"}
         A stack (E, a, b) is E matrices a x b, or one E a x b.
     """
@@ -88,18 +84,29 @@ class Layer:
     ----------
     name : str
         Name of the tensor, with the part in brackets: ``"h.0.attn.qkv.weight[key]"``, ``"experts.up[3]"``.
-    kind : {"linear", "conv", "embedding"}
-        What the model, or the name and the number of dimensions, say it is; all three are treated as matrices.
+    kind : str
+        "linear", "conv", "conv_transposed", "embedding", "head", "experts" or "lora", see `Role`; all are treated as
+        matrices.
     tensor_shape : tuple of int
-        Shape of the tensor as stored.
+        Shape of the tensor, as the model computes with it.
     shape : (int, int)
         Shape of the matrix; convolutions (Co, Ci, kh, kw) unfold to Co x (Ci kh kw) without a copy.
     dtype : str
         Element type.
     tensor : str
-        Name of the tensor in the checkpoint.
+        Name of the tensor, to who uses the model.
     index : tuple of int and slice
         The part of the tensor; empty for all of it.
+    input_axes : tuple of int
+        Axes of the tensor that run along the inputs; empty where that is not known.
+    source : str
+        Where the kind and the axes are known from.
+    stored : str
+        Name of the tensor in the checkpoint, where that is another than `tensor`.
+    masked_by, scaled_by, fixed : str
+        As in `Role`.
+    aliases : tuple of str
+        Other names of the same memory: what is written for the tensor is written for them.
     """
 
     name: str
@@ -109,6 +116,23 @@ class Layer:
     dtype: str
     tensor: str
     index: tuple[int | slice, ...] = ()
+    input_axes: tuple[int, ...] = ()
+    source: str = "name"
+    stored: str = ""
+    masked_by: str = ""
+    scaled_by: str = ""
+    fixed: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """Name of the tensor in the checkpoint."""
+        return self.stored or self.tensor
+
+    @property
+    def inputs(self) -> int:
+        """Number of entries along the inputs; 0 where the axes are not known."""
+        return math.prod(self.tensor_shape[axis] for axis in self.input_axes) if self.input_axes else 0
 
     @property
     def size(self) -> int:
@@ -117,7 +141,7 @@ class Layer:
 
 
 def as_layer(tensor: TensorInfo) -> Layer | str:
-    """Decide from name, shape, type and kind whether a tensor is a weight matrix: the layer, or why it is none.
+    """Decide by itself whether a tensor is a weight matrix: the layer, or why it is none; `roles_of` is for all.
 
     Examples
     --------
@@ -130,38 +154,44 @@ def as_layer(tensor: TensorInfo) -> Layer | str:
     return found if isinstance(found, str) else found[0]
 
 
-def as_layers(tensor: TensorInfo, views: Views = Views()) -> list[Layer] | str:
-    """Return the matrices that a tensor holds, or why it holds none.
+def as_layers(
+    tensor: TensorInfo, views: Views = Views(), role: Role | None = None, aliases: tuple[str, ...] = ()
+) -> list[Layer] | str:
+    """Return the matrices that a tensor holds, or why it holds none; without a role, it is decided by itself.
 
     Examples
     --------
     >>> [layer.name for layer in as_layers(TensorInfo("h.0.qkv.weight", (192, 64), "float32"))]
     ['h.0.qkv.weight[query]', 'h.0.qkv.weight[key]', 'h.0.qkv.weight[value]']
     """
-    if len(tensor.shape) < 2:
-        return "vector or scalar (bias, normalisation)"
-    if 0 in tensor.shape:
-        return "empty"
-    reason = _unsupported_dtype(tensor.dtype)
-    if reason:
-        return reason
-    parts = _parts(tensor, views)
-    if parts is None:
-        return f"{len(tensor.shape)}-D tensor, neither a matrix, a convolution nor a stack of matrices: pass its slices"
-    kind, matrices = parts
-    if min(min(shape) for _, shape, _ in matrices) < MIN_SIDE:
+    role = role_of(tensor) if role is None else role
+    if role.kind not in LAYERS:
+        return role.reason
+    shape = tensor.shape if role.shape is None else role.shape
+    parts = _parts(shape, role, views)
+    if min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
+        parts = _parts(shape, role, WHOLE) if role.parts and len(shape) == 2 else parts
+    if min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
         return f"too small: fewer than {MIN_SIDE} rows or columns"
+    name = role.called or tensor.name
     return [
         Layer(
-            f"{tensor.name}[{label}]" if label else tensor.name,
-            kind,
-            tensor.shape,
+            f"{name}[{label}]" if label else name,
+            role.kind,
             shape,
+            extents,
             tensor.dtype,
-            tensor.name,
+            name,
             index,
+            role.input_axes,
+            role.source,
+            tensor.name if role.called else "",
+            role.masked_by,
+            role.scaled_by,
+            role.fixed,
+            aliases,
         )
-        for label, shape, index in matrices
+        for label, extents, index in parts
     ]
 
 
@@ -185,16 +215,24 @@ def select_layers(
     wanted, unwanted = name_filter(given), name_filter(exclude)
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
+    roles = roles_of(checkpoint)
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, role in roles.items():
+        if role.kind == "alias":
+            aliases[role.of] = (*aliases.get(role.of, ()), name)
+    names: list[str] = []
     for tensor in checkpoint.tensors:
-        if (wanted and not wanted(tensor.name)) or (unwanted and unwanted(tensor.name)):
+        role = roles[tensor.name]
+        called = (tensor.name, role.called) if role.called else (tensor.name,)
+        names += called
+        if (wanted and not any(map(wanted, called))) or (unwanted and any(map(unwanted, called))):
             skipped[tensor.name] = "left out by include or exclude"
             continue
-        found = as_layers(tensor, views)
+        found = as_layers(tensor, views, role, aliases.get(tensor.name, ()))
         if isinstance(found, str):
             skipped[tensor.name] = found
         else:
             layers += found
-    names = [tensor.name for tensor in checkpoint.tensors]
     for pattern in given if isinstance(given, list) else []:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             example = f", for example {names[0]!r}" if names else ""
@@ -204,11 +242,6 @@ def select_layers(
                 "patterns are matched against the whole name, * stands for anything",
             )
     return layers, skipped, unmatched_patterns("exclude", exclude, names) if isinstance(exclude, list) else []
-
-
-def is_embedding_or_head(name: str, kind: str) -> bool:
-    """Whether a layer is an embedding, or the output head of a language model: these stay dense unless asked for."""
-    return kind == "embedding" or _HEAD.search(name) is not None
 
 
 def first_reason(skipped: Mapping[str, str]) -> str:
@@ -253,61 +286,50 @@ def layer_matrix(tensor: Any, layer: Layer) -> Any:
     return matrix
 
 
-def _unsupported_dtype(dtype: str) -> str | None:
-    if dtype in SUPPORTED_DTYPES:
-        return None
-    if dtype.startswith("float8"):
-        return "float8 is not supported yet: dequantise first"
-    if dtype.startswith(("float4", "float6")):
-        return "packed float4 and float6 are not supported: dequantise first"
-    if dtype.startswith(("int", "uint", "bool")):
-        return "integer or boolean dtype (an index, a mask, or quantised: dequantise first)"
-    if dtype.startswith("complex"):
-        return "complex dtype"
-    return f"dtype {dtype} is not supported"
+def read_layer(checkpoint: Checkpoint, layer: Layer) -> Any:
+    """Read the tensor of a layer as the model computes with it: multiplied by its mask, brought to its lengths."""
+    return read_as_used(checkpoint, layer.tensor, layer.file_name, layer.masked_by, layer.scaled_by)
 
 
 # Label, shape of the matrix, and index of a part of a tensor.
 _Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
 
 
-def _parts(tensor: TensorInfo, views: Views) -> tuple[str, list[_Part]] | None:
-    """Kind and matrices of a tensor of two or more dimensions; None if it is no matrix."""
-    shape, convolution = tensor.shape, tensor.kind == "conv" or "conv" in tensor.name.lower()
-    if len(shape) == 3 and shape[0] == 1 and not convolution:  # position embeddings (1, positions, width)
-        shape = shape[1:]
-    if len(shape) == 2:
-        kind = "embedding" if tensor.kind == "embedding" or _EMBEDDING.search(tensor.name) else "linear"
-        split = _split_qkv(tensor.name, shape) if views.qkv == "split" and len(tensor.shape) == 2 else []
-        return kind, split or [("", (shape[0], shape[1]), ())]
-    # Three dimensions are a 1-D convolution or a stack of experts; only the name can tell.
-    if len(shape) in (4, 5) or (len(shape) == 3 and convolution):
-        # Flax and Keras store (kh, kw, Ci, Co): the transposed matrix.
-        channels_last = tensor.name.endswith("kernel")
-        if views.conv == "positions":
-            return "conv", _positions(shape, channels_last)
-        if channels_last:
-            return "conv", [("", (math.prod(shape[:-1]), shape[-1]), ())]
-        return "conv", [("", (shape[0], math.prod(shape[1:])), ())]
-    if len(shape) == 3:
+def _parts(shape: tuple[int, ...], role: Role, views: Views) -> list[_Part]:
+    """Matrices of a tensor of two or more dimensions."""
+    convolution = role.kind in ("conv", "conv_transposed")
+    if role.kind == "experts":
         if views.experts == "stack":
-            return "linear", [("", (shape[0] * shape[1], shape[2]), ())]
-        return "linear", [(str(e), (shape[1], shape[2]), (e,)) for e in range(shape[0])]
-    return None
+            return [("", (shape[0] * shape[1], shape[2]), ())]
+        parts = _fused_parts(shape[1:], role, 1) if views.qkv == "split" else []
+        if not parts or min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
+            parts = [("", (shape[1], shape[2]), ())]
+        return [
+            (f"{e},{label}" if label else str(e), extents, (e, *index))
+            for e in range(shape[0])
+            for label, extents, index in parts
+        ]
+    if convolution and views.conv == "positions":
+        return _positions(shape, channels_last=role.rows > 1)
+    if len(shape) == 2 and role.parts and views.qkv == "split":
+        return _fused_parts(shape, role, 0)
+    return [("", (math.prod(shape[: role.rows]), math.prod(shape[role.rows :])), ())]
 
 
-def _split_qkv(name: str, shape: tuple[int, ...]) -> list[_Part]:
-    """Three parts along the output features, three times as many as the inputs; none if it is no such projection."""
-    if not _FUSED_QKV.search(name):
+def _fused_parts(shape: tuple[int, ...], role: Role, before: int) -> list[_Part]:
+    """Parts along the outputs of a matrix, which `before` axes of the tensor come before."""
+    if not role.parts or not role.input_axes:
         return []
-    labels = ("query", "key", "value")
-    if shape[0] == 3 * shape[1]:
-        d = shape[1]
-        return [(label, (d, d), (slice(k * d, (k + 1) * d),)) for k, label in enumerate(labels)]
-    if shape[1] == 3 * shape[0]:  # GPT-2 stores (in, out)
-        d = shape[0]
-        return [(label, (d, d), (slice(None), slice(k * d, (k + 1) * d))) for k, label in enumerate(labels)]
-    return []
+    outputs = 1 - (role.input_axes[0] - before)
+    parts: list[_Part] = []
+    for label, start, stop, step in role.parts:
+        count = len(range(start, stop, step))
+        along = slice(start, stop, step if step > 1 else None)
+        if outputs == 0:
+            parts.append((label, (count, shape[1]), (along,)))
+        else:
+            parts.append((label, (shape[0], count), (slice(None), along)))
+    return parts
 
 
 def _positions(shape: tuple[int, ...], channels_last: bool) -> list[_Part]:

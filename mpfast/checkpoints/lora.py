@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
+from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo, numbers
 from mpfast.support import InvalidValueError
 
-__all__ = ["LoraProducts", "LowRankProduct", "has_lora_pairs"]
+__all__ = ["LoraProducts", "LowRankProduct", "factor_roles", "has_lora_pairs"]
 
-_LORA_A = re.compile(r"(?P<module>.*)\.lora_A(?P<adapter>\.[^.]+)?\.weight")
+# PEFT, its embeddings, kohya and diffusers: what multiplies first, and its partner.
+_PARTNERS = {
+    "lora_A": "lora_B",
+    "lora_embedding_A": "lora_embedding_B",
+    "lora_down": "lora_up",
+    "lora.down": "lora.up",
+    "lora_linear_layer.down": "lora_linear_layer.up",
+}
+_FIRST = "|".join(map(re.escape, _PARTNERS))
+_SECOND = "|".join(map(re.escape, _PARTNERS.values()))
+# LyCORIS, and what scales or extends a pair.
+_MORE = r"lora_mid|lora_magnitude_vector|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2)"
+_FACTOR = re.compile(
+    rf"(?P<module>.*?)(?P<dot>^|\.)(?P<which>{_FIRST}|{_SECOND}|{_MORE})(?P<adapter>\.(?!weight$)[^.]+)?(?P<end>\.weight)?"
+)
 
 
 class LowRankProduct:
@@ -48,17 +64,50 @@ class LowRankProduct:
 
 def _pair_of(name: str) -> tuple[str, str] | None:
     """The product's name and the name of B that belongs to A; None for another tensor."""
-    found = _LORA_A.fullmatch(name)
-    if found is None:
+    found = _FACTOR.fullmatch(name)
+    if found is None or found["which"] not in _PARTNERS:
         return None
-    adapter = found["adapter"] or ""
-    return f"{found['module']}.lora{adapter}", f"{found['module']}.lora_B{adapter}.weight"
+    adapter, end = found["adapter"] or "", found["end"] or ""
+    start = f"{found['module']}{found['dot']}"
+    return f"{start}lora{adapter}", f"{start}{_PARTNERS[found['which']]}{adapter}{end}"
+
+
+def _fits(A: TensorInfo, B: TensorInfo) -> bool:
+    """Whether B (m, r) times A (r, n) is a product; those of a convolution are (m, r, 1, 1) and (r, n, kh, kw)."""
+    return (
+        len(A.shape) >= 2
+        and len(B.shape) in (2, len(A.shape))
+        and B.shape[1] == A.shape[0]
+        and all(extent == 1 for extent in B.shape[2:])
+    )
+
+
+def _pairs_of(tensors: Iterable[TensorInfo]) -> dict[str, tuple[TensorInfo, TensorInfo]]:
+    """The pairs A and B by the name of their product."""
+    infos = {info.name: info for info in tensors}
+    found = {}
+    for info in infos.values():
+        pair = _pair_of(info.name)
+        if pair is not None and pair[1] in infos and _fits(info, infos[pair[1]]):
+            found[pair[0]] = (info, infos[pair[1]])
+    return found
+
+
+def factor_roles(tensors: Iterable[TensorInfo]) -> dict[str, Role]:
+    """Return the roles of the tensors that are factors of updates, by name."""
+    roles = {}
+    for info in tensors:
+        found = _FACTOR.fullmatch(info.name)
+        if found is not None and len(info.shape) >= 2:
+            module = found["module"] or "the model"
+            reason = f"factor of the LoRA update of {module}: merge it into its base first"
+            roles[info.name] = Role("factor", reason=reason, source="names of a pair", of=module)
+    return roles
 
 
 def has_lora_pairs(checkpoint: Checkpoint) -> bool:
     """Whether some tensors are the factors of LoRA updates."""
-    names = {info.name for info in checkpoint.tensors}
-    return any((pair := _pair_of(name)) is not None and pair[1] in names for name in names)
+    return bool(_pairs_of(checkpoint.tensors))
 
 
 class LoraProducts:
@@ -66,18 +115,20 @@ class LoraProducts:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        infos = {info.name: info for info in checkpoint.tensors}
-        self._pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
-        tensors: dict[str, TensorInfo] = dict(infos)
+        self._pairs = _pairs_of(checkpoint.tensors)
+        products = {A.name: name for name, (A, _) in self._pairs.items()}
+        seconds = {B.name for _, B in self._pairs.values()}
+        self._tensors: list[TensorInfo] = []
         for info in checkpoint.tensors:
-            pair = _pair_of(info.name)
-            other = None if pair is None else infos.get(pair[1])
-            if pair is None or other is None or len(info.shape) != 2 or other.shape[1:] != info.shape[:1]:
-                continue
-            self._pairs[pair[0]] = (info, other)
-            del tensors[info.name], tensors[other.name]
-            tensors[pair[0]] = TensorInfo(pair[0], (other.shape[0], info.shape[1]), "float64")
-        self._tensors = tuple(tensors.values())
+            if info.name in products:
+                name = products[info.name]
+                A, B = self._pairs[name]
+                known = Role("lora", (1,), source="names of a pair", of=name)
+                self._tensors.append(TensorInfo(name, (B.shape[0], math.prod(A.shape[1:])), "float64", known))
+            elif info.name not in seconds:
+                self._tensors.append(info)
+        self.config = getattr(checkpoint, "config", None)
+        self.others = getattr(checkpoint, "others", ())
 
     @property
     def source(self) -> str:
@@ -87,14 +138,15 @@ class LoraProducts:
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """The products and whatever is no factor."""
-        return self._tensors
+        return tuple(self._tensors)
 
     def read(self, name: str) -> Any:
         """Return a product as a `LowRankProduct`, anything else as it is."""
         if name not in self._pairs:
             return self._checkpoint.read(name)
         a, b = self._pairs[name]
-        return LowRankProduct(numbers(self._checkpoint.read(a.name), a), numbers(self._checkpoint.read(b.name), b))
+        A, B = numbers(self._checkpoint.read(a.name), a), numbers(self._checkpoint.read(b.name), b)
+        return LowRankProduct(A.reshape(len(A), -1), B.reshape(len(B), -1))
 
     def prefetch(self, name: str) -> None:
         """Ask for a tensor; factors are small."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.arrays import native, refuse_masked
+from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 __all__ = ["ArrayMapping"]
@@ -31,17 +32,35 @@ class ArrayMapping:
     """
 
     def __init__(self, model: Any) -> None:
-        arrays = model if isinstance(model, Mapping) else _state(model)
         self._source = type(model).__name__
-        kinds = _kinds(model)
+        self.config: Mapping[str, Any] | None = None
+        self._computed: dict[str, Callable[[], Any]] = {}
+        known: dict[str, Role] = {}
+        live = not isinstance(model, Mapping) and _is_torch_module(model)
+        if live:
+            from mpfast.checkpoints.torch_modules import TorchModules
+
+            modules = TorchModules(model)
+            known, self._computed, self.config = modules.roles, modules.computed, modules.config
+        arrays = model if isinstance(model, Mapping) else _state(model)
         self._arrays: dict[str, Any] = {}
-        self._infos: list[TensorInfo] = []
-        for name, array in _flatten(arrays, ""):
-            if name in self._arrays:
+        others: list[NoTensor] = []
+        for name, value in _flatten(arrays, ""):
+            if name in self._arrays or any(other.name == name for other in others):
                 raise InvalidValueError("model", f"has two arrays that are called {name!r}")
-            self._arrays[name] = array
-            shape = tuple(int(extent) for extent in array.shape)
-            self._infos.append(TensorInfo(name, shape, _dtype_name(array), kinds.get(name)))
+            found = _entry(name, value, live)
+            if isinstance(found, NoTensor):
+                others.append(found)
+            else:
+                self._arrays[name] = found
+        self.others = tuple(others)
+        known = {**known, **_aliases(self._arrays, known)}
+        self._infos = [
+            TensorInfo(
+                name, tuple(int(extent) for extent in array.shape), _dtype_name(array), _role(array, known.get(name))
+            )
+            for name, array in self._arrays.items()
+        ]
 
     @property
     def source(self) -> str:
@@ -54,8 +73,13 @@ class ArrayMapping:
         return tuple(self._infos)
 
     def read(self, name: str) -> Any:
-        """Return one array as it is."""
-        return self._arrays[name]
+        """Return one array as it is, NumPy's in the byte order of this machine.
+
+        A weight that a parametrisation computes has its name in the model.
+        """
+        compute = self._computed.get(name)
+        array = self._arrays[name] if compute is None else compute()
+        return native(array) if isinstance(array, np.ndarray) else array
 
     def prefetch(self, name: str) -> None:
         """Do nothing: the arrays are in memory."""
@@ -85,18 +109,9 @@ def _state(model: Any) -> Mapping[Any, Any]:
     )
 
 
-def _kinds(model: Any) -> dict[str, str]:
-    """What the modules of a live PyTorch model say of their weights, whatever their names are."""
-    named_modules = getattr(model, "named_modules", None)
-    if isinstance(model, Mapping) or not callable(named_modules):
-        return {}
-    found = {}
-    for name, module in named_modules(remove_duplicate=False):
-        classes = {base.__name__ for base in type(module).__mro__}
-        for kind, known in (("embedding", {"Embedding", "EmbeddingBag"}), ("conv", {"Conv1d", "Conv2d", "Conv3d"})):
-            if classes & known:
-                found[f"{name}.weight".lstrip(".")] = kind
-    return found
+def _is_torch_module(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def _keras_value(variable: Any) -> Any:
@@ -108,15 +123,97 @@ def _keras_value(variable: Any) -> Any:
 def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in arrays.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        # The extra state of a PyTorch module may be a dictionary; it is no module.
+        if isinstance(value, Mapping) and str(key) != "_extra_state" and not name.endswith("._extra_state"):
             yield from _flatten(value, name + ".")
-        elif hasattr(value, "shape") and hasattr(value, "dtype"):
-            yield name, value
-        elif isinstance(value, int | float | bool | str | bytes | type(None)):
-            # State dictionaries carry such values (a version, a step) beside the weights.
-            yield name, np.asarray(value)
         else:
-            raise InvalidTypeError(f"model[{name!r}]", f"is {type(value).__name__}, not an array")
+            yield name, value
+
+
+def _entry(name: str, value: Any, live: bool) -> Any:
+    """Return the array that an entry is, or what it is instead; TypeError where nothing of that kind may be there."""
+    kind = type(value).__name__
+    extra = name.rpartition(".")[2] == "_extra_state"
+    if kind in ("UninitializedParameter", "UninitializedBuffer"):
+        return NoTensor(name, kind, "of a lazy module that has seen no input yet: it has no entries")
+    refuse_masked(value, f"model[{name!r}]")
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _local(name, value)
+    if isinstance(value, str | bytes | type(None)):
+        return NoTensor(name, kind, "extra state, no tensor" if extra else f"a value of type {kind}, no tensor")
+    if isinstance(value, bool | int | float):
+        return np.asarray(value)  # a version, a step
+    if extra or live or name.rpartition(".")[2].startswith("_packed_params"):
+        return NoTensor(name, kind, "extra state, no tensor" if extra else f"packed as {kind}, no tensor", lost=True)
+    raise InvalidTypeError(f"model[{name!r}]", f"is {kind}, not an array")
+
+
+def _local(name: str, array: Any) -> Any:
+    """The part of a distributed tensor that this process holds, where that is all of it; any other array as it is."""
+    kind = type(array).__name__
+    if kind not in ("DTensor", "ShardedTensor", "LocalTensor") or not type(array).__module__.startswith("torch."):
+        return array
+    local = array.to_local() if kind == "DTensor" else None
+    partial = kind == "DTensor" and any(place.is_partial() for place in array.placements)
+    if local is None or partial or tuple(local.shape) != tuple(array.shape):
+        raise InvalidTypeError(
+            f"model[{name!r}]",
+            f"is a {kind}, of which this process holds a part",
+            "gather the state first, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "full_state_dict=True",
+        )
+    return local
+
+
+def _aliases(arrays: Mapping[str, Any], known: Mapping[str, Role]) -> dict[str, Role]:
+    """Find arrays that are the same memory: all but one of them are aliases, of an embedding if one is among them."""
+    same: dict[Any, list[str]] = {}
+    for name, array in arrays.items():
+        identity = _identity(array)
+        if identity is not None:
+            same.setdefault(identity, []).append(name)
+    found = {}
+    for names in same.values():
+        roles = {name: known.get(name) for name in names}
+        ranked = sorted(names, key=lambda name: _rank(name, roles[name]))
+        for name in ranked[1:]:
+            reason = f"the same tensor as {ranked[0]}"
+            found[name] = Role("alias", reason=reason, source="storage", of=ranked[0])
+    return found
+
+
+def _rank(name: str, role: Role | None) -> int:
+    """Which of several names of one tensor it is analysed under, lowest first: stable among equals."""
+    from mpfast.checkpoints.roles import LAYERS, role_of
+
+    kind = (role or role_of(TensorInfo(name, (64, 64), "float32"))).kind
+    return 0 if kind == "embedding" else 1 if kind == "head" else 2 if kind in LAYERS else 3
+
+
+def _identity(array: Any) -> Any:
+    """What two arrays share that are the same memory, seen in the same way; None where that cannot be told."""
+    try:
+        if isinstance(array, np.ndarray):
+            where = array.__array_interface__["data"][0]
+            return None if array.size == 0 else ("numpy", where, array.shape, array.strides, array.dtype.str)
+        if hasattr(array, "data_ptr"):
+            if array.numel() == 0 or array.device.type == "meta" or array.data_ptr() == 0:
+                return None
+            place = str(array.device)
+            return (place, array.data_ptr(), tuple(array.shape), tuple(array.stride()), str(array.dtype))
+    except Exception:  # tensors without a plain memory, whatever their framework raises
+        return None
+    return ("object", id(array))
+
+
+def _role(array: Any, known: Role | None) -> Role | None:
+    """What an array is that keeps its numbers elsewhere than in a plain memory."""
+    layout = getattr(array, "layout", None)
+    if layout is not None and str(layout).startswith("torch.") and str(layout) != "torch.strided":
+        return Role("unknown", reason=f"a sparse tensor ({layout}): pass its dense form", source="storage")
+    if getattr(array, "is_meta", False) is True:
+        return Role("unknown", reason="on the meta device, without entries: load the weights first", source="storage")
+    return known
 
 
 def _dtype_name(array: Any) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.arrays import native
+from mpfast.checkpoints.base import NoTensor, TensorInfo
 from mpfast.support import CheckpointError, is_shape, is_text, short, storage_bits
 
 __all__ = ["NpyFile", "NpzFile"]
@@ -53,6 +55,8 @@ class NpyFile:
         if not is_text(self._path.stem):
             raise CheckpointError(f"{self._path}: the file's name is no valid Unicode")
         self._info = TensorInfo(self._path.stem, shape, dtype.name)
+        self.config: Mapping[str, Any] | None = None
+        self.others: tuple[NoTensor, ...] = ()
 
     @property
     def source(self) -> str:
@@ -65,12 +69,12 @@ class NpyFile:
         return (self._info,)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Return the array as a read-only view of the mapped file."""
+        """Return the array as a read-only view of the mapped file; a copy where its bytes are in the other order."""
         if name != self._info.name:
             raise KeyError(name)
         if self._array is None:
             raise CheckpointError(f"{self._path}: holds pickled Python objects, which are not read", tensor=name)
-        return self._array
+        return native(self._array)
 
     def prefetch(self, name: str) -> None:
         """Do nothing: reading is left to the system."""
@@ -99,11 +103,18 @@ class NpzFile:
             raise CheckpointError(f"{self._path}: no valid .npz archive: {error}", offset=0) from None
         # The archive stays open as long as this object lives: members are read from it.
         weakref.finalize(self, stream.close)
+        self.config: Mapping[str, Any] | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
+        others: list[NoTensor] = []
         self._infos: list[TensorInfo] = []
         for member in self._archive.infolist():
             if member.filename.endswith(".npy"):
                 self._add(member.filename.removesuffix(".npy"), member)
+            elif not member.is_dir():
+                others.append(
+                    NoTensor(short(member.filename).strip("'"), "file", "no .npy array in the archive", lost=True)
+                )
+        self.others = tuple(others)
 
     def _add(self, name: str, member: zipfile.ZipInfo) -> None:
         if name in self._members:
@@ -165,6 +176,7 @@ class NpzFile:
             raise
         except Exception as error:  # of many types, by where the damage is
             raise self._damaged(name, member, error) from None
+        array = native(array)
         array.flags.writeable = False
         return array
 

@@ -1,17 +1,19 @@
-"""Reader for the initialisers of an ONNX model. Needs the onnx package."""
+"""Reader for the initialisers and constants of an ONNX model. Needs the onnx package."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.base import Role, TensorInfo
+from mpfast.checkpoints.onnx_graph import tensors_of
 from mpfast.support import CheckpointError, is_shape, plain_name, short, storage_bits
 
 __all__ = ["OnnxFile"]
@@ -21,7 +23,9 @@ _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
 class OnnxFile:
-    """The initialisers of one ``.onnx`` file; tensors stored beside it are memory-mapped.
+    """The initialisers and constants of one ``.onnx`` file, those of subgraphs and functions among them.
+
+    Tensors stored beside it are memory-mapped.
 
     Raises
     ------
@@ -45,16 +49,16 @@ class OnnxFile:
             model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's own errors, of no common type
             raise CheckpointError(f"{path}: no valid ONNX model: {error}", offset=0) from None
-        self._tensors: dict[str, Any] = {}
-        self._infos: dict[str, TensorInfo] = {}
-        for tensor in model.graph.initializer:
-            if tensor.name in self._tensors:
-                raise CheckpointError(f"{path}: tensor {short(tensor.name)} occurs twice", tensor=tensor.name)
-            self._tensors[tensor.name] = tensor
-            self._infos[tensor.name] = self._info(tensor)
+        found = tensors_of(model)
+        if found.repeated:
+            name = found.repeated[0]
+            raise CheckpointError(f"{path}: tensor {short(name)} occurs twice", tensor=name)
+        self.config: Mapping[str, Any] | None = None
+        self.others = tuple(found.others)
+        self._tensors = found.tensors
+        self._infos = {name: self._info(name, tensor, found.roles.get(name)) for name, tensor in found.tensors.items()}
 
-    def _info(self, tensor: Any) -> TensorInfo:
-        name = tensor.name
+    def _info(self, name: str, tensor: Any, role: Role | None) -> TensorInfo:
         try:
             dtype = np.dtype(self._types(tensor.data_type))
         except Exception:  # KeyError or another, by onnx's version
@@ -66,7 +70,8 @@ class OnnxFile:
             raise CheckpointError(
                 f"{self._path}: tensor {short(name)} has the shape {short(shape)}, which no array has", tensor=name
             )
-        return TensorInfo(name, shape, dtype.name)
+        known = role if len(shape) > 1 or (role is not None and role.kind == "companion") else None
+        return TensorInfo(name, shape, dtype.name, known)
 
     @property
     def source(self) -> str:
@@ -75,11 +80,11 @@ class OnnxFile:
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """All initialisers in the order of the graph."""
+        """All initialisers and constants in the order of the graphs."""
         return tuple(self._infos.values())
 
     def read(self, name: str) -> NDArray[Any]:
-        """Return one initialiser; see `Checkpoint.read`."""
+        """Return one of them; see `Checkpoint.read`."""
         tensor = self._tensors[name]
         info = self._infos[name]
         if tensor.external_data:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.safetensors import is_safetensors
 from mpfast.support import CheckpointError, front_door, restore_directory
 
 __all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
@@ -29,11 +31,15 @@ class Format:
     opener : str
         The function from a path to a `Checkpoint`, ``"module:name"`` in this room: a reader, and the library that it
         may need, is loaded when a file asks for it.
+    begins : function, optional
+        Whether a file, of which the first bytes are given, is of this format whatever it is called. None where that
+        shows in the name alone.
     """
 
     suffixes: tuple[str, ...]
     description: str
     opener: str
+    begins: Callable[[Path, bytes], bool] | None = None
 
     def open(self, path: Path) -> Checkpoint:
         """Open a file of this format."""
@@ -42,19 +48,54 @@ class Format:
         return cast(Callable[[Path], Checkpoint], opener)(path)
 
 
+def _is_safetensors(path: Path, first: bytes) -> bool:
+    return is_safetensors(first, path.stat().st_size)
+
+
+def _is_npy(path: Path, first: bytes) -> bool:
+    return first.startswith(b"\x93NUMPY")
+
+
+def _is_npz(path: Path, first: bytes) -> bool:
+    names = _members(path, first)
+    return bool(names) and any(name.endswith(".npy") for name in names) and not _is_torch(path, first)
+
+
+def _is_torch(path: Path, first: bytes) -> bool:
+    # An archive with the pickle of the dictionary in it, or before PyTorch 1.6 the pickle of a number that is theirs.
+    return first.startswith(_TORCH_MAGIC) or any(
+        name.rpartition("/")[2] == "data.pkl" for name in _members(path, first)
+    )
+
+
+def _members(path: Path, first: bytes) -> list[str]:
+    """Names in a zip archive; none where it is no archive, or a damaged one."""
+    if not first.startswith(b"PK\3\4"):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # zipfile raises its own, struct.error and others, by where the damage is
+        return []
+
+
+_FIRST_BYTES = 16
+_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
 #: Every format, once: what is opened, what error messages and the documentation name.
 FORMATS = (
-    Format((".safetensors",), "safetensors, memory-mapped", "safetensors:SafetensorsFile"),
+    Format((".safetensors",), "safetensors, memory-mapped", "safetensors:SafetensorsFile", _is_safetensors),
     Format((".safetensors.index.json",), "the index of a safetensors checkpoint in shards", "sharded:open_index"),
-    Format((".npz",), "arrays that `numpy.savez` wrote", "numpy_files:NpzFile"),
-    Format((".npy",), "one array that `numpy.save` wrote", "numpy_files:NpyFile"),
+    Format((".npz",), "arrays that `numpy.savez` wrote", "numpy_files:NpzFile", _is_npz),
+    Format((".npy",), "one array that `numpy.save` wrote", "numpy_files:NpyFile", _is_npy),
     Format(
-        (".pt", ".pth", ".bin", ".ckpt"),
+        (".pt", ".pth", ".bin", ".ckpt", ".pth.tar"),
         "a PyTorch state dictionary: tensors only, nothing else is unpickled",
         "torch_state:open_torch_file",
+        _is_torch,
     ),
     Format((".bin.index.json",), "the index of a PyTorch checkpoint in shards", "torch_state:open_torch_index"),
-    Format((".onnx",), "the initialisers of an ONNX model", "onnx_file:OnnxFile"),
+    Format((".onnx",), "the initialisers and constants of an ONNX model", "onnx_file:OnnxFile"),
 )
 
 
@@ -65,7 +106,15 @@ def _address(path: str) -> str | None:
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format that the name of a file says it has; None if none is known."""
+    """Return the format of a file by its first bytes, or else by its name; None if none is known."""
+    try:
+        with path.open("rb") as stream:
+            first = stream.read(_FIRST_BYTES)
+    except OSError:
+        first = b""
+    for format in FORMATS:
+        if first and format.begins is not None and format.begins(path, first):
+            return format
     name = path.name.lower()
     return next((format for format in FORMATS if name.endswith(format.suffixes)), None)
 

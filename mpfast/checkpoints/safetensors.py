@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.base import NoTensor, TensorInfo
+from mpfast.checkpoints.families import read_config
 from mpfast.support import (
     MAX_DIMENSIONS,
     CheckpointError,
@@ -35,7 +37,7 @@ from mpfast.support import (
     unique_keys,
 )
 
-__all__ = ["SafetensorsFile"]
+__all__ = ["SafetensorsFile", "is_safetensors"]
 
 PREFIX_BYTES = 8
 # The limit of the reference implementation; a larger header is an attack or another kind of file.
@@ -93,6 +95,14 @@ def stored_bytes(info: TensorInfo) -> int:
     return info.size * _ELEMENT_TYPES[element_code(info.dtype)].bits // 8
 
 
+def is_safetensors(first: bytes, file_bytes: int) -> bool:
+    """Whether a file that begins like this, ten bytes are enough, is of this format."""
+    length = int.from_bytes(first[:PREFIX_BYTES], "little")
+    return first[PREFIX_BYTES : PREFIX_BYTES + 1] == b"{" and 2 <= length <= min(
+        MAX_HEADER_BYTES, file_bytes - PREFIX_BYTES
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """A tensor whose header entry has passed every check; `begin` and `end` are offsets in the file."""
@@ -123,6 +133,8 @@ class SafetensorsFile:
     ----------
     metadata : dict of str to str
         The file's ``__metadata__``, empty if it has none.
+    others : tuple of NoTensor
+        Other checkpoints of its directory, where that was opened and this file chosen.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -133,6 +145,7 @@ class SafetensorsFile:
             # The whole file at once: the views share one map, and no file descriptor stays open.
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._data_begin = data_begin
+        self.others: tuple[NoTensor, ...] = ()
         self.metadata = _checked_metadata(self._path, header.pop(METADATA_KEY, {}))
         self._entries = {
             name: _checked_entry(self._path, name, value, data_begin, file_bytes) for name, value in header.items()
@@ -158,6 +171,11 @@ class SafetensorsFile:
     def source(self) -> str:
         """The path of the file."""
         return str(self._path)
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the ``config.json`` beside the file says; None where there is none."""
+        return read_config(self._path.parent)
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:

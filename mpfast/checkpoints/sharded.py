@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints.base import Checkpoint, TensorInfo
-from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.base import Checkpoint, NoTensor, TensorInfo
+from mpfast.checkpoints.families import read_config
+from mpfast.checkpoints.safetensors import SafetensorsFile, is_safetensors
 from mpfast.checkpoints.shard_index import weight_map_of
 from mpfast.support import CheckpointError
 
@@ -34,10 +36,13 @@ class ShardedSafetensors:
     ----------
     shards : list of SafetensorsFile
         The open files.
+    others : tuple of NoTensor
+        Other checkpoints of the directory, where that was opened.
     """
 
     def __init__(self, source: Path, shards: list[Path]) -> None:
         self._source = source
+        self.others: tuple[NoTensor, ...] = ()
         self.shards: list[SafetensorsFile] = []
         self._tensors: list[TensorInfo] = []
         self._home: dict[str, SafetensorsFile] = {}
@@ -58,6 +63,11 @@ class ShardedSafetensors:
     def source(self) -> str:
         """The path of the directory or the index."""
         return str(self._source)
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the ``config.json`` beside the files says; None where there is none."""
+        return read_config(self.shards[0].path.parent) if self.shards else None
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -83,38 +93,69 @@ class ShardedSafetensors:
 
 
 def open_directory(directory: Path) -> Checkpoint:
-    """Open the checkpoint in `directory`: by its index if it has one, else all its safetensors files.
+    """Open the checkpoint in `directory`, the one that transformers would load.
 
-    Where there are none, PyTorch's files of a Hugging Face model directory are opened.
+    That is, in this order, ``model.safetensors``, its index, ``pytorch_model.bin`` and its index; after the first two
+    any other index, and all safetensors files together. What is passed over is named in `others`.
 
     Raises
     ------
     CheckpointError
         No or several checkpoints are in the directory, or one is malformed.
     """
-    indices = sorted(directory.glob("*" + INDEX_SUFFIX))
-    if len(indices) == 1:
-        return open_index(indices[0])
-    if indices:
-        names = ", ".join(path.name for path in indices)
-        raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
     # Masks lie beside the weights that they belong to.
     files = sorted(
         path for path in directory.glob("*.safetensors") if path.name != "masks.safetensors" and path.is_file()
     )
+    indices = sorted(directory.glob("*" + INDEX_SUFFIX))
+    whole, index = directory / "model.safetensors", directory / f"model{INDEX_SUFFIX}"
+    if whole in files:
+        file = SafetensorsFile(whole)
+        file.others = _passed_over([path for path in (*files, *indices) if path != whole])
+        return file
+    chosen = index if index in indices else indices[0] if len(indices) == 1 else None
+    if chosen is not None:
+        shards = open_index(chosen)
+        members = {shard.path for shard in shards.shards}
+        shards.others = _passed_over([path for path in (*files, *indices) if path != chosen and path not in members])
+        return shards
+    if indices:
+        names = ", ".join(path.name for path in indices)
+        raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
     if not files:
         return _open_torch_directory(directory)
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
 
 
+def _passed_over(paths: Iterable[Path]) -> tuple[NoTensor, ...]:
+    reason = "another checkpoint in the directory: pass its path if it is meant"
+    return tuple(NoTensor(path.name, "file", reason) for path in paths)
+
+
 def _open_torch_directory(directory: Path) -> Checkpoint:
     from mpfast.checkpoints.torch_state import TorchState, open_torch_index
 
-    if (directory / "pytorch_model.bin.index.json").is_file():
-        return open_torch_index(directory / "pytorch_model.bin.index.json")
     if (directory / "pytorch_model.bin").is_file():
         return TorchState(directory, [directory / "pytorch_model.bin"])
-    raise CheckpointError(f"{directory}: holds no .safetensors file; pass the path of the checkpoint file")
+    if (directory / "pytorch_model.bin.index.json").is_file():
+        return open_torch_index(directory / "pytorch_model.bin.index.json")
+    # A file that was downloaded under the hash of its content, and what is written from one.
+    blobs = [
+        path for path in sorted(directory.iterdir()) if not path.suffix and path.is_file() and _is_safetensors(path)
+    ]
+    if len(blobs) == 1:
+        return SafetensorsFile(blobs[0])
+    parts = sorted({path.parent.name for path in directory.glob("*/*.safetensors")})
+    advice = f"pass one of its parts: {', '.join(parts)}" if parts else "pass the path of the checkpoint file"
+    raise CheckpointError(f"{directory}: holds no .safetensors file; {advice}")
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return is_safetensors(stream.read(10), path.stat().st_size)
+    except OSError:
+        return False
 
 
 def open_index(index: Path) -> ShardedSafetensors:

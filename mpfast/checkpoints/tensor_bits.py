@@ -21,7 +21,6 @@ __all__ = [
     "check_writable",
     "content_hash",
     "content_hashes",
-    "is_foreign",
     "overall_hash",
     "shards_of",
     "stored",
@@ -77,11 +76,6 @@ def _of_torch(tensor: Any, name: str) -> NDArray[Any]:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise InvalidTypeError(name, f"has entries of type {kind}, which are not read", "leave it out")
     return np.asarray(tensor.contiguous().view(bits).numpy())
-
-
-def is_foreign(tensor: Any) -> bool:
-    """Whether an array is in another byte order than the machine's."""
-    return isinstance(tensor, np.ndarray) and not tensor.dtype.isnative
 
 
 def shards_of(checkpoint: Checkpoint) -> list[SafetensorsFile]:

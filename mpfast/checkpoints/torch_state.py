@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.base import NoTensor, TensorInfo
+from mpfast.checkpoints.families import read_config
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.shard_index import weight_map_of
 from mpfast.support import CheckpointError, is_text, short
 
 __all__ = ["TorchState", "open_torch_file", "open_torch_index"]
 
-# Where training scripts keep the weights among other things.
+# Where training scripts keep the weights among other things; the first that holds tensors is it.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# What else a run keeps tensors in.
+_NO_WEIGHTS = re.compile(
+    r"optim|scheduler|scaler|(^|_)(amp|rng|random|seed|loss|losses|grads?|metrics?|history|sampler|buffers?|args|config|"
+    r"hyper_parameters|callbacks|loops|queue)(_|s?$)",
+    re.IGNORECASE,
+)
+# Deeper than any training script nests them, and no deeper than Python's stack.
+_DEEPEST = 8
 
 
 class TorchState:
@@ -38,13 +49,23 @@ class TorchState:
 
     def __init__(self, source: Path, files: list[Path]) -> None:
         self._source = source
+        self._directory = files[0].parent
         tensors: dict[str, Any] = {}
+        others: list[NoTensor] = []
         for path in files:
-            for name, tensor in _flat(_load(path), path).items():
+            found, passed_over = _flat(_load(path), path)
+            others += passed_over
+            for name, tensor in found.items():
                 if name in tensors:
                     raise CheckpointError(f"{source}: tensor {name!r} is in several files", tensor=name)
                 tensors[name] = tensor
         self._arrays = ArrayMapping(tensors)
+        self.others = (*self._arrays.others, *others)
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the ``config.json`` beside the file says; None where there is none."""
+        return read_config(self._directory)
 
     @property
     def source(self) -> str:
@@ -112,22 +133,77 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _flat(state: Any, path: Path) -> dict[str, Any]:
-    """The dictionary of tensors, possibly one level down among the settings of a training run."""
-    if not isinstance(state, dict):
+def _flat(state: Any, path: Path) -> tuple[dict[str, Any], list[NoTensor]]:
+    """The tensors of a state dictionary, at whatever depth a training run keeps it, and what is passed over."""
+    if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a state dictionary")
-    for key in _STATE_KEYS:
-        inner = state.get(key)
-        if isinstance(inner, dict) and any(hasattr(value, "shape") for value in inner.values()):
-            state = inner
-            break
+    chosen, passed_over = _state_in(state)
     flat: dict[str, Any] = {}
-    for key, value in state.items():
-        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-            continue
+    for key, value in _entries(chosen, path, ""):
+        if key in flat:
+            raise CheckpointError(f"{path}: tensor {short(key)} occurs twice", tensor=key)
+        if _is_tensor(value):
+            flat[key] = value
+        elif not isinstance(value, str | bytes | int | float | bool | type(None)):
+            kind = type(value).__name__
+            passed_over.append(NoTensor(key, kind, f"an entry of type {kind}, no tensor", lost=True))
+    if not flat:
+        keys = ", ".join(short(key) for key in list(state)[:8])
+        raise CheckpointError(f"{path}: holds no tensors in dictionaries; its keys are {keys or 'none'}")
+    return flat, passed_over
+
+
+def _state_in(state: Mapping[Any, Any], prefix: str = "") -> tuple[Mapping[Any, Any], list[NoTensor]]:
+    """The dictionary that holds the weights, and the keys beside it that hold tensors, too."""
+    holders = {key: value for key, value in state.items() if not _is_tensor(value) and _tensors_in(value)}
+    direct = [key for key, value in state.items() if _is_tensor(value)]
+    preferred = next((key for key in _STATE_KEYS if isinstance(holders.get(key), Mapping)), None)
+    weights = [key for key in holders if not _NO_WEIGHTS.search(str(key))]
+    if preferred is None and not direct and len(weights) == 1:
+        preferred = weights[0]
+    if preferred is not None and isinstance(holders[preferred], Mapping):
+        left = [key for key in (*direct, *holders) if key != preferred]
+        inner, passed_over = _state_in(holders[preferred], f"{prefix}{preferred}.")
+        return inner, [*_named(left, state, prefix), *passed_over]
+    if direct or not weights:
+        kept = {key: value for key, value in state.items() if key in direct or key in weights or key not in holders}
+    else:
+        kept = {key: holders[key] for key in weights}
+    return kept, _named([key for key in holders if key not in kept], state, prefix)
+
+
+def _named(keys: list[Any], state: Mapping[Any, Any], prefix: str) -> list[NoTensor]:
+    found = []
+    for key in keys:
+        count = _tensors_in(state[key]) or 1
+        what = f"{count} tensors beside the weights, of the training run: not read"
+        found.append(NoTensor(f"{prefix}{key}", type(state[key]).__name__, what))
+    return found
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _tensors_in(value: Any, depth: int = 0) -> int:
+    """How many tensors are below a value."""
+    if _is_tensor(value):
+        return 1
+    if depth > _DEEPEST or not isinstance(value, Mapping | list | tuple):
+        return 0
+    return sum(_tensors_in(inner, depth + 1) for inner in (value.values() if isinstance(value, Mapping) else value))
+
+
+def _entries(state: Any, path: Path, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Everything below a dictionary by its joined names; what holds no tensor is one entry."""
+    pairs = state.items() if isinstance(state, Mapping) else enumerate(state)
+    for key, value in pairs:
+        nested = not _is_tensor(value) and depth <= _DEEPEST and _tensors_in(value) > 0
         if not isinstance(key, str | int) or not is_text(str(key)):
-            raise CheckpointError(f"{path}: a tensor is called {short(key)}, which is no name")
-        if str(key) in flat:
-            raise CheckpointError(f"{path}: tensor {short(str(key))} occurs twice", tensor=str(key))
-        flat[str(key)] = value
-    return flat
+            if nested or _is_tensor(value):
+                raise CheckpointError(f"{path}: a tensor is called {short(key)}, which is no name")
+            continue
+        if nested and not str(key).endswith("_extra_state"):
+            yield from _entries(value, path, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}", value

@@ -141,8 +141,8 @@ def verify_command(
     told = write_document(found.to_document(out), json_file) or quiet
     for problem in found.problems if not told else ():
         typer.echo(printable(problem))
-    for note in (*found.notes, *(f"not compared: {missed}" for missed in found.not_compared)) if not quiet else ():
-        typer.echo(printable(note), err=True)
+    for missed in found.not_compared if not quiet else ():
+        typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     pruned = (

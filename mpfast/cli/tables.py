@@ -350,14 +350,15 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
             row.shape,
             row.dtype,
             f"{row.entries:,}",
-            f"{row.role}{f', {row.matrices} matrices' if row.matrices > 1 else ''}" if row.role else f"- {row.reason}",
+            f"{row.role} ({row.known_from})",
+            f"{row.matrices}" if row.matrices else f"- {row.reason}",
         )
         for row in found
     ]
     types = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in found.dtypes.items())
     share = found.analysed / found.entries if found.entries else 0.0
     return [
-        *_table(("tensor", "shape", "type", "entries", "role"), body, width),
+        *_table(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
         plain(),
         plain(f"{counted(len(found), 'tensor')}: {types}" if body else "no tensors"),
         plain(f"{counted(found.matrices, 'matrix', 'matrices')} would be analysed, {share:.1%} of the entries"),

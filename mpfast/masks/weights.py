@@ -127,7 +127,7 @@ def what_prune_would_protect(weights: Weights) -> str:
     Where all are of that kind, they are what is meant.
     """
     # What says which tensor is what takes as long to load as all masks.
-    from mpfast.checkpoints import TensorInfo, as_layer, is_embedding_or_head
+    from mpfast.checkpoints import TensorInfo, as_layer, stays_dense
 
     if not isinstance(weights, Mapping):
         return ""
@@ -138,7 +138,7 @@ def what_prune_would_protect(weights: Weights) -> str:
         if isinstance(layer, str):
             if len(shape) < 2:
                 kept[name] = layer
-        elif is_embedding_or_head(layer.name, layer.kind):
+        elif stays_dense(layer.kind):
             kept[name] = "embedding or output head"
     if not kept or len(kept) == len(weights):
         return ""

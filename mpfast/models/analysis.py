@@ -61,9 +61,9 @@ def analyze(
 ) -> Analysis:
     """Fit the Marchenko-Pastur edge of every weight matrix of a model.
 
-    Linear weights, embeddings and convolutions (unfolded to Co x (Ci kh kw)) are analysed; everything else is
-    listed in `Analysis.skipped` with the reason. Tensors are read one at a time per thread, files are
-    memory-mapped. The result does not depend on `threads`.
+    Linear weights, embeddings, stacks of experts and convolutions (unfolded to Co x (Ci kh kw)) are analysed;
+    everything else is listed in `Analysis.skipped` with the reason; `mpfast.checkpoints.roles_of` decides. Tensors are
+    read one at a time per thread, files are memory-mapped. The result does not depend on `threads`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def analyze(
     TypeError
         `model` is nothing that holds tensors.
     ValueError
-        A bad option, or a pattern of `include` that matches no tensor.
+        A bad option, a pattern of `include` that matches no tensor, or no tensor at all.
 
     Warns
     -----
@@ -139,6 +139,8 @@ def analyze(
     for text in without_effect:
         warn_caller("analyze", text)
     logger.info("analyze: %s: %d matrices, %d tensors skipped", checkpoint.source, len(layers), len(skipped))
+    if not checkpoint.tensors and not getattr(checkpoint, "others", ()) and not unmatched:
+        raise InvalidValueError("model", f"holds no tensors: {checkpoint.source}")
     reports: dict[str, LayerReport] = {}
     with progress_bar(layers, progress) as advance:
         if client is None:
@@ -210,7 +212,7 @@ def _outcomes(
     small = by_size[len(large) :]
     for layer, following in zip_longest(large, large[1:]):
         if following is not None:
-            checkpoint.prefetch(following.tensor)
+            checkpoint.prefetch(following.file_name)
         yield layer, layer_outcome(checkpoint, layer, settings, settings.threads, settings.device)
     if settings.threads == 1 or len(small) < 2:
         for layer in small:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpfast.support import LARGEST_GROUP, Record
 
-__all__ = ["LayerBudget", "is_stack", "module_of", "parsed_pattern", "row_from"]
+__all__ = ["LayerBudget", "along_inputs", "from_inputs", "is_stack", "module_of", "parsed_pattern", "row_from"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +23,9 @@ class LayerBudget:
     Attributes
     ----------
     name : str
-        Tensor in the checkpoint.
+        Tensor, as who uses the model calls it.
     kind : str
-        "linear", "conv" or "embedding".
+        What it is, see `mpfast.checkpoints.Role`.
     shape : tuple of int
         Shape as stored.
     dtype : str
@@ -35,6 +40,10 @@ class LayerBudget:
         Number of singular values above the noise.
     content : str or None
         Hash of the dense tensor's bytes, ``"sha256:<hex>"``.
+    stored : str or None
+        Name of the tensor in the files, where it is called otherwise in the model.
+    input_axes : tuple of int or None
+        Axes of the tensor along which the groups of a pattern run, slowest first; None: along its rows.
     """
 
     name: str
@@ -47,6 +56,13 @@ class LayerBudget:
     sigma_plus_error: float | None = None
     rank: int | None = None
     content: str | None = None
+    stored: str | None = None
+    input_axes: tuple[int, ...] | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name of the tensor in the files."""
+        return self.stored or self.name
 
     @property
     def size(self) -> int:
@@ -66,7 +82,7 @@ def module_of(name: str) -> str:
 
 def is_stack(row: LayerBudget) -> bool:
     """Whether a row is a stack of matrices, as of fused experts, and no module's weight."""
-    return row.kind == "linear" and len(row.shape) == 3 and row.shape[0] > 1
+    return row.kind in ("experts", "linear") and len(row.shape) == 3 and row.shape[0] > 1
 
 
 def parsed_pattern(text: str) -> tuple[int, int] | None:
@@ -97,4 +113,32 @@ def row_from(record: Record) -> LayerBudget:
         record.optional_number("sigma_plus_error", 0),
         record.integer("rank") if record.has("rank") else None,
         record.optional_text("content"),
+        record.optional_text("stored"),
+        _axes(record, len(shape)),
     )
+
+
+def _axes(record: Record, dimensions: int) -> tuple[int, ...] | None:
+    if not record.has("input_axes"):
+        return None
+    axes = record.shape("input_axes", least=1)
+    if len(set(axes)) != len(axes) or max(axes) >= dimensions:
+        raise record.refuse("input_axes", "different axes of the shape")
+    return axes
+
+
+def along_inputs(array: NDArray[Any], axes: Sequence[int]) -> NDArray[Any]:
+    """Return a tensor as rows that run along its inputs, contiguous: a view where they do that already."""
+    if not axes:
+        axes = tuple(range(1, array.ndim))
+    others = [axis for axis in range(array.ndim) if axis not in axes]
+    length = math.prod(array.shape[axis] for axis in axes)
+    return np.ascontiguousarray(array.transpose([*others, *axes])).reshape(-1, length)
+
+
+def from_inputs(rows: NDArray[Any], shape: tuple[int, ...], axes: Sequence[int]) -> NDArray[Any]:
+    """Return what `along_inputs` has turned in the stored order again."""
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    order = [*others, *axes]
+    turned = rows.reshape([shape[axis] for axis in order])
+    return np.ascontiguousarray(turned.transpose(np.argsort(order)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.checkpoints import is_embedding_or_head, unmatched_patterns
+from mpfast.checkpoints import stays_dense, unmatched_patterns
 from mpfast.masks import allocate
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
@@ -54,7 +54,8 @@ def budget_from_reports(
     rows = [
         row
         for row in tensors
-        if (embeddings or not is_embedding_or_head(row.name, row.kind))
+        if (embeddings or not stays_dense(row.kind))
+        and row.kind != "lora"  # the product of two tensors, neither of which is pruned
         and not any(fnmatch.fnmatchcase(row.name, pattern) for pattern in left_out)
     ]
     if not rows:

@@ -36,6 +36,7 @@ from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
+from mpfast.models.prune_options import check_that_it_can_be_changed
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -180,7 +181,8 @@ def compress(
     CheckpointError
         A checkpoint is malformed, or was changed meanwhile.
     ValueError, TypeError
-        A bad option, nothing to factor, a tensor that the output cannot hold, or a layer with NaN or infinities.
+        A bad option, nothing to factor, a tensor that the output cannot hold, a layer with NaN or infinities, a
+        quantised checkpoint, or entries that are no tensors and would be lost.
 
     Examples
     --------
@@ -198,6 +200,7 @@ def compress(
     threads = team_size(threads)
     checkpoint = open_checkpoint(model)
     reference = None if base is None else open_checkpoint(base)
+    check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)

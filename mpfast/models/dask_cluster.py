@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mpfast.checkpoints import ArrayMapping, Checkpoint, Layer
+from mpfast.checkpoints import ArrayMapping, Checkpoint, Layer, read_layer
 from mpfast.models.layer_job import Settings, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport
 from mpfast.operators import aligned
@@ -46,8 +46,10 @@ def outcomes_on_cluster(
     futures: dict[Any, Layer] = {}
     for layer in sorted(layers, key=lambda layer: -layer.size):
         # GPUs are named by the worker's own numbers: it is to use the device that was asked for, not ours.
-        task = (shared, replace(settings, gpus=()), layer)
-        tensor = None if paths else client.scatter(checkpoint.read(layer.tensor))
+        # What is sent is the weight as the model computes with it; what opens the file itself finds it there.
+        sent = layer if paths else replace(layer, stored="", masked_by="", scaled_by="")
+        task = (shared, replace(settings, gpus=()), sent)
+        tensor = None if paths else client.scatter(read_layer(checkpoint, layer))
         key = f"mpfast-{run}-{layer.name}"
         futures[client.submit(_remote_outcome, *task, tensor, pure=False, retries=RETRIES, key=key)] = layer
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import wide
-from mpfast.checkpoints import Checkpoint, Difference, Layer, is_embedding_or_head, stored
+from mpfast.checkpoints import Checkpoint, Difference, Layer, read_layer, stays_dense, stored
 from mpfast.spectra import lowrank, spectrum
 from mpfast.support import InputError, InvalidValueError
 
@@ -149,9 +149,13 @@ class Factoring:
     def is_wanted(self, layer: Layer, embeddings: bool) -> bool:
         """Decide by name, kind and shape; say why not in `skipped`."""
         reason: str | None = None
-        if self.difference is None and not embeddings and is_embedding_or_head(layer.name, layer.kind):
+        if layer.fixed or layer.masked_by:
+            reason = layer.fixed or "below a mask: make it permanent first"
+        elif layer.aliases and self.difference is None:
+            reason = f"the same tensor as {layer.aliases[0]}: it stays whole"
+        elif self.difference is None and not embeddings and stays_dense(layer.kind):
             reason = "embedding or output head (embeddings=True factors them)"
-        elif len(layer.tensor_shape) == 3 and layer.kind == "linear":
+        elif layer.kind == "experts" or (len(layer.tensor_shape) == 3 and layer.kind == "linear"):
             reason = "a stack of matrices: pass them one by one"
         elif self.difference is not None:
             reason = _reason_for_no_adapter(layer, self.difference)
@@ -163,10 +167,10 @@ class Factoring:
         """Return the factors A (m, r) and B (r, n); None, with the reason in `skipped`, where they do not pay."""
         tensors = self.checkpoint if self.difference is None else self.difference
         try:
-            dense = stored(tensors.read(layer.name), layer.name)
+            dense = stored(read_layer(tensors, layer), layer.name)
             return self._factored(layer, dense, layer.dtype if self.difference is None else dense.dtype.name)
         finally:
-            tensors.release(layer.name)
+            tensors.release(layer.tensor)
 
     def _factored(self, layer: Layer, dense: NDArray[Any], dtype: str) -> Factors | None:
         if self.difference is not None and not dense.any():
@@ -206,7 +210,7 @@ def _reason_for_no_adapter(layer: Layer, difference: Difference) -> str | None:
     """Say why a layer's update can be no LoRA layer; None where it can."""
     if layer.kind == "embedding":
         return "embedding: no LoRA layer"
-    if len(layer.tensor_shape) != 2:
+    if len(layer.tensor_shape) != 2 or layer.kind not in ("linear", "head"):
         return "not a linear layer"
     if not layer.name.endswith(".weight"):
         return "not called <module>.weight"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
-from mpfast.checkpoints import NameFilter, TensorInfo, Views, is_embedding_or_head, open_checkpoint, select_layers
+from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.support import front_door, return_or_write, warn_caller
@@ -33,9 +33,11 @@ class InventoryRow:
         As stored.
     entries : int
         Their number.
-    role : str or None
-        "linear", "conv" or "embedding" of what would be analysed, with "head" for the output of a language model; None
-        of the rest.
+    role : str
+        What the tensor is, see `mpfast.checkpoints.Role`: "linear", "conv", "embedding", "head", "experts", "vector",
+        "companion" (of a quantised weight), "alias", "mask" and so on; "unknown" where nothing tells.
+    known_from : str
+        What tells: "module class", "ONNX node", "config.json", "storage", "shape", "name" and so on.
     matrices : int
         As how many matrices it would be analysed.
     reason : str or None
@@ -46,7 +48,8 @@ class InventoryRow:
     shape: tuple[int, ...]
     dtype: str
     entries: int
-    role: str | None
+    role: str
+    known_from: str
     matrices: int
     reason: str | None
 
@@ -93,7 +96,7 @@ class Inventory(Sequence[InventoryRow]):
     @property
     def analysed(self) -> int:
         """Number of entries of the tensors that would be analysed."""
-        return sum(row.entries for row in self.rows if row.role is not None)
+        return sum(row.entries for row in self.rows if row.matrices)
 
     @property
     def matrices(self) -> int:
@@ -164,22 +167,27 @@ def inspect(
     --------
     >>> import numpy as np
     >>> found = inspect({"fc.weight": np.zeros((16, 32)), "fc.bias": np.zeros(16)})
-    >>> [(row.name, row.role or row.reason) for row in found]
-    [('fc.weight', 'linear'), ('fc.bias', 'vector or scalar (bias, normalisation)')]
+    >>> [(row.name, row.role, row.reason) for row in found]
+    [('fc.weight', 'linear', None), ('fc.bias', 'vector', 'vector or scalar (bias, normalisation)')]
     """
     checkpoint = open_checkpoint(model)
     layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
     for doubt in doubts:
         warn_caller("inspect", doubt)
-    kinds = {layer.tensor: layer.kind for layer in layers}
+    roles = roles_of(checkpoint)
     matrices = Counter(layer.tensor for layer in layers)
 
     def row(info: TensorInfo) -> InventoryRow:
-        kind = kinds.get(info.name)
-        head = kind is not None and kind != "embedding" and is_embedding_or_head(info.name, kind)
-        role = f"{kind}, head" if head else kind
+        role = roles[info.name]
         return InventoryRow(
-            info.name, info.shape, info.dtype, info.size, role, matrices[info.name], skipped.get(info.name)
+            info.name,
+            info.shape,
+            info.dtype,
+            info.size,
+            role.kind,
+            role.source,
+            matrices[info.name],
+            skipped.get(info.name) or skipped.get(role.called),
         )
 
     provenance = provenance_of(model, include=include, exclude=exclude)

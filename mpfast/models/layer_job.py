@@ -17,6 +17,7 @@ from mpfast.checkpoints import (
     has_lora_pairs,
     layer_matrix,
     open_checkpoint,
+    read_layer,
 )
 from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
@@ -67,7 +68,7 @@ def layer_outcome(
     """Analyse one layer: its report, or why there is none."""
     started = time.perf_counter()
     try:
-        matrix = layer_matrix(checkpoint.read(layer.tensor), layer)
+        matrix = layer_matrix(read_layer(checkpoint, layer), layer)
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
@@ -87,7 +88,7 @@ def layer_outcome(
     except InputError as error:
         return error.reason  # NaNs, say: this layer has no spectrum, the others do
     finally:
-        checkpoint.release(layer.tensor)
+        checkpoint.release(layer.file_name)
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
     return _without_a_verdict(report, checkpoint)

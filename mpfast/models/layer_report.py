@@ -93,11 +93,13 @@ class Histogram(NamedTuple):
 def skipped_tensors(
     checkpoint: Checkpoint, layers: Iterable[Layer], reasons: Mapping[str, str]
 ) -> tuple[SkippedTensor, ...]:
-    """List what has a reason: tensors in the order of the checkpoint, then parts of tensors."""
+    """List what has a reason: tensors in the order of the checkpoint, parts of tensors, and what is no tensor."""
     tensors = [(info.name, info.shape, info.dtype) for info in checkpoint.tensors]
     known = {name for name, _, _ in tensors}
     parts = [(layer.name, layer.shape, layer.dtype) for layer in layers if layer.name not in known]
-    return tuple(SkippedTensor(*entry, reasons[entry[0]]) for entry in (*tensors, *parts) if entry[0] in reasons)
+    others = [SkippedTensor(other.name, (), other.type, other.reason) for other in getattr(checkpoint, "others", ())]
+    found = [SkippedTensor(*entry, reasons[entry[0]]) for entry in (*tensors, *parts) if entry[0] in reasons]
+    return (*found, *others)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class LayerReport:
     Attributes
     ----------
     name, kind : str
-        Name of the matrix, the tensor's with the part in brackets; "linear", "conv" or "embedding".
+        Name of the matrix, the tensor's with the part in brackets; its kind, see `mpfast.checkpoints.Role`.
     tensor : str
         Name of the tensor in the checkpoint.
     tensor_shape, shape : tuple of int

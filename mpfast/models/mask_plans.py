@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite, wide
-from mpfast.checkpoints import Checkpoint, Layer, prefetched, stored
+from mpfast.checkpoints import Checkpoint, Layer, prefetched, read_layer, stored
+from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.support import InvalidValueError, floor_count
 
 __all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "global_cut", "stored_rows"]
@@ -59,11 +60,11 @@ class GlobalCut:
         storage = [(layer.dtype, self._scales[layer.name]) for layer in layers]
         self._search = _core.CutSearch(sum(layer.size for layer in layers), pruned, storage)
         while not self._search.done:
-            for layer, name in zip(layers, prefetched((layer.name for layer in layers), checkpoint), strict=True):
-                rows = stored_rows(checkpoint.read(name), layer)
+            for layer, _ in zip(layers, prefetched((layer.file_name for layer in layers), checkpoint), strict=True):
+                rows = stored_rows(read_layer(checkpoint, layer), layer)
                 found = self._search.count(_matrix(rows, layer), self._scales[layer.name], threads)
                 _raise_if_bad(found, layer, rows)
-                checkpoint.release(name)
+                checkpoint.release(layer.file_name)
             self._search.narrow()
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
@@ -161,7 +162,7 @@ class LayerCuts:
 
 
 class Pattern:
-    """The n largest of every m consecutive entries of a row stay."""
+    """The n largest of every m consecutive entries along the inputs stay."""
 
     def __init__(self, n: int, m: int, threads: int) -> None:
         self._n = n
@@ -169,5 +170,16 @@ class Pattern:
         self._threads = threads
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-        found = _core.keep_largest_of_groups([_matrix(rows, layer)], [keep], self._n, self._m, self._threads)
-        _raise_if_bad(found, layer, rows)
+        turned = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes)
+        if np.shares_memory(turned, rows):
+            found = _core.keep_largest_of_groups([_matrix(rows, layer)], [keep], self._n, self._m, self._threads)
+            _raise_if_bad(found, layer, rows)
+            return
+        kept = np.empty(turned.shape, np.bool_)
+        found = _core.keep_largest_of_groups([_matrix(turned, layer)], [kept], self._n, self._m, self._threads)
+        if found is not None:
+            bad = np.flatnonzero(~np.isfinite(wide(rows, layer.dtype)))
+            raise_if_nonfinite(
+                layer.name, found[1], tuple(int(i) for i in np.unravel_index(bad[0], layer.tensor_shape))
+            )
+        keep[...] = from_inputs(kept, layer.tensor_shape, layer.input_axes).reshape(keep.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mpfast.checkpoints import Layer, first_reason, is_embedding_or_head
+from mpfast.checkpoints import Checkpoint, Layer, first_reason, quantised_weight, stays_dense
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
 from mpfast.models.extent import default_ceiling
@@ -20,7 +20,7 @@ from mpfast.support import (
     team_size,
 )
 
-__all__ = ["PruneOptions", "layers_to_prune"]
+__all__ = ["PruneOptions", "check_that_it_can_be_changed", "layers_to_prune"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,26 @@ class PruneOptions:
         return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
 
 
+def check_that_it_can_be_changed(checkpoint: Checkpoint, *, written: bool) -> None:
+    """Refuse a quantised checkpoint, and to write one that would lack what is no tensor.
+
+    Raises
+    ------
+    InvalidValueError
+        Names a quantised weight, or what would be lost.
+    """
+    weight = quantised_weight(checkpoint)
+    if weight is not None:
+        fact = f"is quantised: {weight} is packed, with its scales elsewhere"
+        raise InvalidValueError("model", fact, "dequantise it first, or take the checkpoint that it was made from")
+    lost = [other for other in getattr(checkpoint, "others", ()) if other.lost]
+    if written and lost:
+        fact = f"has {len(lost)} entries that no file of tensors holds, {lost[0].name!r} ({lost[0].type}) first"
+        raise InvalidValueError(
+            "model", fact, "take them out of its state first, or prune without out and use the masks"
+        )
+
+
 def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: PruneOptions) -> list[Layer]:
     """Leave out what stays dense.
 
@@ -143,24 +163,37 @@ def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: Prune
 
 
 def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:
-    if not options.embeddings and is_embedding_or_head(layer.name, layer.kind):
+    if layer.fixed:
+        return layer.fixed
+    if not options.embeddings and stays_dense(layer.kind):
         return "embedding or output head (embeddings=True prunes them)"
-    if options.groups is not None:
-        if layer.name.endswith("kernel"):
-            return "stored as (in, out): a pattern runs along the input features"
-        if layer.shape[1] % options.groups[1]:
-            return f"rows of {layer.shape[1]} entries cannot be cut into groups of {options.groups[1]}"
+    return None if options.groups is None else _reason_for_no_pattern(layer, options.groups[1])
+
+
+def _reason_for_no_pattern(layer: Layer, m: int) -> str | None:
+    if not layer.input_axes:
+        return (
+            "a pattern runs along the inputs, and whether this is stored as (out, in) or (in, out) is not known; "
+            "call it <module>.weight if it is (out, in), <module>.kernel if it is (in, out), or pass the live model"
+        )
+    if layer.inputs % m:
+        return f"{layer.inputs} inputs cannot be cut into groups of {m}"
     return None
 
 
 def _reason_of_budget(layer: Layer, row: LayerBudget | None, groups: tuple[int, int] | None) -> str | None:
     if row is None:
         return "not in the budget"
+    if layer.fixed:
+        return layer.fixed
     if row.shape != layer.tensor_shape:
         raise InvalidValueError("", f"the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}")
     if groups is not None:
         n, m = groups
-        if layer.shape[1] % m or row.pruned * m != layer.size * (m - n):
+        reason = _reason_for_no_pattern(layer, m)
+        if reason is not None:
+            return reason
+        if row.pruned * m != layer.size * (m - n):
             raise InvalidValueError(
                 "",
                 f"the budget's pattern {n}:{m} does not prune {row.pruned} entries of {layer.name}, whose shape is "

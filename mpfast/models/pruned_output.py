@@ -21,6 +21,7 @@ from mpfast.checkpoints import (
     mask_writer,
     packed,
     prefetched,
+    read_layer,
 )
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
@@ -51,6 +52,8 @@ class MaskingPass:
         Spectra by the layers' names, as far as they were taken; they are noted in the budget.
     masks
         Where the masks are kept, by name, in the model's framework; None where they need not be.
+    pattern
+        Whether the masks have a pattern, whose axes the budget is to note.
     """
 
     checkpoint: Checkpoint
@@ -58,6 +61,7 @@ class MaskingPass:
     plan: MaskPlan
     reports: Mapping[str, LayerReport]
     masks: dict[str, Any] | None
+    pattern: bool = False
 
     def run(
         self, output: CheckpointOutput | None = None, mask_file: SafetensorsWriter | None = None
@@ -68,9 +72,9 @@ class MaskingPass:
         spare = [np.empty(max(layer.size for layer in self.layers), np.bool_) for _ in range(2)]
         with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
-            names = prefetched((layer.name for layer in self.layers), self.checkpoint)
-            for layer, name in zip(self.layers, names, strict=True):
-                tensor = self.checkpoint.read(name)
+            names = prefetched((layer.file_name for layer in self.layers), self.checkpoint)
+            for layer, _ in zip(self.layers, names, strict=True):
+                tensor = read_layer(self.checkpoint, layer)
                 entries = stored_rows(tensor, layer)
                 content = hasher.submit(content_hash, entries)
                 keep = spare[len(rows) % 2][: layer.size].reshape(entries.shape)
@@ -94,10 +98,11 @@ class MaskingPass:
         mask_file: SafetensorsWriter | None,
     ) -> None:
         if mask_file is not None:
-            mask_file.write(layer.name, packed(keep))
+            mask_file.write(layer.file_name, packed(keep))
         if output is not None:
-            output.write(layer.name, masked_chunks(entries, keep))
-        self.checkpoint.release(layer.name)
+            for name in (layer.file_name, *layer.aliases):
+                output.write(name, masked_chunks(entries, keep))
+        self.checkpoint.release(layer.file_name)
 
     def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
         report = self.reports.get(layer.name)
@@ -112,6 +117,8 @@ class MaskingPass:
             sigma_plus_error=None if report is None else report.sigma_plus_error,
             rank=None if report is None else report.spikes,
             content=content,
+            stored=layer.stored or None,
+            input_axes=layer.input_axes if self.pattern else None,
         )
 
 
@@ -136,13 +143,13 @@ def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -
     """
     checkpoint = masking.checkpoint
     with place.staged(resume=True) as staging:
-        shapes = {layer.name: layer.tensor_shape for layer in masking.layers}
+        shapes = {layer.file_name: layer.tensor_shape for layer in masking.layers}
         with CheckpointOutput(checkpoint, staging) as output:
             with mask_writer(staging / MASKS_FILE, shapes) as mask_file:
                 written = replace(budget, layers=masking.run(output, mask_file))
             left = output.finish()
         (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
-        known = {row.name: row.content for row in written if row.content is not None}
+        known = {row.file_name: row.content for row in written if row.content is not None}
         mark_output(staging, "prune", checkpoint, known)
     return written, left
 

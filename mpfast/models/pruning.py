@@ -27,7 +27,7 @@ from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tenso
 from mpfast.models.mask_plans import LayerCuts, MaskPlan, Pattern
 from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
-from mpfast.models.prune_options import PruneOptions, layers_to_prune
+from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.support import InvalidValueError, claimed_directory, front_door, logger, warn_caller
 
@@ -123,7 +123,8 @@ def prune(
     method : str
         Name of one of `mpfast.models.METHODS`, where each says what goes.
     pattern : str, optional
-        ``"2:4"``: of every 4 consecutive weights of a row, the 2 largest stay; any ``n:m`` with m up to 64.
+        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with m up to 64. A
+        layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
         `mpfast.Analysis.budget`.
@@ -156,7 +157,8 @@ def prune(
     CheckpointError
         The checkpoint is malformed.
     ValueError, TypeError
-        A bad option, no layer to prune, or a layer with NaN or infinities.
+        A bad option, no layer to prune, a layer with NaN or infinities, a quantised checkpoint, or with `out` one with
+        entries that are no tensors and would be lost.
 
     Warns
     -----
@@ -177,16 +179,17 @@ def prune(
     started = time.perf_counter()
     options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
     checkpoint = open_checkpoint(model)
+    check_that_it_can_be_changed(checkpoint, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
-    layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(layers, skipped, options)
+    layers = layers_to_prune(candidates, skipped, options)
     logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     # Of a path, the masks are in a file beside the weights.
     masks: dict[str, Any] | None = None if isinstance(model, str | os.PathLike) else {}
-    stays = skipped_tensors(checkpoint, layers, skipped)
+    stays = skipped_tensors(checkpoint, candidates, skipped)
     empty = Budget(
         (),
         options.label,
@@ -217,7 +220,7 @@ def prune(
             sources = files_behind(model, checkpoint)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
         plan, reports = _plan(checkpoint, layers, options)
-        masking = MaskingPass(checkpoint, layers, plan, reports, masks)
+        masking = MaskingPass(checkpoint, layers, plan, reports, masks, options.groups is not None)
         if place is None:
             pruned = replace(empty, layers=masking.run())
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from mpfast.checkpoints import (
     TensorInfo,
     content_hash,
     home_directory,
-    is_foreign,
     open_checkpoint,
     prefetched,
     shards_of,
@@ -27,7 +26,7 @@ from mpfast.checkpoints import (
     stored_bits,
 )
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE
@@ -53,8 +52,6 @@ class Verification:
         The source compared with; None if there was none: then the entries that the masks keep could not be compared.
     not_compared : tuple of str
         What was not looked at, a sentence each: nothing is known of it.
-    notes : tuple of str
-        What was compared in a way of its own: arrays of another byte order, by their values.
     source_hash : str or None
         Hash of the source that was pruned, as the output's mark gives it; None where it does not.
     """
@@ -64,7 +61,6 @@ class Verification:
     untouched: int
     source: str | None
     not_compared: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     source_hash: str | None = None
 
     @property
@@ -83,7 +79,6 @@ class Verification:
             "untouched": self.untouched,
             "problems": list(self.problems),
             "not_compared": list(self.not_compared),
-            "notes": list(self.notes),
             "source_hash": self.source_hash,
             "provenance": provenance_of(out, self.source).to_dict(),
         }
@@ -155,7 +150,6 @@ class _Comparison:
     pruned: Checkpoint
     dense: Checkpoint | None
     record: SourceRecord | None
-    foreign: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._mine = _by_name(self.pruned)
@@ -166,7 +160,7 @@ class _Comparison:
             *_name_problems(self.budget, self.masks, self.pruned, self.dense),
             *self._mask_problems(),
         ]
-        budgeted = {row.name for row in self.budget}
+        budgeted = {row.file_name for row in self.budget}
         others = [info for info in self.pruned.tensors if info.name not in budgeted]
         untouched, unknown = 0, []
         both = [self.pruned]
@@ -186,7 +180,6 @@ class _Comparison:
             untouched,
             None if self.dense is None else self.dense.source,
             tuple(self._not_compared(unknown)),
-            tuple(self._notes()),
             None if self.record is None else self.record.hash,
         )
 
@@ -216,14 +209,7 @@ class _Comparison:
         assert self.dense is not None
         if shards_of(self.dense):  # also types that are not read
             return stored_bits(self.dense, name)
-        return _bits(self._dense_tensor(name), name).view(np.uint8).data
-
-    def _dense_tensor(self, name: str) -> Any:
-        assert self.dense is not None
-        tensor = self.dense.read(name)
-        if is_foreign(tensor):
-            self.foreign.append(name)
-        return tensor
+        return _bits(self.dense.read(name), name).view(np.uint8).data
 
     def _difference(self, name: str) -> str:
         """Say which of the two is not what it was, as far as the output's mark tells."""
@@ -251,18 +237,13 @@ class _Comparison:
             found.append("files beside the weights (configuration, tokenizer)")
         return found
 
-    def _notes(self) -> list[str]:
-        if not self.foreign:
-            return []
-        return [f"{_some(self.foreign)}: in another byte order in the dense model, compared by value"]
-
     def _mask_problems(self) -> list[str]:
         """Go through the pruned tensors that are there in the shape that the budget says."""
         both = [self.pruned] if self.dense is None else [self.pruned, self.dense]
         # A tensor that is in one of the two only is among the problems already.
         common = set.intersection(*({_key(info) for info in checkpoint.tensors} for checkpoint in both))
         shapes = {name: shape for name, shape, _ in common}
-        rows = {row.name: row for row in self.budget}
+        rows = {row.file_name: row for row in self.budget}
         masked = [name for name, row in rows.items() if name in self.masks and shapes.get(name) == row.shape]
         masked = [name for name in masked if self.masks.shape_of(name) == rows[name].shape]
         problems = []
@@ -277,8 +258,8 @@ class _Comparison:
             problems.append(f"{row.name}: the mask prunes {masked} entries, the budget {row.pruned}")
         groups = None if self.budget.pattern is None else parsed_pattern(self.budget.pattern)
         if groups is not None:
-            problems += _pattern_problems(row.name, keep, *groups)
-        bits = _bits(self.pruned.read(row.name), row.name)
+            problems += _pattern_problems(row.name, along_inputs(keep, row.input_axes or ()), *groups)
+        bits = _bits(self.pruned.read(row.file_name), row.name)
         if bits.size != keep.size:
             return [*problems, f"{row.name}: has entries of a type that is not pruned"]
         bits = bits.reshape(keep.shape)
@@ -286,15 +267,15 @@ class _Comparison:
         if np.multiply(bits, gone, dtype=bits.dtype).any():
             problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
         if self.dense is not None:
-            original = _bits(self._dense_tensor(row.name), row.name).reshape(keep.shape)
+            original = _bits(self.dense.read(row.file_name), row.name).reshape(keep.shape)
             kept = [np.multiply(side, keep, dtype=bits.dtype) for side in (bits, original)]
             if not np.array_equal(*kept):
                 changed = int(np.count_nonzero((bits != original) & keep))
                 problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
             if row.content is not None and row.content != content_hash(original):
                 problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
-            self.dense.release(row.name)
-        self.pruned.release(row.name)
+            self.dense.release(row.file_name)
+        self.pruned.release(row.file_name)
         return problems
 
 
@@ -313,15 +294,16 @@ def _by_name(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
 def _name_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None) -> list[str]:
     """Say where checkpoint, budget, masks and source list different tensors."""
     problems = []
-    budgeted = {row.name for row in budget}
+    budgeted = {row.file_name for row in budget}
     infos = _by_name(pruned)
     for row in budget:
-        if row.name not in infos:
-            problems.append(f"{row.name}: is in the budget, but not in the checkpoint")
-        elif row.name not in masks:
-            problems.append(f"{row.name}: is in the budget, but has no mask")
-        elif not infos[row.name].shape == row.shape == masks.shape_of(row.name):
-            problems.append(f"{row.name}: checkpoint, budget and mask differ in shape")
+        name = row.file_name
+        if name not in infos:
+            problems.append(f"{name}: is in the budget, but not in the checkpoint")
+        elif name not in masks:
+            problems.append(f"{name}: is in the budget, but has no mask")
+        elif not infos[name].shape == row.shape == masks.shape_of(name):
+            problems.append(f"{name}: checkpoint, budget and mask differ in shape")
     problems += [f"{name}: has a mask, but is not in the budget" for name in masks if name not in budgeted]
     if dense is not None and list(map(_key, infos.values())) != list(map(_key, dense.tensors)):
         problems.append("names, order, shapes or types of the tensors differ from the source's")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_matrix, check_matrix, raise_if_nonfinite
+from mpfast.arrays import as_matrix, check_matrix, raise_if_nonfinite, refuse_masked
 from mpfast.operators.linear_operator import OperatorSource
 from mpfast.support import InvalidValueError
 
@@ -113,12 +113,14 @@ def aligned(array: Any) -> Any:
 
 
 def _block_gram(block: Any, X: Array, wide: bool, threads: int) -> tuple[Array, float, int, int, int]:
+    refuse_masked(block, "W")
     matrix = as_matrix(aligned(np.asarray(block)))
     product, trace, nonfinite, row, col = _core.gram_product(matrix, X, "left" if wide else "right", threads)
     return product, trace, nonfinite, row, col
 
 
 def _block_product(block: Any, X: Array, transpose: bool, threads: int) -> Array:
+    refuse_masked(block, "W")
     matrix = as_matrix(aligned(np.asarray(block)))
     product: Array = _core.multiply(matrix, X, transpose, threads)
     return product

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpfast.checkpoints import NameFilter, SafetensorsFile, SafetensorsWriter, TensorInfo
+from mpfast.checkpoints import (
+    NameFilter,
+    SafetensorsFile,
+    SafetensorsWriter,
+    TensorInfo,
+    name_filter,
+    open_checkpoint,
+    roles_of,
+)
 from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
 from mpfast.support import CheckpointError, InvalidValueError, Record, front_door, parse_json, replaced_file
 
@@ -102,6 +110,9 @@ class SecondMoments(Mapping[str, torch.Tensor]):
                 self._modules[name] = module
             else:
                 self.skipped[name] = reason
+        for name in _other_layers(model):
+            if name not in self._modules and _is_wanted(name, include, exclude):
+                self.skipped.setdefault(name, "no Linear or Conv2d of its own: its inputs are not watched")
         if not self._modules:
             raise InvalidValueError("", "there is no module to watch", f"skipped: {self.skipped or 'none'}")
 
@@ -231,6 +242,18 @@ class SecondMoments(Mapping[str, torch.Tensor]):
 
     def _device(self, name: str) -> torch.device:
         return next(self._modules[name].parameters()).device
+
+
+def _other_layers(model: torch.nn.Module) -> list[str]:
+    """Modules that have a weight matrix, of whatever class; embeddings have no inputs to multiply with."""
+    roles = roles_of(open_checkpoint(model))
+    kinds = ("linear", "conv", "conv_transposed", "experts", "head")
+    return [(role.called or name).rpartition(".")[0] for name, role in roles.items() if role.kind in kinds]
+
+
+def _is_wanted(name: str, include: NameFilter | None, exclude: NameFilter | None) -> bool:
+    wanted, unwanted = name_filter(include), name_filter(exclude)
+    return (wanted is None or wanted(name)) and not (unwanted is not None and unwanted(name))
 
 
 def _parsed(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> Any:

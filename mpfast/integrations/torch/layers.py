@@ -21,6 +21,8 @@ def prunable_modules(
 ) -> dict[str, torch.nn.Module]:
     """Linear and Conv2d modules by name, in the order of the model; a shared module comes once.
 
+    Those whose weight is an embedding, too, are left out: what is done to them would be done to that.
+
     Parameters
     ----------
     model : Module
@@ -29,10 +31,13 @@ def prunable_modules(
     """
     wanted = name_filter(include)
     unwanted = name_filter(exclude)
+    embeddings = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, embeddings)}
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        and id(module._parameters.get("weight")) not in tied
         and (wanted is None or wanted(name))
         and not (unwanted is not None and unwanted(name))
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _NonDynamicallyQuantizableLinear
 
 from mpfast.checkpoints import Checkpoint, NameFilter, open_checkpoint, shards_of, stored
 from mpfast.integrations.torch.layers import prunable_modules
@@ -62,6 +63,16 @@ class LowRankPair(torch.nn.Sequential):
     def bias(self) -> torch.Tensor | None:
         """The bias of the second module."""
         return getattr(self[1], "bias", None)
+
+    @property
+    def in_features(self) -> int:
+        """Of two Linear modules."""
+        return int(self[0].in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Of two Linear modules."""
+        return int(self[1].out_features)
 
 
 @front_door
@@ -194,6 +205,11 @@ def split_modules(
     result = copy.deepcopy(model)
     report, unmet = {}, {}
     for name, module in prunable_modules(result, include, exclude).items():
+        if isinstance(module, _NonDynamicallyQuantizableLinear):
+            report[name] = (
+                "MultiheadAttention multiplies with this weight itself: its factors would be multiplied at every call"
+            )
+            continue
         weight = module.weight
         out, length = len(weight), weight[0].numel()
         try:

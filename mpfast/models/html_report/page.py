@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.layer_report import jsonable
 from mpfast.models.methods import METHODS
@@ -97,7 +98,7 @@ def _law(row: LayerReport) -> list[list[float]] | None:
 
 def _budgets(source: str, layers: Sequence[LayerReport]) -> dict[str, Any] | None:
     """Sparsity per layer at every step of the slider; None where there is nothing to prune."""
-    if all(row.kind == "embedding" for row in layers):
+    if all(stays_dense(row.kind) or row.kind == "lora" for row in layers):
         return None
     methods = {}
     for method in (name for name, entry in METHODS.items() if entry.previewed):

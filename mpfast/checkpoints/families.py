@@ -1,0 +1,157 @@
+"""What families of models store otherwise than PyTorch's Linear does, by the ``model_type`` of ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mpfast.support import CheckpointError, unique_keys
+
+__all__ = ["CONV1D", "FAMILIES", "Family", "family_of", "quantisation_of", "read_config", "setting"]
+
+#: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
+CONV1D = re.compile(r"(^|[./])(c_attn|c_fc|c_proj|q_attn)[./]weight$")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of one ``model_type`` store their projections.
+
+    Attributes
+    ----------
+    conv1d : bool
+        Projections called as in `CONV1D` are (in, out).
+    experts : {"out_in", "in_out", ""}
+        Order of the last two axes of stacks of experts; empty where there are no stacks or only their shapes tell.
+    gate_up : {"halves", "alternating", ""}
+        How gate and up lie in a projection to both; empty where there is none.
+    qkv : str
+        Last part of the name of a projection to all queries, then all keys, then all values, of as many rows as heads
+        ask for; empty where there is none, or they alternate head by head.
+    """
+
+    conv1d: bool = False
+    experts: str = ""
+    gate_up: str = ""
+    qkv: str = ""
+
+
+#: One entry per family that differs from PyTorch's own layout, or fuses projections.
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        # transformers' Conv1D
+        "gpt2": Family(conv1d=True),
+        "openai-gpt": Family(conv1d=True),
+        "imagegpt": Family(conv1d=True),
+        "decision_transformer": Family(conv1d=True),
+        "clvp": Family(conv1d=True),
+        # (E, in, out)
+        "gpt_oss": Family(experts="in_out", gate_up="alternating"),
+        "openai_privacy_filter": Family(experts="in_out", gate_up="halves"),
+        "llama4": Family(experts="in_out", gate_up="halves"),
+        "llama4_text": Family(experts="in_out", gate_up="halves"),
+        "aria": Family(experts="in_out"),
+        "aria_text": Family(experts="in_out"),
+        # gate and up in one; the shapes tell how stacks are stored
+        "qwen3_vl_moe": Family(gate_up="halves"),
+        "qwen3_vl_moe_text": Family(gate_up="halves"),
+        **dict.fromkeys(
+            (
+                "qwen2_moe",
+                "qwen3_moe",
+                "qwen3_next",
+                "qwen3_5_moe",
+                "qwen3_5_moe_text",
+                "qwen3_omni_moe",
+                "mixtral",
+                "deepseek_v2",
+                "deepseek_v3",
+                "glm4_moe",
+                "granitemoe",
+                "ernie4_5_moe",
+                "flex_olmo",
+                "dots1",
+                "hunyuan_v1_moe",
+                "jamba",
+                "longcat_flash",
+                "mistral4",
+            ),
+            Family(experts="out_in", gate_up="halves"),
+        ),
+        # fused in dense models
+        "phi3": Family(gate_up="halves", qkv="qkv_proj"),
+        "phi4_multimodal": Family(gate_up="halves", qkv="qkv_proj"),
+        "glm": Family(gate_up="halves"),
+        "glm4": Family(gate_up="halves"),
+        "modernbert": Family(qkv="Wqkv"),
+        "mpt": Family(qkv="Wqkv"),
+        "gpt_bigcode": Family(qkv="c_attn"),
+        "qwen": Family(qkv="c_attn"),
+        "baichuan": Family(qkv="W_pack"),
+    }
+)
+_NO_FAMILY = Family()
+
+
+def family_of(config: Mapping[str, Any] | None) -> Family:
+    """Return what is known of a model's family; nothing particular where its type is not listed."""
+    for said in () if config is None else (config, _language(config)):
+        kind = said.get("model_type")
+        if isinstance(kind, str) and kind in FAMILIES:
+            return FAMILIES[kind]
+    return _NO_FAMILY
+
+
+def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
+    """Return the first positive integer that a configuration, or its part on the language model, has by these names."""
+    for said in () if config is None else (config, _language(config)):
+        for name in names:
+            value = said.get(name)
+            if type(value) is int and value > 0:
+                return value
+    return None
+
+
+def quantisation_of(config: Mapping[str, Any] | None) -> str:
+    """Name the method by which a configuration says that the weights are quantised; empty where it does not."""
+    for said in () if config is None else (config, _language(config)):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            found = said.get(key)
+            if isinstance(found, Mapping) and found:
+                method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
+                return method if isinstance(method, str) else key
+    return ""
+
+
+def _language(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        part = config.get(key)
+        if isinstance(part, Mapping):
+            return part
+    return {}
+
+
+def read_config(directory: Path) -> Mapping[str, Any] | None:
+    """Return what the ``config.json`` of a directory says; None where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        It is no JSON object, or has a key twice.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        # Infinities and NaN are no JSON, but transformers writes them.
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds {type(config).__name__}, not the object of a model's settings")
+    return config

@@ -1,0 +1,399 @@
+"""What tensors are to their model: a table of names, types and shapes, live modules, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mpfast
+from mpfast import masks
+from mpfast.checkpoints import Views, open_checkpoint, roles_of, select_layers
+from mpfast.checkpoints.base import Role, TensorInfo
+from mpfast.checkpoints.roles import quantised_weight
+
+
+class Named:
+    """A checkpoint that is names, shapes and types alone."""
+
+    source = "a table"
+    others = ()
+
+    def __init__(self, tensors, config=None):
+        self.config = config
+        self.tensors = tuple(
+            TensorInfo(name, *(entry if isinstance(entry[0], tuple) else (entry, "float32")))
+            for name, entry in tensors.items()
+        )
+
+
+def kinds(tensors, config=None):
+    return {name: role.kind for name, role in roles_of(Named(tensors, config)).items()}
+
+
+# Of each format of quantised weights: which tensors are packed, which belong to them, and which are neither.
+QUANTISED = {
+    "block float8": {
+        "l.weight": ((256, 256), "float8_e4m3fn", "quantised"),
+        "l.weight_scale_inv": ((2, 2), "float32", "companion"),
+        "l.bias": ((256,), "float32", "vector"),
+    },
+    "float8 with a suffix nobody has seen": {
+        "l.weight": ((256, 256), "float8_e5m2", "quantised"),
+        "l.descale": ((256, 16), "float32", "companion"),
+    },
+    "GPTQ": {
+        "q.qweight": ((64, 512), "int32", "quantised"),
+        "q.qzeros": ((16, 64), "int32", "companion"),
+        "q.scales": ((16, 512), "float16", "companion"),
+        "q.g_idx": ((512,), "int32", "companion"),
+        "norm.weight": ((512,), "float16", "vector"),
+        "lm_head.weight": ((100, 64), "float16", "head"),
+    },
+    "compressed-tensors": {
+        "q.weight_packed": ((64, 64), "int32", "quantised"),
+        "q.weight_scale": ((64, 16), "bfloat16", "companion"),
+        "q.weight_shape": ((2,), "int64", "companion"),
+    },
+    "MXFP4 stacks": {
+        "m.experts.gate_up_proj_blocks": ((4, 64, 2, 16), "uint8", "quantised"),
+        "m.experts.gate_up_proj_scales": ((4, 64, 2), "uint8", "companion"),
+        "m.experts.gate_up_proj_bias": ((4, 64), "bfloat16", "vector"),
+    },
+    "stacks of float8": {
+        "m.experts.down_proj": ((4, 64, 64), "float8_e4m3fn", "quantised"),
+        "m.experts.down_proj_scale_inv": ((4, 16, 16), "float32", "companion"),
+    },
+    "bitsandbytes": {
+        "q.weight": ((2048, 1), "uint8", "quantised"),
+        "q.weight.absmax": ((64,), "float32", "companion"),
+        "q.weight.nested_quant_map": ((16, 16), "float32", "companion"),
+        "q.weight.quant_state.bitsandbytes__nf4": ((80,), "uint8", "companion"),
+    },
+    "MLX": {
+        "l.weight": ((64, 32), "uint32", "quantised"),
+        "l.scales": ((64, 16), "float16", "companion"),
+        "l.biases": ((64, 16), "float16", "companion"),
+    },
+    "torchao": {
+        "l._weight_qdata": ((64, 64), "int8", "quantised"),
+        "l._weight_scale": ((64, 16), "float32", "companion"),
+    },
+    "SVDQuant": {
+        "l.qweight": ((64, 32), "int8", "quantised"),
+        "l.wscales": ((16, 64), "bfloat16", "companion"),
+        "l.proj_down": ((64, 16), "bfloat16", "companion"),
+        "l.proj_up": ((64, 16), "bfloat16", "companion"),
+    },
+    "HQQ": {"l.W_q": ((64, 64), "uint8", "quantised"), "l.scale": ((64, 16), "float16", "companion")},
+    "no module": {"weight": ((64, 64), "int8", "quantised"), "weight_scale": ((64, 16), "float32", "companion")},
+    # Integers that make nothing quantised.
+    "a causal mask": {
+        "h.attn.bias": ((1, 1, 64, 64), "uint8", "buffer"),
+        "h.attn.rel": ((64, 64), "float32", "linear"),
+        "h.attn.c.weight": ((64, 64), "float32", "linear"),
+    },
+    "positions": {
+        "embeddings.position_ids": ((1, 64), "int32", "buffer"),
+        "embeddings.position_embeddings": ((1, 64, 64), "float32", "embedding"),
+    },
+    "a table beside a plain weight": {
+        "m.table": ((64, 64), "int32", "buffer"),
+        "m.weight": ((64, 64), "float32", "linear"),
+    },
+    "arrays without modules": {"labels_x": ((64, 64), "int8", "buffer"), "w": ((64, 64), "float32", "linear")},
+    "a float8 tensor by itself": {
+        "a.weight": ((64, 64), "float32", "linear"),
+        "b.weight": ((64, 64), "float8_e4m3fn", "buffer"),
+    },
+}
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_quantised_weights_and_their_companions(case):
+    table = QUANTISED[case]
+    found = roles_of(Named({name: entry[:2] for name, entry in table.items()}))
+    assert {name: role.kind for name, role in found.items()} == {name: entry[2] for name, entry in table.items()}
+    packed = [name for name, entry in table.items() if entry[2] == "quantised"]
+    for role in found.values():
+        if role.kind == "companion":
+            assert role.of in packed
+            assert role.of in role.reason
+    weight = quantised_weight(Named({name: entry[:2] for name, entry in table.items()}))
+    assert weight in packed if packed else weight is None
+
+
+def test_the_configuration_says_that_a_checkpoint_is_quantised():
+    tensors = {"l.weight": ((64, 64), "float8_e4m3fn"), "n.weight": ((64, 64), "float32")}
+    assert quantised_weight(Named(tensors)) is None
+    assert quantised_weight(Named(tensors, {"quantization_config": {"quant_method": "fp8"}})) == "l.weight"
+    assert quantised_weight(Named({"n.weight": (64, 64)}, {"quantization_config": {"quant_method": "fp8"}})) is None
+
+
+# Name, shape, kind and the axes of the inputs, without a configuration.
+ALONE = [
+    ("a.q_proj.weight", (64, 32), "linear", (1,)),
+    ("mlp/dense/kernel", (32, 64), "linear", (0,)),
+    ("w", (64, 32), "linear", ()),
+    ("rnn.weight_ih_l0_reverse", (64, 32), "linear", (1,)),
+    ("attn.in_proj_weight", (96, 32), "linear", (1,)),
+    ("h.0.attn.c_proj.weight", (32, 32), "linear", ()),
+    ("shared.weight", (64, 32), "embedding", (1,)),
+    ("emb.weight", (64, 32), "embedding", (1,)),
+    ("block.relative_attention_bias.weight", (32, 8), "embedding", (1,)),
+    ("embedding_hidden_mapping_in.weight", (64, 32), "linear", (1,)),
+    ("time_embedding.linear_1.weight", (64, 32), "linear", (1,)),
+    ("cls.predictions.decoder.weight", (64, 32), "head", (1,)),
+    ("output.weight", (64, 32), "head", (1,)),
+    ("layer.output.dense.weight", (64, 32), "linear", (1,)),
+    ("experts.gate_up_proj_bias", (8, 64), "vector", ()),
+    ("a.attn_mask", (64, 64), "buffer", ()),
+    ("proj.weight", (64, 32, 1), "conv", (1, 2)),
+    ("proj.weight", (64, 32, 7), "conv", (1, 2)),
+    ("experts.up", (8, 64, 32), "experts", ()),
+    ("up.conv_transpose.weight", (64, 32, 4, 4), "conv_transposed", (0,)),
+    ("video.weight", (64, 32, 3, 3, 3), "conv", (1, 2, 3, 4)),
+    ("conv/kernel", (3, 3, 16, 32), "conv", (0, 1, 2)),
+    ("block/conv1d/kernel", (9, 16, 32), "conv", (0, 1)),
+    ("proj/kernel", (3, 16, 32), "conv", (0, 1)),
+    ("attention/query/kernel", (32, 8, 16), "linear", (0,)),
+    ("attention/out/kernel", (8, 16, 32), "linear", (0, 1)),
+    ("mixer/kernel", (32, 8, 16), "unknown", ()),
+    ("a.lora_down.weight", (8, 64), "factor", ()),
+    ("a.lora_embedding_B", (64, 8), "factor", ()),
+    ("a.hada_w1_a", (64, 8), "factor", ()),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "kind", "axes"), ALONE)
+def test_a_tensor_by_itself(name, shape, kind, axes):
+    role = roles_of(Named({name: shape}))[name]
+    assert (role.kind, role.input_axes) == (kind, axes)
+    assert bool(role.reason) == (kind in ("vector", "buffer", "unknown", "factor"))
+
+
+def test_the_bias_tells_convolutions_apart():
+    assert kinds({"a.weight": (32, 16, 9), "a.bias": (32,)})["a.weight"] == "conv"
+    assert kinds({"a.weight": (32, 16, 9), "a.bias": (32, 16)})["a.weight"] == "experts"
+    assert kinds({"a.weight": (32, 16, 4, 4), "a.bias": (16,)})["a.weight"] == "conv_transposed"
+
+
+def test_the_axis_of_the_inputs():
+    assert Role("linear", (1,)).input_axis == 1
+    assert Role("conv", (1, 2, 3)).input_axis == 1
+    assert Role("conv", (0, 1, 2)).input_axis == 2
+    assert Role("linear").input_axis is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "axes"),
+    [
+        # GPT-2's own type, and a type that has the names but not the layout
+        ({"h.c_fc.weight": (64, 64)}, {"model_type": "gpt2"}, (0,)),
+        ({"h.c_fc.weight": (64, 64)}, {"model_type": "gpt_bigcode"}, (1,)),
+        # the shape of a sibling
+        ({"h.c_fc.weight": (64, 64), "h.c_attn.weight": (64, 192)}, None, (0,)),
+        ({"h.c_fc.weight": (64, 64), "h.c_attn.weight": (192, 64)}, None, (1,)),
+        # the length of a bias, its own or a sibling's
+        ({"h.c_fc.weight": (64, 256), "h.c_fc.bias": (256,)}, None, (0,)),
+        ({"h.c_fc.weight": (256, 64), "h.c_fc.bias": (256,)}, None, (1,)),
+        ({"h.c_fc.weight": (64, 64), "h.c_proj.weight": (256, 64), "h.c_proj.bias": (64,)}, None, (0,)),
+        ({"any.weight": (64, 256), "any.bias": (256,)}, None, (0,)),
+        ({"h.c_fc.weight": (64, 64)}, None, ()),
+        ({"h.c_fc.weight": (64, 64)}, {"n_embd": 64}, ()),
+    ],
+)
+def test_orientation(tensors, config, axes):
+    name = next(iter(tensors))
+    assert roles_of(Named(tensors, config))[name].input_axes == axes
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "axes"),
+    [
+        ("experts.gate_up_proj", (4, 64, 96), {"hidden_size": 64}, (1,)),
+        ("experts.gate_up_proj", (4, 96, 64), {"hidden_size": 64}, (2,)),
+        ("experts.down_proj", (4, 64, 48), {"hidden_size": 64}, (2,)),
+        ("experts.down_proj", (4, 48, 64), {"hidden_size": 64}, (1,)),
+        ("experts.gate_up_proj", (4, 64, 64), {"hidden_size": 64, "model_type": "gpt_oss"}, (1,)),
+        ("experts.gate_up_proj", (4, 64, 64), {"hidden_size": 64, "model_type": "mixtral"}, (2,)),
+        ("experts.gate_up_proj", (4, 64, 64), {"text_config": {"hidden_size": 64, "model_type": "llama4_text"}}, (1,)),
+        ("experts.gate_up_proj", (4, 64, 64), {"hidden_size": 64}, ()),
+        ("experts.gate_up_proj", (4, 64, 96), None, ()),
+    ],
+)
+def test_orientation_of_stacks(name, shape, config, axes):
+    assert roles_of(Named({name: shape}, config))[name].input_axes == axes
+
+
+def parts_of(name, shape, config):
+    layers, *_ = select_layers(Named({name: shape}, config), None, None, Views())
+    return {layer.name.partition("[")[2]: (layer.shape, layer.index) for layer in layers}
+
+
+def test_fused_projections_split_as_their_family_says():
+    heads = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "model_type": "phi3"}
+    assert parts_of("l.qkv_proj.weight", (128, 64), heads) == {
+        "query]": ((64, 64), (slice(0, 64, None),)),
+        "key]": ((32, 64), (slice(64, 96, None),)),
+        "value]": ((32, 64), (slice(96, 128, None),)),
+    }
+    assert parts_of("l.gate_up_proj.weight", (96, 64), heads) == {
+        "gate]": ((48, 64), (slice(0, 48, None),)),
+        "up]": ((48, 64), (slice(48, 96, None),)),
+    }
+    oss = {"hidden_size": 64, "model_type": "gpt_oss"}
+    found = parts_of("m.experts.gate_up_proj", (2, 64, 96), oss)
+    assert list(found) == ["0,gate]", "0,up]", "1,gate]", "1,up]"]
+    assert found["1,up]"] == ((64, 48), (1, slice(None), slice(1, 96, 2)))
+    # Other families alternate head by head, or are not known: whole.
+    assert list(parts_of("l.query_key_value.weight", (192, 64), {**heads, "model_type": "gpt_neox"})) == [""]
+    assert list(parts_of("l.gate_up_proj.weight", (96, 64), None)) == [""]
+
+
+def weight(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def along(keep, axes, n=2, m=4):
+    others = [axis for axis in range(keep.ndim) if axis not in axes]
+    rows = keep.transpose([*others, *axes]).reshape(-1, m)
+    return bool((rows.sum(axis=1) == n).all())
+
+
+def test_a_pattern_runs_along_the_inputs_and_is_checked_there(tmp_path):
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "gpt_oss", "hidden_size": 64}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "m.experts.gate_up_proj": weight(3, 64, 48),
+        "m.kernel": weight(64, 24, seed=1),
+        "m.q.weight": weight(24, 64, seed=2),
+        "conv.weight": weight(16, 8, 3, seed=3),
+        "up.conv_transpose.weight": weight(32, 12, 3, seed=4),
+        "loose": weight(64, 64, seed=5),
+    }
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    result = mpfast.prune(tmp_path / "model", tmp_path / "out", pattern="2:4")
+    axes = {row.name: row.input_axes for row in result.budget}
+    assert axes == {
+        "m.experts.gate_up_proj": (1,),
+        "m.kernel": (0,),
+        "m.q.weight": (1,),
+        "conv.weight": (1, 2),
+        "up.conv_transpose.weight": (0,),
+    }
+    pruned = load_file(tmp_path / "out" / "model.safetensors")
+    for name, inputs in axes.items():
+        keep = pruned[name] != 0
+        assert along(keep, inputs), name
+        np.testing.assert_array_equal(pruned[name], tensors[name] * keep)
+    # By rows of the transposed array, what the masks of arrays do.
+    expected = masks.n_m(np.ascontiguousarray(tensors["m.kernel"].T), 2, 4).T
+    np.testing.assert_array_equal(pruned["m.kernel"] != 0, expected)
+    assert [(t.name, "not known" in t.reason) for t in result.skipped] == [("loose", True)]
+    assert mpfast.verify(tmp_path / "out").ok
+    text = (tmp_path / "out" / "budget.json").read_text()
+    record = json.loads(text)
+    row = next(row for row in record["layers"] if row["name"] == "m.kernel")
+    row["input_axes"] = [1]
+    (tmp_path / "out" / "budget.json").write_text(json.dumps(record))
+    assert any("groups of 4" in problem for problem in mpfast.verify(tmp_path / "out").problems)
+    row["input_axes"] = [2]
+    (tmp_path / "out" / "budget.json").write_text(json.dumps(record))
+    with pytest.raises(mpfast.CheckpointError, match="input_axes"):
+        mpfast.verify(tmp_path / "out")
+
+
+def test_where_no_orientation_is_known_a_pattern_is_refused():
+    with pytest.raises(ValueError, match=r"prune\(\): no layer is left.*whether this is stored as"):
+        mpfast.prune({"w": weight(64, 64)}, pattern="2:4")
+    model = {"a.kernel": weight(64, 64)}
+    model["a.kernel"][5, 7] = np.nan
+    with pytest.raises(ValueError, match=r"a\.kernel has 1 non-finite entry \(NaN or inf\), the first at \(5, 7\)"):
+        mpfast.prune(model, pattern="2:4")
+
+
+def test_quantised_checkpoints_are_neither_pruned_nor_factored():
+    model = {"q.qweight": np.ones((64, 64), np.int32), "q.scales": weight(16, 64), "out.weight": weight(64, 64)}
+    for change in (
+        lambda: mpfast.prune(model, sparsity=0.5),
+        lambda: mpfast.prune(model, sparsity=0.5, include="out.*"),
+        lambda: mpfast.compress(model, rank=4),
+    ):
+        with pytest.raises(ValueError, match=r"model is quantised: q\.qweight is packed"):
+            change()
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in analysis] == ["out.weight"]
+    assert {t.name: "quantised q.qweight" in t.reason for t in analysis.skipped}["q.scales"]
+    difference = mpfast.analyze(model, base={name: array + 1 for name, array in model.items()})
+    assert [row.name for row in difference] == ["out.weight"]
+
+
+def test_lora_factors_are_left_out_of_pruning_and_budgets():
+    pair = {"q.lora_A.weight": weight(8, 64), "q.lora_B.weight": weight(64, 8)}
+    with pytest.raises(ValueError, match=r"no layer is left to prune.*factor of the LoRA update of q"):
+        mpfast.prune(pair, sparsity=0.5)
+    with pytest.raises(ValueError, match="no layer is left"):
+        mpfast.analyze(pair).budget(0.5)
+    model = {**pair, "w.weight": weight(64, 64)}
+    analysis = mpfast.analyze(model)
+    assert {row.name: row.kind for row in analysis} == {"q.lora": "lora", "w.weight": "linear"}
+    assert [row.name for row in analysis.budget(0.5)] == ["w.weight"]
+    result = mpfast.prune(model, sparsity=0.5)
+    assert [row.name for row in result.budget] == ["w.weight"]
+    assert {t.name for t in result.skipped} == set(pair)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "product"),
+    [
+        ("u.lora_down.weight", "u.lora_up.weight", "u.lora"),
+        ("u.lora.down.weight", "u.lora.up.weight", "u.lora"),
+        ("u.lora_embedding_A.default", "u.lora_embedding_B.default", "u.lora.default"),
+    ],
+)
+def test_pairs_of_other_tools_are_products_too(first, second, product):
+    A, B = weight(4, 64), weight(48, 4, seed=1)
+    (row,) = mpfast.analyze({first: A, second: B})
+    assert (row.name, row.shape, row.spikes) == (product, (48, 64), 4)
+    assert row.fro_norm == pytest.approx(np.linalg.norm(B @ A), rel=1e-5)
+    conv = mpfast.analyze({first: A.reshape(4, 16, 2, 2), second: B.reshape(48, 4, 1, 1)})
+    assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)
+
+
+def test_one_array_under_two_names_is_one_layer(tmp_path):
+    W, other = weight(96, 64), weight(64, 64, seed=1)
+    model = {"head.out.weight": W, "embed.weight": W, "a.weight": other, "b.weight": other, "c.weight": other.copy()}
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in analysis] == ["embed.weight", "a.weight", "c.weight"]
+    reasons = {t.name: t.reason for t in analysis.skipped}
+    assert reasons == {"head.out.weight": "the same tensor as embed.weight", "b.weight": "the same tensor as a.weight"}
+    result = mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="uniform")
+    assert set(result.masks) == {"a.weight", "c.weight"}
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(written["a.weight"], other * result.masks["a.weight"])
+    np.testing.assert_array_equal(written["b.weight"], written["a.weight"])
+    np.testing.assert_array_equal(written["head.out.weight"], W)
+    # A view of part of the memory, or another shape of it, is another matrix.
+    assert len(mpfast.analyze({"a.weight": W, "b.weight": W[:64], "c.weight": W.T})) == 3
+
+
+def test_a_directory_of_shards_has_one_set_of_roles(tmp_path):
+    """The scale may lie in another file than the weight."""
+    save_file({"q.weight": np.ones((64, 64), np.int8)}, tmp_path / "a.safetensors")
+    save_file({"q.weight_scale": weight(64, 16)}, tmp_path / "b.safetensors")
+    assert quantised_weight(open_checkpoint(tmp_path)) == "q.weight"
+
+
+def test_config_files_are_read_strictly(tmp_path):
+    save_file({"h.c_fc.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).config is None
+    for text, message in (("{", "no valid JSON"), ("[]", "holds list"), ('{"a": 1, "a": 2}', "occurs twice")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(mpfast.CheckpointError, match=message):
+            mpfast.analyze(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "limit": Infinity}')  # as transformers writes it
+    assert roles_of(open_checkpoint(tmp_path))["h.c_fc.weight"].source == "config.json"
