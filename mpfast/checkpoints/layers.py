@@ -83,7 +83,7 @@ class Layer:
     name : str
         Name of the tensor, with the part in brackets: ``"h.0.attn.qkv.weight[key]"``, ``"experts.up[3]"``.
     kind : str
-        "linear", "conv", "conv_transposed", "embedding", "head", "experts" or "lora", see `Role`; all are treated as matrices.
+        "linear", "conv", "conv_transposed", "embedding", "head", "experts" or "lora", see `Role`; all are matrices.
     tensor_shape : tuple of int
         Shape of the tensor, as the model computes with it.
     shape : (int, int)
@@ -138,7 +138,7 @@ class Layer:
 
 
 def as_layer(tensor: TensorInfo) -> Layer | str:
-    """Decide by itself whether a tensor is a weight matrix: the layer, or why it is none. See `roles_of` for all of them.
+    """Decide for a tensor by itself whether it is a weight matrix: the layer, or why it is none; see `roles_of`.
 
     Examples
     --------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.layer_report import jsonable
 from mpfast.models.methods import METHODS
