@@ -22,17 +22,17 @@ class Role:
     Attributes
     ----------
     kind : str
-        A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts" (a
-        stack of matrices, one per expert). No matrix: "vector" (biases, normalisation), "buffer", "mask", "companion" (scales
-        and the like of a quantised weight), "quantised", "factor" (of a LoRA update), "alias" (the same memory as
-        another), "part" (of a parametrised weight). "lora": the product of a pair of factors. "unknown".
+        A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
+        (a stack of matrices, one per expert), "lora" (the product of a pair of factors). No matrix: "vector" (biases,
+        normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight), "quantised", "factor"
+        (of a LoRA update), "alias" (the same memory as another), "part" (of a parametrised weight), "unknown".
     input_axes : tuple of int
         Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
     reason : str
         Why the tensor is no layer; empty where it is one.
     source : str
-        Where that is known from: "module class", "ONNX node", "config.json", "storage", "companions", "names of a pair",
-        "shape" or, as the last resort, "name".
+        Where that is known from: "module class", "ONNX node", "config.json", "storage", "companions", "names of a
+        pair", "shape" or, as the last resort, "name".
     of : str
         The weight that a companion, an alias, a mask or a factor belongs to.
     parts : tuple of (str, int, int, int)
@@ -42,14 +42,14 @@ class Role:
     shape : tuple of int or None
         Its shape then, where that is not the stored one's.
     masked_by, scaled_by : str
-        The mask that the stored tensor is multiplied by, the lengths that its slices are brought to, where the model does
-        so before it uses them.
+        The mask that the stored tensor is multiplied by, the lengths that its slices are brought to, where the model
+        does so before it uses them.
     fixed : str
         Why entries of the weight cannot be set to zero in what is stored; empty where they can.
     groups : int
         Of a convolution.
     rows : int
-        How many leading axes of the tensor are the rows of the matrix; those of each matrix in a stack are its last two.
+        How many leading axes of the tensor are the rows of the matrix. Matrices in a stack are the last two axes.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Weights as the model computes with them, where something else is stored: below a mask, or in directions and lengths."""
+"""Weights as the model computes with them, where something else is stored: below a mask, or directions and lengths."""
 
 from __future__ import annotations
 
