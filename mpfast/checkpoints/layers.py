@@ -53,7 +53,7 @@ class Views:
     conv : {"im2col", "positions"}
         A convolution (Co, Ci, kh, kw) is one Co x (Ci kh kw) matrix, or kh kw matrices Co x Ci.
     qkv : {"split", "fused"}
-        A fused projection (query, key and value; gate and up; the gates of a recurrent layer) is its parts or one matrix.
+        A fused projection (query, key and value; gate and up; the gates of a recurrent layer) is its parts, or whole.
     experts : {"split", "stack"}
         A stack (E, a, b) is E matrices a x b, or one E a x b.
     """
