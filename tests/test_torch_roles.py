@@ -399,3 +399,14 @@ def test_whole_views_of_a_state_dictionary_have_no_parts():
     layers, *_ = select_layers(open_checkpoint(nn.LSTM(24, 16).state_dict()), None, None, WHOLE)
     assert [layer.name for layer in layers] == ["weight_ih_l0", "weight_hh_l0"]
     assert json.dumps([layer.shape for layer in layers]) == "[[64, 24], [64, 16]]"
+
+
+def test_models_of_torchscript_are_read_by_their_names():
+    model = torch.jit.script(nn.Sequential(nn.Linear(32, 32), nn.ReLU()))
+    assert [row.name for row in mpfast.analyze(model)] == ["0.weight"]
+
+
+@pytest.mark.parametrize("names", [("q.lora_A.weight", "q.lora_B.weight"), ("lm_head.weight", "embed.weight")])
+def test_a_report_without_a_layer_to_prune(names):
+    first, second = torch.randn(16, 64), torch.randn(64, 16)
+    assert "<html" in mpfast.analyze(dict(zip(names, (first, second), strict=True))).to_html()

@@ -23,9 +23,9 @@ class Role:
     ----------
     kind : str
         A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
-        (a stack of matrices, one per expert). No matrix: "vector" (biases, normalisation), "buffer", "mask",
-        "companion" (scales and the like of a quantised weight), "quantised", "factor" (of a LoRA update), "alias" (the
-        same memory as another), "part" (of a parametrised weight). "lora": the product of a pair of factors. "unknown".
+        (a stack of matrices, one per expert), "lora" (the product of a pair of factors). No matrix: "vector" (biases,
+        normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight), "quantised", "factor"
+        (of a LoRA update), "alias" (the same memory as another), "part" (of a parametrised weight), "unknown".
     input_axes : tuple of int
         Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
     reason : str
@@ -49,8 +49,7 @@ class Role:
     groups : int
         Of a convolution.
     rows : int
-        How many leading axes of the tensor are the rows of the matrix; those of each matrix in a stack are its last
-        two.
+        How many leading axes of the tensor are the rows of the matrix. Matrices in a stack are the last two axes.
     """
 
     kind: str

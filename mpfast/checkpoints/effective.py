@@ -1,4 +1,4 @@
-"""Weights as the model computes with them, where a mask, or directions and lengths, are stored in their place."""
+"""Weights as the model computes with them, where something else is stored: below a mask, or directions and lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What families of models store otherwise than PyTorch's Linear does, by the ``model_type`` of ``config.json``."""
+"""What families of models store otherwise than PyTorch's Linear does: data, by ``model_type`` of ``config.json``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mpfast import _core
-from mpfast.arrays import native
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.effective import read_as_used
 from mpfast.checkpoints.roles import LAYERS, role_of, roles_of
@@ -54,8 +53,7 @@ class Views:
     conv : {"im2col", "positions"}
         A convolution (Co, Ci, kh, kw) is one Co x (Ci kh kw) matrix, or kh kw matrices Co x Ci.
     qkv : {"split", "fused"}
-        A fused projection is its parts or one matrix: query, key and value; gate and up; the gates of a recurrent
-        layer.
+        A fused projection (query, key and value; gate and up; the gates of a recurrent layer) is its parts, or whole.
     experts : {"split", "stack"}
         A stack (E, a, b) is E matrices a x b, or one E a x b.
     """
@@ -85,8 +83,7 @@ class Layer:
     name : str
         Name of the tensor, with the part in brackets: ``"h.0.attn.qkv.weight[key]"``, ``"experts.up[3]"``.
     kind : str
-        "linear", "conv", "conv_transposed", "embedding", "head", "experts" or "lora", see `Role`; all are treated as
-        matrices.
+        "linear", "conv", "conv_transposed", "embedding", "head", "experts" or "lora", see `Role`; all are matrices.
     tensor_shape : tuple of int
         Shape of the tensor, as the model computes with it.
     shape : (int, int)
@@ -141,7 +138,7 @@ class Layer:
 
 
 def as_layer(tensor: TensorInfo) -> Layer | str:
-    """Decide by itself whether a tensor is a weight matrix: the layer, or why it is none; `roles_of` is for all.
+    """Decide for a tensor by itself whether it is a weight matrix: the layer, or why it is none; see `roles_of`.
 
     Examples
     --------
@@ -278,8 +275,6 @@ def _patterns(chosen: str | Iterable[str]) -> list[str]:
 def layer_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
     part = tensor[layer.index] if layer.index else tensor
-    if isinstance(part, np.ndarray) and part.dtype.isbuiltin != 2:  # NumPy's own types, in any byte order
-        part = native(part)
     matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)
     if layer.dtype == "bfloat16" and isinstance(matrix, np.ndarray) and matrix.dtype == np.uint16:
         return _core.Matrix(matrix, "bfloat16")  # a reader's raw bits: NumPy has no such type

@@ -111,7 +111,8 @@ def _state(model: Any) -> Mapping[Any, Any]:
 
 def _is_torch_module(model: Any) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
+    # Those of TorchScript no longer have their classes.
+    return torch is not None and isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule)
 
 
 def _keras_value(variable: Any) -> Any:

@@ -153,10 +153,9 @@ def located(model: str | os.PathLike[str]) -> Path:
     path = Path(text)
     if path.exists() or restore_directory(path):
         return path
-    # A path swallows the second slash.
-    url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+\S", text)
-    if url is not None:
-        raise FileNotFoundError(f"{text}: nothing is fetched from the network; download it and pass the path")
+    address = _address(text)
+    if address is not None:
+        raise FileNotFoundError(f"{address}: nothing is fetched from the network; download it and pass the path")
     if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
         raise FileNotFoundError(f"{path}: no such file or directory")
     home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()

@@ -17,7 +17,7 @@ from mpfast.checkpoints.families import Family, family_of
 from mpfast.checkpoints.roles import LAYERS, fused_parts, role_of
 from mpfast.support import InvalidValueError
 
-__all__ = ["TorchModules", "is_torch_module"]
+__all__ = ["TorchModules"]
 
 _SOURCE = "module class"
 _CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
@@ -25,12 +25,6 @@ _TRANSPOSED = {"ConvTranspose1d": 1, "ConvTranspose2d": 2, "ConvTranspose3d": 3}
 _NORMALISATIONS = {"LayerNorm", "RMSNorm", "_NormBase", "GroupNorm", "PReLU", "LocalResponseNorm", "_BatchNorm"}
 _GATES = {"LSTM": ("input", "forget", "cell", "output"), "GRU": ("reset", "update", "new")}
 _computing = threading.Lock()
-
-
-def is_torch_module(model: Any) -> bool:
-    """Whether a model is a module of PyTorch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 class TorchModules:
@@ -54,7 +48,7 @@ class TorchModules:
         heads = _output_embeddings(model)
         for name, module in model.named_modules(remove_duplicate=False):
             prefix = f"{name}." if name else ""
-            if type(module).__name__ in ("ParametrizationList",) or ".parametrizations." in f".{prefix}":
+            if ".parametrizations." in f".{prefix}":  # what computes a weight has none
                 continue
             own = self._of_module(name, module, module is heads)
             own |= {

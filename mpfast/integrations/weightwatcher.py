@@ -22,7 +22,7 @@ DIFFERENCES = {
     "bulk_max": "square of the fitted edge, on the scale of spectral_norm",
     "bulk_min": "square of the lower edge, on the scale of spectral_norm",
     "mp_softrank": "bulk_max over spectral_norm, with the bulk_max above",
-    "layer_type": "linear, conv or embedding; WeightWatcher says dense, conv2d or embedding",
+    "layer_type": "the kinds of mpfast.checkpoints.Role; WeightWatcher says dense, conv2d or embedding",
     "N": "the longer side of the matrix. A convolution is one matrix (out, in * kh * kw); WeightWatcher analyses one "
     "matrix per kernel position, so its rows do not correspond",
     "layer_id": "number of the row; WeightWatcher numbers the modules, those without weights, too",

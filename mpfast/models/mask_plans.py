@@ -115,7 +115,7 @@ def _foretold_shares(
     wanted = min(_SAMPLE, max(_SMALLEST_SAMPLE, _ALL_SAMPLES // len(layers)))
     scores, weights, owners = [], [], []
     for number, (layer, scale) in enumerate(zip(layers, scales, strict=True)):
-        rows = stored_rows(checkpoint.read(layer.name), layer)
+        rows = stored_rows(read_layer(checkpoint, layer), layer)
         # Pieces of 64 entries, each of another row.
         flat = rows.reshape(-1)
         pieces = max(1, min(wanted // _SMALLEST_SAMPLE, flat.size // _SMALLEST_SAMPLE))
@@ -126,7 +126,7 @@ def _foretold_shares(
         scores.append(sample)
         weights.append(np.full(sample.size, layer.size / sample.size))
         owners.append(np.full(sample.size, number))
-        checkpoint.release(layer.name)
+        checkpoint.release(layer.file_name)
     order = np.argsort(np.concatenate(scores), kind="stable")
     gone = np.cumsum(np.concatenate(weights)[order]) <= pruned
     counts = np.bincount(np.concatenate(owners)[order][gone], minlength=len(layers))
@@ -140,12 +140,12 @@ def _counts(
     """Entries of each layer that a global cut takes; reads the weights once more."""
     cut = GlobalCut(checkpoint, layers, scales, pruned, threads)
     counts = {}
-    for layer, name in zip(layers, prefetched((layer.name for layer in layers), checkpoint), strict=True):
-        rows = stored_rows(checkpoint.read(name), layer)
+    for layer, file_name in zip(layers, prefetched((layer.file_name for layer in layers), checkpoint), strict=True):
+        rows = stored_rows(read_layer(checkpoint, layer), layer)
         keep = np.empty(rows.shape, np.bool_)
         cut.mask(layer, rows, keep)
-        counts[name] = int(keep.size - np.count_nonzero(keep))
-        checkpoint.release(name)
+        counts[layer.name] = int(keep.size - np.count_nonzero(keep))
+        checkpoint.release(file_name)
     return counts
 
 
