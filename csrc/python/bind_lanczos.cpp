@@ -19,6 +19,8 @@ namespace mpfast::python {
 
 namespace {
 
+using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
 // The team of threads lives only as long as a call, so that a run can wait in Python without threads.
 template <class Real>
 class HostRun : public Run {
@@ -42,9 +44,9 @@ class HostRun : public Run {
   }
 
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps, interrupt_poll());
+    return lanczos_.ritz(steps, core.poll());
   }
 
   py::array ritz_vectors(index_t count) override {
@@ -65,9 +67,9 @@ class HostRun : public Run {
  private:
   template <class F>
   void with_team(index_t bytes, const F& body) {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    with_blas_team(threads_, bytes, [&](cpu::Team& team) {
+    with_blas_team(core, threads_, bytes, [&](cpu::Team& team) {
       backend_.use(team, make_apply_(team));
       try {
         body();
@@ -109,10 +111,11 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   });
   auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
-      const py::gil_scoped_acquire gil;
-      const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)};
-      const auto result =
-          py::array_t<double, py::array::c_style | py::array::forcecast>((*shared)(py::array_t<double>(shape, x)));
+      const InPython python;
+      const py::array_t<double> block({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x);
+      PyObject* const returned = or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); });
+      if (returned == nullptr) throw py::error_already_set();
+      const DoubleArray result(py::reinterpret_steal<py::object>(returned));
       if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
         throw std::invalid_argument("the operator returned an array of the wrong shape");
       }
@@ -142,14 +145,13 @@ py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
   const auto out_u = view(left, left.mutable_data());
   std::vector<double> values;
   {
-    const py::gil_scoped_release unlocked;
-    with_blas_team(threads, 3 * count * count * static_cast<index_t>(sizeof(double)),
+    const InCore core;
+    with_blas_team(core, threads, 3 * count * count * static_cast<index_t>(sizeof(double)),
                    [&](cpu::Team& team) { values = cpu::rotate_to_singular<Real>(team, v, y, out_v, out_u); });
   }
   return py::make_tuple(to_array(values, {static_cast<py::ssize_t>(count)}), left, right);
 }
 
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
 
@@ -167,10 +169,10 @@ py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOpti
   }
   std::vector<linalg::SpectralMeasure> found(dropped.size());
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const auto count = static_cast<index_t>(found.size());
     const index_t team_size = std::clamp<index_t>(count, 1, cpu::resolve_threads(threads));
-    cpu::Team team(static_cast<int>(team_size), interrupt_poll());
+    cpu::Team team(static_cast<int>(team_size), core.poll());
     team.parallel_for(count, [&](index_t which, int) {
       linalg::QuadratureOptions mine = options;
       mine.dropped_probe = dropped[static_cast<std::size_t>(which)];

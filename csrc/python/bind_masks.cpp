@@ -62,8 +62,8 @@ NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const
   for (const cpu::ScoredMatrix& matrix : scored) entries += matrix.entries.rows * matrix.entries.cols;
   if (pruned < 0 || pruned > entries)
     throw std::invalid_argument("pruned must lie between 0 and the number of entries");
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(team_size(scored, threads), core.poll());
   return report(cpu::prune_smallest(team, scored, pruned));
 }
 
@@ -79,8 +79,8 @@ class CutSearch {
   NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
     check(matrix, scale);
     const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
-    const py::gil_scoped_release unlocked;
-    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    const InCore core;
+    cpu::Team team(team_size(scored, threads), core.poll());
     return report(search_.count(team, scored));
   }
 
@@ -88,8 +88,8 @@ class CutSearch {
     check(matrix, scale);
     std::vector<py::array> masks = {std::move(keep)};
     const auto scored = targets({&matrix}, {scale}, masks);
-    const py::gil_scoped_release unlocked;
-    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    const InCore core;
+    cpu::Team team(team_size(scored, threads), core.poll());
     search_.write(team, scored);
   }
 
@@ -118,8 +118,8 @@ class CutSearch {
 NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrices, std::vector<py::array> keep, int n,
                                        int m, int threads) {
   const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(team_size(scored, threads), core.poll());
   return report(cpu::keep_largest_of_groups(team, scored, n, m));
 }
 
@@ -134,8 +134,8 @@ NonFiniteReport project_groups(const Matrix& matrix, const py::array_t<double, p
   if (source && source->size() != matrix.view.rows * cols) throw std::invalid_argument("source has not the shape of W");
   const auto* source_bytes = source ? reinterpret_cast<const std::uint8_t*>(source->data()) : nullptr;
   const cpu::ProjectionProblem problem{scored[0], moments.data(), source_bytes, prior, n, m};
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(cpu::resolve_threads(threads), core.poll());
   return report(cpu::project_groups(team, problem));
 }
 

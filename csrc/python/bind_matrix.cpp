@@ -3,7 +3,6 @@
 
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
-#include "python/interrupt.hpp"
 
 namespace mpfast::python {
 
@@ -23,8 +22,6 @@ Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
 }
 
 }  // namespace
-
-Poll interrupt_poll() { return &check_signals; }
 
 void register_matrix(py::module_& m) {
   py::class_<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")

@@ -10,6 +10,8 @@
 #include <sched.h>
 #endif
 
+#include "core/forced_unwind.hpp"
+
 namespace mpfast::cpu {
 
 namespace {
@@ -114,13 +116,16 @@ void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& 
     start_.notify_all();
   }
   run_tasks(0);
-  if (!alone) {
-    const auto done = [this] { return running_ == 0; };
-    look_for(done);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, done);
-  }
+  wait_for_workers();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Team::wait_for_workers() {
+  const auto done = [this] { return running_ == 0; };
+  if (done()) return;
+  look_for(done);
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, done);
 }
 
 void Team::check_interrupt() {
@@ -161,6 +166,11 @@ void Team::run_tasks(int worker) {
       if (index >= count_) return;
       (*task_)(index, worker);
     }
+  } catch (const ForcedUnwind&) {
+    // The calling thread is ended: a thread of the team is not. Others may still use what its stack holds.
+    next_.store(count_);
+    wait_for_workers();
+    throw;
   } catch (...) {
     record_exception();
   }

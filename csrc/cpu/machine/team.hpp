@@ -44,6 +44,7 @@ class Team {
  private:
   void worker_loop(int worker);
   void run_tasks(int worker);
+  void wait_for_workers();
   void record_exception();
 
   Poll poll_;

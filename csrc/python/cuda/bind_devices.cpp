@@ -76,7 +76,7 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   const auto pitch = static_cast<std::size_t>(step);
   auto copy = std::make_unique<Upload>(device, rows * cols * entry);
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const auto bytes = static_cast<std::size_t>(length * entry);
     if (lines == 1 || pitch == bytes) {
       cuda::copy(copy->stream, copy->memory.get(), array.data(), bytes * static_cast<std::size_t>(lines));
@@ -98,7 +98,7 @@ py::tuple download(const DeviceMatrix& w) {
   py::array out(py::dtype(numpy_name(w.view.dtype)), {w.view.rows, w.view.cols});
   void* const to = out.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const index_t bytes = w.view.rows * w.view.cols * entry;
     const cuda::DeviceBuffer<char> gathered(w.stream, bytes);
     cuda::gather_sample(w.stream, w.view, 1, 1, w.view.rows, w.view.cols, gathered.get());

@@ -43,14 +43,14 @@ NonFiniteReport prune_smallest(const std::vector<const DeviceMatrix*>& matrices,
   for (const cuda::ScoredMatrix& matrix : scored) entries += matrix.entries.rows * matrix.entries.cols;
   if (pruned < 0 || pruned > entries)
     throw std::invalid_argument("pruned must lie between 0 and the number of entries");
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   return report(cuda::prune_smallest(matrices[0]->stream, scored, pruned));
 }
 
 NonFiniteReport keep_largest_of_groups(const std::vector<const DeviceMatrix*>& matrices,
                                        const std::vector<std::uintptr_t>& keep, int n, int m) {
   const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   return report(cuda::keep_largest_of_groups(matrices[0]->stream, scored, n, m));
 }
 
@@ -62,7 +62,7 @@ NonFiniteReport project_groups(const DeviceMatrix& matrix, const py::array_t<dou
   if (moments.size() != cols * m) throw std::invalid_argument("one m x m moment is needed for each group of columns");
   const cuda::ProjectionProblem problem{
       scored[0], moments.data(), reinterpret_cast<const std::uint8_t*>(source), prior, n, m};
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   return report(cuda::project_groups(matrix.stream, problem));
 }
 

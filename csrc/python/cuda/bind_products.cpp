@@ -16,7 +16,7 @@ using Block = py::array_t<Real, py::array::c_style>;
 
 // The sample of the entries that scale_exponent looks at, brought to the host.
 int scale_exponent_of(const DeviceMatrix& w) {
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   const ScaleSample sample(w.view);
   const index_t rows = (w.view.rows + sample.row_step - 1) / sample.row_step;
   const index_t cols = (w.view.cols + sample.col_step - 1) / sample.col_step;
@@ -53,7 +53,7 @@ linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, s
   const cuda::Operand operand =
       right ? cuda::Operand{w.view, false, scale_exponent} : cuda::Operand{w.view.transposed(), true, scale_exponent};
   linalg::OperatorStats stats;
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
   cuda::gram_product(workspace, operand, width, reinterpret_cast<const Real*>(x), reinterpret_cast<Real*>(z),
                      cuda::Into::store, with_stats ? &stats : nullptr);
@@ -71,7 +71,7 @@ Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose
   Block<Real> y({width, b.rows});
   const Real* const input = x.data();
   Real* const output = y.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
   const cuda::DeviceBuffer<Real> x_there(w.stream, width * b.cols);
   const cuda::DeviceBuffer<Real> y_there(w.stream, width * b.rows);
@@ -112,7 +112,7 @@ py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
   double* const out = gram.mutable_data();
   linalg::OperatorStats stats;
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     cuda::Workspace<double> workspace(w.stream);
     const cuda::DeviceBuffer<double> columns(w.stream, p * p);
     const cuda::DeviceBuffer<double> unit(w.stream, p * cuda::kMaxBlockWidth);
