@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -188,3 +190,26 @@ def test_projection_reports_what_is_not_finite(cuda: Any) -> None:
     assert found == (0, 2, 13)
     with pytest.raises(ValueError, match="16"):
         cuda.project_groups(device_matrix(cuda, np.ones((2, 17)), "float64"), np.eye(17), 0, 0.0, 0, 3, 17)
+
+
+def test_a_selection_ends_while_a_thread_writes(cuda: Any) -> None:
+    """Digits are counted pass by pass; the next pass may find fewer keys than the last one promised."""
+    original = np.random.default_rng(0).standard_normal((120, 150)).astype(np.float32)
+    W = original.copy()
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            np.multiply(original, np.float32(1e3), out=W)
+            W[:] = original
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(10):
+            keep = np.empty(W.shape, dtype=np.bool_)
+            with contextlib.suppress(RuntimeError):  # it noticed
+                cuda.prune_smallest([device_matrix(cuda, W, "float32")], [1.0], addresses([keep]), W.size // 2)
+    finally:
+        stop.set()
+        writer.join()

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/changed.hpp"
 #include "core/small_matrix.hpp"
 #include "linalg/backend.hpp"
 #include "linalg/small_eigen.hpp"
@@ -102,6 +103,8 @@ class BlockLanczos {
       for (index_t i = 0; i < size; ++i) ascending(i, j) = t(i, j);
     }
     const std::vector<double> values = symmetric_eigen(ascending, poll);
+    // The first pass saw finite entries, of a trace that cannot overflow.
+    if (!std::ranges::all_of(values, [](double value) { return std::isfinite(value); })) throw MatrixChanged();
     RitzValues out;
     out.weight = SmallMatrix(size, width_);
     out.vectors = SmallMatrix(size, size);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -74,12 +75,18 @@ class CutSearch {
       : keys_(common_kind(storage)), search_(total, pruned, keys_) {}
 
   bool done() const { return search_.done(); }
-  void narrow() { search_.narrow(); }
+
+  void narrow() {
+    const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    search_.narrow();
+  }
 
   NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
     check(matrix, scale);
     const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
     const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
     cpu::Team team(team_size(scored, threads), core.poll());
     return report(search_.count(team, scored));
   }
@@ -89,6 +96,7 @@ class CutSearch {
     std::vector<py::array> masks = {std::move(keep)};
     const auto scored = targets({&matrix}, {scale}, masks);
     const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
     cpu::Team team(team_size(scored, threads), core.poll());
     search_.write(team, scored);
   }
@@ -113,6 +121,7 @@ class CutSearch {
 
   cpu::KeyKind keys_;
   cpu::CutSearch search_;
+  std::mutex mutex_;
 };
 
 NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrices, std::vector<py::array> keep, int n,
