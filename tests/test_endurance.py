@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import locale
 import multiprocessing
+import os
 import shutil
 import sys
 import textwrap
@@ -150,6 +151,41 @@ def test_fewer_threads_than_wanted_give_the_same():
     run = run_python("-c", textwrap.dedent(THREADS), timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout == "True\n"
+
+
+ASKED_FOR = """
+    import os, threading
+    import numpy as np, mpfast
+    from mpfast import _core
+    W = np.random.default_rng(0).standard_normal((1500, 1600)).astype(np.float32)
+    threads = {threads}
+    most, done = 0, threading.Event()
+    def watch():
+        global most
+        while not done.is_set():
+            most = max(most, len(os.listdir("/proc/self/task")))
+    before = len(os.listdir("/proc/self/task"))
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    mpfast.spectrum(W, method="exact", threads=threads)
+    done.set()
+    watcher.join()
+    print(_core.default_threads(), most - before, len(os.sched_getaffinity(0)))
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("threads", "setting"), [(None, "1000000"), (None, "99999999999999999999"), (60000, "1")])
+def test_no_more_threads_are_started_than_the_machine_can_use(threads, setting):
+    """The environment may ask for as many as there are processors, an argument for 16 times that or 256."""
+    run = run_python(
+        "-c", textwrap.dedent(ASKED_FOR.format(threads=threads)), env=os.environ | {"OMP_NUM_THREADS": setting}
+    )
+    assert run.returncode == 0, run.stderr
+    default, most, processors = (int(word) for word in run.stdout.split())
+    assert default <= processors
+    # Besides: the one that watches, and one for a call into LAPACK.
+    assert most <= (processors if threads is None else max(256, 16 * processors)) + 2
 
 
 SUBINTERPRETER = """

@@ -68,8 +68,8 @@ class BlockLanczos {
 
   // Takes up to `count` further steps; stops early when exhausted.
   void advance(index_t count) {
-    const index_t target = std::min(steps_ + count, max_steps());
     if (count < 1 || exhausted_) return;
+    const index_t target = steps_ + std::min(count, max_steps() - steps_);
     reserve(target + 1);
     if (steps_ == 0) start();  // an interrupted start is simply made again
     while (steps_ < target && !exhausted_) step();

@@ -47,6 +47,11 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
 
 // Both triangles, as NumPy wants them.
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
+  // Beyond, 2^-scale_exponent is no number.
+  constexpr int kLargestExponent = 1022;
+  if (scale_exponent < -kLargestExponent || scale_exponent > kLargestExponent) {
+    throw std::invalid_argument("scale_exponent must be between -1022 and 1022");
+  }
   const index_t p = std::min(matrix.view.rows, matrix.view.cols);
   py::array_t<double> out({static_cast<py::ssize_t>(p), static_cast<py::ssize_t>(p)});
   double* g = out.mutable_data();

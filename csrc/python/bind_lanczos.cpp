@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "core/scale.hpp"
 #include "cpu/eigen/singular_rotation.hpp"
 #include "cpu/machine/team.hpp"
@@ -39,8 +42,11 @@ class HostRun : public Run {
 
   void advance(index_t steps) override {
     // The new part of the basis, and the vectors of a product.
-    const index_t vectors = (steps + 4) * lanczos_.width();
-    with_team(vectors * dim_ * static_cast<index_t>(sizeof(Real)), [&] { lanczos_.advance(steps); });
+    const index_t possible = std::clamp<index_t>(steps, 0, lanczos_.max_steps());
+    const double bytes =
+        static_cast<double>((possible + 4) * lanczos_.width()) * static_cast<double>(dim_) * sizeof(Real);
+    if (bytes > kMostBytes) throw AllocationError("the basis of the run", bytes);
+    with_team(static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
@@ -65,6 +71,8 @@ class HostRun : public Run {
   linalg::OperatorStats stats() const override { return lanczos_.stats(); }
 
  private:
+  static constexpr double kMostBytes = 0x1p60;
+
   template <class F>
   void with_team(index_t bytes, const F& body) {
     const InCore core;
@@ -132,6 +140,7 @@ py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
   if (basis.ndim() != 2 || image.ndim() != 2 || basis.shape(0) != image.shape(0)) {
     throw std::invalid_argument("basis and image must be 2-D arrays with as many rows");
   }
+  if (basis.size() == 0 || image.size() == 0) throw std::invalid_argument("basis and image must hold vectors");
   const index_t count = basis.shape(0);
   py::array_t<Real> right({basis.shape(0), basis.shape(1)});
   py::array_t<Real> left({image.shape(0), image.shape(1)});
@@ -155,11 +164,26 @@ py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
 
+// The iteration for the nodes takes the square of their number.
+constexpr index_t kMostExtension = 1 << 16;
+
 // One measure for each of `dropped`, side by side.
 py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOptions& options,
                   const std::vector<index_t>& dropped, int threads) {
+  if (options.dim < 1 || options.long_dim < options.dim) throw std::invalid_argument("need 1 <= dim <= long_dim");
+  if (!(options.trace >= 0 && std::isfinite(options.trace))) throw std::invalid_argument("trace must be finite");
+  if (options.extension < 0 || options.extension > kMostExtension) {
+    throw std::invalid_argument("extension must be between 0 and " + std::to_string(kMostExtension));
+  }
   std::vector<linalg::BlockRule> rules;
   for (const auto& [theta, residual, weight, steps, complete] : blocks) {
+    if (theta.ndim() != 1 || residual.ndim() != 1 || weight.ndim() != 2) {
+      throw std::invalid_argument("theta and residual must be 1-D, weight 2-D");
+    }
+    if (theta.size() < 1 || residual.size() != theta.size() || weight.shape(1) != theta.size() || weight.shape(0) < 1) {
+      throw std::invalid_argument("theta, residual and weight must be of (size,), (size,) and (width, size)");
+    }
+    if (steps < 1) throw std::invalid_argument("a block has at least one step");
     const auto size = static_cast<std::size_t>(theta.size());
     rules.push_back({{theta.data(), size},
                      {residual.data(), size},
@@ -203,7 +227,7 @@ void register_lanczos(py::module_& m) {
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::arg("threads"));
+      py::arg("precise").noconvert(), py::arg("threads"));
   m.def(
       "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
@@ -232,12 +256,14 @@ void register_lanczos(py::module_& m) {
         options.extension = extension;
         return measures(blocks, options, dropped_probes, threads);
       },
-      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace"),
+      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace").noconvert(),
       py::arg("extension"), py::arg("dropped_probes"), py::arg("threads"),
       "Nodes, weights, number of atoms and support edge for each of `dropped_probes`: without it, or (-1) of all.");
   m.def(
       "probe_block",
       [](index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream) {
+        constexpr index_t kMost = index_t{1} << 24;
+        if (dim < 1 || width < 1 || dim > kMost / width) throw std::invalid_argument("need 1 to 2^24 entries");
         py::array_t<std::int8_t> out({static_cast<py::ssize_t>(width), static_cast<py::ssize_t>(dim)});
         for (index_t c = 0; c < width; ++c) {
           for (index_t j = 0; j < dim; ++j) {

@@ -76,7 +76,7 @@ void register_precision(py::module_& m) {
   m.def("gram_product", &gram_product<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("side"),
         py::arg("threads"), py::arg("scale_exponent") = 0,
         "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass.");
-  m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
+  m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("threads"), py::arg("scale_exponent") = 0, "W X, or W^T X.");
 }
 

@@ -31,6 +31,20 @@ void pause() {
 #endif
 }
 
+// That this process may run on.
+int usable_processors() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
+#endif
+  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+}
+
+// Threads that are asked for by number may outnumber the processors, but starting tens of thousands takes seconds and
+// helps nobody.
+constexpr int kMostPerProcessor = 16;
+constexpr int kLargestTeam = 256;
+
 template <class Condition>
 void look_for(const Condition& condition) {
   for (int look = 0; look < kLooks && !condition(); ++look) pause();
@@ -183,16 +197,13 @@ void Team::record_exception() {
 }
 
 int resolve_threads(int threads) {
-  if (threads > 0) return threads;
+  const int processors = usable_processors();
+  if (threads > 0) return std::min(threads, std::max(kLargestTeam, kMostPerProcessor * processors));
   if (const char* text = std::getenv("OMP_NUM_THREADS")) {
-    const int wanted = std::atoi(text);
-    if (wanted > 0) return wanted;
+    const long wanted = std::strtol(text, nullptr, 10);
+    if (wanted > 0) return static_cast<int>(std::min<long>(wanted, processors));
   }
-#ifdef __linux__
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
-#endif
-  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+  return processors;
 }
 
 }  // namespace mpfast::cpu

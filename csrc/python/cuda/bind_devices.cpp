@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cuda/products/vector_kernels.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/cuda/dlpack.hpp"
 #include "python/dtype_names.hpp"
@@ -64,7 +65,7 @@ struct Upload {
 DeviceMatrix upload(const py::array& array, const std::string& dtype, int device) {
   const DType type = parse_dtype(dtype);
   const auto entry = static_cast<index_t>(size_of(type));
-  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
+  check_not_empty(view_of(array, type, dtype));
   const index_t rows = array.shape(0);
   const index_t cols = array.shape(1);
   const bool by_rows = array.strides(1) == entry;

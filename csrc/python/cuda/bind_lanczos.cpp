@@ -5,6 +5,7 @@
 
 #include "cuda/products/device_backend.hpp"
 #include "cuda/products/streamed.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/dtype_names.hpp"
 #include "python/lanczos_run.hpp"
@@ -110,13 +111,6 @@ class StreamedRun : public Run {
   DeviceRun<Real> run_;
 };
 
-MatrixView host_view(const py::array& array, const std::string& dtype) {
-  const DType type = parse_dtype(dtype);
-  const auto entry = static_cast<index_t>(size_of(type));
-  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
-  return {array.data(), type, array.shape(0), array.shape(1), array.strides(0) / entry, array.strides(1) / entry};
-}
-
 }  // namespace
 
 void register_cuda_lanczos(py::module_& m) {
@@ -132,12 +126,13 @@ void register_cuda_lanczos(py::module_& m) {
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"));
+      py::arg("precise").noconvert());
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
-        const MatrixView w = host_view(array, dtype);
+        const MatrixView w = view_of(array, parse_dtype(dtype), dtype);
+        check_not_empty(w);
         const ProbeKey key{seed, stream};
         std::unique_ptr<Run> run;
         if (precise || needs_double(w.dtype)) {
@@ -149,7 +144,7 @@ void register_cuda_lanczos(py::module_& m) {
         return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
-      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"),
+      py::arg("scale_exponent"), py::arg("precise").noconvert(), py::arg("panel_bytes"),
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 
