@@ -83,19 +83,19 @@ INTERRUPTED = """
     [
         "mpfast.spectrum(W, method='exact')",
         "mpfast.spectrum(W, method='lanczos', probes=512, steps=24)",
-        "mpfast.svd(W, 700, tol=1e-9)",  # an eigenproblem by NumPy
-        "mpfast._core.singular_rotation(W[:2500], W[:2500], 1)",  # one by the core
-        "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(200)]",
+        "mpfast.svd(W, 1200, tol=1e-9)",  # an eigenproblem by NumPy
+        "mpfast._core.singular_rotation(W, W, 1)",  # one by the core
+        "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(2000)]",
     ],
 )
 def test_ctrl_c_stops_a_call(call):
-    # Repeated: the bar is 0.2 s on an idle machine; a loaded CI machine gets one second.
-    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4))
+    # 0.2 s are expected on an idle machine, where no call takes less than 10. The bound lies between.
+    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(5000, 5000), delay=0.4))
     run = run_python("-c", script)
     assert run.returncode == 0, run.stderr
     stopped, alive = run.stdout.splitlines()
     assert stopped.startswith("stopped after"), run.stdout
-    assert float(stopped.split()[-1]) < 1.0
+    assert float(stopped.split()[-1]) < 5
     assert alive == "True"
 
 
