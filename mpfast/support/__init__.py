@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         write_bytes_atomically,
         write_text_atomically,
     )
+    from mpfast.support.workers import Workers
 
 __all__ = [
     "LARGEST_GROUP",
@@ -62,6 +63,7 @@ __all__ = [
     "MissingKeyError",
     "OutOfMemoryError",
     "Record",
+    "Workers",
     "check_directory",
     "check_group",
     "check_seed",
@@ -93,9 +95,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Writing needs more of the standard library than all the rest.
+    # Writing and threads need more of the standard library than all the rest.
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.safe_files"), name)
+        module = "workers" if name == "Workers" else "safe_files"
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
