@@ -83,19 +83,19 @@ INTERRUPTED = """
     [
         "mpfast.spectrum(W, method='exact')",
         "mpfast.spectrum(W, method='lanczos', probes=512, steps=24)",
-        "mpfast.svd(W, 700, tol=1e-9)",  # an eigenproblem by NumPy
-        "mpfast._core.singular_rotation(W[:2500], W[:2500], 1)",  # one by the core
-        "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(200)]",
+        "mpfast.svd(W, 1200, tol=1e-9)",  # an eigenproblem by NumPy
+        "mpfast._core.singular_rotation(W, W, 1)",  # one by the core
+        "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(2000)]",
     ],
 )
 def test_ctrl_c_stops_a_call(call):
-    # Repeated: the bar is 0.2 s on an idle machine; a loaded CI machine gets one second.
-    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(3000, 3000), delay=0.4))
+    # 0.2 s are expected on an idle machine, where no call takes less than 10. The bound lies between.
+    script = textwrap.dedent(INTERRUPTED.format(call=call, shape=(5000, 5000), delay=0.4))
     run = run_python("-c", script)
     assert run.returncode == 0, run.stderr
     stopped, alive = run.stdout.splitlines()
     assert stopped.startswith("stopped after"), run.stdout
-    assert float(stopped.split()[-1]) < 1.0
+    assert float(stopped.split()[-1]) < 5
     assert alive == "True"
 
 
@@ -113,3 +113,50 @@ def test_what_a_call_that_can_be_left_raises_comes_out():
         np.testing.assert_array_equal(interruptible(np.add, np.ones((rows, 500)), 1.0), 2.0)
         with pytest.raises(np.linalg.LinAlgError, match="square"):
             interruptible(np.linalg.eigh, np.ones((rows, 600)))
+
+
+LEFT_AT_EXIT = """
+    import concurrent.futures, sys, threading
+    import numpy as np, mpfast
+    W = np.random.default_rng(0).standard_normal((700, 800)).astype(np.float32)
+    X = np.ones((40, 2), np.float32)
+    class Operator:
+        shape, dtype = W.shape, np.dtype(np.float64)
+        def matmat(self, X):
+            return W @ X
+        def rmatmat(self, X):
+            return W.T @ X
+    calls = {{
+        "exact": lambda: mpfast.spectrum(W, method="exact"),
+        "lanczos": lambda: mpfast.spectrum(W, method="lanczos"),
+        "operator": lambda: mpfast.spectrum(Operator(), method="lanczos"),
+        "masks": lambda: [mpfast.masks.n_m(W, 2, 4), mpfast.masks.magnitude(W, 0.5)],
+        "svd": lambda: mpfast.svd(W, 20),
+        "short": lambda: mpfast.gram_product(W[:40, :50], X),
+    }}
+    call = calls[sys.argv[1]]
+    begun = threading.Barrier(4)
+    def work(rounds):
+        call()
+        begun.wait()
+        for _ in range(rounds):
+            call()
+    {threads}
+    begun.wait()
+    print("left")
+"""
+DAEMONS = "[threading.Thread(target=work, args=(10**9,), daemon=True).start() for _ in range(3)]"
+# Python waits for these: what they compute until then is not cut short.
+WAITED_FOR = "[threading.Thread(target=work, args=(2,)).start() for _ in range(3)]"
+POOL = "pool = concurrent.futures.ThreadPoolExecutor(3); [pool.submit(work, 2) for _ in range(3)]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [DAEMONS, WAITED_FOR, POOL], ids=["daemons", "threads", "pool"])
+@pytest.mark.parametrize("call", ["exact", "lanczos", "operator", "masks", "svd", "short"])
+def test_a_process_may_exit_while_other_threads_are_in_the_core(call, threads):
+    """Its status is its own, and it says nothing; where in its call a thread is differs from run to run."""
+    script = textwrap.dedent(LEFT_AT_EXIT.format(threads=threads))
+    for _ in range(3 if threads is DAEMONS else 1):
+        run = run_python("-c", script, call)
+        assert (run.returncode, run.stdout, run.stderr) == (0, "left\n", "")

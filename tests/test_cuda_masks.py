@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -187,4 +189,68 @@ def test_projection_reports_what_is_not_finite(cuda: Any) -> None:
     found = cuda.project_groups(device_matrix(cuda, W, "float64"), moments, 0, 0.0, keep.ctypes.data, 2, 4)
     assert found == (0, 2, 13)
     with pytest.raises(ValueError, match="16"):
-        cuda.project_groups(device_matrix(cuda, np.ones((2, 17)), "float64"), np.eye(17), 0, 0.0, 0, 3, 17)
+        cuda.project_groups(
+            device_matrix(cuda, np.ones((2, 17)), "float64"), np.eye(17), 0, 0.0, keep.ctypes.data, 3, 17
+        )
+
+
+def test_a_selection_ends_while_a_thread_writes(cuda: Any) -> None:
+    """Digits are counted pass by pass; the next pass may find fewer keys than the last one promised."""
+    original = np.random.default_rng(0).standard_normal((120, 150)).astype(np.float32)
+    W = original.copy()
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            np.multiply(original, np.float32(1e3), out=W)
+            W[:] = original
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(10):
+            keep = np.empty(W.shape, dtype=np.bool_)
+            with contextlib.suppress(RuntimeError):  # it noticed
+                cuda.prune_smallest([device_matrix(cuda, W, "float32")], [1.0], addresses([keep]), W.size // 2)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_what_makes_no_sense_is_refused(cuda: Any) -> None:
+    """Null pointers and empty matrices would end the process."""
+    W = np.ones((4, 8), dtype=np.float32)
+    matrix = device_matrix(cuda, W, "float32")
+    empty = device_matrix(cuda, W[:0], "float32")
+    keep = addresses([np.empty(W.shape, dtype=np.bool_)])
+    moments = np.tile(np.eye(4), (2, 1, 1))
+    for matrices in ([None], [matrix, None], None, matrix):
+        with pytest.raises(TypeError):
+            cuda.prune_smallest(matrices, [1.0], keep, 3)
+        with pytest.raises(TypeError):
+            cuda.keep_largest_of_groups(matrices, keep, 2, 4)
+    for there, scale, to in ((empty, 1.0, keep), (matrix, np.nan, keep), (matrix, np.inf, keep), (matrix, 1.0, [0])):
+        with pytest.raises(ValueError, match=r"empty|positive and finite|no address"):
+            cuda.prune_smallest([there], [scale], to, 3)
+    for bad in (None, moments[:1], moments * np.nan):
+        with pytest.raises((TypeError, ValueError)):
+            cuda.project_groups(matrix, bad, 0, 0.0, keep[0], 2, 4)
+    for call in (
+        lambda w: cuda.gram_product(w, np.ones((1, 8), np.float32), True),
+        lambda w: cuda.multiply(w, np.ones((1, 8), np.float32), False),
+        lambda w: cuda.gram_matrix(w, 0),
+        lambda w: cuda.lanczos_run(w, 1, 0, 0, 0, False),
+        lambda w: cuda.gram_product_at(w, 0, 0, 1, "float32", True),
+        lambda w: cuda.scale_exponent(w),
+    ):
+        for there in (None, empty):
+            with pytest.raises((TypeError, ValueError)):
+                call(there)
+    for array in (None, W[:0], W.astype(">f4"), W.astype(object)):
+        with pytest.raises((TypeError, ValueError)):
+            cuda.lanczos_run_streamed(array, "float32", 0, 1, 0, 0, 0, False, 1 << 20)
+        with pytest.raises((TypeError, ValueError)):
+            cuda.Matrix.upload(array, "float32", 0)
+    for rows, cols, width in ((0, 4, 1), (4, 0, 1), (4, 4, 0), (4, 4, 33)):
+        with pytest.raises(ValueError, match=r"empty|width"):
+            cuda.plan_product("gram", "float32", rows, cols, 4, width, 1 << 16, 8)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import locale
 import multiprocessing
+import os
 import shutil
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 
 import mpfast
 from mpfast.spectra.synthetic import family
+from mpfast.support import Workers
 
 from .references import run_python
 
@@ -150,6 +154,126 @@ def test_fewer_threads_than_wanted_give_the_same():
     run = run_python("-c", textwrap.dedent(THREADS), timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout == "True\n"
+
+
+ASKED_FOR = """
+    import os, threading
+    import numpy as np, mpfast
+    from mpfast import _core
+    W = np.random.default_rng(0).standard_normal((1500, 1600)).astype(np.float32)
+    threads = {threads}
+    most, done = 0, threading.Event()
+    def watch():
+        global most
+        while not done.is_set():
+            most = max(most, len(os.listdir("/proc/self/task")))
+    before = len(os.listdir("/proc/self/task"))
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    mpfast.spectrum(W, method="exact", threads=threads)
+    done.set()
+    watcher.join()
+    print(_core.default_threads(), most - before, len(os.sched_getaffinity(0)))
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("threads", "setting"), [(None, "1000000"), (None, "99999999999999999999"), (60000, "1")])
+def test_no_more_threads_are_started_than_the_machine_can_use(threads, setting):
+    """The environment may ask for as many as there are processors, an argument for 16 times that or 256."""
+    run = run_python(
+        "-c", textwrap.dedent(ASKED_FOR.format(threads=threads)), env=os.environ | {"OMP_NUM_THREADS": setting}
+    )
+    assert run.returncode == 0, run.stderr
+    default, most, processors = (int(word) for word in run.stdout.split())
+    assert default <= processors
+    # Besides: the one that watches, and one for a call into LAPACK.
+    assert most <= (processors if threads is None else max(256, 16 * processors)) + 2
+
+
+NO_THREADS = """
+    import json, os, resource, sys, threading
+    import numpy as np, mpfast
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((1200, 1300)).astype(np.float32)
+    model = {f"h.{i}.weight": rng.standard_normal((120, 160)).astype(np.float32) for i in range(6)}
+    def results(out):
+        analysis = mpfast.analyze(model, threads=3)
+        pruned = mpfast.prune(model, out, sparsity=0.5, threads=3)
+        return [
+            mpfast.spectrum(W, method="exact").edge.sigma_plus,
+            mpfast.spectrum(W, method="lanczos").edge.sigma_plus,
+            float(mpfast.svd(W, 300).s[-1]),
+            [layer.sigma_plus for layer in analysis.layers],
+            [layer.content for layer in pruned.budget.layers],
+            sorted(os.listdir(out)),
+        ]
+    os.chmod(".", 0o777)
+    expected = results("with")
+    if os.geteuid() == 0:  # whom the limit does not concern
+        os.setgid(65534)
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    try:
+        threading.Thread(target=print).start()
+    except RuntimeError as error:
+        assert "start new thread" in str(error)
+    else:
+        sys.exit("there are threads")
+    assert results("without") == expected
+    print("the same")
+"""
+
+
+@linux_only
+def test_no_threads_at_all_give_the_same():
+    """`analyze` and `prune` go on in the calling thread, in Python and in the core."""
+    script = textwrap.dedent(NO_THREADS)
+    # pytest's own directories are closed to the other user that the script becomes.
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_python("-W", "ignore", "-c", f"import os; os.chdir({folder!r})\n{script}", timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "the same\n"
+
+
+def test_workers_go_on_with_the_threads_there_are(monkeypatch):
+    """Every task is run once, whether the first, the second or no thread starts, and what it raises comes out."""
+    start = threading.Thread.start
+
+    def call(number):
+        ran.append(number)
+        if number == 7:
+            raise KeyError(number)
+        return number
+
+    for granted in (0, 1, 2, 8):
+        ran = []
+        left = iter(range(granted))
+
+        def limited(thread, left=left):
+            if next(left, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        with Workers(4) as workers:
+            futures = [workers.submit(call, number) for number in range(20)]
+        assert sorted(ran) == list(range(20))
+        assert [future.result() for future in futures if future.exception() is None] == [*range(7), *range(8, 20)]
+        with pytest.raises(KeyError):
+            futures[7].result()
+
+
+def test_an_interrupt_in_the_calling_thread_ends_the_work(monkeypatch):
+    def failing(thread):
+        raise RuntimeError("can't start new thread")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with Workers(2) as workers, pytest.raises(KeyboardInterrupt):
+        workers.submit(interrupted)
 
 
 SUBINTERPRETER = """

@@ -347,5 +347,5 @@ def test_interrupt_stops_the_call() -> None:
     with pytest.raises(KeyboardInterrupt):
         exact(w)
     timer.join()
-    # The whole call takes several seconds; this bound only says that it was cut short.
-    assert time.monotonic() - started < 3
+    # 0.2 s are expected on an idle machine, where the whole call takes more than 10; the bound lies between.
+    assert time.monotonic() - started < 5

@@ -9,10 +9,7 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import textwrap
 from functools import partial
 
 import numpy as np
@@ -25,6 +22,8 @@ from mpfast.arrays.bfloat16 import narrowed
 from mpfast.checkpoints.mask_files import MaskFile
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.models.budget import Budget
+
+from .references import run_python
 
 LAYERS = ("blocks.0.attn.weight", "blocks.0.mlp.weight", "blocks.1.attn.weight", "blocks.1.mlp.weight")
 
@@ -328,7 +327,23 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-@pytest.mark.slow
+KILLED = """
+    import os, signal, sys, threading
+    import mpfast
+    calls, last = 0, int(sys.argv[3])
+    def count(frame, event, argument):
+        global calls
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    threading.setprofile(count)
+    sys.setprofile(count)
+    mpfast.prune(sys.argv[1], sys.argv[2], sparsity=0.5, method="magnitude")
+    sys.setprofile(None)
+    print(calls)
+"""
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(tmp_path, monkeypatch):
     tensors = {
@@ -342,26 +357,20 @@ def test_killed_at_any_moment_and_run_again(tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # the time that the budget notes
     before = digest(source)
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-c",
-        "import sys, mpfast; mpfast.prune(sys.argv[1], sys.argv[2], sparsity=.5, method='magnitude')",
-    ]
-    started = time.perf_counter()
-    subprocess.run([*command, str(source), str(tmp_path / "whole")], check=True, cwd=tmp_path)
-    took = time.perf_counter() - started
+    script = textwrap.dedent(KILLED)
+    # A moment is a number of calls and returns of Python functions, so that every run is killed while it works.
+    whole = run_python("-c", script, str(source), str(tmp_path / "whole"), "0")
+    assert whole.returncode == 0, whole.stderr
     expected = digest(tmp_path / "whole")
     generator = random.Random(0)
     for _ in range(20):
-        process = subprocess.Popen([*command, str(source), str(out)], cwd=tmp_path)
-        time.sleep(took * (0.3 + 0.7 * generator.random()))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        run_python("-c", script, str(source), str(out), str(generator.randrange(1, int(whole.stdout))))
         assert digest(source) == before
         if out.exists():  # it was done by then
             assert digest(out) == expected
             shutil.rmtree(out)
-    subprocess.run([*command, str(source), str(out)], check=True, cwd=tmp_path)
+    run = run_python("-c", script, str(source), str(out), "0")
+    assert run.returncode == 0, run.stderr
     assert digest(out) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
 

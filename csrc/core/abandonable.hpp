@@ -1,7 +1,8 @@
 // Long calls into LAPACK that Ctrl-C can leave.
 //
 // OpenBLAS frees its work space when the process exits, and a call that still uses it crashes or hangs. So a process
-// that exits while such a call runs skips what libraries do at exit (with glibc), or waits for the call (elsewhere).
+// that exits while such a call runs, or while a daemon thread is anywhere in the core, skips what libraries do at exit
+// (with glibc), or waits for the call (elsewhere).
 #pragma once
 
 #include <functional>
@@ -18,7 +19,7 @@ void run_abandonable(const Poll& poll, std::function<void()> work);
 // Whether the process may exit while a call that was left is still running somewhere else than in run_abandonable.
 bool can_exit_during_calls();
 
-// Around such a call, on whatever thread.
+// Around such a call and around every call into the core, on whatever thread.
 void begin_call();
 void end_call();
 

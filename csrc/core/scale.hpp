@@ -21,7 +21,7 @@ struct Scale {
 
   explicit Scale(int e) {
     const int limit = sizeof(Real) == sizeof(double) ? 1020 : 250;
-    if (std::abs(e) > limit) {
+    if (e < -limit || e > limit) {
       throw std::invalid_argument("scale_exponent must be between -" + std::to_string(limit) + " and " +
                                   std::to_string(limit) + ", got " + std::to_string(e));
     }

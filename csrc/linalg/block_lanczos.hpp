@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/changed.hpp"
 #include "core/small_matrix.hpp"
 #include "linalg/backend.hpp"
 #include "linalg/small_eigen.hpp"
@@ -67,8 +68,8 @@ class BlockLanczos {
 
   // Takes up to `count` further steps; stops early when exhausted.
   void advance(index_t count) {
-    const index_t target = std::min(steps_ + count, max_steps());
     if (count < 1 || exhausted_) return;
+    const index_t target = steps_ + std::min(count, max_steps() - steps_);
     reserve(target + 1);
     if (steps_ == 0) start();  // an interrupted start is simply made again
     while (steps_ < target && !exhausted_) step();
@@ -102,6 +103,8 @@ class BlockLanczos {
       for (index_t i = 0; i < size; ++i) ascending(i, j) = t(i, j);
     }
     const std::vector<double> values = symmetric_eigen(ascending, poll);
+    // The first pass saw finite entries, of a trace that cannot overflow.
+    if (!std::ranges::all_of(values, [](double value) { return std::isfinite(value); })) throw MatrixChanged();
     RitzValues out;
     out.weight = SmallMatrix(size, width_);
     out.vectors = SmallMatrix(size, size);

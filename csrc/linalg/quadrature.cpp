@@ -137,6 +137,10 @@ Rule gauss_rule(std::vector<double> diagonal, std::vector<double> coupling) {
       e[m] = 0;
     }
   }
+  const auto finite = [](double value) { return std::isfinite(value); };
+  if (!std::all_of(d.begin(), d.end(), finite)) {
+    throw std::runtime_error("the quadrature's eigenvalues are not finite");
+  }
   std::vector<std::size_t> order(diagonal.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return d[a] > d[b]; });

@@ -37,13 +37,22 @@ struct Score<std::int32_t> {
   using Real = float;
   static constexpr std::int32_t kLargest = 0x7f800000;  // a product may overflow to infinity
   static constexpr int kBits = 31;
+  static constexpr double kLargestScale = 0x1.fffffep127;
 };
 template <>
 struct Score<std::int64_t> {
   using Real = double;
   static constexpr std::int64_t kLargest = 0x7ff0000000000000;
   static constexpr int kBits = 63;
+  static constexpr double kLargestScale = 0x1.fffffffffffffp1023;
 };
+
+// The factor in the precision of the scores. One beyond its range becomes the largest that there is: zero times
+// infinity would be no number.
+template <class Key>
+static inline constexpr typename Score<Key>::Real score_scale(double scale) {
+  return static_cast<typename Score<Key>::Real>(scale < Score<Key>::kLargestScale ? scale : Score<Key>::kLargestScale);
+}
 
 // The key of a finite entry. Zero is the smallest key, and only zeros have it: an entry whose score underflows still
 // comes after them.

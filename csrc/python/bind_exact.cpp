@@ -19,8 +19,8 @@ py::tuple exact_values(const Matrix& matrix, int threads) {
   std::vector<double> values(static_cast<std::size_t>(std::min(matrix.view.rows, matrix.view.cols)));
   cpu::ExactStats stats;
   {
-    const py::gil_scoped_release release;
-    with_blas_team(threads, cpu::exact_work_bytes(matrix.view),
+    const InCore core;
+    with_blas_team(core, threads, cpu::exact_work_bytes(matrix.view),
                    [&](cpu::Team& team) { cpu::singular_values(team, matrix.view, values.data(), &stats); });
   }
   const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
@@ -35,11 +35,11 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
   std::vector<double> values(static_cast<std::size_t>(n));
   const double* from = a.data();
   {
-    const py::gil_scoped_release release;
+    const InCore core;
     const index_t ld = padded_leading_dimension(n);
     Buffer<double> copy(ld, n, "a copy of the matrix");
     for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
-    with_blas_team(threads, 0,
+    with_blas_team(core, threads, 0,
                    [&](cpu::Team& team) { cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data()); });
   }
   return to_array(values);
@@ -47,13 +47,18 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
 
 // Both triangles, as NumPy wants them.
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
+  // Beyond, 2^-scale_exponent is no number.
+  constexpr int kLargestExponent = 1022;
+  if (scale_exponent < -kLargestExponent || scale_exponent > kLargestExponent) {
+    throw std::invalid_argument("scale_exponent must be between -1022 and 1022");
+  }
   const index_t p = std::min(matrix.view.rows, matrix.view.cols);
   py::array_t<double> out({static_cast<py::ssize_t>(p), static_cast<py::ssize_t>(p)});
   double* g = out.mutable_data();
   cpu::ExactStats stats;
   {
-    const py::gil_scoped_release release;
-    with_blas_team(threads, 0,
+    const InCore core;
+    with_blas_team(core, threads, 0,
                    [&](cpu::Team& team) { stats = cpu::gram_matrix(team, matrix.view, scale_exponent, g, p); });
     for (index_t j = 0; j < p; ++j) {
       for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];

@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "core/scale.hpp"
 #include "cpu/eigen/singular_rotation.hpp"
 #include "cpu/machine/team.hpp"
@@ -18,6 +21,8 @@
 namespace mpfast::python {
 
 namespace {
+
+using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 // The team of threads lives only as long as a call, so that a run can wait in Python without threads.
 template <class Real>
@@ -37,14 +42,17 @@ class HostRun : public Run {
 
   void advance(index_t steps) override {
     // The new part of the basis, and the vectors of a product.
-    const index_t vectors = (steps + 4) * lanczos_.width();
-    with_team(vectors * dim_ * static_cast<index_t>(sizeof(Real)), [&] { lanczos_.advance(steps); });
+    const index_t possible = std::clamp<index_t>(steps, 0, lanczos_.max_steps());
+    const double bytes =
+        static_cast<double>((possible + 4) * lanczos_.width()) * static_cast<double>(dim_) * sizeof(Real);
+    if (bytes > kMostBytes) throw AllocationError("the basis of the run", bytes);
+    with_team(static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps, interrupt_poll());
+    return lanczos_.ritz(steps, core.poll());
   }
 
   py::array ritz_vectors(index_t count) override {
@@ -63,11 +71,13 @@ class HostRun : public Run {
   linalg::OperatorStats stats() const override { return lanczos_.stats(); }
 
  private:
+  static constexpr double kMostBytes = 0x1p60;
+
   template <class F>
   void with_team(index_t bytes, const F& body) {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    with_blas_team(threads_, bytes, [&](cpu::Team& team) {
+    with_blas_team(core, threads_, bytes, [&](cpu::Team& team) {
       backend_.use(team, make_apply_(team));
       try {
         body();
@@ -109,10 +119,11 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   });
   auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
-      const py::gil_scoped_acquire gil;
-      const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)};
-      const auto result =
-          py::array_t<double, py::array::c_style | py::array::forcecast>((*shared)(py::array_t<double>(shape, x)));
+      const InPython python;
+      const py::array_t<double> block({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x);
+      PyObject* const returned = or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); });
+      if (returned == nullptr) throw py::error_already_set();
+      const DoubleArray result(py::reinterpret_steal<py::object>(returned));
       if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
         throw std::invalid_argument("the operator returned an array of the wrong shape");
       }
@@ -129,6 +140,7 @@ py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
   if (basis.ndim() != 2 || image.ndim() != 2 || basis.shape(0) != image.shape(0)) {
     throw std::invalid_argument("basis and image must be 2-D arrays with as many rows");
   }
+  if (basis.size() == 0 || image.size() == 0) throw std::invalid_argument("basis and image must hold vectors");
   const index_t count = basis.shape(0);
   py::array_t<Real> right({basis.shape(0), basis.shape(1)});
   py::array_t<Real> left({image.shape(0), image.shape(1)});
@@ -142,22 +154,36 @@ py::tuple singular_rotation(const py::array_t<Real, py::array::c_style>& basis,
   const auto out_u = view(left, left.mutable_data());
   std::vector<double> values;
   {
-    const py::gil_scoped_release unlocked;
-    with_blas_team(threads, 3 * count * count * static_cast<index_t>(sizeof(double)),
+    const InCore core;
+    with_blas_team(core, threads, 3 * count * count * static_cast<index_t>(sizeof(double)),
                    [&](cpu::Team& team) { values = cpu::rotate_to_singular<Real>(team, v, y, out_v, out_u); });
   }
   return py::make_tuple(to_array(values, {static_cast<py::ssize_t>(count)}), left, right);
 }
 
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 // theta, residual and weight as ritz() returns them; steps; whether the Krylov space closed.
 using Block = std::tuple<DoubleArray, DoubleArray, DoubleArray, index_t, bool>;
+
+// The iteration for the nodes takes the square of their number.
+constexpr index_t kMostExtension = 1 << 16;
 
 // One measure for each of `dropped`, side by side.
 py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOptions& options,
                   const std::vector<index_t>& dropped, int threads) {
+  if (options.dim < 1 || options.long_dim < options.dim) throw std::invalid_argument("need 1 <= dim <= long_dim");
+  if (!(options.trace >= 0 && std::isfinite(options.trace))) throw std::invalid_argument("trace must be finite");
+  if (options.extension < 0 || options.extension > kMostExtension) {
+    throw std::invalid_argument("extension must be between 0 and " + std::to_string(kMostExtension));
+  }
   std::vector<linalg::BlockRule> rules;
   for (const auto& [theta, residual, weight, steps, complete] : blocks) {
+    if (theta.ndim() != 1 || residual.ndim() != 1 || weight.ndim() != 2) {
+      throw std::invalid_argument("theta and residual must be 1-D, weight 2-D");
+    }
+    if (theta.size() < 1 || residual.size() != theta.size() || weight.shape(1) != theta.size() || weight.shape(0) < 1) {
+      throw std::invalid_argument("theta, residual and weight must be of (size,), (size,) and (width, size)");
+    }
+    if (steps < 1) throw std::invalid_argument("a block has at least one step");
     const auto size = static_cast<std::size_t>(theta.size());
     rules.push_back({{theta.data(), size},
                      {residual.data(), size},
@@ -167,10 +193,10 @@ py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOpti
   }
   std::vector<linalg::SpectralMeasure> found(dropped.size());
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const auto count = static_cast<index_t>(found.size());
     const index_t team_size = std::clamp<index_t>(count, 1, cpu::resolve_threads(threads));
-    cpu::Team team(static_cast<int>(team_size), interrupt_poll());
+    cpu::Team team(static_cast<int>(team_size), core.poll());
     team.parallel_for(count, [&](index_t which, int) {
       linalg::QuadratureOptions mine = options;
       mine.dropped_probe = dropped[static_cast<std::size_t>(which)];
@@ -201,7 +227,7 @@ void register_lanczos(py::module_& m) {
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"), py::arg("threads"));
+      py::arg("precise").noconvert(), py::arg("threads"));
   m.def(
       "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
@@ -230,12 +256,14 @@ void register_lanczos(py::module_& m) {
         options.extension = extension;
         return measures(blocks, options, dropped_probes, threads);
       },
-      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace"),
+      py::arg("blocks"), py::arg("trace"), py::arg("dim"), py::arg("long_dim"), py::arg("exact_trace").noconvert(),
       py::arg("extension"), py::arg("dropped_probes"), py::arg("threads"),
       "Nodes, weights, number of atoms and support edge for each of `dropped_probes`: without it, or (-1) of all.");
   m.def(
       "probe_block",
       [](index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream) {
+        constexpr index_t kMost = index_t{1} << 24;
+        if (dim < 1 || width < 1 || dim > kMost / width) throw std::invalid_argument("need 1 to 2^24 entries");
         py::array_t<std::int8_t> out({static_cast<py::ssize_t>(width), static_cast<py::ssize_t>(dim)});
         for (index_t c = 0; c < width; ++c) {
           for (index_t j = 0; j < dim; ++j) {

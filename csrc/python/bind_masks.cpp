@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -11,6 +12,7 @@
 #include "cpu/masks/cut_search.hpp"
 #include "cpu/masks/masks.hpp"
 #include "cpu/masks/projection.hpp"
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
 
@@ -21,7 +23,7 @@ namespace {
 // (matrix, count, row-major index of the first), or None when every entry is finite.
 using NonFiniteReport = std::optional<std::tuple<index_t, index_t, index_t>>;
 
-std::vector<cpu::ScoredMatrix> targets(const std::vector<const Matrix*>& matrices, const std::vector<double>& scales,
+std::vector<cpu::ScoredMatrix> targets(const MatrixList<Matrix>& matrices, const std::vector<double>& scales,
                                        std::vector<py::array>& keep) {
   if (keep.size() != matrices.size() || scales.size() != matrices.size()) {
     throw std::invalid_argument("one scale and one mask are needed for each matrix");
@@ -29,13 +31,13 @@ std::vector<cpu::ScoredMatrix> targets(const std::vector<const Matrix*>& matrice
   std::vector<cpu::ScoredMatrix> result;
   result.reserve(matrices.size());
   for (std::size_t k = 0; k < matrices.size(); ++k) {
-    const MatrixView& w = matrices[k]->view;
+    const MatrixView& w = matrices[k].get().view;
     const bool is_bool = keep[k].dtype().kind() == 'b';
     if (!is_bool || keep[k].size() != w.rows * w.cols || (keep[k].flags() & py::array::c_style) == 0) {
       throw std::invalid_argument("a mask must be a contiguous bool array of the size of its matrix");
     }
-    if (w.rows * w.cols == 0) throw std::invalid_argument("a matrix is empty");
-    if (!(scales[k] > 0)) throw std::invalid_argument("scales must be positive");
+    check_not_empty(w);
+    check_scale(scales[k]);
     result.push_back({w, scales[k], static_cast<std::uint8_t*>(keep[k].mutable_data())});  // throws when read-only
   }
   return result;
@@ -55,15 +57,15 @@ NonFiniteReport report(const std::optional<cpu::NonFinite>& found) {
   return std::tuple(found->matrix, found->count, found->first);
 }
 
-NonFiniteReport prune_smallest(const std::vector<const Matrix*>& matrices, const std::vector<double>& scales,
+NonFiniteReport prune_smallest(const MatrixList<Matrix>& matrices, const std::vector<double>& scales,
                                std::vector<py::array> keep, index_t pruned, int threads) {
   const auto scored = targets(matrices, scales, keep);
   index_t entries = 0;
   for (const cpu::ScoredMatrix& matrix : scored) entries += matrix.entries.rows * matrix.entries.cols;
   if (pruned < 0 || pruned > entries)
     throw std::invalid_argument("pruned must lie between 0 and the number of entries");
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(team_size(scored, threads), core.poll());
   return report(cpu::prune_smallest(team, scored, pruned));
 }
 
@@ -74,22 +76,29 @@ class CutSearch {
       : keys_(common_kind(storage)), search_(total, pruned, keys_) {}
 
   bool done() const { return search_.done(); }
-  void narrow() { search_.narrow(); }
+
+  void narrow() {
+    const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    search_.narrow();
+  }
 
   NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
     check(matrix, scale);
     const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
-    const py::gil_scoped_release unlocked;
-    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    cpu::Team team(team_size(scored, threads), core.poll());
     return report(search_.count(team, scored));
   }
 
   void write(const Matrix& matrix, double scale, py::array keep, int threads) {
     check(matrix, scale);
     std::vector<py::array> masks = {std::move(keep)};
-    const auto scored = targets({&matrix}, {scale}, masks);
-    const py::gil_scoped_release unlocked;
-    cpu::Team team(team_size(scored, threads), interrupt_poll());
+    const auto scored = targets({matrix}, {scale}, masks);
+    const InCore core;
+    const std::lock_guard one_call_at_a_time(mutex_);
+    cpu::Team team(team_size(scored, threads), core.poll());
     search_.write(team, scored);
   }
 
@@ -97,14 +106,17 @@ class CutSearch {
   static cpu::KeyKind common_kind(const std::vector<std::pair<std::string, double>>& storage) {
     if (storage.empty()) throw std::invalid_argument("there is no matrix");
     cpu::KeyKind keys = cpu::key_kind(parse_dtype(storage[0].first), storage[0].second);
-    for (const auto& [dtype, scale] : storage) keys = keys & cpu::key_kind(parse_dtype(dtype), scale);
+    for (const auto& [dtype, scale] : storage) {
+      check_scale(scale);
+      keys = keys & cpu::key_kind(parse_dtype(dtype), scale);
+    }
     return keys;
   }
 
   // The matrix is one of those that the search was made for.
   void check(const Matrix& matrix, double scale) const {
-    if (!(scale > 0)) throw std::invalid_argument("scales must be positive");
-    if (matrix.view.rows == 0 || matrix.view.cols == 0) throw std::invalid_argument("a matrix is empty");
+    check_scale(scale);
+    check_not_empty(matrix.view);
     const cpu::KeyKind both = keys_ & cpu::key_kind(matrix.view.dtype, scale);
     if (both.wide != keys_.wide || both.trailing_zeros != keys_.trailing_zeros) {
       throw std::invalid_argument("the search was made for matrices stored in another way");
@@ -113,13 +125,14 @@ class CutSearch {
 
   cpu::KeyKind keys_;
   cpu::CutSearch search_;
+  std::mutex mutex_;
 };
 
-NonFiniteReport keep_largest_of_groups(const std::vector<const Matrix*>& matrices, std::vector<py::array> keep, int n,
-                                       int m, int threads) {
+NonFiniteReport keep_largest_of_groups(const MatrixList<Matrix>& matrices, std::vector<py::array> keep, int n, int m,
+                                       int threads) {
   const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(team_size(scored, threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(team_size(scored, threads), core.poll());
   return report(cpu::keep_largest_of_groups(team, scored, n, m));
 }
 
@@ -127,15 +140,14 @@ NonFiniteReport project_groups(const Matrix& matrix, const py::array_t<double, p
                                const std::optional<py::array_t<bool, py::array::c_style>>& source, double prior,
                                py::array keep, int n, int m, int threads) {
   std::vector<py::array> masks = {std::move(keep)};
-  const auto scored = targets({&matrix}, {1.0}, masks);
+  const auto scored = targets({matrix}, {1.0}, masks);
   const index_t cols = matrix.view.cols;
-  if (m < 1 || cols % m != 0) throw std::invalid_argument("m must divide the number of columns");
-  if (moments.size() != cols * m) throw std::invalid_argument("one m x m moment is needed for each group of columns");
+  check_moments(moments, cols, m, prior);
   if (source && source->size() != matrix.view.rows * cols) throw std::invalid_argument("source has not the shape of W");
   const auto* source_bytes = source ? reinterpret_cast<const std::uint8_t*>(source->data()) : nullptr;
   const cpu::ProjectionProblem problem{scored[0], moments.data(), source_bytes, prior, n, m};
-  const py::gil_scoped_release unlocked;
-  cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(cpu::resolve_threads(threads), core.poll());
   return report(cpu::project_groups(team, problem));
 }
 

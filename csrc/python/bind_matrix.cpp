@@ -1,30 +1,18 @@
-#include <stdexcept>
 #include <string>
 
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
-#include "python/interrupt.hpp"
 
 namespace mpfast::python {
 
 namespace {
 
-// `array` may hold the raw bits of a type NumPy lacks: only its memory and strides are used.
 Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
-  const DType type = parse_dtype(dtype);
-  const auto bytes = static_cast<index_t>(size_of(type));
-  if (array.ndim() != 2) throw std::invalid_argument("expected a 2-D array");
-  if (array.itemsize() != bytes) throw std::invalid_argument("the array's item size is not that of " + dtype);
-  if (array.strides(0) % bytes != 0 || array.strides(1) % bytes != 0) {
-    throw std::invalid_argument("strides must be whole multiples of the item size");
-  }
-  return {{array.data(), type, array.shape(0), array.shape(1), array.strides(0) / bytes, array.strides(1) / bytes},
-          array};
+  return {view_of(array, parse_dtype(dtype), dtype), array};
 }
 
 }  // namespace
-
-Poll interrupt_poll() { return &check_signals; }
 
 void register_matrix(py::module_& m) {
   py::class_<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")

@@ -43,8 +43,8 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
   Real* output = z.mutable_data();
   linalg::OperatorStats stats;
   {
-    const py::gil_scoped_release release;
-    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    const InCore core;
+    cpu::Team team(cpu::resolve_threads(threads), core.poll());
     cpu::gram_product(team, matrix.view, parsed, scale_exponent, width, input, output, &stats);
   }
   return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
@@ -58,16 +58,16 @@ Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose,
   const Real* input = x.data();
   Real* output = y.mutable_data();
   {
-    const py::gil_scoped_release release;
-    cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+    const InCore core;
+    cpu::Team team(cpu::resolve_threads(threads), core.poll());
     cpu::multiply(team, view, scale_exponent, x.shape(0), input, output);
   }
   return y;
 }
 
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
-  const py::gil_scoped_release release;
-  cpu::Team team(cpu::resolve_threads(threads), interrupt_poll());
+  const InCore core;
+  cpu::Team team(cpu::resolve_threads(threads), core.poll());
   return cpu::read_pass(team, matrix.view);
 }
 
@@ -76,7 +76,7 @@ void register_precision(py::module_& m) {
   m.def("gram_product", &gram_product<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("side"),
         py::arg("threads"), py::arg("scale_exponent") = 0,
         "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass.");
-  m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
+  m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("threads"), py::arg("scale_exponent") = 0, "W X, or W^T X.");
 }
 

@@ -5,8 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "core/abandonable.hpp"
 #include "core/types.hpp"
+#include "python/gil.hpp"
 
 namespace mpfast::python {
 
@@ -17,9 +17,6 @@ struct Matrix {
   MatrixView view;
   py::object owner;
 };
-
-// Lets Ctrl-C cancel a call that runs with the GIL released.
-Poll interrupt_poll();
 
 void register_exact(py::module_& m);
 void register_info(py::module_& m);

@@ -6,7 +6,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any, get_args
@@ -23,6 +23,7 @@ from mpfast.spectra import SpectrumMethod
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
+    Workers,
     check_seed,
     check_tolerance,
     front_door,
@@ -247,11 +248,11 @@ def _in_threads(
     outcome: Callable[[Layer], LayerReport | str], layers: Sequence[Layer], threads: int
 ) -> Iterator[tuple[Layer, LayerReport | str]]:
     """Yield (layer, outcome) in the order they are done."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="mpfast")
+    pool = Workers(threads)
     try:
         futures = {pool.submit(outcome, layer): layer for layer in layers}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
         # After an interrupt or an error: what has not begun never will, what has is small: no need to wait.
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.abandon()

@@ -30,7 +30,8 @@ def progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[La
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Drawn after each layer, and so without a thread, of which there may be none to be had.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=sum(layer.size for layer in layers), done=0, layers=len(layers))
         done = 0
 
@@ -38,6 +39,6 @@ def progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[La
             nonlocal done
             done += 1
             description = printable(layer.name).replace("[", "\\[")  # else rich takes "blocks[0]" for markup
-            bar.update(task, advance=layer.size, done=done, description=description)
+            bar.update(task, advance=layer.size, done=done, description=description, refresh=True)
 
         yield advance

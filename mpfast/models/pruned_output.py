@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from mpfast.models.budget_row import LayerBudget
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import MaskPlan, stored_rows
 from mpfast.models.output_mark import mark_output
-from mpfast.support import OutputDirectory
+from mpfast.support import OutputDirectory, Workers
 
 __all__ = ["BUDGET_FILE", "MaskingPass", "write_pruned"]
 
@@ -70,7 +70,7 @@ class MaskingPass:
         rows: list[LayerBudget] = []
         # One mask is written while the next is made; fresh pages for every layer would cost more than the masks.
         spare = [np.empty(max(layer.size for layer in self.layers), np.bool_) for _ in range(2)]
-        with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
+        with Workers(1) as hasher, Workers(1) as writer:
             writing: Future[None] | None = None
             names = prefetched((layer.file_name for layer in self.layers), self.checkpoint)
             for layer, _ in zip(self.layers, names, strict=True):

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         write_bytes_atomically,
         write_text_atomically,
     )
+    from mpfast.support.workers import Workers
 
 __all__ = [
     "LARGEST_GROUP",
@@ -75,6 +76,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputDirectory",
     "Record",
+    "Workers",
     "check_directory",
     "check_group",
     "check_seed",
@@ -113,13 +115,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Writing and logging need more of the standard library than all the rest.
+    # Writing, threads and logging need more of the standard library than all the rest.
     if name in __all__:
-        if name == "logger":
-            return importlib.import_module(f"{__name__}.log").logger
-        of_files = name.endswith(("_atomically", "_errors", "_name", "_file", "_or_write"))
-        module = "safe_files" if of_files else "output_directories"
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        for file in ("safe_files", "output_directories", "workers", "log"):
+            module = importlib.import_module(f"{__name__}.{file}")
+            if name in module.__all__:
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/changed.hpp"
 #include "core/dtype.hpp"
 #include "cpu/eigen/bidiagonal.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
@@ -186,7 +187,8 @@ void bidiagonal_route(Team& team, const MatrixView& w, int exponent, double* val
   const index_t p = s.view.cols;
   const index_t ld = padded_leading_dimension(q);
   Buffer<double> copy(ld, p, "the float64 copy of W that its singular values need (their range is too wide for W^T W)");
-  widen_panel(team, s, 0, q, false, std::ldexp(1.0, -exponent), copy.get(), ld);
+  const Nonfinite found = widen_panel(team, s, 0, q, false, std::ldexp(1.0, -exponent), copy.get(), ld);
+  if (found.count > 0) throw MatrixChanged();  // LAPACK need not come to an end with them
   bidiagonal_values(team, q, p, std::move(copy), ld, values);
 }
 
@@ -244,6 +246,7 @@ void singular_values(Team& team, const MatrixView& w, double* values, ExactStats
   if (!(trace > kSmallTrace && trace < kLargeTrace)) {
     exponent = largest_exponent(team, w);
     if (exponent != 0) *stats = gram_matrix(team, w, exponent, g.get(), ldg);
+    if (stats->nonfinite_count > 0) throw MatrixChanged();
   }
   stats->frobenius_norm = std::ldexp(stats->frobenius_norm, exponent);
 

@@ -10,6 +10,8 @@
 #include <sched.h>
 #endif
 
+#include "core/forced_unwind.hpp"
+
 namespace mpfast::cpu {
 
 namespace {
@@ -28,6 +30,20 @@ void pause() {
   std::this_thread::yield();
 #endif
 }
+
+// That this process may run on.
+int usable_processors() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
+#endif
+  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+}
+
+// Threads that are asked for by number may outnumber the processors, but starting tens of thousands takes seconds and
+// helps nobody.
+constexpr int kMostPerProcessor = 16;
+constexpr int kLargestTeam = 256;
 
 template <class Condition>
 void look_for(const Condition& condition) {
@@ -114,13 +130,16 @@ void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& 
     start_.notify_all();
   }
   run_tasks(0);
-  if (!alone) {
-    const auto done = [this] { return running_ == 0; };
-    look_for(done);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, done);
-  }
+  wait_for_workers();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Team::wait_for_workers() {
+  const auto done = [this] { return running_ == 0; };
+  if (done()) return;
+  look_for(done);
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, done);
 }
 
 void Team::check_interrupt() {
@@ -161,6 +180,11 @@ void Team::run_tasks(int worker) {
       if (index >= count_) return;
       (*task_)(index, worker);
     }
+  } catch (const ForcedUnwind&) {
+    // The calling thread is ended: a thread of the team is not. Others may still use what its stack holds.
+    next_.store(count_);
+    wait_for_workers();
+    throw;
   } catch (...) {
     record_exception();
   }
@@ -173,16 +197,13 @@ void Team::record_exception() {
 }
 
 int resolve_threads(int threads) {
-  if (threads > 0) return threads;
+  const int processors = usable_processors();
+  if (threads > 0) return std::min(threads, std::max(kLargestTeam, kMostPerProcessor * processors));
   if (const char* text = std::getenv("OMP_NUM_THREADS")) {
-    const int wanted = std::atoi(text);
-    if (wanted > 0) return wanted;
+    const long wanted = std::strtol(text, nullptr, 10);
+    if (wanted > 0) return static_cast<int>(std::min<long>(wanted, processors));
   }
-#ifdef __linux__
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
-#endif
-  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+  return processors;
 }
 
 }  // namespace mpfast::cpu

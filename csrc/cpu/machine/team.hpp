@@ -44,6 +44,7 @@ class Team {
  private:
   void worker_loop(int worker);
   void run_tasks(int worker);
+  void wait_for_workers();
   void record_exception();
 
   Poll poll_;
@@ -63,7 +64,8 @@ class Team {
   std::exception_ptr failure_;
 };
 
-// threads <= 0 means: OMP_NUM_THREADS if it is set, else every core this process may run on.
+// threads <= 0 means: OMP_NUM_THREADS if it is set, but no more than the processors this process may run on, or all of
+// these. A number that is asked for may be larger than that, up to 16 for each processor or 256.
 int resolve_threads(int threads);
 
 }  // namespace mpfast::cpu

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/changed.hpp"
 #include "masks/select.hpp"
 
 namespace mpfast::cpu {
@@ -91,18 +92,14 @@ void CutSearch::narrow() {
   const index_t rank = std::max<index_t>(pruned_, 1) - 1;
   index_t before = 0;
   for (const Worker& worker : workers_) before += worker.below;
-  if (rank < before) {
-    high_ = window_.low - 1;
-    return start_round(cover(low_, high_));
-  }
+  if (rank < before) return narrow_to(low_, window_.low - 1);
   if (collecting_) return narrow_collected(rank, before);
   const std::vector<std::uint64_t> histogram = merged();
   const auto counter = [&](std::int64_t bucket) { return static_cast<index_t>(histogram[position(bucket)]); };
   std::int64_t bucket = 0;
   while (bucket < window_.buckets() && before + counter(bucket) <= rank) before += counter(bucket++);
-  if (bucket == window_.buckets()) {
-    low_ = window_.high + 1;
-  } else if (window_.shift <= keys_.trailing_zeros) {
+  if (bucket == window_.buckets()) return narrow_to(window_.high + 1, high_);
+  if (window_.shift <= keys_.trailing_zeros) {
     // At most one key of this bucket occurs: the first multiple of 2^trailing_zeros in it.
     const std::int64_t step = std::int64_t{1} << keys_.trailing_zeros;
     key_ = (window_.low + (bucket << window_.shift) + step - 1) / step * step;
@@ -110,10 +107,15 @@ void CutSearch::narrow() {
     pruned_ties_ = pruned_ - before;
     done_ = true;
     return;
-  } else {
-    low_ = window_.low + (bucket << window_.shift);
-    high_ = std::min(window_.high, low_ + ((std::int64_t{1} << window_.shift) - 1));
   }
+  const std::int64_t low = window_.low + (bucket << window_.shift);
+  narrow_to(low, std::min(window_.high, low + ((std::int64_t{1} << window_.shift) - 1)));
+}
+
+void CutSearch::narrow_to(std::int64_t low, std::int64_t high) {
+  if (low > high) throw MatrixChanged();
+  low_ = low;
+  high_ = high;
   start_round(cover(low_, high_));
 }
 
@@ -127,10 +129,7 @@ void CutSearch::narrow_collected(index_t rank, index_t before) {
     worker.collected = {};
   }
   const index_t within = rank - before;
-  if (within >= static_cast<index_t>(keys.size())) {
-    low_ = window_.high + 1;
-    return start_round(cover(low_, high_));
-  }
+  if (within >= static_cast<index_t>(keys.size())) return narrow_to(window_.high + 1, high_);
   std::nth_element(keys.begin(), keys.begin() + within, keys.end());
   key_ = keys[position(within)];
   const auto smaller = std::count_if(keys.begin(), keys.end(), [&](std::int64_t key) { return key < key_; });
@@ -165,6 +164,8 @@ void CutSearch::write(Team& team, std::span<const ScoredMatrix> matrices) {
       pruned_ties_ = 0;
     }
   }
+  for (const Block& block : blocks) written_ += block.size();
+  if (partial && pruned_ties_ > 0 && written_ >= total_) throw MatrixChanged();
 }
 
 KeyWindow CutSearch::cover(std::int64_t low, std::int64_t high) const {

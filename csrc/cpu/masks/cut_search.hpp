@@ -12,8 +12,10 @@
 // bucket of that histogram. From 2^20 entries on, the first round looks at 1/64 of them and guesses a window; a wrong
 // guess costs a round, never a wrong mask. A window of few keys is not counted but collected, and the cut found among
 // them: the weights are then read twice in all, once for that and once to write. So are unscaled entries of 16 bits,
-// however many there are; others are counted twice. Extra memory: a histogram of at most 2^17 counters per thread or
-// the keys that are collected, at most 2^21 in all, and one counter per 2^17 entries.
+// however many there are; others are counted twice. The window gets smaller with every round but the first, and a round
+// that does not find the cut where the last one saw it throws MatrixChanged: no search goes on for ever. Extra memory:
+// a histogram of at most 2^17 counters per thread or the keys that are collected, at most 2^21 in all, and one counter
+// per 2^17 entries.
 #pragma once
 
 #include <cstdint>
@@ -51,10 +53,11 @@ class CutSearch {
   // Counts the entries of these matrices in this round. When the result is set, the search has failed.
   std::optional<NonFinite> count(Team& team, std::span<const ScoredMatrix> matrices);
 
-  // Ends a round. Throws std::logic_error unless exactly `total` entries were seen in it.
+  // Ends a round. Throws std::logic_error unless exactly `total` entries were seen in it, MatrixChanged when they
+  // cannot be those of the rounds before.
   void narrow();
 
-  // Masks of the next matrices.
+  // Masks of the next matrices. Throws MatrixChanged when all have been written and ties are left over.
   void write(Team& team, std::span<const ScoredMatrix> matrices);
 
  private:
@@ -69,6 +72,7 @@ class CutSearch {
   KeyWindow cover(std::int64_t low, std::int64_t high) const;
   void guess_window(const std::vector<std::uint64_t>& sampled);
   void start_round(const KeyWindow& window, bool collecting = false);
+  void narrow_to(std::int64_t low, std::int64_t high);
   void narrow_collected(index_t rank, index_t before);
   std::vector<std::uint64_t> merged() const;
   void count_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const;
@@ -93,6 +97,7 @@ class CutSearch {
   std::int64_t key_ = 0;     // everything below is pruned, everything above is kept
   index_t ties_ = 0;         // entries with this very key
   index_t pruned_ties_ = 0;  // how many of them are still to be pruned
+  index_t written_ = 0;      // entries whose masks are
 };
 
 }  // namespace mpfast::cpu

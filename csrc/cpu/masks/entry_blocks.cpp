@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/changed.hpp"
 #include "masks/select.hpp"
 
 namespace mpfast::cpu {
@@ -90,6 +91,7 @@ NonFinite describe_nonfinite(Team& team, std::span<const ScoredMatrix> matrices,
     if (part.count > 0 && all.count == 0) all.first = part.first;  // blocks are in row-major order
     all.count += part.count;
   }
+  if (all.count == 0) throw MatrixChanged();  // one was seen, and is gone
   return all;
 }
 

@@ -35,7 +35,8 @@ std::vector<ScoredMatrix> flattened(std::span<const ScoredMatrix> matrices);
 // Cuts by the shapes alone. Stretches of a row are multiples of `unit` long.
 std::vector<Block> cut_into_blocks(std::span<const ScoredMatrix> matrices, index_t unit);
 
-// Counts the non-finite entries of one of the matrices. Only reached on the way to an error.
+// Counts the non-finite entries of one of the matrices. Only reached on the way to an error; throws MatrixChanged when
+// there is none.
 NonFinite describe_nonfinite(Team& team, std::span<const ScoredMatrix> matrices, index_t matrix);
 
 // One worker's smallest index of a matrix with a non-finite entry; a cache line each.

@@ -61,7 +61,7 @@ template <DType dtype, class Key, bool kScaled, class Hit>
 [[gnu::always_inline]] inline void count_entries(const typename Stored<dtype>::Bits* entries, index_t count,
                                                  double scale, const KeyWindow& window, KeyCounts& counts,
                                                  const Hit& hit) {
-  const auto narrow_scale = static_cast<typename Score<Key>::Real>(scale);
+  const auto narrow_scale = masks::score_scale<Key>(scale);
   const Key low = static_cast<Key>(window.low);
   const Key high = static_cast<Key>(window.high);
   alignas(64) Key keys[kChunk];
@@ -108,7 +108,7 @@ void count_keys(const void* entries, index_t count, double scale, const KeyWindo
 template <DType dtype, class Key, bool kScaled>
 index_t write_all(const typename Stored<dtype>::Bits* entries, index_t count, double scale, std::int64_t wide_cut,
                   std::uint8_t* keep) {
-  const auto narrow_scale = static_cast<typename Score<Key>::Real>(scale);
+  const auto narrow_scale = masks::score_scale<Key>(scale);
   const Key cut = static_cast<Key>(wide_cut);
   alignas(64) Key keys[kChunk];
   index_t ties = 0;

@@ -1,6 +1,7 @@
 #include "cpu/masks/swap_search.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace mpfast::cpu {
@@ -65,10 +66,14 @@ DroppedSet greedy(const double* a, int m, int d) {
   return set;
 }
 
+// The least that exchanges gain is measured by the trace of A, which bounds every entry of a semidefinite A. Others,
+// made by rounding or by hand, may leave no gain that counts: no descent goes on for ever.
+constexpr int kMostExchanges = kLargestSwapGroup * kLargestSwapGroup;
+
 void descend(DroppedSet& set, int m, double trace) {
   // An exchange that gains less than this gains nothing but rounding, and such exchanges could go on for ever.
-  const double least_gain = 1e-13 * trace;
-  while (true) {
+  const double least_gain = 1e-13 * std::abs(trace);
+  for (int exchange = 0; exchange < kMostExchanges; ++exchange) {
     double best = -least_gain;
     int best_out = -1;
     int best_in = -1;

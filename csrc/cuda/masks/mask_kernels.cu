@@ -47,8 +47,7 @@ __device__ void for_each_index(index_t size, const Function& function) {
 
 template <DType dtype, class Key>
 __device__ Key key_of(typename masks::Stored<dtype>::Bits bits, double scale) {
-  using Real = typename masks::Score<Key>::Real;
-  return masks::score_key<dtype, Key, true>(masks::magnitude<dtype>(bits), static_cast<Real>(scale));
+  return masks::score_key<dtype, Key, true>(masks::magnitude<dtype>(bits), masks::score_scale<Key>(scale));
 }
 
 template <DType dtype, class Key>

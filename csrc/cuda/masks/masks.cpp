@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/changed.hpp"
 #include "cuda/masks/mask_kernels.hpp"
 #include "masks/n_m.hpp"
 #include "masks/select.hpp"
@@ -51,11 +52,12 @@ class Selection {
       if (to_host(stream_, nonfinite_.get(), 1)[0] != 0) return std::nullopt;
       const auto counts = to_host(stream_, histogram.get(), kDigits);
       std::int64_t d = 0;
-      while (static_cast<index_t>(counts[static_cast<std::size_t>(d)]) <= rank) {
+      while (d < kDigits && static_cast<index_t>(counts[static_cast<std::size_t>(d)]) <= rank) {
         rank -= static_cast<index_t>(counts[static_cast<std::size_t>(d)]);
         before += static_cast<index_t>(counts[static_cast<std::size_t>(d)]);
         ++d;
       }
+      if (d == kDigits) throw MatrixChanged();  // fewer keys with this prefix than the last pass counted
       digit.prefix |= d << digit.shift;
       if (digit.shift == 0) {
         return Cut{digit.prefix, static_cast<index_t>(counts[static_cast<std::size_t>(d)]), pruned - before};
@@ -84,6 +86,7 @@ class Selection {
       synchronize(stream_);
     }
     synchronize(stream_);
+    if (left > 0) throw MatrixChanged();
   }
 
  private:
@@ -108,7 +111,7 @@ NonFinite describe_nonfinite(Stream stream, std::span<const ScoredMatrix> matric
     }
     if (all.count > 0) return all;
   }
-  throw std::logic_error("a non-finite entry was seen and is gone");
+  throw MatrixChanged();  // one was seen, and is gone
 }
 
 std::optional<NonFinite> prune_smallest(Stream stream, std::span<const ScoredMatrix> matrices, index_t pruned) {

@@ -26,7 +26,7 @@ struct NonFinite {
   index_t first = 0;
 };
 
-// Finds the first matrix that has some. Only reached on the way to an error.
+// Finds the first matrix that has some. Only reached on the way to an error; throws MatrixChanged when there is none.
 NonFinite describe_nonfinite(Stream stream, std::span<const ScoredMatrix> matrices);
 
 // Prunes exactly `pruned` entries of the smallest scores |w| * scale over all matrices; zeros first, equal scores in

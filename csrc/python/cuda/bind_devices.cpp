@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cuda/products/vector_kernels.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/cuda/dlpack.hpp"
 #include "python/dtype_names.hpp"
@@ -64,7 +65,7 @@ struct Upload {
 DeviceMatrix upload(const py::array& array, const std::string& dtype, int device) {
   const DType type = parse_dtype(dtype);
   const auto entry = static_cast<index_t>(size_of(type));
-  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
+  check_not_empty(view_of(array, type, dtype));
   const index_t rows = array.shape(0);
   const index_t cols = array.shape(1);
   const bool by_rows = array.strides(1) == entry;
@@ -76,7 +77,7 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   const auto pitch = static_cast<std::size_t>(step);
   auto copy = std::make_unique<Upload>(device, rows * cols * entry);
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const auto bytes = static_cast<std::size_t>(length * entry);
     if (lines == 1 || pitch == bytes) {
       cuda::copy(copy->stream, copy->memory.get(), array.data(), bytes * static_cast<std::size_t>(lines));
@@ -98,7 +99,7 @@ py::tuple download(const DeviceMatrix& w) {
   py::array out(py::dtype(numpy_name(w.view.dtype)), {w.view.rows, w.view.cols});
   void* const to = out.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const index_t bytes = w.view.rows * w.view.cols * entry;
     const cuda::DeviceBuffer<char> gathered(w.stream, bytes);
     cuda::gather_sample(w.stream, w.view, 1, 1, w.view.rows, w.view.cols, gathered.get());

@@ -5,9 +5,9 @@
 
 #include "cuda/products/device_backend.hpp"
 #include "cuda/products/streamed.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/dtype_names.hpp"
-#include "python/interrupt.hpp"
 #include "python/lanczos_run.hpp"
 
 namespace mpfast::python {
@@ -20,18 +20,19 @@ class DeviceRun : public Run {
   using Backend = cuda::DeviceBackend<Real>;
 
   DeviceRun(cuda::Stream stream, index_t dim, index_t width, ProbeKey key, typename Backend::Apply apply)
-      : backend_(stream, dim, std::move(apply)), lanczos_(backend_, width, key) {}
+      : backend_(stream, dim, interruptible(std::move(apply))), lanczos_(backend_, width, key) {}
 
   void advance(index_t steps) override {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
+    poll_ = core.poll();
     lanczos_.advance(steps);
   }
 
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps, &check_signals);
+    return lanczos_.ritz(steps, core.poll());
   }
 
   py::array ritz_vectors(index_t count) override {
@@ -40,7 +41,7 @@ class DeviceRun : public Run {
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
     Real* const data = out.mutable_data();
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
     const auto vectors = backend_.allocate(count);
     lanczos_.combine(coefficients, vectors.slice(0, count));
@@ -57,6 +58,16 @@ class DeviceRun : public Run {
   linalg::OperatorStats stats() const override { return lanczos_.stats(); }
 
  private:
+  // Ctrl-C is looked for before each product.
+  typename Backend::Apply interruptible(typename Backend::Apply apply) {
+    return [this, apply = std::move(apply)](cuda::Workspace<Real>& workspace, typename Backend::View x,
+                                            typename Backend::View z, linalg::OperatorStats* stats) {
+      if (poll_) poll_();
+      apply(workspace, x, z, stats);
+    };
+  }
+
+  Poll poll_;  // of the call that runs
   Backend backend_;
   linalg::BlockLanczos<Backend> lanczos_;
   std::mutex mutex_;
@@ -68,7 +79,6 @@ std::unique_ptr<Run> resident_run(const DeviceMatrix& w, index_t width, ProbeKey
   const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
   auto apply = [operand](cuda::Workspace<Real>& workspace, typename Backend::View x, typename Backend::View z,
                          linalg::OperatorStats* stats) {
-    check_signals();
     cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats);
   };
   return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, key, std::move(apply));
@@ -83,7 +93,6 @@ class StreamedRun : public Run {
         gram_(device, cuda::short_side(w, scale_exponent), panel_bytes),
         run_(stream_, std::min(w.rows, w.cols), width, key,
              [this](cuda::Workspace<Real>& workspace, auto x, auto z, linalg::OperatorStats* stats) {
-               check_signals();
                gram_.apply(workspace.stream(), static_cast<int>(x.count), x.data, z.data, stats);
              }) {}
 
@@ -102,13 +111,6 @@ class StreamedRun : public Run {
   DeviceRun<Real> run_;
 };
 
-MatrixView host_view(const py::array& array, const std::string& dtype) {
-  const DType type = parse_dtype(dtype);
-  const auto entry = static_cast<index_t>(size_of(type));
-  if (array.ndim() != 2 || array.itemsize() != entry) throw std::invalid_argument("expected a 2-D array of " + dtype);
-  return {array.data(), type, array.shape(0), array.shape(1), array.strides(0) / entry, array.strides(1) / entry};
-}
-
 }  // namespace
 
 void register_cuda_lanczos(py::module_& m) {
@@ -124,12 +126,13 @@ void register_cuda_lanczos(py::module_& m) {
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise"));
+      py::arg("precise").noconvert());
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
-        const MatrixView w = host_view(array, dtype);
+        const MatrixView w = view_of(array, parse_dtype(dtype), dtype);
+        check_not_empty(w);
         const ProbeKey key{seed, stream};
         std::unique_ptr<Run> run;
         if (precise || needs_double(w.dtype)) {
@@ -141,7 +144,7 @@ void register_cuda_lanczos(py::module_& m) {
         return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
-      py::arg("scale_exponent"), py::arg("precise"), py::arg("panel_bytes"),
+      py::arg("scale_exponent"), py::arg("precise").noconvert(), py::arg("panel_bytes"),
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 

@@ -6,6 +6,7 @@
 
 #include "cuda/masks/masks.hpp"
 #include "cuda/masks/projection.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 
 namespace mpfast::python {
@@ -15,17 +16,19 @@ namespace {
 // (matrix, count, row-major index of the first), or None when every entry is finite.
 using NonFiniteReport = std::optional<std::tuple<index_t, index_t, index_t>>;
 
-std::vector<cuda::ScoredMatrix> targets(const std::vector<const DeviceMatrix*>& matrices,
-                                        const std::vector<double>& scales, const std::vector<std::uintptr_t>& keep) {
+std::vector<cuda::ScoredMatrix> targets(const MatrixList<DeviceMatrix>& matrices, const std::vector<double>& scales,
+                                        const std::vector<std::uintptr_t>& keep) {
   if (matrices.empty() || keep.size() != matrices.size() || scales.size() != matrices.size()) {
     throw std::invalid_argument("one scale and one mask are needed for each matrix");
   }
   std::vector<cuda::ScoredMatrix> result;
   for (std::size_t k = 0; k < matrices.size(); ++k) {
-    const DeviceMatrix& w = *matrices[k];
-    if (w.view.rows * w.view.cols == 0) throw std::invalid_argument("a matrix is empty");
-    if (!(scales[k] > 0)) throw std::invalid_argument("scales must be positive");
-    if (w.stream.device != matrices[0]->stream.device) throw std::invalid_argument("matrices are on several devices");
+    const DeviceMatrix& w = matrices[k];
+    check_not_empty(w.view);
+    check_scale(scales[k]);
+    if (keep[k] == 0) throw std::invalid_argument("a mask has no address");
+    if (w.stream.device != matrices[0].get().stream.device)
+      throw std::invalid_argument("matrices are on several devices");
     result.push_back({w.view, scales[k], reinterpret_cast<std::uint8_t*>(keep[k])});
   }
   return result;
@@ -36,33 +39,32 @@ NonFiniteReport report(const std::optional<cuda::NonFinite>& found) {
   return std::tuple(found->matrix, found->count, found->first);
 }
 
-NonFiniteReport prune_smallest(const std::vector<const DeviceMatrix*>& matrices, const std::vector<double>& scales,
+NonFiniteReport prune_smallest(const MatrixList<DeviceMatrix>& matrices, const std::vector<double>& scales,
                                const std::vector<std::uintptr_t>& keep, index_t pruned) {
   const auto scored = targets(matrices, scales, keep);
   index_t entries = 0;
   for (const cuda::ScoredMatrix& matrix : scored) entries += matrix.entries.rows * matrix.entries.cols;
   if (pruned < 0 || pruned > entries)
     throw std::invalid_argument("pruned must lie between 0 and the number of entries");
-  const py::gil_scoped_release unlocked;
-  return report(cuda::prune_smallest(matrices[0]->stream, scored, pruned));
+  const InCore core;
+  return report(cuda::prune_smallest(matrices[0].get().stream, scored, pruned));
 }
 
-NonFiniteReport keep_largest_of_groups(const std::vector<const DeviceMatrix*>& matrices,
+NonFiniteReport keep_largest_of_groups(const MatrixList<DeviceMatrix>& matrices,
                                        const std::vector<std::uintptr_t>& keep, int n, int m) {
   const auto scored = targets(matrices, std::vector<double>(matrices.size(), 1.0), keep);
-  const py::gil_scoped_release unlocked;
-  return report(cuda::keep_largest_of_groups(matrices[0]->stream, scored, n, m));
+  const InCore core;
+  return report(cuda::keep_largest_of_groups(matrices[0].get().stream, scored, n, m));
 }
 
 NonFiniteReport project_groups(const DeviceMatrix& matrix, const py::array_t<double, py::array::c_style>& moments,
                                std::uintptr_t source, double prior, std::uintptr_t keep, int n, int m) {
-  const auto scored = targets({&matrix}, {1.0}, {keep});
+  const auto scored = targets({matrix}, {1.0}, {keep});
   const index_t cols = matrix.view.cols;
-  if (m < 1 || cols % m != 0) throw std::invalid_argument("m must divide the number of columns");
-  if (moments.size() != cols * m) throw std::invalid_argument("one m x m moment is needed for each group of columns");
+  check_moments(moments, cols, m, prior);
   const cuda::ProjectionProblem problem{
       scored[0], moments.data(), reinterpret_cast<const std::uint8_t*>(source), prior, n, m};
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   return report(cuda::project_groups(matrix.stream, problem));
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/scale.hpp"
 #include "cuda/products/products.hpp"
+#include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/dtype_names.hpp"
 
@@ -16,7 +17,8 @@ using Block = py::array_t<Real, py::array::c_style>;
 
 // The sample of the entries that scale_exponent looks at, brought to the host.
 int scale_exponent_of(const DeviceMatrix& w) {
-  const py::gil_scoped_release unlocked;
+  check_not_empty(w.view);
+  const InCore core;
   const ScaleSample sample(w.view);
   const index_t rows = (w.view.rows + sample.row_step - 1) / sample.row_step;
   const index_t cols = (w.view.cols + sample.col_step - 1) / sample.col_step;
@@ -31,6 +33,12 @@ int scale_exponent_of(const DeviceMatrix& w) {
 py::dict plan_of(const std::string& kind, const std::string& dtype, index_t rows, index_t cols, std::size_t real_bytes,
                  int width, std::size_t shared_bytes, int largest_cluster) {
   const MatrixView b{nullptr, parse_dtype(dtype), rows, cols, cols, 1};
+  check_not_empty(b);
+  if (kind != "gram" && kind != "plain") throw std::invalid_argument("kind must be 'gram' or 'plain'");
+  if (real_bytes != sizeof(float) && real_bytes != sizeof(double))
+    throw std::invalid_argument("real_bytes must be 4 or 8");
+  if (width < 1 || width > cuda::kMaxBlockWidth) throw std::invalid_argument("width must be between 1 and 32");
+  if (largest_cluster < 1) throw std::invalid_argument("largest_cluster must be positive");
   const cuda::ProductPlan plan = cuda::plan_product(kind == "gram" ? cuda::ProductKind::gram : cuda::ProductKind::plain,
                                                     b, real_bytes, width, {shared_bytes, largest_cluster});
   py::dict out;
@@ -50,10 +58,12 @@ py::dict plan_of(const std::string& kind, const std::string& dtype, index_t rows
 template <class Real>
 linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, bool right,
                                       int scale_exponent, bool with_stats) {
+  check_not_empty(w.view);
+  if (x == 0 || z == 0) throw std::invalid_argument("vectors have no address");
   const cuda::Operand operand =
       right ? cuda::Operand{w.view, false, scale_exponent} : cuda::Operand{w.view.transposed(), true, scale_exponent};
   linalg::OperatorStats stats;
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
   cuda::gram_product(workspace, operand, width, reinterpret_cast<const Real*>(x), reinterpret_cast<Real*>(z),
                      cuda::Into::store, with_stats ? &stats : nullptr);
@@ -63,6 +73,7 @@ linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, s
 // Vectors in host memory, (width, cols) to (width, rows); `transpose`: (width, rows) to (width, cols).
 template <class Real>
 Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose, int scale_exponent) {
+  check_not_empty(w.view);
   const MatrixView b = transpose ? w.view.transposed() : w.view;
   if (x.ndim() != 2 || x.shape(1) != b.cols || x.shape(0) < 1) {
     throw std::invalid_argument("multiply(): x must have shape (width, " + std::to_string(b.cols) + ")");
@@ -71,7 +82,7 @@ Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose
   Block<Real> y({width, b.rows});
   const Real* const input = x.data();
   Real* const output = y.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
   const cuda::DeviceBuffer<Real> x_there(w.stream, width * b.cols);
   const cuda::DeviceBuffer<Real> y_there(w.stream, width * b.rows);
@@ -106,13 +117,14 @@ py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, 
 
 // Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
 py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
+  check_not_empty(w.view);
   const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
   const index_t p = operand.b.cols;
   py::array_t<double> gram({p, p});
   double* const out = gram.mutable_data();
   linalg::OperatorStats stats;
   {
-    const py::gil_scoped_release unlocked;
+    const InCore core;
     cuda::Workspace<double> workspace(w.stream);
     const cuda::DeviceBuffer<double> columns(w.stream, p * p);
     const cuda::DeviceBuffer<double> unit(w.stream, p * cuda::kMaxBlockWidth);
@@ -133,26 +145,27 @@ py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
 
 void register_cuda_products(py::module_& m) {
   m.def("scale_exponent", &scale_exponent_of, py::arg("matrix"), "As that of _core.");
-  m.def("gram_product", &gram_product<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right"),
+  m.def("gram_product", &gram_product<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right").noconvert(),
         py::arg("scale_exponent") = 0);
-  m.def("gram_product", &gram_product<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right"),
-        py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
+  m.def("gram_product", &gram_product<double>, py::arg("matrix"), py::arg("x").noconvert(),
+        py::arg("right").noconvert(), py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
   m.def(
       "gram_product_at",
       [](const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, const std::string& dtype, bool right,
          int scale_exponent, bool with_stats) {
+        if (dtype != "float64" && dtype != "float32") throw std::invalid_argument("dtype must be float64 or float32");
         const linalg::OperatorStats stats =
             dtype == "float64" ? gram_product_at<double>(w, x, z, width, right, scale_exponent, with_stats)
                                : gram_product_at<float>(w, x, z, width, right, scale_exponent, with_stats);
         return py::make_tuple(stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
       },
-      py::arg("matrix"), py::arg("x"), py::arg("z"), py::arg("width"), py::arg("dtype"), py::arg("right"),
-      py::arg("scale_exponent") = 0, py::arg("with_stats") = true,
+      py::arg("matrix"), py::arg("x"), py::arg("z"), py::arg("width"), py::arg("dtype"), py::arg("right").noconvert(),
+      py::arg("scale_exponent") = 0, py::arg("with_stats").noconvert() = true,
       "As gram_product; x and z are addresses of (width, dim) float32 or float64 vectors on the device. Without "
       "statistics the call does not wait for the device.");
-  m.def("multiply", &multiply<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
+  m.def("multiply", &multiply<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("scale_exponent") = 0);
-  m.def("multiply", &multiply<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose"),
+  m.def("multiply", &multiply<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
   m.def("plan_product", &plan_of, py::arg("kind"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),
         py::arg("real_bytes"), py::arg("width"), py::arg("shared_bytes"), py::arg("largest_cluster"),

@@ -8,6 +8,7 @@
 
 #include "core/types.hpp"
 #include "cuda/machine/runtime.hpp"
+#include "python/gil.hpp"
 
 namespace mpfast::python {
 

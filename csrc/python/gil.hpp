@@ -1,0 +1,96 @@
+// The way out of Python into the core and back: who holds the GIL, how Ctrl-C arrives, and what becomes of a thread
+// that is still in the core when the interpreter ends.
+//
+// A daemon thread may be in the core at that moment. When it then asks for the GIL, Python 3.11 to 3.13 ends it by
+// pthread_exit, which unwinds its stack. Nothing here can be unwound so: destructors would drop references without the
+// GIL, and one that asks for the GIL itself ends the process. So such a thread rests until the process is gone, which
+// is what Python itself does with it from 3.14 on.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <optional>
+#include <thread>
+
+#include "core/abandonable.hpp"
+#include "core/forced_unwind.hpp"
+
+namespace mpfast::python {
+
+[[noreturn]] inline void rest() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Runs `body`, which asks for the GIL or runs Python code and has nothing to destroy.
+template <class Body>
+auto or_rest(const Body& body) {
+  try {
+    return body();
+  } catch (const ForcedUnwind&) {
+    rest();
+  }
+}
+
+inline bool interpreter_is_ending() {
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Signals are handled by the main thread alone. Needs the GIL.
+inline bool in_main_thread() {
+  namespace py = pybind11;
+  return py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>() ==
+         PyThread_get_thread_ident();
+}
+
+// While it lives the GIL is released and the calling thread is in the core. To be created by a binding once it has
+// looked at its arguments.
+class InCore {
+ public:
+  InCore() : in_main_thread_(in_main_thread()), state_(PyEval_SaveThread()) { begin_call(); }
+  ~InCore() {
+    end_call();
+    if (!in_main_thread_ && interpreter_is_ending()) rest();
+    or_rest([this] { PyEval_RestoreThread(state_); });
+  }
+  InCore(const InCore&) = delete;
+  InCore& operator=(const InCore&) = delete;
+
+  // Lets Ctrl-C cancel the call. Other threads than the main one hear nothing of signals, and never ask for the GIL.
+  Poll poll() const {
+    if (!in_main_thread_) return {};
+    return [] {
+      if (interpreter_is_ending()) return;
+      const pybind11::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+    };
+  }
+
+ private:
+  bool in_main_thread_;
+  PyThreadState* state_;
+};
+
+// The opposite, for a call back into Python: while it lives the GIL is held and the thread is not in the core.
+class InPython {
+ public:
+  InPython() {
+    end_call();
+    or_rest([this] { gil_.emplace(); });
+  }
+  ~InPython() {
+    gil_.reset();
+    begin_call();
+  }
+  InPython(const InPython&) = delete;
+  InPython& operator=(const InPython&) = delete;
+
+ private:
+  std::optional<pybind11::gil_scoped_acquire> gil_;
+};
+
+}  // namespace mpfast::python
