@@ -50,7 +50,7 @@ html_show_sphinx = False
 html_show_copyright = False
 
 # What lies outside of this folder is offered as a file.
-_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:benchmarks|examples|tests)/)")
+_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:(?:benchmarks|examples|tests)/|CONTRIBUTING\.md))")
 
 
 def _link_to_files(app, docname, source):

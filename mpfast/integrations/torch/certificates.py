@@ -156,8 +156,8 @@ class ModelCertificate:
         return [layer.to_dict() for layer in self.layers]
 
 
-@front_door
 @torch.no_grad()
+@front_door
 def certify(
     model: torch.nn.Module,
     masks: Mapping[str, Any],
