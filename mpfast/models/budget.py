@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from mpfast.models.budget_row import LayerBudget, parsed_pattern, row_from
 from mpfast.models.exporters import EXPORTERS
 from mpfast.models.provenance import Provenance
-from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
+from mpfast.models.rows import Rows
+from mpfast.support import InputError, InvalidValueError, front_door, read_document
 
 __all__ = ["Budget"]
 
@@ -19,7 +18,7 @@ SCHEMA = "mpfast.budget/1"
 
 
 @dataclass(frozen=True, repr=False)
-class Budget(Sequence[LayerBudget]):
+class Budget(Rows[LayerBudget]):
     """Sparsity per layer, an immutable sequence of `LayerBudget` in the order of the checkpoint.
 
     Attributes
@@ -53,18 +52,8 @@ class Budget(Sequence[LayerBudget]):
 
     granularity = "layer"
 
-    @overload
-    def __getitem__(self, index: int) -> LayerBudget: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerBudget, ...]: ...
-    def __getitem__(self, index: int | slice) -> LayerBudget | tuple[LayerBudget, ...]:
-        return self.layers[index]
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[LayerBudget]:
-        return iter(self.layers)
+    def _rows(self) -> tuple[LayerBudget, ...]:
+        return self.layers
 
     def __repr__(self) -> str:
         return f"Budget({self.method}: {self.pruned} of {self.entries} entries in {len(self.layers)} layers)"
@@ -83,20 +72,6 @@ class Budget(Sequence[LayerBudget]):
     def model_share(self) -> float | None:
         """Share of the whole model's entries that is pruned; None where the model is not known."""
         return self.pruned / self.model_entries if self.model_entries else None
-
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | os.PathLike[str]) -> None: ...
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the budget as JSON text, or write it to `path`, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            `path` cannot be written.
-        """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
 
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""

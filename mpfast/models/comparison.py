@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +15,8 @@ from mpfast.models.layer_report import LayerReport, jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.result import SCHEMA as ANALYSIS_SCHEMA
 from mpfast.models.result import Analysis
-from mpfast.support import InvalidTypeError, InvalidValueError, front_door, return_or_write
+from mpfast.models.rows import Rows
+from mpfast.support import InvalidTypeError, InvalidValueError, front_door
 
 __all__ = ["DIFF_COLUMNS", "DiffRow", "ModelDiff", "diff"]
 
@@ -69,7 +68,7 @@ DIFF_COLUMNS = ("norm", "change", "largest", "sigma_plus", "ks", "spikes")
 
 
 @dataclass(frozen=True, repr=False)
-class ModelDiff(Sequence[DiffRow]):
+class ModelDiff(Rows[DiffRow]):
     """What `mpfast.diff` found: an immutable sequence of `DiffRow`, in the order of A.
 
     Attributes
@@ -93,18 +92,8 @@ class ModelDiff(Sequence[DiffRow]):
     analyses: bool
     provenance: Provenance = field(compare=False)
 
-    @overload
-    def __getitem__(self, index: int) -> DiffRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[DiffRow, ...]: ...
-    def __getitem__(self, index: int | slice) -> DiffRow | tuple[DiffRow, ...]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[DiffRow]:
-        return iter(self.rows)
+    def _rows(self) -> tuple[DiffRow, ...]:
+        return self.rows
 
     def __repr__(self) -> str:
         return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} layers changed)"
@@ -126,20 +115,6 @@ class ModelDiff(Sequence[DiffRow]):
             "layers": [jsonable(asdict(row)) for row in self.rows],
             "unmatched": [{"name": name, "reason": reason} for name, reason in self.unmatched],
         }
-
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | os.PathLike[str]) -> None: ...
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the comparison as JSON text, or write it to `path`, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            `path` cannot be written.
-        """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
 
 
 @front_door

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
-from mpfast.support import front_door, return_or_write, warn_caller
+from mpfast.models.rows import Rows
+from mpfast.support import front_door, warn_caller
 
 __all__ = ["Inventory", "InventoryRow", "inspect"]
 
@@ -55,7 +53,7 @@ class InventoryRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Inventory(Sequence[InventoryRow]):
+class Inventory(Rows[InventoryRow]):
     """What `mpfast.inspect` found: an immutable sequence of `InventoryRow`, in the order of the checkpoint.
 
     Attributes
@@ -72,18 +70,8 @@ class Inventory(Sequence[InventoryRow]):
     source: str
     provenance: Provenance = field(compare=False)
 
-    @overload
-    def __getitem__(self, index: int) -> InventoryRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[InventoryRow, ...]: ...
-    def __getitem__(self, index: int | slice) -> InventoryRow | tuple[InventoryRow, ...]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[InventoryRow]:
-        return iter(self.rows)
+    def _rows(self) -> tuple[InventoryRow, ...]:
+        return self.rows
 
     def __repr__(self) -> str:
         return f"Inventory({self.source!r}: {len(self)} tensors, {self.matrices} matrices)"
@@ -123,20 +111,6 @@ class Inventory(Sequence[InventoryRow]):
             "provenance": self.provenance.to_dict(),
             "tensors": [jsonable(asdict(row)) for row in self.rows],
         }
-
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | os.PathLike[str]) -> None: ...
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the inventory as JSON text, or write it to `path`, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            `path` cannot be written.
-        """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
 
 
 @front_door

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-import json
 import math
 import os
 import statistics
@@ -28,6 +27,7 @@ from mpfast.models.layer_report import (
 from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
 from mpfast.models.provenance import Provenance
+from mpfast.models.rows import Rows
 from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 @dataclass(frozen=True, repr=False)
-class Analysis(Sequence[LayerReport]):
+class Analysis(Rows[LayerReport]):
     """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
 
     Attributes
@@ -73,18 +73,8 @@ class Analysis(Sequence[LayerReport]):
     seconds: float
     provenance: Provenance | None = field(default=None, compare=False)
 
-    @overload
-    def __getitem__(self, index: int) -> LayerReport: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
-    def __getitem__(self, index: int | slice) -> LayerReport | tuple[LayerReport, ...]:
-        return self.layers[index]
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[LayerReport]:
-        return iter(self.layers)
+    def _rows(self) -> tuple[LayerReport, ...]:
+        return self.layers
 
     def __repr__(self) -> str:
         return (
@@ -203,22 +193,6 @@ class Analysis(Sequence[LayerReport]):
         except ImportError:
             raise ImportError("Analysis.to_pandas() needs pandas: pip install 'mpfast[pandas]'") from None
         return pandas.DataFrame([row.to_dict() for row in self.layers], columns=self._columns())
-
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | os.PathLike[str]) -> None: ...
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the analysis as JSON text, or write it to `path`, whole or not at all.
-
-        NaN becomes ``null`` and an infinity the string ``"inf"`` or ``"-inf"``: JSON has neither.
-
-        Raises
-        ------
-        OSError
-            `path` cannot be written; an older file of that name is left as it was.
-        """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
 
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""

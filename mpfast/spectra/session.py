@@ -197,63 +197,48 @@ class Session:
         blocks = self._blocks(steps)
         if self.atoms is not None:
             return self._spectrum_of(self.atoms, blocks, steps)
-        trace = self._squared_norm(blocks)
-        (measure,) = self._measures(blocks, trace, extension=EXTENSION)
+        (measure,) = self._measures(blocks, self._squared_norm(blocks), extension=EXTENSION)
         unit = 2.0**self.source.scale_exponent
         ritz, residuals = (unit * values for values in _leading(blocks))
-        atoms = measure.atoms
-        return Spectrum(
-            shape=self.source.shape,
-            dtype=self.source.dtype,
-            device=self.source.device,
-            method="lanczos",
-            fro_norm=math.sqrt(trace) * unit,
-            measure=measure,
-            seed=int(self.request.seed),
-            probes=self.probes,
-            steps=steps,
-            passes=sum(run.steps for run in self.runs),
-            outliers=ritz[:atoms],
-            residuals=residuals[:atoms],
-            ritz=ritz,
-            resolved=_resolved(blocks),
-            fro_norm_exact=self.source.exact_norm,
-            zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
-        )
+        found = self._estimated(measure, ritz, _resolved(blocks), blocks, steps)
+        return replace(found, outliers=ritz[: measure.atoms], residuals=residuals[: measure.atoms])
 
     def _spectrum_of(self, atoms: Atoms, blocks: list[Any], steps: int) -> Spectrum:
         """The spectrum of few distinct values: all of them where number and trace tell their multiplicities."""
-        p, zeros = min(self.source.shape), self.runs[0].zero_coordinates
+        zeros = self.runs[0].zero_coordinates
         unit = 2.0**self.source.scale_exponent
         trace = self._squared_norm(blocks)
         known = atoms.all_values(self.dim, trace) if self.source.exact_norm else None
-        if known is not None:
-            values = np.concatenate([np.sqrt(known) * unit, np.zeros(zeros)])
-            exact = Spectrum.from_values(
-                values,
-                self.source.shape,
-                dtype=self.source.dtype,
-                device=self.source.device,
-                seed=self.request.seed,
-                resolution=GRAM_RESOLUTION,
-            )
-            return replace(exact, fro_norm=math.sqrt(trace) * unit, passes=sum(run.steps for run in self.runs))
-        measure = _with_zeros(atoms.measure(self.dim, unit), zeros, p)
+        if known is None:
+            measure = _with_zeros(atoms.measure(self.dim, unit), zeros, min(self.source.shape))
+            return self._estimated(measure, np.sqrt(atoms.theta) * unit, 0, blocks, steps)
+        values = np.concatenate([np.sqrt(known) * unit, np.zeros(zeros)])
+        exact = Spectrum.from_values(
+            values,
+            self.source.shape,
+            dtype=self.source.dtype,
+            device=self.source.device,
+            seed=self.request.seed,
+            resolution=GRAM_RESOLUTION,
+        )
+        return replace(exact, fro_norm=math.sqrt(trace) * unit, passes=sum(run.steps for run in self.runs))
+
+    def _estimated(self, measure: Measure, ritz: Array, resolved: int, blocks: list[Any], steps: int) -> Spectrum:
         return Spectrum(
             shape=self.source.shape,
             dtype=self.source.dtype,
             device=self.source.device,
             method="lanczos",
-            fro_norm=math.sqrt(trace) * unit,
+            fro_norm=math.sqrt(self._squared_norm(blocks)) * 2.0**self.source.scale_exponent,
             measure=measure,
             seed=int(self.request.seed),
             probes=self.probes,
             steps=steps,
             passes=sum(run.steps for run in self.runs),
-            ritz=np.sqrt(atoms.theta) * unit,
-            resolved=0,
+            ritz=ritz,
+            resolved=resolved,
             fro_norm_exact=self.source.exact_norm,
-            zero_fraction=zeros / p,
+            zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
         )
 
     def _blocks(self, steps: int) -> list[Any]:

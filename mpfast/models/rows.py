@@ -1,0 +1,54 @@
+"""What results of whole models share: they are sequences of rows, and JSON documents."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, overload
+
+from mpfast.support import return_or_write
+
+__all__ = ["Rows"]
+
+Row = TypeVar("Row")
+
+
+class Rows(Sequence[Row]):
+    """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
+
+    def _rows(self) -> tuple[Row, ...]:
+        raise NotImplementedError("the dataclass says which of its fields the rows are")
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
+        return self._rows()[index]
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows())
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as dictionaries and lists."""
+        raise NotImplementedError("the dataclass says what its document is")
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the result as JSON text, or write it to `path`, whole or not at all.
+
+        NaN becomes ``null`` and an infinity the string ``"inf"`` or ``"-inf"``: JSON has neither.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written; an older file of that name is left as it was.
+        """
+        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
