@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --quick    # small sizes
 
 Times are medians after a warm-up, by CUDA events for single products and by the clock, synchronised, for everything
-that a user calls. Errors are relative to fp64 references. A bar is a figure that the project has promised on an H200.
+that a user calls. Errors are relative to fp64 references. A bar is the figure
+that a case is meant to reach on an H200; nothing here says that it does.
 """
 
 from __future__ import annotations

@@ -279,6 +279,23 @@ def test_diff_of_checkpoints(run, tmp_path, model):
     assert run("diff", model, model, "--fail-on", "change > 0")[0] == 0
 
 
+def test_diff_fails_on_weights_that_are_no_numbers(run, tmp_path, model):
+    save_file(matrices(**{"layers.1.fc.weight": np.full((48, 64), np.nan, np.float32)}), tmp_path / "after.safetensors")
+    code, out, err = run("diff", model, tmp_path / "after.safetensors")
+    assert code == 1
+    assert "layers.1.fc.weight" in out
+    assert "layers.1.fc.weight: has NaN or infinite entries" in err
+    assert run("diff", tmp_path / "after.safetensors", tmp_path / "after.safetensors")[0] == 0
+
+
+def test_layers_of_other_names_are_not_paired(run, tmp_path):
+    W = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
+    save_file({"a.weight": W, "b.weight": W}, tmp_path / "model.safetensors")
+    save_file({"z.weight": W}, tmp_path / "base.safetensors")
+    assert run("analyze", tmp_path / "model.safetensors", "--base", tmp_path / "base.safetensors")[0] == 1
+    assert run("diff", tmp_path / "model.safetensors", tmp_path / "base.safetensors")[0] == 1
+
+
 def test_diff_of_odd_values():
     plain = {"a": np.zeros((8, 8)), "b": np.ones((8, 8))}
     odd = {"a": np.ones((8, 8)), "b": np.full((8, 8), np.nan)}

@@ -44,6 +44,12 @@ FAMILIES = {
     "orthogonal and a spike": lambda rng: (
         orthonormal(rng, 1100, 1500) + 3 * np.outer(orthonormal(rng, 1100, 1), orthonormal(rng, 1500, 1))
     ),
+    "orthogonal and a mean": lambda rng: orthonormal(rng, 1100, 1100) + 1.0,
+    "ones and the identity": lambda rng: np.ones((1100, 1200)) + np.eye(1100, 1200),
+    "two values and a dominant spike": lambda rng: (
+        with_values(rng, np.repeat([1.0, 0.5], 550))
+        + 1e4 * np.outer(orthonormal(rng, 1100, 1), orthonormal(rng, 1100, 1))
+    ),
     "bfloat16 orthogonal": lambda rng: bfloat16(orthonormal(rng, 1100, 1500)),
     "identity and a little noise": lambda rng: np.eye(1100, 1500) + 2e-5 * rng.standard_normal((1100, 1500)),
 }

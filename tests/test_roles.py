@@ -88,6 +88,17 @@ QUANTISED = {
         "l.proj_up": ((64, 16), "bfloat16", "companion"),
     },
     "HQQ": {"l.W_q": ((64, 64), "uint8", "quantised"), "l.scale": ((64, 16), "float16", "companion")},
+    "SpQR": {
+        "l.dense_weights": ((4096,), "int64", "quantised"),
+        "l.scales": ((16, 256), "float32", "companion"),
+        "o.weight": ((64, 64), "float32", "linear"),
+    },
+    "codes in int64": {
+        "l.qweight": ((64, 64), "int64", "quantised"),
+        "l.scales": ((16, 64), "float16", "companion"),
+    },
+    "bits": {"l.weight_bits": ((64, 64), "bool", "quantised"), "l.scales": ((16, 64), "float16", "companion")},
+    "QuIP#": {"l.Qidxs": ((64, 64), "int64", "quantised"), "l.codebook": ((256, 8), "float32", "companion")},
     "no module": {"weight": ((64, 64), "int8", "quantised"), "weight_scale": ((64, 16), "float32", "companion")},
     # Integers that make nothing quantised.
     "a causal mask": {
@@ -98,6 +109,11 @@ QUANTISED = {
     "positions": {
         "embeddings.position_ids": ((1, 64), "int32", "buffer"),
         "embeddings.position_embeddings": ((1, 64, 64), "float32", "embedding"),
+    },
+    "int64 and bool beside a plain weight": {
+        "m.relation": ((64, 64), "int64", "buffer"),
+        "m.tril": ((64, 64), "bool", "buffer"),
+        "m.weight": ((64, 64), "float32", "linear"),
     },
     "a table beside a plain weight": {
         "m.table": ((64, 64), "int32", "buffer"),
@@ -353,6 +369,11 @@ def test_lora_factors_are_left_out_of_pruning_and_budgets():
         ("u.lora_down.weight", "u.lora_up.weight", "u.lora"),
         ("u.lora.down.weight", "u.lora.up.weight", "u.lora"),
         ("u.lora_embedding_A.default", "u.lora_embedding_B.default", "u.lora.default"),
+        ("u.lora_linear_layer.down.weight", "u.lora_linear_layer.up.weight", "u.lora"),
+        ("u.to_q_lora.down.weight", "u.to_q_lora.up.weight", "u.to_q_lora"),
+        ("u.qkv_lora1.down.weight", "u.qkv_lora1.up.weight", "u.qkv_lora1"),
+        ("u.lora_a.weight", "u.lora_b.weight", "u.lora"),
+        ("u/lora_A/weight", "u/lora_B/weight", "u/lora"),
     ],
 )
 def test_pairs_of_other_tools_are_products_too(first, second, product):
@@ -362,6 +383,13 @@ def test_pairs_of_other_tools_are_products_too(first, second, product):
     assert row.fro_norm == pytest.approx(np.linalg.norm(B @ A), rel=1e-5)
     conv = mpfast.analyze({first: A.reshape(4, 16, 2, 2), second: B.reshape(48, 4, 1, 1)})
     assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)
+
+
+def test_factors_stored_the_other_way_round_are_no_layers():
+    """MLX: A (n, r), B (r, m)."""
+    model = {"u.lora_a": weight(64, 4), "u.lora_b": weight(4, 64, seed=1), "w.weight": weight(64, 64)}
+    assert [row.name for row in mpfast.analyze(model)] == ["w.weight"]
+    assert {t.name for t in mpfast.prune(model, sparsity=0.5, method="magnitude").skipped} == {"u.lora_a", "u.lora_b"}
 
 
 def test_one_array_under_two_names_is_one_layer(tmp_path):

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import mpfast
 from mpfast.checkpoints import WHOLE, open_checkpoint, roles_of, select_layers
@@ -182,6 +182,56 @@ def test_parametrisations_by_others():
     rows = mpfast.analyze(model)
     assert [row.name for row in rows] == ["x.weight", "y.weight"]
     assert rows[0].fro_norm == pytest.approx(float(model.x.weight.norm()), rel=1e-5)
+
+
+class Scale(nn.Module):
+    """A parametrisation with a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(64, 64))
+
+    def forward(self, w):
+        return w * self.gain
+
+
+def test_parameters_of_a_parametrisation_are_no_layers(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    parametrize.register_parametrization(model[0], "weight", Scale())
+    assert [row.name for row in mpfast.analyze(model)] == ["0.weight", "1.weight"]
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude")
+    assert [row.name for row in result.budget] == ["1.weight"]
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_two_names_of_one_tensor_are_pruned_and_verified_together(from_file, tmp_path):
+    weight = torch.randn(64, 64)
+    model = {"a.weight": weight, "b.weight": weight, "c.weight": torch.randn(64, 64)}
+    if from_file:
+        torch.save(model, tmp_path / "model.pt")
+        model = tmp_path / "model.pt"
+    mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(written["a.weight"], written["b.weight"])
+    assert mpfast.verify(tmp_path / "out").ok
+    assert mpfast.verify(tmp_path / "out", model).ok
+    written["b.weight"][0, 0] += 1
+    save_file(written, tmp_path / "out" / "model.safetensors")
+    assert not mpfast.verify(tmp_path / "out").ok
+
+
+def test_a_file_of_torch_is_read_whatever_its_name(tmp_path):
+    torch.save({"fc.weight": torch.randn(32, 48)}, tmp_path / "model.safetensors")
+    assert [row.name for row in mpfast.analyze(tmp_path / "model.safetensors")] == ["fc.weight"]
+
+
+def test_tensors_without_a_memory_of_their_own_in_an_output(tmp_path):
+    dense = torch.randn(64, 64)
+    with pytest.raises(TypeError, match="sparse"):
+        mpfast.prune({"s": dense.to_sparse(), "c": dense}, tmp_path / "out", sparsity=0.5, method="magnitude")
+    lazy = nn.Sequential(nn.LazyLinear(16), nn.Linear(64, 64))
+    result = mpfast.prune(lazy, tmp_path / "out", sparsity=0.5, method="magnitude")
+    assert {tensor.name for tensor in result.skipped} == {"0.weight", "0.bias", "1.bias"}
 
 
 class Tied(nn.Module):

@@ -43,7 +43,8 @@ def cuda_backend() -> Any:
         return importlib.import_module("mpfast._cuda")
     except ModuleNotFoundError as error:
         raise NoCudaError(
-            "this build of mpfast has no CUDA backend: it was built where no nvcc was found (MPFAST_CUDA=on insists)"
+            "this build of mpfast has no CUDA backend: it was built without nvcc, or with MPFAST_CUDA=off "
+            "(MPFAST_CUDA=on insists)"
         ) from error
 
 

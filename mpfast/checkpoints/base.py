@@ -31,8 +31,8 @@ class Role:
     reason : str
         Why the tensor is no layer; empty where it is one.
     source : str
-        Where that is known from: "module class", "ONNX node", "config.json", "storage", "companions", "names of a
-        pair", "shape" or, as the last resort, "name".
+        Where that is known from: "type", "module class", "ONNX node", "config.json", "storage", "companions",
+        "names of a pair", "shape" or, as the last resort, "name".
     of : str
         The weight that a companion, an alias, a mask or a factor belongs to.
     parts : tuple of (str, int, int, int)

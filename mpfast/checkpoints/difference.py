@@ -135,6 +135,8 @@ def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dic
         return best
     most = _agreeing(best, mine, others)
     for prefix, replacement in _prefixes(mine, others):
+        if not _is_wrapping(prefix, replacement, mine, others):
+            continue
         # A name that has the prefix goes before one that is the same without.
         renamed: dict[str, str] = {name: replacement + name[len(prefix) :] for name in mine if name.startswith(prefix)}
         found = {name: other for name, other in renamed.items() if other in others}
@@ -144,6 +146,19 @@ def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dic
         if agreeing > most:
             best, most = found, agreeing
     return {name: best[name] for name in mine if name in best}
+
+
+def _is_wrapping(prefix: str, replacement: str, mine: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether one side has something in front of the other's names, and not another layer that ends in ``weight``, too.
+
+    What is left of some name has to name a layer still, unless all names of both sides have the prefixes and one of
+    these is empty: a single layer, wrapped.
+    """
+    left = [name[len(prefix) :] for name in mine if name.startswith(prefix)]
+    if any("." in ending and f"{replacement}{ending}" in others for ending in left):
+        return True
+    everywhere = len(left) == len(list(mine)) and all(name.startswith(replacement) for name in others)
+    return everywhere and not (prefix and replacement)
 
 
 def _agreeing(pairs: dict[str, str], mine: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]]) -> int:

@@ -15,20 +15,15 @@ from mpfast.support import InvalidValueError
 
 __all__ = ["LoraProducts", "LowRankProduct", "factor_roles", "has_lora_pairs"]
 
-# PEFT, its embeddings, kohya and diffusers: what multiplies first, and its partner.
-_PARTNERS = {
-    "lora_A": "lora_B",
-    "lora_embedding_A": "lora_embedding_B",
-    "lora_down": "lora_up",
-    "lora.down": "lora.up",
-    "lora_linear_layer.down": "lora_linear_layer.up",
-}
-_FIRST = "|".join(map(re.escape, _PARTNERS))
-_SECOND = "|".join(map(re.escape, _PARTNERS.values()))
+# PEFT, its embeddings, torchtune, kohya, diffusers and x-flux: what multiplies first, and its partner.
+_PARTNERS = {"A": "B", "a": "b", "down": "up"}
+_FIRST = r"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>\w*lora\w*)\.down"
+_SECOND = r"lora_(embedding_)?B|lora_b|lora_up|\w*lora\w*\.up"
 # LyCORIS, and what scales or extends a pair.
 _MORE = r"lora_mid|lora_magnitude_vector|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2)"
 _FACTOR = re.compile(
-    rf"(?P<module>.*?)(?P<dot>^|\.)(?P<which>{_FIRST}|{_SECOND}|{_MORE})(?P<adapter>\.(?!weight$)[^.]+)?(?P<end>\.weight)?"
+    rf"(?P<module>.*?)(?P<dot>^|[./])(?P<which>(?P<first>{_FIRST})|{_SECOND}|{_MORE})"
+    r"(?P<adapter>[./](?!weight$)[^./]+)?(?P<end>[./]weight)?"
 )
 
 
@@ -65,17 +60,24 @@ class LowRankProduct:
 def _pair_of(name: str) -> tuple[str, str] | None:
     """The product's name and the name of B that belongs to A; None for another tensor."""
     found = _FACTOR.fullmatch(name)
-    if found is None or found["which"] not in _PARTNERS:
+    if found is None or found["first"] is None:
         return None
     adapter, end = found["adapter"] or "", found["end"] or ""
     start = f"{found['module']}{found['dot']}"
-    return f"{start}lora{adapter}", f"{start}{_PARTNERS[found['which']]}{adapter}{end}"
+    stem = found["stem"] if found["stem"] not in (None, "lora_linear_layer") else "lora"
+    cut = max(found["first"].rfind("_"), found["first"].rfind(".")) + 1
+    second = found["first"][:cut] + _PARTNERS[found["first"][cut:]]
+    return f"{start}{stem}{adapter}", f"{start}{second}{adapter}{end}"
 
 
 def _fits(A: TensorInfo, B: TensorInfo) -> bool:
-    """Whether B (m, r) times A (r, n) is a product; those of a convolution are (m, r, 1, 1) and (r, n, kh, kw)."""
+    """Whether B (m, r) times A (r, n) is a product; those of a convolution are (m, r, 1, 1) and (r, n, kh, kw).
+
+    MLX has the names of torchtune, but its factors the other way round: there the rank is the larger extent.
+    """
     return (
         len(A.shape) >= 2
+        and (not re.search(r"lora_a\b", A.name) or A.shape[0] <= min(A.shape[1], B.shape[0]))
         and len(B.shape) in (2, len(A.shape))
         and B.shape[1] == A.shape[0]
         and all(extent == 1 for extent in B.shape[2:])

@@ -13,6 +13,8 @@ from mpfast.checkpoints.base import TensorInfo
 __all__ = ["companions_of", "parent_of"]
 
 _PACKED = re.compile(r"(float[864]_|q?u?int(2|3|4|8|16|32)$|quint)")
+# Codes in types that most often hold indices: packed where the name, the configuration or a scale beside them says so.
+_PACKED_IF_SAID = re.compile(r"(u?int64|bool)$")
 # Integers that are no weights, whatever the module holds beside them.
 _INDEX = re.compile(
     r"(^|_)(bias|mask|ids|position_index|index|num_batches_tracked|steps?|count|positions|labels|tokens|lengths?)$"
@@ -29,6 +31,10 @@ _WEIGHTS = (
     "codes",
     "weight_sf_packed",
     "comfy_quant",
+    "Qidxs",
+    "dense_weights",
+    "weight_bits",
+    "q_weight",
 )
 _COMPANIONS = (
     "weight_scale_inv",
@@ -79,6 +85,11 @@ _COMPANIONS = (
     "amax",
     "weight_sf",
     "weight_sf_rowmajor",
+    "codebook",
+    "codebooks",
+    "row_offsets",
+    "q_scale_max",
+    "q_scale_f",
 )
 # Longest first: weight_scale_inv ends in scale_inv, too.
 _WORDS = tuple(sorted({*_WEIGHTS, *_COMPANIONS}, key=lambda word: -len(word)))
@@ -90,14 +101,23 @@ def parent_of(name: str) -> tuple[str, str]:
     return name[: max(cut, 0)], name[cut + 1 :]
 
 
-def companions_of(tensors: Iterable[TensorInfo]) -> tuple[dict[str, str], list[str]]:
+def companions_of(tensors: Iterable[TensorInfo], *, quantised: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return the companions, each with the quantised weight that it belongs to, and every tensor of a packed type.
 
-    The latter are the quantised weights where they have companions, or the configuration says that there are some; by
-    itself such a tensor may be anything.
+    The latter are the quantised weights where they have companions, or the configuration says that there are some
+    (`quantised`); by itself such a tensor may be anything.
     """
     infos = {info.name: info for info in tensors}
-    packed = [info.name for info in infos.values() if _may_be_weight(info)]
+    scaled = {
+        parent_of(name)[0]
+        for name, info in infos.items()
+        if info.dtype.startswith(("float", "bfloat")) and _word_of(parent_of(name)[1]) in _COMPANIONS
+    }
+    packed = [
+        info.name
+        for info in infos.values()
+        if _may_be_weight(info, said=quantised or parent_of(info.name)[0] in scaled)
+    ]
     by_module: dict[str, list[str]] = {}
     by_stem: dict[str, str] = {}
     for name in packed:
@@ -113,9 +133,11 @@ def companions_of(tensors: Iterable[TensorInfo]) -> tuple[dict[str, str], list[s
     return found, packed
 
 
-def _may_be_weight(info: TensorInfo) -> bool:
+def _may_be_weight(info: TensorInfo, *, said: bool) -> bool:
     base = parent_of(info.name)[1]
-    if not _PACKED.match(info.dtype) or 0 in info.shape or _INDEX.search(base) or _word_of(base) in _COMPANIONS:
+    if 0 in info.shape or _INDEX.search(base) or _word_of(base) in _COMPANIONS:
+        return False
+    if not _PACKED.match(info.dtype) and not (said and _PACKED_IF_SAID.match(info.dtype)):
         return False
     return len(info.shape) >= 2 or (len(info.shape) == 1 and _word_of(base) in _WEIGHTS)
 

@@ -85,11 +85,11 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     config: Mapping[str, Any] | None = getattr(checkpoint, "config", None)
     infos = {info.name: info for info in tensors}
     roles: dict[str, Role] = {}
-    companions, packed = companions_of(tensors)
+    method = quantisation_of(config)
+    companions, packed = companions_of(tensors, quantised=bool(method))
     for name, weight in companions.items():
         reason = f"scale of the quantised {weight}, or what else belongs to it"
         roles[name] = Role("companion", reason=reason, source="companions", of=weight)
-    method = quantisation_of(config)
     quantised = set(packed) if method else set(companions.values())
     for name in packed:
         if name in quantised:

@@ -77,7 +77,8 @@ def _paths(model: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:
     elif isinstance(model, Mapping):
         for value in model.values():
             yield from _paths(value, mapped, seen)
-    elif hasattr(model, "shape") and hasattr(model, "dtype"):
+    elif hasattr(type(model), "shape") and hasattr(type(model), "dtype"):
+        # Asked of the type: a parameter that is not initialised raises where its own shape is asked for.
         yield from _files_of_array(model, mapped)
     elif all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
         yield from _paths_of_checkpoint(model, mapped, seen)
@@ -132,7 +133,10 @@ def _files_of_array(array: Any, mapped: _Mappings) -> Iterator[Path]:
         base = base.base
     storage = getattr(array, "untyped_storage", None)
     if callable(storage):
-        name = getattr(storage(), "filename", None)
+        try:
+            name = getattr(storage(), "filename", None)
+        except (RuntimeError, NotImplementedError, ValueError):  # sparse, nested or without entries yet: none
+            return
         if isinstance(name, str):
             yield Path(name)
 

@@ -110,6 +110,11 @@ class TorchModules:
             masks = [f"{inner}.{at}.mask" for at, step in enumerate(steps) if _is_mask(step)]
             for name in names:
                 self.roles[name] = Role("part", reason=f"part of the parametrised {called}", source=_SOURCE, of=called)
+            for name, _ in steps.named_parameters():  # those of the steps themselves
+                self.roles.setdefault(
+                    f"{inner}.{name}",
+                    Role("part", reason=f"part of the parametrised {called}", source=_SOURCE, of=called),
+                )
             for name, _ in steps.named_buffers():
                 self.roles[f"{inner}.{name}"] = Role(
                     "buffer", reason=f"part of the parametrised {called}", source=_SOURCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -30,13 +31,15 @@ def diff_command(
     """Compare two models layer by layer, by ||B - A|| / ||A||, or two analyses figure by figure.
 
     Names are matched without what only one side puts in front of all of them, such as module. or a head's name.
-    The exit status is 0 whether there are differences or not: --fail-on 'change > 0' makes them a failure.
+    The exit status is 0 whether there are differences or not: --fail-on 'change > 0' makes them a failure. A change
+    that NaN or infinite entries leave undefined is one.
     """
     wanted = conditions(fail_on, DIFF_COLUMNS)
     require_directory(json_file)
     found = diff(a, b)
     if not write_document(found.to_document(), json_file) and not quiet:
         print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))
-    findings = violations(wanted, ((row.name, asdict(row)) for row in found))
+    findings = [f"{row.name}: has NaN or infinite entries" for row in found if math.isnan(row.change)]
+    findings += violations(wanted, ((row.name, asdict(row)) for row in found))
     if findings:
         fail(findings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request, SpectrumMethod
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
-
-if TYPE_CHECKING:
-    from mpfast.spectra.measured import Spectrum
 
 __all__ = ["estimate_spectrum", "measured_spectrum", "spectrum"]
 

@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 
 from mpfast.spectra.distribution import Measure
 
-__all__ = ["EQUAL", "NEAR", "Atoms", "atoms_of", "closeness"]
+__all__ = ["EQUAL", "NEAR", "ZERO_FP64", "Atoms", "atoms_of", "closeness"]
 
 Array = NDArray[np.float64]
 
 # Relative distance (scale s^2) up to which Ritz values count as equal: rounding of fp32 products leaves about 1e-6. The
 # values of a noise bulk are some 1 / p apart, and as many of them as the block is wide never fall so close together.
 EQUAL = 1e-5
+# Share of the largest (scale s^2) up to which a Ritz value may be zero, of fp64 products; of fp32 ones it is EQUAL.
+ZERO_FP64 = 1e-12
 # Distance up to which they are too close for a dozen steps to show how they are distributed.
 NEAR = 1e-3
 # Share of all mass below which a Ritz value is a ghost, made of rounding after the space had closed.
@@ -73,7 +75,7 @@ class Atoms:
         return None
 
 
-def closeness(blocks: Sequence[Any]) -> float:
+def closeness(blocks: Sequence[Any], zero: float = EQUAL) -> float:
     """Smallest relative distance (scale s^2) within which some run has as many Ritz values as its block is wide.
 
     Zeros do not count. Of a single vector nothing can be said: infinity.
@@ -83,6 +85,8 @@ def closeness(blocks: Sequence[Any]) -> float:
     blocks
         ``(theta, residual, weight, ...)`` of every run: Ritz values, descending, (size,), and the mass of its probes on
         each, (width, size).
+    zero
+        Up to which share of the largest a Ritz value may be zero and the rounding of the products.
     """
     closest = math.inf
     for theta, _, weight, *_ in blocks:
@@ -90,12 +94,13 @@ def closeness(blocks: Sequence[Any]) -> float:
         if width < 2 or len(theta) < width:
             continue
         first, last = theta[: len(theta) - width + 1], theta[width - 1 :]
-        spans = (first - last)[last > EQUAL * theta[0]] / first[last > EQUAL * theta[0]]
+        seen = last > zero * theta[0]
+        spans = (first - last)[seen] / first[seen]
         closest = min(closest, float(spans.min(initial=math.inf)))
     return closest
 
 
-def atoms_of(blocks: Sequence[Any]) -> Atoms | None:
+def atoms_of(blocks: Sequence[Any], zero: float = EQUAL) -> Atoms | None:
     """Return the distinct values that hold all mass, of runs as in `closeness`; None where some have not settled."""
     theta = np.concatenate([block[0] for block in blocks])
     residual = np.concatenate([block[1] for block in blocks])
@@ -107,10 +112,10 @@ def atoms_of(blocks: Sequence[Any]) -> Atoms | None:
         row, column = row + width, column + size
     share = weight.sum(axis=0) / weight.sum()
     real = share > GHOST
-    if np.any(residual[real] > SETTLED * theta[real] + EQUAL * theta.max()):
+    if np.any(residual[real] > SETTLED * theta[real] + zero * theta.max()):
         return None
     order = np.flatnonzero(real)[np.argsort(-theta[real], kind="stable")]
-    ordered = np.where(theta[order] > EQUAL * theta.max(), theta[order], 0.0)
+    ordered = np.where(theta[order] > zero * theta.max(), theta[order], 0.0)
     starts = np.concatenate([[0], np.flatnonzero(ordered[:-1] - ordered[1:] > EQUAL * ordered[:-1]) + 1])
     mass = np.add.reduceat(weight[:, order], starts, axis=1)
     mean = np.add.reduceat(ordered * share[order], starts) / np.add.reduceat(share[order], starts)

@@ -18,7 +18,7 @@ from mpfast.operators import LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import GRAM_RESOLUTION
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.repeated import EQUAL, NEAR, Atoms, atoms_of, closeness
+from mpfast.spectra.repeated import EQUAL, NEAR, ZERO_FP64, Atoms, atoms_of, closeness
 from mpfast.spectra.request import Request
 
 __all__ = ["Session"]
@@ -42,6 +42,7 @@ COUNTABLE = 0.1
 EXTENSION = 256
 # Share of the trace that rounding may leave when every singular value but zeros has been found.
 COMPLETE = 1e-4
+COMPLETE_FP64 = 1e-9  # of fp64 products
 REPLICATE_EXTENSION = 96
 
 
@@ -122,13 +123,14 @@ class Session:
 
         The bulk's trace is a difference: ``||W||_F^2`` less the leading values, each good to a few fp32 roundings.
         """
-        if self.precise or self.source.dtype == "float64":
+        if self._in_double:
             return False
         now = self.after(self.steps)
         if now.edge.sigma_plus <= 0:
             return True
         ratio = float(now.ritz[0] / now.edge.sigma_plus) ** 2
-        return 4e-6 * ratio / self.dim > FP32_SHARE * self.request.tol
+        # Equal values of the bulk have to stand out from the rounding, too, to be told from zeros.
+        return 4e-6 * ratio / self.dim > FP32_SHARE * self.request.tol or EQUAL * ratio > FP32_SHARE
 
     def probes_missing(self, relative_error: float) -> int:
         """How many more probes bring the error down to tol, a tenth in reserve; 0 when probes are not what is short."""
@@ -141,7 +143,7 @@ class Session:
     def values_repeat(self) -> bool:
         """Whether singular values are equal, or so close to each other that a block cannot show how many there are."""
         blocks = self._blocks(self.steps)
-        return closeness(blocks) <= NEAR and not self._complete(blocks)
+        return closeness(blocks, self._zero) <= NEAR and not self._complete(blocks)
 
     def spectrum(self) -> Spectrum:
         """What all steps of all runs say, with what its error follows from."""
@@ -160,7 +162,7 @@ class Session:
                 blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
             )
         # Values closer than that are one value to the run, and where in between they lie it cannot tell.
-        close = closeness(blocks) if self.values_repeat() and atoms is None else 0.0
+        close = closeness(blocks, self._zero) if self.values_repeat() and atoms is None else 0.0
         return replace(self.after(self.steps), replicates=replicates, settling=max(self.settling, min(close, NEAR)))
 
     def after(self, steps: int) -> Spectrum:
@@ -179,19 +181,28 @@ class Session:
         key = (len(self.runs), self.steps)
         if key not in self._atoms:
             blocks = self._blocks(self.steps)
-            repeat = closeness(blocks) <= EQUAL and not self._complete(blocks)
-            found = (atoms_of(self._blocks(steps)) for steps in range(1, self.steps + 1 if repeat else 1))
+            repeat = closeness(blocks, self._zero) <= EQUAL and not self._complete(blocks)
+            found = (atoms_of(self._blocks(steps), self._zero) for steps in range(1, self.steps + 1 if repeat else 1))
             self._atoms[key] = next((atoms for atoms in found if atoms is not None), None)
         return self._atoms[key]
 
     def hides_values(self) -> bool:
         """Whether singular values repeat and not all of the distinct ones have been found."""
         blocks = self._blocks(self.steps)
-        return closeness(blocks) <= EQUAL and not self._complete(blocks) and self.atoms is None
+        return closeness(blocks, self._zero) <= EQUAL and not self._complete(blocks) and self.atoms is None
+
+    @property
+    def _zero(self) -> float:
+        return ZERO_FP64 if self._in_double else EQUAL
+
+    @property
+    def _in_double(self) -> bool:
+        return self.precise or self.source.dtype == "float64"
 
     def _complete(self, blocks: list[Any]) -> bool:
         """Whether the Ritz values add up to the trace: then each counts once, and the others are zero."""
-        return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - COMPLETE) * self._squared_norm(blocks)
+        missing = COMPLETE_FP64 if self._in_double else COMPLETE
+        return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - missing) * self._squared_norm(blocks)
 
     def _spectrum_after(self, steps: int) -> Spectrum:
         blocks = self._blocks(steps)

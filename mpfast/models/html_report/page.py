@@ -1,4 +1,4 @@
-"""The HTML report of an analysis: one file that needs no network and no server."""
+"""Fills the template of the report with an analysis."""
 
 from __future__ import annotations
 
