@@ -39,6 +39,7 @@ from mpfast.support.json_records import (
     storage_bits,
     unique_keys,
 )
+from mpfast.support.kept import KeptProperty
 
 if TYPE_CHECKING:
     from mpfast.support.safe_files import (
@@ -60,6 +61,7 @@ __all__ = [
     "InputError",
     "InvalidTypeError",
     "InvalidValueError",
+    "KeptProperty",
     "MissingKeyError",
     "OutOfMemoryError",
     "Record",
