@@ -357,3 +357,81 @@ def test_the_clock_may_jump(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: next(times))
     assert mpfast.spectrum(W, method="lanczos").to_dict() == expected
     assert len(mpfast.analyze({"fc": W}, progress=False)) == 1
+
+
+FORKS = """
+    import os, signal, threading
+    import numpy as np, mpfast
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((300, 400)).astype(np.float32)
+    B = A[:150]
+    stop = threading.Event()
+    def results(W):
+        return [
+            mpfast.spectrum(W, method="exact", threads=2).edge.sigma_plus,
+            mpfast.spectrum(W, method="lanczos", threads=2).edge.sigma_plus,
+            int(mpfast.masks.magnitude(W, 0.3, threads=2).sum()),
+        ]
+    def work():
+        while not stop.is_set():
+            results(A)
+    expected = results(B)
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(120):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # a child takes a few milliseconds; one that waits for ever ends so
+            os._exit(0 if results(B) == expected else 1)
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            print("child", number, "ended with", status)
+    stop.set()
+    for thread in threads:
+        thread.join()
+"""
+
+
+@linux_only
+def test_children_that_are_forked_while_other_threads_compute():
+    """Whatever lock another thread holds at that moment, of Python's, of the core's or of OpenBLAS's."""
+    run = run_python("-W", "ignore", "-c", textwrap.dedent(FORKS), timeout=600)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+FORK_IN_A_CALL = """
+    import os, signal
+    import numpy as np, mpfast
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((2100, 2200))
+    class Operator:
+        shape, dtype = W.shape, W.dtype
+        calls = children = 0
+        def matmat(self, X):
+            Operator.calls += 1
+            if forking and Operator.calls == 3:
+                Operator.children = os.fork()
+                if Operator.children == 0:
+                    signal.alarm(100)
+            return W @ X
+        def rmatmat(self, X):
+            return W.T @ X
+    def result():
+        return mpfast.spectrum(Operator(), method="lanczos", probes=8, steps=10, threads=4).edge.sigma_plus
+    forking = False
+    expected = result()
+    forking, Operator.calls = True, 0
+    found = result()
+    if Operator.children == 0:
+        os._exit(0 if found == expected else 1)
+    assert found == expected
+    print(os.waitpid(Operator.children, 0)[1])
+"""
+
+
+@linux_only
+def test_an_operator_may_fork_in_the_middle_of_a_call():
+    """The child has none of the team's threads, and ends the call alone with the same result."""
+    run = run_python("-W", "ignore", "-c", textwrap.dedent(FORK_IN_A_CALL), timeout=300)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "0\n", "")

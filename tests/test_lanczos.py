@@ -223,3 +223,38 @@ def test_an_exception_in_an_operator_comes_through():
     run = _core.lanczos_run_operator(broken, 50, 2, 0, 0, 1)
     with pytest.raises(RuntimeError, match="no such file"):
         run.advance(2)
+
+
+@pytest.mark.parametrize(("low", "share"), [(1.0, 1.0), (0.25, 0.5), (0.01, 0.3)])
+def test_a_closed_run_on_repeated_eigenvalues_gives_each_its_share(low, share):
+    """A block of 4 sees each eigenvalue 4 times, however often it occurs; the trace says that this is not all."""
+    dim = 400
+    high = round(share * dim)
+    eigenvalues = np.where(np.arange(dim) < high, 1.0, low)
+    run = diagonal_run(eigenvalues, 4)
+    run.advance(20)
+    assert run.exhausted
+    block = (*run.ritz(), run.steps, True)
+    for dropped in (-1, 0):
+        ((nodes, weights, atoms, edge),) = _core.spectral_measures(
+            [block], eigenvalues.sum(), dim, dim, True, 32, [dropped], 1
+        )
+        assert atoms == 0
+        assert edge == pytest.approx(1)
+        assert weights.sum() == pytest.approx(1)
+        assert (weights >= 0).all()
+        assert nodes @ weights == pytest.approx(eigenvalues.mean(), rel=1e-12)
+        # The first moment alone says how a mass is shared by two eigenvalues.
+        assert weights[nodes > 0.9].sum() == pytest.approx(share, abs=1e-12)
+
+
+def test_a_closed_run_on_few_eigenvalues_says_that_the_rest_is_zero():
+    eigenvalues = np.zeros(400)
+    eigenvalues[:3] = 3, 2, 1
+    run = diagonal_run(eigenvalues, 4)
+    run.advance(20)
+    block = (*run.ritz(), run.steps, True)
+    ((nodes, weights, _, _),) = _core.spectral_measures([block], eigenvalues.sum(), 400, 400, True, 32, [-1], 1)
+    np.testing.assert_allclose(nodes[:3], [3, 2, 1], rtol=1e-12)
+    np.testing.assert_allclose(weights[:3], 1 / 400, rtol=1e-12)
+    assert weights[nodes < 1e-6].sum() == pytest.approx(397 / 400)

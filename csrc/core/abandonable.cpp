@@ -14,6 +14,8 @@
 #include <unistd.h>
 #endif
 
+#include "core/fork.hpp"
+
 namespace mpfast {
 
 namespace {
@@ -64,6 +66,12 @@ void begin_call() {
 }
 
 void end_call() { --running_calls(); }
+
+void forget_calls_at_fork() {
+  begin_call();  // what is set up by the first call is set up now: a fork may come in the middle
+  end_call();
+  at_fork(nullptr, nullptr, [] { running_calls() = 0; });
+}
 
 void run_abandonable(const Poll& poll, std::function<void()> work) {
   const auto task = std::make_shared<std::packaged_task<void()>>(std::move(work));

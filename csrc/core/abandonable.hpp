@@ -23,4 +23,7 @@ bool can_exit_during_calls();
 void begin_call();
 void end_call();
 
+// To be called once, when the module is loaded: calls of threads that a forked child does not have do not count there.
+void forget_calls_at_fork();
+
 }  // namespace mpfast

@@ -1,10 +1,13 @@
 #include "linalg/lapack.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <limits>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #ifdef __linux__
@@ -13,6 +16,7 @@
 
 #include "cblas.h"
 #include "core/buffer.hpp"
+#include "core/fork.hpp"
 
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
@@ -69,8 +73,47 @@ constexpr std::size_t kThread = std::size_t{72} << 20;
 constexpr std::size_t kReserve = std::size_t{16} << 20;
 
 std::mutex blas_memory_mutex;
-int blas_threads = 0;          // that may be in a call now
+int blas_threads = 0;          // that may be in a call now; changed under the mutex, as what follows
 bool blas_has_buffer = false;  // OpenBLAS keeps what it has mapped, so one call will always find its work space
+
+// Who is in BLAS, and whether somebody waits for nobody to be.
+std::atomic<int> calls_of_blas{0};
+std::atomic<bool> fork_is_near{false};
+
+// To live during a call that may take work space. A call within a call would not get in.
+class CallOfBlas {
+ public:
+  CallOfBlas() {
+    for (++calls_of_blas; fork_is_near; ++calls_of_blas) {
+      --calls_of_blas;
+      while (fork_is_near) std::this_thread::yield();
+    }
+  }
+  ~CallOfBlas() { --calls_of_blas; }
+  CallOfBlas(const CallOfBlas&) = delete;
+  CallOfBlas& operator=(const CallOfBlas&) = delete;
+};
+
+void before_fork() {
+  constexpr auto kPatience = std::chrono::seconds(1);
+  blas_memory_mutex.lock();
+  fork_is_near = true;
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (calls_of_blas > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+void after_fork() {
+  fork_is_near = false;
+  blas_memory_mutex.unlock();
+}
+
+void in_child() {
+  calls_of_blas = 0;
+  blas_threads = 0;
+  after_fork();
+}
 
 bool can_map([[maybe_unused]] std::size_t bytes) {
 #ifdef __linux__
@@ -94,9 +137,12 @@ CBLAS_TRANSPOSE op(bool transpose) { return transpose ? CblasTrans : CblasNoTran
 
 }  // namespace
 
-void blas_use_one_thread() { scipy_openblas_set_num_threads(1); }
+void set_up_blas() {
+  scipy_openblas_set_num_threads(1);
+  at_fork(&before_fork, &after_fork, &in_child);
+}
 
-BlasMemory::BlasMemory(int threads, index_t bytes) : threads_(threads) {
+BlasMemory::BlasMemory(int threads, index_t bytes) : threads_(threads), generation_(fork_generation()) {
   const std::lock_guard lock(blas_memory_mutex);
   for (;; threads_ /= 2) {
     const int more = blas_threads + threads_ - static_cast<int>(blas_has_buffer);
@@ -114,7 +160,7 @@ BlasMemory::BlasMemory(int threads, index_t bytes) : threads_(threads) {
 
 BlasMemory::~BlasMemory() {
   const std::lock_guard lock(blas_memory_mutex);
-  blas_threads -= threads_;
+  if (generation_ == fork_generation()) blas_threads -= threads_;
 }
 
 std::string blas_description() {
@@ -123,23 +169,27 @@ std::string blas_description() {
 
 void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, double alpha, const double* a,
           index_t lda, const double* b, index_t ldb, double beta, double* c, index_t ldc) {
+  const CallOfBlas call;
   scipy_cblas_dgemm(CblasColMajor, op(transpose_a), op(transpose_b), narrow(m), narrow(n), narrow(k), alpha, a,
                     narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
 }
 
 void gemm(bool transpose_a, bool transpose_b, index_t m, index_t n, index_t k, float alpha, const float* a, index_t lda,
           const float* b, index_t ldb, float beta, float* c, index_t ldc) {
+  const CallOfBlas call;
   scipy_cblas_sgemm(CblasColMajor, op(transpose_a), op(transpose_b), narrow(m), narrow(n), narrow(k), alpha, a,
                     narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
 }
 
 void syrk_lower_transposed(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c,
                            index_t ldc) {
+  const CallOfBlas call;
   scipy_cblas_dsyrk(CblasColMajor, CblasLower, CblasTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
                     narrow(ldc));
 }
 
 void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c, index_t ldc) {
+  const CallOfBlas call;
   scipy_cblas_dsyrk(CblasColMajor, CblasLower, CblasNoTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
                     narrow(ldc));
 }
@@ -147,6 +197,7 @@ void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt) {
   const blasint m_ = narrow(m), n_ = narrow(n), lda_ = narrow(lda), ldt_ = narrow(ldt);
   blasint info = 0;
+  const CallOfBlas call;
   scipy_dgeqrt3_(&m_, &n_, a, &lda_, t, &ldt_, &info);
   require_success(info, "dgeqrt3");
 }
@@ -155,6 +206,7 @@ void apply_q_transposed(index_t m, index_t n, index_t k, const double* v, index_
                         double* c, index_t ldc, double* workspace) {
   const blasint m_ = narrow(m), n_ = narrow(n), k_ = narrow(k), ldv_ = narrow(ldv), ldt_ = narrow(ldt);
   const blasint ldc_ = narrow(ldc);
+  const CallOfBlas call;
   scipy_dlarfb_("L", "T", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1, 1, 1);
 }
 
@@ -170,6 +222,7 @@ void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e) {
   std::vector<double> tau(static_cast<std::size_t>(n));
   std::vector<double> work(static_cast<std::size_t>(lwork));
   blasint info = 0;
+  const CallOfBlas call;
   scipy_dsytrd_("L", &n_, a, &lda_, d, e, tau.data(), work.data(), &lwork, &info, 1);
   require_success(info, "dsytrd");
 }
@@ -179,6 +232,7 @@ void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values) {
   std::vector<double> work(static_cast<std::size_t>(lwork));
   std::vector<blasint> iwork(static_cast<std::size_t>(liwork));
   blasint info = 0;
+  const CallOfBlas call;
   scipy_dsyevd_("V", "L", &n_, a, &lda_, values, work.data(), &lwork, iwork.data(), &liwork, &info, 1, 1);
   require_success(info, "dsyevd");
 }
@@ -187,6 +241,7 @@ void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda
                          double* taup, double* x, index_t ldx, double* y, index_t ldy) {
   const blasint m_ = narrow(m), n_ = narrow(n), k_ = narrow(k), lda_ = narrow(lda), ldx_ = narrow(ldx);
   const blasint ldy_ = narrow(ldy);
+  const CallOfBlas call;
   scipy_dlabrd_(&m_, &n_, &k_, a, &lda_, d, e, tauq, taup, x, &ldx_, y, &ldy_);
 }
 
@@ -196,6 +251,7 @@ void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, doub
   std::vector<double> taup(static_cast<std::size_t>(n));
   std::vector<double> work(static_cast<std::size_t>(lwork));
   blasint info = 0;
+  const CallOfBlas call;
   scipy_dgebrd_(&m_, &n_, a, &lda_, d, e, tauq.data(), taup.data(), work.data(), &lwork, &info);
   require_success(info, "dgebrd");
 }

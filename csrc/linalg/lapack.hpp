@@ -9,8 +9,13 @@
 
 namespace mpfast::linalg {
 
-// Pins OpenBLAS (our own copy, not NumPy's) to one thread. Called once, when the extension module is loaded.
-void blas_use_one_thread();
+// Pins OpenBLAS (our own copy, not NumPy's) to one thread, and keeps it whole across fork(). Called once, when the
+// extension module is loaded.
+//
+// OpenBLAS looks for work space under a lock of its own. A child that is forked while another thread holds it would
+// wait for ever in its first call of BLAS. So a fork waits until no thread is in BLAS, for a second at most:
+// eigenvectors of thousands of rows take longer, and most of that time the lock is free.
+void set_up_blas();
 
 // Makes sure that calls of BLAS from several threads at once find their work space, for as long as it lives.
 //
@@ -29,6 +34,7 @@ class BlasMemory {
 
  private:
   int threads_;
+  int generation_;
 };
 
 // "OpenBLAS 0.3.x ... Haswell ..."

@@ -9,8 +9,10 @@
 //      E beta_j^2 = v (p-j));
 //   3. the matrix is continued with the settled values, and its eigenvalues are the nodes;
 //   4. nodes are scaled so that the first moment is what ||W||_F^2 says.
-// Terminators of this kind go back to Haydock's recursion method; for spectra of sample covariance matrices see Abi
-// Younes, Ding and Trogdon, arXiv 2504.03066.
+// Where the Krylov space has closed and its eigenvalues do not add up to the trace, they occur more often than a block
+// of probes sees them: each then has the mass of its weights, and none counts as an atom. Terminators of this kind go
+// back to Haydock's recursion method; for spectra of sample covariance matrices see Abi Younes, Ding and Trogdon, arXiv
+// 2504.03066.
 #pragma once
 
 #include <span>

@@ -1,10 +1,12 @@
+#include "core/abandonable.hpp"
 #include "linalg/lapack.hpp"
 #include "python/bindings.hpp"
 
 PYBIND11_MODULE(_core, m) {
   using namespace mpfast::python;
   m.doc() = "Native core of mpfast. Private: use the functions of the package.";
-  mpfast::linalg::blas_use_one_thread();
+  mpfast::linalg::set_up_blas();
+  mpfast::forget_calls_at_fork();
   register_matrix(m);
   register_info(m);
   register_products(m);

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from mpfast.support import KeptProperty
 
 Array = NDArray[np.float64]
 
@@ -43,7 +44,7 @@ class Measure:
         nodes = np.sort(np.asarray(values, dtype=np.float64))[::-1]
         return cls(nodes, np.full(len(nodes), 1 / len(nodes)), len(nodes))
 
-    @cached_property
+    @KeptProperty
     def _curve(self) -> tuple[Array, Array]:
         order = np.argsort(self.nodes, kind="stable")
         w = self.weights[order]

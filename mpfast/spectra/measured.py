@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge
 from mpfast.spectra.metrics import spectral_metrics
-from mpfast.support import InvalidValueError, Record, front_door
+from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,7 +178,7 @@ class Spectrum:
         """
         return fit_edge(self, estimator, alpha=alpha, beta=beta, compat=compat)
 
-    @cached_property
+    @KeptProperty
     def edge(self) -> EdgeFit:
         """The default fit."""
         return self.fit()

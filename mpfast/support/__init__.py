@@ -40,6 +40,7 @@ from mpfast.support.json_records import (
     storage_bits,
     unique_keys,
 )
+from mpfast.support.kept import KeptProperty
 
 if TYPE_CHECKING:
     from mpfast.support.log import logger
@@ -72,6 +73,7 @@ __all__ = [
     "InputError",
     "InvalidTypeError",
     "InvalidValueError",
+    "KeptProperty",
     "MissingKeyError",
     "OutOfMemoryError",
     "OutputDirectory",

@@ -88,15 +88,15 @@ Team::Team(int threads, Poll poll)
     : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {
   const int extra = std::max(threads, 1) - 1;
   if (extra == 0) return;
-  workers_.reserve(static_cast<std::size_t>(extra));
+  meeting_->workers.reserve(static_cast<std::size_t>(extra));
   const Elsewhere elsewhere{};
   try {
     for (int worker = 1; worker <= extra; ++worker) {
-      workers_.emplace_back([this, worker, elsewhere] {
+      meeting_->workers.emplace_back([this, worker, elsewhere] {
         elsewhere.set_free();
         worker_loop(worker);
       });
-      elsewhere.send(workers_.back());
+      elsewhere.send(meeting_->workers.back());
     }
   } catch (const std::system_error&) {
     // The system grants no more threads (memory, a limit on processes). Results do not depend on how many there are.
@@ -107,12 +107,17 @@ Team::Team(int threads, Poll poll)
 }
 
 Team::~Team() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
+  if (!is_here()) {
+    // In a forked child nobody can be joined, and nobody answers at the conditions: they stay as they are.
+    static_cast<void>(meeting_.release());
+    return;
   }
-  start_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  {
+    const std::lock_guard lock(meeting_->mutex);
+    meeting_->stopping = true;
+  }
+  meeting_->start.notify_all();
+  for (auto& worker : meeting_->workers) worker.join();
 }
 
 void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& task) {
@@ -120,26 +125,26 @@ void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& 
   count_ = count;
   next_.store(0);
   failure_ = nullptr;
-  const bool alone = workers_.empty() || count < 2;
+  const bool alone = meeting_->workers.empty() || count < 2 || !is_here();
   if (!alone) {
     {
-      const std::lock_guard lock(mutex_);
-      running_ = static_cast<int>(workers_.size());
-      ++generation_;
+      const std::lock_guard lock(meeting_->mutex);
+      meeting_->running = static_cast<int>(meeting_->workers.size());
+      ++meeting_->generation;
     }
-    start_.notify_all();
+    meeting_->start.notify_all();
   }
   run_tasks(0);
-  wait_for_workers();
+  if (!alone) wait_for_workers();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void Team::wait_for_workers() {
-  const auto done = [this] { return running_ == 0; };
+  const auto done = [this] { return meeting_->running == 0; };
   if (done()) return;
   look_for(done);
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, done);
+  std::unique_lock lock(meeting_->mutex);
+  meeting_->done.wait(lock, done);
 }
 
 void Team::check_interrupt() {
@@ -157,17 +162,17 @@ void Team::worker_loop(int worker) {
   std::uint64_t seen = 0;
   for (;;) {
     {
-      const auto called = [&] { return stopping_ || generation_ != seen; };
+      const auto called = [&] { return meeting_->stopping || meeting_->generation != seen; };
       look_for(called);
-      std::unique_lock lock(mutex_);
-      start_.wait(lock, called);
-      if (stopping_) return;
-      seen = generation_;
+      std::unique_lock lock(meeting_->mutex);
+      meeting_->start.wait(lock, called);
+      if (meeting_->stopping) return;
+      seen = meeting_->generation;
     }
     run_tasks(worker);
     {
-      const std::lock_guard lock(mutex_);
-      if (--running_ == 0) done_.notify_one();
+      const std::lock_guard lock(meeting_->mutex);
+      if (--meeting_->running == 0) meeting_->done.notify_one();
     }
   }
 }
@@ -192,7 +197,8 @@ void Team::run_tasks(int worker) {
 
 void Team::record_exception() {
   next_.store(count_);
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(meeting_->mutex, std::defer_lock);
+  if (is_here()) lock.lock();
   if (!failure_) failure_ = std::current_exception();
 }
 

@@ -1,7 +1,8 @@
 // A team of threads that lives for one call of the library.
 //
 // There is no global pool. That keeps a forked child, several Python threads calling at once, and an interpreter that
-// exits simple. Starting a thread costs about 20 us, and a call takes milliseconds.
+// exits simple. Starting a thread costs about 20 us, and a call takes milliseconds. A child that is forked by an
+// operator of the caller's, in the middle of a call, goes on alone.
 //
 // Determinism: a parallel_for is cut into tasks by the shape of the problem, never by the number of threads. Threads
 // only decide who runs a task, so a task may write to its own slice but never add to a shared sum.
@@ -12,12 +13,14 @@
 #include <condition_variable>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "core/abandonable.hpp"
+#include "core/fork.hpp"
 #include "core/types.hpp"
 
 namespace mpfast::cpu {
@@ -31,7 +34,7 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return static_cast<int>(meeting_->workers.size()) + 1; }
 
   // Runs task(index, worker) for every index in [0, count), handed out in increasing order; worker is in [0, size()).
   // The caller works too, as worker 0. The first exception (a task's, or the poll's) stops the hand-out and is rethrown
@@ -42,6 +45,18 @@ class Team {
   void check_interrupt();
 
  private:
+  // The threads and how they and their owner wait for each other.
+  struct Meeting {
+    std::vector<std::thread> workers;
+    std::mutex mutex;
+    std::condition_variable start;
+    std::condition_variable done;
+    std::atomic<std::uint64_t> generation{0};  // changed under the mutex, watched without it
+    std::atomic<int> running{0};
+    std::atomic<bool> stopping{false};
+  };
+
+  bool is_here() const { return born_ == fork_generation(); }
   void worker_loop(int worker);
   void run_tasks(int worker);
   void wait_for_workers();
@@ -49,14 +64,8 @@ class Team {
 
   Poll poll_;
   std::chrono::steady_clock::time_point next_poll_;
-  std::vector<std::thread> workers_;
-
-  std::mutex mutex_;
-  std::condition_variable start_;
-  std::condition_variable done_;
-  std::atomic<std::uint64_t> generation_{0};  // changed under the mutex, watched without it
-  std::atomic<int> running_{0};
-  std::atomic<bool> stopping_{false};
+  std::unique_ptr<Meeting> meeting_ = std::make_unique<Meeting>();
+  int born_ = fork_generation();
 
   const std::function<void(index_t, int)>* task_ = nullptr;
   index_t count_ = 0;
