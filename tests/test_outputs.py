@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -19,6 +18,8 @@ import mpfast
 from mpfast.checkpoints import open_checkpoint
 from mpfast.support import output_directories
 from mpfast.support.output_directories import claimed_directory, is_marked, staged_directory, write_mark
+
+from .references import run_python
 
 PRUNE = partial(mpfast.prune, sparsity=0.5, method="magnitude", progress=False)
 WRITERS = [PRUNE, partial(mpfast.compress, rank=2), partial(mpfast.compress, rank=2, format="factors")]
@@ -88,7 +89,7 @@ class TestTheLock:
             "    (staging / 'rubbish').write_text('x')\n"
             "    os.kill(os.getpid(), signal.SIGKILL)"
         )
-        assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")]).returncode == -signal.SIGKILL
+        assert run_python("-c", code, str(tmp_path / "out")).returncode == -signal.SIGKILL
         assert (tmp_path / ".out.mpfast-partial" / "rubbish").exists()
         for write in WRITERS:  # nor does what it left come into the output
             write(model, tmp_path / "out", overwrite=True)
@@ -104,9 +105,7 @@ class TestTheLock:
         monkeypatch.setattr(fcntl, "flock", without_locks)
         with claimed_directory(tmp_path / "out"), pytest.raises(FileExistsError, match=f"process {os.getpid()} on"):
             written(tmp_path / "out", "x")
-        finished = subprocess.run(
-            [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-        )
+        finished = run_python("-c", "import os; print(os.getpid())")
         holder = {"pid": int(finished.stdout), "host": os.uname().nodename, "since": "yesterday"}
         lock = tmp_path / ".out.mpfast-lock"
         lock.write_text(json.dumps(holder))
@@ -150,7 +149,7 @@ class TestTheSwap:
         killed = 0
         for step in range(1, 20):
             written(out, "old")
-            run = subprocess.run([sys.executable, "-c", code, str(out), str(step), str(exchanges)])
+            run = run_python("-c", code, str(out), str(step), str(exchanges))
             if run.returncode == 0:
                 break
             assert run.returncode == -signal.SIGKILL
@@ -289,7 +288,7 @@ class TestResuming:
             "S.close = dying\n"
             "mpfast.prune(sys.argv[1], sys.argv[2], sparsity=.5, method='magnitude', progress=False)"
         )
-        run = subprocess.run([sys.executable, "-c", code, str(model), str(out)])
+        run = run_python("-c", code, str(model), str(out))
         assert run.returncode == -signal.SIGKILL
         return out.with_name(f".{out.name}.mpfast-partial")
 
