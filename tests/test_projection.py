@@ -73,6 +73,19 @@ def test_near_ties_are_settled_in_double(n: int, m: int) -> None:
     np.testing.assert_array_equal(project(W, n, m, C).mask, enumerated(W, C, n, m)[0])
 
 
+@pytest.mark.parametrize("pairs", [3, 4, 6])
+def test_near_ties_that_float_puts_in_another_order(pairs: int) -> None:
+    """One of each pair of alike slots goes: 2^pairs sets of the same cost but for 1e-12, far below float's rounding."""
+    rng = np.random.default_rng(pairs)
+    m = 2 * pairs
+    each = rng.uniform(1, 2, (300, pairs, 1))
+    apart = 1e-12 * rng.choice([-1, 1], (300, pairs, 1)) * [1, -1]
+    W = (each * (1 + apart)).transpose(0, 2, 1).reshape(300, m)
+    # Dropping both of a pair costs four times as much as dropping one.
+    C = np.kron(np.full((2, 2), 0.99) + 0.01 * np.eye(2), np.eye(pairs))[None]
+    np.testing.assert_array_equal(project(W, pairs, m, C).mask, enumerated(W, C, pairs, m)[0])
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (8, 16), (16, 32)])
 def test_ties_and_zeros_drop_the_first(n: int, m: int) -> None:
     C = np.broadcast_to(np.eye(m), (2, m, m))
