@@ -168,6 +168,44 @@ def test_large_groups(n: int, m: int) -> None:
             assert A[np.ix_(other, other)].sum() >= cost * (1 - 1e-9)
 
 
+def descended(A: NDArray[np.float64], D: NDArray[np.bool_]) -> float:
+    """Cost of the set D of dropped slots once no exchange of one of them for a kept one is better."""
+    D = D.copy()
+    while True:
+        sums = A[:, D].sum(axis=1)
+        out, into = np.flatnonzero(D), np.flatnonzero(~D)
+        change = (np.diag(A)[into] + 2 * sums[into]) + (np.diag(A)[out] - 2 * sums[out])[:, None]
+        change -= 2 * A[np.ix_(out, into)]
+        if change.min() >= -1e-13 * np.trace(A):
+            return float(A[np.ix_(D, D)].sum())
+        best = np.unravel_index(change.argmin(), change.shape)
+        D[out[best[0]]], D[into[best[1]]] = False, True
+
+
+def test_the_search_of_large_groups_takes_the_better_of_its_two_starts() -> None:
+    """From the slots of least diagonal, and from the greedy choice."""
+    rng = np.random.default_rng(12)
+    n, m, rows = 9, 18, 60
+    W = rng.standard_normal((rows, m))
+    C = random_moments(rng, 1, m)
+    dropped = ~project(W, n, m, C).mask
+    better = {"diagonal": 0, "greedy": 0}
+    for r in range(rows):
+        A = W[r][:, None] * C[0] * W[r]
+        least = np.zeros(m, np.bool_)
+        least[np.argsort(np.diag(A), kind="stable")[: m - n]] = True
+        greedy = np.zeros(m, np.bool_)
+        for _ in range(m - n):
+            cost = np.where(greedy, np.inf, np.diag(A) + 2 * A[:, greedy].sum(axis=1))
+            greedy[cost.argmin()] = True
+        costs = {"diagonal": descended(A, least), "greedy": descended(A, greedy)}
+        found = A[np.ix_(dropped[r], dropped[r])].sum()
+        assert found <= min(costs.values()) * (1 + 1e-12)
+        if abs(costs["diagonal"] - costs["greedy"]) > 1e-9 * found:
+            better[min(costs, key=lambda start: costs[start])] += 1
+    assert min(better.values()) > 0  # each start is the better one somewhere
+
+
 def test_search_of_large_groups_is_near_the_optimum() -> None:
     """The search for m > 16, on groups of 16 padded with inputs that are never dropped."""
     rng = np.random.default_rng(7)
