@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -13,6 +14,13 @@ import pytest
 
 # Before NumPy is imported: its BLAS threads spin while they wait, and tests run side by side.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# No test depends on time, and so none of Hypothesis's. (The tests on the emulated device run without it.)
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 MISSING = "MPFAST_EMULATED_CUDA names no emulated build of the CUDA backend (see tests/emulation/README.md)"
 

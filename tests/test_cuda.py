@@ -71,6 +71,25 @@ def test_gram_product_in_two_passes(cuda: Any, cluster: str, monkeypatch: pytest
     assert squares == pytest.approx(np.sum(W.astype(float) ** 2), rel=1e-13)
 
 
+@pytest.mark.parametrize("room", ["1", "2", "8"])
+def test_gram_product_where_clusters_find_no_place(cuda: Any, room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has clusters of eight blocks, but not for this kernel: two passes, as where it has none."""
+    rng = np.random.default_rng(4)
+    W = rng.standard_normal((70, 1100)).astype(np.float32)
+    x = rng.standard_normal((32, 1100)).astype(np.float32)
+    matrix = device_matrix(cuda, W, "float32")
+    assert cuda.plan_product("gram", "float32", 70, 1100, 4, 32, 227 << 10, 8)["slices"] > 2
+    monkeypatch.setenv("MPFAST_EMULATED_CLUSTER", "1")
+    two_passes = cuda.gram_product(matrix, x, True)
+    monkeypatch.delenv("MPFAST_EMULATED_CLUSTER")
+    one_pass = cuda.gram_product(matrix, x, True)
+    monkeypatch.setenv("MPFAST_EMULATED_ROOM", room)
+    found = cuda.gram_product(matrix, x, True)
+    expected = one_pass if room == "8" else two_passes
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1:] == expected[1:]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gram_product_by_wide_blocks(cuda: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More coordinates than a block of 256 threads holds, fewer than one of 512."""

@@ -170,6 +170,14 @@ def test_moderate_range_stays_with_the_gram_matrix() -> None:
     np.testing.assert_allclose(values, np.sort(true)[::-1], rtol=1e-7)
 
 
+def test_the_lower_quartile_is_good_to_a_millionth() -> None:
+    """At 1e-6 s_1 the Gram matrix would leave it an error of eps * 1e12 = 1e-4; allowed are 1e-6."""
+    true = np.geomspace(1, 1e-8, 80)
+    values, *_, method = exact(spectrum_matrix(true, 100, 9))
+    assert method == "bidiagonal"
+    np.testing.assert_allclose(values[: 3 * 80 // 4 + 1], true[: 3 * 80 // 4 + 1], rtol=1e-6)
+
+
 def test_zero_rows_and_columns_stay_exact_zeros() -> None:
     rng = np.random.default_rng(8)
     w = rng.standard_normal((400, 300))

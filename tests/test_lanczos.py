@@ -258,3 +258,48 @@ def test_a_closed_run_on_few_eigenvalues_says_that_the_rest_is_zero():
     np.testing.assert_allclose(nodes[:3], [3, 2, 1], rtol=1e-12)
     np.testing.assert_allclose(weights[:3], 1 / 400, rtol=1e-12)
     assert weights[nodes < 1e-6].sum() == pytest.approx(397 / 400)
+
+
+def block_of_coefficients(alpha, beta):
+    """What a run of one probe returns whose T is B^T B, B bidiagonal; nothing of it has converged."""
+    B = np.diag(alpha) + np.diag(beta, 1)
+    theta, vectors = np.linalg.eigh(B.T @ B)
+    return theta[::-1], theta[::-1], vectors[:1, ::-1] ** 2, len(alpha), False
+
+
+def noise_coefficients(p, q, steps, v):
+    """Their expected values: E alpha_j^2 = v (q - j + 1), E beta_j^2 = v (p - j)."""
+    j = np.arange(1, steps + 1)
+    return np.sqrt(v * (q - j + 1)), np.sqrt(v * (p - j[:-1]))
+
+
+def test_the_drift_of_a_finite_noise_matrix_is_taken_out_of_the_edge():
+    p, q, v = 60, 80, 2.5
+    block = block_of_coefficients(*noise_coefficients(p, q, 30, v))
+    ((_, _, atoms, edge),) = _core.spectral_measures([block], v * p * q, p, q, True, 64, [-1], 1)
+    assert atoms == 0
+    # A Lanczos run of 19 steps in double: some hundred roundings.
+    assert edge == pytest.approx(v * (np.sqrt(p) + np.sqrt(q)) ** 2, rel=1e-9)
+
+
+def test_the_last_coefficients_of_a_run_are_not_used():
+    """Its finite length distorts them: of 10 steps the first 6 count, and the one after that."""
+    p, q, v = 60, 80, 2.5
+    alpha, beta = noise_coefficients(p, q, 10, v)
+    alpha[7:] *= 1.5
+    beta[6:] *= 1.5
+    block = block_of_coefficients(alpha, beta)
+    ((_, _, _, edge),) = _core.spectral_measures([block], v * p * q, p, q, True, 64, [-1], 1)
+    assert edge == pytest.approx(v * (np.sqrt(p) + np.sqrt(q)) ** 2, rel=1e-9)
+
+
+def test_an_open_run_keeps_the_last_three_blocks_for_its_rule():
+    """However small their residuals: what is left of W needs nodes of its own."""
+    lam = np.geomspace(1, 1e-3, 300)
+    run = diagonal_run(lam, 4)
+    run.advance(8)
+    theta, residual, weight = run.ritz()
+    ((_, _, atoms, _),) = _core.spectral_measures(
+        [(theta, np.zeros_like(residual), weight, 8, False)], lam.sum(), 300, 300, True, 64, [-1], 1
+    )
+    assert atoms == 4 * (8 - 3)

@@ -73,6 +73,19 @@ def test_near_ties_are_settled_in_double(n: int, m: int) -> None:
     np.testing.assert_array_equal(project(W, n, m, C).mask, enumerated(W, C, n, m)[0])
 
 
+@pytest.mark.parametrize("pairs", [3, 4, 6])
+def test_near_ties_that_float_puts_in_another_order(pairs: int) -> None:
+    """One of each pair of alike slots goes: 2^pairs sets of the same cost but for 1e-12, far below float's rounding."""
+    rng = np.random.default_rng(pairs)
+    m = 2 * pairs
+    each = rng.uniform(1, 2, (300, pairs, 1))
+    apart = 1e-12 * rng.choice([-1, 1], (300, pairs, 1)) * [1, -1]
+    W = (each * (1 + apart)).transpose(0, 2, 1).reshape(300, m)
+    # Dropping both of a pair costs four times as much as dropping one.
+    C = np.kron(np.full((2, 2), 0.99) + 0.01 * np.eye(2), np.eye(pairs))[None]
+    np.testing.assert_array_equal(project(W, pairs, m, C).mask, enumerated(W, C, pairs, m)[0])
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (8, 16), (16, 32)])
 def test_ties_and_zeros_drop_the_first(n: int, m: int) -> None:
     C = np.broadcast_to(np.eye(m), (2, m, m))
@@ -153,6 +166,44 @@ def test_large_groups(n: int, m: int) -> None:
             other = D.copy()
             other[out], other[into] = False, True
             assert A[np.ix_(other, other)].sum() >= cost * (1 - 1e-9)
+
+
+def descended(A: NDArray[np.float64], D: NDArray[np.bool_]) -> float:
+    """Cost of the set D of dropped slots once no exchange of one of them for a kept one is better."""
+    D = D.copy()
+    while True:
+        sums = A[:, D].sum(axis=1)
+        out, into = np.flatnonzero(D), np.flatnonzero(~D)
+        change = (np.diag(A)[into] + 2 * sums[into]) + (np.diag(A)[out] - 2 * sums[out])[:, None]
+        change -= 2 * A[np.ix_(out, into)]
+        if change.min() >= -1e-13 * np.trace(A):
+            return float(A[np.ix_(D, D)].sum())
+        best = np.unravel_index(change.argmin(), change.shape)
+        D[out[best[0]]], D[into[best[1]]] = False, True
+
+
+def test_the_search_of_large_groups_takes_the_better_of_its_two_starts() -> None:
+    """From the slots of least diagonal, and from the greedy choice."""
+    rng = np.random.default_rng(12)
+    n, m, rows = 9, 18, 60
+    W = rng.standard_normal((rows, m))
+    C = random_moments(rng, 1, m)
+    dropped = ~project(W, n, m, C).mask
+    better = {"diagonal": 0, "greedy": 0}
+    for r in range(rows):
+        A = W[r][:, None] * C[0] * W[r]
+        least = np.zeros(m, np.bool_)
+        least[np.argsort(np.diag(A), kind="stable")[: m - n]] = True
+        greedy = np.zeros(m, np.bool_)
+        for _ in range(m - n):
+            cost = np.where(greedy, np.inf, np.diag(A) + 2 * A[:, greedy].sum(axis=1))
+            greedy[cost.argmin()] = True
+        costs = {"diagonal": descended(A, least), "greedy": descended(A, greedy)}
+        found = A[np.ix_(dropped[r], dropped[r])].sum()
+        assert found <= min(costs.values()) * (1 + 1e-12)
+        if abs(costs["diagonal"] - costs["greedy"]) > 1e-9 * found:
+            better[min(costs, key=lambda start: costs[start])] += 1
+    assert min(better.values()) > 0  # each start is the better one somewhere
 
 
 def test_search_of_large_groups_is_near_the_optimum() -> None:

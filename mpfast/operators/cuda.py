@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 # Share of the free device memory that a matrix may be copied into; a larger one streams through the device. Two layers
-# of a model may be on their way to a device at the same time.
+# of a model may be on their way to a device at the same time. The partial results of a product in two passes come on
+# top: a quarter of a matrix of 16-bit entries, an eighth of others, half of one of 16 bits in double precision.
 RESIDENT_SHARE = 0.4
 # Device memory for one panel of a streamed matrix; there are two.
 PANEL_BYTES = 256 << 20

@@ -49,6 +49,9 @@ void* exchange_slot(unsigned generation, unsigned lane);
 void copy_later(void* to, const void* from, std::size_t bytes);
 void finish_copies();
 
+// Blocks that the acted device has room for in one cluster.
+unsigned room_for_clusters();
+
 // Runs `body` as every thread of the grid.
 void run(const Grid& grid, const std::function<void()>& body);
 
@@ -107,6 +110,11 @@ inline void wait_for_copies() { emulation::finish_copies(); }
 
 // Reads a byte, so that a prefetch of what is not there is found; a device would not mind.
 inline void prefetch_to_l2(const void* global) { static_cast<void>(*static_cast<const volatile char*>(global)); }
+
+template <class... Parameters>
+bool cluster_fits(Stream, const Grid& grid, void (*)(Parameters...)) {
+  return grid.cluster <= emulation::room_for_clusters();
+}
 
 template <class... Parameters>
 void launch(Stream, const Grid& grid, void (*kernel)(Parameters...),

@@ -73,30 +73,58 @@ __device__ inline void wait_for_copies() {
 
 __device__ inline void prefetch_to_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
+// How a kernel is to be launched, in the runtime's terms.
+class LaunchConfig {
+ public:
+  template <class... Parameters>
+  LaunchConfig(Stream stream, const Grid& grid, void (*kernel)(Parameters...)) {
+    config_.gridDim = dim3(grid.x, grid.y);
+    config_.blockDim = dim3(grid.threads);
+    config_.dynamicSmemBytes = grid.shared_bytes;
+    config_.stream = handle_of(stream);
+    if (grid.cluster > 1) {
+      cluster_.id = cudaLaunchAttributeClusterDimension;
+      cluster_.val.clusterDim.x = grid.cluster;
+      cluster_.val.clusterDim.y = 1;
+      cluster_.val.clusterDim.z = 1;
+      config_.attrs = &cluster_;
+      config_.numAttrs = 1;
+    }
+    if (grid.shared_bytes > 48 * 1024) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes)),
+            "cudaFuncSetAttribute");
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchConfig_t config_{};
+  cudaLaunchAttribute cluster_{};
+};
+
+// Multiprocessors come in groups of which some may lack a few, and a part of a device (MIG) has fewer: a cluster of
+// many blocks that take much shared memory may find no place.
+template <class... Parameters>
+bool cluster_fits(Stream stream, const Grid& grid, void (*kernel)(Parameters...)) {
+  if (grid.cluster <= 1) return true;
+  const OnDevice current(stream.device);
+  const LaunchConfig config(stream, grid, kernel);
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, config.get()) == cudaSuccess) return clusters > 0;
+  cudaGetLastError();
+  return false;
+}
+
 template <class... Parameters>
 void launch(Stream stream, const Grid& grid, void (*kernel)(Parameters...),
             const std::type_identity_t<Parameters>&... arguments) {
   const OnDevice current(stream.device);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid.x, grid.y);
-  config.blockDim = dim3(grid.threads);
-  config.dynamicSmemBytes = grid.shared_bytes;
-  config.stream = handle_of(stream);
-  cudaLaunchAttribute cluster{};
-  if (grid.cluster > 1) {
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = grid.cluster;
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
-  if (grid.shared_bytes > 48 * 1024) {
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
-        "cudaFuncSetAttribute");
-  }
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "cudaLaunchKernelEx");
+  const LaunchConfig config(stream, grid, kernel);
+  check(cudaLaunchKernelEx(config.get(), kernel, arguments...), "cudaLaunchKernelEx");
 }
 
 }  // namespace mpfast::cuda

@@ -7,6 +7,7 @@
 //   shared_memory_of(p, rank)   what p, in this block's shared memory, is in that of block `rank` of the cluster
 //   copy_word_async(to, from)   a copy from global to shared memory that is done after wait_for_copies()
 //   prefetch_to_l2(address)
+//   cluster_fits(stream, grid, kernel)   whether the device has room for one cluster of this launch
 //   launch(stream, grid, kernel, arguments...)
 #pragma once
 

@@ -20,7 +20,7 @@ int attribute(cudaDeviceAttr which, int device) {
 
 // A pool of our own on each device. Memory that was given back stays with it, up to a point: a run allocates the same
 // few sizes again and again. The device's default pool is left as other libraries of the process set it up. Pools last
-// as long as the process.
+// as long as the process. Null where the device has none, as some virtual GPUs.
 cudaMemPool_t pool_of(int device) {
   constexpr std::uint64_t kKept = std::uint64_t{256} << 20;
   static std::mutex mutex;
@@ -33,9 +33,17 @@ cudaMemPool_t pool_of(int device) {
   properties.location.type = cudaMemLocationTypeDevice;
   properties.location.id = device;
   cudaMemPool_t pool{};
-  check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
-  std::uint64_t kept = kKept;
-  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+  if (attribute(cudaDevAttrMemoryPoolsSupported, device) != 0) {
+    const cudaError_t status = cudaMemPoolCreate(&pool, &properties);
+    if (status == cudaErrorNotSupported) {
+      cudaGetLastError();
+      pool = nullptr;
+    } else {
+      check(status, "cudaMemPoolCreate");
+      std::uint64_t kept = kKept;
+      check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+    }
+  }
   pools.emplace(device, pool);
   return pool;
 }
@@ -112,13 +120,15 @@ void destroy_stream(Stream stream) noexcept { cudaStreamDestroy(handle_of(stream
 void* allocate(Stream stream, std::size_t bytes) {
   const OnDevice current(stream.device);
   void* memory = nullptr;
+  const std::size_t wanted = bytes == 0 ? 1 : bytes;
+  const cudaMemPool_t pool = pool_of(stream.device);
   const cudaError_t status =
-      cudaMallocFromPoolAsync(&memory, bytes == 0 ? 1 : bytes, pool_of(stream.device), handle_of(stream));
+      pool == nullptr ? cudaMalloc(&memory, wanted) : cudaMallocFromPoolAsync(&memory, wanted, pool, handle_of(stream));
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     throw OutOfMemory(bytes);
   }
-  check(status, "cudaMallocFromPoolAsync");
+  check(status, pool == nullptr ? "cudaMalloc" : "cudaMallocFromPoolAsync");
   return memory;
 }
 
@@ -127,7 +137,12 @@ void release(Stream stream, void* memory) noexcept {
   int before = 0;
   if (cudaGetDevice(&before) != cudaSuccess) return;
   if (before != stream.device) cudaSetDevice(stream.device);
-  cudaFreeAsync(memory, handle_of(stream));
+  if (pool_of(stream.device) == nullptr) {
+    cudaStreamSynchronize(handle_of(stream));  // what was launched before may still use it
+    cudaFree(memory);
+  } else {
+    cudaFreeAsync(memory, handle_of(stream));
+  }
   if (before != stream.device) cudaSetDevice(before);
 }
 

@@ -10,6 +10,20 @@ namespace mpfast::cuda {
 template <DType storage, class Real>
 void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments);
 
+template <DType storage, class Real>
+bool gram_fits_stored(Stream stream, const ProductPlan& plan);
+
+template <class Real>
+bool gram_fits(Stream stream, const ProductPlan& plan, DType dtype) {
+  return dispatch(dtype, [&]<DType storage>() {
+    if constexpr (kNeedsDouble<storage> && sizeof(Real) == sizeof(float)) {
+      return true;  // launch_product says what is wrong
+    } else {
+      return gram_fits_stored<storage, Real>(stream, plan);
+    }
+  });
+}
+
 template <class Real>
 void launch_product(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
   dispatch(arguments.b.dtype, [&]<DType storage>() {
@@ -21,6 +35,8 @@ void launch_product(Stream stream, ProductKind kind, const ProductPlan& plan, co
   });
 }
 
+template bool gram_fits<float>(Stream, const ProductPlan&, DType);
+template bool gram_fits<double>(Stream, const ProductPlan&, DType);
 template void launch_product(Stream, ProductKind, const ProductPlan&, const ProductArguments<float>&);
 template void launch_product(Stream, ProductKind, const ProductPlan&, const ProductArguments<double>&);
 

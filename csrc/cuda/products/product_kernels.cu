@@ -394,26 +394,38 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) product_kernel(Pro
   }
 }
 
-template <DType storage, class Real, ProductKind kKind>
-void launch_width(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
-  const auto launch_as = [&]<int kWidth>() {
-    launch(stream, plan.grid(kKind), &product_kernel<storage, Real, kWidth, kKind>, arguments);
-  };
-  if (plan.width == 8) return launch_as.template operator()<8>();
+// Calls use(kernel) with the kernel of this width.
+template <DType storage, class Real, ProductKind kKind, class Use>
+auto with_kernel(int width, const Use& use) {
+  if (width == 8) return use(&product_kernel<storage, Real, 8, kKind>);
   if constexpr (padded_width(1, sizeof(Real)) == 4) {
-    if (plan.width == 4) return launch_as.template operator()<4>();
-    if (plan.width == 16) return launch_as.template operator()<16>();
+    if (width == 4) return use(&product_kernel<storage, Real, 4, kKind>);
+    if (width == 16) return use(&product_kernel<storage, Real, 16, kKind>);
   }
-  launch_as.template operator()<32>();
+  return use(&product_kernel<storage, Real, 32, kKind>);
+}
+
+template <DType storage, class Real, ProductKind kKind>
+void launch_kind(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
+  with_kernel<storage, Real, kKind>(plan.width,
+                                    [&](auto* kernel) { launch(stream, plan.grid(kKind), kernel, arguments); });
 }
 
 }  // namespace
 
 template <DType storage, class Real>
-void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
-  if (kind == ProductKind::gram) return launch_width<storage, Real, ProductKind::gram>(stream, plan, arguments);
-  launch_width<storage, Real, ProductKind::plain>(stream, plan, arguments);
+bool gram_fits_stored(Stream stream, const ProductPlan& plan) {
+  return with_kernel<storage, Real, ProductKind::gram>(
+      plan.width, [&](auto* kernel) { return cluster_fits(stream, plan.grid(ProductKind::gram), kernel); });
 }
+
+template <DType storage, class Real>
+void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
+  if (kind == ProductKind::gram) return launch_kind<storage, Real, ProductKind::gram>(stream, plan, arguments);
+  launch_kind<storage, Real, ProductKind::plain>(stream, plan, arguments);
+}
+
+template bool gram_fits_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, const ProductPlan&);
 
 template void launch_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, ProductKind, const ProductPlan&,
                                                                 const ProductArguments<MPFAST_REAL>&);

@@ -6,7 +6,8 @@
 // X is split along N into slices and B into panels of a few rows; see product_kernels.cu for what a block of threads
 // does with a tile, the part of a panel in a slice. In a Gram product the slices of a panel belong to the blocks of one
 // cluster, which add up y = panel X through each other's shared memory, so that B is read once. N is then at most what
-// a cluster holds; where it is more, and on devices without clusters, the Gram product is two products.
+// a cluster holds; where it is more, on devices without clusters, and where a cluster finds no place, the Gram product
+// is two products.
 #pragma once
 
 #include "core/types.hpp"
@@ -65,6 +66,10 @@ struct ProductArguments {
   index_t slice = 0;
   index_t chunk_panels = 0;
 };
+
+// Whether the device has room for a cluster of the plan's Gram product with B of this type.
+template <class Real>
+bool gram_fits(Stream stream, const ProductPlan& plan, DType dtype);
 
 // Launches the product; float64 storage needs Real = double (std::invalid_argument).
 template <class Real>

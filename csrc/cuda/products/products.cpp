@@ -73,12 +73,26 @@ void product_of_block(Workspace<Real>& workspace, const Operand& operand, int wi
 }  // namespace
 
 template <class Real>
+bool Workspace<Real>::has_room_for(const ProductPlan& plan, DType dtype) {
+  if (plan.slices == 1) return true;  // a block each
+  const Question question{plan.width, plan.threads, plan.slices, dtype};
+  if (question != asked_) {
+    answer_ = gram_fits<Real>(stream_, plan, dtype);
+    asked_ = question;
+  }
+  return answer_;
+}
+
+template class Workspace<float>;
+template class Workspace<double>;
+
+template <class Real>
 void gram_product(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Real* z, Into into,
                   linalg::OperatorStats* stats) {
   const MatrixView& b = operand.b;
   if (width < 1 || width > kMaxBlockWidth) throw std::invalid_argument("a Gram product takes 1 to 32 vectors");
   const ProductPlan plan = plan_product(ProductKind::gram, b, sizeof(Real), width, workspace.limits());
-  if (!plan.possible) {
+  if (!plan.possible || !workspace.has_room_for(plan, b.dtype)) {
     Real* const y = workspace.inner(width * b.rows);
     product_of_block(workspace, operand, width, x, y, Into::store, stats);
     product_of_block<Real, Real>(workspace, operand.transposed(), width, y, z, into, nullptr);

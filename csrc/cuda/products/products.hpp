@@ -21,12 +21,25 @@ class Workspace {
   Real* inner(index_t count) { return inner_.grown_to(stream_, count); }
   BlockStats* stats(index_t count) { return stats_.grown_to(stream_, count); }
 
+  // As gram_fits; asks the device when the plan is another than the last one.
+  bool has_room_for(const ProductPlan& plan, DType dtype);
+
  private:
+  struct Question {
+    int width = 0;
+    int threads = 0;
+    index_t slices = 0;
+    DType dtype = DType::float32;
+    bool operator==(const Question&) const = default;
+  };
+
   Stream stream_;
   DeviceLimits limits_;
   DeviceBuffer<Real> partial_;
   DeviceBuffer<Real> inner_;
   DeviceBuffer<BlockStats> stats_;
+  Question asked_;
+  bool answer_ = true;
 };
 
 // The matrix a product is taken with: 2^-scale_exponent B, where B is W or, swapped, W^T.
