@@ -120,10 +120,13 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
       const InPython python;
-      const py::array_t<double> block({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x);
-      PyObject* const returned = or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); });
-      if (returned == nullptr) throw py::error_already_set();
-      const DoubleArray result(py::reinterpret_steal<py::object>(returned));
+      const auto block = or_rest([&] {
+        return py::array_t<double>({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x);
+      });
+      const auto returned =
+          py::reinterpret_steal<py::object>(or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); }));
+      if (!returned) throw py::error_already_set();
+      const auto result = or_rest([&] { return DoubleArray(returned); });
       if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
         throw std::invalid_argument("the operator returned an array of the wrong shape");
       }

@@ -22,7 +22,8 @@ namespace mpfast::python {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Runs `body`, which asks for the GIL or runs Python code and has nothing to destroy.
+// Runs `body`, which asks for the GIL or runs Python code, as NumPy's conversions do, and has nothing to destroy. What
+// the caller has is not destroyed either.
 template <class Body>
 auto or_rest(const Body& body) {
   try {
