@@ -299,6 +299,8 @@ def test_an_open_run_keeps_the_last_three_blocks_for_its_rule():
     run = diagonal_run(lam, 4)
     run.advance(8)
     theta, residual, weight = run.ritz()
+    weight = np.full_like(weight, 1 / 300)  # no Ritz value stands for several eigenvalues, except for the last
+    weight[:, -1] += 1 - weight.sum(axis=1)
     ((_, _, atoms, _),) = _core.spectral_measures(
         [(theta, np.zeros_like(residual), weight, 8, False)], lam.sum(), 300, 300, True, 64, [-1], 1
     )

@@ -115,3 +115,34 @@ def test_masses_are_those_of_the_probes():
     assert float(measure.quantile(0.9)) == 4.0
     assert float(measure.cdf(3.9)) == pytest.approx(0.6, abs=0.02)
     assert atoms.measure(100, 1.0, dropped=1).nodes.tolist().count(1.0) == 40
+
+
+def second_differences(n):
+    return 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+
+
+def first_differences(n):
+    return np.eye(n) - np.roll(np.eye(n), 1, axis=1)
+
+
+def permuted(W, rng):
+    return W[rng.permutation(len(W))][:, rng.permutation(len(W))]
+
+
+def rotated(W, rng):
+    return orthonormal(rng, *W.shape) @ W @ orthonormal(rng, *W.shape)
+
+
+@pytest.mark.parametrize("dress", [lambda W, rng: W, permuted, rotated], ids=["plain", "permuted", "rotated"])
+@pytest.mark.parametrize("make", [second_differences, first_differences])
+def test_eigenvalues_that_lie_closer_than_ritz_values_converge(make, dress):
+    """At the ends of a Toeplitz spectrum a Ritz value stands for several, and has the mass of all of them.
+
+    The edge is unbiased: of ten runs with other probes none is four errors off, nor the mean one and a half.
+    """
+    W = dress(make(1200), np.random.default_rng(7)).astype(np.float32)
+    edge = mpfast.spectrum(W, method="exact").edge.sigma_plus
+    found = [mpfast.spectrum(W, method="lanczos", seed=seed).edge for seed in range(10)]
+    z = np.array([(fit.sigma_plus - edge) / fit.sigma_plus_error for fit in found])
+    assert np.abs(z).max() < 4
+    assert abs(z.mean()) < 1.5

@@ -239,9 +239,30 @@ index_t converged_prefix(std::span<const BlockRule> blocks, double converged) {
   return prefix;
 }
 
+index_t single_prefix(std::span<const BlockRule> blocks, index_t prefix, index_t dim) {
+  constexpr double kSurprise = 14;     // minus the logarithm of the chance that single ones look like several: 1e-6
+  constexpr double kRounding = 1e-12;  // of the largest: Ritz values that small share one eigenvalue, zero
+  const Rule all = unresolved(blocks, 0, -1);
+  const double unit = std::accumulate(all.weights.begin(), all.weights.end(), 0.0) / static_cast<double>(dim);
+  index_t probes = 0;
+  for (const BlockRule& block : blocks) probes += block.weight.cols();
+  double mass = 0;
+  for (index_t i = 0; i < prefix && blocks[0].theta[i] > kRounding * blocks[0].theta[0]; ++i) {
+    for (const BlockRule& block : blocks) {
+      for (index_t c = 0; c < block.weight.cols(); ++c) mass += block.weight(i, c);
+    }
+    // Laurent and Massart (2000): the upper tail of a chi-squared variable.
+    const auto freedom = static_cast<double>((i + 1) * probes);
+    const double surprising = freedom + 2 * std::sqrt(freedom * kSurprise) + 2 * kSurprise;
+    if (mass * static_cast<double>(probes) > unit * surprising) return i;
+  }
+  return prefix;
+}
+
 SpectralMeasure spectral_measure(std::span<const BlockRule> blocks, const QuadratureOptions& options) {
   if (blocks.empty()) throw std::invalid_argument("spectral_measure() needs at least one block");
-  const index_t prefix = converged_prefix(blocks, options.converged);
+  index_t prefix = converged_prefix(blocks, options.converged);
+  if (!is_empty(unresolved(blocks, prefix, options.dropped_probe))) prefix = single_prefix(blocks, prefix, options.dim);
   const auto dim = static_cast<double>(options.dim);
   SpectralMeasure out;
   out.atoms = prefix;

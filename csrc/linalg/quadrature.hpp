@@ -3,7 +3,8 @@
 // A block of b probes gives b quadrature rules on shared nodes, bk of them, of which only 2k moments are exact; used
 // directly, they make a poor distribution function. What makes a good one:
 //   1. converged Ritz values (the leading prefix) are eigenvalues: they leave the rule, with a mass of exactly 1/p
-//   each;
+//   each. Where eigenvalues lie closer than Ritz values converge, as at the ends of a tridiagonal Toeplitz matrix, one
+//   Ritz value stands for several; the mass of the probes tells, and these stay in the rule;
 //   2. the rest is compressed to about 0.6 k Jacobi coefficients, as those of a bidiagonal matrix B with T = B^T B:
 //      diagonal alpha_j, off-diagonal beta_j. For a noise bulk they settle within a few steps (E alpha_j^2 = v (q-j+1),
 //      E beta_j^2 = v (p-j));
@@ -51,6 +52,10 @@ struct SpectralMeasure {
 
 // How many leading Ritz values count as eigenvalues in every block.
 index_t converged_prefix(std::span<const BlockRule> blocks, double converged);
+
+// How many of these are one eigenvalue each, as far as the probes say: on every eigenvector a probe has 1/dim of its mass
+// on average, and leading Ritz values that hold more than chance explains stand for several.
+index_t single_prefix(std::span<const BlockRule> blocks, index_t prefix, index_t dim);
 
 SpectralMeasure spectral_measure(std::span<const BlockRule> blocks, const QuadratureOptions& options);
 
