@@ -53,8 +53,8 @@ struct SpectralMeasure {
 // How many leading Ritz values count as eigenvalues in every block.
 index_t converged_prefix(std::span<const BlockRule> blocks, double converged);
 
-// How many of these are one eigenvalue each, as far as the probes say: on every eigenvector a probe has 1/dim of its mass
-// on average, and leading Ritz values that hold more than chance explains stand for several.
+// How many of these are one eigenvalue each, as far as the probes say: on every eigenvector a probe has 1/dim of its
+// mass on average, and leading Ritz values that hold more than chance explains stand for several.
 index_t single_prefix(std::span<const BlockRule> blocks, index_t prefix, index_t dim);
 
 SpectralMeasure spectral_measure(std::span<const BlockRule> blocks, const QuadratureOptions& options);
