@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "cpu/machine/team.hpp"
+#include "cpu/products/gram_sum.hpp"
 #include "cpu/products/products.hpp"
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
 
 namespace mpfast::python {
@@ -65,6 +68,18 @@ Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose,
   return y;
 }
 
+void add_gram(const Matrix& matrix, Block<double> sums, int threads) {
+  check_not_empty(matrix.view);
+  if (sums.ndim() != 2 || sums.shape(0) != matrix.view.cols || sums.shape(1) != matrix.view.cols) {
+    throw std::invalid_argument("add_gram(): sums must be square, with a row for each column of the matrix");
+  }
+  double* target = sums.mutable_data();  // throws when read-only
+  const InCore core;
+  const index_t useful = std::min<index_t>(cpu::resolve_threads(threads), cpu::gram_tasks(matrix.view));
+  cpu::Team team(static_cast<int>(useful), core.poll());
+  cpu::add_gram(team, matrix.view, target);
+}
+
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
@@ -85,6 +100,8 @@ void register_precision(py::module_& m) {
 void register_products(py::module_& m) {
   register_precision<float>(m);
   register_precision<double>(m);
+  m.def("add_gram", &add_gram, py::arg("matrix"), py::arg("sums").noconvert(), py::arg("threads"),
+        "Add X^T X to the upper triangle of `sums`.");
   m.def("read_pass", &read_pass, py::arg("matrix"), py::arg("threads"),
         "Read every entry once and return the sum of the bit patterns: the yardstick for the products.");
 }

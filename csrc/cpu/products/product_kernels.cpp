@@ -422,7 +422,11 @@ void pack(const PackSource& source, Real* target, index_t target_stride) {
   for (index_t i = 0; i < source.rows; ++i) {
     const Storage* row = data + i * source.row_stride;
     Real* line = target + i * target_stride;
-    for (index_t j = 0; j < source.cols; ++j) line[j] = load_one<Real>(row + j * source.col_stride);
+    index_t j = 0;
+    if (source.col_stride == 1) {
+      for (; j + kLanes<Real> <= source.cols; j += kLanes<Real>) store(line + j, load<Real>(row + j));
+    }
+    for (; j < source.cols; ++j) line[j] = load_one<Real>(row + j * source.col_stride);
   }
 }
 
