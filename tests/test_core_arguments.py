@@ -53,6 +53,7 @@ CALLS = """
         "scale_exponent": lambda: (_core.scale_exponent, [matrix]),
         "gram_product": lambda: (_core.gram_product, [matrix, np.ones((2, 16)), "right", 1, 0]),
         "multiply": lambda: (_core.multiply, [matrix, np.ones((2, 16)), False, 1, 0]),
+        "add_gram": lambda: (_core.add_gram, [matrix, np.zeros((16, 16)), 1]),
         "read_pass": lambda: (_core.read_pass, [matrix, 1]),
         "exact_values": lambda: (_core.exact_values, [matrix, 1]),
         "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1]),

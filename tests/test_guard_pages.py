@@ -19,6 +19,8 @@ import ctypes, mmap, sys, warnings
 import ml_dtypes
 import numpy as np
 import mpfast
+from mpfast import _core
+from mpfast.arrays import as_matrix
 
 warnings.simplefilter("ignore", mpfast.ConvergenceWarning)
 PAGE = mmap.PAGESIZE
@@ -69,6 +71,10 @@ for shape in [(1, 1), (1, 7), (7, 1), (5, 33), (33, 5), (31, 127), (66, 130), (6
                     assert np.abs(Z - wanted).max() <= slack, (shape, dtype, width)
                     del X
                     guard.close()
+                guard, sums = fenced(np.zeros((A.shape[1], A.shape[1])), at_end)
+                _core.add_gram(as_matrix(A), sums, 2)
+                del sums
+                guard.close()
                 mpfast.spectrum(A, method="exact", threads=2)
                 mpfast.masks.magnitude(A, 0.5, threads=2)
                 if A.shape[1] % 4 == 0:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -12,28 +11,41 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpfast import _core
+from mpfast.arrays import as_matrix
 from mpfast.checkpoints import (
+    InputSum,
+    MomentFile,
+    Moments,
     NameFilter,
-    SafetensorsFile,
-    SafetensorsWriter,
-    TensorInfo,
+    content_hash,
+    content_sample_hash,
     name_filter,
     open_checkpoint,
+    overall_hash,
+    path_of,
     roles_of,
+    stored,
+    write_moments,
 )
 from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
-from mpfast.support import CheckpointError, InvalidValueError, Record, front_door, parse_json, replaced_file
+from mpfast.integrations.torch.parts import cut_into_parts
+from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
+from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count, warn_caller
 
 __all__ = ["SecondMoments"]
 
-FORMAT = "mpfast-second-moments"
+_CORE_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_MIRRORED = 256  # columns at a time
 
 
-class SecondMoments(Mapping[str, torch.Tensor]):
+class SecondMoments(Moments[torch.Tensor]):
     """The mean of ``x x^T`` over all inputs x that Linear and Conv2d modules have seen.
 
     A context manager: while it is open, the model is watched. A mapping from module name to float64 tensor, to be
-    handed to `mpfast.masks.projection.project`; modules that have seen nothing are not in it.
+    handed to `mpfast.masks.project`, for one; modules that have seen nothing are not in it. Modules that are handed the
+    same tensor, as the projections to queries, keys and values are, share a sum; that shows while the model runs, and
+    when they are handed different ones their sums part.
 
     Parameters
     ----------
@@ -43,11 +55,21 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         not fit are in `skipped`. Default the whole matrix, (row length, row length), from which any blocks can be
         taken.
     layout : str
-        Order of the blocks of a convolution, as in `mpfast.masks.projection.project`.
+        Order of the blocks of a convolution, as in `mpfast.masks.project`.
     share : float
         Part of the rows that is used; 1, the default, counts every one.
     seed : int
         Of the choice of rows.
+    folds : int
+        Number of contiguous parts of the data that are summed apart, for `fold` and `without`: what holds for one part
+        can be tried on the others. Each takes the memory of one sum. As nobody says how much data there will be, parts
+        grow with it: a new part opens when the last one has as many rows as the largest, and where there would be one
+        too many the two neighbours that have the fewest together become one. So there are this many parts once there
+        are as many rows, and none but the last has less than a quarter of the largest one's.
+    threads : int, optional
+        Of the sums on the CPU. Default those of PyTorch. The sums are the same for any number.
+    source : str or path-like, optional
+        Where the model is from, so that a file of moments names it. Default what a model of transformers says.
     include, exclude : optional
         As in `prunable_modules`.
 
@@ -56,23 +78,39 @@ class SecondMoments(Mapping[str, torch.Tensor]):
     ValueError
         An option is out of range, or no module is left.
 
+    Warns
+    -----
+    UserWarning
+        When it is closed, of layers that have seen fewer than 4 inputs per dimension.
+
     Attributes
     ----------
     rows : dict of str to int
         How many inputs each module has seen: samples times tokens or places.
+    rows_per_input : dict of str to float
+        The same for each dimension of the inputs.
+    shared : dict of str to str
+        Modules that have been handed the same inputs as another one so far, and the first of these.
+    warning : str
+        What is to be said against these moments; empty where nothing is.
     skipped : dict of str to str
         Modules that are not watched, and why.
     valid : Tensor, optional
         Set it before a forward pass to leave out padding: a boolean tensor of the shape of the inputs of the Linear
         modules without its last dimension, such as an attention mask. Inputs of other shapes count in full.
 
+    Notes
+    -----
+    On the CPU a sum over 256 rows is formed in single precision (in double for float64), whatever the type of the
+    inputs, and these are added in double; on other devices PyTorch forms sums over 4096 rows.
+
     Examples
     --------
     >>> layer = torch.nn.Linear(4, 2)
     >>> with SecondMoments(torch.nn.Sequential(layer), block=2) as moments:
-    ...     _ = layer(torch.ones(3, 4))
+    ...     _ = layer(torch.ones(20, 4))
     >>> moments["0"].shape, moments.rows["0"]
-    (torch.Size([2, 2, 2]), 3)
+    (torch.Size([2, 2, 2]), 20)
     """
 
     @front_door
@@ -84,6 +122,9 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         layout: str = "flat",
         share: float = 1.0,
         seed: int = 0,
+        folds: int = 1,
+        threads: int | None = None,
+        source: str | os.PathLike[str] | None = None,
         include: NameFilter | None = None,
         exclude: NameFilter | None = None,
     ) -> None:
@@ -97,11 +138,13 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         self.layout = layout
         self.share = share
         self.seed = seed
+        self.folds = positive_integer(folds, "folds")
         self.valid: torch.Tensor | None = None
-        self.rows: dict[str, int] = {}
         self.skipped: dict[str, str] = {}
-        self._sums: dict[str, torch.Tensor] = {}
-        self._calls: dict[str, int] = {}
+        self._threads = thread_count(torch.get_num_threads() if threads is None else threads)
+        named = source if source is not None else getattr(getattr(model, "config", None), "_name_or_path", None)
+        self._source = os.fspath(named) if named else None
+        self._inputs = SharedInputs(self._count)
         self._modules: dict[str, torch.nn.Module] = {}
         self._hooks: list[Any] = []
         for name, module in prunable_modules(model, include, exclude).items():
@@ -138,52 +181,71 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if kind is None:
+            self._settle()
+            warn_caller("SecondMoments", self.warning)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Mean of ``x x^T``, float64, on the device of the layer."""
-        return self._sums[name] / self.rows[name]
+    @torch.no_grad()
+    def _settle(self) -> None:
+        self._inputs.settle()
+
+    def _sum_of(self, name: str) -> InputSum[torch.Tensor]:
+        self._settle()
+        found = self._inputs.sums[name]
+        if not found.is_whole:
+            raise InvalidValueError(
+                "", f"the inputs of {name!r} were being counted when an exception came", "start anew"
+            )
+        return found
+
+    def _checked(self, name: str, mean: torch.Tensor) -> torch.Tensor:
+        _mirror(mean)
+        return super()._checked(name, mean)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sums)
+        return (name for name, found in self._inputs.sums.items() if found.rows)
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
 
     @torch.no_grad()
     def _see(self, name: str, module: torch.nn.Module, x: torch.Tensor) -> None:
-        wide = x.detach()
-        if wide.dtype not in (torch.float32, torch.float64):
-            wide = wide.float()
-        choice = self._choice(name)
-        count, total = 0, self._sums.get(name)
-        for rows, usable in self._usable(module, wide):
+        self._inputs.see(name, Input(module, x, self.valid))
+
+    def _count(self, given: Input, found: SharedSum) -> None:
+        """Add an input to a sum."""
+        found.is_whole, found.mean = False, None
+        found.calls += 1
+        choice = self._choice(found.calls)
+        for rows, usable in _usable(given):
             if choice is not None:
                 usable = usable & torch.from_numpy(choice.random(len(rows)) < self.share).to(usable.device)
             used = rows if bool(usable.all()) else rows[usable]
-            if len(used):
-                product = self._product(module, used)
-                total = product.double() if total is None else total.add_(product)
-                count += len(used)
-        if total is not None:
-            self._sums[name] = total
-            self.rows[name] = self.rows.get(name, 0) + count
+            for piece in cut_into_parts(found, len(used), self.folds):
+                found.parts[-1] = self._added(found.parts[-1], given.module, used[piece])
+        found.is_whole = True
 
-    def _choice(self, name: str) -> np.random.Generator | None:
+    def _choice(self, call: int) -> np.random.Generator | None:
         """What chooses rows: the same ones whatever other modules there are and however a run was interrupted."""
-        call = self._calls[name] = self._calls.get(name, 0) + 1
-        return None if self.share == 1 else np.random.default_rng([self.seed, call, *name.encode()])
+        return None if self.share == 1 else np.random.default_rng([self.seed, call])
 
-    def _usable(self, module: torch.nn.Module, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows, and which of them are not padding."""
-        valid = self.valid
-        padded = valid is not None and isinstance(module, torch.nn.Linear) and valid.shape == x.shape[:-1]
-        at = 0
-        for rows in input_rows(module, x):
-            if padded and valid is not None:
-                yield rows, valid.reshape(-1)[at : at + len(rows)].to(rows.device, torch.bool)
-            else:
-                yield rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-            at += len(rows)
+    def _added(self, total: torch.Tensor | None, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Return a sum, if there is one, with these rows added; of a whole matrix on the CPU the upper triangle."""
+        if rows.dtype not in _CORE_TYPES or (rows.dtype in _CORE_TYPES[2:] and not self._uses_core(rows)):
+            rows = rows.float()
+        if self._uses_core(rows):
+            if total is None:
+                total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+            _core.add_gram(as_matrix(rows, name="x"), total.numpy(), self._threads)
+            return total
+        product = self._product(module, rows)
+        return product.double() if total is None else total.add_(product)
+
+    def _uses_core(self, rows: torch.Tensor) -> bool:
+        return self.block is None and rows.device.type == "cpu"
 
     def _product(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
         """Sum of ``x x^T`` or of its blocks over a few thousand rows, in the precision of the rows."""
@@ -194,20 +256,45 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         groups = rows.reshape(len(rows), -1, self.block).transpose(0, 1)
         return groups.transpose(1, 2) @ groups
 
+    def _options(self) -> dict[str, Any]:
+        names = ("block", "layout", "share", "seed", "folds")
+        return {name: getattr(self, name) for name in names}
+
+    @front_door
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the sums so far to a safetensors file, atomically; `load` goes on from there."""
-        arrays = {name: total.cpu().numpy() for name, total in self._sums.items()}
-        tensors = [TensorInfo(name, array.shape, "float64") for name, array in arrays.items()]
-        options = [self.block, self.layout, self.share, self.seed]
-        metadata = {
-            "format": FORMAT,
-            "options": json.dumps(options),
-            "rows": json.dumps(self.rows),
-            "calls": json.dumps(self._calls),
+        """Write the sums so far to a safetensors file, atomically.
+
+        `load` goes on from there, and `mpfast.checkpoints.MomentFile` reads it, without PyTorch. With them go the hash
+        of the weights that were watched and, where the model's files are known, theirs.
+
+        Raises
+        ------
+        ValueError
+            An exception has come in between while inputs were counted.
+        """
+        sums = {id(found): found for name in self for found in [self._sum_of(name)]}.values()
+        for part in (part for found in sums for part in found.parts):
+            _mirror(part)
+        arrays = [
+            InputSum(found.modules, found.rows, [part.cpu().numpy() for part in found.parts], found.calls)
+            for found in sums
+        ]
+        path_there = path_of(self._source) if self._source else None
+        model = {
+            "source": self._source,
+            "source_hash": None if path_there is None else content_sample_hash(path_there),
+            "weights_hash": self._weights_hash(),
         }
-        with replaced_file(path) as temporary, SafetensorsWriter.create(temporary, tensors, metadata) as writer:
-            for name, array in arrays.items():
-                writer.write(name, array)
+        write_moments(path, arrays, self._options(), model)
+
+    def _weights_hash(self) -> str | None:
+        """Hash of the weights of the modules that are watched; None where these are not in memory."""
+        weights = {name: module.weight.detach() for name, module in self._modules.items()}
+        if any(weight.device.type == "meta" for weight in weights.values()):
+            return None
+        checkpoint = open_checkpoint({name: weight.cpu() for name, weight in weights.items()})
+        hashes = {info.name: content_hash(stored(checkpoint.read(info.name), info.name)) for info in checkpoint.tensors}
+        return overall_hash(checkpoint.tensors, hashes)
 
     @front_door
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -218,30 +305,49 @@ class SecondMoments(Mapping[str, torch.Tensor]):
         ValueError
             The file is of another kind, of other options or of another model.
         """
-        file = SafetensorsFile(path)
-        if file.metadata.get("format") != FORMAT:
-            raise InvalidValueError("", f"{os.fspath(path)}: these are no second moments")
-        options = [self.block, self.layout, self.share, self.seed]
-        said = {key: _parsed(path, file.metadata, key) for key in ("options", "rows", "calls")}
-        if said["options"] != options:
-            raise InvalidValueError(
-                "", f"{os.fspath(path)}: was collected with {file.metadata['options']}, not {options}"
-            )
-        unknown = [info.name for info in file.tensors if info.name not in self._modules]
+        file = MomentFile(path)
+        where = os.fspath(path)
+        collected = {name: file.options.get(name) for name in self._options()}
+        if collected != self._options():
+            raise InvalidValueError("", f"{where}: was collected with {collected}, not {self._options()}")
+        unknown = [name for name in file if name not in self._modules]
         if unknown:
-            raise InvalidValueError("", f"{os.fspath(path)}: the model has no module {unknown[0]!r}")
-        counts = {key: Record(said[key], f"{os.fspath(path)}: {key}") for key in ("rows", "calls")}
-        names = dict.fromkeys([*counts["rows"], *(info.name for info in file.tensors)])
-        rows = {name: counts["rows"].integer(name, 1) for name in names}
-        calls = {name: counts["calls"].integer(name) for name in counts["calls"]}
-        self._sums = {
-            info.name: torch.from_numpy(np.array(file.read(info.name))).to(self._device(info.name))
-            for info in file.tensors
-        }
-        self.rows, self._calls = rows, calls
+            raise InvalidValueError("", f"{where}: the model has no module {unknown[0]!r}")
+        known, own = file.model.optional_text("weights_hash"), self._weights_hash()
+        if None not in (known, own) and known != own:
+            raise InvalidValueError("", f"{where}: was collected from a model of other weights")
+        self._inputs = SharedInputs(self._count)
+        for found in file.sums:
+            parts = [torch.from_numpy(np.array(part)).to(self._device(found.modules[0])) for part in found.parts]
+            own_sum = SharedSum(found.modules, found.rows, parts, found.calls)
+            self._inputs.sums.update(dict.fromkeys(found.modules, own_sum))
 
     def _device(self, name: str) -> torch.device:
         return next(self._modules[name].parameters()).device
+
+
+def _usable(given: Input) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows, some thousands at a time, and which of them are not padding."""
+    valid, x = given.valid, given.x
+    padded = valid is not None and isinstance(given.module, torch.nn.Linear) and valid.shape == x.shape[:-1]
+    at = 0
+    for rows in input_rows(given.module, x):
+        if padded and valid is not None:
+            yield rows, valid.reshape(-1)[at : at + len(rows)].to(rows.device, torch.bool)
+        else:
+            yield rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        at += len(rows)
+
+
+def _mirror(matrix: torch.Tensor) -> None:
+    """Copy the upper triangle of a matrix on the CPU to the lower one, some columns at a time; blocks are symmetric."""
+    if matrix.dim() != 2 or matrix.device.type != "cpu":
+        return
+    for left in range(0, len(matrix), _MIRRORED):
+        right = left + _MIRRORED
+        corner = matrix[left:right, left:right]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        matrix[right:, left:right] = matrix[left:right, right:].T
 
 
 def _other_layers(model: torch.nn.Module) -> list[str]:
@@ -254,10 +360,3 @@ def _other_layers(model: torch.nn.Module) -> list[str]:
 def _is_wanted(name: str, include: NameFilter | None, exclude: NameFilter | None) -> bool:
     wanted, unwanted = name_filter(include), name_filter(exclude)
     return (wanted is None or wanted(name)) and not (unwanted is not None and unwanted(name))
-
-
-def _parsed(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> Any:
-    try:
-        return parse_json(metadata.get(key, ""))
-    except ValueError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {key} in its metadata is damaged: {error}") from None

@@ -1,0 +1,309 @@
+"""Second moments of the inputs of layers: what is known of them in memory, and the file that keeps them.
+
+The file is a safetensors file that any reader opens. Modules that have been handed the same inputs share a sum. Tensor
+``module.i``, float64, is the sum of ``x x^T`` over part ``i`` of the inputs of ``module``, the first of those that share
+it. The file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number of
+calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast.checkpoints.base import TensorInfo
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.support import (
+    CheckpointError,
+    InvalidValueError,
+    Record,
+    front_door,
+    parse_json,
+    replaced_file,
+)
+
+__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "write_moments"]
+
+FORMAT = "mpfast.second_moments/1"
+#: Below so many rows for each input the small eigenvalues of a second moment are far too small.
+FEW_ROWS_PER_INPUT = 4
+
+Array = TypeVar("Array")
+
+
+@dataclass
+class InputSum(Generic[Array]):
+    """Sums of ``x x^T`` over contiguous parts of the inputs that some modules share.
+
+    Attributes
+    ----------
+    modules : list of str
+        Who shares them.
+    rows : list of int
+        How many inputs each part has.
+    parts : list of array
+        The sums.
+    calls : int
+        How often a module of these was called.
+    mean : array, optional
+        Of all inputs, once it has been asked for.
+    """
+
+    modules: list[str]
+    rows: list[int] = field(default_factory=list)
+    parts: list[Array] = field(default_factory=list)
+    calls: int = 0
+    mean: Array | None = None
+
+    def mean_over(self, numbers: Sequence[int]) -> Array:
+        """Return the mean of ``x x^T`` over the inputs of some parts."""
+        total: Any = reduce(add, (self.parts[number] for number in numbers))
+        mean: Array = total / sum(self.rows[number] for number in numbers)
+        return mean
+
+
+class Moments(Mapping[str, Array]):
+    """The mean of ``x x^T`` over the inputs x of layers: a mapping from module name to float64 array.
+
+    Attributes
+    ----------
+    block : int or None
+        Size of the blocks of the diagonal that are known; None where the whole matrix is.
+    """
+
+    block: int | None = None
+
+    def _sum_of(self, name: str) -> InputSum[Array]:
+        """Return what is known of a module; KeyError where nothing is."""
+        raise NotImplementedError
+
+    def _whole(self, name: str) -> Array:
+        found = self._sum_of(name)
+        if found.mean is None:
+            found.mean = self._checked(name, found.mean_over(range(len(found.rows))))
+        return found.mean
+
+    def _checked(self, name: str, mean: Any) -> Any:
+        trace = float(mean.diagonal(0, -2, -1).sum())
+        if trace - trace != 0:
+            raise InvalidValueError(
+                "", f"the inputs of {name!r} hold NaN or infinities, or numbers whose squares do", "clean the data"
+            )
+        return mean
+
+    def __getitem__(self, name: str) -> Array:
+        """Mean of ``x x^T``, float64; the same array for modules that share their inputs, and at every access."""
+        return self._whole(name)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many inputs each module has seen: samples times tokens or places."""
+        return {name: sum(self._sum_of(name).rows) for name in self}
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Modules that have been handed the same inputs as another one, and the first of these."""
+        firsts = {name: self._sum_of(name).modules[0] for name in self}
+        return {name: first for name, first in firsts.items() if name != first}
+
+    @property
+    def rows_per_input(self) -> dict[str, float]:
+        """Rows for each input dimension: how much data there is for a matrix of this size."""
+        return {name: sum(found.rows) / _length(found) for name, found in self._named_sums()}
+
+    def _named_sums(self) -> Iterator[tuple[str, InputSum[Array]]]:
+        yield from ((name, self._sum_of(name)) for name in self)
+
+    @property
+    def warning(self) -> str:
+        """What is to be said against these moments; empty where nothing is."""
+        ratios = {name: ratio for name, ratio in self.rows_per_input.items() if ratio < FEW_ROWS_PER_INPUT}
+        if not ratios:
+            return ""
+        least = min(ratios, key=lambda name: ratios[name])
+        return (
+            f"{len(ratios)} of {len(self)} layers have seen fewer than {FEW_ROWS_PER_INPUT} inputs per dimension "
+            f"({least or 'the model'}: {ratios[least]:.2g}): use more data, or strong damping"
+        )
+
+    def fold_rows(self, name: str) -> tuple[int, ...]:
+        """How many inputs each part of those of a module has."""
+        return tuple(self._sum_of(name).rows)
+
+    @front_door
+    def fold(self, name: str, number: int) -> Array:
+        """Mean of ``x x^T`` over one part of a module's inputs.
+
+        Raises
+        ------
+        ValueError
+            There is no part of this number.
+        """
+        found = self._sum_of(name)
+        return self._checked(name, found.mean_over([_part(found, number)]))
+
+    @front_door
+    def without(self, name: str, number: int) -> Array:
+        """Mean of ``x x^T`` over all parts of a module's inputs but one.
+
+        Raises
+        ------
+        ValueError
+            There is no part of this number, or no other.
+        """
+        found = self._sum_of(name)
+        others = [other for other in range(len(found.rows)) if other != _part(found, number)]
+        if not others:
+            raise InvalidValueError("", f"the inputs of {name!r} are one part", "collect them with folds=2 or more")
+        return self._checked(name, found.mean_over(others))
+
+
+def _part(found: InputSum[Any], number: int) -> int:
+    if number not in range(len(found.rows)):
+        raise InvalidValueError("number", f"must lie between 0 and {len(found.rows) - 1}, not {number!r}")
+    return number
+
+
+def _length(found: InputSum[Any]) -> int:
+    return int(found.parts[0].shape[-1])
+
+
+def weight_of(module: str) -> str:
+    """Return the name of a module's weight, as a checkpoint has it."""
+    return f"{module}.weight" if module else "weight"
+
+
+def write_moments(
+    path: str | os.PathLike[str],
+    sums: Sequence[InputSum[NDArray[np.float64]]],
+    options: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> None:
+    """Write a file of moments, atomically.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sums
+        With symmetric parts.
+    options
+        What the moments were collected with.
+    model
+        What is known of the model that was watched.
+    """
+    tensors, arrays = [], []
+    for found in sums:
+        for number, part in enumerate(found.parts):
+            tensors.append(TensorInfo(f"{found.modules[0]}.{number}", part.shape, "float64"))
+            arrays.append(part)
+    listed = [{"modules": found.modules, "rows": found.rows, "calls": found.calls} for found in sums]
+    weights = {name: weight_of(name) for found in sums for name in found.modules}
+    documents = {"sums": listed, "weights": weights, "options": dict(options), "model": dict(model)}
+    metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in documents.items()}}
+    with replaced_file(path) as temporary, SafetensorsWriter.create(temporary, tensors, metadata) as writer:
+        for info, array in zip(tensors, arrays, strict=True):
+            writer.write(info.name, array)
+
+
+class MomentFile(Moments[NDArray[np.float64]]):
+    """The second moments of a file that `SecondMoments.save` or ``mpfast moments`` wrote; needs no PyTorch.
+
+    A mapping from module name to float64 array. Sums stay in the file; of the means only the last one is kept.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Raises
+    ------
+    CheckpointError
+        The file holds no second moments, or is damaged.
+
+    Attributes
+    ----------
+    options : Record
+        What the moments were collected with: ``block``, ``layout``, ``share``, ``seed``, ``folds``.
+    model : Record
+        Of the model that was watched: ``source``, its path or name; ``source_hash``, as
+        `mpfast.checkpoints.content_sample_hash` gives it; ``weights_hash``, of the weights in memory. None where that
+        is not known.
+    weights : dict of str to str
+        From module to the name of the weight that multiplies these inputs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._file = SafetensorsFile(path)
+        if self._file.metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{self._path}: these are no second moments: its metadata does not say {FORMAT}")
+        self.options = Record(self._said("options", dict), f"{self._path}: options")
+        self.model = Record(self._said("model", dict), f"{self._path}: model")
+        self.block = self.options.integer("block", 1) if self.options.has("block") else None
+        self._sums = [self._read(Record(item, f"{self._path}: sums")) for item in self._said("sums", list)]
+        self._by_module = {name: found for found in self._sums for name in found.modules}
+        if len(self._by_module) != sum(len(found.modules) for found in self._sums):
+            raise CheckpointError(f"{self._path}: a module has two sums")
+        weights = Record(self._said("weights", dict), f"{self._path}: weights")
+        self.weights = {name: weights.text(name) for name in self._by_module}
+        self._last: InputSum[NDArray[np.float64]] | None = None
+
+    def _said(self, key: str, kind: type) -> Any:
+        try:
+            value = parse_json(self._file.metadata.get(key, ""))
+        except ValueError as error:
+            raise CheckpointError(f"{self._path}: {key} in its metadata is damaged: {error}") from None
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{self._path}: {key} in its metadata must be of another form")
+        return value
+
+    def _read(self, record: Record) -> InputSum[NDArray[np.float64]]:
+        modules, rows = list(record.texts("modules")), record.get("rows")
+        if not modules:
+            raise record.refuse("modules", "a list of names")
+        if not isinstance(rows, list) or not rows or not all(type(count) is int and count > 0 for count in rows):
+            raise record.refuse("rows", "a list of positive integers")
+        parts = [self._part(f"{modules[0]}.{number}") for number in range(len(rows))]
+        if len({part.shape for part in parts}) != 1:
+            raise CheckpointError(f"{self._path}: the parts of {modules[0]!r} differ in shape")
+        return InputSum(modules, rows, parts, record.integer("calls"))
+
+    def _part(self, name: str) -> NDArray[np.float64]:
+        try:
+            part = self._file.read(name)
+        except KeyError:
+            raise CheckpointError(f"{self._path}: lacks the tensor {name!r}") from None
+        if part.dtype != np.float64 or part.ndim not in (2, 3) or part.shape[-1] != part.shape[-2] or not part.size:
+            raise CheckpointError(f"{self._path}: tensor {name!r} is no second moment", tensor=name)
+        return part
+
+    @property
+    def sums(self) -> tuple[InputSum[NDArray[np.float64]], ...]:
+        """What is in the file; the parts are views of it."""
+        return tuple(self._sums)
+
+    def _sum_of(self, name: str) -> InputSum[NDArray[np.float64]]:
+        return self._by_module[name]
+
+    def _whole(self, name: str) -> NDArray[np.float64]:
+        found = self._by_module[name]
+        if self._last is not None and self._last is not found:
+            self._last.mean = None
+        self._last = found
+        return super()._whole(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_module)
+
+    def __len__(self) -> int:
+        return len(self._by_module)
