@@ -1,9 +1,9 @@
 """Second moments of the inputs of layers: what is known of them in memory, and the file that keeps them.
 
 The file is a safetensors file that any reader opens. Modules that have been handed the same inputs share a sum. Tensor
-``module.i``, float64, is the sum of ``x x^T`` over part ``i`` of the inputs of ``module``, the first of those that share
-it. The file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number of
-calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``.
+``module.i``, float64, is the sum of ``x x^T`` over part ``i`` of the inputs of ``module``, the first of those that
+share it. The file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number
+of calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class Moments(Mapping[str, Array]):
             There is no part of this number.
         """
         found = self._sum_of(name)
-        return self._checked(name, found.mean_over([_part(found, number)]))
+        mean: Array = self._checked(name, found.mean_over([_part(found, number)]))
+        return mean
 
     @front_door
     def without(self, name: str, number: int) -> Array:
@@ -164,7 +165,8 @@ class Moments(Mapping[str, Array]):
         others = [other for other in range(len(found.rows)) if other != _part(found, number)]
         if not others:
             raise InvalidValueError("", f"the inputs of {name!r} are one part", "collect them with folds=2 or more")
-        return self._checked(name, found.mean_over(others))
+        mean: Array = self._checked(name, found.mean_over(others))
+        return mean
 
 
 def _part(found: InputSum[Any], number: int) -> int:

@@ -13,6 +13,7 @@ from mpfast.cli.budget import budget_command
 from mpfast.cli.compress import compress_command
 from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
+from mpfast.cli.moments import moments_command
 from mpfast.cli.prune import prune_command, verify_command
 from mpfast.cli.spectrum import spectrum_command
 from mpfast.cli.tools import bench_command, info_command
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
 app.command("analyze", short_help="Fit the edge of every weight matrix of models.")(analyze_command)
 app.command("budget", short_help="Share a sparsity out over the layers of a model.")(budget_command)
+app.command("moments", short_help="Collect what the layers of a model see, from a text.")(moments_command)
 app.command("prune", short_help="Write a copy of a model with weights set to zero.")(prune_command)
 app.command("verify", short_help="Check a model that prune wrote.")(verify_command)
 app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)

@@ -12,6 +12,7 @@ from mpfast.integrations.torch.lowrank import LowRankPair, load_factors, split, 
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
+from mpfast.integrations.torch.texts import text_moments
 
 if TYPE_CHECKING:
     from mpfast.integrations.torch.sparsifier import SpectralSparsifier
@@ -39,6 +40,7 @@ __all__ = [
     "release",
     "split",
     "split_modules",
+    "text_moments",
     "to_semi_structured",
 ]
 

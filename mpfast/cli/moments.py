@@ -1,0 +1,86 @@
+"""The command that collects second moments of a model's inputs from a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpfast.cli.console import reports_errors, require_directory
+from mpfast.cli.options import (
+    ExcludeOption,
+    IncludeOption,
+    ModelArgument,
+    ProgressOption,
+    QuietOption,
+    StrictOption,
+    ThreadsOption,
+)
+from mpfast.cli.tables import counted, printable
+
+__all__ = ["moments_command"]
+
+
+@reports_errors
+def moments_command(
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(metavar="FILE", help="The data, a text file in UTF-8.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="File to write, a .safetensors.", show_default=False)
+    ],
+    tokens: Annotated[int, typer.Option(min=1, help="About how many tokens are run.")] = 16384,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 256,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line is a text of its own, for encoders of sentences.")
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=1, help="Contiguous parts of the data that are kept apart, to try one on the others.")
+    ] = 1,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="A device of PyTorch.", show_default="cpu", metavar="DEVICE")
+    ] = None,
+    threads: ThreadsOption = None,
+    progress: ProgressOption = True,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a model of transformers over a text and write the second moments of the inputs of its layers.
+
+    They say which weights matter for data like this. MODEL is a directory that save_pretrained wrote, or a Hugging Face
+    id in the local cache; --include and --exclude go by the names of modules. Needs the extra transformers.
+    """
+    require_directory(str(out))
+    text = texts.read_text(encoding="utf-8")
+    # Late: PyTorch and transformers are not needed by any other command, and take seconds.
+    from mpfast.integrations.torch import text_moments
+
+    hidden = quiet or not progress or not sys.stderr.isatty()
+    with typer.progressbar(length=tokens, file=sys.stderr, hidden=hidden) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        moments = text_moments(
+            model,
+            [line for line in text.splitlines() if line.strip()] if lines else [text],
+            tokens=tokens,
+            length=length,
+            folds=folds,
+            include=include or None,
+            exclude=exclude or None,
+            device=device,
+            threads=threads,
+            progress=advance,
+        )
+    moments.save(out)
+    if quiet:
+        return
+    inputs = counted(len(moments) - len(moments.shared), "distinct input")
+    ratios = moments.rows_per_input.values()
+    seen = f"{counted(max(moments.rows.values()), 'token')}, {min(ratios):.3g} to {max(ratios):.3g} per dimension"
+    typer.echo(printable(f"{out}: {counted(len(moments), 'layer')} with {inputs}, {seen}"))
