@@ -21,6 +21,7 @@ NEEDS = {
     "docs/how-to/ci.md": ("typer",),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/prune.md": ("typer",),
+    "docs/how-to/calibration.md": ("torch",),
     "docs/how-to/two-four.md": ("typer",),
     "docs/how-to/training-loop.md": ("torch",),
     "docs/how-to/gpu.md": ("typer", "torch"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,30 @@ def test_the_command_writes_a_file(llama, tmp_path):
     wanted = text_moments(llama, [TEXT], tokens=400, length=50)
     for name in wanted:
         np.testing.assert_allclose(file[name], wanted[name].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_document_keeps_to_its_schema(llama, tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    (tmp_path / "text.txt").write_text(TEXT)
+    run = command(
+        llama, "--texts", tmp_path / "text.txt", "-o", tmp_path / "m.safetensors", "--length", 20, "--json", "-"
+    )
+    schema = json.loads((files("mpfast.models") / "schemas" / "moments.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = json.loads(run.stdout)
+    jsonschema.validate(document, schema, cls=jsonschema.Draft202012Validator)
+    assert document["rows"] == 1000
+    assert document["distinct_inputs"] == 8
+    (row,) = (row for row in document["layers"] if row["name"] == "model.layers.1.mlp.up_proj")
+    assert row == {
+        "name": "model.layers.1.mlp.up_proj",
+        "weight": "model.layers.1.mlp.up_proj.weight",
+        "inputs": 16,
+        "rows": 1000,
+        "rows_per_input": 62.5,
+        "fold_rows": [1000],
+        "shared_with": "model.layers.1.mlp.gate_proj",
+    }
 
 
 def test_the_command_warns_of_few_tokens(bert, tmp_path):

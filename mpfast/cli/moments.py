@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mpfast.cli.console import reports_errors, require_directory
+from mpfast.checkpoints import MomentFile
+from mpfast.cli.console import reports_errors, require_directory, write_document
 from mpfast.cli.options import (
     ExcludeOption,
     IncludeOption,
+    JsonOption,
     ModelArgument,
     ProgressOption,
     QuietOption,
@@ -19,6 +21,7 @@ from mpfast.cli.options import (
     ThreadsOption,
 )
 from mpfast.cli.tables import counted, printable
+from mpfast.models import Provenance, provenance_of
 
 __all__ = ["moments_command"]
 
@@ -44,6 +47,7 @@ def moments_command(
         str | None, typer.Option(help="A device of PyTorch.", show_default="cpu", metavar="DEVICE")
     ] = None,
     threads: ThreadsOption = None,
+    json_file: JsonOption = None,
     progress: ProgressOption = True,
     strict: StrictOption = False,
     quiet: QuietOption = False,
@@ -54,6 +58,7 @@ def moments_command(
     id in the local cache; --include and --exclude go by the names of modules. Needs the extra transformers.
     """
     require_directory(str(out))
+    require_directory(json_file)
     text = texts.read_text(encoding="utf-8")
     # Late: PyTorch and transformers are not needed by any other command, and take seconds.
     from mpfast.integrations.torch import text_moments
@@ -78,9 +83,37 @@ def moments_command(
             progress=advance,
         )
     moments.save(out)
-    if quiet:
-        return
-    inputs = counted(len(moments) - len(moments.shared), "distinct input")
-    ratios = moments.rows_per_input.values()
-    seen = f"{counted(max(moments.rows.values()), 'token')}, {min(ratios):.3g} to {max(ratios):.3g} per dimension"
-    typer.echo(printable(f"{out}: {counted(len(moments), 'layer')} with {inputs}, {seen}"))
+    chosen = {"texts": str(texts), "tokens": tokens, "length": length, "lines": lines, "folds": folds}
+    chosen |= {"include": include, "exclude": exclude, "device": device}
+    document = _document(out, provenance_of(model, **chosen))
+    if not write_document(document, json_file) and not quiet:
+        ratios = moments.rows_per_input.values()
+        seen = f"{counted(document['rows'], 'token')}, {min(ratios):.3g} to {max(ratios):.3g} per dimension"
+        inputs = counted(document["distinct_inputs"], "distinct input")
+        typer.echo(printable(f"{out}: {counted(len(moments), 'layer')} with {inputs}, {seen}"))
+
+
+def _document(out: Path, provenance: Provenance) -> dict[str, Any]:
+    file = MomentFile(out)
+    rows, ratios, shared = file.rows, file.rows_per_input, file.shared
+    layers = [
+        {
+            "name": name,
+            "weight": file.weights[name],
+            "inputs": round(rows[name] / ratios[name]),
+            "rows": rows[name],
+            "rows_per_input": ratios[name],
+            "fold_rows": list(file.fold_rows(name)),
+            "shared_with": shared.get(name),
+        }
+        for name in file
+    ]
+    return {
+        "schema": "mpfast.moments/1",
+        "out": str(out),
+        "rows": max(rows.values()),
+        "distinct_inputs": len(file) - len(shared),
+        "warning": file.warning,
+        "provenance": provenance.to_dict(),
+        "layers": layers,
+    }
