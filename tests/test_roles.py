@@ -385,6 +385,14 @@ def test_pairs_of_other_tools_are_products_too(first, second, product):
     assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)
 
 
+@pytest.mark.parametrize("word", ["exploration", "floral", "explora", "pylorax", "lorax", "loraless"])
+def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
+    """The layers of a bottleneck go down and up as well."""
+    model = {f"{word}.down.weight": weight(16, 64), f"{word}.up.weight": weight(64, 16)}
+    assert kinds({name: array.shape for name, array in model.items()}) == dict.fromkeys(model, "linear")
+    assert {row.name for row in mpfast.analyze(model)} == set(model)
+
+
 def test_factors_stored_the_other_way_round_are_no_layers():
     """MLX: A (n, r), B (r, m)."""
     model = {"u.lora_a": weight(64, 4), "u.lora_b": weight(4, 64, seed=1), "w.weight": weight(64, 64)}
