@@ -99,6 +99,27 @@ QUANTISED = {
     },
     "bits": {"l.weight_bits": ((64, 64), "bool", "quantised"), "l.scales": ((16, 64), "float16", "companion")},
     "QuIP#": {"l.Qidxs": ((64, 64), "int64", "quantised"), "l.codebook": ((256, 8), "float32", "companion")},
+    "VPTQ": {
+        "l.indices": ((1, 64, 16), "int32", "quantised"),
+        "l.res_indices": ((1, 64, 16), "uint16", "quantised"),
+        "l.centroids.weight": ((1, 2048), "float16", "companion"),
+        "l.res_centroids.weight": ((16, 2048), "float16", "companion"),
+        "l.perm": ((64,), "uint16", "companion"),
+        "l.weight_scale": ((64,), "float16", "companion"),
+        "l.weight_bias": ((64,), "float16", "vector"),
+    },
+    "codes in a list of codebooks": {
+        "l.codes": ((64, 16, 2), "int16", "quantised"),
+        "l.codebooks.0": ((256, 8), "float16", "companion"),
+        "l.codebooks.1": ((256, 8), "float16", "companion"),
+    },
+    "scales in a module of their own": {
+        "l.weight": ((64, 64), "int8", "quantised"),
+        "l.scale.weight": ((64, 16), "float32", "companion"),
+        "l.zeros.weight": ((64, 16), "uint8", "companion"),
+        "l.norm.weight": ((64,), "float32", "vector"),
+        "l.out.weight": ((64, 64), "float32", "linear"),
+    },
     "no module": {"weight": ((64, 64), "int8", "quantised"), "weight_scale": ((64, 16), "float32", "companion")},
     # Integers that make nothing quantised.
     "a causal mask": {
@@ -114,6 +135,34 @@ QUANTISED = {
         "m.relation": ((64, 64), "int64", "buffer"),
         "m.tril": ((64, 64), "bool", "buffer"),
         "m.weight": ((64, 64), "float32", "linear"),
+    },
+    "LeViT": {
+        "a.attention_biases": ((12, 49), "float32", "vector"),
+        "a.attention_bias_idxs": ((49, 49), "int64", "buffer"),
+        "a.qkv.weight": ((192, 64), "float32", "linear"),
+    },
+    "LeViT in int32": {
+        "a.attention_biases": ((12, 49), "float32", "vector"),
+        "a.attention_bias_idxs": ((49, 49), "int32", "buffer"),
+    },
+    "Swin": {
+        "a.logit_scale": ((12, 1, 1), "float32", "conv"),
+        "a.relative_position_index": ((49, 49), "int64", "buffer"),
+        "a.table": ((49, 49), "int64", "buffer"),
+        "a.qkv.weight": ((192, 64), "float32", "linear"),
+    },
+    "a mask beside a learned scale": {
+        "a.scale": ((1,), "float32", "vector"),
+        "a.tril": ((64, 64), "bool", "buffer"),
+        "a.rows": ((64, 64), "int64", "buffer"),
+    },
+    "a module that is called scale": {
+        "a.scale.weight": ((64, 64), "float32", "linear"),
+        "a.0.weight": ((64, 64), "float32", "linear"),
+    },
+    "indices without a codebook": {
+        "a.indices": ((64, 64), "int32", "buffer"),
+        "a.scale": ((64, 16), "float32", "linear"),
     },
     "a table beside a plain weight": {
         "m.table": ((64, 64), "int32", "buffer"),
@@ -346,6 +395,19 @@ def test_quantised_checkpoints_are_neither_pruned_nor_factored():
     assert {t.name: "quantised q.qweight" in t.reason for t in analysis.skipped}["q.scales"]
     difference = mpfast.analyze(model, base={name: array + 1 for name, array in model.items()})
     assert [row.name for row in difference] == ["out.weight"]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_a_table_of_biases_with_its_indices_is_pruned_around(dtype):
+    """LeViT and its kin: the biases are looked up and added."""
+    model = {
+        "a.attention_biases": weight(12, 49),
+        "a.attention_bias_idxs": np.zeros((49, 49), dtype),
+        "a.logit_scale": weight(12, 8),
+        "a.qkv.weight": weight(192, 64),
+    }
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude", include="a.[aq]*")
+    assert [row.name for row in result.budget] == ["a.qkv.weight"]
 
 
 def test_lora_factors_are_left_out_of_pruning_and_budgets():

@@ -25,7 +25,7 @@ LAYERS = frozenset({"linear", "conv", "conv_transposed", "embedding", "head", "e
 SUPPORTED_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A kernel of a 1-D convolution is rarely longer, a matrix that a law can be fitted to never narrower.
 LONGEST_KERNEL = 8
-_BIAS = re.compile(r"(^|_)bias(_[kv])?$")
+_BIAS = re.compile(r"(^|_)bias(es|_[kv])?$")
 _BUFFER = re.compile(
     r"(^|_)(mask|inv_freq|freqs_cis|position_ids|running_mean|running_var|num_batches_tracked|(cos|sin)_cached)$"
 )
