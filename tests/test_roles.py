@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -195,6 +196,29 @@ def test_the_configuration_says_that_a_checkpoint_is_quantised():
     assert quantised_weight(Named(tensors)) is None
     assert quantised_weight(Named(tensors, {"quantization_config": {"quant_method": "fp8"}})) == "l.weight"
     assert quantised_weight(Named({"n.weight": (64, 64)}, {"quantization_config": {"quant_method": "fp8"}})) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path, out: mpfast.analyze(path),
+        lambda path, out: mpfast.analyze(path, base=path),
+        lambda path, out: mpfast.inspect(path),
+        lambda path, out: mpfast.prune(path, out, sparsity=0.5, method="magnitude"),
+        lambda path, out: mpfast.prune(path, out, sparsity=0.5),
+        lambda path, out: mpfast.compress(path, out, rank=4),
+    ],
+)
+def test_a_configuration_that_speaks_of_quantisation_where_none_is_seen(call, tmp_path):
+    """Of what was dequantised, or packed in a way that is not known; a file of tensors cannot tell."""
+    save_file({"n.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "new"}}')
+    with pytest.warns(UserWarning, match=r"the configuration says that the weights are quantised \(new\), but no"):
+        call(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
+    save_file({"n.weight": weight(64, 64), "q.weight": np.ones((64, 64), np.int8)}, tmp_path / "model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mpfast.analyze(tmp_path)
 
 
 # Name, shape, kind and the axes of the inputs, without a configuration.

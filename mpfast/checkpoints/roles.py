@@ -17,7 +17,7 @@ from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_
 from mpfast.checkpoints.lora import factor_roles
 from mpfast.checkpoints.quantised import companions_of, parent_of
 
-__all__ = ["LAYERS", "fused_parts", "quantised_weight", "role_of", "roles_of", "stays_dense"]
+__all__ = ["LAYERS", "fused_parts", "quantised_weight", "role_of", "roles_of", "stays_dense", "unseen_quantisation"]
 
 #: The kinds that are matrices.
 LAYERS = frozenset({"linear", "conv", "conv_transposed", "embedding", "head", "experts", "lora"})
@@ -63,6 +63,22 @@ def quantised_weight(checkpoint: Checkpoint) -> str | None:
         if role.kind == "companion":
             return role.of
     return next((name for name, role in roles.items() if role.kind == "quantised"), None)
+
+
+def unseen_quantisation(checkpoint: Checkpoint) -> str:
+    """Say that a configuration calls the weights quantised and none of the tensors looks so; empty otherwise.
+
+    Either the weights were dequantised and the configuration was left as it was, or they are packed in a way that is
+    not known here: nothing but the numbers could tell.
+    """
+    method = quantisation_of(getattr(checkpoint, "config", None))
+    if not method or quantised_weight(checkpoint) is not None:
+        return ""
+    return (
+        f"{checkpoint.source}: the configuration says that the weights are quantised ({method}), but no tensor is seen "
+        "to be packed; they are taken for plain numbers. If they were dequantised, take that out of config.json, for "
+        "whoever loads the model goes by it; if not, dequantise them first"
+    )
 
 
 def role_of(tensor: TensorInfo) -> Role:

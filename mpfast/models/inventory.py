@@ -6,7 +6,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
+from mpfast.checkpoints import (
+    NameFilter,
+    TensorInfo,
+    Views,
+    open_checkpoint,
+    roles_of,
+    select_layers,
+    unseen_quantisation,
+)
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
@@ -145,6 +153,7 @@ def inspect(
     [('fc.weight', 'linear', None), ('fc.bias', 'vector', 'vector or scalar (bias, normalisation)')]
     """
     checkpoint = open_checkpoint(model)
+    warn_caller("", unseen_quantisation(checkpoint))
     layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
     for doubt in doubts:
         warn_caller("inspect", doubt)
