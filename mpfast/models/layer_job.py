@@ -22,7 +22,7 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
-from mpfast.support import InputError, OutOfMemoryError
+from mpfast.support import InputError, OutOfMemoryError, UnreadableArrayError
 
 __all__ = ["Settings", "layer_outcome", "open_derived"]
 
@@ -85,6 +85,8 @@ def layer_outcome(
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
+    except UnreadableArrayError as error:  # of the object, which other layers may have, too
+        raise UnreadableArrayError(layer.name, error.reason) from error.__cause__
     except InputError as error:
         return error.reason  # NaNs, say: this layer has no spectrum, the others do
     finally:
