@@ -91,7 +91,7 @@ class Difference:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Tensors of both, in the order of the model, in the type of the difference."""
         return tuple(
-            TensorInfo(name, _shape(mine), _wider(mine, other), _as_used(mine))
+            TensorInfo(name, _shape(mine), _wider(mine, other), _as_used(mine), mine.shared)
             for name, (mine, other) in self._pairs.items()
         )
 

@@ -17,7 +17,16 @@ from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_
 from mpfast.checkpoints.lora import factor_roles
 from mpfast.checkpoints.quantised import companions_of, parent_of
 
-__all__ = ["LAYERS", "fused_parts", "quantised_weight", "role_of", "roles_of", "stays_dense", "unseen_quantisation"]
+__all__ = [
+    "LAYERS",
+    "fused_parts",
+    "quantised_weight",
+    "role_of",
+    "roles_of",
+    "shares_memory",
+    "stays_dense",
+    "unseen_quantisation",
+]
 
 #: The kinds that are matrices.
 LAYERS = frozenset({"linear", "conv", "conv_transposed", "embedding", "head", "experts", "lora"})
@@ -117,7 +126,21 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     for found in (factor_roles(tensors), known, _mask_roles(infos, config), _norm_roles(infos, config)):
         for name, role in found.items():
             roles.setdefault(name, role)
-    return {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
+    decided = {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
+    return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
+
+
+def _kept_whole(role: Role, shared: tuple[str, ...]) -> Role:
+    """The role of a tensor that shares memory: a zero in it would be one in another, which may not be written."""
+    if not shared or role.fixed or role.kind not in LAYERS:
+        return role
+    return replace(role, fixed=f"{shares_memory(shared)}, which would change as well: make copies of them first")
+
+
+def shares_memory(others: tuple[str, ...]) -> str:
+    """Say with which tensors another one has entries in common."""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"shares memory with {others[0]}{more}"
 
 
 def _mask_roles(infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None) -> dict[str, Role]:

@@ -41,7 +41,7 @@ class InventoryRow:
         Their number.
     role : str
         What the tensor is, see `mpfast.checkpoints.Role`: "linear", "conv", "embedding", "head", "experts", "vector",
-        "companion" (of a quantised weight), "alias", "mask" and so on; "unknown" where nothing tells.
+        "companion" (of a quantised weight), "alias", "view", "mask" and so on; "unknown" where nothing tells.
     known_from : str
         What tells: "module class", "ONNX node", "config.json", "storage", "shape", "name" and so on.
     matrices : int

@@ -18,6 +18,7 @@ from mpfast.checkpoints import (
     layer_matrix,
     open_checkpoint,
     read_layer,
+    shares_memory,
 )
 from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
@@ -72,7 +73,7 @@ def layer_outcome(
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
-            return _without_a_verdict(kept, checkpoint)
+            return _completed(kept, layer, checkpoint)
         product = isinstance(matrix, LowRankProduct)
         found = measured_spectrum(
             matrix,
@@ -93,11 +94,16 @@ def layer_outcome(
         checkpoint.release(layer.file_name)
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
-    return _without_a_verdict(report, checkpoint)
+    return _completed(report, layer, checkpoint)
 
 
-def _without_a_verdict(report: LayerReport, checkpoint: Checkpoint) -> LayerReport:
-    """Return the report; where there is no difference to the base, nothing was fitted and nothing is warned of."""
+def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> LayerReport:
+    """Add to the report of a matrix what is known of its layer.
+
+    Where there is no difference to the base, nothing was fitted and nothing is warned of.
+    """
+    if layer.shared:
+        report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):
         return replace(report, verdict=EQUAL, warnings=())
     return report
