@@ -340,6 +340,22 @@ def test_fused_projections_split_as_their_family_says():
     # Other families alternate head by head, or are not known: whole.
     assert list(parts_of("l.query_key_value.weight", (192, 64), {**heads, "model_type": "gpt_neox"})) == [""]
     assert list(parts_of("l.gate_up_proj.weight", (96, 64), None)) == [""]
+    for kind in ("codegen", "moss"):
+        assert list(parts_of("h.0.attn.qkv_proj.weight", (192, 64), {"n_embd": 64, "model_type": kind})) == [""]
+    code = {"n_embd": 64, "n_head": 4, "model_type": "gpt_bigcode"}
+    assert list(parts_of("h.0.attn.c_attn.weight", (192, 64), {**code, "multi_query": False})) == [""]
+    whole = parts_of("h.0.attn.c_attn.weight", (96, 64), {**code, "multi_query": True})
+    assert [shape for shape, _ in whole.values()] == [(64, 64), (16, 64), (16, 64)]
+
+
+def test_the_experts_of_mixtral_on_disk_are_matrices():
+    """One tensor per expert and projection: (out, in), as any Linear."""
+    experts = "model.layers.0.block_sparse_moe.experts.3"
+    table = {f"{experts}.w1.weight": (128, 64), f"{experts}.w2.weight": (64, 128), f"{experts}.w3.weight": (128, 64)}
+    found = roles_of(Named(table, {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128}))
+    assert {(role.kind, role.input_axes) for role in found.values()} == {("linear", (1,))}
+    # A vocabulary of the same size makes no head of what is in a block.
+    assert {role.kind for role in roles_of(Named(table, {"vocab_size": 128, "hidden_size": 64})).values()} == {"linear"}
 
 
 def weight(*shape, seed=0):

@@ -358,6 +358,8 @@ def fused_parts(
     inputs_count = shape[inputs[0]]
     if family.qkv and owner == family.qkv and config is not None:
         return _by_heads(outputs, config)
+    if family.mixed and owner == family.mixed:
+        return ()
     if len(shape) == 2 and outputs == 3 * inputs_count and _FUSED_QKV.search(name):
         return _consecutive((("query", outputs // 3), ("key", outputs // 3), ("value", outputs // 3)))
     return ()
@@ -368,6 +370,8 @@ def _by_heads(outputs: int, config: Mapping[str, Any]) -> tuple[tuple[str, int, 
     heads = setting(config, "num_attention_heads", "n_head", "n_heads")
     width = setting(config, "hidden_size", "n_embd", "d_model")
     if heads is None or width is None:
+        return ()
+    if config.get("multi_query") is False:  # GPT-BigCode: without it, they alternate head by head
         return ()
     pairs = 1 if config.get("multi_query") is True else setting(config, "num_key_value_heads") or heads
     length = setting(config, "head_dim") or width // heads
