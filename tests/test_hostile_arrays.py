@@ -295,6 +295,20 @@ def test_an_array_that_fails_is_an_error_and_no_layer_that_is_skipped(kind):
         mpfast.prune({"w.weight": kind()}, sparsity=0.5, method="magnitude")
 
 
+def test_an_array_whose_shape_fails_is_named():
+    class Unready:
+        dtype = np.dtype(np.float64)
+
+        @property
+        def shape(self):
+            raise RuntimeError("not ready")
+
+    with pytest.raises(
+        TypeError, match=r"model\['w'\] is a Unready whose shape or type cannot be read: Runtime.*ready"
+    ):
+        mpfast.analyze({"w": Unready()})
+
+
 def masked():
     array = np.ma.masked_array(np.random.default_rng(0).standard_normal((64, 48)), mask=False)
     array[3, 4] = np.ma.masked

@@ -11,7 +11,7 @@ import numpy as np
 from mpfast.arrays import native, refuse_masked
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.checkpoints.memory import SharedMemory, shared_memory
-from mpfast.support import InvalidTypeError, InvalidValueError
+from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = ["ArrayMapping"]
 
@@ -144,7 +144,12 @@ def _entry(name: str, value: Any, live: bool) -> Any:
     if kind in ("UninitializedParameter", "UninitializedBuffer"):
         return NoTensor(name, kind, "of a lazy module that has seen no input yet: it has no entries")
     refuse_masked(value, f"model[{name!r}]")
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    try:
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+    except Exception as error:  # whatever a foreign property raises
+        fact = f"is a {kind} whose shape or type cannot be read: {type(error).__name__}: {error}"
+        raise UnreadableArrayError(f"model[{name!r}]", fact) from error
+    if is_array:
         return _local(name, value)
     if isinstance(value, str | bytes | type(None)):
         return NoTensor(name, kind, "extra state, no tensor" if extra else f"a value of type {kind}, no tensor")
