@@ -27,6 +27,9 @@ from mpfast.support import InputError, OutOfMemoryError, UnreadableArrayError
 
 __all__ = ["Settings", "layer_outcome", "open_derived"]
 
+# Of the product of a LoRA pair; what the update is multiplied by stands in other files, or nowhere.
+UNSCALED = "the product of the factors, without the scale of the update (alpha / r)"
+
 
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
     """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
@@ -102,6 +105,8 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
 
     Where there is no difference to the base, nothing was fitted and nothing is warned of.
     """
+    if layer.kind == "lora":
+        report = replace(report, warnings=(*report.warnings, UNSCALED))
     if layer.shared:
         report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):
