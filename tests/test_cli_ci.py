@@ -16,6 +16,7 @@ pytest.importorskip("rich")
 from safetensors.numpy import save_file
 
 import mpfast
+from mpfast.checkpoints import TensorInfo, counterparts
 from mpfast.cli.app import main
 from mpfast.cli.conditions import Condition
 
@@ -131,6 +132,49 @@ def test_prefixes_pair_the_names_that_agree_most():
     # Where names agree as they are, nothing is stripped.
     same = {"a.fc": np.zeros((4, 4)), "x.a.fc": np.zeros((4, 4))}
     assert [(row.name, row.other) for row in mpfast.diff(same, dict(same))] == [(name, name) for name in same]
+
+
+def counterparts_of(mine, others):
+    sides = ([TensorInfo(name, shape, "float32") for name, shape in side.items()] for side in (mine, others))
+    return counterparts(*sides)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        (("enc.fc.weight", "dec.fc.weight"), ("x.fc.weight",)),
+        (("x.fc.weight",), ("enc.fc.weight", "dec.fc.weight")),
+        (("fc.weight",), ("model.fc.weight", "ema.fc.weight")),
+        (("enc.0.weight", "enc.0.bias", "dec.0.weight", "dec.0.bias"), ("x.0.weight", "x.0.bias")),
+        (("enc.fc", "dec.fc"), ("x.fc",)),
+        (("layers.0.fc.weight",), ("layers.1.fc.weight",)),
+        (("enc.fc",), ("x.fc",)),
+        ((), ("x.fc",)),
+        (("enc.fc",), ()),
+    ],
+)
+def test_names_that_fit_in_several_ways_are_not_paired(mine, others):
+    assert counterparts_of(dict.fromkeys(mine, (64, 64)), dict.fromkeys(others, (64, 64))) == {}
+
+
+def test_names_that_fit_in_one_way_are_paired():
+    """The shapes tell towers apart, and two prefixes that mean the same pairs are one."""
+    towers = {"enc.fc.weight": (8, 8), "dec.fc.weight": (9, 9)}
+    assert counterparts_of(towers, {"x.fc.weight": (9, 9)}) == {"dec.fc.weight": "x.fc.weight"}
+    whole = {"module.enc.fc.weight": (8, 8), "module.enc.out.weight": (8, 8), "module.scale": ()}
+    bare = {name.removeprefix("module."): shape for name, shape in whole.items()}
+    assert counterparts_of(whole, bare) == dict(zip(whole, bare, strict=True))
+    assert counterparts_of({"fc.weight": ()}, {"w.fc.weight": ()}) == {"fc.weight": "w.fc.weight"}
+    # A name that both have pairs with itself where a renaming is not known.
+    both = {"head.weight": (5, 5), "enc.fc.weight": (8, 8), "dec.fc.weight": (8, 8), "dec.out.weight": (3, 3)}
+    other = {"head.weight": (5, 5), "x.fc.weight": (8, 8)}
+    assert counterparts_of(both, other) == {"head.weight": "head.weight"}
+
+
+def test_a_base_that_fits_in_several_ways_is_an_error():
+    W = np.eye(16, dtype=np.float32)
+    with pytest.raises(ValueError, match="base fits the names of the model in several ways"):
+        mpfast.analyze({"enc.fc.weight": W, "dec.fc.weight": W}, base={"x.fc.weight": W})
 
 
 def test_a_layer_that_is_equal_to_its_base_has_no_verdict():

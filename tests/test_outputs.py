@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mpfast
-from mpfast.checkpoints import open_checkpoint
+from mpfast.checkpoints import files_behind, open_checkpoint
 from mpfast.support import output_directories
 from mpfast.support.output_directories import claimed_directory, is_marked, staged_directory, write_mark
 
@@ -258,6 +258,28 @@ class TestWhatIsReplaced:
                 write(source, out, overwrite=True)
         assert contents(out) == before
         write({"w.weight": np.array(flat)}, out, overwrite=True)  # a copy in memory is nobody's file
+
+    def test_no_source_behind_a_foreign_array(self, model, tmp_path):
+        """Shape and type are attributes of the object, not of its class."""
+        out = tmp_path / "out"
+        PRUNE(model, out)
+        file = out / "model-0.safetensors"
+
+        class Wrapped:
+            def __init__(self, array):
+                self.shape, self.dtype, self.__array_interface__ = array.shape, array.dtype, array.__array_interface__
+
+        class Slotted(Wrapped):
+            __slots__ = ("__array_interface__", "dtype", "shape")
+
+        flat = np.memmap(file, np.float32, "r", offset=file.stat().st_size - 4 * 64 * 48, shape=(64, 48))
+        for kind in (Wrapped, Slotted):
+            with pytest.raises(FileExistsError, match="lies there"):
+                PRUNE({"w.weight": kind(flat)}, out, overwrite=True)
+
+    def test_a_parameter_without_entries_has_no_file(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        assert files_behind({"w.weight": torch.nn.LazyLinear(8).weight}, torch.nn.LazyLinear(8)) == []
 
     def test_no_source_that_pytorch_has_mapped(self, model, tmp_path):
         torch = pytest.importorskip("torch")

@@ -27,7 +27,7 @@ from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, pac
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
-from mpfast.checkpoints.roles import quantised_weight, roles_of, stays_dense
+from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
@@ -95,8 +95,10 @@ __all__ = [
     "roles_of",
     "select_layers",
     "shards_of",
+    "shares_memory",
     "stays_dense",
     "stored",
     "stored_bits",
     "unmatched_patterns",
+    "unseen_quantisation",
 ]

@@ -104,6 +104,8 @@ class Layer:
         As in `Role`.
     aliases : tuple of str
         Other names of the same memory: what is written for the tensor is written for them.
+    shared : tuple of str
+        Tensors that have entries in common with it in memory, and are no aliases.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Layer:
     scaled_by: str = ""
     fixed: str = ""
     aliases: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -187,6 +190,7 @@ def as_layers(
             role.scaled_by,
             role.fixed,
             aliases,
+            tensor.shared,
         )
         for label, extents, index in parts
     ]

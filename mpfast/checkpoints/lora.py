@@ -17,8 +17,10 @@ __all__ = ["LoraProducts", "LowRankProduct", "factor_roles", "has_lora_pairs"]
 
 # PEFT, its embeddings, torchtune, kohya, diffusers and x-flux: what multiplies first, and its partner.
 _PARTNERS = {"A": "B", "a": "b", "down": "up"}
-_FIRST = r"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>\w*lora\w*)\.down"
-_SECOND = r"lora_(embedding_)?B|lora_b|lora_up|\w*lora\w*\.up"
+# The word by itself: an "exploration" has layers that go up and down, too.
+_STEM = r"(\w*_)?lora(\d+|_\w+)?"
+_FIRST = rf"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>{_STEM})\.down"
+_SECOND = rf"lora_(embedding_)?B|lora_b|lora_up|{_STEM}\.up"
 # LyCORIS, and what scales or extends a pair.
 _MORE = r"lora_mid|lora_magnitude_vector|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2)"
 _FACTOR = re.compile(

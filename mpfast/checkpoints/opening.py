@@ -188,6 +188,8 @@ def _refuse_what_only_looks_like_weights(path: Path) -> None:
     """Name the files that come in the place of weights, whatever their names are."""
     with path.open("rb") as file:
         first = file.read(256)
+    if not first and path.is_file():
+        raise CheckpointError(f"{path}: is empty; is the download complete?", offset=0)
     if first.startswith(_LFS_POINTER):
         size = re.search(rb"^size (\d+)", first, flags=re.MULTILINE)
         large = f" of {int(size[1][:20]):,} bytes" if size else ""

@@ -12,7 +12,15 @@ from itertools import zip_longest
 from typing import Any, get_args
 
 from mpfast.arrays import device_names
-from mpfast.checkpoints import Checkpoint, Layer, NameFilter, Views, select_layers
+from mpfast.checkpoints import (
+    Checkpoint,
+    Layer,
+    NameFilter,
+    Views,
+    open_checkpoint,
+    select_layers,
+    unseen_quantisation,
+)
 from mpfast.models.layer_job import Settings, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.progress import progress_bar
@@ -121,6 +129,8 @@ def analyze(
     -----
     ConvergenceWarning
         Once, if any layer did not meet `tol`; each layer says so in its `warnings`.
+    UserWarning
+        The configuration says that the model is quantised, and no tensor looks so; a pattern matches nothing.
 
     Examples
     --------
@@ -135,7 +145,9 @@ def analyze(
     """
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, threads, cache)
-    checkpoint, unmatched = open_derived(model, base)
+    opened = open_checkpoint(model)
+    warn_caller("", unseen_quantisation(opened))
+    checkpoint, unmatched = open_derived(opened, base)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
     for text in without_effect:
         warn_caller("analyze", text)

@@ -22,6 +22,7 @@ from mpfast.checkpoints import (
     first_reason,
     open_checkpoint,
     select_layers,
+    unseen_quantisation,
 )
 from mpfast.models.adapter_output import (
     Orientation,
@@ -184,6 +185,13 @@ def compress(
         A bad option, nothing to factor, a tensor that the output cannot hold, a layer with NaN or infinities, a
         quantised checkpoint, or entries that are no tensors and would be lost.
 
+    Warns
+    -----
+    ConvergenceWarning
+        The singular values of a layer did not reach their tolerance.
+    UserWarning
+        The configuration says that the model is quantised, and no tensor looks so.
+
     Examples
     --------
     >>> import numpy as np
@@ -204,6 +212,7 @@ def compress(
     if reference is None:
         check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("compress", text)
     difference = None if reference is None else Difference(checkpoint, reference)

@@ -6,7 +6,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
+from mpfast.checkpoints import (
+    NameFilter,
+    TensorInfo,
+    Views,
+    open_checkpoint,
+    roles_of,
+    select_layers,
+    unseen_quantisation,
+)
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
@@ -33,7 +41,7 @@ class InventoryRow:
         Their number.
     role : str
         What the tensor is, see `mpfast.checkpoints.Role`: "linear", "conv", "embedding", "head", "experts", "vector",
-        "companion" (of a quantised weight), "alias", "mask" and so on; "unknown" where nothing tells.
+        "companion" (of a quantised weight), "alias", "view", "mask" and so on; "unknown" where nothing tells.
     known_from : str
         What tells: "module class", "ONNX node", "config.json", "storage", "shape", "name" and so on.
     matrices : int
@@ -145,6 +153,7 @@ def inspect(
     [('fc.weight', 'linear', None), ('fc.bias', 'vector', 'vector or scalar (bias, normalisation)')]
     """
     checkpoint = open_checkpoint(model)
+    warn_caller("", unseen_quantisation(checkpoint))
     layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
     for doubt in doubts:
         warn_caller("inspect", doubt)

@@ -19,6 +19,7 @@ from mpfast.checkpoints import (
     files_behind,
     open_checkpoint,
     select_layers,
+    unseen_quantisation,
 )
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
@@ -163,7 +164,7 @@ def prune(
     Warns
     -----
     UserWarning
-        Nothing is left of a layer.
+        Nothing is left of a layer; or the configuration says that the model is quantised, and no tensor looks so.
 
     Examples
     --------
@@ -183,6 +184,7 @@ def prune(
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(candidates, skipped, options)

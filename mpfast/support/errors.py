@@ -21,6 +21,7 @@ __all__ = [
     "InvalidValueError",
     "MissingKeyError",
     "OutOfMemoryError",
+    "UnreadableArrayError",
     "front_door",
     "summary_of_unmet",
     "warn_caller",
@@ -75,6 +76,10 @@ class InvalidValueError(InputError, ValueError):
 
 class InvalidTypeError(InputError, TypeError):
     """An argument is of a type that it cannot be of."""
+
+
+class UnreadableArrayError(InvalidTypeError):
+    """An object that passes for an array raised something when its entries were asked for: the cause of this error."""
 
 
 class MissingKeyError(InputError, KeyError):
