@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,24 @@ def _exists(source: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """A tensor of the output by its hashes: of what it was in the source, and of what it is.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of both.
+    before, now
+        The hashes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    before: str
+    now: str
+
+
 @dataclass
 class _Comparison:
     """Compares an output with its budget, its masks and, as far as they are there, its source and its mark."""
@@ -154,26 +172,20 @@ class _Comparison:
     def __post_init__(self) -> None:
         self._mine = _by_name(self.pruned)
         self._its = {} if self.dense is None else _by_name(self.dense)
+        self._pruned_contents: set[_Contents] = set()
 
     def run(self) -> Verification:
+        budgeted = {row.file_name for row in self.budget}
+        others = [info.name for info in self.pruned.tensors if info.name not in budgeted]
+        untouched, unknown, changed = self._look_at(others)
+        masked = self._mask_problems(changed)
+        # Another name of the memory of a pruned tensor: it was the same, and still is.
+        differing = [(name, found) for name, found in changed.items() if found not in self._pruned_contents]
         problems = [
             *_name_problems(self.budget, self.masks, self.pruned, self.dense),
-            *self._mask_problems(),
+            *masked,
+            *(self._difference(name, found) for name, found in differing),
         ]
-        budgeted = {row.file_name for row in self.budget}
-        others = [info for info in self.pruned.tensors if info.name not in budgeted]
-        untouched, unknown = 0, []
-        both = [self.pruned]
-        if self.dense is not None and all(info.name in self._its for info in others):
-            both.append(self.dense)
-        for name in prefetched([info.name for info in others], *both):
-            found = self._is_untouched(name)
-            if found is None:
-                unknown.append(name)
-            elif found or self._is_pruned_with_another(name):
-                untouched += found
-            else:
-                problems.append(self._difference(name))
         return Verification(
             tuple(problems),
             len(self.budget),
@@ -183,46 +195,63 @@ class _Comparison:
             None if self.record is None else self.record.hash,
         )
 
-    def _is_untouched(self, name: str) -> bool | None:
-        """Whether a tensor is the source's; None where there is nothing to tell by."""
-        if self.dense is not None:
-            info = self._its.get(name)
-            if info is None or _key(info) != _key(self._mine[name]):
-                return None  # among the problems already
-            mine = np.frombuffer(stored_bits(self.pruned, name), np.uint8)
-            same = np.array_equal(mine, np.frombuffer(self._dense_bits(name), np.uint8))
-            self.dense.release(name)
-        elif (content := self._recorded(name)) is not None:
-            same = content == self._content(name)
-        else:
-            return None
-        self.pruned.release(name)
-        return same
+    def _look_at(self, others: Sequence[str]) -> tuple[int, list[str], dict[str, _Contents]]:
+        """Compare the tensors that are not pruned with the source's, each read once.
 
-    def _is_pruned_with_another(self, name: str) -> bool:
-        """Whether a tensor was the same as a pruned one and still is: another name of its memory."""
-        mine = self._mine[name]
-        for row in self.budget:
-            twin = self._mine.get(row.file_name)
-            if twin is None or (twin.shape, twin.dtype) != (mine.shape, mine.dtype):
+        Returns
+        -------
+        untouched
+            How many are the source's.
+        unknown
+            Those of which there is nothing to tell by.
+        changed
+            Those that are not the source's.
+        """
+        untouched, unknown, changed = 0, [], {}
+        both = [self.pruned]
+        if self.dense is not None and all(name in self._its for name in others):
+            both.append(self.dense)
+        for name in prefetched(others, *both):
+            if not self._is_comparable(name):
+                unknown.append(name)
                 continue
-            if self._were_equal(name, twin.name) and stored_bits(self.pruned, name) == stored_bits(
-                self.pruned, twin.name
-            ):
-                return True
-        return False
+            found = self._contents_if_changed(name)
+            if found is None:
+                untouched += 1
+            else:
+                changed[name] = found
+        return untouched, unknown, changed
 
-    def _were_equal(self, name: str, other: str) -> bool:
-        if self.dense is not None:
-            return other in self._its and self._dense_bits(name) == self._dense_bits(other)
-        content = self._recorded(name)
-        return content is not None and content == self._recorded(other)
+    def _is_comparable(self, name: str) -> bool:
+        if self.dense is None:
+            return self._recorded(name) is not None
+        info = self._its.get(name)  # a difference of type or shape is among the problems already
+        return info is not None and _key(info) == _key(self._mine[name])
+
+    def _contents_if_changed(self, name: str) -> _Contents | None:
+        """Return what a tensor was and is; None where that is the same."""
+        now = stored_bits(self.pruned, name)
+        try:
+            if self.dense is None:
+                before, after = self._recorded(name), _hash(now)
+                assert before is not None, "_is_comparable looks for it"
+                return None if before == after else self._contents(name, before, after)
+            was = self._dense_bits(name)
+            try:
+                if np.array_equal(np.frombuffer(now, np.uint8), np.frombuffer(was, np.uint8)):
+                    return None
+                return self._contents(name, _hash(was), _hash(now))
+            finally:
+                self.dense.release(name)
+        finally:
+            self.pruned.release(name)
+
+    def _contents(self, name: str, before: str, now: str) -> _Contents:
+        info = self._mine[name]
+        return _Contents(info.shape, info.dtype, before, now)
 
     def _recorded(self, name: str) -> str | None:
         return None if self.record is None else self.record.tensors.get(name)
-
-    def _content(self, name: str) -> str:
-        return f"sha256:{hashlib.sha256(stored_bits(self.pruned, name)).hexdigest()}"
 
     def _dense_bits(self, name: str) -> memoryview:
         assert self.dense is not None
@@ -230,12 +259,11 @@ class _Comparison:
             return stored_bits(self.dense, name)
         return _bits(self.dense.read(name), name).view(np.uint8).data
 
-    def _difference(self, name: str) -> str:
+    def _difference(self, name: str, found: _Contents) -> str:
         """Say which of the two is not what it was, as far as the output's mark tells."""
-        content = self._recorded(name)
         if self.dense is None:
             return f"{name}: is not pruned, but its content hash is not that of the source"
-        if content is not None and content == self._content(name):
+        if self._recorded(name) == found.now:
             return f"{name}: the source is not the one that was pruned: this tensor, which is not pruned, differs"
         return f"{name}: is not pruned, but differs from the source"
 
@@ -256,8 +284,12 @@ class _Comparison:
             found.append("files beside the weights (configuration, tokenizer)")
         return found
 
-    def _mask_problems(self) -> list[str]:
-        """Go through the pruned tensors that are there in the shape that the budget says."""
+    def _mask_problems(self, changed: Mapping[str, _Contents]) -> list[str]:
+        """Go through the pruned tensors that are there in the shape that the budget says.
+
+        What those were and are that may be the same as one of `changed` is kept in `_pruned_contents`.
+        """
+        kinds = {(found.shape, found.dtype) for found in changed.values()}
         both = [self.pruned] if self.dense is None else [self.pruned, self.dense]
         # A tensor that is in one of the two only is among the problems already.
         common = set.intersection(*({_key(info) for info in checkpoint.tensors} for checkpoint in both))
@@ -267,10 +299,17 @@ class _Comparison:
         masked = [name for name in masked if self.masks.shape_of(name) == rows[name].shape]
         problems = []
         for name in prefetched(masked, *both):
-            problems += self._layer_problems(rows[name], self.masks[name])
+            try:
+                info = self._mine[name]
+                problems += self._layer_problems(
+                    rows[name], self.masks[name], may_be_shared=(info.shape, info.dtype) in kinds
+                )
+            finally:
+                for checkpoint in both:
+                    checkpoint.release(name)
         return problems
 
-    def _layer_problems(self, row: LayerBudget, keep: NDArray[np.bool_]) -> list[str]:
+    def _layer_problems(self, row: LayerBudget, keep: NDArray[np.bool_], *, may_be_shared: bool) -> list[str]:
         problems = []
         masked = int(keep.size - np.count_nonzero(keep))
         if masked != row.pruned:
@@ -285,17 +324,23 @@ class _Comparison:
         gone = ~keep
         if np.multiply(bits, gone, dtype=bits.dtype).any():
             problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
+        before = self._recorded(row.file_name)
         if self.dense is not None:
             original = _bits(self.dense.read(row.file_name), row.name).reshape(keep.shape)
             kept = [np.multiply(side, keep, dtype=bits.dtype) for side in (bits, original)]
             if not np.array_equal(*kept):
                 changed = int(np.count_nonzero((bits != original) & keep))
                 problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
-            if row.content is not None and row.content != content_hash(original):
+            before = content_hash(original) if may_be_shared or row.content is not None else None
+            if row.content is not None and row.content != before:
                 problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
-            self.dense.release(row.file_name)
-        self.pruned.release(row.file_name)
+        if may_be_shared and before is not None:
+            self._pruned_contents.add(self._contents(row.file_name, before, content_hash(bits)))
         return problems
+
+
+def _hash(content: memoryview) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _some(names: Sequence[str]) -> str:
