@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
@@ -17,8 +18,9 @@ Row = TypeVar("Row")
 class Rows(Sequence[Row]):
     """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
 
+    @abstractmethod
     def _rows(self) -> tuple[Row, ...]:
-        raise NotImplementedError("the dataclass says which of its fields the rows are")
+        """Return the field that the rows are."""
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -33,9 +35,9 @@ class Rows(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows())
 
+    @abstractmethod
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
-        raise NotImplementedError("the dataclass says what its document is")
 
     @overload
     def to_json(self, path: None = None) -> str: ...
