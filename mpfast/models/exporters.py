@@ -45,7 +45,7 @@ def torch_ao_pruning(budget: Budget) -> list[dict[str, Any]]:
 
     The entries say what `WeightNormSparsifier` must know to cut weight by weight, or in the budget's pattern, whatever
     its own defaults are. Names are those of the checkpoint: `prepare` refuses a model that has none of that name.
-    torchao itself has given up sparsity; the sparsifiers are part of PyTorch.
+    The package torchao has dropped its copy of them; what is written is for the sparsifiers of PyTorch itself.
     """
     groups = None if budget.pattern is None else parsed_pattern(budget.pattern)
     if groups is None:
