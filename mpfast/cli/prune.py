@@ -50,7 +50,7 @@ __all__ = ["prune_command", "verify_command"]
 
 def _pattern(text: str | None) -> str | None:
     if text is not None and parsed_pattern(text) is None:
-        raise typer.BadParameter(f"must be of the form 2:4, n of m, with 1 <= n <= m <= {LARGEST_GROUP}")
+        raise typer.BadParameter(f"must be of the form 2:4, n of m, with 1 <= n < m <= {LARGEST_GROUP}")
     return text
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpfast.arrays import parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -41,6 +42,10 @@ from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
     OutputDirectory,
+    argument_called,
+    check_flag,
+    check_path,
+    check_seed,
     claimed_directory,
     front_door,
     logger,
@@ -197,9 +202,15 @@ def compress(
     started = time.perf_counter()
     format = _checked_format(format, base, base_id)
     wanted = Wanted.of(rank, energy, error, has_base=base is not None)
-    threads = team_size(threads)
+    threads, seed = team_size(threads), check_seed(seed)
+    parse_device(device)
+    check_flag(embeddings, "embeddings")
+    check_flag(overwrite, "overwrite")
+    if out is not None:
+        check_path(out, "out")
     checkpoint = open_checkpoint(model)
-    reference = None if base is None else open_checkpoint(base)
+    with argument_called("base"):
+        reference = None if base is None else open_checkpoint(base)
     check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
+from mpfast.models.layer_job import checked_views
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
@@ -145,7 +146,7 @@ def inspect(
     [('fc.weight', 'linear', None), ('fc.bias', 'vector', 'vector or scalar (bias, normalisation)')]
     """
     checkpoint = open_checkpoint(model)
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
+    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)

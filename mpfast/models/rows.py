@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from mpfast.support import return_or_write
+from mpfast.support import front_door, return_or_write
 
 __all__ = ["Rows"]
 
@@ -43,6 +43,7 @@ class Rows(Sequence[Row]):
     def to_json(self, path: None = None) -> str: ...
     @overload
     def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    @front_door
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the result as JSON text, or write it to `path`, whole or not at all.
 

@@ -30,7 +30,7 @@ from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE
-from mpfast.support import CheckpointError, InputError, front_door, restore_directory
+from mpfast.support import CheckpointError, InputError, argument_called, check_path, front_door, restore_directory
 
 __all__ = ["Verification", "verify"]
 
@@ -113,7 +113,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     TypeError
         `source` is nothing that holds tensors.
     """
-    directory = Path(out)
+    directory = Path(check_path(out, "out"))
     restore_directory(directory)
     for file in (BUDGET_FILE, MASKS_FILE):
         if not (directory / file).is_file():
@@ -124,14 +124,10 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error.message}") from None
     if source is None and _exists(budget.source):
         source = budget.source
-    comparison = _Comparison(
-        budget,
-        MaskFile(directory / MASKS_FILE),
-        open_checkpoint(directory),
-        None if source is None else open_checkpoint(source),
-        SourceRecord.of(directory),
-    )
-    return comparison.run()
+    with argument_called("source"):
+        dense = None if source is None else open_checkpoint(source)
+    masks, pruned = MaskFile(directory / MASKS_FILE), open_checkpoint(directory)
+    return _Comparison(budget, masks, pruned, dense, SourceRecord.of(directory)).run()
 
 
 def _exists(source: str) -> bool:
