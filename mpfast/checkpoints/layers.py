@@ -209,7 +209,7 @@ def select_layers(
     # An iterator of patterns is gone through once.
     given = include if include is None or callable(include) else check_patterns(include, "include")
     exclude = exclude if exclude is None or callable(exclude) else check_patterns(exclude, "exclude")
-    wanted, unwanted = name_filter(given), name_filter(exclude)
+    wanted, unwanted = name_filter(given, "include"), name_filter(exclude, "exclude")
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     roles = roles_of(checkpoint)
@@ -256,11 +256,11 @@ def unmatched_patterns(what: str, patterns: Iterable[str], names: Sequence[str])
     ]
 
 
-def name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
-    """Return the function of a name that an include or exclude argument stands for; TypeError if for none."""
+def name_filter(chosen: NameFilter, argument: str) -> Callable[[str], bool] | None:
+    """Return the function of a name that what a caller gave as `argument` stands for; TypeError if for none."""
     if chosen is None or callable(chosen):
         return chosen
-    patterns = check_patterns(chosen, "include or exclude")
+    patterns = check_patterns(chosen, argument)
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
