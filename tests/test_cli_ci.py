@@ -470,6 +470,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
     save_file({name: 1.5 * tensor for name, tensor in matrices().items()}, tmp_path / "tuned.safetensors")
     mpfast.analyze(model).to_json(tmp_path / "a.json")
     mpfast.analyze({"zero.weight": np.zeros((64, 64)), "fc.weight": np.eye(64)}).to_json(tmp_path / "odd.json")
+    mpfast.compress(model, tmp_path / "small", rank=4)
     calls = {
         "analysis": [
             ("analyze", model),
@@ -482,7 +483,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             ("prune", model, "-o", tmp_path / "out", "--sparsity", "0.5"),
             ("prune", model, "--dry-run", "--pattern", "2:4"),
         ],
-        "verify": [("verify", tmp_path / "out")],
+        "verify": [("verify", tmp_path / "out"), ("verify", tmp_path / "small")],
         "compress": [("compress", model, "--dry-run", "--rank", "4")],
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],

@@ -32,6 +32,7 @@ from mpfast.models.adapter_output import (
     task_type,
     write_adapter,
 )
+from mpfast.models.compression_check import facts_of
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
@@ -286,7 +287,7 @@ def _write_model(
     with place.staged() as staging:
         factored, found = write(factoring, chosen, staging)
         _check_that_some(factored, chosen, factoring)
-        mark_output(staging, "compress", factoring.checkpoint, format=format)
+        mark_output(staging, "compress", factoring.checkpoint, **facts_of(staging, format, factored))
     return factored, found
 
 
