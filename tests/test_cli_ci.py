@@ -500,7 +500,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 12
+    assert with_provenance == 13
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))
