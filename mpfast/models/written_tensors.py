@@ -128,7 +128,8 @@ class WrittenTensors:
         if self.dense is None:
             return f"{name}: is not {self.done}, but its content hash is not that of the source"
         if self.recorded(name) == found.now:
-            return f"{name}: the source is not the one that was {self.done}: this tensor, which is not {self.done}, differs"
+            wrong = f"the source is not the one that was {self.done}"
+            return f"{name}: {wrong}: this tensor, which is not {self.done}, differs"
         return f"{name}: is not {self.done}, but differs from the source"
 
 
