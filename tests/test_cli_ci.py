@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,6 +341,62 @@ def test_layers_of_other_names_are_not_paired(run, tmp_path):
     assert run("diff", tmp_path / "model.safetensors", tmp_path / "base.safetensors")[0] == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze", "MODEL", "--include", "nothing*"),
+        ("inspect", "MODEL", "--include", "nothing*"),
+        ("prune", "MODEL", "--dry-run", "--sparsity", "0.5", "--exclude", "layers*", "--include", "nothing"),
+        *[
+            (*command, "--device", "xpu")
+            for command in (
+                ("analyze", "MODEL"),
+                ("budget", "MODEL", "--sparsity", "0.5"),
+                ("prune", "MODEL", "--dry-run", "--sparsity", "0.5"),
+                ("compress", "MODEL", "--dry-run", "--rank", "2"),
+            )
+        ],
+        ("analyze", "MODEL", "--threads", "99999999"),
+        ("budget", "MODEL", "--sparsity", "0.5", "--ceiling", "0.2"),
+        ("budget", "MODEL", "--sparsity", "0.5", "--floor", "0.8"),
+        ("prune", "MODEL", "--dry-run", "--sparsity", "0.5", "--ceiling", "0.2"),
+        ("prune", "MODEL", "--dry-run", "--pattern", "2:4", "--ceiling", "0.9"),
+        ("prune", "MODEL", "--dry-run", "--pattern", "4:4"),
+        ("compress", "MODEL", "--dry-run", "--rank", "mp_edge"),
+        ("compress", "MODEL", "--dry-run", "--energy", "2"),
+        ("compress", "MODEL", "--dry-run", "--error", "-1"),
+        ("compress", "MODEL", "--dry-run", "--rank", "2", "--format", "lora"),
+    ],
+)
+def test_an_option_that_cannot_be_is_wrong_usage_in_every_command(run, model, arguments):
+    code, out, err = run(*(model if argument == "MODEL" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze", "missing.npz"),
+        ("diff", "MODEL", "missing.npz"),
+        ("prune", "MODEL", "--dry-run", "--budget", "missing.json"),
+        ("compress", "MODEL", "--dry-run", "--rank", "48"),  # no layer is worth it
+        ("verify", "missing"),
+    ],
+)
+def test_what_cannot_be_carried_out_has_failed(run, model, arguments):
+    assert run(*(model if argument == "MODEL" else argument for argument in arguments))[0] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", ["analyze", "inspect", "budget", "prune", "compress"])
+def test_a_full_disk_is_named(run, model, command):
+    more = {"budget": ["--sparsity", "0.5"], "prune": ["--dry-run", "--pattern", "2:4"]}
+    more["compress"] = ["--dry-run", "--rank", "2"]
+    code, _, err = run(command, model, *more.get(command, []), "--json", "/dev/full")
+    assert (code, "/dev/full: no space left on device" in err) == (1, True)
+
+
 def test_diff_of_odd_values():
     plain = {"a": np.zeros((8, 8)), "b": np.ones((8, 8))}
     odd = {"a": np.ones((8, 8)), "b": np.full((8, 8), np.nan)}
@@ -457,6 +514,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
     save_file({name: 1.5 * tensor for name, tensor in matrices().items()}, tmp_path / "tuned.safetensors")
     mpfast.analyze(model).to_json(tmp_path / "a.json")
     mpfast.analyze({"zero.weight": np.zeros((64, 64)), "fc.weight": np.eye(64)}).to_json(tmp_path / "odd.json")
+    mpfast.compress(model, tmp_path / "small", rank=4)
     calls = {
         "analysis": [
             ("analyze", model),
@@ -469,7 +527,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             ("prune", model, "-o", tmp_path / "out", "--sparsity", "0.5"),
             ("prune", model, "--dry-run", "--pattern", "2:4"),
         ],
-        "verify": [("verify", tmp_path / "out")],
+        "verify": [("verify", tmp_path / "out"), ("verify", tmp_path / "small")],
         "compress": [("compress", model, "--dry-run", "--rank", "4")],
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],
@@ -486,7 +544,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 12
+    assert with_provenance == 13
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))

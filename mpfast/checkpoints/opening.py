@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.safetensors import is_safetensors
-from mpfast.support import CheckpointError, front_door, restore_directory
+from mpfast.support import CheckpointError, check_path, front_door, restore_directory
 
 __all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
 
@@ -235,6 +235,7 @@ def open_checkpoint(model: Any) -> Checkpoint:
         from mpfast.checkpoints.mapping import ArrayMapping
 
         return ArrayMapping(model)
+    check_path(model, "model")
     path = located(model)
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory

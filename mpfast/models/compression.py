@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpfast.arrays import parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -32,6 +33,7 @@ from mpfast.models.adapter_output import (
     task_type,
     write_adapter,
 )
+from mpfast.models.compression_check import facts_of
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
@@ -42,6 +44,10 @@ from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
     OutputDirectory,
+    argument_called,
+    check_flag,
+    check_path,
+    check_seed,
     claimed_directory,
     front_door,
     logger,
@@ -205,9 +211,15 @@ def compress(
     started = time.perf_counter()
     format = _checked_format(format, base, base_id)
     wanted = Wanted.of(rank, energy, error, has_base=base is not None)
-    threads = team_size(threads)
+    threads, seed = team_size(threads), check_seed(seed)
+    parse_device(device)
+    check_flag(embeddings, "embeddings")
+    check_flag(overwrite, "overwrite")
+    if out is not None:
+        check_path(out, "out")
     checkpoint = open_checkpoint(model)
-    reference = None if base is None else open_checkpoint(base)
+    with argument_called("base"):
+        reference = None if base is None else open_checkpoint(base)
     check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)
@@ -284,7 +296,7 @@ def _write_model(
     with place.staged() as staging:
         factored, found = write(factoring, chosen, staging)
         _check_that_some(factored, chosen, factoring)
-        mark_output(staging, "compress", factoring.checkpoint, format=format)
+        mark_output(staging, "compress", factoring.checkpoint, **facts_of(staging, format, factored))
     return factored, found
 
 

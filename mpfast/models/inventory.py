@@ -15,6 +15,7 @@ from mpfast.checkpoints import (
     select_layers,
     unseen_quantisation,
 )
+from mpfast.models.layer_job import checked_views
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
@@ -154,7 +155,7 @@ def inspect(
     """
     checkpoint = open_checkpoint(model)
     warn_caller("", unseen_quantisation(checkpoint))
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
+    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)

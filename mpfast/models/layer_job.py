@@ -14,6 +14,7 @@ from mpfast.checkpoints import (
     LoraProducts,
     LowRankProduct,
     TensorInfo,
+    Views,
     has_lora_pairs,
     layer_matrix,
     open_checkpoint,
@@ -23,9 +24,19 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
-from mpfast.support import InputError, OutOfMemoryError, UnreadableArrayError
+from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
-__all__ = ["Settings", "layer_outcome", "open_derived"]
+__all__ = ["Settings", "checked_views", "layer_outcome", "open_derived"]
+
+
+def checked_views(views: Any) -> Views:
+    """Return the views asked for, or the default for None; InvalidTypeError for anything else."""
+    if views is None:
+        return Views()
+    if not isinstance(views, Views):
+        raise InvalidTypeError("views", f"must be mpfast.checkpoints.Views, not {type(views).__name__}")
+    return views
+
 
 # Of the product of a LoRA pair; what the update is multiplied by stands in other files, or nowhere.
 UNSCALED = "the product of the factors, without the scale of the update (alpha / r)"
@@ -36,7 +47,9 @@ def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorIn
     checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
-        checkpoint = Difference(checkpoint, open_checkpoint(base))
+        with argument_called("base"):
+            reference = open_checkpoint(base)
+        checkpoint = Difference(checkpoint, reference)
         unmatched = checkpoint.unmatched
     if has_lora_pairs(checkpoint):
         checkpoint = LoraProducts(checkpoint)

@@ -30,7 +30,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, claimed_directory, front_door, logger, warn_caller
+from mpfast.support import InvalidValueError, check_flag, check_path, claimed_directory, front_door, logger, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -124,8 +124,8 @@ def prune(
     method : str
         Name of one of `mpfast.models.METHODS`, where each says what goes.
     pattern : str, optional
-        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with m up to 64. A
-        layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
+        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with n < m and m up
+        to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
         `mpfast.Analysis.budget`.
@@ -179,6 +179,9 @@ def prune(
     """
     started = time.perf_counter()
     options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
+    check_flag(overwrite, "overwrite")
+    if out is not None:
+        check_path(out, "out")
     checkpoint = open_checkpoint(model)
     check_that_it_can_be_changed(checkpoint, written=out is not None)
     if out is not None:

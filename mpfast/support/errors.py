@@ -6,10 +6,11 @@ raises it without knowing whom the user called; the public function adds its own
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -22,6 +23,7 @@ __all__ = [
     "MissingKeyError",
     "OutOfMemoryError",
     "UnreadableArrayError",
+    "argument_called",
     "front_door",
     "summary_of_unmet",
     "warn_caller",
@@ -109,6 +111,17 @@ class CheckpointError(ValueError):
 
 class ConvergenceWarning(UserWarning):
     """A tolerance was not met within the budget; the message says what was reached."""
+
+
+@contextlib.contextmanager
+def argument_called(name: str, within: str = "model") -> Iterator[None]:
+    """Let errors about the argument `within` of an inner function bear the name that the caller knows it by."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument == within:
+            error.argument = name
+        raise
 
 
 def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
