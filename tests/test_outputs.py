@@ -46,7 +46,8 @@ def contents(directory):
     """The bytes of every file by its name, without the mark and the time at which a report was written."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".mpfast.json")
     return {
-        str(path.relative_to(directory)): re.sub(rb'"time": "[^"]*"', b'"time": ""', path.read_bytes()) for path in files
+        str(path.relative_to(directory)): re.sub(rb'"time": "[^"]*"', b'"time": ""', path.read_bytes())
+        for path in files
     }
 
 
