@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 
+import numpy as np
 import pytest
 
 from mpfast import _core
@@ -153,6 +154,41 @@ def test_every_function_of_the_core_is_tried():
             name for name, value in inspect.getmembers(getattr(_core, owner), callable) if not name.startswith("_")
         }
         assert methods == {name.partition(".")[2] for name in NAMES if name.startswith(owner + ".")}
+
+
+CLASSES = [name for name, value in vars(_core).items() if isinstance(value, type)]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_object_is_without_its_value(name):
+    """A method of one that `__init__` was not called for would read what nobody has written."""
+    script = f"""
+        import copy
+        from mpfast import _core
+        bound = _core.{name}
+        def refused(call):
+            try:
+                made = call()
+            except TypeError:
+                return
+            [getattr(made, name) for name in dir(made)]
+            print(call, "made", made)
+        refused(lambda: bound())
+        refused(lambda: bound.__new__(bound))
+        refused(lambda: object.__new__(bound))
+        refused(lambda: type("Sub", (bound,), dict(__init__=lambda self: None))())
+        for base in bound.__mro__[1:]:
+            refused(lambda: base.__new__(bound))
+    """
+    run = run_python("-c", textwrap.dedent(script))
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_new_with_the_arguments_of_init_makes_a_whole_object():
+    array = np.ones((2, 3))
+    for matrix in (_core.Matrix(array, dtype="float64"), _core.Matrix.__new__(_core.Matrix, array, "float64")):
+        matrix.__init__(np.ones((4, 5)), "float64")
+        assert (matrix.shape, matrix.dtype, matrix.owner is array) == ((2, 3), "float64", True)
 
 
 @pytest.mark.slow

@@ -120,9 +120,8 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
   auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
       const InPython python;
-      const auto block = or_rest([&] {
-        return py::array_t<double>({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x);
-      });
+      const auto block = or_rest(
+          [&] { return py::array_t<double>({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x); });
       const auto returned =
           py::reinterpret_steal<py::object>(or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); }));
       if (!returned) throw py::error_already_set();
