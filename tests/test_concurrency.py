@@ -170,6 +170,7 @@ def test_the_status_of_a_script_that_left_a_call_is_its_own():
 LEFT_AT_EXIT = """
     import concurrent.futures, sys, threading
     import numpy as np, mpfast
+    from mpfast import _core
     W = np.random.default_rng(0).standard_normal((700, 800)).astype(np.float32)
     X = np.ones((40, 2), np.float32)
     class Operator:
@@ -178,10 +179,30 @@ LEFT_AT_EXIT = """
             return W @ X
         def rmatmat(self, X):
             return W.T @ X
+    class Noisy(np.ndarray):
+        def __del__(self):
+            sum(range(100))
+    def products(convert):
+        def apply(X):
+            return convert(X * np.arange(1.0, 41.0))
+        try:
+            _core.lanczos_run_operator(apply, 40, 2, 0, 0, 1).advance(6)
+        except LookupError:
+            pass
+    def fail(Z):
+        raise LookupError(str(Z.sum()))
     calls = {{
         "exact": lambda: mpfast.spectrum(W, method="exact"),
         "lanczos": lambda: mpfast.spectrum(W, method="lanczos"),
         "operator": lambda: mpfast.spectrum(Operator(), method="lanczos"),
+        "operator of lists": lambda: products(lambda Z: Z.tolist()),
+        "operator of float32": lambda: products(lambda Z: Z.astype(np.float32)),
+        "operator of columns": lambda: products(np.asfortranarray),
+        "operator of objects with finalizers": lambda: products(lambda Z: Z.view(Noisy)),
+        "operator that fails": lambda: products(fail),
+        "matrix with a finalizer": lambda: _core.lanczos_run(
+            _core.Matrix(W[:40].view(Noisy), "float32"), 2, 0, 0, 0, False, 1
+        ).advance(2),
         "masks": lambda: [mpfast.masks.n_m(W, 2, 4), mpfast.masks.magnitude(W, 0.5)],
         "svd": lambda: mpfast.svd(W, 20),
         "short": lambda: mpfast.gram_product(W[:40, :50], X),
@@ -205,7 +226,7 @@ POOL = "pool = concurrent.futures.ThreadPoolExecutor(3); [pool.submit(work, 2) f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [DAEMONS, WAITED_FOR, POOL], ids=["daemons", "threads", "pool"])
-@pytest.mark.parametrize("call", ["exact", "lanczos", "operator", "masks", "svd", "short"])
+@pytest.mark.parametrize("call", [line.split('"')[1] for line in LEFT_AT_EXIT.splitlines() if '": lambda: ' in line])
 def test_a_process_may_exit_while_other_threads_are_in_the_core(call, threads):
     """Its status is its own, and it says nothing; where in its call a thread is differs from run to run."""
     script = textwrap.dedent(LEFT_AT_EXIT.format(threads=threads))

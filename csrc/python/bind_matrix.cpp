@@ -20,7 +20,7 @@ void register_matrix(py::module_& m) {
       .def(py::init(&matrix_from_array), py::arg("array"), py::arg("dtype"))
       .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.view.rows, w.view.cols); })
       .def_property_readonly("dtype", [](const Matrix& w) { return dtype_name(w.view.dtype); })
-      .def_property_readonly("owner", [](const Matrix& w) { return w.owner; });
+      .def_property_readonly("owner", [](const Matrix& w) { return w.owner.object(); });
 }
 
 }  // namespace mpfast::python

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "linalg/block_lanczos.hpp"
+#include "python/gil.hpp"
 #include "python/whole_class.hpp"
 
 namespace mpfast::python {
@@ -38,10 +39,10 @@ class Run {
 
   // Keeps what the run reads alive. (py::keep_alive would do, but it also runs where the arguments were of wrong
   // types.)
-  void hold(py::object owner) { owner_ = std::move(owner); }
+  void hold(Reference owner) { owner_ = std::move(owner); }
 
  private:
-  py::object owner_;
+  Reference owner_;
 };
 
 // The coefficients of the leading `count` Ritz vectors in the basis.
