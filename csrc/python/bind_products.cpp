@@ -2,8 +2,10 @@
 #include <string>
 
 #include "cpu/machine/team.hpp"
+#include "cpu/products/dense_product.hpp"
 #include "cpu/products/products.hpp"
 #include "python/bindings.hpp"
+#include "python/blas_team.hpp"
 
 namespace mpfast::python {
 
@@ -65,6 +67,24 @@ Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose,
   return y;
 }
 
+Block<double> dense_product(const Block<double>& a, const Block<double>& b, int threads) {
+  if (a.ndim() != 2 || b.ndim() != 2 || a.shape(1) != b.shape(0)) {
+    throw std::invalid_argument("dense_product(): a and b must be of shapes (m, k) and (k, n)");
+  }
+  const index_t m = a.shape(0);
+  const index_t n = b.shape(1);
+  const index_t k = a.shape(1);
+  Block<double> c({m, n});
+  const double* left = a.data();
+  const double* right = b.data();
+  double* output = c.mutable_data();
+  {
+    const InCore core;
+    with_blas_team(core, threads, 0, [&](cpu::Team& team) { cpu::dense_product(team, m, n, k, left, right, output); });
+  }
+  return c;
+}
+
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
@@ -85,6 +105,8 @@ void register_precision(py::module_& m) {
 void register_products(py::module_& m) {
   register_precision<float>(m);
   register_precision<double>(m);
+  m.def("dense_product", &dense_product, py::arg("a"), py::arg("b"), py::arg("threads"),
+        "A B of two matrices of float64 in host memory.");
   m.def("read_pass", &read_pass, py::arg("matrix"), py::arg("threads"),
         "Read every entry once and return the sum of the bit patterns: the yardstick for the products.");
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo, numbers
 from mpfast.support import InvalidValueError
 
@@ -29,6 +30,10 @@ _FACTOR = re.compile(
 )
 
 
+# Of a product with factors: they are small, and the layers of a model are looked at side by side.
+THREADS = 1
+
+
 class LowRankProduct:
     """The matrix B A of a LoRA pair, known by its products: A (r, n), B (m, r)."""
 
@@ -40,23 +45,35 @@ class LowRankProduct:
 
     def singular_values(self) -> NDArray[np.float64]:
         """All min(m, n) singular values, descending, from those of an r x r matrix; the others are exactly zero."""
-        inner = np.linalg.qr(self._B)[1] @ np.linalg.qr(self._A.T)[1].T
-        if not np.isfinite(inner).all():
+        values = np.zeros(min(self.shape))
+        if self._A.size == 0 or self._B.size == 0:
+            return values
+        finite = np.isfinite(self._A).all() and np.isfinite(self._B).all()
+        if not finite or not np.isfinite(inner := self._inner()).all():
             raise InvalidValueError(
                 "W", "is a product of factors with non-finite entries (NaN or inf)", "clean them first"
             )
-        values = np.zeros(min(self.shape))
-        found = np.linalg.svd(inner, compute_uv=False)[: len(values)]
+        image = inner if inner.shape[0] <= inner.shape[1] else np.ascontiguousarray(inner.T)
+        found = _core.singular_decomposition(np.eye(len(image)), image, THREADS)[0]
         values[: len(found)] = found
         return values
 
+    def _inner(self) -> NDArray[np.float64]:
+        """A matrix with the same non-zero singular values, at most r x r."""
+        return _core.dense_product(_triangle(self._B.T), _triangle(self._A).T, THREADS)
+
     def matmat(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return B A X."""
-        return np.asarray(self._B @ (self._A @ X))
+        return _core.dense_product(self._B, _core.dense_product(self._A, X, THREADS), THREADS)
 
     def rmatmat(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return (B A)^T X."""
-        return np.asarray(self._A.T @ (self._B.T @ X))
+        return _core.dense_product(self._A.T, _core.dense_product(self._B.T, X, THREADS), THREADS)
+
+
+def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R of the QR factorisation of the matrix with these rows as columns."""
+    return _core.orthonormal_rows(np.ascontiguousarray(rows), THREADS)[1]
 
 
 def _pair_of(name: str) -> tuple[str, str] | None:

@@ -31,7 +31,6 @@ from mpfast.support.errors import (
     summary_of_unmet,
     warn_caller,
 )
-from mpfast.support.interrupts import interruptible
 from mpfast.support.json_records import (
     MAX_DIMENSIONS,
     Record,
@@ -97,7 +96,6 @@ __all__ = [
     "claimed_directory",
     "floor_count",
     "front_door",
-    "interruptible",
     "is_shape",
     "is_text",
     "logger",
