@@ -1,10 +1,11 @@
 # Private. Rows and columns of a first non-finite entry are -1 when there is none. threads <= 0: every core.
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+@final
 class Matrix:
     def __init__(self, array: NDArray[Any], dtype: str) -> None: ...
     @property
@@ -42,6 +43,7 @@ def singular_decomposition(
 def orthonormal_rows(x: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
 # Block Lanczos.
+@final
 class LanczosRun:
     def advance(self, steps: int) -> None: ...
     def ritz(
@@ -95,6 +97,7 @@ def prune_smallest(
     threads: int,
 ) -> tuple[int, int, int] | None: ...
 
+@final
 class CutSearch:
     def __init__(self, total: int, pruned: int, storage: Sequence[tuple[str, float]]) -> None: ...
     @property

@@ -61,9 +61,12 @@ WOKEN = """
         fields = [dict(line.split(":\\t", 1) for line in text.splitlines()) for text in texts]
         return [(f["State"][0], f["voluntary_ctxt_switches"]) for f in fields]
     def at_rest():
-        while not all(state == "S" for state, _ in switches()):
+        found, looks = switches(), 0
+        while looks < 20:
             time.sleep(0.01)
-        return switches()
+            before, found = found, switches()
+            looks = looks + 1 if found == before and all(state == "S" for state, _ in found) else 0
+        return found
     import mpfast
     from mpfast.checkpoints.lora import LowRankProduct
     from mpfast.spectra import singular_vectors
