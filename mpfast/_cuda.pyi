@@ -1,12 +1,13 @@
 # Private. Addresses and stream handles are integers; strides count entries. As _core unless said otherwise.
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 class CudaError(RuntimeError): ...
 
+@final
 class Matrix:
     def __init__(
         self,
@@ -65,6 +66,7 @@ def plan_product(
 ) -> dict[str, Any]: ...
 
 # Block Lanczos.
+@final
 class LanczosRun:
     def advance(self, steps: int) -> None: ...
     def ritz(

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("rich")
 from safetensors.numpy import save_file
 
 import mpfast
+from mpfast.checkpoints import TensorInfo, counterparts
 from mpfast.cli.app import main
 from mpfast.cli.conditions import Condition
 
@@ -131,6 +133,49 @@ def test_prefixes_pair_the_names_that_agree_most():
     # Where names agree as they are, nothing is stripped.
     same = {"a.fc": np.zeros((4, 4)), "x.a.fc": np.zeros((4, 4))}
     assert [(row.name, row.other) for row in mpfast.diff(same, dict(same))] == [(name, name) for name in same]
+
+
+def counterparts_of(mine, others):
+    sides = ([TensorInfo(name, shape, "float32") for name, shape in side.items()] for side in (mine, others))
+    return counterparts(*sides)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        (("enc.fc.weight", "dec.fc.weight"), ("x.fc.weight",)),
+        (("x.fc.weight",), ("enc.fc.weight", "dec.fc.weight")),
+        (("fc.weight",), ("model.fc.weight", "ema.fc.weight")),
+        (("enc.0.weight", "enc.0.bias", "dec.0.weight", "dec.0.bias"), ("x.0.weight", "x.0.bias")),
+        (("enc.fc", "dec.fc"), ("x.fc",)),
+        (("layers.0.fc.weight",), ("layers.1.fc.weight",)),
+        (("enc.fc",), ("x.fc",)),
+        ((), ("x.fc",)),
+        (("enc.fc",), ()),
+    ],
+)
+def test_names_that_fit_in_several_ways_are_not_paired(mine, others):
+    assert counterparts_of(dict.fromkeys(mine, (64, 64)), dict.fromkeys(others, (64, 64))) == {}
+
+
+def test_names_that_fit_in_one_way_are_paired():
+    """The shapes tell towers apart, and two prefixes that mean the same pairs are one."""
+    towers = {"enc.fc.weight": (8, 8), "dec.fc.weight": (9, 9)}
+    assert counterparts_of(towers, {"x.fc.weight": (9, 9)}) == {"dec.fc.weight": "x.fc.weight"}
+    whole = {"module.enc.fc.weight": (8, 8), "module.enc.out.weight": (8, 8), "module.scale": ()}
+    bare = {name.removeprefix("module."): shape for name, shape in whole.items()}
+    assert counterparts_of(whole, bare) == dict(zip(whole, bare, strict=True))
+    assert counterparts_of({"fc.weight": ()}, {"w.fc.weight": ()}) == {"fc.weight": "w.fc.weight"}
+    # A name that both have pairs with itself where a renaming is not known.
+    both = {"head.weight": (5, 5), "enc.fc.weight": (8, 8), "dec.fc.weight": (8, 8), "dec.out.weight": (3, 3)}
+    other = {"head.weight": (5, 5), "x.fc.weight": (8, 8)}
+    assert counterparts_of(both, other) == {"head.weight": "head.weight"}
+
+
+def test_a_base_that_fits_in_several_ways_is_an_error():
+    W = np.eye(16, dtype=np.float32)
+    with pytest.raises(ValueError, match="base fits the names of the model in several ways"):
+        mpfast.analyze({"enc.fc.weight": W, "dec.fc.weight": W}, base={"x.fc.weight": W})
 
 
 def test_a_layer_that_is_equal_to_its_base_has_no_verdict():
@@ -296,6 +341,62 @@ def test_layers_of_other_names_are_not_paired(run, tmp_path):
     assert run("diff", tmp_path / "model.safetensors", tmp_path / "base.safetensors")[0] == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze", "MODEL", "--include", "nothing*"),
+        ("inspect", "MODEL", "--include", "nothing*"),
+        ("prune", "MODEL", "--dry-run", "--sparsity", "0.5", "--exclude", "layers*", "--include", "nothing"),
+        *[
+            (*command, "--device", "xpu")
+            for command in (
+                ("analyze", "MODEL"),
+                ("budget", "MODEL", "--sparsity", "0.5"),
+                ("prune", "MODEL", "--dry-run", "--sparsity", "0.5"),
+                ("compress", "MODEL", "--dry-run", "--rank", "2"),
+            )
+        ],
+        ("analyze", "MODEL", "--threads", "99999999"),
+        ("budget", "MODEL", "--sparsity", "0.5", "--ceiling", "0.2"),
+        ("budget", "MODEL", "--sparsity", "0.5", "--floor", "0.8"),
+        ("prune", "MODEL", "--dry-run", "--sparsity", "0.5", "--ceiling", "0.2"),
+        ("prune", "MODEL", "--dry-run", "--pattern", "2:4", "--ceiling", "0.9"),
+        ("prune", "MODEL", "--dry-run", "--pattern", "4:4"),
+        ("compress", "MODEL", "--dry-run", "--rank", "mp_edge"),
+        ("compress", "MODEL", "--dry-run", "--energy", "2"),
+        ("compress", "MODEL", "--dry-run", "--error", "-1"),
+        ("compress", "MODEL", "--dry-run", "--rank", "2", "--format", "lora"),
+    ],
+)
+def test_an_option_that_cannot_be_is_wrong_usage_in_every_command(run, model, arguments):
+    code, out, err = run(*(model if argument == "MODEL" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze", "missing.npz"),
+        ("diff", "MODEL", "missing.npz"),
+        ("prune", "MODEL", "--dry-run", "--budget", "missing.json"),
+        ("compress", "MODEL", "--dry-run", "--rank", "48"),  # no layer is worth it
+        ("verify", "missing"),
+    ],
+)
+def test_what_cannot_be_carried_out_has_failed(run, model, arguments):
+    assert run(*(model if argument == "MODEL" else argument for argument in arguments))[0] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", ["analyze", "inspect", "budget", "prune", "compress"])
+def test_a_full_disk_is_named(run, model, command):
+    more = {"budget": ["--sparsity", "0.5"], "prune": ["--dry-run", "--pattern", "2:4"]}
+    more["compress"] = ["--dry-run", "--rank", "2"]
+    code, _, err = run(command, model, *more.get(command, []), "--json", "/dev/full")
+    assert (code, "/dev/full: no space left on device" in err) == (1, True)
+
+
 def test_diff_of_odd_values():
     plain = {"a": np.zeros((8, 8)), "b": np.ones((8, 8))}
     odd = {"a": np.ones((8, 8)), "b": np.full((8, 8), np.nan)}
@@ -413,6 +514,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
     save_file({name: 1.5 * tensor for name, tensor in matrices().items()}, tmp_path / "tuned.safetensors")
     mpfast.analyze(model).to_json(tmp_path / "a.json")
     mpfast.analyze({"zero.weight": np.zeros((64, 64)), "fc.weight": np.eye(64)}).to_json(tmp_path / "odd.json")
+    mpfast.compress(model, tmp_path / "small", rank=4)
     calls = {
         "analysis": [
             ("analyze", model),
@@ -425,7 +527,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             ("prune", model, "-o", tmp_path / "out", "--sparsity", "0.5"),
             ("prune", model, "--dry-run", "--pattern", "2:4"),
         ],
-        "verify": [("verify", tmp_path / "out")],
+        "verify": [("verify", tmp_path / "out"), ("verify", tmp_path / "small")],
         "compress": [("compress", model, "--dry-run", "--rank", "4")],
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],
@@ -442,7 +544,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 12
+    assert with_provenance == 13
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))

@@ -83,6 +83,8 @@ def test_budgets_go_from_one_command_to_the_other(model, tmp_path):
 
 def test_compress(model, tmp_path):
     run = mpfast("compress", model, "-o", tmp_path / "out", "--rank", "8")
+    checked = mpfast("verify", tmp_path / "out")
+    assert (checked.returncode, "of the rank that the mark says" in checked.stdout) == (0, True)
     assert run.returncode == 0
     assert "2 matrices truncated; factors would take " in run.stdout
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight"].shape == (150, 200)
@@ -150,7 +152,7 @@ def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
         (["prune", "MODEL", "-o", "/missing/OUT", "--sparsity", "0.5"], "no such directory"),
         (["prune", "nowhere", "-o", "OUT", "--sparsity", "0.5"], "no such file"),
         (["prune", "MODEL", "-o", "OUT", "--pattern", "3:7"], "error: no layer is left to prune; "),
-        (["verify", "/"], "is this a directory that prune() wrote?"),
+        (["verify", "/"], "is this a directory that prune() or compress() wrote?"),
         (["analyze", "MODEL", "--dask", "nonsense://x"], "nonsense"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mpfast
+from mpfast import CheckpointError
 from mpfast.checkpoints.safetensors import SafetensorsFile
 
 
@@ -402,3 +403,73 @@ def test_a_quantised_base_has_no_difference():
     result = mpfast.compress(model, base=base)
     assert [layer.name for layer in result.layers] == ["b.weight"]
     assert result.skipped[0].reason == "integer or quantised: has no difference"
+
+
+class TestVerify:
+    """What is written is what the mark says: by hashes, by ranks, and by the distance from the source."""
+
+    @pytest.mark.parametrize("format", ["dense", "factors"])
+    @pytest.mark.parametrize("options", [{"rank": 12}, {"error": 0.9}, {"energy": 0.3}])
+    def test_what_was_written_verifies(self, format, options, model, tmp_path):
+        result = mpfast.compress(model, tmp_path / "out", format=format, **options)
+        found = mpfast.verify(tmp_path / "out")
+        assert found.problems == ()
+        assert (found.command, found.layers) == ("compress", len(result.layers))
+        assert found.source == str(model / "model.safetensors")
+        assert found.untouched == 5 - len(result.layers)
+        model.rename(tmp_path / "moved")
+        alone = mpfast.verify(tmp_path / "out")
+        assert (alone.ok, alone.source, alone.untouched) == (True, None, found.untouched)
+        assert "it is not at hand" in alone.not_compared[0]
+        assert mpfast.verify(tmp_path / "out", tmp_path / "moved").ok
+
+    @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
+    @pytest.mark.parametrize("format", ["dense", "factors"])
+    def test_every_type(self, kind, format, tmp_path):
+        torch = pytest.importorskip("torch")
+        torch.manual_seed(0)
+        dtype = getattr(torch, kind)
+        state = {"a.weight": torch.randn(96, 64).to(dtype), "c.weight": torch.randn(32, 16, 3, 3).to(dtype) * 1e-6}
+        state |= {"z.weight": torch.zeros(64, 64).to(dtype), "n": torch.arange(5)}
+        mpfast.compress(state, tmp_path / "out", rank=9, format=format)
+        found = mpfast.verify(tmp_path / "out", state)
+        assert (found.problems, found.layers, found.untouched) == ((), 3, 1)
+
+    @pytest.mark.parametrize("format", ["dense", "factors"])
+    def test_what_is_wrong_is_found(self, format, model, tmp_path):
+        mpfast.compress(model, tmp_path / "out", rank=12, format=format)
+        file = tmp_path / "out" / "model.safetensors"
+        tensors = load_file(file)
+        metadata = SafetensorsFile(file).metadata
+        name = "a.weight" if format == "dense" else "a.weight_A"
+
+        def problems(changes, source=model):
+            save_file({**tensors, **changes}, file, metadata)
+            return " | ".join(mpfast.verify(tmp_path / "out", source).problems)
+
+        assert problems({}) == ""
+        touched = tensors[name].copy()
+        touched[0, 0] += 1e-6
+        assert problems({name: touched}) == f"{name}: its content hash is not that of what was written"
+        assert "a.weight: has NaN" in problems({name: np.full_like(touched, np.nan)})
+        assert "away from the source" in problems({name: -tensors[name]})
+        assert problems({"a.bias": tensors["a.bias"] + 1}) == "a.bias: is not factored, but differs from the source"
+        assert "names, shapes or types" in problems({"more": np.ones(3, np.float32)})
+        if format == "dense":
+            full = np.random.default_rng(0).standard_normal(touched.shape).astype(np.float32)
+            assert "a.weight: is of a rank larger than 12" in problems({name: full})
+        dense = load_file(model / "model.safetensors")
+        edited = {**dense, "a.weight": dense["a.weight"] * np.float32(1 + 1e-6)}
+        assert "a.weight: the source is not the one that was factored" in problems({}, edited)
+
+    def test_an_adapter_is_refused_and_a_damaged_mark_named(self, model, tmp_path):
+        base = {name: np.zeros_like(tensor) for name, tensor in load_file(model / "model.safetensors").items()}
+        mpfast.compress(model, tmp_path / "adapter", base=base)
+        with pytest.raises(ValueError, match="LoRA adapter"):
+            mpfast.verify(tmp_path / "adapter")
+        mpfast.compress(model, tmp_path / "out", rank=12)
+        mark = json.loads((tmp_path / "out" / ".mpfast.json").read_text())
+        for change in ({"layers": 5}, {"layers": [{}]}, {"written": None}, {"format": "x"}):
+            (tmp_path / "out" / ".mpfast.json").write_text(json.dumps({**mark, **change}))
+            with pytest.raises(CheckpointError, match=r"\.mpfast\.json"):
+                mpfast.verify(tmp_path / "out")

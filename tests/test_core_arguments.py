@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 
+import numpy as np
 import pytest
 
 from mpfast import _core
@@ -47,17 +48,18 @@ CALLS = """
         "default_threads": lambda: (_core.default_threads, []),
         "isa": lambda: (_core.isa, []),
         "blas": lambda: (_core.blas, []),
-        "can_exit_during_calls": lambda: (_core.can_exit_during_calls, []),
-        "begin_call": lambda: (_core.begin_call, []),
-        "end_call": lambda: (_core.end_call, []),
         "scale_exponent": lambda: (_core.scale_exponent, [matrix]),
         "gram_product": lambda: (_core.gram_product, [matrix, np.ones((2, 16)), "right", 1, 0]),
         "multiply": lambda: (_core.multiply, [matrix, np.ones((2, 16)), False, 1, 0]),
         "add_gram": lambda: (_core.add_gram, [matrix, np.zeros((16, 16)), 1]),
+        "dense_product": lambda: (_core.dense_product, [np.ones((3, 12)), W, 1]),
         "read_pass": lambda: (_core.read_pass, [matrix, 1]),
         "exact_values": lambda: (_core.exact_values, [matrix, 1]),
         "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1]),
         "symmetric_eigenvalues": lambda: (_core.symmetric_eigenvalues, [np.eye(5), 1]),
+        "symmetric_eigenvectors": lambda: (_core.symmetric_eigenvectors, [np.eye(5), 1]),
+        "singular_decomposition": lambda: (_core.singular_decomposition, [np.eye(3, 12), np.eye(3, 16), 1]),
+        "orthonormal_rows": lambda: (_core.orthonormal_rows, [W, 1]),
         "lanczos_run": lambda: (_core.lanczos_run, [matrix, 2, 0, 0, 0, False, 1]),
         "lanczos_run_operator": lambda: (_core.lanczos_run_operator, [lambda X: X, 12, 2, 0, 0, 1]),
         "LanczosRun.advance": lambda: (run().advance, [2]),
@@ -153,6 +155,41 @@ def test_every_function_of_the_core_is_tried():
             name for name, value in inspect.getmembers(getattr(_core, owner), callable) if not name.startswith("_")
         }
         assert methods == {name.partition(".")[2] for name in NAMES if name.startswith(owner + ".")}
+
+
+CLASSES = [name for name, value in vars(_core).items() if isinstance(value, type)]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_object_is_without_its_value(name):
+    """A method of one that `__init__` was not called for would read what nobody has written."""
+    script = f"""
+        import copy
+        from mpfast import _core
+        bound = _core.{name}
+        def refused(call):
+            try:
+                made = call()
+            except TypeError:
+                return
+            [getattr(made, name) for name in dir(made)]
+            print(call, "made", made)
+        refused(lambda: bound())
+        refused(lambda: bound.__new__(bound))
+        refused(lambda: object.__new__(bound))
+        refused(lambda: type("Sub", (bound,), dict(__init__=lambda self: None))())
+        for base in bound.__mro__[1:]:
+            refused(lambda: base.__new__(bound))
+    """
+    run = run_python("-c", textwrap.dedent(script))
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_new_with_the_arguments_of_init_makes_a_whole_object():
+    array = np.ones((2, 3))
+    for matrix in (_core.Matrix(array, dtype="float64"), _core.Matrix.__new__(_core.Matrix, array, "float64")):
+        matrix.__init__(np.ones((4, 5)), "float64")
+        assert (matrix.shape, matrix.dtype, matrix.owner is array) == ((2, 3), "float64", True)
 
 
 @pytest.mark.slow

@@ -124,10 +124,25 @@ class TestWarnings:
         W[::2] = 0
         assert "50% of the singular values are zero" in self.of(W)
 
+    def test_repeated_rows(self):
+        W = noise((300, 400))
+        W[10:20] = W[0]
+        assert "3% of the singular values are zero, for rows or columns are zero, repeated" in self.of(W)
+
     def test_continuum(self):
         values = np.linspace(30, 200, 60)
         W = 0.3 * noise((300, 400)) + low_rank((300, 400), values, np.random.default_rng(2))
-        assert "a continuum above the edge" in self.of(W)
+        fit = mpfast.spectrum(W).edge
+        text = f"{fit.spikes_above_edge} singular values above sigma_plus (20%, counted), {fit.spikes} of them above"
+        assert f"a continuum above the edge: {text}" in self.of(W)
+
+    def test_both_counts_of_a_continuum_are_said(self):
+        """They differ where a value lies between the edge and the threshold: 42 and 41 here."""
+        fit = mpfast.spectrum(np.vstack([noise((150, 400))] * 2)).edge
+        assert fit.spikes_above_edge > fit.spikes
+        text = " ".join(fit.warnings)
+        assert f"{fit.spikes_above_edge} singular values above sigma_plus" in text
+        assert f"{fit.spikes} of them above the threshold" in text
 
     def test_not_marchenko_pastur(self):
         W = noise((300, 400)) * np.exp(2 * np.random.default_rng(4).standard_normal(400))
@@ -168,7 +183,7 @@ def test_rounding_is_no_spectrum(shape, dtype, method):
     W = (rng.standard_normal((shape[0], 5)) @ rng.standard_normal((5, shape[1]))).astype(dtype)
     fit = mpfast.spectrum(W, method=method).edge
     assert (fit.spikes, fit.spikes_above_edge, len(fit.warnings)) == (5, 5, 1)
-    assert "of rank 5 but for rounding" in fit.warnings[0]
+    assert "of rank 5 but for rounding: there is no noise to fit" in fit.warnings[0]
     assert len(mpfast.svd(W, until="mp_edge").s) == 5
     assert mpfast.lowrank.factor(W)[0].shape[1] == 5
 

@@ -169,7 +169,7 @@ def test_nonfinite_entries_are_found(torch: Any) -> None:
 
 
 def test_host_array_goes_to_the_device_or_streams_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpfast.operators.linear_operator import cuda as device_sources
+    from mpfast.operators import cuda as device_sources
 
     W = np.random.default_rng(3).standard_normal((3000, 2000)).astype(np.float32)
     here = mpfast.spectrum(W, method="lanczos", probes=16, steps=10).edge.sigma_plus

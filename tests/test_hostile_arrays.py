@@ -255,6 +255,60 @@ def test_foreign_exceptions_on_a_device(error, kind):
         device_matrix(Failing(), Backend, name="A")
 
 
+class OfShapeAndType:
+    """Passes for an array of a checkpoint by its shape and type."""
+
+    shape, dtype = (32, 32), np.dtype(np.float64)
+
+
+class WhoseMethodFails(OfShapeAndType):
+    def __array__(self, *_, **__):
+        return self.entries  # of which it has none
+
+
+class WhosePropertyFails(OfShapeAndType):
+    @property
+    def __array__(self):
+        return self.entries
+
+
+class WhoseInterfaceFails(OfShapeAndType):
+    @property
+    def __array_interface__(self):
+        return self.entries
+
+
+class Remote(OfShapeAndType):
+    def __array__(self, *_, **__):
+        raise OSError("entries are gone")
+
+
+@pytest.mark.parametrize("kind", [WhoseMethodFails, WhosePropertyFails, WhoseInterfaceFails, Remote])
+def test_an_array_that_fails_is_an_error_and_no_layer_that_is_skipped(kind):
+    message = rf"{kind.__name__} that cannot be read as an array: \w+Error: .*entries"
+    with pytest.raises(TypeError, match=rf"W is a {message}"):
+        mpfast.spectrum(kind())
+    with pytest.raises(TypeError, match=rf"^analyze\(\): w\.weight is a {message}") as caught:
+        mpfast.analyze({"w.weight": kind(), "v.weight": np.eye(32)})
+    assert isinstance(caught.value.__cause__, AttributeError | OSError)
+    with pytest.raises(TypeError, match=rf"^prune\(\): w\.weight is a {message}"):
+        mpfast.prune({"w.weight": kind()}, sparsity=0.5, method="magnitude")
+
+
+def test_an_array_whose_shape_fails_is_named():
+    class Unready:
+        dtype = np.dtype(np.float64)
+
+        @property
+        def shape(self):
+            raise RuntimeError("not ready")
+
+    with pytest.raises(
+        TypeError, match=r"model\['w'\] is a Unready whose shape or type cannot be read: Runtime.*ready"
+    ):
+        mpfast.analyze({"w": Unready()})
+
+
 def masked():
     array = np.ma.masked_array(np.random.default_rng(0).standard_normal((64, 48)), mask=False)
     array[3, 4] = np.ma.masked

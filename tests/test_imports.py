@@ -115,3 +115,28 @@ def test_an_import_loads_numpy_alone():
         "print(*({name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names)))"
     )
     assert set(run_python("-c", code).stdout.split()) == {"mpfast", "numpy"}
+
+
+HERE = Path(__file__).parent
+USERS = [file for folder in (HERE, HERE.parent / "benchmarks") for file in sorted(folder.rglob("*.py"))]
+
+
+def named(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield every module of ours and what is imported from it, inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "mpfast":
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("file", USERS, ids=lambda file: str(file.relative_to(HERE.parent)))
+def test_what_is_imported_is_there(file):
+    """Also in tests and benchmarks that do not run on this machine."""
+    for module, name in sorted(set(named(file))):
+        try:
+            source = importlib.import_module(module)
+        except ImportError as error:
+            if (error.name or "").split(".")[0] == "mpfast" and f"{module}.{name}" not in STUBS:
+                raise
+            continue  # something optional is not installed
+        if not hasattr(source, name) and f"{module}.{name}" not in STUBS:
+            importlib.import_module(f"{module}.{name}")

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mpfast
-from mpfast.checkpoints import open_checkpoint
+from mpfast.checkpoints import files_behind, open_checkpoint
 from mpfast.support import output_directories
 from mpfast.support.output_directories import claimed_directory, is_marked, staged_directory, write_mark
 
@@ -258,6 +259,28 @@ class TestWhatIsReplaced:
                 write(source, out, overwrite=True)
         assert contents(out) == before
         write({"w.weight": np.array(flat)}, out, overwrite=True)  # a copy in memory is nobody's file
+
+    def test_no_source_behind_a_foreign_array(self, model, tmp_path):
+        """Shape and type are attributes of the object, not of its class."""
+        out = tmp_path / "out"
+        PRUNE(model, out)
+        file = out / "model-0.safetensors"
+
+        class Wrapped:
+            def __init__(self, array):
+                self.shape, self.dtype, self.__array_interface__ = array.shape, array.dtype, array.__array_interface__
+
+        class Slotted(Wrapped):
+            __slots__ = ("__array_interface__", "dtype", "shape")
+
+        flat = np.memmap(file, np.float32, "r", offset=file.stat().st_size - 4 * 64 * 48, shape=(64, 48))
+        for kind in (Wrapped, Slotted):
+            with pytest.raises(FileExistsError, match="lies there"):
+                PRUNE({"w.weight": kind(flat)}, out, overwrite=True)
+
+    def test_a_parameter_without_entries_has_no_file(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        assert files_behind({"w.weight": torch.nn.LazyLinear(8).weight}, torch.nn.LazyLinear(8)) == []
 
     def test_no_source_that_pytorch_has_mapped(self, model, tmp_path):
         torch = pytest.importorskip("torch")
@@ -580,3 +603,75 @@ def test_an_address_is_no_path():
     for address in ("https://host/x/model.safetensors", "s3://bucket/model", Path("https://host/x.safetensors")):
         with pytest.raises(FileNotFoundError, match="nothing is fetched from the network"):
             mpfast.analyze(address)
+
+
+def as_nobody(directory, code):
+    """Run code in a directory as somebody for whom permissions hold; root is not."""
+    setup = "import os, sys, numpy as np, mpfast; from pathlib import Path; os.chdir(sys.argv[1])\n"
+    setup += "model = {'a.weight': np.random.default_rng(0).standard_normal((64, 48))}\n"
+    setup += "mpfast.prune(model, 'first', sparsity=0.25, method='magnitude')\n"
+    setup += (
+        "if os.geteuid() == 0:\n    os.chmod('first', 0o755)\n    os.system('chown -R 65534 .')\n    os.setuid(65534)\n"
+    )
+    return run_python("-c", setup + code, str(directory))
+
+
+@pytest.fixture
+def open_directory():
+    """A directory that everybody reaches: those of pytest are the user's own."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
+class TestPermissions:
+    def test_a_directory_that_may_not_be_written_is_named(self, open_directory):
+        code = (
+            "os.mkdir('closed')\nos.chmod('closed', 0o555)\n"
+            "analysis = mpfast.analyze(model, progress=False)\n"
+            "for write in (\n"
+            "    lambda: mpfast.prune(model, 'closed/out', sparsity=0.5, method='magnitude'),\n"
+            "    lambda: mpfast.compress(model, 'closed/out', rank=2),\n"
+            "    lambda: analysis.to_json('closed/a.json'),\n"
+            "):\n"
+            "    try:\n        write()\n"
+            "    except PermissionError as error:\n        print(error)\n"
+            "print(os.listdir('closed'))\n"
+        )
+        run = as_nobody(open_directory, code)
+        assert run.returncode == 0, run.stderr
+        pruned, compressed, text, left = run.stdout.splitlines()
+        assert pruned.endswith("closed: is not writable, and closed/out is to lie there; name another directory")
+        assert compressed == pruned
+        assert text == "[Errno 13] Permission denied: 'closed/a.json'"
+        assert left == "[]"
+
+    def test_an_older_output_that_was_closed_gives_way(self, open_directory):
+        code = (
+            "for path in Path('first').iterdir():\n    path.chmod(0o444)\n"
+            "os.chmod('first', 0o555)\n"
+            "mpfast.prune(model, 'first', sparsity=0.5, method='magnitude', overwrite=True)\n"
+            "assert mpfast.verify('first', model).ok\n"
+            "print(os.listdir('.'))\n"
+        )
+        run = as_nobody(open_directory, code)
+        assert (run.returncode, run.stdout) == (0, "['first']\n"), run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("write", ["prune(m, o, sparsity=0.5, method='magnitude')", "compress(m, o, rank=2)"])
+def test_a_disk_that_takes_no_more_leaves_the_older_output(write, model, tmp_path):
+    """Writes really fail, by the limit on the size of a file."""
+    PRUNE(model, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    code = (
+        "import sys, resource, signal, mpfast; m, o = sys.argv[1:]\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        f"mpfast.{write[:-1]}, overwrite=True)"
+    )
+    run = run_python("-c", code, str(model), str(tmp_path / "out"))
+    assert "OSError: [Errno 27] File too large: " in run.stderr
+    assert ".out.mpfast-partial" in run.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    assert contents(tmp_path / "out") == before

@@ -16,7 +16,7 @@ import pytest
 import mpfast
 from mpfast import CheckpointError
 from mpfast.checkpoints.base import TensorInfo
-from mpfast.checkpoints.opening import open_checkpoint
+from mpfast.checkpoints.opening import FORMATS, open_checkpoint
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_pickles_are_never_run(torch, state, tmp_path, monkeypatch):
     assert not (tmp_path / "trapped").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 but no archive", b"\x80\x02"])
+@pytest.mark.parametrize("content", [b"P", b"PK\3\4 but no archive", b"\x80\x02"])
 def test_damaged_torch_files(torch, tmp_path, content):
     (tmp_path / "m.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -219,6 +219,16 @@ def reasons(model):
             ["generator.l.weight", "critic.l.weight"],
         ),
         (lambda w: {"x": {"y": {"z": [w["l.weight"]]}}}, ["z.0"]),
+        (lambda w: {"loss": w}, ["l.weight"]),
+        (
+            lambda w: {
+                "rng_net": w,
+                "random_features": {"l.weight": w["l.weight"] + 1},
+                "rng_state_all": [w["l.weight"][0]],
+            },
+            ["rng_net.l.weight", "random_features.l.weight"],
+        ),
+        (lambda w: {"state": {"loss": w, "metrics": {"loss": w["l.weight"].sum()}}}, ["l.weight"]),
         (lambda w: {"l.weight": w["l.weight"], "more": {"w": w["l.weight"] + 1}}, ["l.weight", "more.w"]),
     ],
 )
@@ -227,7 +237,7 @@ def test_weights_are_found_wherever_a_script_keeps_them(torch, tmp_path, wrap, n
     assert [row.name for row in mpfast.analyze(tmp_path / "m.pt")] == names
     skipped = reasons(tmp_path / "m.pt")
     assert all("beside the weights" in reason for reason in skipped.values())
-    assert set(skipped) <= {"optimizer"}
+    assert set(skipped) <= {"optimizer", "rng_state_all", "state.metrics"}
 
 
 def test_files_without_a_tensor_are_errors(torch, tmp_path):
@@ -236,6 +246,42 @@ def test_files_without_a_tensor_are_errors(torch, tmp_path):
         open_checkpoint(tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"analyze\(\): model holds no tensors"):
         mpfast.analyze({})
+
+
+@pytest.mark.parametrize("content", [{"optimizer": {"state": {0: {"exp_avg": 1}}}}, {"loss": [1], "rng_states": [1]}])
+def test_tensors_of_a_training_run_alone_are_no_model(torch, tmp_path, content):
+    def filled(value):
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else torch.ones(9, 9)
+
+    torch.save(filled(content), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=f"of a training run alone, under '{next(iter(content))}'"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+def test_an_old_file_of_torch_under_the_suffix_of_another_format(torch, state, tmp_path):
+    torch.save(state, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    assert_state(open_checkpoint(tmp_path / "old.safetensors"), state)
+    content = (tmp_path / "old.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors: is damaged"):
+        open_checkpoint(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [suffix for format in FORMATS for suffix in format.suffixes])
+def test_a_file_without_a_byte(suffix, tmp_path):
+    (tmp_path / f"m{suffix}").touch()
+    with pytest.raises(CheckpointError, match=r"m\.[\w.]+: is empty; is the download complete\?$"):
+        open_checkpoint(tmp_path / f"m{suffix}")
+
+
+def test_a_part_without_a_byte(torch, tmp_path):
+    """The message ends in a reason."""
+    (tmp_path / "p.bin").touch()
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "p.bin"}}')
+    with pytest.raises(CheckpointError, match=r"p\.bin: is damaged.*never loaded: \w.*\w$"):
+        open_checkpoint(tmp_path)
 
 
 def test_entries_of_a_state_dictionary_that_are_no_tensors_are_named(torch, tmp_path):

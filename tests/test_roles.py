@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -99,6 +100,27 @@ QUANTISED = {
     },
     "bits": {"l.weight_bits": ((64, 64), "bool", "quantised"), "l.scales": ((16, 64), "float16", "companion")},
     "QuIP#": {"l.Qidxs": ((64, 64), "int64", "quantised"), "l.codebook": ((256, 8), "float32", "companion")},
+    "VPTQ": {
+        "l.indices": ((1, 64, 16), "int32", "quantised"),
+        "l.res_indices": ((1, 64, 16), "uint16", "quantised"),
+        "l.centroids.weight": ((1, 2048), "float16", "companion"),
+        "l.res_centroids.weight": ((16, 2048), "float16", "companion"),
+        "l.perm": ((64,), "uint16", "companion"),
+        "l.weight_scale": ((64,), "float16", "companion"),
+        "l.weight_bias": ((64,), "float16", "vector"),
+    },
+    "codes in a list of codebooks": {
+        "l.codes": ((64, 16, 2), "int16", "quantised"),
+        "l.codebooks.0": ((256, 8), "float16", "companion"),
+        "l.codebooks.1": ((256, 8), "float16", "companion"),
+    },
+    "scales in a module of their own": {
+        "l.weight": ((64, 64), "int8", "quantised"),
+        "l.scale.weight": ((64, 16), "float32", "companion"),
+        "l.zeros.weight": ((64, 16), "uint8", "companion"),
+        "l.norm.weight": ((64,), "float32", "vector"),
+        "l.out.weight": ((64, 64), "float32", "linear"),
+    },
     "no module": {"weight": ((64, 64), "int8", "quantised"), "weight_scale": ((64, 16), "float32", "companion")},
     # Integers that make nothing quantised.
     "a causal mask": {
@@ -114,6 +136,34 @@ QUANTISED = {
         "m.relation": ((64, 64), "int64", "buffer"),
         "m.tril": ((64, 64), "bool", "buffer"),
         "m.weight": ((64, 64), "float32", "linear"),
+    },
+    "LeViT": {
+        "a.attention_biases": ((12, 49), "float32", "vector"),
+        "a.attention_bias_idxs": ((49, 49), "int64", "buffer"),
+        "a.qkv.weight": ((192, 64), "float32", "linear"),
+    },
+    "LeViT in int32": {
+        "a.attention_biases": ((12, 49), "float32", "vector"),
+        "a.attention_bias_idxs": ((49, 49), "int32", "buffer"),
+    },
+    "Swin": {
+        "a.logit_scale": ((12, 1, 1), "float32", "conv"),
+        "a.relative_position_index": ((49, 49), "int64", "buffer"),
+        "a.table": ((49, 49), "int64", "buffer"),
+        "a.qkv.weight": ((192, 64), "float32", "linear"),
+    },
+    "a mask beside a learned scale": {
+        "a.scale": ((1,), "float32", "vector"),
+        "a.tril": ((64, 64), "bool", "buffer"),
+        "a.rows": ((64, 64), "int64", "buffer"),
+    },
+    "a module that is called scale": {
+        "a.scale.weight": ((64, 64), "float32", "linear"),
+        "a.0.weight": ((64, 64), "float32", "linear"),
+    },
+    "indices without a codebook": {
+        "a.indices": ((64, 64), "int32", "buffer"),
+        "a.scale": ((64, 16), "float32", "linear"),
     },
     "a table beside a plain weight": {
         "m.table": ((64, 64), "int32", "buffer"),
@@ -146,6 +196,29 @@ def test_the_configuration_says_that_a_checkpoint_is_quantised():
     assert quantised_weight(Named(tensors)) is None
     assert quantised_weight(Named(tensors, {"quantization_config": {"quant_method": "fp8"}})) == "l.weight"
     assert quantised_weight(Named({"n.weight": (64, 64)}, {"quantization_config": {"quant_method": "fp8"}})) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path, out: mpfast.analyze(path),
+        lambda path, out: mpfast.analyze(path, base=path),
+        lambda path, out: mpfast.inspect(path),
+        lambda path, out: mpfast.prune(path, out, sparsity=0.5, method="magnitude"),
+        lambda path, out: mpfast.prune(path, out, sparsity=0.5),
+        lambda path, out: mpfast.compress(path, out, rank=4),
+    ],
+)
+def test_a_configuration_that_speaks_of_quantisation_where_none_is_seen(call, tmp_path):
+    """Of what was dequantised, or packed in a way that is not known; a file of tensors cannot tell."""
+    save_file({"n.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "new"}}')
+    with pytest.warns(UserWarning, match=r"the configuration says that the weights are quantised \(new\), but no"):
+        call(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
+    save_file({"n.weight": weight(64, 64), "q.weight": np.ones((64, 64), np.int8)}, tmp_path / "model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mpfast.analyze(tmp_path)
 
 
 # Name, shape, kind and the axes of the inputs, without a configuration.
@@ -267,6 +340,22 @@ def test_fused_projections_split_as_their_family_says():
     # Other families alternate head by head, or are not known: whole.
     assert list(parts_of("l.query_key_value.weight", (192, 64), {**heads, "model_type": "gpt_neox"})) == [""]
     assert list(parts_of("l.gate_up_proj.weight", (96, 64), None)) == [""]
+    for kind in ("codegen", "moss"):
+        assert list(parts_of("h.0.attn.qkv_proj.weight", (192, 64), {"n_embd": 64, "model_type": kind})) == [""]
+    code = {"n_embd": 64, "n_head": 4, "model_type": "gpt_bigcode"}
+    assert list(parts_of("h.0.attn.c_attn.weight", (192, 64), {**code, "multi_query": False})) == [""]
+    whole = parts_of("h.0.attn.c_attn.weight", (96, 64), {**code, "multi_query": True})
+    assert [shape for shape, _ in whole.values()] == [(64, 64), (16, 64), (16, 64)]
+
+
+def test_the_experts_of_mixtral_on_disk_are_matrices():
+    """One tensor per expert and projection: (out, in), as any Linear."""
+    experts = "model.layers.0.block_sparse_moe.experts.3"
+    table = {f"{experts}.w1.weight": (128, 64), f"{experts}.w2.weight": (64, 128), f"{experts}.w3.weight": (128, 64)}
+    found = roles_of(Named(table, {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128}))
+    assert {(role.kind, role.input_axes) for role in found.values()} == {("linear", (1,))}
+    # A vocabulary of the same size makes no head of what is in a block.
+    assert {role.kind for role in roles_of(Named(table, {"vocab_size": 128, "hidden_size": 64})).values()} == {"linear"}
 
 
 def weight(*shape, seed=0):
@@ -348,6 +437,19 @@ def test_quantised_checkpoints_are_neither_pruned_nor_factored():
     assert [row.name for row in difference] == ["out.weight"]
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_a_table_of_biases_with_its_indices_is_pruned_around(dtype):
+    """LeViT and its kin: the biases are looked up and added."""
+    model = {
+        "a.attention_biases": weight(12, 49),
+        "a.attention_bias_idxs": np.zeros((49, 49), dtype),
+        "a.logit_scale": weight(12, 8),
+        "a.qkv.weight": weight(192, 64),
+    }
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude", include="a.[aq]*")
+    assert [row.name for row in result.budget] == ["a.qkv.weight"]
+
+
 def test_lora_factors_are_left_out_of_pruning_and_budgets():
     pair = {"q.lora_A.weight": weight(8, 64), "q.lora_B.weight": weight(64, 8)}
     with pytest.raises(ValueError, match=r"no layer is left to prune.*factor of the LoRA update of q"):
@@ -380,9 +482,18 @@ def test_pairs_of_other_tools_are_products_too(first, second, product):
     A, B = weight(4, 64), weight(48, 4, seed=1)
     (row,) = mpfast.analyze({first: A, second: B})
     assert (row.name, row.shape, row.spikes) == (product, (48, 64), 4)
+    assert any("without the scale" in text for text in row.warnings)
     assert row.fro_norm == pytest.approx(np.linalg.norm(B @ A), rel=1e-5)
     conv = mpfast.analyze({first: A.reshape(4, 16, 2, 2), second: B.reshape(48, 4, 1, 1)})
     assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("word", ["exploration", "floral", "explora", "pylorax", "lorax", "loraless"])
+def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
+    """The layers of a bottleneck go down and up as well."""
+    model = {f"{word}.down.weight": weight(16, 64), f"{word}.up.weight": weight(64, 16)}
+    assert kinds({name: array.shape for name, array in model.items()}) == dict.fromkeys(model, "linear")
+    assert {row.name for row in mpfast.analyze(model)} == set(model)
 
 
 def test_factors_stored_the_other_way_round_are_no_layers():
@@ -405,8 +516,97 @@ def test_one_array_under_two_names_is_one_layer(tmp_path):
     np.testing.assert_array_equal(written["a.weight"], other * result.masks["a.weight"])
     np.testing.assert_array_equal(written["b.weight"], written["a.weight"])
     np.testing.assert_array_equal(written["head.out.weight"], W)
-    # A view of part of the memory, or another shape of it, is another matrix.
-    assert len(mpfast.analyze({"a.weight": W, "b.weight": W[:64], "c.weight": W.T})) == 3
+
+
+def torch_tensor(array):
+    return pytest.importorskip("torch").from_numpy(array)
+
+
+def same(array):
+    return array
+
+
+IN_MEMORY = [same, torch_tensor]
+
+
+@pytest.mark.parametrize("framework", IN_MEMORY)
+def test_one_memory_seen_otherwise_is_one_layer_and_stays_whole(framework, tmp_path):
+    """An embedding and a head that is stored transposed: what is pruned in one would not be in the other."""
+    W = framework(weight(96, 64))
+    model = {
+        "head.kernel": W.T,
+        "embed.weight": W,
+        "head.alias": W.T,
+        "flat": W.reshape(64, 96),
+        "rows": W.reshape(1, 96, 64),
+        "a.weight": framework(weight(64, 64, seed=1)),
+    }
+    analysis = mpfast.analyze(model)
+    assert [row.name for row in analysis] == ["embed.weight", "a.weight"]
+    assert "shares memory with head.kernel and 3 more" in analysis[0].warnings
+    assert {t.name: t.reason for t in analysis.skipped} == {
+        "head.kernel": "the same tensor as embed.weight, transposed",
+        "head.alias": "the same tensor as embed.weight, transposed",
+        "flat": "the same tensor as embed.weight, in another shape or order",
+        "rows": "the same tensor as embed.weight, in another shape or order",
+    }
+    result = mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude", embeddings=True)
+    assert [row.name for row in result.budget] == ["a.weight"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(written["head.kernel"], np.asarray(W).T)
+    np.testing.assert_array_equal(written["embed.weight"], np.asarray(W))
+    assert mpfast.verify(tmp_path / "out", model).ok
+    factored = mpfast.compress(model, tmp_path / "factored", rank=4, embeddings=True)
+    assert [row.name for row in factored.layers] == ["a.weight"]
+
+
+@pytest.mark.parametrize("framework", IN_MEMORY)
+@pytest.mark.parametrize(
+    ("view", "meets"),
+    [
+        (lambda W: W[:64], True),
+        (lambda W: W[:, 8:40], True),
+        (lambda W: W[::2].T, True),
+        (lambda W: W.reshape(-1), True),
+        (lambda W: W.reshape(-1)[100:200], True),
+        (lambda W: W + 0, False),
+    ],
+)
+def test_views_of_a_part_are_analysed_and_stay_whole(framework, view, meets):
+    W = framework(weight(96, 64))
+    model = {"a.weight": W[:80], "b.weight": view(W), "c.weight": framework(weight(64, 64, seed=1))}
+    analysis = mpfast.analyze(model)
+    assert {"a.weight", "c.weight"} <= {row.name for row in analysis}
+    assert {row.name for row in analysis if any("shares memory" in text for text in row.warnings)} == (
+        {row.name for row in analysis if row.name[0] in "ab"} if meets else set()
+    )
+    result = mpfast.prune(model, sparsity=0.5, method="magnitude")
+    reasons = {t.name: t.reason for t in result.skipped}
+    assert ("a.weight" in {row.name for row in result.budget}) is not meets
+    if meets:
+        assert reasons["a.weight"] == (
+            "shares memory with b.weight, which would change as well: make copies of them first"
+        )
+        with pytest.raises(ValueError, match="no layer is left to prune"):
+            mpfast.prune({"a.weight": model["a.weight"], "b.weight": model["b.weight"]}, sparsity=0.5)
+
+
+@pytest.mark.parametrize("framework", IN_MEMORY)
+def test_parts_of_one_memory_that_do_not_meet_are_layers(framework):
+    """Rows, columns and every second row of one matrix: interleaved, without an entry in common."""
+    W = framework(weight(96, 128))
+    model = {"a": W[:32, :64], "b": W[:32, 64:], "c": W[32::2, :64], "d": W[33::2, :64], "e": W[32:, 64:]}
+    assert [row.name for row in mpfast.prune(model, sparsity=0.5, method="magnitude").budget] == list(model)
+    assert not any("memory" in text for row in mpfast.analyze(model) for text in row.warnings)
+
+
+def test_a_file_of_torch_knows_what_shares_memory(tmp_path):
+    torch = pytest.importorskip("torch")
+    W = torch.randn(64, 96)
+    torch.save({"a.weight": W, "b.weight": W.T, "c.weight": W[:32], "d.weight": torch.randn(32, 32)}, tmp_path / "m.pt")
+    assert [row.name for row in mpfast.analyze(tmp_path / "m.pt")] == ["a.weight", "c.weight", "d.weight"]
+    result = mpfast.prune(tmp_path / "m.pt", sparsity=0.5, method="magnitude")
+    assert [row.name for row in result.budget] == ["d.weight"]
 
 
 def test_a_directory_of_shards_has_one_set_of_roles(tmp_path):

@@ -23,8 +23,8 @@ def steps(**options):
 
 BAD_CALLS = [
     (lambda: integration.SecondMoments(model(), share=2), ValueError, "SecondMoments", "share"),
-    (lambda: integration.SecondMoments(model(), include=3 * [1]), TypeError, "SecondMoments", ""),
-    (lambda: integration.prunable_modules(model(), [1]), TypeError, "prunable_modules", ""),
+    (lambda: integration.SecondMoments(model(), include=3 * [1]), TypeError, "SecondMoments", "include"),
+    (lambda: integration.prunable_modules(model(), [1]), TypeError, "prunable_modules", "include"),
     (lambda: integration.split(torch.nn.ReLU()), TypeError, "split", ""),
     (lambda: integration.split(torch.nn.Linear(30, 40), 0), ValueError, "split", "rank"),
     (lambda: integration.split_modules(model(), shrinkage="l1"), ValueError, "split_modules", "shrinkage"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import mpfast
 from mpfast.checkpoints import WHOLE, open_checkpoint, roles_of, select_layers
+from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.torch_state import TorchState
 
 torch = pytest.importorskip("torch")
 
@@ -218,6 +221,35 @@ def test_two_names_of_one_tensor_are_pruned_and_verified_together(from_file, tmp
     written["b.weight"][0, 0] += 1
     save_file(written, tmp_path / "out" / "model.safetensors")
     assert not mpfast.verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+def test_verify_reads_each_tensor_once(with_source, tmp_path, monkeypatch):
+    """Three names of one tensor among layers of the same shape: what was equal is told by hashes."""
+    shared = torch.randn(64, 64)
+    model = {f"{name}.weight": shared for name in "abc"} | {f"{name}.weight": torch.randn(64, 64) for name in "xyz"}
+    torch.save(model, tmp_path / "model.pt")
+    mpfast.prune(tmp_path / "model.pt", tmp_path / "out", sparsity=0.5, method="magnitude")
+    (tmp_path / "model.pt").rename(tmp_path / "moved.pt")
+    reads = Counter()
+
+    def count(kind, method):
+        original = getattr(kind, method)
+
+        def counted(self, name):
+            reads[self.source, name] += 1
+            return original(self, name)
+
+        monkeypatch.setattr(kind, method, counted)
+
+    count(SafetensorsFile, "raw")
+    count(SafetensorsFile, "read")
+    count(TorchState, "read")
+    found = mpfast.verify(tmp_path / "out", tmp_path / "moved.pt" if with_source else None)
+    assert found.ok
+    assert found.layers == 4
+    assert set(reads.values()) == {1}
+    assert len(reads) == 4 + 6 + (6 if with_source else 0)  # masks, output, source
 
 
 def test_a_file_of_torch_is_read_whatever_its_name(tmp_path):

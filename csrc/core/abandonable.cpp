@@ -47,14 +47,6 @@ struct RunningCall {
 
 }  // namespace
 
-bool can_exit_during_calls() {
-#ifdef __GLIBC__
-  return true;
-#else
-  return false;
-#endif
-}
-
 void begin_call() {
   [[maybe_unused]] static const int registered =
 #ifdef __GLIBC__

@@ -16,10 +16,7 @@ using Poll = std::function<void()>;
 // When the poll throws, the call goes on alone: `work` must own all it touches.
 void run_abandonable(const Poll& poll, std::function<void()> work);
 
-// Whether the process may exit while a call that was left is still running somewhere else than in run_abandonable.
-bool can_exit_during_calls();
-
-// Around such a call and around every call into the core, on whatever thread.
+// Around every call into the core, on whatever thread.
 void begin_call();
 void end_call();
 

@@ -36,10 +36,22 @@ void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint*
 void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* a, const blasint* lda, double* w,
                    double* work, const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info,
                    std::size_t, std::size_t);
+void scipy_dstedc_(const char* job, const blasint* n, double* d, double* e, double* z, const blasint* ldz, double* work,
+                   const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info, std::size_t);
+void scipy_dormtr_(const char* side, const char* uplo, const char* trans, const blasint* m, const blasint* n,
+                   const double* a, const blasint* lda, const double* tau, double* c, const blasint* ldc, double* work,
+                   const blasint* lwork, blasint* info, std::size_t, std::size_t, std::size_t);
 void scipy_dlabrd_(const blasint* m, const blasint* n, const blasint* nb, double* a, const blasint* lda, double* d,
                    double* e, double* tauq, double* taup, double* x, const blasint* ldx, double* y, const blasint* ldy);
 void scipy_dgebrd_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* d, double* e,
                    double* tauq, double* taup, double* work, const blasint* lwork, blasint* info);
+void scipy_dormbr_(const char* which, const char* side, const char* trans, const blasint* m, const blasint* n,
+                   const blasint* k, const double* a, const blasint* lda, const double* tau, double* c,
+                   const blasint* ldc, double* work, const blasint* lwork, blasint* info, std::size_t, std::size_t,
+                   std::size_t);
+void scipy_dbdsdc_(const char* uplo, const char* job, const blasint* n, double* d, double* e, double* u,
+                   const blasint* ldu, double* vt, const blasint* ldvt, double* q, blasint* iq, double* work,
+                   blasint* iwork, blasint* info, std::size_t, std::size_t);
 void scipy_dbdsqr_(const char* uplo, const blasint* n, const blasint* ncvt, const blasint* nru, const blasint* ncc,
                    double* d, double* e, double* vt, const blasint* ldvt, double* u, const blasint* ldu, double* c,
                    const blasint* ldc, double* work, blasint* info, std::size_t);
@@ -65,6 +77,10 @@ void require_success(blasint info, const char* routine) {
 
 // Workspace per column that lets the blocked LAPACK drivers use their usual block size (32) with room to spare.
 constexpr index_t kLapackBlock = 64;
+
+// Workspace of dormtr and dormbr for a block of `columns`: some rows, and the triangular factor of a block of
+// reflectors.
+blasint reflector_workspace(index_t columns) { return narrow((columns + kLapackBlock + 1) * kLapackBlock); }
 
 // Memory that a call may take: what OpenBLAS maps; a new thread's stack and what the C library may set aside for its
 // allocations; and what else is allocated at the same time, such as partial sums and results.
@@ -202,12 +218,13 @@ void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, inde
   require_success(info, "dgeqrt3");
 }
 
-void apply_q_transposed(index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t, index_t ldt,
-                        double* c, index_t ldc, double* workspace) {
+void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t,
+             index_t ldt, double* c, index_t ldc, double* workspace) {
   const blasint m_ = narrow(m), n_ = narrow(n), k_ = narrow(k), ldv_ = narrow(ldv), ldt_ = narrow(ldt);
   const blasint ldc_ = narrow(ldc);
   const CallOfBlas call;
-  scipy_dlarfb_("L", "T", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1, 1, 1);
+  scipy_dlarfb_("L", transpose ? "T" : "N", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1,
+                1, 1);
 }
 
 void tridiagonal_eigenvalues(index_t n, double* d, double* e) {
@@ -217,14 +234,34 @@ void tridiagonal_eigenvalues(index_t n, double* d, double* e) {
   require_success(info, "dsterf");
 }
 
-void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e) {
+void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e, double* tau) {
   const blasint n_ = narrow(n), lda_ = narrow(lda), lwork = narrow(n * kLapackBlock);
-  std::vector<double> tau(static_cast<std::size_t>(n));
   std::vector<double> work(static_cast<std::size_t>(lwork));
   blasint info = 0;
   const CallOfBlas call;
-  scipy_dsytrd_("L", &n_, a, &lda_, d, e, tau.data(), work.data(), &lwork, &info, 1);
+  scipy_dsytrd_("L", &n_, a, &lda_, d, e, tau, work.data(), &lwork, &info, 1);
   require_success(info, "dsytrd");
+}
+
+void apply_tridiagonal_q(index_t n, index_t columns, const double* a, index_t lda, const double* tau, double* c,
+                         index_t ldc) {
+  const blasint n_ = narrow(n), columns_ = narrow(columns), lda_ = narrow(lda), ldc_ = narrow(ldc);
+  const blasint lwork = reflector_workspace(columns);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_dormtr_("L", "L", "N", &n_, &columns_, a, &lda_, tau, c, &ldc_, work.data(), &lwork, &info, 1, 1, 1);
+  require_success(info, "dormtr");
+}
+
+void tridiagonal_eigenvectors(index_t n, double* d, double* e, double* z, index_t ldz) {
+  const blasint n_ = narrow(n), ldz_ = narrow(ldz), lwork = narrow(1 + 4 * n + n * n), liwork = narrow(3 + 5 * n);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<blasint> iwork(static_cast<std::size_t>(liwork));
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_dstedc_("I", &n_, d, e, z, &ldz_, work.data(), &lwork, iwork.data(), &liwork, &info, 1);
+  require_success(info, "dstedc");
 }
 
 void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values) {
@@ -245,15 +282,25 @@ void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda
   scipy_dlabrd_(&m_, &n_, &k_, a, &lda_, d, e, tauq, taup, x, &ldx_, y, &ldy_);
 }
 
-void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e) {
+void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e, double* tauq, double* taup) {
   const blasint m_ = narrow(m), n_ = narrow(n), lda_ = narrow(lda), lwork = narrow((m + n) * kLapackBlock);
-  std::vector<double> tauq(static_cast<std::size_t>(n));
-  std::vector<double> taup(static_cast<std::size_t>(n));
   std::vector<double> work(static_cast<std::size_t>(lwork));
   blasint info = 0;
   const CallOfBlas call;
-  scipy_dgebrd_(&m_, &n_, a, &lda_, d, e, tauq.data(), taup.data(), work.data(), &lwork, &info);
+  scipy_dgebrd_(&m_, &n_, a, &lda_, d, e, tauq, taup, work.data(), &lwork, &info);
   require_success(info, "dgebrd");
+}
+
+void apply_bidiagonal(BidiagonalFactor factor, index_t n, index_t columns, const double* a, index_t lda,
+                      const double* tau, double* c, index_t ldc) {
+  const blasint n_ = narrow(n), columns_ = narrow(columns), lda_ = narrow(lda), ldc_ = narrow(ldc);
+  const blasint lwork = reflector_workspace(columns);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_dormbr_(factor == BidiagonalFactor::q ? "Q" : "P", "L", "N", &n_, &columns_, &n_, a, &lda_, tau, c, &ldc_,
+                work.data(), &lwork, &info, 1, 1, 1);
+  require_success(info, "dormbr");
 }
 
 void bidiagonal_singular_values(index_t n, double* d, double* e) {
@@ -264,6 +311,17 @@ void bidiagonal_singular_values(index_t n, double* d, double* e) {
   scipy_dbdsqr_("U", &n_, &none, &none, &none, d, e, &unused, &one, &unused, &one, &unused, &one, work.data(), &info,
                 1);
   require_success(info, "dbdsqr");
+}
+
+void bidiagonal_singular_vectors(index_t n, double* d, double* e, double* u, double* vt) {
+  const blasint n_ = narrow(n);
+  std::vector<double> work(static_cast<std::size_t>(3 * n * n + 4 * n));
+  std::vector<blasint> iwork(static_cast<std::size_t>(8 * n));
+  double unused = 0;
+  blasint unused_index = 0, info = 0;
+  const CallOfBlas call;
+  scipy_dbdsdc_("U", "I", &n_, d, e, u, &n_, vt, &n_, &unused, &unused_index, work.data(), iwork.data(), &info, 1, 1);
+  require_success(info, "dbdsdc");
 }
 
 }  // namespace mpfast::linalg

@@ -57,15 +57,24 @@ void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda
 // T is n x n upper triangular; what lies below its diagonal is left alone.
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt);
 
-// C = Q^T C for the Q of qr_compact_wy with k reflectors; C is m x n, workspace holds n * k.
-void apply_q_transposed(index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t, index_t ldt,
-                        double* c, index_t ldc, double* workspace);
+// C = Q C, or Q^T C, for the Q of qr_compact_wy with k reflectors; C is m x n, workspace holds n * k.
+void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t,
+             index_t ldt, double* c, index_t ldc, double* workspace);
 
 // Eigenvalues of the symmetric tridiagonal (d, e), ascending into d; e is destroyed (LAPACK sterf).
 void tridiagonal_eigenvalues(index_t n, double* d, double* e);
 
-// T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd); d has n and e has n - 1 entries.
-void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e);
+// T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd), with Q in A below the diagonal and in tau; d has
+// n entries, e and tau have n - 1.
+void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e, double* tau);
+
+// C = Q C for the Q of tridiagonalize; C is n x columns.
+void apply_tridiagonal_q(index_t n, index_t columns, const double* a, index_t lda, const double* tau, double* c,
+                         index_t ldc);
+
+// Eigenvalues of the symmetric tridiagonal (d, e), ascending into d, and its eigenvectors, one per column of z, by
+// divide and conquer (LAPACK stedc); e is destroyed.
+void tridiagonal_eigenvectors(index_t n, double* d, double* e, double* z, index_t ldz);
 
 // Eigenvalues of the symmetric A, ascending, from its lower triangle; A becomes its eigenvectors, one per column, by
 // divide and conquer (LAPACK syevd).
@@ -76,10 +85,19 @@ void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values);
 void bidiagonalize_panel(index_t m, index_t n, index_t k, double* a, index_t lda, double* d, double* e, double* tauq,
                          double* taup, double* x, index_t ldx, double* y, index_t ldy);
 
-// The whole upper bidiagonalisation of A (m >= n, LAPACK gebrd).
-void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e);
+// The whole upper bidiagonalisation of A (m >= n, LAPACK gebrd): A = Q B P^T, with Q and P in A, tauq and taup.
+void bidiagonalize(index_t m, index_t n, double* a, index_t lda, double* d, double* e, double* tauq, double* taup);
+
+// C = Q C, or P C, for the Q and P of the bidiagonalisation of an n x n matrix; C is n x columns.
+enum class BidiagonalFactor { q, p };
+void apply_bidiagonal(BidiagonalFactor factor, index_t n, index_t columns, const double* a, index_t lda,
+                      const double* tau, double* c, index_t ldc);
 
 // Singular values of the upper bidiagonal (d, e), descending into d; e is destroyed (LAPACK bdsqr, that is dqds).
 void bidiagonal_singular_values(index_t n, double* d, double* e);
+
+// The same, with left singular vectors as columns of u and right ones as rows of vt, both n x n without gaps between
+// their columns, by divide and conquer (LAPACK bdsdc).
+void bidiagonal_singular_vectors(index_t n, double* d, double* e, double* u, double* vt);
 
 }  // namespace mpfast::linalg

@@ -1,7 +1,11 @@
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "cpu/eigen/dense_vectors.hpp"
 #include "cpu/eigen/exact.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
@@ -45,6 +49,93 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
   return to_array(values);
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+// LAPACK may wait for ever for numbers that are none.
+void check_finite(const Doubles& array, const char* name) {
+  if (!std::all_of(array.data(), array.data() + array.size(), [](double entry) { return std::isfinite(entry); })) {
+    throw std::invalid_argument(std::string(name) + " must be finite");
+  }
+}
+
+Doubles matrix_of(index_t rows, index_t cols) {
+  return Doubles({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(cols)});
+}
+
+cpu::Rows rows_of(Doubles& array) { return {array.mutable_data(), array.shape(0), array.shape(1)}; }
+
+Buffer<double> copy_of(const double* entries, index_t rows, index_t cols) {
+  Buffer<double> copy(rows, cols, "a copy of the matrix");
+  std::copy_n(entries, rows * cols, copy.get());
+  return copy;
+}
+
+py::tuple symmetric_eigenvectors(const Doubles& a, int threads) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1)) throw std::invalid_argument("a must be a square 2-D array");
+  check_finite(a, "a");
+  const index_t n = a.shape(0);
+  Doubles vectors = matrix_of(n, n);
+  std::vector<double> values;
+  const double* from = a.data();
+  double* to = vectors.mutable_data();
+  {
+    const InCore core;
+    with_blas_team(core, threads, cpu::eigenvector_bytes(n),
+                   [&](cpu::Team& team) { values = cpu::symmetric_eigenvectors(team, n, from, to); });
+  }
+  return py::make_tuple(to_array(values), vectors);
+}
+
+py::tuple singular_decomposition(const Doubles& basis, const Doubles& image, int threads) {
+  if (basis.ndim() != 2 || image.ndim() != 2 || basis.shape(0) != image.shape(0)) {
+    throw std::invalid_argument("basis and image must be 2-D arrays with as many rows");
+  }
+  if (basis.size() == 0 || image.size() == 0) throw std::invalid_argument("basis and image must hold vectors");
+  if (image.shape(0) > image.shape(1)) throw std::invalid_argument("image must not have more rows than columns");
+  check_finite(basis, "basis");
+  check_finite(image, "image");
+  const index_t count = image.shape(0);
+  const index_t length = image.shape(1);
+  Doubles right = matrix_of(count, basis.shape(1));
+  Doubles left = matrix_of(count, length);
+  // The basis is only read, behind the same kind of view.
+  const cpu::Rows v{const_cast<double*>(basis.data()), count, basis.shape(1)};
+  const cpu::Rows out_v = rows_of(right);
+  const cpu::Rows out_u = rows_of(left);
+  const double* from = image.data();
+  std::vector<double> values;
+  {
+    const InCore core;
+    const index_t bytes = cpu::decomposition_bytes(count) + count * length * static_cast<index_t>(sizeof(double));
+    with_blas_team(core, threads, bytes, [&](cpu::Team& team) {
+      Buffer<double> copy = copy_of(from, count, length);
+      values = cpu::decompose_to_singular(team, v, {copy.get(), count, length}, out_v, out_u);
+    });
+  }
+  return py::make_tuple(to_array(values), left, right);
+}
+
+py::tuple orthonormal_rows(const Doubles& x, int threads) {
+  if (x.ndim() != 2 || x.size() == 0) throw std::invalid_argument("x must be a 2-D array that holds vectors");
+  check_finite(x, "x");
+  const index_t count = x.shape(0);
+  const index_t length = x.shape(1);
+  const index_t rank = std::min(count, length);
+  Doubles q = matrix_of(rank, length);
+  Doubles r = matrix_of(rank, count);
+  const cpu::Rows out_q = rows_of(q);
+  const cpu::Rows out_r = rows_of(r);
+  const double* from = x.data();
+  {
+    const InCore core;
+    with_blas_team(core, threads, 2 * count * length * static_cast<index_t>(sizeof(double)), [&](cpu::Team& team) {
+      Buffer<double> copy = copy_of(from, count, length);
+      cpu::orthonormal_rows(team, {copy.get(), count, length}, out_q, out_r);
+    });
+  }
+  return py::make_tuple(q, r);
+}
+
 // Both triangles, as NumPy wants them.
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
   // Beyond, 2^-scale_exponent is no number.
@@ -80,6 +171,18 @@ void register_exact(py::module_& m) {
       "one's row and column.");
   m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::arg("a"), py::arg("threads"),
         "Eigenvalues of a finite symmetric matrix, ascending; only its upper triangle is read.");
+  m.def(
+      "symmetric_eigenvectors", &symmetric_eigenvectors, py::arg("a"), py::arg("threads"),
+      "Eigenvalues of a finite symmetric matrix, ascending, and its eigenvectors, one per row; only its upper triangle "
+      "is read.");
+  m.def(
+      "singular_decomposition", &singular_decomposition, py::arg("basis").noconvert(), py::arg("image").noconvert(),
+      py::arg("threads"),
+      "As singular_rotation, of finite float64 vectors, by an orthogonal decomposition of the image, which has no more "
+      "rows than columns: precise to a rounding of s_1, with orthonormal vectors even of zero.");
+  m.def("orthonormal_rows", &orthonormal_rows, py::arg("x").noconvert(), py::arg("threads"),
+        "q, whose rows are an orthonormal basis of what those of the finite x (k, n) span, and r (upper trapezoidal), "
+        "with x^T = q^T r; q has min(k, n) rows.");
 }
 
 }  // namespace mpfast::python

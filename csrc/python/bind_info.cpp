@@ -1,4 +1,3 @@
-#include "core/abandonable.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/machine/team.hpp"
 #include "linalg/lapack.hpp"
@@ -9,9 +8,6 @@ namespace mpfast::python {
 void register_info(py::module_& m) {
   m.def("isa", &cpu::active_isa_name, "Instruction set the kernels use on this machine.");
   m.def("blas", &linalg::blas_description, "Version and kernel of the bundled OpenBLAS.");
-  m.def("can_exit_during_calls", &can_exit_during_calls, "See begin_call.");
-  m.def("begin_call", &begin_call, "Says that a call into LAPACK runs that the process may exit without waiting for.");
-  m.def("end_call", &end_call, "Says that it has ended.");
   m.def("default_threads", [] { return cpu::resolve_threads(0); }, "Number of threads used when none is asked for.");
 }
 

@@ -113,19 +113,21 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, in
 
 // `apply` is a Python callable: (width, dim) float64 array -> array of the same shape.
 std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width, ProbeKey key, int threads) {
-  auto shared = std::shared_ptr<py::function>(new py::function(std::move(apply)), [](py::function* f) {
+  const auto shared = std::shared_ptr<Reference>(new Reference(std::move(apply)), [](Reference* reference) {
     const py::gil_scoped_acquire gil;
-    delete f;
+    delete reference;
   });
   auto make_apply = [shared, dim](cpu::Team&) -> cpu::HostBackend<double>::Apply {
     return [shared, dim](index_t count, const double* x, double* z, linalg::OperatorStats*) {
       const InPython python;
-      const auto block = or_rest(
+      const Reference block = or_rest(
           [&] { return py::array_t<double>({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim)}, x); });
-      const auto returned =
-          py::reinterpret_steal<py::object>(or_rest([&] { return PyObject_CallOneArg(shared->ptr(), block.ptr()); }));
-      if (!returned) throw py::error_already_set();
-      const auto result = or_rest([&] { return DoubleArray(returned); });
+      const Reference returned = or_rest([&] {
+        return py::reinterpret_steal<py::object>(PyObject_CallOneArg(shared->object().ptr(), block.object().ptr()));
+      });
+      if (!returned.object()) or_rest([] { throw py::error_already_set(); });
+      const Reference converted = or_rest([&] { return DoubleArray(returned.object()); });
+      const auto result = py::reinterpret_borrow<DoubleArray>(converted.object());
       if (result.ndim() != 2 || result.shape(0) != count || result.shape(1) != dim) {
         throw std::invalid_argument("the operator returned an array of the wrong shape");
       }

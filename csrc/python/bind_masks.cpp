@@ -15,6 +15,7 @@
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
+#include "python/whole_class.hpp"
 
 namespace mpfast::python {
 
@@ -156,7 +157,7 @@ NonFiniteReport project_groups(const Matrix& matrix, const py::array_t<double, p
 void register_masks(py::module_& m) {
   m.def("prune_smallest", &prune_smallest, py::arg("matrices"), py::arg("scales"), py::arg("keep"), py::arg("pruned"),
         py::arg("threads"), "Masks without the `pruned` entries of smallest |w| * scale.");
-  py::class_<CutSearch>(m, "CutSearch", "prune_smallest() for matrices that come one at a time.")
+  whole_class<CutSearch>(m, "CutSearch", "prune_smallest() for matrices that come one at a time.")
       .def(py::init<index_t, index_t, const std::vector<std::pair<std::string, double>>&>(), py::arg("total"),
            py::arg("pruned"), py::arg("storage"),
            "For the `pruned` smallest of `total` entries; `storage`: type and scale of every matrix.")

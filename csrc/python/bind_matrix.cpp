@@ -3,6 +3,7 @@
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/dtype_names.hpp"
+#include "python/whole_class.hpp"
 
 namespace mpfast::python {
 
@@ -15,11 +16,11 @@ Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
 }  // namespace
 
 void register_matrix(py::module_& m) {
-  py::class_<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")
+  whole_class<Matrix>(m, "Matrix", "A read-only view of a 2-D array in host memory; keeps its owner alive.")
       .def(py::init(&matrix_from_array), py::arg("array"), py::arg("dtype"))
       .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.view.rows, w.view.cols); })
       .def_property_readonly("dtype", [](const Matrix& w) { return dtype_name(w.view.dtype); })
-      .def_property_readonly("owner", [](const Matrix& w) { return w.owner; });
+      .def_property_readonly("owner", [](const Matrix& w) { return w.owner.object(); });
 }
 
 }  // namespace mpfast::python

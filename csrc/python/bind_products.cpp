@@ -3,10 +3,12 @@
 #include <string>
 
 #include "cpu/machine/team.hpp"
+#include "cpu/products/dense_product.hpp"
 #include "cpu/products/gram_sum.hpp"
 #include "cpu/products/products.hpp"
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
+#include "python/blas_team.hpp"
 
 namespace mpfast::python {
 
@@ -80,6 +82,24 @@ void add_gram(const Matrix& matrix, Block<double> sums, int threads) {
   cpu::add_gram(team, matrix.view, target);
 }
 
+Block<double> dense_product(const Block<double>& a, const Block<double>& b, int threads) {
+  if (a.ndim() != 2 || b.ndim() != 2 || a.shape(1) != b.shape(0)) {
+    throw std::invalid_argument("dense_product(): a and b must be of shapes (m, k) and (k, n)");
+  }
+  const index_t m = a.shape(0);
+  const index_t n = b.shape(1);
+  const index_t k = a.shape(1);
+  Block<double> c({m, n});
+  const double* left = a.data();
+  const double* right = b.data();
+  double* output = c.mutable_data();
+  {
+    const InCore core;
+    with_blas_team(core, threads, 0, [&](cpu::Team& team) { cpu::dense_product(team, m, n, k, left, right, output); });
+  }
+  return c;
+}
+
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
@@ -102,6 +122,8 @@ void register_products(py::module_& m) {
   register_precision<double>(m);
   m.def("add_gram", &add_gram, py::arg("matrix"), py::arg("sums").noconvert(), py::arg("threads"),
         "Add X^T X to the upper triangle of `sums`.");
+  m.def("dense_product", &dense_product, py::arg("a"), py::arg("b"), py::arg("threads"),
+        "A B of two matrices of float64 in host memory.");
   m.def("read_pass", &read_pass, py::arg("matrix"), py::arg("threads"),
         "Read every entry once and return the sum of the bit patterns: the yardstick for the products.");
 }

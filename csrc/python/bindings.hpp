@@ -15,7 +15,7 @@ namespace py = pybind11;
 // A matrix handed in from Python: the view the core reads, and the object that keeps its memory alive.
 struct Matrix {
   MatrixView view;
-  py::object owner;
+  Reference owner;
 };
 
 void register_exact(py::module_& m);

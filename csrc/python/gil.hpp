@@ -9,12 +9,15 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <chrono>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "core/abandonable.hpp"
 #include "core/forced_unwind.hpp"
+#include "core/fork.hpp"
 
 namespace mpfast::python {
 
@@ -41,12 +44,36 @@ inline bool interpreter_is_ending() {
 #endif
 }
 
-// Signals are handled by the main thread alone. Needs the GIL.
-inline bool in_main_thread() {
-  namespace py = pybind11;
-  return py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>() ==
-         PyThread_get_thread_ident();
+// Signals are handled by the main thread alone. Who that is, is asked once: to ask Python is to run Python code, and a
+// thread may be ended there.
+inline std::atomic<unsigned long> main_thread{0};
+
+inline bool in_main_thread() { return PyThread_get_thread_ident() == main_thread; }
+
+// To be called once, when the module is loaded. A forked child has the thread that forked as its main one.
+inline void find_main_thread() {
+  main_thread = pybind11::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  at_fork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
 }
+
+// A reference to an object of the caller's. When the last one goes, Python code of the caller's may run.
+class Reference {
+ public:
+  Reference() = default;
+  Reference(pybind11::object object) : object_(std::move(object)) {}
+  ~Reference() {
+    or_rest([this] { object_.release().dec_ref(); });
+  }
+  Reference(const Reference&) = default;
+  Reference(Reference&&) = default;
+  Reference& operator=(const Reference&) = default;
+  Reference& operator=(Reference&&) = default;
+
+  const pybind11::object& object() const { return object_; }
+
+ private:
+  pybind11::object object_;
+};
 
 // While it lives the GIL is released and the calling thread is in the core. To be created by a binding once it has
 // looked at its arguments.

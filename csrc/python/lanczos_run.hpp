@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "linalg/block_lanczos.hpp"
+#include "python/gil.hpp"
+#include "python/whole_class.hpp"
 
 namespace mpfast::python {
 
@@ -37,10 +39,10 @@ class Run {
 
   // Keeps what the run reads alive. (py::keep_alive would do, but it also runs where the arguments were of wrong
   // types.)
-  void hold(py::object owner) { owner_ = std::move(owner); }
+  void hold(Reference owner) { owner_ = std::move(owner); }
 
  private:
-  py::object owner_;
+  Reference owner_;
 };
 
 // The coefficients of the leading `count` Ritz vectors in the basis.
@@ -58,8 +60,8 @@ inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
 
 // Every module has its own Python class of this name.
 inline void register_run(py::module_& m) {
-  py::class_<Run>(m, "LanczosRun", py::module_local(),
-                  "A block Lanczos run on the Gram operator of the short side of a matrix.")
+  whole_class<Run>(m, "LanczosRun", py::module_local(),
+                   "A block Lanczos run on the Gram operator of the short side of a matrix.")
       .def("advance", &Run::advance, py::arg("steps"))
       .def("ritz", &ritz_tuple, py::arg("steps") = py::none(),
            "Ritz values (descending), residuals and probe weights (width, size) after `steps` steps.")

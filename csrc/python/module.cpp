@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Native core of mpfast. Private: use the functions of the package.";
   mpfast::linalg::set_up_blas();
   mpfast::forget_calls_at_fork();
+  find_main_thread();
   register_matrix(m);
   register_info(m);
   register_products(m);

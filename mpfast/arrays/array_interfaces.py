@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mpfast.support import MAX_DIMENSIONS, InvalidTypeError, InvalidValueError, is_shape, short, storage_bits
+from mpfast.support import (
+    MAX_DIMENSIONS,
+    InvalidTypeError,
+    InvalidValueError,
+    UnreadableArrayError,
+    is_shape,
+    short,
+    storage_bits,
+)
 
 __all__ = ["CudaRecord", "HostRecord"]
 
@@ -119,7 +127,7 @@ class _Interface:
         try:
             fields = getattr(W, attribute)
         except Exception as error:
-            raise InvalidTypeError(f"{name}.{attribute}", f"cannot be read: {error}") from error
+            raise UnreadableArrayError(f"{name}.{attribute}", f"cannot be read: {error}") from error
         self._where = f"{name}.{attribute}"
         if not isinstance(fields, Mapping):
             raise InvalidTypeError(self._where, f"must be a dictionary, not {short(fields)}")

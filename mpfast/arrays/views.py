@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays.array_interfaces import HostRecord
 from mpfast.arrays.bfloat16 import widened
-from mpfast.support import InputError, InvalidTypeError, InvalidValueError
+from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = [
     "as_bits",
@@ -218,6 +218,9 @@ def _viewed(W: Any, name: str, module: str) -> NDArray[Any]:
             return _asarray(W, W, name)
         if hasattr(W, "__dlpack__"):
             return _from_dlpack(W, name)
+        for protocol in ("__array_interface__", "__array__", "__dlpack__"):
+            if hasattr(type(W), protocol):  # its type has one, which raises where it is asked for
+                getattr(W, protocol)
     raise InvalidTypeError(name, f"must be an array, not {type(W).__name__}", _advice(W, name))
 
 
@@ -240,8 +243,8 @@ def _asarray(view: Any, W: Any, name: str) -> NDArray[Any]:
         raise _unreadable(W, name, error) from error
 
 
-def _unreadable(W: Any, name: str, error: Exception) -> InvalidTypeError:
-    return InvalidTypeError(
+def _unreadable(W: Any, name: str, error: Exception) -> UnreadableArrayError:
+    return UnreadableArrayError(
         name, f"is a {type(W).__name__} that cannot be read as an array: {type(error).__name__}: {error}"
     )
 

@@ -28,7 +28,7 @@ from mpfast.checkpoints.moments import InputSum, MomentFile, Moments, write_mome
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
-from mpfast.checkpoints.roles import quantised_weight, roles_of, stays_dense
+from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
@@ -99,9 +99,11 @@ __all__ = [
     "roles_of",
     "select_layers",
     "shards_of",
+    "shares_memory",
     "stays_dense",
     "stored",
     "stored_bits",
     "unmatched_patterns",
+    "unseen_quantisation",
     "write_moments",
 ]

@@ -25,7 +25,8 @@ class Role:
         A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
         (a stack of matrices, one per expert), "lora" (the product of a pair of factors). No matrix: "vector" (biases,
         normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight), "quantised", "factor"
-        (of a LoRA update), "alias" (the same memory as another), "part" (of a parametrised weight), "unknown".
+        (of a LoRA update), "alias" (the same memory as another), "view" (the same memory as another, seen otherwise),
+        "part" (of a parametrised weight), "unknown".
     input_axes : tuple of int
         Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
     reason : str
@@ -34,7 +35,7 @@ class Role:
         Where that is known from: "type", "module class", "ONNX node", "config.json", "storage", "companions",
         "names of a pair", "shape" or, as the last resort, "name".
     of : str
-        The weight that a companion, an alias, a mask or a factor belongs to.
+        The weight that a companion, an alias, a view, a mask or a factor belongs to.
     parts : tuple of (str, int, int, int)
         Of a fused projection: label, start, stop and step along the outputs of each matrix in it.
     called : str
@@ -113,12 +114,15 @@ class TensorInfo:
     known : Role or None
         What the reader knows of it, from the model's modules or the nodes of a graph; None where it knows no more than
         the above. No part of equality.
+    shared : tuple of str
+        Other tensors that have entries in common with it in memory, and are no aliases. No part of equality.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     known: Role | None = field(default=None, repr=False, compare=False)
+    shared: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +19,15 @@ __all__ = ["Difference", "counterparts"]
 
 # Pairs of prefixes that are tried, those first for which most names speak.
 _TRIED = 8
+# Shapes by name.
+_Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Difference:
     """``model - base``, tensor by tensor; one difference is in memory while it is used.
 
-    Names are matched as they are, or without a prefix that all of one side have and the other has not, see
-    `counterparts`. Tensors that only one of the two has, or that differ in shape or are no floating-point numbers, are
-    left out and named in `unmatched`.
+    Names are matched as they are, or without what one side has in front of them, see `counterparts`. Tensors that only
+    one of the two has, or that differ in shape or are no floating-point numbers, are left out and named in `unmatched`.
 
     Raises
     ------
@@ -58,6 +59,9 @@ class Difference:
         counted = set(found.values())
         self.only_in_base = tuple(info for info in theirs if info.name not in matched and _called(info) not in counted)
         if not self._pairs:
+            if len(_best_pairings(*(_shapes(map(_as_compared, side)) for side in (mine, theirs)))) > 1:
+                fact = "fits the names of the model in several ways, none better than the others"
+                raise InvalidValueError("base", fact, "rename the tensors of one")
             raise InvalidValueError("base", _why_nothing_matches(model, base, self.unmatched, bool(found)))
 
     def why_not(self, name: str) -> str | None:
@@ -87,7 +91,7 @@ class Difference:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Tensors of both, in the order of the model, in the type of the difference."""
         return tuple(
-            TensorInfo(name, _shape(mine), _wider(mine, other), _as_used(mine))
+            TensorInfo(name, _shape(mine), _wider(mine, other), _as_used(mine), mine.shared)
             for name, (mine, other) in self._pairs.items()
         )
 
@@ -120,20 +124,39 @@ def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dic
 
     A wrapper or a head puts something in front of all names (``module.``, ``base_model.model.``). Whatever it is, it is
     found by comparing the names: of the pairs of prefixes that turn a name of one into a name of the other, the one
-    that gives the most tensors of equal shape, none if none gives more.
+    that gives the most tensors of equal shape. Names pair as they are if none gives more, and also if two give as many
+    and not the same: which of them is meant is unknown.
 
     Examples
     --------
     >>> wrapped = [TensorInfo("module.fc.weight", (8, 8), "float32"), TensorInfo("module.fc.bias", (8,), "float32")]
     >>> counterparts(wrapped, [TensorInfo("fc.weight", (8, 8), "float32")])
     {'module.fc.weight': 'fc.weight'}
+    >>> two = [TensorInfo(f"{tower}.fc.weight", (8, 8), "float32") for tower in ("encoder", "decoder")]
+    >>> counterparts(two, [TensorInfo("tower.fc.weight", (8, 8), "float32")])
+    {}
     """
-    mine = {info.name: info.shape for info in model}
-    others = {info.name: info.shape for info in base}
-    best = {name: name for name in mine if name in others}
-    if len(best) == len(mine):
-        return best
-    most = _agreeing(best, mine, others)
+    mine, others = _shapes(model), _shapes(base)
+    best = _best_pairings(mine, others)
+    found = best[0] if len(best) == 1 else _same_names(mine, others)
+    return {name: found[name] for name in mine if name in found}
+
+
+def _shapes(tensors: Iterable[TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {info.name: info.shape for info in tensors}
+
+
+def _same_names(mine: _Shapes, others: _Shapes) -> dict[str, str]:
+    return {name: name for name in mine if name in others}
+
+
+def _best_pairings(mine: _Shapes, others: _Shapes) -> list[dict[str, str]]:
+    """The pairing of names that gives the most tensors of equal shape; several where these do not say the same."""
+    same = _same_names(mine, others)
+    if len(same) == len(mine):
+        return [same]
+    # By the pairs of equal shape in them, so that two ways to say the same are one.
+    best: dict[frozenset[tuple[str, str]], dict[str, str]] = {_agreeing(same, mine, others): same}
     for prefix, replacement in _prefixes(mine, others):
         if not _is_wrapping(prefix, replacement, mine, others):
             continue
@@ -143,39 +166,50 @@ def counterparts(model: Iterable[TensorInfo], base: Iterable[TensorInfo]) -> dic
         taken = set(found.values())
         found |= {name: name for name in mine if name not in renamed and name in others and name not in taken}
         agreeing = _agreeing(found, mine, others)
-        if agreeing > most:
-            best, most = found, agreeing
-    return {name: best[name] for name in mine if name in best}
+        most = len(next(iter(best)))
+        if len(agreeing) > most:
+            best = {agreeing: found}
+        elif len(agreeing) == most and same not in best.values():
+            best.setdefault(agreeing, found)
+    return list(best.values())
 
 
-def _is_wrapping(prefix: str, replacement: str, mine: Iterable[str], others: Iterable[str]) -> bool:
+def _is_wrapping(prefix: str, replacement: str, mine: _Shapes, others: _Shapes) -> bool:
     """Whether one side has something in front of the other's names, and not another layer that ends in ``weight``, too.
 
     What is left of some name has to name a layer still, unless all names of both sides have the prefixes and one of
-    these is empty: a single layer, wrapped.
+    these is empty: a single layer, wrapped. Layers of a list that differ in their number are others.
     """
+    if _last_part(prefix).isdigit() and _last_part(replacement).isdigit():
+        return False
     left = [name[len(prefix) :] for name in mine if name.startswith(prefix)]
-    if any("." in ending and f"{replacement}{ending}" in others for ending in left):
+    if any("." in ending and others.get(f"{replacement}{ending}") == mine[f"{prefix}{ending}"] for ending in left):
         return True
-    everywhere = len(left) == len(list(mine)) and all(name.startswith(replacement) for name in others)
+    everywhere = len(left) == len(mine) and all(name.startswith(replacement) for name in others)
     return everywhere and not (prefix and replacement)
 
 
-def _agreeing(pairs: dict[str, str], mine: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]]) -> int:
-    return sum(mine[name] == others[other] for name, other in pairs.items())
+def _last_part(prefix: str) -> str:
+    return prefix.rstrip(".").rpartition(".")[2]
 
 
-def _prefixes(mine: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+def _agreeing(pairs: Mapping[str, str], mine: _Shapes, others: _Shapes) -> frozenset[tuple[str, str]]:
+    return frozenset((name, other) for name, other in pairs.items() if mine[name] == others[other])
+
+
+def _prefixes(mine: _Shapes, others: _Shapes) -> list[tuple[str, str]]:
     """Pairs of a prefix of one side and what the other has in its place, those first that most names have."""
-    by_ending: dict[str, str] = {}
+    by_ending: dict[str, list[str]] = {}
     for other in others:
         for ending in _endings(other):
-            by_ending.setdefault(ending, other)
+            # Where more have an ending than are tried, it tells nothing.
+            if len(having := by_ending.setdefault(ending, [])) <= _TRIED:
+                having.append(other)
     votes: Counter[tuple[str, str]] = Counter()
     for name in mine:
-        shared = [ending for ending in _endings(name) if ending in by_ending]
-        for ending in shared[:1]:  # the longest
-            votes[name.removesuffix(ending), by_ending[ending].removesuffix(ending)] += 1
+        ending = next((ending for ending in _endings(name) if ending in by_ending), "")  # the longest
+        for other in by_ending[ending] if ending else ():
+            votes[name.removesuffix(ending), other.removesuffix(ending)] += 1
     return [pair for pair, _ in votes.most_common(_TRIED) if pair != ("", "")]
 
 

@@ -33,12 +33,15 @@ class Family:
     qkv : str
         Last part of the name of a projection to all queries, then all keys, then all values, of as many rows as heads
         ask for; empty where there is none, or they alternate head by head.
+    mixed : str
+        Last part of the name of one in which they alternate, under a name that means thirds elsewhere: it stays whole.
     """
 
     conv1d: bool = False
     experts: str = ""
     gate_up: str = ""
     qkv: str = ""
+    mixed: str = ""
 
 
 #: One entry per family that differs from PyTorch's own layout, or fuses projections.
@@ -92,6 +95,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mpt": Family(qkv="Wqkv"),
         "gpt_bigcode": Family(qkv="c_attn"),
         "qwen": Family(qkv="c_attn"),
+        # queries, values and keys of every quarter of the heads
+        "codegen": Family(mixed="qkv_proj"),
+        "moss": Family(mixed="qkv_proj"),
         "baichuan": Family(qkv="W_pack"),
     }
 )

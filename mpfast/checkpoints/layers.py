@@ -14,7 +14,7 @@ from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.effective import read_as_used
 from mpfast.checkpoints.roles import LAYERS, role_of, roles_of
-from mpfast.support import InvalidTypeError, InvalidValueError, front_door
+from mpfast.support import InvalidValueError, check_patterns, front_door
 
 __all__ = [
     "MIN_SIDE",
@@ -104,6 +104,8 @@ class Layer:
         As in `Role`.
     aliases : tuple of str
         Other names of the same memory: what is written for the tensor is written for them.
+    shared : tuple of str
+        Tensors that have entries in common with it in memory, and are no aliases.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Layer:
     scaled_by: str = ""
     fixed: str = ""
     aliases: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -187,6 +190,7 @@ def as_layers(
             role.scaled_by,
             role.fixed,
             aliases,
+            tensor.shared,
         )
         for label, extents, index in parts
     ]
@@ -207,9 +211,9 @@ def select_layers(
         A pattern is no string.
     """
     # An iterator of patterns is gone through once.
-    given = include if include is None or callable(include) else _patterns(include)
-    exclude = exclude if exclude is None or callable(exclude) else _patterns(exclude)
-    wanted, unwanted = name_filter(given), name_filter(exclude)
+    given = include if include is None or callable(include) else check_patterns(include, "include")
+    exclude = exclude if exclude is None or callable(exclude) else check_patterns(exclude, "exclude")
+    wanted, unwanted = name_filter(given, "include"), name_filter(exclude, "exclude")
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
     roles = roles_of(checkpoint)
@@ -256,20 +260,12 @@ def unmatched_patterns(what: str, patterns: Iterable[str], names: Sequence[str])
     ]
 
 
-def name_filter(chosen: NameFilter) -> Callable[[str], bool] | None:
-    """Return the function of a name that an include or exclude argument stands for; TypeError if for none."""
+def name_filter(chosen: NameFilter, argument: str) -> Callable[[str], bool] | None:
+    """Return the function of a name that what a caller gave as `argument` stands for; TypeError if for none."""
     if chosen is None or callable(chosen):
         return chosen
-    patterns = _patterns(chosen)
+    patterns = check_patterns(chosen, argument)
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _patterns(chosen: str | Iterable[str]) -> list[str]:
-    patterns = [chosen] if isinstance(chosen, str) else list(chosen)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise InvalidTypeError("", f"include and exclude take glob patterns, not {type(pattern).__name__}")
-    return patterns
 
 
 def layer_matrix(tensor: Any, layer: Layer) -> Any:

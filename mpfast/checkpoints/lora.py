@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo, numbers
 from mpfast.support import InvalidValueError
 
@@ -17,14 +18,20 @@ __all__ = ["LoraProducts", "LowRankProduct", "factor_roles", "has_lora_pairs"]
 
 # PEFT, its embeddings, torchtune, kohya, diffusers and x-flux: what multiplies first, and its partner.
 _PARTNERS = {"A": "B", "a": "b", "down": "up"}
-_FIRST = r"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>\w*lora\w*)\.down"
-_SECOND = r"lora_(embedding_)?B|lora_b|lora_up|\w*lora\w*\.up"
+# The word by itself: an "exploration" has layers that go up and down, too.
+_STEM = r"(\w*_)?lora(\d+|_\w+)?"
+_FIRST = rf"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>{_STEM})\.down"
+_SECOND = rf"lora_(embedding_)?B|lora_b|lora_up|{_STEM}\.up"
 # LyCORIS, and what scales or extends a pair.
 _MORE = r"lora_mid|lora_magnitude_vector|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2)"
 _FACTOR = re.compile(
     rf"(?P<module>.*?)(?P<dot>^|[./])(?P<which>(?P<first>{_FIRST})|{_SECOND}|{_MORE})"
     r"(?P<adapter>[./](?!weight$)[^./]+)?(?P<end>[./]weight)?"
 )
+
+
+# Of a product with factors: they are small, and the layers of a model are looked at side by side.
+THREADS = 1
 
 
 class LowRankProduct:
@@ -38,23 +45,35 @@ class LowRankProduct:
 
     def singular_values(self) -> NDArray[np.float64]:
         """All min(m, n) singular values, descending, from those of an r x r matrix; the others are exactly zero."""
-        inner = np.linalg.qr(self._B)[1] @ np.linalg.qr(self._A.T)[1].T
-        if not np.isfinite(inner).all():
+        values = np.zeros(min(self.shape))
+        if self._A.size == 0 or self._B.size == 0:
+            return values
+        finite = np.isfinite(self._A).all() and np.isfinite(self._B).all()
+        if not finite or not np.isfinite(inner := self._inner()).all():
             raise InvalidValueError(
                 "W", "is a product of factors with non-finite entries (NaN or inf)", "clean them first"
             )
-        values = np.zeros(min(self.shape))
-        found = np.linalg.svd(inner, compute_uv=False)[: len(values)]
+        image = inner if inner.shape[0] <= inner.shape[1] else np.ascontiguousarray(inner.T)
+        found = _core.singular_decomposition(np.eye(len(image)), image, THREADS)[0]
         values[: len(found)] = found
         return values
 
+    def _inner(self) -> NDArray[np.float64]:
+        """A matrix with the same non-zero singular values, at most r x r."""
+        return _core.dense_product(_triangle(self._B.T), _triangle(self._A).T, THREADS)
+
     def matmat(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return B A X."""
-        return np.asarray(self._B @ (self._A @ X))
+        return _core.dense_product(self._B, _core.dense_product(self._A, X, THREADS), THREADS)
 
     def rmatmat(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return (B A)^T X."""
-        return np.asarray(self._A.T @ (self._B.T @ X))
+        return _core.dense_product(self._A.T, _core.dense_product(self._B.T, X, THREADS), THREADS)
+
+
+def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R of the QR factorisation of the matrix with these rows as columns."""
+    return _core.orthonormal_rows(np.ascontiguousarray(rows), THREADS)[1]
 
 
 def _pair_of(name: str) -> tuple[str, str] | None:

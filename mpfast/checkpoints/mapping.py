@@ -10,7 +10,8 @@ import numpy as np
 
 from mpfast.arrays import native, refuse_masked
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
-from mpfast.support import InvalidTypeError, InvalidValueError
+from mpfast.checkpoints.memory import SharedMemory, shared_memory
+from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = ["ArrayMapping"]
 
@@ -54,10 +55,15 @@ class ArrayMapping:
             else:
                 self._arrays[name] = found
         self.others = tuple(others)
-        known = {**known, **_aliases(self._arrays, known)}
+        memory = shared_memory(self._arrays, lambda name: _rank(name, known.get(name)))
+        known = {**known, **_known_by_memory(memory)}
         self._infos = [
             TensorInfo(
-                name, tuple(int(extent) for extent in array.shape), _dtype_name(array), _role(array, known.get(name))
+                name,
+                tuple(int(extent) for extent in array.shape),
+                _dtype_name(array),
+                _role(array, known.get(name)),
+                memory.overlaps.get(name, ()),
             )
             for name, array in self._arrays.items()
         ]
@@ -138,7 +144,12 @@ def _entry(name: str, value: Any, live: bool) -> Any:
     if kind in ("UninitializedParameter", "UninitializedBuffer"):
         return NoTensor(name, kind, "of a lazy module that has seen no input yet: it has no entries")
     refuse_masked(value, f"model[{name!r}]")
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    try:
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+    except Exception as error:  # whatever a foreign property raises
+        fact = f"is a {kind} whose shape or type cannot be read: {type(error).__name__}: {error}"
+        raise UnreadableArrayError(f"model[{name!r}]", fact) from error
+    if is_array:
         return _local(name, value)
     if isinstance(value, str | bytes | type(None)):
         return NoTensor(name, kind, "extra state, no tensor" if extra else f"a value of type {kind}, no tensor")
@@ -166,20 +177,13 @@ def _local(name: str, array: Any) -> Any:
     return local
 
 
-def _aliases(arrays: Mapping[str, Any], known: Mapping[str, Role]) -> dict[str, Role]:
-    """Find arrays that are the same memory: all but one of them are aliases, of an embedding if one is among them."""
-    same: dict[Any, list[str]] = {}
-    for name, array in arrays.items():
-        identity = _identity(array)
-        if identity is not None:
-            same.setdefault(identity, []).append(name)
+def _known_by_memory(memory: SharedMemory) -> dict[str, Role]:
+    """Arrays that are the memory of others: aliases of these, or views."""
     found = {}
-    for names in same.values():
-        roles = {name: known.get(name) for name in names}
-        ranked = sorted(names, key=lambda name: _rank(name, roles[name]))
-        for name in ranked[1:]:
-            reason = f"the same tensor as {ranked[0]}"
-            found[name] = Role("alias", reason=reason, source="storage", of=ranked[0])
+    for name, owner in memory.aliases.items():
+        found[name] = Role("alias", reason=f"the same tensor as {owner}", source="storage", of=owner)
+    for name, (owner, seen) in memory.views.items():
+        found[name] = Role("view", reason=f"the same tensor as {owner}, {seen}", source="storage", of=owner)
     return found
 
 
@@ -189,22 +193,6 @@ def _rank(name: str, role: Role | None) -> int:
 
     kind = (role or role_of(TensorInfo(name, (64, 64), "float32"))).kind
     return 0 if kind == "embedding" else 1 if kind == "head" else 2 if kind in LAYERS else 3
-
-
-def _identity(array: Any) -> Any:
-    """What two arrays share that are the same memory, seen in the same way; None where that cannot be told."""
-    try:
-        if isinstance(array, np.ndarray):
-            where = array.__array_interface__["data"][0]
-            return None if array.size == 0 else ("numpy", where, array.shape, array.strides, array.dtype.str)
-        if hasattr(array, "data_ptr"):
-            if array.numel() == 0 or array.device.type == "meta" or array.data_ptr() == 0:
-                return None
-            place = str(array.device)
-            return (place, array.data_ptr(), tuple(array.shape), tuple(array.stride()), str(array.dtype))
-    except Exception:  # tensors without a plain memory, whatever their framework raises
-        return None
-    return ("object", id(array))
 
 
 def _role(array: Any, known: Role | None) -> Role | None:

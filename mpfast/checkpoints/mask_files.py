@@ -69,6 +69,9 @@ class MaskFile(Mapping[str, Any]):
         bits = np.unpackbits(self._file.read(name), count=math.prod(shape), bitorder="little")
         return bits.view(np.bool_).reshape(shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes  # the inherited one would read the mask
+
     def __iter__(self) -> Any:
         return iter(self._shapes)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.safetensors import is_safetensors
-from mpfast.support import CheckpointError, front_door, restore_directory
+from mpfast.support import CheckpointError, check_path, front_door, restore_directory
 
 __all__ = ["FORMATS", "Format", "format_of", "located", "open_checkpoint", "path_of"]
 
@@ -188,6 +188,8 @@ def _refuse_what_only_looks_like_weights(path: Path) -> None:
     """Name the files that come in the place of weights, whatever their names are."""
     with path.open("rb") as file:
         first = file.read(256)
+    if not first and path.is_file():
+        raise CheckpointError(f"{path}: is empty; is the download complete?", offset=0)
     if first.startswith(_LFS_POINTER):
         size = re.search(rb"^size (\d+)", first, flags=re.MULTILINE)
         large = f" of {int(size[1][:20]):,} bytes" if size else ""
@@ -233,6 +235,7 @@ def open_checkpoint(model: Any) -> Checkpoint:
         from mpfast.checkpoints.mapping import ArrayMapping
 
         return ArrayMapping(model)
+    check_path(model, "model")
     path = located(model)
     if path.is_dir():
         from mpfast.checkpoints.sharded import open_directory

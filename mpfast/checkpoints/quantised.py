@@ -15,10 +15,12 @@ __all__ = ["companions_of", "parent_of"]
 _PACKED = re.compile(r"(float[864]_|q?u?int(2|3|4|8|16|32)$|quint)")
 # Codes in types that most often hold indices: packed where the name, the configuration or a scale beside them says so.
 _PACKED_IF_SAID = re.compile(r"(u?int64|bool)$")
-# Integers that are no weights, whatever the module holds beside them.
+# Integers that are no weights, whatever the module holds beside them; but for indices into a codebook.
 _INDEX = re.compile(
-    r"(^|_)(bias|mask|ids|position_index|index|num_batches_tracked|steps?|count|positions|labels|tokens|lengths?)$"
+    r"(^|_)(bias|mask|ids|index|num_batches_tracked|steps?|count|positions|labels|tokens|lengths?|idxs?|indices)$"
 )
+_CODES = re.compile(r"(^|_)(idxs?|indices)$")
+_CODEBOOKS = ("codebook", "codebooks", "centroids")
 # What stands for the weight itself. Names that end so belong to the stem before: experts.gate_up_proj_blocks.
 _WEIGHTS = (
     "weight",
@@ -35,6 +37,7 @@ _WEIGHTS = (
     "dense_weights",
     "weight_bits",
     "q_weight",
+    "indices",
 )
 _COMPANIONS = (
     "weight_scale_inv",
@@ -85,12 +88,15 @@ _COMPANIONS = (
     "amax",
     "weight_sf",
     "weight_sf_rowmajor",
-    "codebook",
-    "codebooks",
+    *_CODEBOOKS,
     "row_offsets",
     "q_scale_max",
     "q_scale_f",
 )
+# What is added to a weight or a product as well as to codes: says nothing about the integers beside it.
+_ADDED = ("biases", "qbiases")
+# What may be in a module of its own, below that of the weight; modules of factors have roles of their own.
+_NESTED = frozenset(_COMPANIONS) - {"proj_down", "proj_up", "lora_down", "lora_up"}
 # Longest first: weight_scale_inv ends in scale_inv, too.
 _WORDS = tuple(sorted({*_WEIGHTS, *_COMPANIONS}, key=lambda word: -len(word)))
 
@@ -108,16 +114,8 @@ def companions_of(tensors: Iterable[TensorInfo], *, quantised: bool = False) -> 
     (`quantised`); by itself such a tensor may be anything.
     """
     infos = {info.name: info for info in tensors}
-    scaled = {
-        parent_of(name)[0]
-        for name, info in infos.items()
-        if info.dtype.startswith(("float", "bfloat")) and _word_of(parent_of(name)[1]) in _COMPANIONS
-    }
-    packed = [
-        info.name
-        for info in infos.values()
-        if _may_be_weight(info, said=quantised or parent_of(info.name)[0] in scaled)
-    ]
+    evidence = _Evidence(infos.values(), quantised)
+    packed = [info.name for info in infos.values() if evidence.may_be_weight(info)]
     by_module: dict[str, list[str]] = {}
     by_stem: dict[str, str] = {}
     for name in packed:
@@ -125,21 +123,63 @@ def companions_of(tensors: Iterable[TensorInfo], *, quantised: bool = False) -> 
         by_stem.setdefault(_stem(name), name)
         by_stem.setdefault(name, name)
     found = {}
+    known = set(packed)
     for name in infos:
-        if name not in packed:
-            weight = _weight_of(name, infos, by_module, by_stem)
+        if name not in known:
+            weight = _weight_of(_place(name), infos, by_module, by_stem)
             if weight is not None:
                 found[name] = weight
     return found, packed
 
 
-def _may_be_weight(info: TensorInfo, *, said: bool) -> bool:
-    base = parent_of(info.name)[1]
-    if 0 in info.shape or _INDEX.search(base) or _word_of(base) in _COMPANIONS:
-        return False
-    if not _PACKED.match(info.dtype) and not (said and _PACKED_IF_SAID.match(info.dtype)):
-        return False
-    return len(info.shape) >= 2 or (len(info.shape) == 1 and _word_of(base) in _WEIGHTS)
+class _Evidence:
+    """What the tensors of a module say of the integers beside them.
+
+    Attributes
+    ----------
+    scaled : set of str
+        Modules with scales or the like, called so exactly.
+    gridded : set of str
+        Those in which these have two dimensions: a number per group of weights, which no other module has.
+    coded : set of str
+        Those with a codebook.
+    """
+
+    def __init__(self, infos: Iterable[TensorInfo], quantised: bool) -> None:
+        self._said = quantised
+        self.scaled: set[str] = set()
+        self.gridded: set[str] = set()
+        self.coded: set[str] = set()
+        for info in infos:
+            module, base = parent_of(_place(info.name))
+            if not info.dtype.startswith(("float", "bfloat")):
+                continue
+            if base.lstrip("_") in _COMPANIONS and base.lstrip("_") not in _ADDED:
+                self.scaled.add(module)
+                if sum(extent > 1 for extent in info.shape) > 1:
+                    self.gridded.add(module)
+            if _word_of(base) in _CODEBOOKS:
+                self.coded.add(module)
+
+    def may_be_weight(self, info: TensorInfo) -> bool:
+        """Whether a tensor is of a packed type, and neither an index nor a companion."""
+        module, base = parent_of(_place(info.name))
+        word = _word_of(base)
+        index = _INDEX.search(base) and not (_CODES.search(base) and module in self.coded)
+        if 0 in info.shape or index or word in _COMPANIONS:
+            return False
+        if not _PACKED.match(info.dtype):
+            said = self._said or module in self.gridded or (module in self.scaled and word in _WEIGHTS)
+            if not said or not _PACKED_IF_SAID.match(info.dtype):
+                return False
+        return len(info.shape) >= 2 or (len(info.shape) == 1 and word in _WEIGHTS)
+
+
+def _place(name: str) -> str:
+    """The name that a tensor would have without a module of its own: ``l.scale`` for ``l.scale.weight``."""
+    module, base = parent_of(name)
+    nested = base == "weight" or base.isdigit()
+    return module if nested and _word_of(parent_of(module)[1]) in _NESTED else name
 
 
 def _word_of(base: str) -> str:

@@ -17,7 +17,16 @@ from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_
 from mpfast.checkpoints.lora import factor_roles
 from mpfast.checkpoints.quantised import companions_of, parent_of
 
-__all__ = ["LAYERS", "fused_parts", "quantised_weight", "role_of", "roles_of", "stays_dense"]
+__all__ = [
+    "LAYERS",
+    "fused_parts",
+    "quantised_weight",
+    "role_of",
+    "roles_of",
+    "shares_memory",
+    "stays_dense",
+    "unseen_quantisation",
+]
 
 #: The kinds that are matrices.
 LAYERS = frozenset({"linear", "conv", "conv_transposed", "embedding", "head", "experts", "lora"})
@@ -25,7 +34,7 @@ LAYERS = frozenset({"linear", "conv", "conv_transposed", "embedding", "head", "e
 SUPPORTED_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A kernel of a 1-D convolution is rarely longer, a matrix that a law can be fitted to never narrower.
 LONGEST_KERNEL = 8
-_BIAS = re.compile(r"(^|_)bias(_[kv])?$")
+_BIAS = re.compile(r"(^|_)bias(es|_[kv])?$")
 _BUFFER = re.compile(
     r"(^|_)(mask|inv_freq|freqs_cis|position_ids|running_mean|running_var|num_batches_tracked|(cos|sin)_cached)$"
 )
@@ -65,6 +74,22 @@ def quantised_weight(checkpoint: Checkpoint) -> str | None:
     return next((name for name, role in roles.items() if role.kind == "quantised"), None)
 
 
+def unseen_quantisation(checkpoint: Checkpoint) -> str:
+    """Say that a configuration calls the weights quantised and none of the tensors looks so; empty otherwise.
+
+    Either the weights were dequantised and the configuration was left as it was, or they are packed in a way that is
+    not known here: nothing but the numbers could tell.
+    """
+    method = quantisation_of(getattr(checkpoint, "config", None))
+    if not method or quantised_weight(checkpoint) is not None:
+        return ""
+    return (
+        f"{checkpoint.source}: the configuration says that the weights are quantised ({method}), but no tensor is seen "
+        "to be packed; they are taken for plain numbers. If they were dequantised, take that out of config.json, for "
+        "whoever loads the model goes by it; if not, dequantise them first"
+    )
+
+
 def role_of(tensor: TensorInfo) -> Role:
     """Return the role of a tensor of which nothing else is known."""
     return tensor.known or _decided(tensor, {tensor.name: tensor}, None)
@@ -101,7 +126,21 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     for found in (factor_roles(tensors), known, _mask_roles(infos, config), _norm_roles(infos, config)):
         for name, role in found.items():
             roles.setdefault(name, role)
-    return {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
+    decided = {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
+    return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
+
+
+def _kept_whole(role: Role, shared: tuple[str, ...]) -> Role:
+    """The role of a tensor that shares memory: a zero in it would be one in another, which may not be written."""
+    if not shared or role.fixed or role.kind not in LAYERS:
+        return role
+    return replace(role, fixed=f"{shares_memory(shared)}, which would change as well: make copies of them first")
+
+
+def shares_memory(others: tuple[str, ...]) -> str:
+    """Say with which tensors another one has entries in common."""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"shares memory with {others[0]}{more}"
 
 
 def _mask_roles(infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None) -> dict[str, Role]:
@@ -319,6 +358,8 @@ def fused_parts(
     inputs_count = shape[inputs[0]]
     if family.qkv and owner == family.qkv and config is not None:
         return _by_heads(outputs, config)
+    if family.mixed and owner == family.mixed:
+        return ()
     if len(shape) == 2 and outputs == 3 * inputs_count and _FUSED_QKV.search(name):
         return _consecutive((("query", outputs // 3), ("key", outputs // 3), ("value", outputs // 3)))
     return ()
@@ -329,6 +370,8 @@ def _by_heads(outputs: int, config: Mapping[str, Any]) -> tuple[tuple[str, int, 
     heads = setting(config, "num_attention_heads", "n_head", "n_heads")
     width = setting(config, "hidden_size", "n_embd", "d_model")
     if heads is None or width is None:
+        return ()
+    if config.get("multi_query") is False:  # GPT-BigCode: without it, they alternate head by head
         return ()
     pairs = 1 if config.get("multi_query") is True else setting(config, "num_key_value_heads") or heads
     length = setting(config, "head_dim") or width // heads

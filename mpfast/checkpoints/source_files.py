@@ -77,13 +77,23 @@ def _paths(model: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:
     elif isinstance(model, Mapping):
         for value in model.values():
             yield from _paths(value, mapped, seen)
-    elif hasattr(type(model), "shape") and hasattr(type(model), "dtype"):
-        # Asked of the type: a parameter that is not initialised raises where its own shape is asked for.
+    elif _has(model, "shape") and _has(model, "dtype"):
         yield from _files_of_array(model, mapped)
     elif all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
         yield from _paths_of_checkpoint(model, mapped, seen)
     else:
         yield from _files_of_live_model(model, mapped, seen)
+
+
+def _has(model: Any, attribute: str) -> bool:
+    """Whether an object has an attribute, which may raise: the shape of a parameter that is not initialised does."""
+    try:
+        getattr(model, attribute)
+    except AttributeError:
+        return hasattr(type(model), attribute)
+    except Exception:  # whatever a foreign property raises
+        pass
+    return True
 
 
 def _paths_of_checkpoint(checkpoint: Any, mapped: _Mappings, seen: set[int]) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from mpfast.arrays import as_numpy, native
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
 from mpfast.checkpoints.safetensors import METADATA_KEY, SafetensorsFile, element_code
 from mpfast.checkpoints.sharded import ShardedSafetensors
-from mpfast.support import InvalidTypeError, InvalidValueError, is_text, short
+from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError, is_text, short
 
 __all__ = [
     "check_writable",
@@ -36,7 +36,7 @@ def stored(tensor: Any, name: str) -> NDArray[Any]:
     Raises
     ------
     InvalidTypeError
-        Entries that no array of numbers holds: text, objects, quantised tensors of PyTorch.
+        Entries that no array of numbers holds: text, objects, quantised tensors of PyTorch; or that fails.
     """
     if isinstance(tensor, np.ndarray) and not isinstance(tensor, np.ma.MaskedArray):
         array = np.asarray(tensor)
@@ -45,6 +45,8 @@ def stored(tensor: Any, name: str) -> NDArray[Any]:
     else:
         try:
             array, _ = as_numpy(tensor, name=name)
+        except UnreadableArrayError:
+            raise
         except TypeError:  # no floating-point numbers: indices, masks
             array = np.asarray(tensor)
     if array.dtype.isbuiltin == 2:  # registered by ml_dtypes: bfloat16, float8

@@ -21,8 +21,8 @@ __all__ = ["TorchState", "open_torch_file", "open_torch_index"]
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 # What else a run keeps tensors in.
 _NO_WEIGHTS = re.compile(
-    r"optim|scheduler|scaler|(^|_)(amp|rng|random|seed|loss|losses|grads?|metrics?|history|sampler|buffers?|args|config|"
-    r"hyper_parameters|callbacks|loops|queue)(_|s?$)",
+    r"optim|scheduler|scaler|(^|_)(amp|loss|losses|grads?|metrics?|history|sampler|buffers?|args|config|"
+    r"hyper_parameters|callbacks|loops|queue)(_|s?$)|(^|_)(rng|random|seed)(_?states?(_\w+)?|_tracker\w*|s?)$",
     re.IGNORECASE,
 )
 # Deeper than any training script nests them, and no deeper than Python's stack.
@@ -114,23 +114,29 @@ def _load(path: Path) -> Any:
         pass  # a file that cannot be opened is not damaged
     # What PyTorch raises for a damaged file depends on where the damage is: RuntimeError, KeyError, struct.error...
     try:
-        if path.suffix == ".safetensors":  # by which PyTorch goes, whatever is in the file
-            with path.open("rb") as stream:
-                return torch.load(stream, map_location="cpu", weights_only=True)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _loaded(torch, path, mapped=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except Exception:  # the old format, from before PyTorch 1.6, cannot be mapped
         pass
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _loaded(torch, path, mapped=False)
     except Exception as error:
         raise _refused(path, error) from None
 
 
+def _loaded(torch: Any, path: Path, *, mapped: bool) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # By this suffix PyTorch would go, whatever is in the file; a stream has no name, and cannot be mapped.
+    with path.open("rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
 def _refused(path: Path, error: Exception) -> CheckpointError:
     # PyTorch's own text advises to load it all the same.
-    reason = "" if isinstance(error, pickle.UnpicklingError) else f": {str(error).strip().partition(chr(10))[0]}"
+    text = str(error).strip().partition(chr(10))[0] or type(error).__name__
+    reason = "" if isinstance(error, pickle.UnpicklingError) else f": {text}"
     return CheckpointError(
         f"{path}: is damaged, or holds other Python objects than tensors, which are never loaded{reason}"
     )
@@ -140,7 +146,8 @@ def _flat(state: Any, path: Path) -> tuple[dict[str, Any], list[NoTensor]]:
     """The tensors of a state dictionary, at whatever depth a training run keeps it, and what is passed over."""
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a state dictionary")
-    chosen, passed_over = _state_in(state)
+    chosen, beside = _state_in(state)
+    passed_over = list(beside)
     flat: dict[str, Any] = {}
     for key, value in _entries(chosen, path, ""):
         if key in flat:
@@ -150,6 +157,9 @@ def _flat(state: Any, path: Path) -> tuple[dict[str, Any], list[NoTensor]]:
         elif not isinstance(value, str | bytes | int | float | bool | type(None)):
             kind = type(value).__name__
             passed_over.append(NoTensor(key, kind, f"an entry of type {kind}, no tensor", lost=True))
+    if not flat and beside:
+        names = ", ".join(short(other.name) for other in beside[:8])
+        raise CheckpointError(f"{path}: holds tensors of a training run alone, under {names}, and no weights")
     if not flat:
         keys = ", ".join(short(key) for key in list(state)[:8])
         raise CheckpointError(f"{path}: holds no tensors in dictionaries; its keys are {keys or 'none'}")
@@ -162,6 +172,8 @@ def _state_in(state: Mapping[Any, Any], prefix: str = "") -> tuple[Mapping[Any, 
     direct = [key for key, value in state.items() if _is_tensor(value)]
     preferred = next((key for key in _STATE_KEYS if isinstance(holders.get(key), Mapping)), None)
     weights = [key for key in holders if not _NO_WEIGHTS.search(str(key))]
+    if not weights and not direct:  # whatever it is called
+        weights = [key for key, value in holders.items() if _is_state(value)]
     if preferred is None and not direct and len(weights) == 1:
         preferred = weights[0]
     if preferred is not None and isinstance(holders[preferred], Mapping):
@@ -186,6 +198,15 @@ def _named(keys: list[Any], state: Mapping[Any, Any], prefix: str) -> list[NoTen
 
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value has the form of a module's state: tensors by names with dots, matrices among them."""
+    if not isinstance(value, Mapping):
+        return False
+    tensors = {key: inner for key, inner in value.items() if _is_tensor(inner)}
+    named = all(isinstance(key, str) for key in value) and any("." in str(key) for key in tensors)
+    return named and any(len(tensor.shape) >= 2 for tensor in tensors.values())
 
 
 def _tensors_in(value: Any, depth: int = 0) -> int:

@@ -30,13 +30,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
+# What most people come for first; help lists them in this order.
 app.command("analyze", short_help="Fit the edge of every weight matrix of models.")(analyze_command)
 app.command("budget", short_help="Share a sparsity out over the layers of a model.")(budget_command)
 app.command("moments", short_help="Collect what the layers of a model see, from a text.")(moments_command)
 app.command("prune", short_help="Write a copy of a model with weights set to zero.")(prune_command)
-app.command("verify", short_help="Check a model that prune wrote.")(verify_command)
 app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
+app.command("verify", short_help="Check a model that prune or compress wrote.")(verify_command)
+app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
 app.command("inspect", short_help="List the tensors of a model, from its headers.")(inspect_command)
 app.command("diff", short_help="Compare two models, or two analyses.")(diff_command)
 app.command("bench", short_help="Time mpfast against others on this machine.")(bench_command)

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 EXIT_FAILED = 1
+EXIT_WRONG_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 Arguments = ParamSpec("Arguments")
@@ -57,18 +58,31 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
             except BrokenPipeError:
                 raise  # `mpfast ... | head`: click ends this quietly
             except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-                fail([message_of(error) or type(error).__name__])
+                status = EXIT_WRONG_USAGE if _is_about_an_option(error, kwargs) else EXIT_FAILED
+                fail([message_of(error) or type(error).__name__], status)
         if strict and warned:
             fail([f"{len(warned)} {'warning' if len(warned) == 1 else 'warnings'}, and --strict was asked for"])
 
     return guarded
 
 
-def fail(findings: Sequence[str]) -> NoReturn:
+def _is_about_an_option(error: BaseException, options: Mapping[str, Any]) -> bool:
+    """Whether an option has a value that it cannot have, alone, with the others or with this model: wrong usage.
+
+    What a file holds is none, however the command names the file.
+    """
+    if not isinstance(error, InputError):
+        return False
+    option = re.match(r"\w*", error.argument)
+    name = "" if option is None else option[0]
+    return name in options and not isinstance(options[name], Path)
+
+
+def fail(findings: Sequence[str], status: int = EXIT_FAILED) -> NoReturn:
     """Tell, one line each, why the command has failed, and end it."""
     for finding in findings:
         typer.echo(f"mpfast: error: {printable(finding)}", err=True)
-    raise typer.Exit(EXIT_FAILED)
+    raise typer.Exit(status)
 
 
 def warn(text: str) -> None:

@@ -50,7 +50,7 @@ __all__ = ["prune_command", "verify_command"]
 
 def _pattern(text: str | None) -> str | None:
     if text is not None and parsed_pattern(text) is None:
-        raise typer.BadParameter(f"must be of the form 2:4, n of m, with 1 <= n <= m <= {LARGEST_GROUP}")
+        raise typer.BadParameter(f"must be of the form 2:4, n of m, with 1 <= n < m <= {LARGEST_GROUP}")
     return text
 
 
@@ -128,14 +128,14 @@ def _budget(file: Path) -> Budget:
 
 @reports_errors
 def verify_command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune or compress wrote.")],
     source: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one its budget names")
+        Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
     json_file: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a pruned model: counts, pattern, zeros, and that all else is bitwise the source's."""
+    """Check a pruned model (counts, pattern, zeros) or a compressed one (ranks, distances), and all else bit by bit."""
     require_directory(json_file)
     found = verify(out, source)
     told = write_document(found.to_document(out), json_file) or quiet
@@ -145,8 +145,11 @@ def verify_command(
         typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
-    pruned = (
-        "1 pruned tensor as its mask says" if found.layers == 1 else f"{found.layers} pruned tensors as their masks say"
-    )
+    if found.command == "compress":
+        done = f"{counted(found.layers, 'matrix', 'matrices')} of the rank that the mark says"
+    elif found.layers == 1:
+        done = "1 pruned tensor as its mask says"
+    else:
+        done = f"{found.layers} pruned tensors as their masks say"
     if not told:
-        typer.echo(printable(f"{out}: {pruned}, {counted(found.untouched, 'other')} bitwise untouched"))
+        typer.echo(printable(f"{out}: {done}, {counted(found.untouched, 'other')} bitwise untouched"))

@@ -32,6 +32,10 @@ def bench_command(
 
     from mpfast.bench import Row, build, case_names, machine, measure, missing_cases, to_json
 
+    unknown = [name for name in cases or () if name not in (*case_names(), *missing_cases())]
+    if unknown:
+        there = ", ".join(case_names())
+        raise typer.BadParameter(f"no benchmark is called {unknown[0]!r}; there are {there}", param_hint="CASE")
     rows: list[Row] = []
     notes = [f"{name}: not run, needs {why}" for name, why in missing_cases().items() if not cases]
     for name in cases or case_names():

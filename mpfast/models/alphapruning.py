@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpfast.models.budget_row import LayerBudget, module_of
+from mpfast.models.budget_row import LayerBudget, check_budget, module_of
 from mpfast.support import (
     InvalidTypeError,
     InvalidValueError,
+    check_path,
     front_door,
     parse_json,
     warn_caller,
@@ -84,6 +85,8 @@ def alphapruning(budget: Budget, path: str | os.PathLike[str], *, order: Any = N
     TypeError
         `order` is neither a model nor names.
     """
+    check_budget(budget)
+    check_path(path, "path")
     if not len(budget):
         raise InvalidValueError("", "the budget has no layers")
     rows = _by_place(budget)

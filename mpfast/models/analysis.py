@@ -12,8 +12,16 @@ from itertools import zip_longest
 from typing import Any, get_args
 
 from mpfast.arrays import device_names
-from mpfast.checkpoints import Checkpoint, Layer, NameFilter, Views, select_layers
-from mpfast.models.layer_job import Settings, layer_outcome, open_derived
+from mpfast.checkpoints import (
+    Checkpoint,
+    Layer,
+    NameFilter,
+    Views,
+    open_checkpoint,
+    select_layers,
+    unseen_quantisation,
+)
+from mpfast.models.layer_job import Settings, checked_views, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.progress import progress_bar
 from mpfast.models.provenance import provenance_of
@@ -22,8 +30,11 @@ from mpfast.models.result import Analysis
 from mpfast.spectra import SpectrumMethod
 from mpfast.support import (
     ConvergenceWarning,
+    InvalidTypeError,
     InvalidValueError,
     Workers,
+    check_flag,
+    check_path,
     check_seed,
     check_tolerance,
     front_door,
@@ -121,6 +132,8 @@ def analyze(
     -----
     ConvergenceWarning
         Once, if any layer did not meet `tol`; each layer says so in its `warnings`.
+    UserWarning
+        The configuration says that the model is quantised, and no tensor looks so; a pattern matches nothing.
 
     Examples
     --------
@@ -135,8 +148,14 @@ def analyze(
     """
     started = time.perf_counter()
     settings = _checked_settings(method, tol, seed, device, threads, cache)
-    checkpoint, unmatched = open_derived(model, base)
-    layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views or Views())
+    views = checked_views(views)
+    check_flag(progress, "progress")
+    if client is not None and not callable(getattr(client, "scatter", None)):
+        raise InvalidTypeError("client", f"must be a distributed.Client, not {type(client).__name__}")
+    opened = open_checkpoint(model)
+    warn_caller("", unseen_quantisation(opened))
+    checkpoint, unmatched = open_derived(opened, base)
+    layers, skipped, without_effect = select_layers(checkpoint, include, exclude, views)
     for text in without_effect:
         warn_caller("analyze", text)
     logger.info("analyze: %s: %d matrices, %d tensors skipped", checkpoint.source, len(layers), len(skipped))
@@ -175,7 +194,7 @@ def analyze(
             base,
             include=include,
             exclude=exclude,
-            views=asdict(views or Views()),
+            views=asdict(views),
             method=method,
             tol=settings.tol,
             seed=settings.seed,
@@ -196,6 +215,8 @@ def _checked_settings(
     if method not in methods:
         raise InvalidValueError("method", f"must be one of {', '.join(map(repr, methods))}, not {method!r}")
     tol, seed = check_tolerance(tol), check_seed(seed)
+    if cache is not None:
+        check_path(cache, "cache")
     gpus = device_names(device)
     kept = None if cache is None else LayerCache(cache, [method, tol, seed])
     return Settings(method, tol, seed, team_size(threads), device, gpus, kept)

@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.support import LARGEST_GROUP, Record
+from mpfast.support import LARGEST_GROUP, InvalidTypeError, Record
 
-__all__ = ["LayerBudget", "along_inputs", "from_inputs", "is_stack", "module_of", "parsed_pattern", "row_from"]
+__all__ = [
+    "LayerBudget",
+    "along_inputs",
+    "check_budget",
+    "from_inputs",
+    "is_stack",
+    "module_of",
+    "parsed_pattern",
+    "row_from",
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,13 @@ class LayerBudget:
         return module_of(self.name)
 
 
+def check_budget(budget: Any) -> None:
+    """Raise InvalidTypeError unless the rows of `budget` are those of a budget."""
+    if not isinstance(budget, Sequence) or not all(isinstance(row, LayerBudget) for row in budget):
+        advice = "Analysis.budget makes one" if hasattr(budget, "budget") else ""
+        raise InvalidTypeError("budget", f"must be a Budget, not {type(budget).__name__}", advice)
+
+
 def module_of(name: str) -> str:
     """Return the name of the module that owns a tensor."""
     return name.removesuffix(".weight").removesuffix(".kernel")
@@ -86,9 +102,12 @@ def is_stack(row: LayerBudget) -> bool:
 
 
 def parsed_pattern(text: str) -> tuple[int, int] | None:
-    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n <= m <= 64``."""
+    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n < m <= 64``.
+
+    With n = m nothing would go, and what is called pruned would be a copy.
+    """
     found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text) if isinstance(text, str) else None
-    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= LARGEST_GROUP:
+    if found is None or not 1 <= int(found[1]) < int(found[2]) <= LARGEST_GROUP:
         return None
     return int(found[1]), int(found[2])
 

@@ -16,7 +16,16 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling, dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.methods import DEFAULT_METHOD, method_named
-from mpfast.support import InvalidValueError, check_sparsity, floor_count, front_door, warn_caller
+from mpfast.support import (
+    InvalidTypeError,
+    InvalidValueError,
+    check_flag,
+    check_patterns,
+    check_sparsity,
+    floor_count,
+    front_door,
+    warn_caller,
+)
 
 if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport, SkippedTensor
@@ -47,7 +56,12 @@ def budget_from_reports(
     `skipped` are the tensors of the checkpoint that were not analysed, `provenance` is what made the reports.
     """
     sparsity = check_sparsity(sparsity)
-    left_out, together = _listed(exclude), {group: _listed(names) for group, names in (groups or {}).items()}
+    check_flag(embeddings, "embeddings")
+    left_out, together = check_patterns(exclude, "exclude"), _checked_groups(groups)
+    _check_bound(floor, "floor")
+    if ceiling is not None:
+        _check_bound(ceiling, "ceiling")
+    _check_that_bounds_leave_room(sparsity, floor, ceiling)
     tensors = _by_tensor(reports)
     highest = default_ceiling(sparsity)
     _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
@@ -98,8 +112,28 @@ def _plain(bound: Bound) -> float | dict[str, float]:
     return dict(bound) if isinstance(bound, Mapping) else float(bound)
 
 
-def _listed(patterns: str | Iterable[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+def _checked_groups(groups: Any) -> dict[str, list[str]]:
+    if groups is None:
+        return {}
+    if not isinstance(groups, Mapping):
+        raise InvalidTypeError("groups", f"must map names of groups to glob patterns, not {type(groups).__name__}")
+    return {str(group): check_patterns(names, f"groups[{group!r}]") for group, names in groups.items()}
+
+
+def _check_bound(bound: Any, name: str) -> None:
+    if not isinstance(bound, Mapping):
+        check_sparsity(bound, name)
+        return
+    for pattern in check_patterns(bound, name):
+        check_sparsity(bound[pattern], f"{name}[{pattern!r}]")
+
+
+def _check_that_bounds_leave_room(sparsity: float, floor: Bound, ceiling: Bound | None) -> None:
+    """One number that all layers are bounded by; of others, `allocate` knows."""
+    if not isinstance(floor, Mapping) and floor > sparsity:
+        raise InvalidValueError("floor", f"must be at most the sparsity, {sparsity:g}, not {floor:g}")
+    if ceiling is not None and not isinstance(ceiling, Mapping) and ceiling < sparsity:
+        raise InvalidValueError("ceiling", f"must be at least the sparsity, {sparsity:g}, not {ceiling:g}")
 
 
 def _warn_of_unmatched(

@@ -16,7 +16,7 @@ from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.result import SCHEMA as ANALYSIS_SCHEMA
 from mpfast.models.result import Analysis
 from mpfast.models.rows import Rows
-from mpfast.support import InvalidTypeError, InvalidValueError, front_door
+from mpfast.support import InvalidTypeError, InvalidValueError, argument_called, check_path, front_door
 
 __all__ = ["DIFF_COLUMNS", "DiffRow", "ModelDiff", "diff"]
 
@@ -152,14 +152,17 @@ def diff(a: Any, b: Any) -> ModelDiff:
     >>> [(row.name, row.change, row.equal) for row in diff(before, after)]
     [('fc.weight', 0.0, True), ('out.weight', 0.5, False)]
     """
-    both = (_analysis(a), _analysis(b))
+    both = (_analysis(a, "a"), _analysis(b, "b"))
     provenance = provenance_of(b, a)
     if both[0] is not None and both[1] is not None:
         return _of_analyses(both[0], both[1], provenance)
     if both[0] is not None or both[1] is not None:
         wrong = "a" if both[0] is None else "b"
         raise InvalidTypeError(wrong, "must be an analysis like the other", "compare two analyses, or two checkpoints")
-    before, after = open_checkpoint(a), open_checkpoint(b)
+    with argument_called("a"):
+        before = open_checkpoint(a)
+    with argument_called("b"):
+        after = open_checkpoint(b)
     difference = Difference(after, before)
     names = {difference.base_name(info.name): info.name for info in difference.tensors}
     ordered = [names[info.name] for info in before.tensors if info.name in names]
@@ -232,13 +235,13 @@ def _relative(before: float, after: float) -> float:
     return after / before - 1 if before else math.inf
 
 
-def _analysis(model: Any) -> Analysis | None:
+def _analysis(model: Any, name: str) -> Analysis | None:
     """Return the analysis that `model` is or names; None where it is a checkpoint."""
     if isinstance(model, Analysis):
         return model
     if not isinstance(model, str | os.PathLike):
         return None
-    path = Path(model)
+    path = Path(check_path(model, name))
     if not path.is_file() or path.name.endswith(".index.json"):
         return None
     with path.open("rb") as file:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpfast.arrays import parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -22,6 +23,7 @@ from mpfast.checkpoints import (
     first_reason,
     open_checkpoint,
     select_layers,
+    unseen_quantisation,
 )
 from mpfast.models.adapter_output import (
     Orientation,
@@ -31,6 +33,7 @@ from mpfast.models.adapter_output import (
     task_type,
     write_adapter,
 )
+from mpfast.models.compression_check import facts_of
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
@@ -41,6 +44,10 @@ from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
     OutputDirectory,
+    argument_called,
+    check_flag,
+    check_path,
+    check_seed,
     claimed_directory,
     front_door,
     logger,
@@ -184,6 +191,13 @@ def compress(
         A bad option, nothing to factor, a tensor that the output cannot hold, a layer with NaN or infinities, a
         quantised checkpoint, or entries that are no tensors and would be lost.
 
+    Warns
+    -----
+    ConvergenceWarning
+        The singular values of a layer did not reach their tolerance.
+    UserWarning
+        The configuration says that the model is quantised, and no tensor looks so.
+
     Examples
     --------
     >>> import numpy as np
@@ -197,13 +211,20 @@ def compress(
     started = time.perf_counter()
     format = _checked_format(format, base, base_id)
     wanted = Wanted.of(rank, energy, error, has_base=base is not None)
-    threads = team_size(threads)
+    threads, seed = team_size(threads), check_seed(seed)
+    parse_device(device)
+    check_flag(embeddings, "embeddings")
+    check_flag(overwrite, "overwrite")
+    if out is not None:
+        check_path(out, "out")
     checkpoint = open_checkpoint(model)
-    reference = None if base is None else open_checkpoint(base)
+    with argument_called("base"):
+        reference = None if base is None else open_checkpoint(base)
     check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("compress", text)
     difference = None if reference is None else Difference(checkpoint, reference)
@@ -275,7 +296,7 @@ def _write_model(
     with place.staged() as staging:
         factored, found = write(factoring, chosen, staging)
         _check_that_some(factored, chosen, factoring)
-        mark_output(staging, "compress", factoring.checkpoint, format=format)
+        mark_output(staging, "compress", factoring.checkpoint, **facts_of(staging, format, factored))
     return factored, found
 
 

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mpfast.models.alphapruning import alphapruning
-from mpfast.models.budget_row import LayerBudget, is_stack, module_of, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, check_budget, is_stack, module_of, parsed_pattern
 from mpfast.models.module_patterns import module_patterns
-from mpfast.support import InvalidValueError, front_door
+from mpfast.support import InvalidValueError, check_sparsity, front_door, positive_integer
 
 __all__ = [
     "DEFAULT_FORMAT",
@@ -45,8 +45,9 @@ def torch_ao_pruning(budget: Budget) -> list[dict[str, Any]]:
 
     The entries say what `WeightNormSparsifier` must know to cut weight by weight, or in the budget's pattern, whatever
     its own defaults are. Names are those of the checkpoint: `prepare` refuses a model that has none of that name.
-    torchao itself has given up sparsity; the sparsifiers are part of PyTorch.
+    The package torchao has dropped its copy of them; what is written is for the sparsifiers of PyTorch itself.
     """
+    check_budget(budget)
     groups = None if budget.pattern is None else parsed_pattern(budget.pattern)
     if groups is None:
         shape, zeros = [1, 1], 1
@@ -85,8 +86,9 @@ def peft(budget: Budget, *, largest: int | None = None) -> dict[str, int]:
     ValueError
         The budget carries no ranks: it was made without spectra; or `largest` is no positive integer.
     """
-    if largest is not None and (isinstance(largest, bool) or not isinstance(largest, int) or largest < 1):
-        raise InvalidValueError("largest", f"must be a positive integer or None, not {largest!r}")
+    check_budget(budget)
+    if largest is not None:
+        largest = positive_integer(largest, "largest")
     ranks = _ranks(budget)
     stacks = {row.module: row.shape[0] for row in budget if is_stack(row)}
     found = {module: math.ceil(rank / stacks.get(module, 1)) for module, rank in ranks.items()}
@@ -104,8 +106,10 @@ def axolotl(budget: Budget, *, share: float = 0.25) -> list[str]:
     Raises
     ------
     ValueError
-        The budget carries no ranks: it was made without spectra.
+        The budget carries no ranks: it was made without spectra; or `share` is no number in [0, 1].
     """
+    check_budget(budget)
+    share = check_sparsity(share, "share")
     ranks = _ranks(budget)
     types: dict[str, list[tuple[float, str]]] = {}
     for row in budget:
@@ -134,6 +138,7 @@ def llm_compressor(budget: Budget) -> dict[str, Any]:
     ValueError
         The budget prunes nothing.
     """
+    check_budget(budget)
     rows = [row for row in budget if row.pruned]
     if not rows:
         raise InvalidValueError("", "the budget prunes nothing")

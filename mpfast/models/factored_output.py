@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.arrays import narrowed
 from mpfast.checkpoints import (
     Checkpoint,
@@ -53,17 +54,17 @@ def write_dense(
             found = factoring.factored(layer)
             if found is not None:
                 report, left, right = found
-                output.write(layer.name, _product(left, right, layer.dtype))
+                output.write(layer.name, _product(left, right, layer.dtype, factoring.threads))
                 reports.append(report)
         return tuple(reports), output.finish()
 
 
-def _product(left: NDArray[Any], right: NDArray[Any], dtype: str) -> Iterator[memoryview]:
+def _product(left: NDArray[Any], right: NDArray[Any], dtype: str, threads: int) -> Iterator[memoryview]:
     """Yield the bytes of ``left @ right``, formed in float64, some rows at a time."""
     step = max(1, CHUNK_ENTRIES // right.shape[1])
     wide = right.astype(np.float64)
     for at in range(0, len(left), step):
-        rows = _stored_as(left[at : at + step].astype(np.float64) @ wide, dtype)
+        rows = _stored_as(_core.dense_product(left[at : at + step].astype(np.float64), wide, threads), dtype)
         yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 

@@ -6,7 +6,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpfast.checkpoints import NameFilter, TensorInfo, Views, open_checkpoint, roles_of, select_layers
+from mpfast.checkpoints import (
+    NameFilter,
+    TensorInfo,
+    Views,
+    open_checkpoint,
+    roles_of,
+    select_layers,
+    unseen_quantisation,
+)
+from mpfast.models.layer_job import checked_views
 from mpfast.models.layer_report import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
@@ -33,7 +42,7 @@ class InventoryRow:
         Their number.
     role : str
         What the tensor is, see `mpfast.checkpoints.Role`: "linear", "conv", "embedding", "head", "experts", "vector",
-        "companion" (of a quantised weight), "alias", "mask" and so on; "unknown" where nothing tells.
+        "companion" (of a quantised weight), "alias", "view", "mask" and so on; "unknown" where nothing tells.
     known_from : str
         What tells: "module class", "ONNX node", "config.json", "storage", "shape", "name" and so on.
     matrices : int
@@ -145,7 +154,8 @@ def inspect(
     [('fc.weight', 'linear', None), ('fc.bias', 'vector', 'vector or scalar (bias, normalisation)')]
     """
     checkpoint = open_checkpoint(model)
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, views or Views())
+    warn_caller("", unseen_quantisation(checkpoint))
+    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)

@@ -14,17 +14,32 @@ from mpfast.checkpoints import (
     LoraProducts,
     LowRankProduct,
     TensorInfo,
+    Views,
     has_lora_pairs,
     layer_matrix,
     open_checkpoint,
     read_layer,
+    shares_memory,
 )
 from mpfast.models.layer_report import EQUAL, LayerReport
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_spectrum
-from mpfast.support import InputError, OutOfMemoryError
+from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
-__all__ = ["Settings", "layer_outcome", "open_derived"]
+__all__ = ["Settings", "checked_views", "layer_outcome", "open_derived"]
+
+
+def checked_views(views: Any) -> Views:
+    """Return the views asked for, or the default for None; InvalidTypeError for anything else."""
+    if views is None:
+        return Views()
+    if not isinstance(views, Views):
+        raise InvalidTypeError("views", f"must be mpfast.checkpoints.Views, not {type(views).__name__}")
+    return views
+
+
+# Of the product of a LoRA pair; what the update is multiplied by stands in other files, or nowhere.
+UNSCALED = "the product of the factors, without the scale of the update (alpha / r)"
 
 
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
@@ -32,7 +47,9 @@ def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorIn
     checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
-        checkpoint = Difference(checkpoint, open_checkpoint(base))
+        with argument_called("base"):
+            reference = open_checkpoint(base)
+        checkpoint = Difference(checkpoint, reference)
         unmatched = checkpoint.unmatched
     if has_lora_pairs(checkpoint):
         checkpoint = LoraProducts(checkpoint)
@@ -72,7 +89,7 @@ def layer_outcome(
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
-            return _without_a_verdict(kept, checkpoint)
+            return _completed(kept, layer, checkpoint)
         product = isinstance(matrix, LowRankProduct)
         found = measured_spectrum(
             matrix,
@@ -85,17 +102,26 @@ def layer_outcome(
         report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
+    except UnreadableArrayError as error:  # of the object, which other layers may have, too
+        raise UnreadableArrayError(layer.name, error.reason) from error.__cause__
     except InputError as error:
         return error.reason  # NaNs, say: this layer has no spectrum, the others do
     finally:
         checkpoint.release(layer.file_name)
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
-    return _without_a_verdict(report, checkpoint)
+    return _completed(report, layer, checkpoint)
 
 
-def _without_a_verdict(report: LayerReport, checkpoint: Checkpoint) -> LayerReport:
-    """Return the report; where there is no difference to the base, nothing was fitted and nothing is warned of."""
+def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> LayerReport:
+    """Add to the report of a matrix what is known of its layer.
+
+    Where there is no difference to the base, nothing was fitted and nothing is warned of.
+    """
+    if layer.kind == "lora":
+        report = replace(report, warnings=(*report.warnings, UNSCALED))
+    if layer.shared:
+        report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):
         return replace(report, verdict=EQUAL, warnings=())
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mpfast.arrays import parse_device
 from mpfast.checkpoints import Checkpoint, Layer, first_reason, quantised_weight, stays_dense
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, parsed_pattern
@@ -14,6 +15,7 @@ from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
     InvalidValueError,
+    check_flag,
     check_seed,
     check_sparsity,
     check_tolerance,
@@ -51,8 +53,8 @@ class PruneOptions:
         method_named(self.method)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
-        if self.ceiling is not None and not (isinstance(self.ceiling, int | float) and 0 <= self.ceiling <= 1):
-            raise InvalidValueError("ceiling", f"must lie in [0, 1], not {self.ceiling!r}")
+        if self.ceiling is not None:
+            check_sparsity(self.ceiling, "ceiling")
         if self.ceiling is not None and (self.sparsity is None or METHODS[self.method].same_share):
             raise InvalidValueError("ceiling", "goes with sparsity and a method that cuts all layers together")
         if self.ceiling is not None and self.sparsity is not None and self.ceiling < self.sparsity:
@@ -63,10 +65,13 @@ class PruneOptions:
         if self.pattern is not None and self.method not in (DEFAULT_METHOD, PATTERN_METHOD):
             raise InvalidValueError("", f"a pattern is chosen by {PATTERN_METHOD}, not by method={self.method!r}")
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
-            wanted = f"must be 'n:m' with 1 <= n <= m <= {LARGEST_GROUP}"
+            wanted = f"must be 'n:m' with 1 <= n < m <= {LARGEST_GROUP}"
             raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
+        check_flag(self.embeddings, "embeddings")
+        check_flag(self.progress, "progress")
         check_tolerance(self.tol)
         check_seed(self.seed)
+        parse_device(self.device)
         team_size(self.threads)
 
     @property

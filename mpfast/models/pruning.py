@@ -19,6 +19,7 @@ from mpfast.checkpoints import (
     files_behind,
     open_checkpoint,
     select_layers,
+    unseen_quantisation,
 )
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
@@ -29,7 +30,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, claimed_directory, front_door, logger, warn_caller
+from mpfast.support import InvalidValueError, check_flag, check_path, claimed_directory, front_door, logger, warn_caller
 
 __all__ = ["PruneResult", "prune"]
 
@@ -123,8 +124,8 @@ def prune(
     method : str
         Name of one of `mpfast.models.METHODS`, where each says what goes.
     pattern : str, optional
-        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with m up to 64. A
-        layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
+        ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with n < m and m up
+        to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
         `mpfast.Analysis.budget`.
@@ -163,7 +164,7 @@ def prune(
     Warns
     -----
     UserWarning
-        Nothing is left of a layer.
+        Nothing is left of a layer; or the configuration says that the model is quantised, and no tensor looks so.
 
     Examples
     --------
@@ -178,11 +179,15 @@ def prune(
     """
     started = time.perf_counter()
     options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
+    check_flag(overwrite, "overwrite")
+    if out is not None:
+        check_path(out, "out")
     checkpoint = open_checkpoint(model)
     check_that_it_can_be_changed(checkpoint, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
+    warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(candidates, skipped, options)

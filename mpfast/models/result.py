@@ -211,6 +211,7 @@ class Analysis(Rows[LayerReport]):
     def to_csv(self, path: None = None) -> str: ...
     @overload
     def to_csv(self, path: str | os.PathLike[str]) -> None: ...
+    @front_door
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the rows as CSV text with a header, or write them to `path`, whole or not at all.
 
@@ -229,6 +230,7 @@ class Analysis(Rows[LayerReport]):
     def to_html(self, path: None = None) -> str: ...
     @overload
     def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    @front_door
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
 

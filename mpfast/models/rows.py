@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from mpfast.support import return_or_write
+from mpfast.support import front_door, return_or_write
 
 __all__ = ["Rows"]
 
@@ -17,8 +18,9 @@ Row = TypeVar("Row")
 class Rows(Sequence[Row]):
     """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
 
+    @abstractmethod
     def _rows(self) -> tuple[Row, ...]:
-        raise NotImplementedError("the dataclass says which of its fields the rows are")
+        """Return the field that the rows are."""
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -33,14 +35,15 @@ class Rows(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows())
 
+    @abstractmethod
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
-        raise NotImplementedError("the dataclass says what its document is")
 
     @overload
     def to_json(self, path: None = None) -> str: ...
     @overload
     def to_json(self, path: str | os.PathLike[str]) -> None: ...
+    @front_door
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return the result as JSON text, or write it to `path`, whole or not at all.
 

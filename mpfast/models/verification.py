@@ -1,10 +1,9 @@
-"""`verify`: whether a pruned checkpoint is what its budget and masks say, and else the source."""
+"""`verify`: whether a checkpoint that was pruned or compressed is what it says, and else the source."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,29 @@ from mpfast.checkpoints import (
     MASKS_FILE,
     Checkpoint,
     MaskFile,
-    TensorInfo,
     content_hash,
     home_directory,
     open_checkpoint,
     prefetched,
-    shards_of,
-    stored,
-    stored_bits,
 )
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
+from mpfast.models.compression_check import CompressedOutput, layers_of
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE
-from mpfast.support import CheckpointError, InputError, front_door, restore_directory
+from mpfast.models.written_tensors import Contents, WrittenTensors, bits_of, by_name, key_of, some
+from mpfast.support import (
+    MARK_FILE,
+    CheckpointError,
+    InputError,
+    InvalidValueError,
+    argument_called,
+    check_path,
+    front_door,
+    read_mark,
+    restore_directory,
+)
 
 __all__ = ["Verification", "verify"]
 
@@ -44,16 +51,19 @@ class Verification:
     problems : tuple of str
         What is wrong; empty if nothing is.
     layers : int
-        Pruned tensors checked.
+        Pruned tensors, or factored matrices, that were checked.
     untouched : int
         Other tensors found bitwise equal to the source's: compared with it or, where it is not at hand, with the
         hashes of its tensors.
     source : str or None
-        The source compared with; None if there was none: then the entries that the masks keep could not be compared.
+        The source compared with; None if there was none: then what is left of pruned or factored tensors could not be
+        compared.
     not_compared : tuple of str
         What was not looked at, a sentence each: nothing is known of it.
     source_hash : str or None
-        Hash of the source that was pruned, as the output's mark gives it; None where it does not.
+        Hash of the source, as the output's mark gives it; None where it does not.
+    command : {"prune", "compress"}
+        What wrote the directory.
     """
 
     problems: tuple[str, ...]
@@ -62,6 +72,7 @@ class Verification:
     source: str | None
     not_compared: tuple[str, ...] = ()
     source_hash: str | None = None
+    command: str = "prune"
 
     @property
     def ok(self) -> bool:
@@ -73,6 +84,7 @@ class Verification:
         return {
             "schema": "mpfast.verify/1",
             "ok": self.ok,
+            "command": self.command,
             "out": str(out),
             "source": self.source,
             "layers": self.layers,
@@ -86,11 +98,16 @@ class Verification:
 
 @front_door
 def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
-    """Check a directory that `mpfast.prune` wrote.
+    """Check a directory that `mpfast.prune` or `mpfast.compress` wrote.
 
     For every pruned tensor: as many entries are masked as the budget says, those are zero, the pattern holds, and,
     where the source is at hand, the others are bitwise those of the source, whose content hash is the budget's. Every
-    other tensor is bitwise that of the source. The source is known by the hashes of its tensors, not by its name: one
+    other tensor is bitwise that of the source.
+
+    For every matrix that was truncated or factored: what is stored has the hash that the mark gives and the rank, and
+    is as close to the source's as its energy says, within the rounding of its type. A LoRA adapter is not checked.
+
+    The source is known by the hashes of its tensors, not by its name: one
     that was moved verifies, one that was edited does not.
 
     Parameters
@@ -98,7 +115,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     out : path
         The directory.
     source : path, mapping of arrays or module, optional
-        The dense checkpoint, of any format that is read; default where the budget says it was, if it still is there.
+        The dense checkpoint, of any format that is read; default where the output says it was, if it still is there.
 
     Returns
     -------
@@ -108,30 +125,65 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     ------
     FileNotFoundError
         The directory, its budget or its masks are missing, or `source` is.
+    ValueError
+        The directory holds a LoRA adapter.
     CheckpointError
         A file is malformed.
     TypeError
         `source` is nothing that holds tensors.
     """
-    directory = Path(out)
+    directory = Path(check_path(out, "out"))
     restore_directory(directory)
+    mark = read_mark(directory)
+    if mark is not None and mark.get("command") == "compress":
+        return _verify_compressed(directory, mark, source)
     for file in (BUDGET_FILE, MASKS_FILE):
         if not (directory / file).is_file():
-            raise FileNotFoundError(f"{directory / file}: no such file; is this a directory that prune() wrote?")
+            raise FileNotFoundError(
+                f"{directory / file}: no such file; is this a directory that prune() or compress() wrote?"
+            )
     try:
         budget = Budget.from_json(directory / BUDGET_FILE)
     except InputError as error:
         raise CheckpointError(f"{directory / BUDGET_FILE}: {error.message}") from None
-    if source is None and _exists(budget.source):
-        source = budget.source
-    comparison = _Comparison(
-        budget,
-        MaskFile(directory / MASKS_FILE),
-        open_checkpoint(directory),
-        None if source is None else open_checkpoint(source),
-        SourceRecord.of(directory),
+    tensors = _opened(directory, source, budget.source, "pruned")
+    return _Comparison(budget, MaskFile(directory / MASKS_FILE), tensors).run()
+
+
+def _opened(directory: Path, source: Any, noted: Any, done: str) -> WrittenTensors:
+    """Open an output and its source: the one given or, if it still is there, the one that the output notes."""
+    if source is None and isinstance(noted, str) and _exists(noted):
+        source = noted
+    with argument_called("source"):
+        dense = None if source is None else open_checkpoint(source)
+    return WrittenTensors(open_checkpoint(directory), dense, SourceRecord.of(directory), done)
+
+
+def _verify_compressed(directory: Path, mark: Mapping[str, Any], source: Any) -> Verification:
+    if mark.get("format") == "lora":
+        raise InvalidValueError(
+            "out",
+            "is a LoRA adapter, which is not checked",
+            "merge it into its base and compare by mpfast.diff",
+        )
+    noted, written = mark.get("source"), mark.get("written")
+    try:
+        layers = layers_of(mark)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / MARK_FILE}: {error}") from None
+    if mark.get("format") not in ("dense", "factors") or not isinstance(written, dict):
+        raise CheckpointError(f"{directory / MARK_FILE}: does not say what was written")
+    tensors = _opened(directory, source, noted.get("path") if isinstance(noted, dict) else None, "factored")
+    problems, untouched, missed = CompressedOutput(tensors, str(mark["format"]), layers, written).run()
+    return Verification(
+        tuple(problems),
+        len(layers),
+        untouched,
+        None if tensors.dense is None else tensors.dense.source,
+        tuple(missed),
+        None if tensors.record is None else tensors.record.hash,
+        "compress",
     )
-    return comparison.run()
 
 
 def _exists(source: str) -> bool:
@@ -147,33 +199,24 @@ class _Comparison:
 
     budget: Budget
     masks: MaskFile
-    pruned: Checkpoint
-    dense: Checkpoint | None
-    record: SourceRecord | None
+    tensors: WrittenTensors
 
     def __post_init__(self) -> None:
-        self._mine = _by_name(self.pruned)
-        self._its = {} if self.dense is None else _by_name(self.dense)
+        self.pruned, self.dense, self.record = self.tensors.written, self.tensors.dense, self.tensors.record
+        self._pruned_contents: set[Contents] = set()
 
     def run(self) -> Verification:
+        budgeted = {row.file_name for row in self.budget}
+        others = [info.name for info in self.pruned.tensors if info.name not in budgeted]
+        untouched, unknown, changed = self.tensors.look_at(others)
+        masked = self._mask_problems(changed)
+        # Another name of the memory of a pruned tensor: it was the same, and still is.
+        differing = [(name, found) for name, found in changed.items() if found not in self._pruned_contents]
         problems = [
             *_name_problems(self.budget, self.masks, self.pruned, self.dense),
-            *self._mask_problems(),
+            *masked,
+            *(self.tensors.difference(name, found) for name, found in differing),
         ]
-        budgeted = {row.file_name for row in self.budget}
-        others = [info for info in self.pruned.tensors if info.name not in budgeted]
-        untouched, unknown = 0, []
-        both = [self.pruned]
-        if self.dense is not None and all(info.name in self._its for info in others):
-            both.append(self.dense)
-        for name in prefetched([info.name for info in others], *both):
-            found = self._is_untouched(name)
-            if found is None:
-                unknown.append(name)
-            elif found or self._is_pruned_with_another(name):
-                untouched += found
-            else:
-                problems.append(self._difference(name))
         return Verification(
             tuple(problems),
             len(self.budget),
@@ -183,94 +226,49 @@ class _Comparison:
             None if self.record is None else self.record.hash,
         )
 
-    def _is_untouched(self, name: str) -> bool | None:
-        """Whether a tensor is the source's; None where there is nothing to tell by."""
-        if self.dense is not None:
-            info = self._its.get(name)
-            if info is None or _key(info) != _key(self._mine[name]):
-                return None  # among the problems already
-            mine = np.frombuffer(stored_bits(self.pruned, name), np.uint8)
-            same = np.array_equal(mine, np.frombuffer(self._dense_bits(name), np.uint8))
-            self.dense.release(name)
-        elif (content := self._recorded(name)) is not None:
-            same = content == self._content(name)
-        else:
-            return None
-        self.pruned.release(name)
-        return same
-
-    def _is_pruned_with_another(self, name: str) -> bool:
-        """Whether a tensor was the same as a pruned one and still is: another name of its memory."""
-        mine = self._mine[name]
-        for row in self.budget:
-            twin = self._mine.get(row.file_name)
-            if twin is None or (twin.shape, twin.dtype) != (mine.shape, mine.dtype):
-                continue
-            if self._were_equal(name, twin.name) and stored_bits(self.pruned, name) == stored_bits(
-                self.pruned, twin.name
-            ):
-                return True
-        return False
-
-    def _were_equal(self, name: str, other: str) -> bool:
-        if self.dense is not None:
-            return other in self._its and self._dense_bits(name) == self._dense_bits(other)
-        content = self._recorded(name)
-        return content is not None and content == self._recorded(other)
-
-    def _recorded(self, name: str) -> str | None:
-        return None if self.record is None else self.record.tensors.get(name)
-
-    def _content(self, name: str) -> str:
-        return f"sha256:{hashlib.sha256(stored_bits(self.pruned, name)).hexdigest()}"
-
-    def _dense_bits(self, name: str) -> memoryview:
-        assert self.dense is not None
-        if shards_of(self.dense):  # also types that are not read
-            return stored_bits(self.dense, name)
-        return _bits(self.dense.read(name), name).view(np.uint8).data
-
-    def _difference(self, name: str) -> str:
-        """Say which of the two is not what it was, as far as the output's mark tells."""
-        content = self._recorded(name)
-        if self.dense is None:
-            return f"{name}: is not pruned, but its content hash is not that of the source"
-        if content is not None and content == self._content(name):
-            return f"{name}: the source is not the one that was pruned: this tensor, which is not pruned, differs"
-        return f"{name}: is not pruned, but differs from the source"
-
     def _not_compared(self, unknown: Sequence[str]) -> list[str]:
         found = []
         if self.dense is None:
             kept = self.budget.entries - self.budget.pruned
             found.append(f"the {kept:,} entries that the masks keep: the dense model is not at hand")
             if unknown:
-                found.append(f"{_some(unknown)}: the dense model is not at hand")
+                found.append(f"{some(unknown)}: the dense model is not at hand")
         elif unknown:
-            found.append(f"{_some(unknown)}: the dense model has no such tensor, or of another type or shape")
+            found.append(f"{some(unknown)}: the dense model has no such tensor, or of another type or shape")
         if self.dense is not None:
-            lost = [name for name in self._its if name not in self._mine]
+            lost = [name for name in self.tensors.its if name not in self.tensors.mine]
             if lost:
-                found.append(f"{_some(lost)}: in the dense model only")
+                found.append(f"{some(lost)}: in the dense model only")
         if home_directory(self.pruned) is not None:
             found.append("files beside the weights (configuration, tokenizer)")
         return found
 
-    def _mask_problems(self) -> list[str]:
-        """Go through the pruned tensors that are there in the shape that the budget says."""
+    def _mask_problems(self, changed: Mapping[str, Contents]) -> list[str]:
+        """Go through the pruned tensors that are there in the shape that the budget says.
+
+        What those were and are that may be the same as one of `changed` is kept in `_pruned_contents`.
+        """
+        kinds = {(found.shape, found.dtype) for found in changed.values()}
         both = [self.pruned] if self.dense is None else [self.pruned, self.dense]
         # A tensor that is in one of the two only is among the problems already.
-        common = set.intersection(*({_key(info) for info in checkpoint.tensors} for checkpoint in both))
+        common = set.intersection(*({key_of(info) for info in checkpoint.tensors} for checkpoint in both))
         shapes = {name: shape for name, shape, _ in common}
         rows = {row.file_name: row for row in self.budget}
         masked = [name for name, row in rows.items() if name in self.masks and shapes.get(name) == row.shape]
         masked = [name for name in masked if self.masks.shape_of(name) == rows[name].shape]
         problems = []
         for name in prefetched(masked, *both):
-            problems += self._layer_problems(rows[name], self.masks[name])
+            try:
+                info = self.tensors.mine[name]
+                problems += self._layer_problems(
+                    rows[name], self.masks[name], may_be_shared=(info.shape, info.dtype) in kinds
+                )
+            finally:
+                for checkpoint in both:
+                    checkpoint.release(name)
         return problems
 
-    def _layer_problems(self, row: LayerBudget, keep: NDArray[np.bool_]) -> list[str]:
+    def _layer_problems(self, row: LayerBudget, keep: NDArray[np.bool_], *, may_be_shared: bool) -> list[str]:
         problems = []
         masked = int(keep.size - np.count_nonzero(keep))
         if masked != row.pruned:
@@ -278,43 +276,33 @@ class _Comparison:
         groups = None if self.budget.pattern is None else parsed_pattern(self.budget.pattern)
         if groups is not None:
             problems += _pattern_problems(row.name, along_inputs(keep, row.input_axes or ()), *groups)
-        bits = _bits(self.pruned.read(row.file_name), row.name)
+        bits = bits_of(self.pruned.read(row.file_name), row.name)
         if bits.size != keep.size:
             return [*problems, f"{row.name}: has entries of a type that is not pruned"]
         bits = bits.reshape(keep.shape)
         gone = ~keep
         if np.multiply(bits, gone, dtype=bits.dtype).any():
             problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
+        before = self.tensors.recorded(row.file_name)
         if self.dense is not None:
-            original = _bits(self.dense.read(row.file_name), row.name).reshape(keep.shape)
+            original = bits_of(self.dense.read(row.file_name), row.name).reshape(keep.shape)
             kept = [np.multiply(side, keep, dtype=bits.dtype) for side in (bits, original)]
             if not np.array_equal(*kept):
                 changed = int(np.count_nonzero((bits != original) & keep))
                 problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
-            if row.content is not None and row.content != content_hash(original):
+            before = content_hash(original) if may_be_shared or row.content is not None else None
+            if row.content is not None and row.content != before:
                 problems.append(f"{row.name}: the source is not the one that was pruned: its content hash differs")
-            self.dense.release(row.file_name)
-        self.pruned.release(row.file_name)
+        if may_be_shared and before is not None:
+            self._pruned_contents.add(self.tensors.contents(row.file_name, before, content_hash(bits)))
         return problems
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
-
-
-def _key(info: TensorInfo) -> tuple[str, tuple[int, ...], str]:
-    return info.name, info.shape, info.dtype
-
-
-def _by_name(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    return {info.name: info for info in checkpoint.tensors}
 
 
 def _name_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: Checkpoint | None) -> list[str]:
     """Say where checkpoint, budget, masks and source list different tensors."""
     problems = []
     budgeted = {row.file_name for row in budget}
-    infos = _by_name(pruned)
+    infos = by_name(pruned)
     for row in budget:
         name = row.file_name
         if name not in infos:
@@ -324,7 +312,7 @@ def _name_problems(budget: Budget, masks: MaskFile, pruned: Checkpoint, dense: C
         elif not infos[name].shape == row.shape == masks.shape_of(name):
             problems.append(f"{name}: checkpoint, budget and mask differ in shape")
     problems += [f"{name}: has a mask, but is not in the budget" for name in masks if name not in budgeted]
-    if dense is not None and list(map(_key, infos.values())) != list(map(_key, dense.tensors)):
+    if dense is not None and list(map(key_of, infos.values())) != list(map(key_of, dense.tensors)):
         problems.append("names, order, shapes or types of the tensors differ from the source's")
     return problems
 
@@ -334,10 +322,3 @@ def _pattern_problems(name: str, keep: NDArray[np.bool_], n: int, m: int) -> lis
         return [f"{name}: {keep.size} entries are no groups of {m}"]
     wrong = int(np.count_nonzero(np.count_nonzero(keep.reshape(-1, m), axis=1) != n))
     return [f"{name}: {wrong} groups of {m} do not keep {n}"] if wrong else []
-
-
-def _bits(tensor: Any, name: str) -> NDArray[Any]:
-    """Return the entries as integers of their size, in the machine's byte order: equality of bits, NaN included."""
-    contiguous = np.ascontiguousarray(stored(tensor, name))
-    kind = f"u{contiguous.itemsize}" if contiguous.itemsize in (1, 2, 4, 8) else "u1"
-    return contiguous.reshape(-1).view(kind)

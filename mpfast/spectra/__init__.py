@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mpfast.spectra import lowrank
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.estimate import measured_spectrum, spectrum
@@ -44,6 +45,7 @@ __all__ = [
     "haar_sparsify",
     "largest_value_pvalue",
     "low_rank",
+    "lowrank",
     "measured_spectrum",
     "optimal_threshold",
     "randomness",

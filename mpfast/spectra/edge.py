@@ -281,7 +281,10 @@ def _rounding_level(source: SpectrumLike) -> float:
 
 
 def _rank_warning(rank: int) -> str:
-    return f"of rank {rank} but for rounding: sigma_plus is the level of that, there is no other noise"
+    return (
+        f"of rank {rank} but for rounding: there is no noise to fit; sigma_plus is the level of the rounding, no edge "
+        "of a bulk"
+    )
 
 
 _ESTIMATORS: dict[str, Callable[[SpectrumLike, Measure, float], float]] = {
@@ -374,7 +377,7 @@ def _assemble(
         alpha=alpha,
         beta=beta,
         compat=None,
-        warnings=_warnings(source, sigma, above, estimated, ks, verdict, ratio),
+        warnings=_warnings(source, sigma, (above, spikes), estimated, ks, verdict, ratio),
     )
 
 
@@ -417,12 +420,14 @@ def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float)
 def _warnings(
     source: SpectrumLike,
     sigma: float,
-    above: int,
+    counts: tuple[int, int],
     estimated: bool,
     ks: float,
     verdict: str,
     trace_ratio: float,
 ) -> tuple[str, ...]:
+    """Say what the fit does not; `counts` are those above the edge and, of these, above the threshold."""
+    above, spikes = counts
     m, n = source.shape
     p = min(m, n)
     found = []
@@ -432,15 +437,15 @@ def _warnings(
     zeros = float(source.measure.cdf(sigma / (64 * p))) if sigma > 0 else 1.0
     if zeros > 0.01 and zeros * p >= 2:
         found.append(
-            f"already sparse or rank deficient: {zeros:.0%} of the singular values are zero, which biases the fit; "
-            "drop zero rows and columns first"
+            f"already sparse or rank deficient: {zeros:.0%} of the singular values are zero, for rows or columns are "
+            "zero, repeated or made of others, which biases the fit; drop those first"
         )
     share = above / p
     if above > 20 and share > 0.05:
         counted = "estimated" if estimated else "counted"
         found.append(
-            f"a continuum above the edge: {above} singular values ({share:.0%}, {counted}); these are not "
-            "separate spikes"
+            f"a continuum above the edge: {above} singular values above sigma_plus ({share:.0%}, {counted}), "
+            f"{spikes} of them above the threshold, which `spikes` counts; these are not separate signals"
         )
     if verdict == "poor":
         found.append(f"the bulk is not Marchenko-Pastur (KS {ks:.2f}): sigma_plus describes it, no more")

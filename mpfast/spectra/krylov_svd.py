@@ -23,7 +23,6 @@ from mpfast.support import (
     InvalidValueError,
     check_tolerance,
     front_door,
-    interruptible,
     warn_caller,
 )
 
@@ -230,7 +229,7 @@ def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) 
         return _dense(source, wanted, threads)
     precise = source.dtype == "float64" or wanted.tol < FP32_TOLERANCE
     for double in (True,) if precise else (False, True):
-        search = _KrylovSearch(source, block, seed, wanted)
+        search = _KrylovSearch(source, block, seed, threads, wanted)
         found = triplets(search.source, search.run(precise=double), wanted, threads)
         source = search.source
         # More digits are no help where the space was too small.
@@ -243,13 +242,13 @@ def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) 
 
 def _dense(source: Source, wanted: Wanted, threads: int) -> Triplets:
     """By the whole Gram matrix, or by all of W where its squares have lost the wanted values."""
-    values, vectors = interruptible(np.linalg.eigh, source.gram())
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values, vectors = _core.symmetric_eigenvectors(source.gram(), threads)
+    values, vectors = values[::-1], vectors[::-1]
     count = wanted.count(values, source.scale_exponent)
     if count > 0 and ROUNDING * values[0] > SQUARES_SHARE * wanted.tol * values[count - 1]:
         return _whole(source, wanted, threads)
     beyond = float(max(values[count], 0.0)) if count < len(values) else 0.0
-    return triplets(source, Basis(np.ascontiguousarray(vectors[:, :count].T), np.zeros(count), beyond), wanted, threads)
+    return triplets(source, Basis(np.ascontiguousarray(vectors[:count]), np.zeros(count), beyond), wanted, threads)
 
 
 def _whole(source: Source, wanted: Wanted, threads: int) -> Triplets:
@@ -262,10 +261,11 @@ def _whole(source: Source, wanted: Wanted, threads: int) -> Triplets:
 class _KrylovSearch:
     """Grows a block Krylov space until the wanted Ritz values stand."""
 
-    def __init__(self, source: Source, width: int, seed: int, wanted: Wanted) -> None:
+    def __init__(self, source: Source, width: int, seed: int, threads: int, wanted: Wanted) -> None:
         self.source = source
         self.width = width
         self.seed = seed
+        self.threads = threads
         self.wanted = wanted
         self.tol = wanted.tol
         self.k = wanted.k
@@ -328,7 +328,7 @@ class _KrylovSearch:
         vectors, previous = basis.vectors, np.empty(0)
         for stream in range(1, MAX_FURTHER_RUNS + 1):
             found = self._grow(WIDEST, stream, precise=precise)[0].vectors
-            joined = interruptible(np.linalg.qr, np.concatenate([vectors, found]).astype(np.float64).T)[0].T
+            joined = _core.orthonormal_rows(np.concatenate([vectors, found]).astype(np.float64), self.threads)[0]
             theta, right, residual = self._rayleigh_ritz(joined.astype(vectors.dtype))
             count = min(self._count(theta), len(theta))
             beyond = _at(theta, count)
@@ -345,13 +345,12 @@ class _KrylovSearch:
         """Ritz values (scale s^2), vectors and residuals of the Gram operator in the span of an orthonormal basis."""
         tall = self.source.shape[0] >= self.source.shape[1]
         image = self.source.multiply(basis, transpose=not tall)
-        product = self.source.multiply(image, transpose=tall).astype(np.float64)
-        image = image.astype(np.float64)
-        theta, coefficients = interruptible(np.linalg.eigh, image @ image.T)
-        theta, coefficients = theta[::-1], coefficients[:, ::-1]
-        vectors = coefficients.T @ basis
-        residual = np.linalg.norm(coefficients.T @ product - theta[:, None] * vectors, axis=1)
-        return theta, np.ascontiguousarray(vectors, dtype=basis.dtype), residual
+        s, left, vectors = _core.singular_rotation(
+            basis.astype(np.float64), np.ascontiguousarray(image, dtype=np.float64), self.threads
+        )
+        product = s[:, None] * self.source.multiply(left, transpose=tall)
+        residual = np.linalg.norm(product - (s**2)[:, None] * vectors, axis=1)
+        return s**2, vectors.astype(basis.dtype), residual
 
     def _falls_short(self, where: str, count: int, worst: float) -> None:
         self.unmet = unmet_tolerance(where, count, worst)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.arrays import as_numpy, like, on_host, wide
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.estimate import measured_spectrum
 from mpfast.spectra.krylov_svd import leading_triplets
 from mpfast.spectra.shrinkage import LOSSES, optimal_threshold, shrink
-from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, thread_count, warn_caller
 
 __all__ = ["RULES", "denoise", "factor"]
 
@@ -177,7 +178,7 @@ def denoise(W: Any, rule: str = "frobenius", *, bulk: float = 0.0, seed: int = 0
     U, Vh = (on_host(vectors).astype(np.float64) for vectors in (result.U, result.Vh))
     # A value that the rule drops although it is above the edge is one of the bulk.
     change = np.where(kept > 0, kept, bulk * result.s) - bulk * result.s
-    changed = bulk * wide(array, dtype) + (U * change) @ Vh
+    changed = bulk * wide(array, dtype) + _core.dense_product(U * change, Vh, thread_count(threads))
     return like(changed.astype(np.float32 if dtype in ("bfloat16", "float16") else array.dtype), W)
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.estimate import spectrum
-from mpfast.support import InvalidValueError, floor_count, front_door, interruptible, positive_integer
+from mpfast.spectra.krylov_svd import leading_triplets
+from mpfast.support import InvalidValueError, floor_count, front_door, positive_integer, thread_count
 
 __all__ = ["Randomness", "drop_bulk", "haar_sparsify", "randomness", "sparsify_vectors"]
 
@@ -185,7 +187,7 @@ def randomness(
     if min(len(U), Vh.shape[1]) < 20:
         raise InvalidValueError("W", f"must have at least 20 rows and columns, not {(len(U), Vh.shape[1])}")
     k = len(s) if vectors is None else min(positive_integer(vectors, "vectors"), len(s))
-    dense = (U * s) @ Vh
+    dense = _core.dense_product(U * s, Vh, thread_count(None))
     rng = np.random.default_rng(seed)
     as_large = np.zeros(k)
     for _ in range(positive_integer(permutations, "permutations")):
@@ -231,7 +233,7 @@ def _decomposed(W: Any) -> tuple[Array, Array, Array, EdgeFit]:
     matrix = as_wide(W)
     check_matrix(matrix.shape, "float64", "W")
     edge = spectrum(W, method="exact").edge
-    U, s, Vh = interruptible(np.linalg.svd, matrix, False)
+    U, s, Vh = leading_triplets(matrix, min(matrix.shape))
     return U, s, Vh, edge
 
 
@@ -244,4 +246,5 @@ def _depth(s: Array, edge: EdgeFit) -> Array:
 
 
 def _recomposed(U: Array, s: Array, Vh: Array, W: Any) -> Any:
-    return like(((U * s) @ Vh).astype(np.float64 if "64" in str(W.dtype) else np.float32), W)
+    product = _core.dense_product(U * s, Vh, thread_count(None))
+    return like(product.astype(np.float64 if "64" in str(W.dtype) else np.float32), W)

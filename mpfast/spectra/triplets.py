@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.operators import Source
-from mpfast.support import interruptible
 
 Array = NDArray[np.float64]
 
@@ -72,9 +71,7 @@ def _rotated(basis: NDArray[Any], image: NDArray[Any], threads: int) -> tuple[Ar
     s, left, right = _core.singular_rotation(basis, np.ascontiguousarray(image, dtype=basis.dtype), threads)
     if 0 < s[0] <= ROTATION_RANGE * s[-1]:
         return s, left, right
-    q, r = interruptible(np.linalg.qr, image.astype(np.float64).T)
-    left, s, right = interruptible(np.linalg.svd, r)
-    return s, (q @ left).T, right @ basis
+    return _core.singular_decomposition(basis.astype(np.float64), image.astype(np.float64, order="C"), threads)
 
 
 def triplets(source: Source, basis: Basis, wanted: Wanted, threads: int) -> Triplets:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from mpfast import _core
-from mpfast.support.errors import InvalidValueError
+from mpfast.support.errors import InvalidTypeError, InvalidValueError
 
 __all__ = [
+    "check_flag",
     "check_group",
+    "check_path",
+    "check_patterns",
     "check_seed",
     "check_sparsity",
     "check_tolerance",
@@ -28,9 +33,17 @@ LARGEST_TEAM = 1 << 16
 _REAL = (int, float, np.integer, np.floating)
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, _REAL) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def positive_integer(value: Any, name: str) -> int:
     """Return ``value`` as a Python integer; ValueError unless it is one of at least 1. For options that may be None."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise InvalidValueError(name, f"must be a positive integer or None, not {value!r}")
     return int(value)
 
@@ -52,30 +65,73 @@ def _team(value: Any, name: str) -> int:
     return size
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """Return ``value``; TypeError unless it is True or False: of other values it is not plain what they mean."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(name, f"must be True or False, not {value!r}")
+    return bool(value)
+
+
+def check_path(value: Any, name: str) -> str:
+    """Return the text of a path.
+
+    Raises
+    ------
+    InvalidTypeError
+        It is no path, or one of bytes.
+    InvalidValueError
+        It is empty or has a NUL in it, which no system takes.
+    """
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if isinstance(text, str):
+            if not text:
+                raise InvalidValueError(name, "is an empty path", "name a file or a directory")
+            if "\0" in text:
+                raise InvalidValueError(name, f"has a NUL in it, which no path can have: {text!r}")
+            return text
+        value = text
+    advice = "os.fsdecode makes text of it" if isinstance(value, bytes) else ""
+    raise InvalidTypeError(name, f"must be a path (str or os.PathLike), not {type(value).__name__}", advice)
+
+
+def check_patterns(value: Any, name: str) -> list[str]:
+    """Return glob patterns, of which one may be given by itself, as a list; TypeError for anything else."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray):
+        raise InvalidTypeError(name, f"must be a glob pattern or several, not {type(value).__name__}")
+    patterns = list(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidTypeError(name, f"takes glob patterns, which are text, not {type(pattern).__name__}")
+    return patterns
+
+
 def check_tolerance(tol: Any) -> float:
     """Return the tolerance as a Python float; ValueError unless it is a number strictly between 0 and 1."""
-    if not isinstance(tol, _REAL) or not 0 < tol < 1:
+    if not _is_real(tol) or not 0 < tol < 1:
         raise InvalidValueError("tol", f"must be between 0 and 1, not {tol!r}")
     return float(tol)
 
 
 def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
-    """Return the sparsity as a Python float; ValueError unless it is a number in [0, 1]."""
-    if not isinstance(sparsity, _REAL) or not 0 <= sparsity <= 1:
+    """Return the sparsity, or another share, as a Python float; ValueError unless it is a number in [0, 1]."""
+    if not _is_real(sparsity) or not 0 <= sparsity <= 1:
         raise InvalidValueError(name, f"must lie in [0, 1], not {sparsity!r}")
     return float(sparsity)
 
 
 def check_group(n: Any, m: Any) -> None:
     """Raise ValueError unless n of every m entries can stay: integers with ``1 <= n <= m <= 64``."""
-    integers = isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer))
+    integers = _is_integer(n) and _is_integer(m)
     if not (integers and 1 <= n <= m <= LARGEST_GROUP):
         raise InvalidValueError("", f"1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
 
 
 def check_seed(seed: Any) -> int:
     """Return the seed as a Python integer; ValueError unless it fits 64 bits without sign."""
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+    if not _is_integer(seed) or not 0 <= seed < 2**64:
         raise InvalidValueError("seed", f"must be an integer in [0, 2**64), not {seed!r}")
     return int(seed)
 

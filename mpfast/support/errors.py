@@ -6,10 +6,11 @@ raises it without knowing whom the user called; the public function adds its own
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -21,6 +22,8 @@ __all__ = [
     "InvalidValueError",
     "MissingKeyError",
     "OutOfMemoryError",
+    "UnreadableArrayError",
+    "argument_called",
     "front_door",
     "summary_of_unmet",
     "warn_caller",
@@ -77,6 +80,10 @@ class InvalidTypeError(InputError, TypeError):
     """An argument is of a type that it cannot be of."""
 
 
+class UnreadableArrayError(InvalidTypeError):
+    """An object that passes for an array raised something when its entries were asked for: the cause of this error."""
+
+
 class MissingKeyError(InputError, KeyError):
     """A mapping lacks an entry that it must have."""
 
@@ -104,6 +111,17 @@ class CheckpointError(ValueError):
 
 class ConvergenceWarning(UserWarning):
     """A tolerance was not met within the budget; the message says what was reached."""
+
+
+@contextlib.contextmanager
+def argument_called(name: str, within: str = "model") -> Iterator[None]:
+    """Let errors about the argument `within` of an inner function bear the name that the caller knows it by."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument == within:
+            error.argument = name
+        raise
 
 
 def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpfast.support.checks import check_path
 from mpfast.support.errors import InvalidValueError
 
 __all__ = [
@@ -76,6 +77,8 @@ def read_document(source: str | os.PathLike[str], schema: str) -> Record:
         The file cannot be read.
     """
     is_document = isinstance(source, str) and source.lstrip().startswith("{")
+    if not is_document:
+        check_path(source, "source")
     try:
         document = parse_json(str(source) if is_document else Path(source).read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8

@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from mpfast.support.checks import check_path
 from mpfast.support.errors import warn_caller
 from mpfast.support.json_records import parse_json
 from mpfast.support.safe_files import STAGING_SUFFIX, named_errors, sync_directory, write_text_atomically
@@ -96,6 +98,8 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
         target = target.resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory")
+    if not os.access(target.parent, os.W_OK | os.X_OK):  # else some hidden file beside `out` would be named
+        raise PermissionError(f"{target.parent}: is not writable, and {out} is to lie there; name another directory")
     if not os.path.lexists(target):
         return target
     if not overwrite:
@@ -165,7 +169,10 @@ class OutputDirectory:
         if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
             staging.unlink()
         elif staging.exists() and not resume:
+            _make_changeable(staging)
             shutil.rmtree(staging)
+        elif staging.exists():
+            _make_changeable(staging)
         staging.mkdir(exist_ok=True)
         try:
             with named_errors(self.target):
@@ -191,9 +198,12 @@ def claimed_directory(
     FileExistsError
         `out` exists and `overwrite` is false; or it was not written by mpfast, or holds one of `sources` or the working
         directory. Or another process, or another thread of this one, is writing it: the message says which.
-    FileNotFoundError
-        The directory that `out` is to lie in does not exist.
+    FileNotFoundError, PermissionError
+        The directory that `out` is to lie in does not exist, or may not be written.
+    InvalidTypeError, InvalidValueError
+        `out` is no path.
     """
+    check_path(out, "out")
     sources = list(sources)
     restore_directory(out)
     target = check_directory(out, overwrite=overwrite, sources=sources)
@@ -251,6 +261,7 @@ def _remove_leftovers(target: Path) -> None:
         if aside.is_symlink():
             aside.unlink()
         elif is_marked(aside):
+            _make_changeable(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
             continue
@@ -391,8 +402,19 @@ def _replace_directory(new: Path, target: Path) -> None:
     sync_directory(target.parent)
     if old.is_symlink():
         old.unlink()
-    else:
-        shutil.rmtree(old, ignore_errors=True)
+        return
+    _make_changeable(old)
+    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        warn_caller("", f"{old}: holds what {target.name} was before, and could not be removed; remove it yourself")
+
+
+def _make_changeable(directory: Path) -> None:
+    """Let its owner remove what is in a directory and below it, as far as the system permits that."""
+    for folder in (directory, *(Path(above, name) for above, names, _ in os.walk(directory) for name in names)):
+        with contextlib.suppress(OSError):
+            if not folder.is_symlink():
+                folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mpfast.support.checks import check_path
 from mpfast.support.errors import CheckpointError
 from mpfast.support.json_records import is_text, short
 
@@ -43,6 +44,7 @@ def return_or_write(text: str, path: str | os.PathLike[str] | None) -> str | Non
     """Return `text` where there is no `path`, else write it there as `write_text_atomically` does and return None."""
     if path is None:
         return text
+    check_path(path, "path")
     write_text_atomically(path, text)
     return None
 
@@ -61,10 +63,10 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
-        with target.open("wb") as stream:
+        with named_errors(path), target.open("wb") as stream:
             stream.write(content)
         return
-    with named_errors(target), replaced_file(target) as temporary, temporary.open("xb") as stream:
+    with named_errors(path), replaced_file(path) as temporary, temporary.open("xb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -94,9 +96,11 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             shutil.copymode(target, temporary)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (temporary, str(temporary)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # what the caller has named
         raise
     sync_directory(target.parent)
 

@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <vector>
+#include <utility>
 
 #include "core/abandonable.hpp"
+#include "cpu/eigen/householder_qr.hpp"
 #include "linalg/lapack.hpp"
 
 namespace mpfast::cpu {
 
 namespace {
 
-constexpr index_t kQrPanel = 64;
-constexpr index_t kQrTile = 256;
 // Above this aspect ratio it is cheaper to bidiagonalise the R of a QR factorisation (Chan 1982: from 5/3 on, by
 // flops).
 constexpr double kQrFirstAspect = 1.6;
@@ -25,38 +23,23 @@ constexpr index_t kUpdateTile = 256;
 // Below this many entries a whole call takes less than about 50 ms and needs no thread of its own.
 constexpr index_t kQuickEntries = 512 * 512;
 
-// Buffers live as long as the last LAPACK call that uses them, even when an interrupt has abandoned it.
-struct Bidiagonalization {
-  Buffer<double> a;
-  index_t lda = 0;
-  std::vector<double> d, e, tauq, taup;
-  Buffer<double> x, y;
-  index_t ldx = 0, ldy = 0;
-};
+}  // namespace
 
-// A = Q R in place by panels of columns; block columns to the right are updated side by side.
-void qr_in_place(Team& team, index_t m, index_t n, double* a, index_t lda) {
-  std::vector<double> t(static_cast<std::size_t>(kQrPanel * kQrPanel));
-  Buffer<double> workspace(kQrTile * kQrPanel, team.size(), "QR workspace");
-  for (index_t k = 0; k < n; k += kQrPanel) {
-    team.check_interrupt();
-    const index_t width = std::min(kQrPanel, n - k);
-    const index_t rows = m - k;
-    double* panel = a + k + k * lda;
-    std::fill(t.begin(), t.end(), 0.0);
-    linalg::qr_compact_wy(rows, width, panel, lda, t.data(), kQrPanel);
-    const index_t rest = n - k - width;
-    team.parallel_for(ceil_div(rest, kQrTile), [&](index_t tile, int worker) {
-      const index_t begin = tile * kQrTile;
-      linalg::apply_q_transposed(rows, std::min(kQrTile, rest - begin), width, panel, lda, t.data(), kQrPanel,
-                                 panel + (width + begin) * lda, lda, workspace.get() + worker * kQrTile * kQrPanel);
-    });
-  }
-}
+Bidiagonalization::Bidiagonalization(index_t m, index_t n, Buffer<double> matrix, index_t ld)
+    : a(std::move(matrix)),
+      lda(ld),
+      d(static_cast<std::size_t>(n)),
+      e(static_cast<std::size_t>(n)),
+      tauq(static_cast<std::size_t>(n)),
+      taup(static_cast<std::size_t>(n)),
+      ldx(padded_leading_dimension(m)),
+      ldy(padded_leading_dimension(n)),
+      x(ldx, kBidiagonalPanel, "bidiagonalisation panels"),
+      y(ldy, kBidiagonalPanel, "bidiagonalisation panels") {}
 
 // LAPACK's gebrd with the trailing update spread over the team: after k steps A -= V Y^T + X U^T, with V below the
 // diagonal of the panel's columns and U to the right of the superdiagonal in its rows.
-void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_ptr<Bidiagonalization>& state) {
+void bidiagonalize(Team& team, index_t m, index_t n, const std::shared_ptr<Bidiagonalization>& state) {
   const index_t lda = state->lda;
   constexpr index_t k = kBidiagonalPanel;
   const Poll poll = [&team] { team.check_interrupt(); };
@@ -67,8 +50,8 @@ void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_p
     double* corner = state->a.get() + i + i * lda;
     const auto panel = [state, corner, rows, cols, lda, i] {
       auto& s = *state;
-      linalg::bidiagonalize_panel(rows, cols, k, corner, lda, s.d.data() + i, s.e.data() + i, s.tauq.data(),
-                                  s.taup.data(), s.x.get(), s.ldx, s.y.get(), s.ldy);
+      linalg::bidiagonalize_panel(rows, cols, k, corner, lda, s.d.data() + i, s.e.data() + i, s.tauq.data() + i,
+                                  s.taup.data() + i, s.x.get(), s.ldx, s.y.get(), s.ldy);
     };
     run_abandonable(poll, panel);
     const index_t row_tiles = ceil_div(rows - k, kUpdateTile);
@@ -85,30 +68,19 @@ void bidiagonalize_blocked(Team& team, index_t m, index_t n, const std::shared_p
                    block, lda);
     });
   }
-  linalg::bidiagonalize(m - i, n - i, state->a.get() + i + i * lda, lda, state->d.data() + i, state->e.data() + i);
+  auto& s = *state;
+  linalg::bidiagonalize(m - i, n - i, s.a.get() + i + i * lda, lda, s.d.data() + i, s.e.data() + i, s.tauq.data() + i,
+                        s.taup.data() + i);
 }
 
-}  // namespace
-
 void bidiagonal_values(Team& team, index_t m, index_t n, Buffer<double> a, index_t lda, double* values) {
-  auto state = std::make_shared<Bidiagonalization>();
-  state->a = std::move(a);
-  state->lda = lda;
   if (static_cast<double>(m) > kQrFirstAspect * static_cast<double>(n)) {
-    qr_in_place(team, m, n, state->a.get(), lda);
+    HouseholderQr(team, m, n, a.get(), lda);
     m = n;
-    for (index_t j = 0; j < n; ++j) std::fill_n(state->a.get() + j + 1 + j * lda, n - j - 1, 0.0);
+    for (index_t j = 0; j < n; ++j) std::fill_n(a.get() + j + 1 + j * lda, n - j - 1, 0.0);
   }
-  const auto count = static_cast<std::size_t>(n);
-  state->d.resize(count);
-  state->e.resize(count);
-  state->tauq.resize(kBidiagonalPanel);
-  state->taup.resize(kBidiagonalPanel);
-  state->ldx = padded_leading_dimension(m);
-  state->ldy = padded_leading_dimension(n);
-  state->x = Buffer<double>(state->ldx, kBidiagonalPanel, "bidiagonalisation panels");
-  state->y = Buffer<double>(state->ldy, kBidiagonalPanel, "bidiagonalisation panels");
-  bidiagonalize_blocked(team, m, n, state);
+  const auto state = std::make_shared<Bidiagonalization>(m, n, std::move(a), lda);
+  bidiagonalize(team, m, n, state);
   run_abandonable([&team] { team.check_interrupt(); },
                   [state, n] { linalg::bidiagonal_singular_values(n, state->d.data(), state->e.data()); });
   std::copy(state->d.begin(), state->d.end(), values);

@@ -100,8 +100,7 @@ class BandReduction {
     linalg::qr_compact_wy(rows, cols, panel, lda_, t, b_);
     if (cols < b_) {
       std::vector<double> workspace(static_cast<std::size_t>((b_ - cols) * cols));
-      linalg::apply_q_transposed(rows, b_ - cols, cols, panel, lda_, t, b_, at(k + b_, k + cols), lda_,
-                                 workspace.data());
+      linalg::apply_q(true, rows, b_ - cols, cols, panel, lda_, t, b_, at(k + b_, k + cols), lda_, workspace.data());
     }
   }
 
@@ -270,7 +269,8 @@ void symmetric_eigenvalues(Team& team, index_t n, double* a, index_t lda, double
   std::vector<double> e(static_cast<std::size_t>(n));
   const Tuning plan = tuning(n);
   if (plan.bandwidth == 0) {
-    linalg::tridiagonalize(n, a, lda, d.data(), e.data());
+    std::vector<double> tau(static_cast<std::size_t>(n));
+    linalg::tridiagonalize(n, a, lda, d.data(), e.data(), tau.data());
   } else {
     const index_t b = plan.bandwidth;
     BandReduction(team, n, a, lda, plan).run();

@@ -7,6 +7,7 @@
 #include "python/cuda/bindings.hpp"
 #include "python/cuda/dlpack.hpp"
 #include "python/dtype_names.hpp"
+#include "python/whole_class.hpp"
 
 namespace mpfast::python {
 
@@ -113,7 +114,7 @@ py::tuple download(const DeviceMatrix& w) {
 
 void register_cuda_devices(py::module_& m) {
   py::register_exception<cuda::Error>(m, "CudaError", PyExc_RuntimeError);
-  py::class_<DeviceMatrix>(m, "Matrix", "A read-only view of a 2-D array in device memory; keeps its owner alive.")
+  whole_class<DeviceMatrix>(m, "Matrix", "A read-only view of a 2-D array in device memory; keeps its owner alive.")
       .def(py::init(&matrix_at), py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
            py::arg("device"), py::arg("stream"), py::arg("owner"))
       .def_static("from_dlpack", &matrix_from_dlpack, py::arg("capsule"), py::arg("stream"))

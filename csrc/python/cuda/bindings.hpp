@@ -18,7 +18,7 @@ namespace py = pybind11;
 struct DeviceMatrix {
   MatrixView view;
   cuda::Stream stream;
-  py::object owner;
+  Reference owner;
 };
 
 void register_cuda_devices(py::module_& m);

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA backend of mpfast. Private: use the functions of the package.";
   mpfast::linalg::set_up_blas();
   mpfast::forget_calls_at_fork();
+  find_main_thread();
   register_cuda_devices(m);
   register_cuda_products(m);
   register_cuda_lanczos(m);

@@ -358,5 +358,5 @@ def _other_layers(model: torch.nn.Module) -> list[str]:
 
 
 def _is_wanted(name: str, include: NameFilter | None, exclude: NameFilter | None) -> bool:
-    wanted, unwanted = name_filter(include), name_filter(exclude)
+    wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
     return (wanted is None or wanted(name)) and not (unwanted is not None and unwanted(name))

@@ -29,8 +29,8 @@ def prunable_modules(
     include, exclude : str, sequence of str or callable, optional
         Names as patterns (``"encoder.*"``) or a function of the name, as in `mpfast.analyze`.
     """
-    wanted = name_filter(include)
-    unwanted = name_filter(exclude)
+    wanted = name_filter(include, "include")
+    unwanted = name_filter(exclude, "exclude")
     embeddings = (torch.nn.Embedding, torch.nn.EmbeddingBag)
     tied = {id(module.weight) for module in model.modules() if isinstance(module, embeddings)}
     return {
