@@ -23,7 +23,7 @@ REFERENCED = [
     *(f"mpfast.masks.{name}" for name in ("by_magnitude", "by_spectrum", "groups", "by_noise_floor", "projection")),
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
     *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
-    *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd")),
+    *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd", "second_moment")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.integrations.torch",

@@ -86,6 +86,39 @@ def _gram_case(store: str, width: int, full: bool) -> Case:
     return Case(f"gram-{store}-b{width}", f"W^T (W X), {n} x {n} {store}, b = {width}", tuple(contenders))
 
 
+def _second_moment_case(full: bool) -> Case:
+    n, d = 4096, 4096 if full else 1536
+    X = _noise((n, d))
+    matrix = _core.Matrix(X, "float32")
+    sample = np.arange(0, d, d // 32)
+    reference = X[:, sample].astype(float).T @ X.astype(float)
+
+    def update() -> NDArray[Any]:
+        sums = np.zeros((d, d))
+        _core.add_gram(matrix, sums, 0)
+        return sums
+
+    def error(sums: NDArray[Any]) -> float:
+        above = sample[:, None] <= np.arange(d)
+        return float((np.abs(sums[sample] - reference) * above).max() / reference.max())
+
+    def torch_product() -> Any:
+        import torch
+
+        rows = torch.from_numpy(X)
+        return (rows.T @ rows).double().numpy()
+
+    return Case(
+        "second-moment",
+        f"X^T X, {n} x {d} fp32, in fp64",
+        (
+            Contender("mpfast, upper triangle", update, error),
+            Contender("OpenBLAS, float32", lambda: (X.T @ X).astype(float), error),
+            Contender("torch, float32", torch_product, error, "torch"),
+        ),
+    )
+
+
 def _edge_case(full: bool) -> Case:
     n = 4096 if full else 2048
     W = family("spikes40", (n, n), 0).astype(np.float32)
@@ -249,6 +282,7 @@ _BUILDERS: dict[str, Callable[[bool], Case]] = {
     **{
         f"gram-{store}-b{width}": partial(_gram_case, store, width) for width in (1, 4, 8) for store in ("fp32", "bf16")
     },
+    "second-moment": _second_moment_case,
     "edge": _edge_case,
     "exact": _exact_case,
     "svd": _svd_case,

@@ -23,6 +23,7 @@ from mpfast.spectra.shrinkage import optimal_threshold, shrink
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
+    from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
 
@@ -37,9 +38,12 @@ __all__ = [
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
+    "clean",
     "critical_signal",
     "current_axes",
+    "diagonal_weight",
     "drop_bulk",
+    "effective_rows",
     "family",
     "fit_values",
     "haar_sparsify",
@@ -50,6 +54,7 @@ __all__ = [
     "optimal_threshold",
     "randomness",
     "shrink",
+    "shrink_to_diagonal",
     "sigma_plus",
     "sparsify_vectors",
     "spectral_metrics",
@@ -62,7 +67,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
-        for file in ("synthetic", "singular_vectors", "plot"):
+        for file in ("synthetic", "singular_vectors", "second_moment", "plot"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -137,14 +137,15 @@ def _no_bars(logging: Any) -> Iterator[None]:
 
 
 def _windows(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        raise InvalidValueError("", f"{type(tokenizer).__name__} cuts no windows", "convert it to a fast tokenizer")
     special = tokenizer.num_special_tokens_to_add()
     if length <= special:
         raise InvalidValueError("length", f"is {length}, and the tokenizer adds {special} tokens to each window")
     windows = []
     for text in texts:
         cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True, verbose=False)
-        ids = cut["input_ids"]
-        windows += [window for window in ids if len(window) > special]
+        windows += [window for window in cut["input_ids"] if len(window) > special]
     return windows
 
 
