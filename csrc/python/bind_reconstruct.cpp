@@ -168,8 +168,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     problem.zero = zero.mutable_data();
   }
   const InCore core;
-  with_blas_team(core, threads, rows * cols * kBytesOfFloat,
-                 [&](cpu::Team& team) { cpu::obs_columns(team, problem); });
+  with_blas_team(core, threads, rows * cols * kBytesOfFloat, [&](cpu::Team& team) { cpu::obs_columns(team, problem); });
 }
 
 void refit(const Array<float>& target, Array<float> weights, const Array<bool>& keep, const Array<float>& symmetric,
@@ -182,7 +181,9 @@ void refit(const Array<float>& target, Array<float> weights, const Array<bool>& 
   check_positive(roots, "roots");
   if (basis.ndim() != 2 || basis.shape(0) != cols) throw std::invalid_argument("basis has not a row for each column");
   if (!(base > 0 && std::isfinite(base))) throw std::invalid_argument("base must be positive and finite");
-  if (steps < 0) throw std::invalid_argument("steps must not be negative");
+  // More would go on for hours, with nothing left to change.
+  constexpr int kMostSteps = 10000;
+  if (steps < 0 || steps > kMostSteps) throw std::invalid_argument("steps must lie between 0 and 10000");
   cpu::RefitProblem problem;
   problem.rows = rows;
   problem.cols = cols;
@@ -225,9 +226,8 @@ double quadratic_error(const Matrix& target, const std::optional<std::reference_
   check_shape(moment, target.view.cols, target.view.cols, "moment");
   const InCore core;
   double total = 0;
-  with_blas_team(core, threads, 0, [&](cpu::Team& team) {
-    total = cpu::quadratic_error(team, target.view, other, moment.data());
-  });
+  with_blas_team(core, threads, 0,
+                 [&](cpu::Team& team) { total = cpu::quadratic_error(team, target.view, other, moment.data()); });
   return total;
 }
 

@@ -26,11 +26,11 @@ from mpfast.checkpoints import (
     stored_bits,
 )
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, along_inputs
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE
-from mpfast.support import CheckpointError, InputError, front_door, restore_directory
+from mpfast.support import CheckpointError, InputError, front_door, parsed_pattern, restore_directory
 
 __all__ = ["Verification", "verify"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "check_sparsity",
     "check_tolerance",
     "floor_count",
+    "parsed_pattern",
     "positive_integer",
     "team_size",
     "thread_count",
@@ -71,6 +73,14 @@ def check_group(n: Any, m: Any) -> None:
     integers = isinstance(n, (int, np.integer)) and isinstance(m, (int, np.integer))
     if not (integers and 1 <= n <= m <= LARGEST_GROUP):
         raise InvalidValueError("", f"1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
+
+
+def parsed_pattern(text: str) -> tuple[int, int] | None:
+    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n <= m <= 64``."""
+    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text) if isinstance(text, str) else None
+    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= LARGEST_GROUP:
+        return None
+    return int(found[1]), int(found[2])
 
 
 def check_seed(seed: Any) -> int:

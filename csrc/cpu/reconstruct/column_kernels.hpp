@@ -17,9 +17,9 @@ struct ColumnTile {
   const std::uint8_t* keep = nullptr;  // per entry: 0 where the weight is dropped
   const float* factor = nullptr;       // of the leaf: entry (j, k), k > j, at j * factor_stride + k
   index_t factor_stride = 0;
-  int columns = 0;                     // of the leaf
-  int bits = 0;                        // of a grid, 0 for none
-  const float* scale = nullptr;        // with a grid: one for each row
+  int columns = 0;               // of the leaf
+  int bits = 0;                  // of a grid, 0 for none
+  const float* scale = nullptr;  // with a grid: one for each row
   const float* zero = nullptr;
 };
 

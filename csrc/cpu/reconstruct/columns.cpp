@@ -224,8 +224,7 @@ class Columns {
         [&](const ColumnRange& whole) {
           if (problem_.bits != 0 && whole.count() > reconstruct::kLeafColumns) set_grid(whole);
           const auto leaves = reconstruct::cut_into_leaves(whole, step);
-          reconstruct::halve(
-              leaves, 0, leaves.size(), [&](const ColumnRange& leaf) { settle(leaf); }, update);
+          reconstruct::halve(leaves, 0, leaves.size(), [&](const ColumnRange& leaf) { settle(leaf); }, update);
         },
         update);
   }

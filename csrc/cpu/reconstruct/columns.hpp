@@ -1,5 +1,5 @@
-// Optimal brain surgeon on the columns of a layer, for all rows at once (Frantar and Alistarh, arXiv 2301.00774, and for
-// the rounding 2210.17323).
+// Optimal brain surgeon on the columns of a layer, for all rows at once (Frantar and Alistarh, arXiv 2301.00774, and
+// for the rounding 2210.17323).
 //
 // With H the damped second moment of the inputs, and U upper triangular with U^T U = H^-1, what column j loses,
 // d = w_j - v_j, costs (d / U_jj)^2 when the columns to its right make up for it, those to its left being settled:
@@ -38,8 +38,8 @@ struct ColumnsProblem {
   float* zero = nullptr;
 };
 
-// Of equal scores the one at the lower row-major index of its leaf is pruned. The exact search for groups of m <= 16, the
-// exchange search for longer ones: see masks/projection.hpp; the costs of a group are those of the inverse of
+// Of equal scores the one at the lower row-major index of its leaf is pruned. The exact search for groups of m <= 16,
+// the exchange search for longer ones: see masks/projection.hpp; the costs of a group are those of the inverse of
 // U_GG^T U_GG. The grid of a group spans its weights at the moment when its first column is reached. The result is the
 // same for any size of the team.
 //

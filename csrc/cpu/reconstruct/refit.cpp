@@ -46,7 +46,9 @@ class Chunk {
     first_ = first;
     rows_ = rows;
     begin();
+    const auto is_on_its_way = [](double energy) { return energy > 0; };
     for (int step = 0; step < problem_.steps; ++step) {
+      if (std::none_of(energy_.begin(), energy_.begin() + rows, is_on_its_way)) return;
       multiply(team_, rows_, problem_.cols, problem_.cols, direction_.get(), problem_.symmetric, image_.get());
       for_rows([&](index_t row, index_t count) { advance(row, count, step + 1 == problem_.steps); });
     }
@@ -179,8 +181,8 @@ void multiply(Team& team, index_t rows, index_t cols, index_t depth, const float
   team.parallel_for(ceil_div(rows, kProductRows) * column_tiles, [&](index_t task, int) {
     const index_t row = task / column_tiles * kProductRows;
     const index_t column = task % column_tiles * kProductColumns;
-    linalg::gemm(false, false, std::min(kProductColumns, cols - column), std::min(kProductRows, rows - row), depth, 1.0F,
-                 b + column, cols, a + row * depth, depth, 0.0F, product + row * cols + column, cols);
+    linalg::gemm(false, false, std::min(kProductColumns, cols - column), std::min(kProductRows, rows - row), depth,
+                 1.0F, b + column, cols, a + row * depth, depth, 0.0F, product + row * cols + column, cols);
   });
 }
 
