@@ -84,7 +84,7 @@ CALLS = """
         "obs_columns.grid": lambda: (_core.obs_columns, [weights(), keep(), single(16), None, None, grid(), 1]),
         "refit": lambda: (
             _core.refit,
-            [weights(), weights(), source, single(16), np.ones(16, np.float32), np.ones((16, 2), np.float32), 1.0, 2, 1],
+            [weights(), weights(), source, single(16), np.ones(16, "f4"), np.ones((16, 2), "f4"), 1.0, 2, 1],
         ),
         "product": lambda: (_core.product, [weights(), single(16), 1]),
         "quadratic_error": lambda: (_core.quadratic_error, [matrix, None, np.eye(16), 1]),
@@ -108,8 +108,9 @@ TRY = """
         np.broadcast_to(1.0, (12, 16)), np.asfortranarray(np.ones((12, 16))), np.zeros((12, 16), "U1"),
         np.frombuffer(bytes(12 * 16 * 8 + 1), np.uint8)[1:].view("f8").reshape(12, 16), np.ones((2, 12)),
         np.zeros((12, 16), "datetime64[s]"), np.broadcast_to(np.True_, (12, 16)), np.empty((0, 2), bool),
-        square, single(16), weights(), np.full((12, 16), np.nan, np.float32), np.full(16, np.inf), np.zeros((16, 0), "f4"),
-        np.zeros((16, 16), np.float32), np.ones((16, 200), np.int8), (2, 5), (0, 4), (4, 2), (2, 128), (2, 4, 6), (2, 2**31),
+        square, single(16), weights(), np.full((12, 16), np.nan, np.float32), np.full(16, np.inf),
+        np.zeros((16, 0), np.float32), np.zeros((16, 16), np.float32), np.ones((16, 200), np.int8), (2, 5), (0, 4),
+        (4, 2), (2, 128), (2, 4, 6), (2, 2**31),
         (9, 8, *grid()[2:]), (4, 0, *grid()[2:]), (4, 2**62, *grid()[2:]), (4, 3, *grid()[2:]), (4, 8, None, None),
         (4, 8, np.empty((12, 2)), np.empty((12, 2))), (4, 8, *(part[::-1] for part in grid()[2:])),
         matrix, [matrix], [matrix, None], [matrix, matrix], [keep()], [keep(), keep()], [keep()[:6]],
@@ -171,9 +172,8 @@ def test_every_function_of_the_core_is_tried():
         for name, value in vars(_core).items()
         if not name.startswith("_") and callable(value) and name != "LanczosRun"
     }
-    assert public == {
-        name for name in NAMES if "." not in name
-    }  # others are methods, or call a function in another way
+    # The others are methods, or call a function in another way.
+    assert public == {name for name in NAMES if "." not in name}
     for owner in ("CutSearch", "LanczosRun"):
         methods = {
             name for name, value in inspect.getmembers(getattr(_core, owner), callable) if not name.startswith("_")

@@ -60,7 +60,7 @@ def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = No
     >>> from mpfast import reconstruct
     >>> rng = np.random.default_rng(0)
     >>> W, X = rng.standard_normal((16, 32)), rng.standard_normal((500, 4)) @ rng.standard_normal((4, 32))
-    >>> A, B = reconstruct.lowrank(W, X.T @ X / 500, error=1e-6)
+    >>> A, B = reconstruct.lowrank(W, reconstruct.Factor(X.T @ X / 500, damping=0), error=1e-6)
     >>> A.shape, B.shape
     ((16, 4), (4, 32))
     """
