@@ -134,7 +134,7 @@ def main() -> None:
     lines = [
         ", ".join(f"{key} {value}" for key, value in machine().items()),
         "",
-        f"{options.size} x {options.size} fp32, processor seconds of one thread; load of the machine before: {load:.1f}.",
+        f"{options.size} x {options.size} fp32, processor seconds of one thread; load before: {load:.1f}.",
         "Times of mpfast are those of the public functions, conversions and checks included.",
         "",
         "| step | mpfast | PyTorch |",

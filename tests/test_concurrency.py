@@ -85,6 +85,7 @@ INTERRUPTED = """
         "mpfast.spectrum(W, method='lanczos', probes=512, steps=24)",
         "mpfast.svd(W, 1200, tol=1e-9)",  # an eigenproblem by NumPy
         "mpfast._core.singular_rotation(W, W, 1)",  # one by the core
+        "mpfast.reconstruct.prune(W, np.eye(5000) + 0.5, sparsity=0.5, refit=100)",
         "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(2000)]",
     ],
 )
