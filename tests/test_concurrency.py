@@ -147,6 +147,7 @@ INTERRUPTED = """
         "mpfast.svd(W, 1200, tol=1e-9)",  # eigenvectors of W^T W
         "mpfast._core.singular_decomposition(W.astype(float), W.astype(float), 1)",
         "mpfast._core.singular_rotation(W, W, 1)",
+        "mpfast.reconstruct.prune(W, np.eye(5000) + 0.5, sparsity=0.5, refit=100)",
         "[mpfast.gram_product(W, np.ones((W.shape[1], 32))) for _ in range(2000)]",
     ],
 )

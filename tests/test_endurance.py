@@ -40,6 +40,7 @@ def signature(seed):
         mpfast.gram_product(W, np.ones((96, 3), np.float32)).tobytes(),
         mpfast.masks.n_m(W, 2, 4).tobytes(),
         mpfast.masks.magnitude(W, 0.5).tobytes(),
+        mpfast.reconstruct.prune(W, np.eye(128) + 0.5, sparsity=0.5).weights.tobytes(),
     ]
     return hash(tuple(parts))
 
@@ -98,12 +99,14 @@ LIMITED = """
     import numpy as np, mpfast
     W = np.random.default_rng(0).standard_normal((1500, 1600)).astype(np.float32)
     X = np.ones((1500, 8), np.float32)
+    C = np.eye(1600) + 0.5
     calls = {
         "exact": lambda: mpfast.spectrum(W, method="exact", threads=4).edge.sigma_plus,
         "lanczos": lambda: mpfast.spectrum(W, method="lanczos", threads=4).edge.sigma_plus,
         "svd": lambda: mpfast.svd(W, 8, threads=4).s[0],
         "gram": lambda: mpfast.gram_product(W, X, threads=4).sum(),
         "masks": lambda: mpfast.masks.n_m(W, 2, 4).sum(),
+        "reconstruct": lambda: mpfast.reconstruct.prune(W, C, sparsity=0.5, threads=4).error,
     }
     name, megabytes = sys.argv[1], int(sys.argv[2])
     # NumPy has an OpenBLAS of its own, which ends the process when it gets no work space; here it has some.
@@ -121,7 +124,7 @@ LIMITED = """
 
 
 @linux_only
-@pytest.mark.parametrize("name", ["exact", "lanczos", "svd", "gram", "masks"])
+@pytest.mark.parametrize("name", ["exact", "lanczos", "svd", "gram", "masks", "reconstruct"])
 def test_a_limit_on_memory_is_an_error_not_the_end(name):
     """Whatever is left, from 2 MB up: the right result or MemoryError, and the process goes on."""
     script = textwrap.dedent(LIMITED)

@@ -604,6 +604,8 @@ class TestErrors:
         for share in (0, 1.5, True, "half"):
             with pytest.raises(ValueError, match="share must be a number"):
                 reconstruct.lowrank_pooled(layers, share)
+        with pytest.raises(ValueError, match=r"share is too small: one direction of every layer takes 37.50%"):
+            reconstruct.lowrank_pooled(layers, 0.3)
         with pytest.raises(ValueError, match="layers is empty"):
             reconstruct.lowrank_pooled({}, 0.5)
         with pytest.raises(KeyError, match="gradients has none for 'a'"):

@@ -172,13 +172,16 @@ def host_copy(W: Any) -> Any:
 
 
 def in_storage(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return numbers as entries of a type by its name, rounded, bfloat16 by its bits; float16 ends at its largest."""
+    """Return numbers as entries of a type by its name, rounded, bfloat16 by its bits; float16 ends at its largest.
+
+    Numbers that are of that type already are not copied.
+    """
     if dtype == "bfloat16":
         return narrowed(values)
     if dtype == "float16":
         largest = float(np.finfo(np.float16).max)
         values = np.clip(values, -largest, largest)
-    return values.astype(dtype)
+    return values.astype(dtype, copy=False)
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:

@@ -32,7 +32,8 @@ class Factor:
     surgeon alone, 1 % of the mean diagonal is enough from four tokens per input on. Before a refit, and with fewer
     tokens, 30 % of each diagonal entry (``damping=0, diagonal=0.3``) holds better on text that was not seen.
 
-    The factors are computed when they are first needed, and kept; they take 8 bytes for each entry of C.
+    The factors are computed when they are first needed, and kept; they take 8 bytes for each entry of C, and 4 more for
+    ``method="admm"``.
 
     Parameters
     ----------
@@ -149,6 +150,12 @@ class Factor:
         rest = 1 - np.square(basis, dtype=np.float64).sum(axis=1)
         # What a rounding has left of it would make the preconditioner blow up.
         return basis, max(float(rest.mean()), 1e-4)
+
+    @KeptProperty
+    def eigenvectors(self) -> tuple[Single, Single]:
+        """Eigenvalues of `correlations`, (in,), ascending, and the eigenvectors, (in, in), one per column."""
+        values, vectors = _core.symmetric_eigenvectors(self.correlations.astype(np.float64), self._threads)
+        return np.maximum(values, 0.0).astype(np.float32), np.ascontiguousarray(vectors.T, np.float32)
 
     @KeptProperty
     def moment(self) -> Array:

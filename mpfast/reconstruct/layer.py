@@ -46,7 +46,7 @@ class Layer:
         self.shape: tuple[int, int] = self._array.shape
         self.factor: Factor = as_factor(C, self.shape, threads)
         numbers = widened(self._array) if self._dtype == "bfloat16" else self._array
-        largest = float(np.abs(numbers).max())
+        largest = max(float(numbers.max()), -float(numbers.min()))
         if not math.isfinite(largest):
             bad = ~np.isfinite(numbers)
             first = np.unravel_index(int(bad.argmax()), bad.shape)

@@ -209,10 +209,15 @@ def _pooled_ranks(
     shapes: Mapping[str, tuple[int, int]], values: Mapping[str, Array], share: float
 ) -> dict[str, int | None]:
     """Ranks by value for each parameter, the largest first, as long as there are parameters; None: dense."""
-    budget = share * sum(rows * cols for rows, cols in shapes.values())
+    total = sum(rows * cols for rows, cols in shapes.values())
+    budget = share * total
     ranks = dict.fromkeys(shapes, 1)
-    dense: set[str] = set()
-    spent = float(sum(sum(shape) for shape in shapes.values()))
+    dense = {name for name, (rows, cols) in shapes.items() if rows + cols >= rows * cols}
+    spent = sum(min(rows + cols, rows * cols) for rows, cols in shapes.values())
+    if spent > budget:
+        raise InvalidValueError(
+            "share", f"is too small: one direction of every layer takes {spent / total:.2%} already, not {share:.2%}"
+        )
     candidates = sorted(
         (
             (-value / sum(shapes[name]), order, k, name)

@@ -48,11 +48,8 @@ def alternating(layer: Layer, selection: Selection) -> tuple[Single, Mask]:
     roots = _relative_roots(layer)
     target = layer.weights * roots
     correlations, threads = layer.factor.correlations, layer.threads
-    # Of one layer after the other: what is kept is the factor's, and this is large.
-    eigenvalues, vectors = _core.symmetric_eigenvectors(correlations.astype(np.float64), threads)
-    values = np.maximum(eigenvalues, 0.0).astype(np.float32)
-    into = np.ascontiguousarray(vectors.T, np.float32)
-    back = np.ascontiguousarray(vectors, np.float32)
+    values, into = layer.factor.eigenvectors
+    back = np.ascontiguousarray(into.T)
     image = _core.product(target, correlations, threads)
     pruned, multipliers = target.copy(), np.zeros_like(target)
     keep, before, rho = np.ones(layer.shape, np.bool_), None, _PENALTY

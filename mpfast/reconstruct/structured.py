@@ -69,7 +69,7 @@ def drop_inputs(W: Any, C: Any, count: int, *, group: int = 1, threads: int | No
     if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or not 0 <= count < groups:
         raise InvalidValueError("count", f"must be an integer between 0 and {groups - 1}, not {count!r}")
     weights = layer.wide() / layer.unit
-    surgeon = _Surgeon(weights, _inverse(layer), size)
+    surgeon = _Surgeon(weights, _inverse(layer), size, int(count))
     for _ in range(int(count)):
         surgeon.drop_one()
     keep = np.broadcast_to(np.repeat(surgeon.alive, size), layer.shape).copy()
@@ -95,41 +95,46 @@ class _Surgeon:
     what goes next, after each removal.
     """
 
-    def __init__(self, weights: Array, inverse: Array, size: int) -> None:
+    def __init__(self, weights: Array, inverse: Array, size: int, most: int) -> None:
         self.size = size
         self.alive = np.ones(len(inverse) // size, np.bool_)
         self._inverse, self._gram = inverse, weights.T @ weights
         self._blocks, self._gram_blocks = self._diagonal_blocks(inverse), self._diagonal_blocks(self._gram)
         self._gone: list[int] = []
         # A row for every input that is gone: P_J and c as they were then, and what changed G.
-        self._rows, self._shares, self._changes = (np.empty((0, len(inverse))) for _ in range(3))
+        self._rows, self._shares, self._changes = np.empty((3, most * size, len(inverse)))
 
     def drop_one(self) -> None:
         """Remove the group whose loss costs least, of equal ones the first."""
         costs = np.einsum("gij,gji->g", np.linalg.inv(self._blocks[self.alive]), self._gram_blocks[self.alive])
         chosen = int(np.flatnonzero(self.alive)[int(costs.argmin())])
         here = slice(chosen * self.size, (chosen + 1) * self.size)
-        rows = self._inverse[here] - self._rows[:, here].T @ self._shares
+        done = len(self._gone) * self.size
+        earlier_rows, earlier_shares, earlier_changes = (
+            part[:done] for part in (self._rows, self._shares, self._changes)
+        )
+        rows = self._inverse[here] - earlier_rows[:, here].T @ earlier_shares
         share: Array = np.asarray(np.linalg.solve(rows[:, here], rows), np.float64)
-        gram = self._gram[here] - self._shares[:, here].T @ self._changes - self._changes[:, here].T @ self._shares
+        gram = self._gram[here] - earlier_shares[:, here].T @ earlier_changes
+        gram -= earlier_changes[:, here].T @ earlier_shares
         change: Array = gram - 0.5 * gram[:, here] @ share
         self._blocks -= self._products(rows, share)
         both = self._products(share, change)
         self._gram_blocks -= both + both.transpose(0, 2, 1)
-        self._rows = np.vstack([self._rows, rows])
-        self._shares = np.vstack([self._shares, share])
-        self._changes = np.vstack([self._changes, change])
+        new = slice(done, done + self.size)
+        self._rows[new], self._shares[new], self._changes[new] = rows, share, change
         self._gone.append(chosen)
         self.alive[chosen] = False
 
     def weights(self, weights: Array) -> Array:
         """Return the least-squares weights on what is left."""
-        done = np.empty((len(weights), 0))
+        count = len(self._gone) * self.size
+        lost = np.empty((len(weights), count))
         for number, chosen in enumerate(self._gone):
             here = slice(chosen * self.size, (chosen + 1) * self.size)
-            before = self._shares[: number * self.size, here]
-            done = np.hstack([done, weights[:, here] - done @ before])
-        return weights - done @ self._shares
+            done = number * self.size
+            lost[:, done : done + self.size] = weights[:, here] - lost[:, :done] @ self._shares[:done, here]
+        return weights - lost @ self._shares[:count]
 
     def _diagonal_blocks(self, matrix: Array) -> Array:
         groups = np.arange(len(matrix)).reshape(-1, self.size)
