@@ -364,6 +364,7 @@ def test_a_file_has_it_all_and_needs_no_torch(tmp_path):
     assert file.rows_per_input == dict.fromkeys("qkvo", 200 / 12)
     assert file.shared == {"k": "q", "v": "q"}
     assert file["q"] is file["k"]
+    assert not file["q"].flags.writeable
     assert file.weights == {name: f"{name}.weight" for name in "qkvo"}
     assert file.model.text("source") == "org/name"
     assert file.model.get("source_hash") is None

@@ -101,7 +101,10 @@ class Moments(Mapping[str, Array]):
         return mean
 
     def __getitem__(self, name: str) -> Array:
-        """Mean of ``x x^T``, float64; the same array for modules that share their inputs, and at every access."""
+        """Mean of ``x x^T``, float64: at every access the same array, which is not to be changed.
+
+        Modules that share their inputs have one array.
+        """
         return self._whole(name)
 
     @property
@@ -302,7 +305,9 @@ class MomentFile(Moments[NDArray[np.float64]]):
         if self._last is not None and self._last is not found:
             self._last.mean = None
         self._last = found
-        return super()._whole(name)
+        mean = super()._whole(name)
+        mean.flags.writeable = False  # others are given the same array
+        return mean
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_module)

@@ -125,6 +125,10 @@ def diagonal_weight(parts: Sequence[Any], rows: Sequence[int]) -> float:
     ------
     ValueError
         As `clean`.
+
+    Notes
+    -----
+    The likeliest estimate is not the best one for every use: pruning wants less than that when data is short.
     """
     moments, counts = _checked(parts, rows)
     scale = _scale(moments, counts)
