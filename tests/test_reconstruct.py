@@ -122,6 +122,20 @@ class TestFactor:
         np.testing.assert_array_equal(scaled.weights, plain.weights)
         assert scaled.error == pytest.approx(plain.error)
 
+    @pytest.mark.parametrize("decades", [3, 6, 10])
+    def test_the_units_of_the_inputs_are_of_no_importance(self, decades):
+        """With inputs in other units, and weights in their inverse, outputs and damping by diagonal are the same."""
+        W, C = problem(20, 90)
+        units = 10 ** np.random.default_rng(0).uniform(-decades, decades, 90)
+        plain, other = (
+            reconstruct.Factor(moment, damping=0, diagonal=0.05) for moment in (C, C * units * units[:, None])
+        )
+        for options in ({"sparsity": 0.5}, {"pattern": "2:5"}, {"sparsity": 0.5, "method": "gradual"}):
+            expected = reconstruct.prune(W, plain, **options)
+            fit = reconstruct.prune(W / units, other, **options)
+            assert fit.error == pytest.approx(expected.error, rel=1e-3)
+            assert (fit.mask == expected.mask).mean() > 0.999
+
     def test_same_bits_for_any_number_of_threads(self):
         C = correlated(700)
         first = reconstruct.Factor(C, threads=1)
