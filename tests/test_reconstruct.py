@@ -562,6 +562,18 @@ class TestLowRank:
         weighted = reconstruct.lowrank_pooled(layers, 0.5, gradients=gradients)
         assert weighted["layer 2"] is None
 
+    def test_gradients_weigh_outputs(self):
+        """The error that is least is the one of the loss, sum over outputs of gradient times squared change."""
+        W, C = problem(20, 50)
+        gradient = 10.0 ** np.random.default_rng(0).uniform(-1, 1, 20)
+        A, B = reconstruct.lowrank_pooled({"a": (W, C)}, 0.5, gradients={"a": gradient})["a"]
+        roots, H = np.sqrt(gradient)[:, None], damped(C)
+        values = np.linalg.svd(roots * W @ np.linalg.cholesky(H), compute_uv=False) ** 2
+        rank = A.shape[1]
+        assert rank == 500 // 70
+        lost = relative_error(roots * W, roots * (A @ B), H)
+        assert lost == pytest.approx(values[rank:].sum() / values.sum(), rel=1e-9)
+
     def test_everything_is_dense(self):
         layers = {"a": problem(10, 10), "b": problem(8, 30)}
         assert reconstruct.lowrank_pooled(layers, 1.0) == {"a": None, "b": None}
