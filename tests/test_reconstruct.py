@@ -122,6 +122,20 @@ class TestFactor:
         np.testing.assert_array_equal(scaled.weights, plain.weights)
         assert scaled.error == pytest.approx(plain.error)
 
+    @pytest.mark.parametrize("decades", [3, 6, 10])
+    def test_the_units_of_the_inputs_are_of_no_importance(self, decades):
+        """With inputs in other units, and weights in their inverse, outputs and damping by diagonal are the same."""
+        W, C = problem(20, 90)
+        units = 10 ** np.random.default_rng(0).uniform(-decades, decades, 90)
+        plain, other = (
+            reconstruct.Factor(moment, damping=0, diagonal=0.05) for moment in (C, C * units * units[:, None])
+        )
+        for options in ({"sparsity": 0.5}, {"pattern": "2:5"}, {"sparsity": 0.5, "method": "gradual"}):
+            expected = reconstruct.prune(W, plain, **options)
+            fit = reconstruct.prune(W / units, other, **options)
+            assert fit.error == pytest.approx(expected.error, rel=1e-3)
+            assert (fit.mask == expected.mask).mean() > 0.999
+
     def test_same_bits_for_any_number_of_threads(self):
         C = correlated(700)
         first = reconstruct.Factor(C, threads=1)
@@ -546,6 +560,18 @@ class TestLowRank:
         gradients = {name: np.full(len(W), 1e6 if name == "layer 2" else 1e-6) for name, (W, _) in layers.items()}
         weighted = reconstruct.lowrank_pooled(layers, 0.5, gradients=gradients)
         assert weighted["layer 2"] is None
+
+    def test_gradients_weigh_outputs(self):
+        """The error that is least is the one of the loss, sum over outputs of gradient times squared change."""
+        W, C = problem(20, 50)
+        gradient = 10.0 ** np.random.default_rng(0).uniform(-1, 1, 20)
+        A, B = reconstruct.lowrank_pooled({"a": (W, C)}, 0.5, gradients={"a": gradient})["a"]
+        roots, H = np.sqrt(gradient)[:, None], damped(C)
+        values = np.linalg.svd(roots * W @ np.linalg.cholesky(H), compute_uv=False) ** 2
+        rank = A.shape[1]
+        assert rank == 500 // 70
+        lost = relative_error(roots * W, roots * (A @ B), H)
+        assert lost == pytest.approx(values[rank:].sum() / values.sum(), rel=1e-9)
 
     def test_everything_is_dense(self):
         layers = {"a": problem(10, 10), "b": problem(8, 30)}

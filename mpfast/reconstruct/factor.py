@@ -132,6 +132,13 @@ class Factor:
         return roots
 
     @KeptProperty
+    def relative_roots(self) -> Single:
+        """The same over the largest: what weights are multiplied with where H has a unit diagonal."""
+        # No further below than what single precision has of a product with weights near 1.
+        relative: Single = np.maximum(self.roots / self.roots.max(), 2.0**-120).astype(np.float32)
+        return relative
+
+    @KeptProperty
     def correlations(self) -> Single:
         """H with its rows and columns divided by `roots`: ones on the diagonal; (in, in)."""
         return _core.correlations(self._matrix, 1 / self.roots, self._threads)

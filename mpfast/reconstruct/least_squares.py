@@ -85,6 +85,5 @@ def settle(layer: Layer, values: Single, keep: Mask, steps: int) -> None:
         return
     factor = layer.factor
     basis, base = factor.leading_part
-    roots = (factor.roots / factor.roots.max()).astype(np.float32)
-    roots = np.maximum(roots, np.float32(2.0**-60))
+    roots = factor.relative_roots
     _core.refit(layer.weights, values, keep, factor.correlations, roots, basis, base, steps, layer.threads)

@@ -17,6 +17,9 @@ __all__ = ["lowrank", "lowrank_pooled"]
 
 Array = NDArray[np.float64]
 
+# Of the mean over a layer: an output that no gradient reached in the sample is not free to be anything.
+_LEAST_GRADIENT = 0.01
+
 
 @front_door
 def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = None) -> tuple[Any, Any]:
@@ -84,7 +87,7 @@ def lowrank_pooled(
 ) -> dict[str, tuple[Any, Any] | None]:
     """Factor many layers, their ranks taken from one budget of parameters: the directions that matter most come first.
 
-    A direction of a layer is worth what it adds to the mean square of the outputs, times the layer's mean gradient, for
+    A direction of a layer is worth what it adds to the mean square of the outputs, each weighted by its gradient, for
     each of its ``out + in`` parameters. A layer whose factors would be as large as itself stays dense.
 
     Parameters
@@ -94,9 +97,10 @@ def lowrank_pooled(
     share
         Share of the parameters of all layers that may be used, more than 0 and at most 1.
     gradients
-        Name to the mean squares of the gradients of a loss in the layer's outputs, (out,) or a number: with them, what
-        a direction adds is measured by what it does to the loss (Gauss-Newton). One backward pass gives them, of random
-        directions of the model's output. Without, all layers count alike.
+        Name to the mean squares of the gradients of a loss in the layer's outputs, (out,) or a number: with them,
+        directions and what they add are those of the loss (Gauss-Newton), which matters much. One backward pass gives
+        them, of random directions of the model's output. An output counts for at least 1 % of the layer's mean. Without
+        gradients, all outputs of all layers count alike.
 
     Returns
     -------
@@ -127,19 +131,19 @@ def lowrank_pooled(
         raise InvalidValueError("layers", "is empty")
     if gradients is not None and (missing := [name for name in layers if name not in gradients]):
         raise MissingKeyError("gradients", f"has none for {missing[0]!r}")
-    opened = {name: _Outputs(W, C, f"layers[{name!r}]") for name, (W, C) in layers.items()}
-    values = {
-        name: layer.energies * (1.0 if gradients is None else _mean_gradient(gradients[name], layer.shape[0], name))
-        for name, layer in opened.items()
+    opened = {
+        name: _Outputs(W, C, f"layers[{name!r}]", None if gradients is None else (gradients[name], name))
+        for name, (W, C) in layers.items()
     }
-    ranks = _pooled_ranks({name: layer.shape for name, layer in opened.items()}, values, float(share))
+    shapes, values = ({name: getattr(layer, of) for name, layer in opened.items()} for of in ("shape", "energies"))
+    ranks = _pooled_ranks(shapes, values, float(share))
     return {name: None if rank is None else opened[name].factors(rank) for name, rank in ranks.items()}
 
 
 class _Outputs:
-    """The principal directions of a layer's outputs."""
+    """The principal directions of a layer's outputs, each weighted by a gradient and its name where one is given."""
 
-    def __init__(self, W: Any, C: Any, name: str) -> None:
+    def __init__(self, W: Any, C: Any, name: str, gradient: tuple[Any, str] | None = None) -> None:
         self._given = W
         array, self._dtype = as_numpy(host_copy(W), name=name)
         check_matrix(array.shape, self._dtype, name)
@@ -151,9 +155,11 @@ class _Outputs:
             bad = ~np.isfinite(weights)
             row, column = np.unravel_index(int(bad.argmax()), bad.shape)
             raise_if_nonfinite(name, int(bad.sum()), (int(row), int(column)))
+        # What the rows are multiplied with.
+        self._roots = np.ones(len(weights)) if gradient is None else _roots_of(*gradient, len(weights))
         # No square overflows in these units.
         self._unit = largest or 1.0
-        self._weights = weights / self._unit
+        self._weights = self._roots[:, None] * (weights / self._unit)
         self._scale = float(self._factor.damped_diagonal.mean())
         energies, self._directions = self._leading()
         #: What each direction adds to the mean square of the outputs, descending, (min(out, in),).
@@ -180,7 +186,8 @@ class _Outputs:
         norms = np.sqrt(np.linalg.norm(right, axis=1))
         balance = np.where(norms > 0, norms, 1.0)
         root = np.sqrt(self._unit)
-        return self._stored(left * balance * root), self._stored(right / balance[:, None] * root)
+        left = left * balance * root / self._roots[:, None]
+        return self._stored(left), self._stored(right / balance[:, None] * root)
 
     def rank_for(self, error: float) -> int:
         """The least rank whose error, by C undamped, is no larger; the full one where none is."""
@@ -197,12 +204,14 @@ class _Outputs:
         return like_stored(np.ascontiguousarray(in_storage(values, self._dtype)), self._dtype, self._given)
 
 
-def _mean_gradient(gradient: Any, rows: int, name: str) -> float:
+def _roots_of(gradient: Any, name: str, rows: int) -> Array:
+    """Roots of the gradients' mean squares, by which rows are weighted, (rows,)."""
     where = f"gradients[{name!r}]"
     values = np.float64(gradient) if isinstance(gradient, (int, float, np.number)) else as_wide(gradient, name=where)
-    if values.shape not in ((), (rows,)) or not np.isfinite(values).all() or (values < 0).any():
-        raise InvalidValueError(where, f"must be finite and not negative, a number or of shape ({rows},)")
-    return float(values.mean())
+    if values.shape not in ((), (rows,)) or not np.isfinite(values).all() or not values.min() >= 0 < values.max():
+        raise InvalidValueError(where, f"must be finite, not negative and not all zero, a number or of shape ({rows},)")
+    roots: Array = np.sqrt(np.broadcast_to(np.maximum(values, _LEAST_GRADIENT * values.mean()), (rows,)))
+    return roots
 
 
 def _pooled_ranks(

@@ -28,7 +28,7 @@ _GROWTH = ((0.05, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 def gradual(layer: Layer, selection: Selection) -> tuple[Single, Mask]:
     """Prune a little by |v| sqrt(H_jj), refit what is left, prune more: quickly at first, slowly at last."""
-    roots = _relative_roots(layer)
+    roots = layer.factor.relative_roots
     values = layer.weights.copy()
     keep = np.ones(layer.shape, np.bool_)
     for number in range(1, _ROUNDS + 1):
@@ -45,7 +45,7 @@ def alternating(layer: Layer, selection: Selection) -> tuple[Single, Mask]:
 
         A = (W H + rho D - Y) (H + rho)^-1,   D = the largest of A + Y / rho,   Y += rho (A - D).
     """
-    roots = _relative_roots(layer)
+    roots = layer.factor.relative_roots
     target = layer.weights * roots
     correlations, threads = layer.factor.correlations, layer.threads
     values, into = layer.factor.eigenvectors
@@ -70,9 +70,3 @@ def alternating(layer: Layer, selection: Selection) -> tuple[Single, Mask]:
     result: Single = pruned / roots
     settle(layer, result, keep, _LAST_STEPS)
     return result, keep
-
-
-def _relative_roots(layer: Layer) -> Single:
-    roots = layer.factor.roots
-    relative: Single = (roots / roots.max()).astype(np.float32)
-    return relative
