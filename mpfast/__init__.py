@@ -21,6 +21,7 @@ from mpfast.spectra import (
 from mpfast.support import CheckpointError, ConvergenceWarning
 
 if TYPE_CHECKING:
+    from mpfast import reconstruct
     from mpfast.models import (
         Analysis,
         Budget,
@@ -65,6 +66,7 @@ __all__ = [
     "masks",
     "optimal_threshold",
     "prune",
+    "reconstruct",
     "shrink",
     "spectrum",
     "svd",
@@ -73,6 +75,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "reconstruct":
+        # Needed by few, and as large as the masks.
+        import importlib
+
+        return importlib.import_module("mpfast.reconstruct")
     # Whole models need the larger part of the standard library: loaded at first use, half of the time of an import.
     if name in __all__:
         import mpfast.models

@@ -122,3 +122,33 @@ def project_groups(
     m: int,
     threads: int,
 ) -> tuple[int, int, int] | None: ...
+
+# Refitting. Weights and masks are changed in place.
+def examine_moment(moment: Matrix, threads: int) -> tuple[NDArray[np.float64], float, int, int, int]: ...
+def inverse_factor(
+    moment: Matrix, unit: float, diagonal: NDArray[np.float64], threads: int
+) -> tuple[NDArray[np.float32], int]: ...
+def correlations(moment: Matrix, roots: NDArray[np.float64], threads: int) -> NDArray[np.float32]: ...
+def leading_part(symmetric: NDArray[np.float32], probes: NDArray[np.int8], threads: int) -> NDArray[np.float32]: ...
+def obs_columns(
+    weights: NDArray[np.float32],
+    keep: NDArray[np.bool_],
+    factor: NDArray[np.float32],
+    pruned: int | None,
+    pattern: tuple[int, int] | None,
+    grid: tuple[int, int, NDArray[np.float32], NDArray[np.float32]] | None,
+    threads: int,
+) -> None: ...
+def refit(
+    target: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    keep: NDArray[np.bool_],
+    symmetric: NDArray[np.float32],
+    roots: NDArray[np.float32],
+    basis: NDArray[np.float32],
+    base: float,
+    steps: int,
+    threads: int,
+) -> None: ...
+def product(a: NDArray[np.float32], b: NDArray[np.float32], threads: int) -> NDArray[np.float32]: ...
+def quadratic_error(target: Matrix, weights: Matrix | None, moment: NDArray[np.float64], threads: int) -> float: ...

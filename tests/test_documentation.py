@@ -26,6 +26,7 @@ REFERENCED = [
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
+    "mpfast.reconstruct",
     "mpfast.integrations.torch",
     "mpfast.integrations.weightwatcher",
 ]

@@ -9,11 +9,12 @@ ALLOWED = {
     "core": set[str](),
     "random": {"core"},
     "masks": {"core"},
+    "reconstruct": {"core"},
     "linalg": {"core", "random", "masks"},
-    "cpu": {"core", "random", "masks", "linalg"},
-    "cuda": {"core", "random", "masks", "linalg"},
-    "python": {"core", "random", "masks", "linalg", "cpu"},
-    "python/cuda": {"core", "random", "masks", "linalg", "cuda", "python"},
+    "cpu": {"core", "random", "masks", "reconstruct", "linalg"},
+    "cuda": {"core", "random", "masks", "reconstruct", "linalg"},
+    "python": {"core", "random", "masks", "reconstruct", "linalg", "cpu"},
+    "python/cuda": {"core", "random", "masks", "reconstruct", "linalg", "cuda", "python"},
 }
 # From outside csrc: OpenBLAS, and the device that tests act out.
 FOREIGN = {"cblas.h", "emulation/platform.hpp"}

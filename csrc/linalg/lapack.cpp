@@ -24,6 +24,8 @@ char* scipy_openblas_get_config(void);
 char* scipy_openblas_get_corename(void);
 
 // Fortran routines; the trailing std::size_t are the hidden lengths of the character arguments.
+void scipy_dpotrf_(const char* uplo, const blasint* n, double* a, const blasint* lda, blasint* info, std::size_t);
+void scipy_spotrf_(const char* uplo, const blasint* n, float* a, const blasint* lda, blasint* info, std::size_t);
 void scipy_dgeqrt3_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* t, const blasint* ldt,
                     blasint* info);
 void scipy_dlarfb_(const char* side, const char* trans, const char* direct, const char* storev, const blasint* m,
@@ -208,6 +210,46 @@ void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda
   const CallOfBlas call;
   scipy_cblas_dsyrk(CblasColMajor, CblasLower, CblasNoTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
                     narrow(ldc));
+}
+
+void syrk_lower(index_t n, index_t k, float alpha, const float* a, index_t lda, float beta, float* c, index_t ldc) {
+  const CallOfBlas call;
+  scipy_cblas_ssyrk(CblasColMajor, CblasLower, CblasNoTrans, narrow(n), narrow(k), alpha, a, narrow(lda), beta, c,
+                    narrow(ldc));
+}
+
+index_t cholesky_lower(index_t n, double* a, index_t lda) {
+  const blasint n_ = narrow(n), lda_ = narrow(lda);
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_dpotrf_("L", &n_, a, &lda_, &info, 1);
+  return info > 0 ? info - 1 : n;
+}
+
+index_t cholesky_lower(index_t n, float* a, index_t lda) {
+  const blasint n_ = narrow(n), lda_ = narrow(lda);
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_spotrf_("L", &n_, a, &lda_, &info, 1);
+  return info > 0 ? info - 1 : n;
+}
+
+void divide_by_lower_transposed(index_t m, index_t n, const double* l, index_t ldl, double* b, index_t ldb) {
+  const CallOfBlas call;
+  scipy_cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, narrow(m), narrow(n), 1.0, l,
+                    narrow(ldl), b, narrow(ldb));
+}
+
+void solve_lower(index_t m, index_t n, const double* l, index_t ldl, double* b, index_t ldb) {
+  const CallOfBlas call;
+  scipy_cblas_dtrsm(CblasColMajor, CblasLeft, CblasLower, CblasNoTrans, CblasNonUnit, narrow(m), narrow(n), 1.0, l,
+                    narrow(ldl), b, narrow(ldb));
+}
+
+void solve_cholesky(index_t n, const float* l, index_t ldl, float* x) {
+  const CallOfBlas call;
+  scipy_cblas_strsv(CblasColMajor, CblasLower, CblasNoTrans, CblasNonUnit, narrow(n), l, narrow(ldl), x, 1);
+  scipy_cblas_strsv(CblasColMajor, CblasLower, CblasTrans, CblasNonUnit, narrow(n), l, narrow(ldl), x, 1);
 }
 
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt) {

@@ -53,6 +53,23 @@ void syrk_lower_transposed(index_t n, index_t k, double alpha, const double* a, 
 // Lower triangle of C = alpha A A^T + beta C (A is n x k).
 void syrk_lower(index_t n, index_t k, double alpha, const double* a, index_t lda, double beta, double* c, index_t ldc);
 
+// Lower triangle of C = alpha A A^T + beta C (A is n x k).
+void syrk_lower(index_t n, index_t k, float alpha, const float* a, index_t lda, float beta, float* c, index_t ldc);
+
+// A = L L^T in place from the lower triangle of A; what lies above the diagonal is left alone (LAPACK potrf). Returns
+// the number of columns that were finished before a pivot was not positive: n on success.
+index_t cholesky_lower(index_t n, double* a, index_t lda);
+index_t cholesky_lower(index_t n, float* a, index_t lda);
+
+// B = B L^-T for the lower triangular L (n x n); B is m x n.
+void divide_by_lower_transposed(index_t m, index_t n, const double* l, index_t ldl, double* b, index_t ldb);
+
+// B = L^-1 B for the lower triangular L (m x m); B is m x n.
+void solve_lower(index_t m, index_t n, const double* l, index_t ldl, double* b, index_t ldb);
+
+// x = (L L^T)^-1 x for the lower triangular L (n x n).
+void solve_cholesky(index_t n, const float* l, index_t ldl, float* x);
+
 // QR of A (m x n, m >= n) in place, recursive: R above, the unit lower trapezoidal V below, Q = I - V T V^T.
 // T is n x n upper triangular; what lies below its diagonal is left alone.
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt);

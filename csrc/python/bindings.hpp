@@ -24,5 +24,6 @@ void register_lanczos(py::module_& m);
 void register_masks(py::module_& m);
 void register_matrix(py::module_& m);
 void register_products(py::module_& m);
+void register_reconstruct(py::module_& m);
 
 }  // namespace mpfast::python

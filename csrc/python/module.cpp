@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
   register_exact(m);
   register_lanczos(m);
   register_masks(m);
+  register_reconstruct(m);
 }

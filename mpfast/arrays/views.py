@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays.array_interfaces import HostRecord
-from mpfast.arrays.bfloat16 import widened
+from mpfast.arrays.bfloat16 import narrowed, widened
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = [
@@ -23,9 +23,13 @@ __all__ = [
     "as_matrix",
     "as_numpy",
     "as_wide",
+    "boolean_mask",
     "check_matrix",
     "dtype_error",
+    "host_copy",
+    "in_storage",
     "like",
+    "like_stored",
     "native",
     "on_host",
     "raise_if_nonfinite",
@@ -147,6 +151,34 @@ def on_host(array: Any) -> NDArray[Any]:
     if type(array).__module__.split(".")[0] == "cupy":
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+def boolean_mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
+    """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
+    array = on_host(mask)
+    if array.shape != tuple(shape) or array.dtype != np.bool_:
+        raise InvalidValueError(
+            f"the mask of {name}", f"must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
+        )
+    return array
+
+
+def host_copy(W: Any) -> Any:
+    """Return an array of PyTorch or CuPy in the memory of a GPU as one of the host; whatever else as it is."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(W, torch.Tensor):
+        return W.detach().cpu() if W.device.type == "cuda" else W
+    return W.get() if type(W).__module__.split(".")[0] == "cupy" else W
+
+
+def in_storage(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return numbers as entries of a type by its name, rounded, bfloat16 by its bits; float16 ends at its largest."""
+    if dtype == "bfloat16":
+        return narrowed(values)
+    if dtype == "float16":
+        largest = float(np.finfo(np.float16).max)
+        values = np.clip(values, -largest, largest)
+    return values.astype(dtype)
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
@@ -296,6 +328,16 @@ def like(result: NDArray[Any], prototype: Any) -> Any:
     if module == "mlx":
         return sys.modules["mlx.core"].array(result)
     return result
+
+
+def like_stored(stored: NDArray[Any], dtype: str, prototype: Any) -> Any:
+    """Hand entries back as `like` does, those of `as_numpy`'s form in the type of ``prototype``, bfloat16 too."""
+    if dtype != "bfloat16":
+        return like(stored, prototype)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(prototype, torch.Tensor):
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).to(prototype.device)
+    return like(stored.view(np.asarray(prototype).dtype), prototype)
 
 
 def raise_if_nonfinite(name: str, count: int, first: tuple[int, ...]) -> None:

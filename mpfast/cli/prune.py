@@ -42,8 +42,8 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import counted, printable, prune_lines
-from mpfast.models import DEFAULT_METHOD, METHODS, Budget, parsed_pattern, prune, verify
-from mpfast.support import LARGEST_GROUP
+from mpfast.models import DEFAULT_METHOD, METHODS, Budget, prune, verify
+from mpfast.support import LARGEST_GROUP, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
 

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.arrays import as_wide
-from mpfast.masks.weights import boolean_mask
+from mpfast.arrays import as_wide, boolean_mask
 from mpfast.spectra import measured_spectrum
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite, wide
+from mpfast.arrays import as_numpy, boolean_mask, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite, wide
 from mpfast.masks.cuda import DeviceLayer, projection_on_device
-from mpfast.masks.weights import boolean_mask
 from mpfast.support import InvalidValueError, check_group, front_door, thread_count
 
 __all__ = ["Projection", "output_error", "permute_inputs", "permute_outputs", "project", "project_mask"]

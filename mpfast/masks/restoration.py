@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.arrays import as_wide, like
-from mpfast.masks.weights import HostLayer, boolean_mask, prune_count
+from mpfast.arrays import as_wide, boolean_mask, like
+from mpfast.masks.weights import HostLayer, prune_count
 from mpfast.support import InvalidValueError, floor_count, front_door, thread_count
 
 __all__ = ["input_norm_saliency", "restoration_gain", "restore"]

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, on_host, raise_if_nonfinite
+from mpfast.arrays import as_numpy, boolean_mask, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, prune_on_device
 from mpfast.support import InvalidValueError, MissingKeyError, floor_count
 
 __all__ = [
     "HostLayer",
     "Weights",
-    "boolean_mask",
     "close_layers",
     "open_layers",
     "prune_count",
@@ -73,16 +72,6 @@ class RestLayer(HostLayer):
         whole = np.zeros(self.within.shape, np.bool_)
         whole[self.within] = self.keep
         return like(whole, self.weight)
-
-
-def boolean_mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
-    """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
-    array = on_host(mask)
-    if array.shape != tuple(shape) or array.dtype != np.bool_:
-        raise InvalidValueError(
-            f"the mask of {name}", f"must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
-        )
-    return array
 
 
 def as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]]]:

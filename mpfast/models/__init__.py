@@ -2,7 +2,7 @@
 
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.budget_row import LayerBudget
 from mpfast.models.comparison import DIFF_COLUMNS, DiffRow, ModelDiff, diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
@@ -50,7 +50,6 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
-    "parsed_pattern",
     "provenance_of",
     "prune",
     "sorted_rows",

@@ -6,11 +6,11 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpfast.models.budget_row import LayerBudget, parsed_pattern, row_from
+from mpfast.models.budget_row import LayerBudget, row_from
 from mpfast.models.exporters import EXPORTERS
 from mpfast.models.provenance import Provenance
 from mpfast.models.rows import Rows
-from mpfast.support import InputError, InvalidValueError, front_door, read_document
+from mpfast.support import InputError, InvalidValueError, front_door, parsed_pattern, read_document
 
 __all__ = ["Budget"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.support import LARGEST_GROUP, InvalidTypeError, Record
+from mpfast.support import InvalidTypeError, Record
 
 __all__ = [
     "LayerBudget",
@@ -20,7 +19,6 @@ __all__ = [
     "from_inputs",
     "is_stack",
     "module_of",
-    "parsed_pattern",
     "row_from",
 ]
 
@@ -99,17 +97,6 @@ def module_of(name: str) -> str:
 def is_stack(row: LayerBudget) -> bool:
     """Whether a row is a stack of matrices, as of fused experts, and no module's weight."""
     return row.kind in ("experts", "linear") and len(row.shape) == 3 and row.shape[0] > 1
-
-
-def parsed_pattern(text: str) -> tuple[int, int] | None:
-    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n < m <= 64``.
-
-    With n = m nothing would go, and what is called pruned would be a copy.
-    """
-    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text) if isinstance(text, str) else None
-    if found is None or not 1 <= int(found[1]) < int(found[2]) <= LARGEST_GROUP:
-        return None
-    return int(found[1]), int(found[2])
 
 
 def row_from(record: Record) -> LayerBudget:

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mpfast.models.alphapruning import alphapruning
-from mpfast.models.budget_row import LayerBudget, check_budget, is_stack, module_of, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, check_budget, is_stack, module_of
 from mpfast.models.module_patterns import module_patterns
-from mpfast.support import InvalidValueError, check_sparsity, front_door, positive_integer
+from mpfast.support import InvalidValueError, check_sparsity, front_door, parsed_pattern, positive_integer
 
 __all__ = [
     "DEFAULT_FORMAT",

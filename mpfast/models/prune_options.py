@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpfast.arrays import parse_device
 from mpfast.checkpoints import Checkpoint, Layer, first_reason, quantised_weight, stays_dense
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, parsed_pattern
+from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, method_named
 from mpfast.support import (
@@ -19,6 +19,7 @@ from mpfast.support import (
     check_seed,
     check_sparsity,
     check_tolerance,
+    parsed_pattern,
     team_size,
 )
 

@@ -21,7 +21,7 @@ from mpfast.checkpoints import (
     prefetched,
 )
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget, along_inputs, parsed_pattern
+from mpfast.models.budget_row import LayerBudget, along_inputs
 from mpfast.models.compression_check import CompressedOutput, layers_of
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
@@ -35,6 +35,7 @@ from mpfast.support import (
     argument_called,
     check_path,
     front_door,
+    parsed_pattern,
     read_mark,
     restore_directory,
 )

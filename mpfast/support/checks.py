@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "check_sparsity",
     "check_tolerance",
     "floor_count",
+    "parsed_pattern",
     "positive_integer",
     "team_size",
     "thread_count",
@@ -127,6 +129,18 @@ def check_group(n: Any, m: Any) -> None:
     integers = _is_integer(n) and _is_integer(m)
     if not (integers and 1 <= n <= m <= LARGEST_GROUP):
         raise InvalidValueError("", f"1 <= n <= m <= {LARGEST_GROUP} is needed, got n={n!r}, m={m!r}")
+
+
+def parsed_pattern(text: str, *, may_keep_all: bool = False) -> tuple[int, int] | None:
+    """Return n and m of a pattern ``n:m`` that keeps n of every m entries; None unless ``1 <= n < m <= 64``.
+
+    With n = m nothing would go, and what is called pruned would be a copy; `may_keep_all` takes that, too.
+    """
+    found = re.fullmatch("([0-9]{1,2}):([0-9]{1,2})", text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    n, m = int(found[1]), int(found[2])
+    return (n, m) if 1 <= n < m + may_keep_all and m <= LARGEST_GROUP else None
 
 
 def check_seed(seed: Any) -> int:

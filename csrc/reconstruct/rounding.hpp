@@ -1,0 +1,41 @@
+// The grid of a group of weights: whole numbers q in [0, 2^bits - 1] that stand for (q - zero) * scale. It reaches from
+// the smallest to the largest weight and always has zero on it, so that a pruned weight stays zero.
+//
+// Internal linkage as in masks/select.hpp.
+#pragma once
+
+namespace mpfast::reconstruct {
+
+namespace {
+
+constexpr int kMostBits = 8;
+
+struct Grid {
+  float scale = 1;
+  float zero = 0;
+};
+
+// To the nearest whole number, of two the even one, for |x| < 2^22: the sum has no room for a fraction.
+[[gnu::always_inline]] inline float nearest(float x) {
+  constexpr float kNoFraction = 0x1.8p23F;
+  return (x + kNoFraction) - kNoFraction;
+}
+
+[[gnu::always_inline]] inline Grid grid_over(float smallest, float largest, float top) {
+  const float low = smallest < 0 ? smallest : 0;
+  const float high = largest > 0 ? largest : 0;
+  const float step = (high - low) / top;
+  // A group without weights other than zero, or none that a normal number can step through, is all zero.
+  if (!(step > 0x1p-126F)) return {1, 0};
+  return {step, nearest(-low / step)};
+}
+
+[[gnu::always_inline]] inline float rounded(float x, float scale, float zero, float top) {
+  const float place = x / scale + zero;
+  const float inside = place < 0 ? 0 : (place > top ? top : place);
+  return (nearest(inside) - zero) * scale;
+}
+
+}  // namespace
+
+}  // namespace mpfast::reconstruct

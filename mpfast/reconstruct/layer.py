@@ -1,0 +1,86 @@
+"""The weights of one layer on their way: as the caller has them, in single precision, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import (
+    as_numpy,
+    check_matrix,
+    host_copy,
+    in_storage,
+    like,
+    like_stored,
+    raise_if_nonfinite,
+    wide,
+    widened,
+)
+from mpfast.reconstruct.factor import Factor, as_factor
+from mpfast.reconstruct.fit import Fit, Grid
+
+__all__ = ["Layer"]
+
+Single = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class Layer:
+    """A weight matrix (out, in) and the factor of its inputs, both checked.
+
+    Attributes
+    ----------
+    weights : array of float32
+        In units of `unit`, a power of two, so that the largest is near 1.
+    """
+
+    def __init__(self, W: Any, C: Any, threads: int) -> None:
+        self.given = W
+        self.threads = threads
+        self._array, self._dtype = as_numpy(host_copy(W))
+        check_matrix(self._array.shape, self._dtype, "W")
+        self.shape: tuple[int, int] = self._array.shape
+        self.factor: Factor = as_factor(C, self.shape, threads)
+        numbers = widened(self._array) if self._dtype == "bfloat16" else self._array
+        largest = float(np.abs(numbers).max())
+        if not math.isfinite(largest):
+            bad = ~np.isfinite(numbers)
+            first = np.unravel_index(int(bad.argmax()), bad.shape)
+            raise_if_nonfinite("W", int(bad.sum()), (int(first[0]), int(first[1])))
+        self.unit = 2.0 ** max(-1000, min(1000, math.frexp(largest)[1])) if largest > 0 else 1.0
+        self.weights: Single = np.ascontiguousarray(self._scaled(numbers, 1 / self.unit), np.float32)
+
+    def wide(self) -> NDArray[np.float64]:
+        """The weights as the caller has them, in float64."""
+        return wide(self._array, self._dtype)
+
+    def _scaled(self, numbers: NDArray[Any], factor: float) -> NDArray[Any]:
+        """Numbers times a power of two, in single precision where that holds them and their factor."""
+        narrow = numbers.dtype.itemsize <= 4 and 2.0**-100 < factor < 2.0**100
+        scaled: NDArray[Any] = np.multiply(numbers, factor, dtype=np.float32 if narrow else np.float64)
+        return scaled
+
+    def fit(self, weights: NDArray[Any], keep: Mask, grid: Grid | None = None) -> Fit:
+        """Return what has become of the weights, given in units of `unit` and zero where they are pruned."""
+        if keep.all() and grid is None:
+            stored = self._array.copy()
+        else:
+            stored = in_storage(self._scaled(weights, self.unit), self._dtype)
+        # Whoever writes the new weights in the place of the old ones may still ask for errors.
+        target = self._array.copy()
+        return Fit(
+            like_stored(stored, self._dtype, self.given),
+            like(keep, self.given),
+            self.factor.damping,
+            self.factor.diagonal,
+            None if grid is None else Grid(grid.bits, grid.group, grid.scale * np.float32(self.unit), grid.zero),
+            _target=_core.Matrix(target, self._dtype),
+            _values=_core.Matrix(stored, self._dtype),
+            _masked=lambda: _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), self._dtype),
+            _factor=self.factor,
+            _threads=self.threads,
+        )

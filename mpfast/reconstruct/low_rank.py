@@ -1,0 +1,235 @@
+"""Low-rank factors that change the outputs least, in closed form; ranks of many layers from one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_numpy, as_wide, check_matrix, host_copy, in_storage, like_stored, raise_if_nonfinite, wide
+from mpfast.reconstruct.factor import Factor, as_factor
+from mpfast.support import InvalidValueError, MissingKeyError, front_door, positive_integer
+
+__all__ = ["lowrank", "lowrank_pooled"]
+
+Array = NDArray[np.float64]
+
+
+@front_door
+def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = None) -> tuple[Any, Any]:
+    """Split W into ``A @ B`` of a rank, so that the layer's outputs change least.
+
+    The best of all matrices of that rank is ``Q Q^T W``, with Q the leading eigenvectors of ``W H W^T``: the projection
+    of the outputs onto their principal directions.
+
+    Parameters
+    ----------
+    W
+        Weights, (out, in), of any framework; float64, float32, float16 or bfloat16.
+    C
+        Mean of ``x x^T`` over the inputs, (in, in), or a `Factor` of it.
+    rank
+        Of the product, 1 to ``min(out, in)``.
+    error
+        In its place, the largest error: the least rank with
+        ``tr (W - A B) C (W - A B)^T <= error * tr W C W^T``.
+
+    Returns
+    -------
+    A, B
+        Shapes (out, rank) and (rank, in), in the caller's framework and type; column k of A and row k of B have the
+        same norm.
+
+    Raises
+    ------
+    ValueError
+        Not exactly one of `rank` and `error` is given, one is out of range, shapes do not fit, or an entry is not
+        finite.
+    TypeError
+        W or C is no array of real numbers.
+
+    References
+    ----------
+    Wang et al., arXiv 2403.07378 (SVD-LLM), where the same product is found by a Cholesky factor of C.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpfast import reconstruct
+    >>> rng = np.random.default_rng(0)
+    >>> W, X = rng.standard_normal((16, 32)), rng.standard_normal((500, 4)) @ rng.standard_normal((4, 32))
+    >>> A, B = reconstruct.lowrank(W, reconstruct.Factor(X.T @ X / 500, damping=0), error=1e-6)
+    >>> A.shape, B.shape
+    ((16, 4), (4, 32))
+    """
+    outputs = _Outputs(W, C, "W")
+    if (rank is None) == (error is None):
+        raise InvalidValueError("", "one of rank and error is needed", "give a rank, or the largest error")
+    if error is not None:
+        if not isinstance(error, (int, float, np.integer, np.floating)) or not 0 <= error <= 1:
+            raise InvalidValueError("error", f"must be a number in [0, 1], not {error!r}")
+        return outputs.factors(outputs.rank_for(float(error)))
+    wanted, largest = positive_integer(rank, "rank"), min(outputs.shape)
+    if wanted > largest:
+        raise InvalidValueError("rank", f"must be at most min(W.shape) = {largest}, not {rank!r}")
+    return outputs.factors(wanted)
+
+
+@front_door
+def lowrank_pooled(
+    layers: Mapping[str, tuple[Any, Any]], share: float, *, gradients: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any] | None]:
+    """Factor many layers, their ranks taken from one budget of parameters: the directions that matter most come first.
+
+    A direction of a layer is worth what it adds to the mean square of the outputs, times the layer's mean gradient, for
+    each of its ``out + in`` parameters. A layer whose factors would be as large as itself stays dense.
+
+    Parameters
+    ----------
+    layers
+        Name to (W, C), as `lowrank` takes them.
+    share
+        Share of the parameters of all layers that may be used, more than 0 and at most 1.
+    gradients
+        Name to the mean squares of the gradients of a loss in the layer's outputs, (out,) or a number: with them, what
+        a direction adds is measured by what it does to the loss (Gauss-Newton). One backward pass gives them, of random
+        directions of the model's output. Without, all layers count alike.
+
+    Returns
+    -------
+    dict
+        Name to (A, B), or None where the layer stays dense. At least one direction of every layer is kept.
+
+    Raises
+    ------
+    ValueError
+        As `lowrank`; there is no layer, or `share` or a gradient is out of range.
+    KeyError
+        `gradients` lacks a layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpfast import reconstruct
+    >>> rng = np.random.default_rng(0)
+    >>> W, C = rng.standard_normal((16, 32)), np.eye(32)
+    >>> pooled = reconstruct.lowrank_pooled({"quiet": (0.1 * W, C), "loud": (W, C)}, 0.5)
+    >>> pooled["quiet"][0].shape[1], pooled["loud"][0].shape[1]
+    (1, 9)
+    """
+    real = isinstance(share, (int, float, np.integer, np.floating)) and not isinstance(share, bool)
+    if not real or not 0 < share <= 1:
+        raise InvalidValueError("share", f"must be a number in (0, 1], not {share!r}")
+    if not layers:
+        raise InvalidValueError("layers", "is empty")
+    if gradients is not None and (missing := [name for name in layers if name not in gradients]):
+        raise MissingKeyError("gradients", f"has none for {missing[0]!r}")
+    opened = {name: _Outputs(W, C, f"layers[{name!r}]") for name, (W, C) in layers.items()}
+    values = {
+        name: layer.energies * (1.0 if gradients is None else _mean_gradient(gradients[name], layer.shape[0], name))
+        for name, layer in opened.items()
+    }
+    ranks = _pooled_ranks({name: layer.shape for name, layer in opened.items()}, values, float(share))
+    return {name: None if rank is None else opened[name].factors(rank) for name, rank in ranks.items()}
+
+
+class _Outputs:
+    """The principal directions of a layer's outputs."""
+
+    def __init__(self, W: Any, C: Any, name: str) -> None:
+        self._given = W
+        array, self._dtype = as_numpy(host_copy(W), name=name)
+        check_matrix(array.shape, self._dtype, name)
+        self.shape: tuple[int, int] = array.shape
+        self._factor: Factor = as_factor(C, self.shape, 0)
+        weights = wide(array, self._dtype)
+        largest = float(np.abs(weights).max())
+        if not np.isfinite(largest):
+            bad = ~np.isfinite(weights)
+            row, column = np.unravel_index(int(bad.argmax()), bad.shape)
+            raise_if_nonfinite(name, int(bad.sum()), (int(row), int(column)))
+        # No square overflows in these units.
+        self._unit = largest or 1.0
+        self._weights = weights / self._unit
+        self._scale = float(self._factor.damped_diagonal.mean())
+        energies, self._directions = self._leading()
+        #: What each direction adds to the mean square of the outputs, descending, (min(out, in),).
+        self.energies = energies * self._unit**2 * self._scale
+
+    def _leading(self) -> tuple[Array, Array]:
+        """Eigenvalues of W H W^T, descending, and its eigenvectors, from the smaller side."""
+        rows, cols = self.shape
+        damped = self._factor.damped() / self._scale
+        image = self._weights @ damped
+        if rows <= cols:
+            values, vectors = _core.symmetric_eigenvectors(image @ self._weights.T, 0)
+            return np.maximum(values[::-1], 0.0), np.ascontiguousarray(vectors[::-1].T)
+        # With W = Q R, they are those of R H R^T turned by Q.
+        basis, small = _core.orthonormal_rows(np.ascontiguousarray(self._weights.T), 0)
+        values, vectors = _core.symmetric_eigenvectors(small @ damped @ small.T, 0)
+        return np.maximum(values[::-1], 0.0), basis.T @ vectors[::-1].T
+
+    def factors(self, rank: int) -> tuple[Any, Any]:
+        """A and B of the best product of this rank."""
+        left = self._directions[:, :rank]
+        right = left.T @ self._weights
+        norms = np.sqrt(np.linalg.norm(right, axis=1))
+        balance = np.where(norms > 0, norms, 1.0)
+        root = np.sqrt(self._unit)
+        return self._stored(left * balance * root), self._stored(right / balance[:, None] * root)
+
+    def rank_for(self, error: float) -> int:
+        """The least rank whose error, by C undamped, is no larger; the full one where none is."""
+        moment = self._factor.moment / self._scale
+        image = self._weights @ moment
+        total = float(np.vdot(image, self._weights))
+        turned = self._directions.T @ image
+        captured = np.cumsum((turned * (self._directions.T @ self._weights)).sum(axis=1))
+        # Rounding of sums of so many terms.
+        enough = captured >= (1 - error) * total - 1e-12 * total
+        return int(enough.argmax()) + 1 if enough.any() else len(captured)
+
+    def _stored(self, values: Array) -> Any:
+        return like_stored(np.ascontiguousarray(in_storage(values, self._dtype)), self._dtype, self._given)
+
+
+def _mean_gradient(gradient: Any, rows: int, name: str) -> float:
+    where = f"gradients[{name!r}]"
+    values = np.float64(gradient) if isinstance(gradient, (int, float, np.number)) else as_wide(gradient, name=where)
+    if values.shape not in ((), (rows,)) or not np.isfinite(values).all() or (values < 0).any():
+        raise InvalidValueError(where, f"must be finite and not negative, a number or of shape ({rows},)")
+    return float(values.mean())
+
+
+def _pooled_ranks(
+    shapes: Mapping[str, tuple[int, int]], values: Mapping[str, Array], share: float
+) -> dict[str, int | None]:
+    """Ranks by value for each parameter, the largest first, as long as there are parameters; None: dense."""
+    budget = share * sum(rows * cols for rows, cols in shapes.values())
+    ranks = dict.fromkeys(shapes, 1)
+    dense: set[str] = set()
+    spent = float(sum(sum(shape) for shape in shapes.values()))
+    candidates = sorted(
+        (
+            (-value / sum(shapes[name]), order, k, name)
+            for order, name in enumerate(shapes)
+            for k, value in enumerate(values[name].tolist())
+            if k > 0
+        ),
+    )
+    for _, _, k, name in candidates:
+        rows, cols = shapes[name]
+        if name in dense or k != ranks[name]:
+            continue
+        # The last direction costs what is left up to the dense size.
+        cost = min((k + 1) * (rows + cols), rows * cols) - min(k * (rows + cols), rows * cols)
+        if spent + cost > budget:
+            continue
+        spent += cost
+        ranks[name] = k + 1
+        if (k + 1) * (rows + cols) >= rows * cols:
+            dense.add(name)
+    return {name: None if name in dense else rank for name, rank in ranks.items()}

@@ -1,0 +1,101 @@
+"""Rounded weights whose errors the later columns make up for, alone or together with a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpfast import _core
+from mpfast.arrays import boolean_mask
+from mpfast.reconstruct.fit import Fit, Grid
+from mpfast.reconstruct.layer import Layer
+from mpfast.reconstruct.selection import Selection
+from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count
+
+__all__ = ["quantize"]
+
+MOST_BITS = 8
+
+
+@front_door
+def quantize(
+    W: Any,
+    C: Any,
+    bits: int,
+    *,
+    group: int | None = 64,
+    mask: Any = None,
+    sparsity: float | None = None,
+    pattern: str | tuple[int, int] | None = None,
+    threads: int | None = None,
+) -> Fit:
+    """Round weights to a grid, column by column, each time letting the columns to the right make up for it (GPTQ).
+
+    Parameters
+    ----------
+    W
+        Weights, (out, in), of any framework; float64, float32, float16 or bfloat16. Computed with in single precision.
+    C
+        Mean of ``x x^T`` over the inputs, (in, in), or a `Factor` of it.
+    bits
+        1 to 8: there are ``2**bits`` values in a group.
+    group
+        How many consecutive weights of a row share a scale and a zero; None: all of a row. The grid spans the weights
+        of the group, as they are when the columns before it are done, and has zero on it.
+    mask, sparsity, pattern
+        At most one: a boolean mask of the shape of W, or what is to be pruned, as in `mpfast.reconstruct.prune`. What
+        is pruned is chosen and zeroed in the same pass.
+    threads
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    Fit
+        With the rounded weights, in the type of W, and their `Grid`.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range or does not go with another, shapes do not fit, an entry is not finite, or as
+        `Factor`.
+    TypeError
+        W or C is no array of real numbers.
+
+    References
+    ----------
+    Frantar et al., arXiv 2210.17323.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpfast import reconstruct
+    >>> rng = np.random.default_rng(0)
+    >>> W, X = rng.standard_normal((16, 64)), rng.standard_normal((500, 64)) @ rng.standard_normal((64, 64))
+    >>> fit = reconstruct.quantize(W, X.T @ X / 500, 3, group=32)
+    >>> len(np.unique(fit.weights[0, :32])) <= 8
+    True
+    """
+    if positive_integer(bits, "bits") > MOST_BITS:
+        raise InvalidValueError("bits", f"must be at most {MOST_BITS}, not {bits!r}")
+    if sum(option is not None for option in (mask, sparsity, pattern)) > 1:
+        raise InvalidValueError("", "mask, sparsity and pattern exclude each other")
+    layer = Layer(W, C, thread_count(threads))
+    rows, cols = layer.shape
+    width = cols if group is None else min(positive_integer(group, "group"), cols)
+    keep, pruned, groups = np.ones(layer.shape, np.bool_), None, None
+    if mask is not None:
+        keep = np.array(boolean_mask(mask, layer.shape, "W"), order="C")
+    elif sparsity is not None or pattern is not None:
+        selection = Selection.of(layer.shape, sparsity, pattern)
+        groups = selection.pattern
+        pruned = None if groups else selection.pruned
+    if groups is not None and width != cols and width % groups[1]:
+        raise InvalidValueError("group", f"must be a multiple of the pattern's {groups[1]}, not {group!r}")
+    shape = rows, -(-cols // width)
+    grid = Grid(int(bits), width, np.empty(shape, np.float32), np.empty(shape, np.float32))
+    values = layer.weights.copy()
+    _core.obs_columns(
+        values, keep, layer.factor.upper, pruned, groups, (grid.bits, width, grid.scale, grid.zero), layer.threads
+    )
+    return layer.fit(values, keep, grid)
