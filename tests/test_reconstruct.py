@@ -211,6 +211,20 @@ class TestColumns:
         np.testing.assert_array_equal(fit.mask, keep)
         np.testing.assert_allclose(fit.weights, surgeon(W, damped(C), keep=keep)[0], atol=2e-5 * np.abs(W).max())
 
+    def test_rows_that_matter_more_keep_more(self):
+        """As if the rows were larger; the refit of a row does not know of it."""
+        W, C = problem(20, 60)
+        gradient = 4.0 ** np.random.default_rng(0).integers(-2, 3, 20)
+        fit = reconstruct.prune(W, C, sparsity=0.5, gradients=gradient)
+        larger = np.sqrt(gradient)[:, None]
+        expected = reconstruct.prune(W * larger, C, sparsity=0.5)
+        np.testing.assert_array_equal(fit.mask, expected.mask)
+        np.testing.assert_allclose(fit.weights, expected.weights / larger, rtol=1e-4, atol=1e-5)
+        kept = fit.mask.sum(axis=1)
+        assert kept[gradient == gradient.max()].min() > kept[gradient == gradient.min()].max()
+        with pytest.raises(ValueError, match=r"prune\(\): gradients must be finite, .* of shape \(20,\)"):
+            reconstruct.prune(W, C, sparsity=0.5, gradients=np.ones(60))
+
     def test_nothing_pruned_is_nothing_changed(self):
         W, C = problem(6, 50)
         fit = reconstruct.prune(W, C, sparsity=0)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.reconstruct.fit import Fit
+from mpfast.reconstruct.gradients import row_weights
 from mpfast.reconstruct.layer import Layer
 from mpfast.reconstruct.least_squares import check_steps, settle
 from mpfast.reconstruct.rounds import alternating, gradual
@@ -31,6 +32,7 @@ def prune(
     pattern: str | tuple[int, int] | None = None,
     method: str = "obs",
     refit: int = 4,
+    gradients: Any = None,
     threads: int | None = None,
 ) -> Fit:
     """Choose which weights stay, and refit them, so that the layer's outputs change least.
@@ -53,6 +55,9 @@ def prune(
         weights together, as ALPS; ten to twenty times the time, with an eigendecomposition of C, and the least error.
     refit
         Steps of conjugate gradients in the end, see `mpfast.reconstruct.refit`.
+    gradients
+        Mean squares of the gradients of a loss in the layer's outputs, (out,): with a `sparsity`, outputs that matter
+        more to the loss keep more weights. An output counts for at least 1 % of the mean. Errors do not know of them.
     threads
         Number of threads; the result does not depend on it.
 
@@ -87,6 +92,8 @@ def prune(
     steps = check_steps(refit, "refit")
     layer = Layer(W, C, thread_count(threads))
     selection = Selection.of(layer.shape, sparsity, pattern)
+    if gradients is not None:
+        layer.weigh_rows(row_weights(gradients, "gradients", layer.shape[0]))
     values, keep = _METHODS[method](layer, selection)
     settle(layer, values, keep, steps)
     return layer.fit(values, keep)

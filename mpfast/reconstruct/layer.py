@@ -52,7 +52,14 @@ class Layer:
             first = np.unravel_index(int(bad.argmax()), bad.shape)
             raise_if_nonfinite("W", int(bad.sum()), (int(first[0]), int(first[1])))
         self.unit = 2.0 ** max(-1000, min(1000, math.frexp(largest)[1])) if largest > 0 else 1.0
+        self._rows: Single | None = None
         self.weights: Single = np.ascontiguousarray(self._scaled(numbers, 1 / self.unit), np.float32)
+
+    def weigh_rows(self, roots: NDArray[np.float64]) -> None:
+        """Multiply the rows: every row is refitted for itself, and this only says which of them may lose more."""
+        relative = (roots / roots.max()).astype(np.float32)[:, None]
+        self._rows = np.maximum(relative, np.float32(2.0**-30))
+        self.weights *= self._rows
 
     def wide(self) -> NDArray[np.float64]:
         """The weights as the caller has them, in float64."""
@@ -69,7 +76,8 @@ class Layer:
         if keep.all() and grid is None:
             stored = self._array.copy()
         else:
-            stored = in_storage(self._scaled(weights, self.unit), self._dtype)
+            plain = weights if self._rows is None else weights / self._rows
+            stored = in_storage(self._scaled(plain, self.unit), self._dtype)
         # Whoever writes the new weights in the place of the old ones may still ask for errors.
         target = self._array.copy()
         return Fit(

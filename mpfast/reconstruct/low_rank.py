@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, as_wide, check_matrix, host_copy, in_storage, like_stored, raise_if_nonfinite, wide
+from mpfast.arrays import as_numpy, check_matrix, host_copy, in_storage, like_stored, raise_if_nonfinite, wide
 from mpfast.reconstruct.factor import Factor, as_factor
+from mpfast.reconstruct.gradients import row_weights
 from mpfast.support import InvalidValueError, MissingKeyError, front_door, positive_integer, thread_count
 
 __all__ = ["lowrank", "lowrank_pooled"]
 
 Array = NDArray[np.float64]
-
-# Of the mean over a layer: an output that no gradient reached in the sample is not free to be anything.
-_LEAST_GRADIENT = 0.01
 
 
 @front_door
@@ -132,7 +130,9 @@ def lowrank_pooled(
     if gradients is not None and (missing := [name for name in layers if name not in gradients]):
         raise MissingKeyError("gradients", f"has none for {missing[0]!r}")
     opened = {
-        name: _Outputs(W, C, f"layers[{name!r}]", None if gradients is None else (gradients[name], name))
+        name: _Outputs(
+            W, C, f"layers[{name!r}]", None if gradients is None else (gradients[name], f"gradients[{name!r}]")
+        )
         for name, (W, C) in layers.items()
     }
     shapes, values = ({name: getattr(layer, of) for name, layer in opened.items()} for of in ("shape", "energies"))
@@ -156,7 +156,7 @@ class _Outputs:
             row, column = np.unravel_index(int(bad.argmax()), bad.shape)
             raise_if_nonfinite(name, int(bad.sum()), (int(row), int(column)))
         # What the rows are multiplied with.
-        self._roots = np.ones(len(weights)) if gradient is None else _roots_of(*gradient, len(weights))
+        self._roots = np.ones(len(weights)) if gradient is None else row_weights(*gradient, len(weights))
         # No square overflows in these units.
         self._unit = largest or 1.0
         self._weights = self._roots[:, None] * (weights / self._unit)
@@ -202,16 +202,6 @@ class _Outputs:
 
     def _stored(self, values: Array) -> Any:
         return like_stored(np.ascontiguousarray(in_storage(values, self._dtype)), self._dtype, self._given)
-
-
-def _roots_of(gradient: Any, name: str, rows: int) -> Array:
-    """Roots of the gradients' mean squares, by which rows are weighted, (rows,)."""
-    where = f"gradients[{name!r}]"
-    values = np.float64(gradient) if isinstance(gradient, (int, float, np.number)) else as_wide(gradient, name=where)
-    if values.shape not in ((), (rows,)) or not np.isfinite(values).all() or not values.min() >= 0 < values.max():
-        raise InvalidValueError(where, f"must be finite, not negative and not all zero, a number or of shape ({rows},)")
-    roots: Array = np.sqrt(np.broadcast_to(np.maximum(values, _LEAST_GRADIENT * values.mean()), (rows,)))
-    return roots
 
 
 def _pooled_ranks(
