@@ -247,7 +247,7 @@ def test_an_index_of_other_files_is_not_copied(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ValueError, "one of sparsity, pattern and budget"),
+        ({}, ValueError, "one of sparsity, pattern, budget and masks"),
         ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "one of sparsity"),
         ({"sparsity": 1.5}, ValueError, "sparsity must lie"),
         ({"sparsity": 0.5, "threads": 0}, ValueError, r"prune\(\): threads must be a positive integer"),

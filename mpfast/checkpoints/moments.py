@@ -31,7 +31,7 @@ from mpfast.support import (
     replaced_file,
 )
 
-__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "write_moments"]
+__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "weight_of", "write_moments"]
 
 FORMAT = "mpfast.second_moments/1"
 #: Below so many rows for each input the small eigenvalues of a second moment are far too small.
@@ -137,6 +137,11 @@ class Moments(Mapping[str, Array]):
             f"{len(ratios)} of {len(self)} layers have seen fewer than {FEW_ROWS_PER_INPUT} inputs per dimension "
             f"({least or 'the model'}: {ratios[least]:.2g}): use more data, or strong damping"
         )
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a module's moment."""
+        part: Any = self._sum_of(name).parts[0]
+        return tuple(part.shape)
 
     def fold_rows(self, name: str) -> tuple[int, ...]:
         """How many inputs each part of those of a module has."""

@@ -42,10 +42,14 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import counted, printable, prune_lines
-from mpfast.models import DEFAULT_METHOD, METHODS, Budget, prune, verify
+from mpfast.models import DEFAULT_FIT, DEFAULT_METHOD, DEFAULT_STEPS, FITTED_METHODS, METHODS, Budget, prune, verify
 from mpfast.support import LARGEST_GROUP, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
+
+
+# Columns of a budget that --fail-on takes.
+_FIGURES = ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank", "masked_error", "error", "heldout_error")
 
 
 def _pattern(text: str | None) -> str | None:
@@ -59,12 +63,38 @@ def prune_command(
     model: ModelArgument,
     out: OutOption = None,
     sparsity: SparsityOption = None,
-    method: Annotated[str, word_option(METHODS, "METHOD", "How they are chosen, with --sparsity.")] = DEFAULT_METHOD,
+    method: Annotated[
+        str | None,
+        word_option(
+            {**METHODS, **FITTED_METHODS},
+            "METHOD",
+            "How they are chosen, with --sparsity or --moments.",
+            show_default=f"{DEFAULT_METHOD}, {DEFAULT_FIT} with --moments",
+        ),
+    ] = None,
     pattern: Annotated[
         str | None, typer.Option(metavar="N:M", help="Keep n of every m along a row.", callback=_pattern)
     ] = None,
     budget_file: Annotated[
         Path | None, typer.Option("--budget", metavar="FILE", help="Sparsity per layer, from mpfast budget.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prune what these masks drop, as a pruned model has them.")
+    ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What the layers see, from mpfast moments: the kept weights are refitted."),
+    ] = None,
+    refit: Annotated[
+        int | None, typer.Option(min=0, metavar="STEPS", help="Of the refit.", show_default=str(DEFAULT_STEPS))
+    ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the mean of a moment's diagonal, added to it.",
+            show_default="0.01 without a refit, else 30 % of each entry",
+        ),
     ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -85,15 +115,18 @@ def prune_command(
 ) -> None:
     """Write a copy of a model with the weights that matter least set to zero, its masks and its budget.
 
-    One of --sparsity, --pattern and --budget says how much goes. MODEL is never changed.
+    One of --sparsity, --pattern, --budget and --masks says how much goes. With --moments, the weights that stay make up
+    for those that go. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
     require_directory(json_file)
-    wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
-    if sum(option is not None for option in (sparsity, pattern, budget_file)) != 1:
-        raise typer.BadParameter("pass one of --sparsity, --pattern and --budget")
-    if sparsity is None and method != DEFAULT_METHOD:
+    wanted = conditions(fail_on, _FIGURES)
+    if sum(option is not None for option in (sparsity, pattern, budget_file, masks)) != 1:
+        raise typer.BadParameter("pass one of --sparsity, --pattern, --budget and --masks")
+    if sparsity is None and moments is None and method is not None:
         raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
+    if moments is None and (refit is not None or damping is not None):
+        raise typer.BadParameter("--refit and --damping go with --moments")
     result = prune(
         model,
         out,
@@ -101,6 +134,10 @@ def prune_command(
         method=method,
         pattern=pattern,
         budget=None if budget_file is None else _budget(budget_file),
+        masks=masks,
+        moments=moments,
+        refit=refit,
+        damping=damping,
         include=include or None,
         exclude=exclude or None,
         embeddings=embeddings,

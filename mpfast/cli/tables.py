@@ -270,21 +270,46 @@ def _cells(name: str, shape: Sequence[int], *figures: str) -> Line:
     return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
 
 
+# What is said of the output of a refitted layer: its mean squared change, as a share.
+_ERRORS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}%"
+
+
 def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
-    body = [_cells(row.name, row.shape, f"{row.pruned:,}", f"{100 * row.sparsity:.2f}%") for row in result.budget]
     budget = result.budget
+    updated = [row for row in budget if row.updated]
+    errors = [column for column in _ERRORS if any(getattr(row, column) is not None for row in budget)]
+    body = [
+        _cells(
+            row.name,
+            row.shape,
+            f"{row.pruned:,}",
+            f"{100 * row.sparsity:.2f}%",
+            *(_percent(getattr(row, column)) for column in errors),
+        )
+        for row in budget
+    ]
     method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
-        *_table(("layer", "shape", "pruned", "sparsity"), body, width),
+        *_table(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
         plain(),
         *_skipped_lines(result.skipped, verbose),
+        *_skipped_lines(
+            [SkippedTensor(row.name, row.shape, row.dtype, row.reason) for row in budget if row.reason],
+            verbose,
+            "pruned, but not refitted:",
+        ),
         *_sentences("not copied:", result.not_copied),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
         ),
+        *([plain(f"the kept weights of {counted(len(updated), 'layer')} refitted")] if updated else []),
         *(
             []
             if budget.model_share is None

@@ -13,16 +13,20 @@ from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod
 from mpfast.models.result import Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
     "COMPRESS_FORMATS",
+    "DEFAULT_FIT",
     "DEFAULT_FORMAT",
     "DEFAULT_METHOD",
+    "DEFAULT_STEPS",
     "DIFF_COLUMNS",
     "EXPORTERS",
     "FACTORS_FORMAT",
+    "FITTED_METHODS",
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
@@ -33,6 +37,7 @@ __all__ = [
     "DiffRow",
     "Exporter",
     "FactoredLayer",
+    "FittedMethod",
     "Inventory",
     "InventoryRow",
     "LayerBudget",

@@ -43,6 +43,18 @@ class LayerBudget:
         Name of the tensor in the files, where it is called otherwise in the model.
     input_axes : tuple of int or None
         Axes of the tensor along which the groups of a pattern run, slowest first; None: along its rows.
+    updated : bool
+        Whether the weights that are kept were refitted to the second moment C of the layer's inputs.
+    written : str or None
+        Hash of the bytes that were written for an updated tensor.
+    masked_error, error : float or None
+        Of an updated tensor: ``tr (W - V) C (W - V)^T / tr W C W^T``, the mean squared change of the layer's outputs,
+        for V the weights that are kept as they were, and as they were written.
+    heldout_error : float or None
+        The same on the last part of the inputs, for weights that were fitted in the same way to the others; None where
+        the inputs were not kept apart in parts.
+    reason : str or None
+        Why the kept weights of a tensor were not refitted, where others were.
     """
 
     name: str
@@ -57,6 +69,12 @@ class LayerBudget:
     content: str | None = None
     stored: str | None = None
     input_axes: tuple[int, ...] | None = None
+    updated: bool = False
+    written: str | None = None
+    masked_error: float | None = None
+    error: float | None = None
+    heldout_error: float | None = None
+    reason: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -113,6 +131,12 @@ def row_from(record: Record) -> LayerBudget:
         record.optional_text("content"),
         record.optional_text("stored"),
         _axes(record, len(shape)),
+        record.flag("updated") if record.has("updated") else False,
+        record.optional_text("written"),
+        record.optional_number("masked_error", 0),
+        record.optional_number("error", 0),
+        record.optional_number("heldout_error", 0),
+        record.optional_text("reason"),
     )
 
 

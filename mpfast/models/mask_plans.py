@@ -6,26 +6,65 @@ order of the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import raise_if_nonfinite, wide
+from mpfast.arrays import boolean_mask, raise_if_nonfinite, wide
 from mpfast.checkpoints import Checkpoint, Layer, prefetched, read_layer, stored
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.support import InvalidValueError, floor_count
 
-__all__ = ["GlobalCut", "LayerCuts", "MaskPlan", "Pattern", "global_cut", "stored_rows"]
+__all__ = [
+    "GivenMasks",
+    "GlobalCut",
+    "LayerCuts",
+    "MaskPlan",
+    "Pattern",
+    "Refit",
+    "global_cut",
+    "matrix_of",
+    "name_in",
+    "stored_rows",
+]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What has become of the weights that a mask keeps.
+
+    Attributes
+    ----------
+    rows : array or None
+        All weights of the layer as `stored_rows` gives them, zeros where they are pruned; None: as they were.
+    error, masked_error, heldout_error : float or None
+        As in `LayerBudget`.
+    reason : str or None
+        Why they are as they were.
+    """
+
+    rows: NDArray[Any] | None
+    error: float | None = None
+    masked_error: float | None = None
+    heldout_error: float | None = None
+    reason: str | None = None
 
 
 class MaskPlan(Protocol):
-    """Gives out masks."""
+    """Gives out masks, and new values of what they keep."""
 
-    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-        """Write the mask of the next layer, whose weights ``rows`` are, into ``keep`` of the same shape."""
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> Refit | None:
+        """Write the mask of the next layer, whose weights ``rows`` are, into ``keep`` of the same shape.
+
+        Returns
+        -------
+        Refit or None
+            None where nothing but the mask was asked for.
+        """
 
 
 def stored_rows(tensor: Any, layer: Layer) -> NDArray[Any]:
@@ -34,7 +73,8 @@ def stored_rows(tensor: Any, layer: Layer) -> NDArray[Any]:
     return np.ascontiguousarray(array).reshape(array.shape[0], -1)
 
 
-def _matrix(rows: NDArray[Any], layer: Layer) -> _core.Matrix:
+def matrix_of(rows: NDArray[Any], layer: Layer) -> _core.Matrix:
+    """Return rows of a layer's bits as the core reads them."""
     bits = rows.view(np.uint16) if layer.dtype == "bfloat16" else rows
     return _core.Matrix(bits, layer.dtype)
 
@@ -62,13 +102,13 @@ class GlobalCut:
         while not self._search.done:
             for layer, _ in zip(layers, prefetched((layer.file_name for layer in layers), checkpoint), strict=True):
                 rows = stored_rows(read_layer(checkpoint, layer), layer)
-                found = self._search.count(_matrix(rows, layer), self._scales[layer.name], threads)
+                found = self._search.count(matrix_of(rows, layer), self._scales[layer.name], threads)
                 _raise_if_bad(found, layer, rows)
                 checkpoint.release(layer.file_name)
             self._search.narrow()
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-        self._search.write(_matrix(rows, layer), self._scales[layer.name], keep, self._threads)
+        self._search.write(matrix_of(rows, layer), self._scales[layer.name], keep, self._threads)
 
 
 # Entries that are looked at to foretell a layer's share, at most and at least, and of all layers together.
@@ -157,7 +197,7 @@ class LayerCuts:
         self._threads = threads
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-        found = _core.prune_smallest([_matrix(rows, layer)], [1.0], [keep], self._pruned[layer.name], self._threads)
+        found = _core.prune_smallest([matrix_of(rows, layer)], [1.0], [keep], self._pruned[layer.name], self._threads)
         _raise_if_bad(found, layer, rows)
 
 
@@ -172,14 +212,30 @@ class Pattern:
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         turned = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes)
         if np.shares_memory(turned, rows):
-            found = _core.keep_largest_of_groups([_matrix(rows, layer)], [keep], self._n, self._m, self._threads)
+            found = _core.keep_largest_of_groups([matrix_of(rows, layer)], [keep], self._n, self._m, self._threads)
             _raise_if_bad(found, layer, rows)
             return
         kept = np.empty(turned.shape, np.bool_)
-        found = _core.keep_largest_of_groups([_matrix(turned, layer)], [kept], self._n, self._m, self._threads)
+        found = _core.keep_largest_of_groups([matrix_of(turned, layer)], [kept], self._n, self._m, self._threads)
         if found is not None:
             bad = np.flatnonzero(~np.isfinite(wide(rows, layer.dtype)))
             raise_if_nonfinite(
                 layer.name, found[1], tuple(int(i) for i in np.unravel_index(bad[0], layer.tensor_shape))
             )
         keep[...] = from_inputs(kept, layer.tensor_shape, layer.input_axes).reshape(keep.shape)
+
+
+class GivenMasks:
+    """Masks that the caller has."""
+
+    def __init__(self, masks: Mapping[str, Any]) -> None:
+        self._masks = masks
+
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
+        given = self._masks[name_in(self._masks, layer)]
+        keep[...] = boolean_mask(given, layer.tensor_shape, layer.name).reshape(keep.shape)
+
+
+def name_in(masks: Mapping[str, Any], layer: Layer) -> str:
+    """Return the name under which a mapping has something for a layer: as the model calls it, or as it is stored."""
+    return layer.name if layer.name in masks else layer.file_name

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mpfast.arrays import parse_device
 from mpfast.checkpoints import Checkpoint, Layer, first_reason, quantised_weight, stays_dense
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
-from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, method_named
+from mpfast.models.mask_plans import name_in
+from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD
+from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
@@ -33,11 +36,12 @@ class PruneOptions:
     Raises
     ------
     InvalidValueError, InvalidTypeError
-        An option is out of range or of a wrong type, or not exactly one of `sparsity`, `pattern` and `budget` is given.
+        An option is out of range or of a wrong type, or not exactly one of `sparsity`, `pattern`, `budget`
+        and `masks` is given.
     """
 
     sparsity: float | None
-    method: str
+    method: str | None
     pattern: str | None
     budget: Budget | None
     embeddings: bool
@@ -47,23 +51,28 @@ class PruneOptions:
     threads: int | None
     progress: bool
     ceiling: float | None = None
+    masks: Mapping[str, Any] | None = None
+    has_moments: bool = False
+    refit: int | None = None
+    damping: float | None = None
 
     def __post_init__(self) -> None:
-        if sum(option is not None for option in (self.sparsity, self.pattern, self.budget)) != 1:
-            raise InvalidValueError("", "pass one of sparsity, pattern and budget")
-        method_named(self.method)
+        if sum(option is not None for option in (self.sparsity, self.pattern, self.budget, self.masks)) != 1:
+            raise InvalidValueError("", "pass one of sparsity, pattern, budget and masks")
+        self._check_method()
+        self._check_refit()
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if self.ceiling is not None:
             check_sparsity(self.ceiling, "ceiling")
-        if self.ceiling is not None and (self.sparsity is None or METHODS[self.method].same_share):
+        if self.ceiling is not None and (self.sparsity is None or not self._cuts_all_together):
             raise InvalidValueError("ceiling", "goes with sparsity and a method that cuts all layers together")
         if self.ceiling is not None and self.sparsity is not None and self.ceiling < self.sparsity:
             raise InvalidValueError("ceiling", f"must be at least the sparsity, {self.sparsity}, not {self.ceiling}")
         if self.budget is not None and not isinstance(self.budget, Budget):
             kind = type(self.budget).__name__
             raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, not {kind}")
-        if self.pattern is not None and self.method not in (DEFAULT_METHOD, PATTERN_METHOD):
+        if self.pattern is not None and not self.chooser and self.method not in (None, DEFAULT_METHOD, PATTERN_METHOD):
             raise InvalidValueError("", f"a pattern is chosen by {PATTERN_METHOD}, not by method={self.method!r}")
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
             wanted = f"must be 'n:m' with 1 <= n < m <= {LARGEST_GROUP}"
@@ -74,6 +83,45 @@ class PruneOptions:
         check_seed(self.seed)
         parse_device(self.device)
         team_size(self.threads)
+
+    def _check_method(self) -> None:
+        known = (*METHODS, *FITTED_METHODS)
+        if self.method is not None and self.method not in known:
+            raise InvalidValueError("method", f"must be one of {', '.join(known)}, not {self.method!r}")
+        if self.method in FITTED_METHODS and not self.has_moments:
+            raise InvalidValueError("method", f"{self.method} needs moments", "collect them by mpfast moments")
+        if self.method is not None and self.masks is not None:
+            raise InvalidValueError("method", "chooses masks, which are given")
+
+    def _check_refit(self) -> None:
+        for name, value in (("refit", self.refit), ("damping", self.damping)):
+            if value is not None and not self.has_moments:
+                raise InvalidValueError(name, "goes with moments")
+        if self.refit is not None and (type(self.refit) is not int or self.refit < 0):
+            raise InvalidValueError("refit", f"must be an integer of at least 0, not {self.refit!r}")
+
+    @property
+    def _cuts_all_together(self) -> bool:
+        name = self.method or (DEFAULT_FIT if self.has_moments else DEFAULT_METHOD)
+        return name in METHODS and not METHODS[name].same_share
+
+    @property
+    def chooser(self) -> str:
+        """The method of `FITTED_METHODS` that chooses what goes; empty where something else does."""
+        if not self.has_moments or self.masks is not None:
+            return ""
+        name = self.method or DEFAULT_FIT
+        return name if name in FITTED_METHODS else ""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the refit."""
+        return DEFAULT_STEPS if self.refit is None else self.refit
+
+    @property
+    def factor_damping(self) -> tuple[float, float]:
+        """As `damping_for`."""
+        return damping_for(self.chooser or "given", self.steps, self.damping)
 
     @property
     def team(self) -> int:
@@ -98,14 +146,18 @@ class PruneOptions:
         if self.groups is not None:
             n, m = self.groups
             return 1 - n / m
-        return float(self.sparsity or 0)
+        return float(self.sparsity or 0)  # of given masks, what they come to is known in the end
 
     @property
     def label(self) -> str:
         """What the budget that is written calls the method."""
+        if self.masks is not None:
+            return "given masks"
         if self.budget is not None:
             return self.budget.method
-        return self.method if self.pattern is None else PATTERN_METHOD
+        if self.chooser:
+            return self.chooser
+        return PATTERN_METHOD if self.pattern is not None else self.method or DEFAULT_METHOD
 
     @property
     def highest(self) -> float:
@@ -153,7 +205,9 @@ def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: Prune
     budgeted = None if options.budget is None else {row.name: row for row in options.budget}
     chosen = []
     for layer in layers:
-        if budgeted is None:
+        if options.masks is not None:
+            reason = _reason_of_masks(layer, options.masks)
+        elif budgeted is None:
             reason = _reason_to_skip(layer, options)
         else:
             reason = _reason_of_budget(layer, budgeted.get(layer.name), options.groups)
@@ -162,7 +216,11 @@ def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: Prune
         else:
             skipped[layer.name] = reason
     if budgeted is not None:
-        _check_that_none_is_missing(budgeted, chosen, skipped)
+        _check_that_none_is_missing("budget", budgeted, {layer.name for layer in chosen}, skipped)
+    if options.masks is not None:
+        _check_that_none_is_missing(
+            "masks", options.masks, {name_in(options.masks, layer) for layer in chosen}, skipped
+        )
     if not chosen:
         raise InvalidValueError("", f"no layer is left to prune{first_reason(skipped)}")
     return chosen
@@ -208,11 +266,16 @@ def _reason_of_budget(layer: Layer, row: LayerBudget | None, groups: tuple[int, 
     return None
 
 
+def _reason_of_masks(layer: Layer, masks: Mapping[str, Any]) -> str | None:
+    return layer.fixed or None if name_in(masks, layer) in masks else "has no mask"
+
+
 def _check_that_none_is_missing(
-    budgeted: Mapping[str, LayerBudget], chosen: list[Layer], skipped: Mapping[str, str]
+    what: str, given: Mapping[str, Any], chosen: set[str], skipped: Mapping[str, str]
 ) -> None:
-    missing = budgeted.keys() - {layer.name for layer in chosen}
+    missing = set(given) - chosen
     if missing:
         name = min(missing)
         reason = skipped.get(name, "which is no layer of this checkpoint")
-        raise InvalidValueError("", f"the budget names {name!r}, {reason}")
+        verb = "names" if what == "budget" else "name"
+        raise InvalidValueError("", f"the {what} {verb} {name!r}, {reason}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import like
+from mpfast.arrays import like, like_stored
 from mpfast.checkpoints import (
     MASKS_FILE,
     Checkpoint,
@@ -26,7 +26,7 @@ from mpfast.checkpoints import (
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.layer_report import LayerReport
-from mpfast.models.mask_plans import MaskPlan, stored_rows
+from mpfast.models.mask_plans import MaskPlan, Refit, stored_rows
 from mpfast.models.output_mark import mark_output
 from mpfast.support import OutputDirectory, Workers
 
@@ -54,6 +54,8 @@ class MaskingPass:
         Where the masks are kept, by name, in the model's framework; None where they need not be.
     pattern
         Whether the masks have a pattern, whose axes the budget is to note.
+    weights
+        Where refitted weights are kept, by name, in the model's framework; None where they need not be.
     """
 
     checkpoint: Checkpoint
@@ -62,6 +64,7 @@ class MaskingPass:
     reports: Mapping[str, LayerReport]
     masks: dict[str, Any] | None
     pattern: bool = False
+    weights: dict[str, Any] | None = None
 
     def run(
         self, output: CheckpointOutput | None = None, mask_file: SafetensorsWriter | None = None
@@ -78,13 +81,20 @@ class MaskingPass:
                 entries = stored_rows(tensor, layer)
                 content = hasher.submit(content_hash, entries)
                 keep = spare[len(rows) % 2][: layer.size].reshape(entries.shape)
-                self.plan.mask(layer, entries, keep)
+                refit = self.plan.mask(layer, entries, keep)
+                new = None if refit is None else refit.rows
+                written = None if new is None else hasher.submit(content_hash, new)
                 if self.masks is not None:
                     self.masks[layer.name] = like(keep.reshape(layer.tensor_shape).copy(), tensor)
-                rows.append(self._row(layer, int(keep.size - np.count_nonzero(keep)), content.result()))
+                if self.weights is not None and new is not None:
+                    self.weights[layer.name] = like_stored(new.reshape(layer.tensor_shape), layer.dtype, tensor)
+                row = self._row(layer, int(keep.size - np.count_nonzero(keep)), content.result())
+                rows.append(
+                    row if refit is None else _with_refit(row, refit, None if written is None else written.result())
+                )
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(self._write, layer, entries, keep, output, mask_file)
+                writing = writer.submit(self._write, layer, entries if new is None else new, keep, output, mask_file)
             if writing is not None:
                 writing.result()
         return tuple(rows)
@@ -120,6 +130,18 @@ class MaskingPass:
             stored=layer.stored or None,
             input_axes=layer.input_axes if self.pattern else None,
         )
+
+
+def _with_refit(row: LayerBudget, refit: Refit, written: str | None) -> LayerBudget:
+    return replace(
+        row,
+        updated=refit.rows is not None,
+        written=written,
+        masked_error=refit.masked_error,
+        error=refit.error,
+        heldout_error=refit.heldout_error,
+        reason=refit.reason,
+    )
 
 
 def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -> tuple[Budget, tuple[str, ...]]:

@@ -10,10 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mpfast.arrays import boolean_mask
 from mpfast.checkpoints import (
     WHOLE,
     Checkpoint,
     Layer,
+    MaskFile,
     NameFilter,
     check_writable,
     files_behind,
@@ -24,13 +28,25 @@ from mpfast.checkpoints import (
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
+from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.models.mask_plans import LayerCuts, MaskPlan, Pattern
+from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, name_in
 from mpfast.models.methods import DEFAULT_METHOD, METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
-from mpfast.support import InvalidValueError, check_flag, check_path, claimed_directory, front_door, logger, warn_caller
+from mpfast.models.refitting import Refitting
+from mpfast.support import (
+    InvalidTypeError,
+    InvalidValueError,
+    check_flag,
+    check_path,
+    claimed_directory,
+    floor_count,
+    front_door,
+    logger,
+    warn_caller,
+)
 
 __all__ = ["PruneResult", "prune"]
 
@@ -50,6 +66,9 @@ class PruneResult:
     masks : dict or None
         For a model in memory: boolean arrays in its framework, True = kept, by name. None for a path: they are in
         ``masks.safetensors``.
+    weights : dict or None
+        For a model in memory that was pruned with `moments`: the tensors whose kept weights were refitted, with zeros
+        where they are pruned, by name, in its framework and types.
     seconds : float
         Wall time.
     not_copied : tuple of str
@@ -62,6 +81,7 @@ class PruneResult:
     masks: dict[str, Any] | None
     seconds: float
     not_copied: tuple[str, ...] = ()
+    weights: dict[str, Any] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -93,9 +113,13 @@ def prune(
     out: str | os.PathLike[str] | None = None,
     *,
     sparsity: float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     pattern: str | None = None,
     budget: Budget | None = None,
+    masks: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    moments: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    refit: int | None = None,
+    damping: float | None = None,
     include: NameFilter = None,
     exclude: NameFilter = None,
     embeddings: bool = False,
@@ -107,7 +131,7 @@ def prune(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PruneResult:
-    """Prune a model: set the weights that matter least to zero.
+    """Prune a model: set the weights that matter least to zero, and refit the others to what the layers see.
 
     Parameters
     ----------
@@ -120,15 +144,30 @@ def prune(
         Default: nothing is written.
     sparsity : float
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
-        fixes it, or `budget`.
-    method : str
-        Name of one of `mpfast.models.METHODS`, where each says what goes.
+        fixes it, `budget` or `masks`.
+    method : str, optional
+        Name of one of `mpfast.models.METHODS`, where each says what goes, or with `moments` of one of
+        `mpfast.models.FITTED_METHODS`. Default ``"obs"`` with moments, ``"spectral_budget"`` without.
     pattern : str, optional
         ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with n < m and m up
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
-        `mpfast.Analysis.budget`.
+        `mpfast.Analysis.budget`. With `moments`, the method chooses which entries.
+    masks : path or mapping, optional
+        Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
+        True = kept. Other layers stay dense.
+    moments : path or mapping, optional
+        Second moments of the layers' inputs: a file of ``mpfast moments`` or `SecondMoments.save`, a `SecondMoments`,
+        or a mapping from name of module or weight to array (in, in). With them, the weights that are kept get the
+        values with which the layers' outputs change least. A layer without a moment stays dense where `sparsity` or
+        `pattern` leave it to the moments what goes; else it is pruned as without them, its kept weights as they were.
+        The result says which, and why.
+    refit : int, optional
+        With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
+    damping : float, optional
+        With `moments`: the share of the mean of a moment's diagonal that is added to all of it. Default 0.01 for
+        ``"obs"`` without a refit, else 30 % of each diagonal entry.
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
@@ -158,13 +197,14 @@ def prune(
     CheckpointError
         The checkpoint is malformed.
     ValueError, TypeError
-        A bad option, no layer to prune, a layer with NaN or infinities, a quantised checkpoint, or with `out` one with
-        entries that are no tensors and would be lost.
+        A bad option, no layer to prune, a layer with NaN or infinities, a quantised checkpoint, moments of another
+        model, or with `out` a checkpoint with entries that are no tensors and would be lost.
 
     Warns
     -----
     UserWarning
-        Nothing is left of a layer; or the configuration says that the model is quantised, and no tensor looks so.
+        Nothing is left of a layer; the configuration says that the model is quantised, and no tensor looks so; or the
+        moments are of fewer than 4 inputs per dimension.
 
     Examples
     --------
@@ -178,7 +218,24 @@ def prune(
     True
     """
     started = time.perf_counter()
-    options = PruneOptions(sparsity, method, pattern, budget, embeddings, tol, seed, device, threads, progress, ceiling)
+    given = _opened_masks(masks)
+    options = PruneOptions(
+        sparsity,
+        method,
+        pattern,
+        budget,
+        embeddings,
+        tol,
+        seed,
+        device,
+        threads,
+        progress,
+        ceiling,
+        masks=given,
+        has_moments=moments is not None,
+        refit=refit,
+        damping=damping,
+    )
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
@@ -191,14 +248,20 @@ def prune(
     for text in without_effect:
         warn_caller("prune", text)
     layers = layers_to_prune(candidates, skipped, options)
+    known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
+    if known is not None:
+        warn_caller("prune", known.warning)
+        layers = _fitted_layers(layers, skipped, known, options)
     logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     # Of a path, the masks are in a file beside the weights.
-    masks: dict[str, Any] | None = None if isinstance(model, str | os.PathLike) else {}
+    in_memory = not isinstance(model, str | os.PathLike)
+    kept: dict[str, Any] | None = {} if in_memory else None
+    weights: dict[str, Any] | None = {} if in_memory and known is not None else None
     stays = skipped_tensors(checkpoint, candidates, skipped)
     empty = Budget(
         (),
         options.label,
-        options.target,
+        options.target if given is None else _dropped_share(given, layers),
         options.wanted_pattern,
         checkpoint.source,
         dense=dense_tensors(stays),
@@ -206,9 +269,14 @@ def prune(
         provenance=provenance_of(
             model,
             sparsity=sparsity,
-            method=method,
+            method=options.label,
             pattern=pattern,
             budget=None if budget is None else "given",
+            masks=_named(masks),
+            moments=_named(moments),
+            moments_hash=None if known is None else known.hash,
+            refit=None if known is None else options.steps,
+            damping=None if known is None else list(options.factor_damping),
             include=include,
             exclude=exclude,
             embeddings=embeddings,
@@ -225,17 +293,29 @@ def prune(
             sources = files_behind(model, checkpoint)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
         plan, reports = _plan(checkpoint, layers, options)
-        masking = MaskingPass(checkpoint, layers, plan, reports, masks, options.groups is not None)
+        if known is not None:
+            plan = Refitting(
+                plan,
+                known,
+                options.chooser,
+                {} if options.chooser == "" else _counts(layers, options),
+                options.groups,
+                options.steps,
+                options.factor_damping,
+                options.team,
+            )
+        masking = MaskingPass(checkpoint, layers, plan, reports, kept, options.groups is not None, weights)
         if place is None:
             pruned = replace(empty, layers=masking.run())
         else:
             pruned, left = write_pruned(masking, place, empty)
-    warn_of_emptied(((row.name, row.pruned, row.size) for row in pruned), options.target, "prune")
+    warn_of_emptied(((row.name, row.pruned, row.size) for row in pruned), pruned.sparsity, "prune")
     return PruneResult(
         budget=pruned,
         skipped=stays,
         out=None if out is None else Path(out),
-        masks=masks,
+        masks=kept,
+        weights=weights,
         seconds=time.perf_counter() - started,
         not_copied=left,
     )
@@ -245,13 +325,60 @@ def _plan(
     checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions
 ) -> tuple[MaskPlan, Mapping[str, LayerReport]]:
     """Decide what goes: by a pattern, by a budget, or by the method; with the spectra, where that takes them."""
+    if options.masks is not None:
+        return GivenMasks(options.masks), {}
     if options.groups is not None:
         return Pattern(*options.groups, options.team), {}
     if options.budget is not None:
         return LayerCuts({row.name: row.pruned for row in options.budget}, options.team), {}
-    method = METHODS[options.method]
+    if options.chooser:
+        return LayerCuts(_counts(layers, options), options.team), {}
+    method = METHODS[options.method or DEFAULT_METHOD]
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
     return method.plan(checkpoint, layers, reports, options.target, options.highest, options.team), reports
+
+
+def _counts(layers: Sequence[Layer], options: PruneOptions) -> dict[str, int]:
+    """How many entries of each layer go, where it does not depend on the others."""
+    if options.budget is not None:
+        return {row.name: row.pruned for row in options.budget}
+    return {layer.name: floor_count(options.target, layer.size) for layer in layers}
+
+
+def _fitted_layers(
+    layers: list[Layer], skipped: dict[str, str], moments: LayerMoments, options: PruneOptions
+) -> list[Layer]:
+    """Leave dense what has no moment, where it was left to the moments what goes."""
+    if not options.chooser or options.budget is not None:
+        return layers
+    skipped |= {
+        layer.name: f"no second moment: {moments.reasons[layer.name]}" for layer in layers if layer not in moments
+    }
+    return [layer for layer in layers if layer in moments]
+
+
+def _dropped_share(masks: Mapping[str, Any], layers: Sequence[Layer]) -> float:
+    """Share of the entries of these layers that masks drop."""
+    kept = 0
+    for layer in layers:
+        found = boolean_mask(masks[name_in(masks, layer)], layer.tensor_shape, layer.name)
+        kept += int(np.count_nonzero(found))
+    return 1 - kept / sum(layer.size for layer in layers)
+
+
+def _opened_masks(masks: Any) -> Mapping[str, Any] | None:
+    if masks is None or isinstance(masks, Mapping):
+        return masks
+    if isinstance(masks, str | os.PathLike):
+        return MaskFile(masks)
+    raise InvalidTypeError("masks", f"must be a file or a mapping, not {type(masks).__name__}")
+
+
+def _named(given: Any) -> str | None:
+    """A file by its path; what is in memory by its type."""
+    if given is None:
+        return None
+    return str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
 
 
 def _spectra(checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions) -> dict[str, LayerReport]:

@@ -102,8 +102,9 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     """Check a directory that `mpfast.prune` or `mpfast.compress` wrote.
 
     For every pruned tensor: as many entries are masked as the budget says, those are zero, the pattern holds, and,
-    where the source is at hand, the others are bitwise those of the source, whose content hash is the budget's. Every
-    other tensor is bitwise that of the source.
+    where the source is at hand, the others are bitwise those of the source, whose content hash is the budget's. Where
+    the kept weights were refitted, their tensor has the hash of what was written instead. Every other tensor is bitwise
+    that of the source.
 
     For every matrix that was truncated or factored: what is stored has the hash that the mark gives and the rank, and
     is as close to the source's as its energy says, within the rounding of its type. A LoRA adapter is not checked.
@@ -230,8 +231,9 @@ class _Comparison:
     def _not_compared(self, unknown: Sequence[str]) -> list[str]:
         found = []
         if self.dense is None:
-            kept = self.budget.entries - self.budget.pruned
-            found.append(f"the {kept:,} entries that the masks keep: the dense model is not at hand")
+            kept = sum(row.size - row.pruned for row in self.budget if not row.updated)
+            if kept:
+                found.append(f"the {kept:,} entries that the masks keep: the dense model is not at hand")
             if unknown:
                 found.append(f"{some(unknown)}: the dense model is not at hand")
         elif unknown:
@@ -284,11 +286,13 @@ class _Comparison:
         gone = ~keep
         if np.multiply(bits, gone, dtype=bits.dtype).any():
             problems.append(f"{row.name}: {np.count_nonzero(bits[gone])} masked entries are not zero")
+        if row.updated and content_hash(bits) != row.written:
+            problems.append(f"{row.name}: the content hash is not that of what was written")
         before = self.tensors.recorded(row.file_name)
         if self.dense is not None:
             original = bits_of(self.dense.read(row.file_name), row.name).reshape(keep.shape)
             kept = [np.multiply(side, keep, dtype=bits.dtype) for side in (bits, original)]
-            if not np.array_equal(*kept):
+            if not row.updated and not np.array_equal(*kept):
                 changed = int(np.count_nonzero((bits != original) & keep))
                 problems.append(f"{row.name}: {changed} entries that are kept differ from the source")
             before = content_hash(original) if may_be_shared or row.content is not None else None

@@ -80,7 +80,7 @@ def _inverse(layer: Layer) -> Array:
     damped = layer.factor.damped()
     mean = float(np.diagonal(damped).mean())
     try:
-        inverse: Array = np.asarray(np.linalg.inv(damped / mean))
+        inverse: Array = np.asarray(np.linalg.inv(damped / mean), np.float64)
     except np.linalg.LinAlgError as error:
         raise InvalidValueError("C", "is singular with this damping", "raise the damping") from error
     return inverse

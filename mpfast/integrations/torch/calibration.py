@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -28,7 +28,7 @@ from mpfast.checkpoints import (
     stored,
     write_moments,
 )
-from mpfast.integrations.torch.layers import input_rows, prunable_modules, watch_input
+from mpfast.integrations.torch.layers import input_rows, is_transposed, watch_input, watchable_modules
 from mpfast.integrations.torch.parts import cut_into_parts
 from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
 from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count, warn_caller
@@ -40,7 +40,7 @@ _MIRRORED = 256  # columns at a time
 
 
 class SecondMoments(Moments[torch.Tensor]):
-    """The mean of ``x x^T`` over all inputs x that Linear and Conv2d modules have seen.
+    """The mean of ``x x^T`` over all inputs x that Linear and Conv2d modules, and transformers' Conv1D, have seen.
 
     A context manager: while it is open, the model is watched. A mapping from module name to float64 tensor, to be
     handed to `mpfast.masks.project`, for one; modules that have seen nothing are not in it. Modules that are handed the
@@ -147,7 +147,7 @@ class SecondMoments(Moments[torch.Tensor]):
         self._inputs = SharedInputs(self._count)
         self._modules: dict[str, torch.nn.Module] = {}
         self._hooks: list[Any] = []
-        for name, module in prunable_modules(model, include, exclude).items():
+        for name, module in watchable_modules(model, include, exclude).items():
             reason = self._why_not(module)
             if reason is None:
                 self._modules[name] = module
@@ -160,7 +160,7 @@ class SecondMoments(Moments[torch.Tensor]):
             raise InvalidValueError("", "there is no module to watch", f"skipped: {self.skipped or 'none'}")
 
     def _why_not(self, module: torch.nn.Module) -> str | None:
-        length = module.weight[0].numel()
+        length = len(module.weight) if is_transposed(module) else module.weight[0].numel()
         if isinstance(module, torch.nn.Conv2d):
             if module.groups != 1:
                 return "a grouped convolution: every group has inputs of its own"
@@ -283,13 +283,13 @@ class SecondMoments(Moments[torch.Tensor]):
         model = {
             "source": self._source,
             "source_hash": None if path_there is None else content_sample_hash(path_there),
-            "weights_hash": self._weights_hash(),
+            "weights_hash": self._weights_hash(list(self)),
         }
         write_moments(path, arrays, self._options(), model)
 
-    def _weights_hash(self) -> str | None:
-        """Hash of the weights of the modules that are watched; None where these are not in memory."""
-        weights = {name: module.weight.detach() for name, module in self._modules.items()}
+    def _weights_hash(self, names: Iterable[str]) -> str | None:
+        """Hash of the weights of some modules, by the names of these; None where they are not in memory."""
+        weights = {name: self._modules[name].weight.detach() for name in names}
         if any(weight.device.type == "meta" for weight in weights.values()):
             return None
         checkpoint = open_checkpoint({name: weight.cpu() for name, weight in weights.items()})
@@ -313,7 +313,7 @@ class SecondMoments(Moments[torch.Tensor]):
         unknown = [name for name in file if name not in self._modules]
         if unknown:
             raise InvalidValueError("", f"{where}: the model has no module {unknown[0]!r}")
-        known, own = file.model.optional_text("weights_hash"), self._weights_hash()
+        known, own = file.model.optional_text("weights_hash"), self._weights_hash(file)
         if None not in (known, own) and known != own:
             raise InvalidValueError("", f"{where}: was collected from a model of other weights")
         self._inputs = SharedInputs(self._count)
@@ -329,7 +329,7 @@ class SecondMoments(Moments[torch.Tensor]):
 def _usable(given: Input) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Rows, some thousands at a time, and which of them are not padding."""
     valid, x = given.valid, given.x
-    padded = valid is not None and isinstance(given.module, torch.nn.Linear) and valid.shape == x.shape[:-1]
+    padded = valid is not None and not isinstance(given.module, torch.nn.Conv2d) and valid.shape == x.shape[:-1]
     at = 0
     for rows in input_rows(given.module, x):
         if padded and valid is not None:

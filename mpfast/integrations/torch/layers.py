@@ -10,7 +10,7 @@ import torch
 from mpfast.checkpoints import NameFilter, name_filter
 from mpfast.support import front_door
 
-__all__ = ["input_rows", "prunable_modules", "watch_input"]
+__all__ = ["input_rows", "is_transposed", "prunable_modules", "watch_input", "watchable_modules"]
 
 CHUNK_ROWS = 4096
 
@@ -40,6 +40,27 @@ def prunable_modules(
         and id(module._parameters.get("weight")) not in tied
         and (wanted is None or wanted(name))
         and not (unwanted is not None and unwanted(name))
+    }
+
+
+def is_transposed(module: torch.nn.Module) -> bool:
+    """Whether a module is a linear layer whose weight is stored as (in, out): the Conv1D of transformers."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def watchable_modules(
+    model: torch.nn.Module, include: NameFilter | None = None, exclude: NameFilter | None = None
+) -> dict[str, torch.nn.Module]:
+    """As `prunable_modules`, with the linear layers whose weights are stored as (in, out)."""
+    wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
+    prunable = prunable_modules(model, include, exclude)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name in prunable
+        or (
+            is_transposed(module) and (wanted is None or wanted(name)) and not (unwanted is not None and unwanted(name))
+        )
     }
 
 
