@@ -66,7 +66,7 @@ class Layer:
         return wide(self._array, self._dtype)
 
     def _scaled(self, numbers: NDArray[Any], factor: float, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Numbers times a power of two, in single precision where that holds both, and in `out` if that is of the type."""
+        """Numbers times a power of two, in single precision where that holds both; in `out` if that is of the type."""
         narrow = numbers.dtype.itemsize <= 4 and 2.0**-100 < factor < 2.0**100
         dtype = np.dtype(np.float32 if narrow else np.float64)
         target = out if out is not None and out.dtype == dtype else None
