@@ -108,6 +108,16 @@ def test_cupy_arrays(cupy: Any) -> None:
     assert (cupy.asnumpy(mpfast.masks.n_m(W, 2, 4)) == mpfast.masks.n_m(host, 2, 4)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_refitted_weights_come_back_there(torch: Any, dtype: str) -> None:
+    W, X = noise(torch, (60, 128), dtype), noise(torch, (500, 128), seed=1)
+    fit = mpfast.reconstruct.prune(W, X.T @ X / 500, pattern="2:4")
+    here = mpfast.reconstruct.prune(W.cpu(), (X.T @ X / 500).cpu(), pattern="2:4")
+    assert fit.weights.device == fit.mask.device == W.device
+    assert fit.weights.dtype == W.dtype
+    assert torch.equal(fit.weights.cpu(), here.weights)
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (8, 16)])
 def test_projection(cupy: Any, n: int, m: int) -> None:
     W = cupy.random.default_rng(m).standard_normal((300, 10 * m), dtype=cupy.float32)

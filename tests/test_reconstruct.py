@@ -6,7 +6,10 @@ the terms' size: 1e-5 for what is compared entry by entry here, with a condition
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -443,6 +446,32 @@ class TestFit:
         assert fit.error == pytest.approx(relative_error(from_bfloat16_bits(bits), rounded, C), rel=1e-10)
         A, B = reconstruct.lowrank(tensor, C, 5)
         assert A.dtype == B.dtype == torch.bfloat16
+
+    def test_arrays_of_cupy(self, monkeypatch):
+        """By a stand-in for the module: to the host by get(), back by asarray() on the same device."""
+        cupy = types.ModuleType("cupy")
+        cupy.ndarray = type(
+            "ndarray",
+            (),
+            {
+                "__module__": "cupy",
+                "__init__": lambda self, host: setattr(self, "host", host),
+                "get": lambda self: self.host,
+                "device": contextlib.nullcontext(),
+            },
+        )
+        cupy.asarray = cupy.ndarray
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        W, C = problem(6, 40)
+        fit = reconstruct.prune(cupy.ndarray(W), cupy.ndarray(C), sparsity=0.5)
+        expected = reconstruct.prune(W, C, sparsity=0.5)
+        assert isinstance(fit.weights, cupy.ndarray)
+        np.testing.assert_array_equal(fit.weights.get(), expected.weights)
+        np.testing.assert_array_equal(fit.mask.get(), expected.mask)
+        A, B = reconstruct.lowrank(cupy.ndarray(W), cupy.ndarray(C), 3)
+        assert isinstance(A, cupy.ndarray)
+        assert B.get().shape == (3, 40)
+        np.testing.assert_array_equal(reconstruct.refit(cupy.ndarray(W), C, fit.mask).mask.get(), expected.mask)
 
     def test_bfloat16_of_ml_dtypes(self):
         ml_dtypes = pytest.importorskip("ml_dtypes")

@@ -84,8 +84,8 @@ py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>&
   index_t pivot = 0;
   {
     const InCore core;
-    constexpr index_t kMatrices = 2;
-    with_blas_team(core, threads, kMatrices * n * n * static_cast<index_t>(sizeof(double)),
+    constexpr index_t kBlockRow = 512;  // of the matrix, which is copied besides
+    with_blas_team(core, threads, (n * n + kBlockRow * n) * static_cast<index_t>(sizeof(double)),
                    [&](cpu::Team& team) { pivot = cpu::inverse_factor(team, moment.view, unit, from, to); });
   }
   return py::make_tuple(factor, pivot);

@@ -3,6 +3,8 @@
 All of it needs the second moment ``C`` of the layer's inputs, the mean of ``x x^T``, uncentred, of shape (in, in). A
 layer computes ``W x``; when W becomes V, the mean squared change of its outputs is ``tr (W - V) C (W - V)^T``, and that
 over ``tr W C W^T`` is what is called an error here.
+
+Everything is computed on the host; PyTorch and CuPy arrays on a GPU are copied there, and results back.
 """
 
 from mpfast.reconstruct.columns import prune

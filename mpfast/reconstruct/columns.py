@@ -94,20 +94,21 @@ def prune(
     selection = Selection.of(layer.shape, sparsity, pattern)
     if gradients is not None:
         layer.weigh_rows(row_weights(gradients, "gradients", layer.shape[0]))
-    values, keep = _METHODS[method](layer, selection)
+    values, keep = _METHODS[method](layer, selection, steps > 0)
     settle(layer, values, keep, steps)
     return layer.fit(values, keep)
 
 
-def _surgeon(layer: Layer, selection: Selection) -> tuple[Single, Mask]:
-    values, keep = layer.weights.copy(), np.ones(layer.shape, np.bool_)
+def _surgeon(layer: Layer, selection: Selection, again: bool) -> tuple[Single, Mask]:
+    values, keep = layer.start(again=again), np.ones(layer.shape, np.bool_)
     pruned = None if selection.pattern else selection.pruned
     _core.obs_columns(values, keep, layer.factor.upper, pruned, selection.pattern, None, layer.threads)
     return values, keep
 
 
-_METHODS: dict[str, Callable[[Layer, Selection], tuple[Single, Mask]]] = {
+# Given whether the weights are refitted afterwards. The others refit themselves, too.
+_METHODS: dict[str, Callable[[Layer, Selection, bool], tuple[Single, Mask]]] = {
     "obs": _surgeon,
-    "gradual": gradual,
-    "admm": alternating,
+    "gradual": lambda layer, selection, _: gradual(layer, selection),
+    "admm": lambda layer, selection, _: alternating(layer, selection),
 }

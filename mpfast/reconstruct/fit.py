@@ -69,12 +69,12 @@ class Fit:
     @KeptProperty
     def error(self) -> float:
         """``tr (W - V) C (W - V)^T / tr W C W^T``, C undamped: the mean squared change of the outputs."""
-        return self._relative(self._values, self._factor)
+        return self._relative(self._values, self._factor, self._square)
 
     @KeptProperty
     def masked_error(self) -> float:
         """The same for ``W * mask``: what the mask would change if the kept weights stayed as they were."""
-        return self._relative(self._masked(), self._factor)
+        return self._relative(self._masked(), self._factor, self._square)
 
     @front_door
     def heldout(self, C: Any) -> float:
@@ -85,10 +85,18 @@ class Fit:
         ValueError, TypeError
             As `Factor`, or the moment is of another number of inputs.
         """
-        return self._relative(self._values, as_factor(C, self._target.shape, self._threads))
+        factor = as_factor(C, self._target.shape, self._threads)
+        return self._relative(self._values, factor, self._square_with(factor))
 
-    def _relative(self, values: _core.Matrix, factor: Factor) -> float:
-        whole = _core.quadratic_error(self._target, None, factor.moment, self._threads)
+    @KeptProperty
+    def _square(self) -> float:
+        """``tr W C W^T``."""
+        return self._square_with(self._factor)
+
+    def _square_with(self, factor: Factor) -> float:
+        return _core.quadratic_error(self._target, None, factor.moment, self._threads)
+
+    def _relative(self, values: _core.Matrix, factor: Factor, whole: float) -> float:
         change = _core.quadratic_error(self._target, values, factor.moment, self._threads)
         # Rounding may leave a change of nothing below zero.
         return max(change, 0.0) / whole if whole > 0 else 0.0

@@ -65,19 +65,26 @@ class Layer:
         """The weights as the caller has them, in float64."""
         return wide(self._array, self._dtype)
 
-    def _scaled(self, numbers: NDArray[Any], factor: float) -> NDArray[Any]:
-        """Numbers times a power of two, in single precision where that holds them and their factor."""
+    def _scaled(self, numbers: NDArray[Any], factor: float, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Numbers times a power of two, in single precision where that holds both; in `out` if that is of the type."""
         narrow = numbers.dtype.itemsize <= 4 and 2.0**-100 < factor < 2.0**100
-        scaled: NDArray[Any] = np.multiply(numbers, factor, dtype=np.float32 if narrow else np.float64)
+        dtype = np.dtype(np.float32 if narrow else np.float64)
+        target = out if out is not None and out.dtype == dtype else None
+        scaled: NDArray[Any] = np.multiply(numbers, factor, dtype=dtype, out=target)
         return scaled
 
+    def start(self, *, again: bool) -> Single:
+        """The weights to be changed; these are the layer's own unless they are needed again, as a refit does."""
+        return self.weights.copy() if again else self.weights
+
     def fit(self, weights: NDArray[Any], keep: Mask, grid: Grid | None = None) -> Fit:
-        """Return what has become of the weights, given in units of `unit` and zero where they are pruned."""
+        """Return what has become of the weights: in units of `unit`, zero where pruned; they are overwritten."""
         if keep.all() and grid is None:
             stored = self._array.copy()
         else:
-            plain = weights if self._rows is None else weights / self._rows
-            stored = in_storage(self._scaled(plain, self.unit), self._dtype)
+            if self._rows is not None:
+                weights /= self._rows
+            stored = in_storage(self._scaled(weights, self.unit, out=weights), self._dtype)
         # Whoever writes the new weights in the place of the old ones may still ask for errors.
         target = self._array.copy()
         return Fit(

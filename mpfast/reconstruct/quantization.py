@@ -94,7 +94,7 @@ def quantize(
         raise InvalidValueError("group", f"must be a multiple of the pattern's {groups[1]}, not {group!r}")
     shape = rows, -(-cols // width)
     grid = Grid(int(bits), width, np.empty(shape, np.float32), np.empty(shape, np.float32))
-    values = layer.weights.copy()
+    values = layer.start(again=False)
     _core.obs_columns(
         values, keep, layer.factor.upper, pruned, groups, (grid.bits, width, grid.scale, grid.zero), layer.threads
     )

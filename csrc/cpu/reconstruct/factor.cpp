@@ -94,24 +94,33 @@ index_t cholesky(Team& team, index_t n, double* a, index_t ld) {
   return n;
 }
 
-// X = L^-1, lower triangle, block row after block row: X_ij = L_ii^-1 (I - sum over j <= k < i of L_ik X_kj).
-void invert_lower(Team& team, index_t n, const double* l, index_t ld, double* x) {
+// L becomes X = L^-1, block row after block row: X_ij = L_ii^-1 (I - sum over j <= k < i of L_ik X_kj).
+void invert_lower(Team& team, index_t n, double* a, index_t ld) {
   const index_t block = factor_block(n);
+  Buffer<double> panel(block, n, "a block row of the factor of the second moment");
   for (index_t i = 0; i < n; i += block) {
     const index_t height = std::min(block, n - i);
-    team.parallel_for(i / block + 1, [&](index_t tile, int) {
+    double* const l = panel.get();  // block row i of L
+    const index_t tiles = i / block + 1;
+    team.parallel_for(tiles, [&](index_t tile, int) {
+      for (index_t column = tile * block; column < std::min((tile + 1) * block, i + height); ++column) {
+        std::copy_n(a + i + column * ld, height, l + column * height);
+      }
+    });
+    team.parallel_for(tiles, [&](index_t tile, int) {
       const index_t j = tile * block;
       const index_t width = std::min(block, n - j);
-      double* const target = x + i + j * ld;
+      double* const target = a + i + j * ld;
       if (i == j) {
         for (index_t c = 0; c < width; ++c) {
           std::fill_n(target + c * ld, height, 0.0);
           target[c + c * ld] = 1;
         }
       } else {
-        linalg::gemm(false, false, height, width, i - j, -1.0, l + i + j * ld, ld, x + j + j * ld, ld, 0.0, target, ld);
+        linalg::gemm(false, false, height, width, i - j, -1.0, l + j * height, height, a + j + j * ld, ld, 0.0, target,
+                     ld);
       }
-      linalg::solve_lower(height, width, l + i + i * ld, ld, target, ld);
+      linalg::solve_lower(height, width, l + i * height, height, target, ld);
     });
   }
 }
@@ -232,15 +241,14 @@ index_t inverse_factor(Team& team, const MatrixView& moment, double unit, const 
   const index_t n = moment.rows;
   const index_t ld = padded_leading_dimension(n);
   Buffer<double> reversed(ld, n, "the factor of the second moment");
-  Buffer<double> inverse(ld, n, "the inverse of the factor of the second moment");
   for_each_pair(team, moment, [&](index_t i, index_t j, double below, double above, index_t) {
     // Entry (n-1-j, n-1-i) of the reversed matrix lies in its lower triangle.
     reversed.get()[(n - 1 - j) + (n - 1 - i) * ld] = i == j ? diagonal[i] : (below / unit + above / unit) / 2;
   });
   const index_t finished = cholesky(team, n, reversed.get(), ld);
   if (finished < n) return n - 1 - finished;
-  invert_lower(team, n, reversed.get(), ld, inverse.get());
-  reverse(team, n, inverse.get(), ld, factor);
+  invert_lower(team, n, reversed.get(), ld);
+  reverse(team, n, reversed.get(), ld, factor);
   return -1;
 }
 
