@@ -5,6 +5,7 @@ from mpfast.checkpoints.companions import copy_companions, home_directory, index
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
+    MIN_SIDE,
     WHOLE,
     ConvView,
     ExpertsView,
@@ -46,6 +47,7 @@ __all__ = [
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
+    "MIN_SIDE",
     "WHOLE",
     "ArrayMapping",
     "Checkpoint",
