@@ -5,6 +5,7 @@ from mpfast.checkpoints.companions import copy_companions, home_directory, index
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
+    MIN_SIDE,
     WHOLE,
     ConvView,
     ExpertsView,
@@ -24,7 +25,7 @@ from mpfast.checkpoints.layers import (
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
-from mpfast.checkpoints.moments import InputSum, MomentFile, Moments, weight_of, write_moments
+from mpfast.checkpoints.moments import FEW_ROWS_PER_INPUT, InputSum, MomentFile, Moments, weight_of, write_moments
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
@@ -43,8 +44,10 @@ from mpfast.checkpoints.tensor_bits import (
 )
 
 __all__ = [
+    "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
+    "MIN_SIDE",
     "WHOLE",
     "ArrayMapping",
     "Checkpoint",

@@ -13,7 +13,7 @@ from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
-from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod
+from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
@@ -51,6 +51,7 @@ __all__ = [
     "analyze",
     "compress",
     "csv_of",
+    "damping_for",
     "diff",
     "inspect",
     "installed_version",

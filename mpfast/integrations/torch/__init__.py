@@ -13,6 +13,7 @@ from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of,
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 from mpfast.integrations.torch.texts import text_moments
+from mpfast.integrations.torch.whole_models import LayerFit, ReconstructedModel, reconstruct_model
 
 if TYPE_CHECKING:
     from mpfast.integrations.torch.sparsifier import SpectralSparsifier
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FineTuning",
     "GivenMask",
+    "LayerFit",
     "LowRankPair",
     "Mask",
     "ModelCertificate",
     "NOfM",
     "NoiseFloor",
     "PruneAndRestore",
+    "ReconstructedModel",
     "SecondMoments",
     "Selection",
     "SpectralSparsifier",
@@ -37,6 +40,7 @@ __all__ = [
     "load_factors",
     "masks_of",
     "prunable_modules",
+    "reconstruct_model",
     "release",
     "split",
     "split_modules",

@@ -1,0 +1,208 @@
+"""A model block by block: what each block is called with, and hidden states that run through it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpfast.support import InvalidValueError
+
+__all__ = ["Call", "blocks_of", "call_block", "calls_of", "first_tensor", "undisturbed"]
+
+
+@dataclass
+class Call:
+    """What a block is called with beside its hidden states.
+
+    Attributes
+    ----------
+    args, keywords
+        The other arguments.
+    keyword : str
+        The name under which the hidden states come; empty where they come first.
+    """
+
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    keyword: str
+
+
+def blocks_of(model: torch.nn.Module, blocks: str | Sequence[str]) -> dict[str, torch.nn.Module]:
+    """Return the blocks of a model by name, in the order of the model.
+
+    Parameters
+    ----------
+    blocks
+        ``"auto"``: the members of the list of modules that has the most parameters, of those that lie in no other one;
+        or patterns of names.
+    """
+    named = dict(model.named_modules())
+    if blocks != "auto":
+        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+        found = {
+            name: module
+            for name, module in named.items()
+            if any(fnmatch.fnmatchcase(name, pattern) and name.count(".") == pattern.count(".") for pattern in patterns)
+        }
+        if not found:
+            raise InvalidValueError("blocks", f"matches no module: {blocks!r}")
+        return found
+    lists: list[str] = []
+    for kind in (torch.nn.ModuleList, torch.nn.Sequential):
+        for name, module in named.items():
+            inside = any(name.startswith(f"{other}.") or other == "" for other in lists)
+            if isinstance(module, kind) and len(module) and not inside:
+                lists.append(name)
+        if lists:
+            break
+    if not lists:
+        raise InvalidValueError("blocks", "the model has no list of modules", "name its blocks by a pattern")
+    longest = max(lists, key=lambda name: sum(parameter.numel() for parameter in named[name].parameters()))
+    return {f"{longest}.{key}" if longest else key: module for key, module in named[longest].named_children()}
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The hidden states in what a block returns: itself, or the first of several."""
+    if isinstance(output, torch.Tensor):
+        return output
+    values = list(output.values()) if isinstance(output, Mapping) else list(output)
+    if not values or not isinstance(values[0], torch.Tensor):
+        raise InvalidValueError("blocks", "return no tensor, nor one first of several")
+    return values[0]
+
+
+def call_block(block: torch.nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    """Run a block on hidden states."""
+    if call.keyword:
+        return first_tensor(block(*call.args, **{**call.keywords, call.keyword: hidden}))
+    return first_tensor(block(hidden, *call.args, **call.keywords))
+
+
+class _EnoughError(Exception):
+    """Nothing after the last block is needed."""
+
+
+def calls_of(
+    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batches: Iterable[Any]
+) -> tuple[list[torch.Tensor], list[dict[str, Call]], list[torch.Tensor | None]]:
+    """Run the model over the batches, up to its last block.
+
+    Returns
+    -------
+    hidden : list of Tensor
+        What the first block gets, by batch.
+    calls : list of dict
+        What else each block gets, by batch and name.
+    valid : list of Tensor or None
+        Which places are no padding, by batch, as the batch's ``attention_mask`` says.
+
+    Raises
+    ------
+    InvalidValueError
+        A block is not called once in each pass, or does not get what the one before it returned.
+    """
+    hidden, calls, valid = [], [], []
+    for batch in batches:
+        first, found = _one_pass(model, blocks, batch)
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        fits = isinstance(mask, torch.Tensor) and mask.shape == first.shape[:-1]
+        hidden.append(first)
+        calls.append(found)
+        valid.append(mask.bool() if fits and mask is not None else None)
+    if not hidden:
+        raise InvalidValueError("batches", "are empty")
+    return hidden, calls, valid
+
+
+def _one_pass(
+    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batch: Any
+) -> tuple[torch.Tensor, dict[str, Call]]:
+    names = list(blocks)
+    found: dict[str, Call] = {}
+    start: list[torch.Tensor] = []
+    returned: list[tuple[str, torch.Tensor]] = []
+
+    def before(name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if name in found:
+            raise InvalidValueError("blocks", f"{name} is called more than once in a pass", "name other ones")
+        keyword = "" if args else _keyword(name, keywords)
+        states = args[0] if args else keywords[keyword]
+        if not start:
+            start.append(states.detach().clone())
+        elif returned[-1][1].data_ptr() != states.data_ptr() or returned[-1][1].shape != states.shape:
+            raise InvalidValueError(
+                "blocks", f"{name} is not handed what {returned[-1][0]} returned", "name blocks that follow each other"
+            )
+        found[name] = Call(args[1:], {key: value for key, value in keywords.items() if key != keyword}, keyword)
+
+    def after(name: str, output: Any) -> None:
+        returned.append((name, first_tensor(output)))
+        if len(found) == len(names):
+            raise _EnoughError
+
+    hooks = []
+    for name, block in blocks.items():
+        hooks.append(
+            block.register_forward_pre_hook(
+                lambda _, args, keywords, name=name: before(name, args, keywords), with_kwargs=True
+            )
+        )
+        hooks.append(block.register_forward_hook(lambda _, args, output, name=name: after(name, output)))
+    try:
+        _run(model, batch)
+    except _EnoughError:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(found) < len(names):
+        missing = next(name for name in names if name not in found)
+        raise InvalidValueError("blocks", f"{missing} is not called", "name those that are, by a pattern")
+    return start[0], {name: found[name] for name in found}
+
+
+def _keyword(name: str, keywords: Mapping[str, Any]) -> str:
+    if isinstance(keywords.get("hidden_states"), torch.Tensor):
+        return "hidden_states"
+    found = next((key for key, value in keywords.items() if isinstance(value, torch.Tensor)), None)
+    if found is None:
+        raise InvalidValueError("blocks", f"{name} is called without a tensor")
+    return found
+
+
+def _run(model: torch.nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        model(*batch)
+    else:
+        model(batch)
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Run a model as in evaluation, without caches, and experts one by one; what it was set to comes back."""
+    training = [module for module in model.modules() if module.training]
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    experts = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else None
+    model.eval()
+    if cached and config is not None:
+        config.use_cache = False
+    if experts is not None:
+        model.set_experts_implementation("eager")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        if cached and config is not None:
+            config.use_cache = cached
+        if experts is not None:
+            model.set_experts_implementation(experts)

@@ -1,0 +1,85 @@
+"""Sums over the inputs of a block's matrices, of the dense model's stream and of the compressed one together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import as_matrix
+
+__all__ = ["InputMoments", "InputSums"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class InputMoments:
+    """Means over the inputs that a matrix gets, x those of the dense model and y those of the compressed one.
+
+    Attributes
+    ----------
+    rows : int
+        How many there were.
+    own : array
+        Mean of ``y y^T``.
+    cross, dense : array
+        Means of ``x y^T`` and ``x x^T``; `own` itself where only y is known.
+    """
+
+    rows: int
+    own: Array
+    cross: Array
+    dense: Array
+
+
+class InputSums:
+    """Adds up products of inputs: of both streams side by side, as long as these belong together row by row."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums: Array | None = None
+        self._both = False
+
+    def add(self, own: torch.Tensor, dense: torch.Tensor | None, threads: int) -> None:
+        """Add rows, (rows, inputs), of the compressed stream and, where they are the same ones, of the dense one."""
+        both = dense is not None
+        if self._sums is None:
+            self._both = both
+        elif self._both and not both:  # from here on only one of them is known
+            half = len(self._sums) // 2
+            self._sums, self._both = np.ascontiguousarray(self._sums[half:, half:]), False
+        joined = torch.cat([dense, own], dim=1) if self._both and dense is not None else own
+        if joined.dtype not in (torch.float32, torch.float64):
+            joined = joined.float()
+        if self._sums is None:
+            self._sums = np.zeros((joined.shape[1], joined.shape[1]))
+        self.rows += len(own)
+        if len(own):
+            _core.add_gram(as_matrix(joined.detach().cpu().contiguous(), name="x"), self._sums, threads)
+
+    def sums(self) -> Array:
+        """The sum of ``y y^T``."""
+        assert self._sums is not None, "nothing was added"
+        half = len(self._sums) // 2 if self._both else 0
+        return _mirrored(self._sums[half:, half:])
+
+    def moments(self) -> InputMoments:
+        """The means; there must be rows."""
+        assert self._sums is not None, "nothing was added"
+        own = self.sums() / self.rows
+        if not self._both:
+            return InputMoments(self.rows, own, own, own)
+        half = len(self._sums) // 2
+        cross = self._sums[:half, half:] / self.rows
+        return InputMoments(self.rows, own, cross, _mirrored(self._sums[:half, :half]) / self.rows)
+
+
+def _mirrored(upper: Array) -> Array:
+    """A symmetric matrix of its upper triangle."""
+    whole: Array = np.triu(upper)
+    whole += np.triu(upper, 1).T
+    return whole

@@ -1,0 +1,382 @@
+"""Checkpoints pruned with second moments or by given masks: kept weights refitted, noted, and verified."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mpfast
+from mpfast import CheckpointError, reconstruct
+from mpfast.arrays.bfloat16 import narrowed, widened
+from mpfast.checkpoints import InputSum, MaskFile, content_hash, content_sample_hash, open_checkpoint, write_moments
+from mpfast.models.budget import Budget
+
+from .references import run_python
+
+IN, OUT, ROWS = 48, 32, 600
+
+
+def inputs(seed=0, rows=ROWS, width=IN):
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((width, width)) / np.sqrt(np.arange(1, width + 1))[:, None]
+    return np.random.default_rng(seed + 1).standard_normal((rows, width)) @ mixing
+
+
+def moment(x):
+    return x.T @ x / len(x)
+
+
+def weights(seed=5):
+    rng = np.random.default_rng(seed)
+    return {
+        "a.query.weight": rng.standard_normal((OUT, IN), dtype=np.float32),
+        "a.key.weight": rng.standard_normal((OUT, IN), dtype=np.float32),
+        "b.weight": rng.standard_normal((40, OUT), dtype=np.float32),
+        "b.bias": rng.standard_normal(40, dtype=np.float32),
+    }
+
+
+def error(W, V, C):
+    change = np.asarray(W, np.float64) - np.asarray(V, np.float64)
+    return np.trace(change @ C @ change.T) / np.trace(np.float64(W) @ C @ np.float64(W).T)
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_file(weights(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def moment_file(path, names=("a.query", "a.key"), model=None, parts=4, **facts):
+    x = inputs()
+    pieces = np.split(x, parts)
+    known = {"source": None, "source_hash": None, "weights_hash": None, **facts}
+    if model is not None:
+        known |= {"source": str(model), "source_hash": content_sample_hash(model)}
+    found = InputSum(list(names), [len(piece) for piece in pieces], [piece.T @ piece for piece in pieces], parts)
+    options = {"block": None, "layout": "flat", "share": 1.0, "seed": 0, "folds": parts}
+    write_moments(path, [found], options, known)
+    return path
+
+
+class TestWeights:
+    @pytest.mark.parametrize("asked", [{"sparsity": 0.6}, {"pattern": "2:4"}])
+    @pytest.mark.parametrize("refit", [0, 4])
+    def test_they_are_those_of_reconstruct(self, model, tmp_path, asked, refit):
+        """With 1 % of the mean diagonal without a refit, and with 30 % of each entry with one."""
+        C = moment(inputs())
+        result = mpfast.prune(model, tmp_path / "out", moments={"a.query": C, "a.key": C}, refit=refit, **asked)
+        factor = reconstruct.Factor(C, 0.0, diagonal=0.3) if refit else reconstruct.Factor(C, 0.01)
+        written, masks = load_file(tmp_path / "out" / "model.safetensors"), MaskFile(tmp_path / "out/masks.safetensors")
+        assert [row.name for row in result.budget] == sorted(["a.query.weight", "a.key.weight"])
+        for row in result.budget:
+            W = weights()[row.name]
+            fit = reconstruct.prune(W, factor, refit=refit, **asked)
+            np.testing.assert_array_equal(written[row.name], fit.weights)
+            np.testing.assert_array_equal(masks[row.name], fit.mask)
+            assert row.pruned == (921 if "sparsity" in asked else W.size // 2)  # floor of 921.6
+            assert row.updated
+            # Sums of 48 x 48 products in double precision, of weights in single.
+            assert row.error == pytest.approx(error(W, fit.weights, C), rel=1e-9)
+            assert row.masked_error == pytest.approx(error(W, W * fit.mask, C), rel=1e-9)
+            assert row.error < row.masked_error
+            assert row.written == content_hash(written[row.name])
+        np.testing.assert_array_equal(written["b.weight"], weights()["b.weight"])
+        assert [(t.name, t.reason) for t in result.skipped if t.name == "b.weight"] == [
+            ("b.weight", "no second moment: the moments hold none of its inputs")
+        ]
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_types_of_16_bits(self, tmp_path, dtype):
+        torch = pytest.importorskip("torch")
+        from safetensors.torch import load_file as load
+        from safetensors.torch import save_file as save
+
+        W = torch.from_numpy(weights()["b.weight"]).to(getattr(torch, dtype))
+        save({"b.weight": W}, tmp_path / "m.safetensors")
+        C = moment(inputs(width=OUT))
+        result = mpfast.prune(tmp_path / "m.safetensors", tmp_path / "out", pattern="2:4", moments={"b.weight": C})
+        written = load(tmp_path / "out" / "m.safetensors")
+        assert written["b.weight"].dtype == W.dtype
+        keep = result.budget[0].pruned
+        assert int((written["b.weight"] == 0).sum()) >= keep == W.numel() // 2
+        found = error(W.double().numpy(), written["b.weight"].double().numpy(), C)
+        assert result.budget[0].error == pytest.approx(found, rel=1e-9)
+        assert mpfast.verify(tmp_path / "out").ok
+
+    def test_bits_of_bfloat16_come_from_single_precision(self):
+        """As the same numbers in float32 would be refitted, and rounded once."""
+        W = weights()["b.weight"]
+        rounded = widened(narrowed(W))
+        C = moment(inputs(width=OUT))
+        fit = reconstruct.prune(rounded, reconstruct.Factor(C, 0.0, diagonal=0.3), sparsity=0.5)
+        ml_dtypes = pytest.importorskip("ml_dtypes")
+        given = narrowed(W).view(ml_dtypes.bfloat16)
+        result = mpfast.prune({"b.weight": given}, sparsity=0.5, moments={"b": C})
+        np.testing.assert_array_equal(result.weights["b.weight"].view(np.uint16), narrowed(fit.weights))
+
+    def test_storage_as_in_out(self):
+        """A kernel is the transpose of a weight, and so is what becomes of it."""
+        W, C = weights()["a.key.weight"], moment(inputs())
+        straight = mpfast.prune({"fc.weight": W}, sparsity=0.6, moments={"fc.weight": C})
+        turned = mpfast.prune({"fc.kernel": W.T.copy()}, sparsity=0.6, moments={"fc.kernel": C})
+        np.testing.assert_array_equal(turned.weights["fc.kernel"], straight.weights["fc.weight"].T)
+        np.testing.assert_array_equal(turned.masks["fc.kernel"], straight.masks["fc.weight"].T)
+
+    def test_a_model_in_memory_is_not_changed(self):
+        given = weights()
+        result = mpfast.prune(given, sparsity=0.5, moments={"b": moment(inputs(width=OUT))})
+        assert result.weights.keys() == result.masks.keys() == {"b.weight"}
+        np.testing.assert_array_equal(given["b.weight"], weights()["b.weight"])
+        assert not result.weights["b.weight"][~result.masks["b.weight"]].any()
+
+    def test_masks_by_another_method_are_refitted(self, model):
+        """magnitude chooses of all layers together; those of which the inputs are known are refitted."""
+        C = moment(inputs())
+        plain = mpfast.prune(weights(), sparsity=0.5, method="magnitude")
+        result = mpfast.prune(weights(), sparsity=0.5, method="magnitude", moments={"a.key": C})
+        for name, mask in plain.masks.items():
+            np.testing.assert_array_equal(result.masks[name], mask)
+        assert {row.name: row.updated for row in result.budget} == {
+            name: name == "a.key.weight" for name in plain.masks
+        }
+        assert result.weights.keys() == {"a.key.weight"}
+        assert {row.reason for row in result.budget if not row.updated} == {"the moments hold none of its inputs"}
+
+    def test_a_budget_says_how_many_go(self, model):
+        rows = mpfast.prune(weights(), sparsity=0.37, method="magnitude").budget
+        result = mpfast.prune(weights(), budget=rows, moments={"a.key": moment(inputs())})
+        assert [row.pruned for row in result.budget] == [row.pruned for row in rows]
+        assert sum(row.updated for row in result.budget) == 1
+
+
+class TestHeldOut:
+    def test_it_is_the_error_on_the_last_part_of_weights_fitted_to_the_others(self, model, tmp_path):
+        path = moment_file(tmp_path / "moments.safetensors", model=model)
+        result = mpfast.prune(model, sparsity=0.5, moments=path)
+        seen, fresh = np.split(inputs(), [450])
+        for row in result.budget:
+            W = weights()[row.name]
+            other = reconstruct.prune(W, reconstruct.Factor(moment(seen), 0.0, diagonal=0.3), sparsity=0.5)
+            # The sums of the file are in another order: a weight may be chosen otherwise by the last bit, none here.
+            assert row.heldout_error == pytest.approx(error(W, other.weights, moment(fresh)), rel=1e-4)
+            assert row.error < row.heldout_error
+
+    def test_one_part_has_none(self, model, tmp_path):
+        path = moment_file(tmp_path / "moments.safetensors", model=model, parts=1)
+        assert mpfast.prune(model, sparsity=0.5, moments=path).budget[0].heldout_error is None
+
+
+class TestMoments:
+    def test_of_another_model(self, model, tmp_path):
+        path = moment_file(tmp_path / "moments.safetensors", model=model)
+        other = weights(seed=6)
+        save_file(other, model)
+        with pytest.raises(ValueError, match="moments were collected from another model"):
+            mpfast.prune(model, sparsity=0.5, moments=path)
+
+    def test_of_other_weights_in_memory(self, tmp_path):
+        """Without files, the hash of the weights that were watched tells."""
+        torch = pytest.importorskip("torch")
+        from mpfast.integrations.torch import SecondMoments
+
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 16))
+        with SecondMoments(network) as moments, torch.no_grad():
+            network(torch.randn(200, 16))
+        moments.save(tmp_path / "moments.safetensors")
+        result = mpfast.prune(network, sparsity=0.5, moments=tmp_path / "moments.safetensors")
+        assert all(row.updated for row in result.budget)
+        save_file({k: v.numpy() for k, v in network.state_dict().items()}, tmp_path / "m.safetensors")
+        assert mpfast.prune(tmp_path / "m.safetensors", sparsity=0.5, moments=tmp_path / "moments.safetensors")
+        with torch.no_grad():
+            network[1].weight[0, 0] += 1
+        with pytest.raises(ValueError, match="from another model"):
+            mpfast.prune(network, sparsity=0.5, moments=tmp_path / "moments.safetensors")
+
+    @pytest.mark.parametrize("names", [("model.a.query", "model.a.key"), ("query", "key")])
+    def test_names_with_or_without_a_prefix(self, model, tmp_path, names):
+        path = moment_file(tmp_path / "moments.safetensors", names=names)
+        result = mpfast.prune(model, sparsity=0.5, moments=path)
+        assert {row.name for row in result.budget} == {"a.query.weight", "a.key.weight"}
+
+    @pytest.mark.parametrize(
+        ("moments", "match"),
+        [
+            ({"a.key": np.eye(OUT)}, "have shape .32, 32. for a.key.weight, which has 48 inputs"),
+            ({"elsewhere": np.eye(IN)}, "of no layer of this model: they have 'elsewhere'"),
+            ({}, "moments are empty"),
+            ({"a.key": np.full((IN, IN), np.nan)}, "non-finite"),
+        ],
+    )
+    def test_that_do_not_fit(self, model, moments, match):
+        with pytest.raises(ValueError, match=match):
+            mpfast.prune(model, sparsity=0.5, moments=moments)
+
+    def test_of_blocks(self, model, tmp_path):
+        x = inputs().reshape(ROWS, -1, 4).transpose(1, 2, 0)
+        found = InputSum(["a.key"], [ROWS], [x @ x.transpose(0, 2, 1)], 1)
+        write_moments(tmp_path / "m.safetensors", [found], {"block": 4}, {})
+        with pytest.raises(ValueError, match="moments are blocks of 4"):
+            mpfast.prune(model, sparsity=0.5, moments=tmp_path / "m.safetensors")
+
+    def test_few_are_warned_of(self, model, tmp_path):
+        found = InputSum(["a.key"], [100], [inputs(rows=100).T @ inputs(rows=100)], 1)
+        write_moments(tmp_path / "m.safetensors", [found], {"block": None}, {})
+        with pytest.warns(UserWarning, match="fewer than 4 inputs per dimension"):
+            mpfast.prune(model, sparsity=0.5, moments=tmp_path / "m.safetensors")
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"method": "obs"}, "method obs needs moments"),
+            ({"refit": 3}, "refit goes with moments"),
+            ({"damping": 0.1}, "damping goes with moments"),
+            ({"moments": {"b": np.eye(OUT)}, "refit": -1}, "refit must be an integer of at least 0"),
+            ({"moments": {"b": np.eye(OUT)}, "damping": -1.0}, "damping must be a number"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, model, options, match):
+        with pytest.raises(ValueError, match=match):
+            mpfast.prune(model, sparsity=0.5, **options)
+
+    def test_a_weight_that_is_no_number(self):
+        given = weights()
+        given["b.weight"][3, 4] = np.inf
+        with pytest.raises(ValueError, match=r"b.weight has 1 non-finite entry .* at \(3, 4\)"):
+            mpfast.prune(given, sparsity=0.5, moments={"b": np.eye(OUT)})
+
+
+class TestGivenMasks:
+    def masks(self):
+        rng = np.random.default_rng(8)
+        return {"a.key.weight": rng.random((OUT, IN)) < 0.4, "b.weight": rng.random((40, OUT)) < 0.7}
+
+    def test_a_mapping_becomes_a_verified_checkpoint(self, model, tmp_path):
+        result = mpfast.prune(model, tmp_path / "out", masks=self.masks())
+        written = load_file(tmp_path / "out" / "model.safetensors")
+        dropped = 0
+        for name, tensor in weights().items():
+            keep = self.masks().get(name, np.ones(tensor.shape, bool))
+            np.testing.assert_array_equal(written[name], tensor * keep)
+            dropped += int((~keep).sum())
+        assert result.budget.pruned == dropped
+        assert result.budget.sparsity == pytest.approx(dropped / (OUT * IN + 40 * OUT), rel=1e-15)
+        assert result.budget.method == "given masks"
+        assert {t.name: t.reason for t in result.skipped}["a.query.weight"] == "has no mask"
+        assert Budget.from_json(tmp_path / "out" / "budget.json") == result.budget
+        assert mpfast.verify(tmp_path / "out").ok
+
+    def test_a_file_does_the_same(self, model, tmp_path):
+        mpfast.prune(model, tmp_path / "one", masks=self.masks())
+        mpfast.prune(model, tmp_path / "two", masks=tmp_path / "one" / "masks.safetensors")
+        for name in ("model.safetensors", "masks.safetensors"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+    def test_with_moments_the_kept_weights_are_refitted(self, model, tmp_path):
+        C = moment(inputs())
+        result = mpfast.prune(model, tmp_path / "out", masks=self.masks(), moments={"a.key": C})
+        fit = reconstruct.refit(
+            weights()["a.key.weight"],
+            reconstruct.Factor(C, 0.0, diagonal=0.3),
+            self.masks()["a.key.weight"],
+            steps=4,
+        )
+        np.testing.assert_array_equal(load_file(tmp_path / "out/model.safetensors")["a.key.weight"], fit.weights)
+        key, other = result.budget
+        assert (key.updated, other.updated, other.reason) == (True, False, "the moments hold none of its inputs")
+        assert mpfast.verify(tmp_path / "out").ok
+
+    @pytest.mark.parametrize(
+        ("masks", "match"),
+        [
+            ({"c.weight": np.ones((8, 8), bool)}, "masks name 'c.weight', which is no layer"),
+            ({"b.weight": np.ones((8, 8), bool)}, "the mask of b.weight must be boolean of shape"),
+            ({"b.weight": np.ones((40, OUT))}, "the mask of b.weight must be boolean"),
+            ({"b.bias": np.ones(40, bool)}, "masks name 'b.bias', vector"),
+        ],
+    )
+    def test_that_do_not_fit(self, model, masks, match):
+        with pytest.raises(ValueError, match=match):
+            mpfast.prune(model, masks=masks)
+
+    def test_a_file_of_something_else(self, model):
+        with pytest.raises(CheckpointError, match="is no mask file"):
+            mpfast.prune(model, masks=model)
+
+    def test_not_beside_a_sparsity_or_a_method(self, model):
+        with pytest.raises(ValueError, match="pass one of sparsity, pattern, budget and masks"):
+            mpfast.prune(model, sparsity=0.5, masks=self.masks())
+        with pytest.raises(ValueError, match="method chooses masks, which are given"):
+            mpfast.prune(model, method="magnitude", masks=self.masks())
+
+
+class TestVerify:
+    @pytest.fixture
+    def out(self, model, tmp_path):
+        mpfast.prune(model, tmp_path / "out", pattern="2:4", moments={"a.key": moment(inputs())})
+        return tmp_path / "out"
+
+    def test_without_the_source_nothing_of_an_updated_tensor_is_unknown(self, out, model):
+        model.unlink()
+        found = mpfast.verify(out)
+        assert found.ok
+        assert not any("masks keep" in text for text in found.not_compared)
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_changed_weight_is_found(self, out, kept):
+        tensors, mask = load_file(out / "model.safetensors"), MaskFile(out / "masks.safetensors")["a.key.weight"]
+        place = tuple(np.argwhere(mask == kept)[7])
+        tensors["a.key.weight"][place] += 1
+        save_file(tensors, out / "model.safetensors")
+        problems = mpfast.verify(out).problems
+        assert "a.key.weight: the content hash is not that of what was written" in problems
+        assert ("a.key.weight: 1 masked entries are not zero" in problems) is not kept
+
+    def test_another_source_is_found(self, out, model):
+        other = weights()
+        other["a.key.weight"][0, 0] += 1
+        save_file(other, model)
+        assert mpfast.verify(out).problems == (
+            "a.key.weight: the source is not the one that was pruned: its content hash differs",
+        )
+
+    def test_a_tensor_that_was_not_pruned_is_compared(self, out):
+        tensors = load_file(out / "model.safetensors")
+        tensors["b.weight"][0, 0] += 1
+        save_file(tensors, out / "model.safetensors")
+        assert mpfast.verify(out).problems == ("b.weight: is not pruned, but differs from the source",)
+
+
+@pytest.mark.slow
+def test_the_command(model, tmp_path):
+    pytest.importorskip("typer")
+    jsonschema = pytest.importorskip("jsonschema")
+    path = moment_file(tmp_path / "moments.safetensors", model=model)
+    out, document = tmp_path / "out", tmp_path / "prune.json"
+    command = ["-m", "mpfast", "prune", str(model), "-o", str(out), "--sparsity", "0.6", "--moments", str(path)]
+    run = run_python(*command)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "held out" in run.stdout.splitlines()[0]
+    assert "the kept weights of 2 layers refitted" in run.stdout
+    assert "b.weight: no second moment: the moments hold none of its inputs" in run.stdout
+    assert run_python("-m", "mpfast", "verify", str(out)).returncode == 0
+    again = ["--masks", str(out / "masks.safetensors"), "--json", str(document)]
+    run = run_python("-m", "mpfast", "prune", str(model), "-o", str(tmp_path / "two"), *again)
+    assert (run.returncode, run.stderr) == (0, "")
+    for name, found in (("prune", document), ("budget", out / "budget.json")):
+        schema = json.loads((files("mpfast.models") / "schemas" / f"{name}.json").read_text())
+        jsonschema.validate(json.loads(found.read_text()), schema)
+    run = run_python("-m", "mpfast", "prune", str(model), "--dry-run", "--sparsity", "0.5", "--refit", "3")
+    assert run.returncode == 2
+
+
+def test_the_source_is_open_checkpoint(model):
+    """Moments are found whatever the model is given as."""
+    C = moment(inputs())
+    given = [mpfast.prune(m, sparsity=0.5, moments={"a.key": C}).budget[0] for m in (model, open_checkpoint(model))]
+    assert given[0] == given[1]
