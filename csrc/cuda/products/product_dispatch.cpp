@@ -6,20 +6,21 @@
 
 namespace mpfast::cuda {
 
-// Defined in product_kernels.cu, one pair of types per object file.
+// Defined in gram_kernels.cu and product_kernels.cu, one pair of types per object file.
 template <DType storage, class Real>
-void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments);
-
+index_t gram_places_stored(Stream stream, const ProductPlan& plan, const MatrixView& b);
 template <DType storage, class Real>
-bool gram_fits_stored(Stream stream, const ProductPlan& plan);
+void launch_gram_stored(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments);
+template <DType storage, class Real>
+void launch_plain_stored(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments);
 
 template <class Real>
-bool gram_fits(Stream stream, const ProductPlan& plan, DType dtype) {
-  return dispatch(dtype, [&]<DType storage>() {
+index_t gram_places(Stream stream, const ProductPlan& plan, const MatrixView& b) {
+  return dispatch(b.dtype, [&]<DType storage>() -> index_t {
     if constexpr (kNeedsDouble<storage> && sizeof(Real) == sizeof(float)) {
-      return true;  // launch_product says what is wrong
+      return 1;  // launch_product says what is wrong
     } else {
-      return gram_fits_stored<storage, Real>(stream, plan);
+      return gram_places_stored<storage, Real>(stream, plan, b);
     }
   });
 }
@@ -29,14 +30,16 @@ void launch_product(Stream stream, ProductKind kind, const ProductPlan& plan, co
   dispatch(arguments.b.dtype, [&]<DType storage>() {
     if constexpr (kNeedsDouble<storage> && sizeof(Real) == sizeof(float)) {
       throw std::invalid_argument("float64 storage needs double precision vectors, got single precision ones");
+    } else if (kind == ProductKind::gram) {
+      launch_gram_stored<storage, Real>(stream, plan, arguments);
     } else {
-      launch_stored<storage, Real>(stream, kind, plan, arguments);
+      launch_plain_stored<storage, Real>(stream, plan, arguments);
     }
   });
 }
 
-template bool gram_fits<float>(Stream, const ProductPlan&, DType);
-template bool gram_fits<double>(Stream, const ProductPlan&, DType);
+template index_t gram_places<float>(Stream, const ProductPlan&, const MatrixView&);
+template index_t gram_places<double>(Stream, const ProductPlan&, const MatrixView&);
 template void launch_product(Stream, ProductKind, const ProductPlan&, const ProductArguments<float>&);
 template void launch_product(Stream, ProductKind, const ProductPlan&, const ProductArguments<double>&);
 
