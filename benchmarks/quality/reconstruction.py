@@ -10,8 +10,8 @@ functions of the calibration half, methods chosen by its other 300, reported on 
 for the perplexity of prose and of code: moments from 24 (or 4) segments of 256 tokens of prose for each seed, methods
 chosen by segments [100:112] of the same pool, reported on other prose and on code. Every layer is compressed for
 itself, with the moments of the dense model. Forward passes run in bfloat16 autocast. Seconds are processor time of one
-thread, without moments and without what a `Factor` computes once; with gradients, their backward pass counts. OUT is
-written anew after each row; rows that it has already are not made again, so a run that was ended goes on.
+thread, without moments, gradients and what a `Factor` computes once. OUT is written anew after each row; rows that it
+has already are not made again, so a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -238,10 +238,10 @@ def pruned(goal: str, method: str, damping: str, *, few: bool = False) -> Case:
     return Case(goal, method, damping, compress, few, eigenvectors=name == "admm")
 
 
-def pooled(gradients: Callable[[], dict[str, Array]] | None) -> Compress:
+def pooled(gradients: dict[str, Array] | None) -> Compress:
     def compress(weights: Weights, _: object, factors: dict[str, reconstruct.Factor]) -> Weights:
         layers = {name: (w, factors[name]) for name, w in weights.items()}
-        found = reconstruct.lowrank_pooled(layers, 0.6, gradients=None if gradients is None else gradients())
+        found = reconstruct.lowrank_pooled(layers, 0.6, gradients=gradients)
         return {name: w if found[name] is None else found[name][0] @ found[name][1] for name, w in weights.items()}
 
     return compress
@@ -256,7 +256,7 @@ def without_neurons(w: torch.Tensor, factor: reconstruct.Factor) -> reconstruct.
 def minilm_cases(task: MiniLM) -> Iterable[Case]:
     refit = "OBS + 4 steps"
     low = "40 % fewer parameters"
-    yield Case(low, "low rank, pooled, with gradients", MEAN, pooled(task.gradients))
+    yield Case(low, "low rank, pooled, with gradients", MEAN, pooled(task.gradients()))
     yield Case(low, "low rank, pooled", MEAN, pooled(None))
     yield Case(
         "3 bits in groups of 64", "quantize", MEAN, fitted(lambda w, f: reconstruct.quantize(w, f, 3, threads=1))
@@ -360,7 +360,7 @@ def report(task: Task, rows: list[dict[str, object]], quick: bool) -> list[str]:
         "autocast.",
         "",
         f"{processor()}, one thread, on a machine with a load of {load:.0f} for {os.cpu_count()} processors: seconds "
-        "are processor time for all layers, without moments and factors. "
+        "are processor time for all layers, without moments, gradients and factors. "
         f"Python {platform.python_version()}, {versions}, mpfast {version('mpfast')}.",
         "",
         "Damping: 1 % of the mean diagonal entry of the second moment, added to all of them, or 30 % of each.",
