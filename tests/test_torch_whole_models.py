@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 import mpfast  # noqa: E402
 from mpfast import reconstruct  # noqa: E402
+from mpfast.checkpoints import open_checkpoint  # noqa: E402
 from mpfast.integrations.torch import SecondMoments, reconstruct_model  # noqa: E402
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -187,6 +188,17 @@ def test_experts_with_few_tokens_borrow_from_their_stack():
     assert min(row.rows for row in few) == 0
     assert all("the mean of its stack makes up for the rest" in row.reason for row in few)
     assert all(np.isfinite(row.error) and row.pruned * 2 == np.prod(row.shape) for row in few)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "moe"])
+def test_its_masks_make_a_checkpoint(kind, tmp_path):
+    """The compressed model, saved, with the masks that it has: nothing more is pruned, and the output verifies."""
+    result = reconstruct_model(tiny(kind), batches(kind), pattern="2:4")
+    mpfast.prune(result.model, tmp_path / "out", masks=result.masks)
+    assert mpfast.verify(tmp_path / "out", result.model).ok
+    written = open_checkpoint(tmp_path / "out")
+    for name in result.masks:
+        np.testing.assert_array_equal(written.read(name), result.model.get_parameter(name).detach().numpy())
 
 
 def test_low_rank():
