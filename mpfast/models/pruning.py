@@ -181,7 +181,7 @@ def prune(
         Number of threads.
     overwrite : bool
         Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
-        holds the source or the working directory, is refused.
+        holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
 
@@ -290,7 +290,8 @@ def prune(
     with contextlib.ExitStack() as stack:
         place = None
         if out is not None:  # from here on nobody else writes there
-            sources = files_behind(model, checkpoint)
+            read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
+            sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
         plan, reports = _plan(checkpoint, layers, options)
         if known is not None:

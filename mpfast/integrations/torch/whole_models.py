@@ -502,7 +502,7 @@ class _Run:
     ) -> None:
         """Fit a matrix, put the result in its place, and note what that changes."""
         options = self._options
-        dense = site.matrix.double().cpu().numpy()
+        dense = site.matrix.double().cpu().numpy().copy()  # not what is written to below
         target = _target(dense, moments, factor)
         mask, rank = None, None
         if options.rank is not None:
