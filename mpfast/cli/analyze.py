@@ -13,11 +13,11 @@ import typer
 from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, first_reason
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
+    check_files,
     fail,
     message_of,
     print_lines,
     reports_errors,
-    require_directory,
     terminal_width,
     warn,
     write_document,
@@ -113,8 +113,7 @@ def analyze_command(
     if html_file is not None and len(models) > 1:
         raise typer.BadParameter("--html takes one model: a page is about one")
     wanted = conditions(fail_on, NUMBER_COLUMNS)
-    for file in files:
-        require_directory(file)
+    check_files({"--json": json_file, "--csv": csv_file, "--html": html_file}, reads=(*models, base))
     analyses: list[Analysis] = []
     findings: list[str] = []
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:

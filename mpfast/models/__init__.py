@@ -11,6 +11,7 @@ from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
+from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod
@@ -55,6 +56,7 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
+    "noted_source",
     "provenance_of",
     "prune",
     "sorted_rows",

@@ -95,6 +95,9 @@ class ModelDiff(Rows[DiffRow]):
     def _rows(self) -> tuple[DiffRow, ...]:
         return self.rows
 
+    def _sources(self) -> tuple[str, ...]:
+        return (self.a, self.b)
+
     def __repr__(self) -> str:
         return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} layers changed)"
 

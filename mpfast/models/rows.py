@@ -8,7 +8,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from mpfast.support import front_door, return_or_write
+from mpfast.checkpoints import check_target
+from mpfast.support import check_path, front_door, return_or_write
 
 __all__ = ["Rows"]
 
@@ -36,6 +37,15 @@ class Rows(Sequence[Row]):
         return iter(self._rows())
 
     @abstractmethod
+    def _sources(self) -> tuple[str, ...]:
+        """Return what the result was made from, as paths where it was files: they are not written over."""
+
+    def _return_or_write(self, text: str, path: str | os.PathLike[str] | None) -> str | None:
+        if path is not None:
+            check_target(check_path(path, "path"), reads=self._sources())
+        return return_or_write(text, path)
+
+    @abstractmethod
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
 
@@ -52,6 +62,6 @@ class Rows(Sequence[Row]):
         Raises
         ------
         OSError
-            `path` cannot be written; an older file of that name is left as it was.
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+        return self._return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
