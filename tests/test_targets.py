@@ -79,16 +79,16 @@ class TestWhatIsRead:
     @pytest.mark.parametrize(("command", "file"), READING)
     def test_is_not_written_over_under_any_name(self, command, file, here, capsys):
         before = contents(here)
-        os.symlink(here / file, "link.json")
+        Path("link.json").symlink_to(here / file)
         os.link(file, "hard.json")
-        os.symlink(here / Path(file).parent, "folder")
+        Path("folder").symlink_to(here / Path(file).parent)
         for name in (file, here / file, f"model/../{file}", "link.json", "hard.json", f"folder/{Path(file).name}"):
             assert run(*command, name) == 1
             told = capsys.readouterr().err
             assert f"error: {name}: not written, for it " in told
             assert (Path(file).name if "belongs" not in told else "model") in told
         for name in ("link.json", "hard.json", "folder"):
-            os.unlink(name)
+            Path(name).unlink()
         assert contents(here) == before
 
     def test_nor_by_what_was_read_into_memory(self, here):
@@ -103,7 +103,7 @@ class TestWhatIsRead:
         ]
         for write in [*writers, mpfast.diff("model", A).to_json]:
             for file in ("model/config.json", "model/model.safetensors"):
-                with pytest.raises(FileExistsError, match="not written, for it .* which is read"):
+                with pytest.raises(FileExistsError, match=r"not written, for it .* which is read"):
                     write(file)
         assert contents(here) == before
 
@@ -188,7 +188,7 @@ class TestTwoOfOneCommand:
         assert run(*command) == 2
         assert "are one file" in capsys.readouterr().err
         assert not Path("x").exists()
-        os.symlink("y", "x")
+        Path("x").symlink_to("y")
         assert run(*command) == 2
 
     def test_and_none_lies_in_the_directory_that_is_written(self, here, capsys):
