@@ -40,7 +40,7 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import analysis_lines, counted
-from mpfast.models import NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
+from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
 from mpfast.support import write_text_atomically
 
 __all__ = ["analyze_command"]
@@ -186,7 +186,7 @@ def _write(
 ) -> None:
     """Write the analyses in every form that a file is named for; ``-`` is standard output."""
     documents = [found.to_document() for found in analyses]
-    write_document({"schema": "mpfast.analyses/1", "analyses": documents} if several else documents[0], json_file)
+    write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
         _write_text(csv_of(analyses, several), csv_file)
     if html_file is not None:

@@ -16,6 +16,7 @@ from mpfast.cli.console import (
     print_lines,
     reports_errors,
     terminal_width,
+    warn,
     write_document,
 )
 from mpfast.cli.options import (
@@ -180,6 +181,7 @@ def verify_command(
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
     json_file: JsonOption = None,
+    strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check a pruned model (counts, pattern, zeros) or a compressed one (ranks, distances), and all else bit by bit."""
@@ -188,8 +190,10 @@ def verify_command(
     told = write_document(found.to_document(out), json_file) or quiet
     for problem in found.problems if not told else ():
         typer.echo(printable(problem))
-    for missed in found.not_compared if not quiet else ():
-        typer.echo(printable(f"not compared: {missed}"), err=True)
+    for missed in found.not_compared:
+        warn(f"not compared: {missed}")
+        if not quiet:
+            typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     if found.command == "compress":

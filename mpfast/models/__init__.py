@@ -15,10 +15,11 @@ from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod
-from mpfast.models.result import Analysis, csv_of
+from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
+    "ANALYSES_SCHEMA",
     "COMPRESS_FORMATS",
     "DEFAULT_FIT",
     "DEFAULT_FORMAT",

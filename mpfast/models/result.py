@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from mpfast.models.budget import Budget
 
 
-__all__ = ["SCHEMA", "Analysis", "csv_of"]
+__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis", "csv_of"]
 
 SCHEMA = "mpfast.analysis/1"
+#: Of what `mpfast analyze` writes of several models.
+ANALYSES_SCHEMA = "mpfast.analyses/1"
 # How cells begin from which spreadsheets compute, and what marks one as text.
 _COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
