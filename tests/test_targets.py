@@ -107,6 +107,18 @@ class TestWhatIsRead:
                     write(file)
         assert contents(here) == before
 
+    def test_nor_what_it_was_compared_with(self, here):
+        Path("base").mkdir()
+        save_file({"fc.weight": matrix(5)}, "base/model.safetensors")
+        Path("base/config.json").write_text("{}")
+        found = mpfast.analyze(A, base="base", progress=False)
+        compared = mpfast.diff("analysis.json", "analysis.json")
+        for write, file in ((found.to_json, "base/config.json"), (compared.to_json, "analysis.json")):
+            before = Path(file).read_bytes()
+            with pytest.raises(FileExistsError, match=r"not written, for it .* which is read"):
+                write(file)
+            assert Path(file).read_bytes() == before
+
     def test_a_report_of_ours_beside_the_weights_is_replaced(self, here):
         for _ in range(2):
             found = mpfast.analyze("model", progress=False)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 from mpfast.checkpoints import check_target
+from mpfast.models.provenance import Provenance
 from mpfast.support import check_path, front_door, return_or_write
 
 __all__ = ["Rows"]
@@ -18,6 +19,8 @@ Row = TypeVar("Row")
 
 class Rows(Sequence[Row]):
     """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
+
+    provenance: Provenance | None
 
     @abstractmethod
     def _rows(self) -> tuple[Row, ...]:
@@ -42,7 +45,9 @@ class Rows(Sequence[Row]):
 
     def _return_or_write(self, text: str, path: str | os.PathLike[str] | None) -> str | None:
         if path is not None:
-            check_target(check_path(path, "path"), reads=self._sources())
+            made = self.provenance
+            reads = (*self._sources(), *((made.source, made.base) if made is not None else ()))
+            check_target(check_path(path, "path"), reads=reads)
         return return_or_write(text, path)
 
     @abstractmethod
