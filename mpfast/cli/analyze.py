@@ -13,11 +13,11 @@ import typer
 from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, first_reason
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
+    check_files,
     fail,
     message_of,
     print_lines,
     reports_errors,
-    require_directory,
     terminal_width,
     warn,
     write_document,
@@ -40,7 +40,7 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import analysis_lines, counted
-from mpfast.models import NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
+from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
 from mpfast.support import write_text_atomically
 
 __all__ = ["analyze_command"]
@@ -113,8 +113,7 @@ def analyze_command(
     if html_file is not None and len(models) > 1:
         raise typer.BadParameter("--html takes one model: a page is about one")
     wanted = conditions(fail_on, NUMBER_COLUMNS)
-    for file in files:
-        require_directory(file)
+    check_files({"--json": json_file, "--csv": csv_file, "--html": html_file}, reads=(*models, base))
     analyses: list[Analysis] = []
     findings: list[str] = []
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
@@ -187,7 +186,7 @@ def _write(
 ) -> None:
     """Write the analyses in every form that a file is named for; ``-`` is standard output."""
     documents = [found.to_document() for found in analyses]
-    write_document({"schema": "mpfast.analyses/1", "analyses": documents} if several else documents[0], json_file)
+    write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
         _write_text(csv_of(analyses, several), csv_file)
     if html_file is not None:

@@ -13,14 +13,16 @@ import numpy as np
 from mpfast.checkpoints import Difference, TensorInfo, counterparts, open_checkpoint, prefetched
 from mpfast.models.layer_report import LayerReport, jsonable
 from mpfast.models.provenance import Provenance, provenance_of
+from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.result import SCHEMA as ANALYSIS_SCHEMA
-from mpfast.models.result import Analysis
 from mpfast.models.rows import Rows
-from mpfast.support import InvalidTypeError, InvalidValueError, argument_called, check_path, front_door
+from mpfast.support import InputError, InvalidTypeError, InvalidValueError, argument_called, check_path, front_door
 
 __all__ = ["DIFF_COLUMNS", "DiffRow", "ModelDiff", "diff"]
 
 SCHEMA = "mpfast.diff/1"
+# Of one analysis, and of several, which is refused.
+_SCHEMAS = (ANALYSIS_SCHEMA.encode(), ANALYSES_SCHEMA.encode())
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class ModelDiff(Rows[DiffRow]):
 
     def _rows(self) -> tuple[DiffRow, ...]:
         return self.rows
+
+    def _sources(self) -> tuple[str, ...]:
+        return (self.a, self.b)
 
     def __repr__(self) -> str:
         return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} layers changed)"
@@ -246,4 +251,9 @@ def _analysis(model: Any, name: str) -> Analysis | None:
         return None
     with path.open("rb") as file:
         first = file.read(4096)
-    return Analysis.from_json(path) if first.lstrip().startswith(b"{") and ANALYSIS_SCHEMA.encode() in first else None
+    if not first.lstrip().startswith(b"{") or not any(schema in first for schema in _SCHEMAS):
+        return None
+    try:
+        return Analysis.from_json(path)
+    except InputError as error:
+        raise InvalidValueError("", f"{path}: {error.message}") from None

@@ -172,7 +172,7 @@ def compress(
     threads : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
+        Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds a source or the working directory, is refused.
 
     Returns

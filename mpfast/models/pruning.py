@@ -140,7 +140,8 @@ def prune(
     out : path, optional
         Directory to write: files of the same names, header, order and layout as the source's, ``masks.safetensors``
         (one bit per weight, see `mpfast.checkpoints.MaskFile`), ``budget.json``, copies of the files beside the
-        weights (configuration, tokenizer), and the mark ``.mpfast.json`` with the hashes of the source's tensors.
+        weights (configuration, tokenizer), and the mark ``.mpfast.json`` with the hashes of the source's tensors
+        and the sizes of the files.
         Default: nothing is written.
     sparsity : float
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
@@ -180,7 +181,7 @@ def prune(
     threads : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
+        Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
