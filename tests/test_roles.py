@@ -496,6 +496,29 @@ def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
     assert {row.name for row in mpfast.analyze(model)} == set(model)
 
 
+@pytest.mark.parametrize(
+    ("extra", "end"), [("lora_E", ""), ("lora_E.default", ""), ("lora_mid.weight", ".weight"), ("lora_E", ".weight")]
+)
+def test_pairs_with_a_factor_between_them_are_no_products(extra, end):
+    adapter = ".default" if ".default" in extra else ""
+    first, second = ("lora_down", "lora_up") if "mid" in extra else ("lora_A", "lora_B")
+    model = {f"q.{first}{adapter}{end}": weight(8, 64), f"q.{second}{adapter}{end}": weight(48, 8)}
+    assert [row.kind for row in mpfast.analyze(model)] == ["lora"]
+    analysis = mpfast.analyze({**model, f"q.{extra}": weight(8, 8), "fc.weight": weight(32, 32)})
+    assert [row.name for row in analysis] == ["fc.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
+    assert all(f"with q.{extra} among its factors" in reasons[name] for name in model)
+
+
+def test_adapters_of_other_kinds_are_refused_alone_and_left_out_beside_others():
+    adapter = {"q.vera_A": weight(16, 64), "q.hra_u": weight(64, 16), "k.diff": weight(32, 32)}
+    adapter |= {f"v.{word}.weight": weight(16, 16) for word in ("a1", "a2", "b1", "b2")}
+    with pytest.raises(ValueError, match=r"no layer is left to prune.*merge it into its base"):
+        mpfast.prune(adapter, sparsity=0.5)
+    result = mpfast.prune({**adapter, "fc.weight": weight(32, 32), "a1.weight": weight(32, 32)}, sparsity=0.5)
+    assert [row.name for row in result.budget] == ["fc.weight", "a1.weight"]
+
+
 def test_factors_stored_the_other_way_round_are_no_layers():
     """MLX: A (n, r), B (r, m)."""
     model = {"u.lora_a": weight(64, 4), "u.lora_b": weight(4, 64, seed=1), "w.weight": weight(64, 64)}
