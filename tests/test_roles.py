@@ -614,6 +614,20 @@ def test_views_of_a_part_are_analysed_and_stay_whole(framework, view, meets):
             mpfast.prune({"a.weight": model["a.weight"], "b.weight": model["b.weight"]}, sparsity=0.5)
 
 
+@pytest.mark.parametrize("change", [lambda m: mpfast.prune(m, sparsity=0.5), lambda m: mpfast.compress(m, rank=4)])
+def test_a_refusal_says_what_keeps_the_largest_tensor(change):
+    tied = weight(64, 64)
+    model = {"0.bias": weight(64), "0.weight": tied, "1.bias": weight(64), "1.weight": tied.T}
+    with pytest.raises(ValueError, match=r"no layer is left to \w+; 0\.weight: shares memory with 1\.weight"):
+        change(model)
+
+
+def test_a_refusal_does_not_repeat_what_the_caller_left_out():
+    model = {"large.weight": weight(64, 64), "small.weight": weight(64, 4), "small.bias": weight(64)}
+    with pytest.raises(ValueError, match=r"no layer is left to prune; small\.weight: too small"):
+        mpfast.prune(model, sparsity=0.5, include="small*")
+
+
 @pytest.mark.parametrize("framework", IN_MEMORY)
 def test_parts_of_one_memory_that_do_not_meet_are_layers(framework):
     """Rows, columns and every second row of one matrix: interleaved, without an entry in common."""

@@ -14,11 +14,11 @@ from mpfast.checkpoints.layers import (
     Views,
     as_layer,
     as_layers,
-    first_reason,
     layer_matrix,
     name_filter,
     read_layer,
     select_layers,
+    telling_reason,
     unmatched_patterns,
 )
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
@@ -80,7 +80,6 @@ __all__ = [
     "counterparts",
     "files_behind",
     "files_of",
-    "first_reason",
     "format_of",
     "has_lora_pairs",
     "home_directory",
@@ -103,6 +102,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "telling_reason",
     "unmatched_patterns",
     "unseen_quantisation",
     "weight_of",
