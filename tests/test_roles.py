@@ -263,6 +263,15 @@ def test_a_tensor_by_itself(name, shape, kind, axes):
     assert bool(role.reason) == (kind in ("vector", "buffer", "unknown", "factor"))
 
 
+def test_a_head_is_known_by_the_shape_of_the_embedding_of_tokens():
+    table = {"model.decoder.embed_tokens.weight": (200, 64), "model.decoder.embed_positions.weight": (96, 64)}
+    table |= {"proj_out.weight": (200, 64), "classifier.weight": (96, 64), "transpose.weight": (64, 200)}
+    table |= {"model.decoder.layers.0.fc1.weight": (200, 64), "model.decoder.inner.fc.weight": (200, 64)}
+    found = kinds(table)
+    assert [name for name, kind in found.items() if kind == "head"] == ["proj_out.weight"]
+    assert kinds({f"module.{name}": shape for name, shape in table.items()})["module.proj_out.weight"] == "head"
+
+
 def test_the_bias_tells_convolutions_apart():
     assert kinds({"a.weight": (32, 16, 9), "a.bias": (32,)})["a.weight"] == "conv"
     assert kinds({"a.weight": (32, 16, 9), "a.bias": (32, 16)})["a.weight"] == "experts"

@@ -48,8 +48,11 @@ _HEAD = re.compile(
     r"^(model\.)?output\.weight$"
 )
 _MAYBE_HEAD = re.compile(r"(^|[./])(output|head|decoder|unembed|logits|ff_out)$")
+_WRAPPER = re.compile(r"^((_orig_mod|module|model|base_model)\.)+")
+# Tables of embeddings whose rows are no tokens.
+_NO_TOKENS = re.compile(r"pos|type|segment|wpe|time|class|label|relative", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"(conv|de)_?transposed?|deconv|up_?conv|(^|[._])ups[._]", re.IGNORECASE)
-_PYTORCH = re.compile(r"(^|_)weight(_(ih|hh|hr)(_l\d+(_reverse)?)?)?$")
+_PYTORCH = re.compile(r"^((in|[qkv])_proj_)?weight$|^weight_(ih|hh|hr)(_l\d+(_reverse)?)?$")
 _RECURRENT = re.compile(r"weight_(ih|hh)(?P<place>(_l\d+)?(_reverse)?)$")
 # Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
 _FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
@@ -260,6 +263,11 @@ def _kind_of_matrix(
         if vocabulary not in (intermediate, 3 * width, 4 * width):
             return "head", "config.json"
     module = parent_of(info.name)[0]
+    # At the top of a model, where nothing but the head has as many rows as there are tokens.
+    if module and not inside and "." not in _WRAPPER.sub("", module) and info.shape[0] > info.shape[1]:
+        same = (other for other in infos.values() if other.shape == info.shape and other is not info)
+        if any(_is_embedding(other.name) and not _NO_TOKENS.search(other.name) for other in same):
+            return "head", "shape"
     if _MAYBE_HEAD.search(module):
         same = (other for other in infos.values() if sorted(other.shape) == sorted(info.shape))
         if any(_is_embedding(other.name) for other in same):
