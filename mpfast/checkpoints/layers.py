@@ -297,6 +297,11 @@ _Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
 def _parts(shape: tuple[int, ...], role: Role, views: Views) -> list[_Part]:
     """Matrices of a tensor of two or more dimensions."""
     convolution = role.kind in ("conv", "conv_transposed")
+    if role.stacked:
+        if views.experts == "stack":
+            return [("", (shape[0], shape[1]), ())]
+        rows = shape[0] // role.stacked
+        return [(str(e), (rows, shape[1]), (slice(e * rows, (e + 1) * rows),)) for e in range(role.stacked)]
     if role.kind == "experts":
         if views.experts == "stack":
             return [("", (shape[0] * shape[1], shape[2]), ())]

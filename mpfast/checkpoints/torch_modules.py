@@ -14,7 +14,7 @@ from typing import Any
 
 from mpfast.checkpoints.base import Role, TensorInfo
 from mpfast.checkpoints.families import Family, family_of
-from mpfast.checkpoints.roles import LAYERS, fused_parts, role_of
+from mpfast.checkpoints.roles import LAYERS, fused_parts, parameter_role, role_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["TorchModules"]
@@ -59,6 +59,7 @@ class TorchModules:
             self.roles |= {prefix + key: role for key, role in own.items()}
             self._parametrised(module, prefix, own)
             self._hooked(module, prefix, own)
+            self._others(module, prefix)
 
     def _of_module(self, name: str, module: Any, is_head: bool) -> dict[str, Role]:
         """Roles of the parameters that belong to a module of a known class itself, by their names in it."""
@@ -167,6 +168,19 @@ class TorchModules:
                     reason = f"lengths of the weight-normed {called}"
                     self.roles[prefix + other] = Role("part", reason=reason, source=_SOURCE, of=prefix + stored)
             self.computed[called] = _hook(module, hook, called)
+
+    def _others(self, module: Any, prefix: str) -> None:
+        """Matrices among the parameters that neither the module's class nor a mask or a hook says anything of."""
+        infos = {
+            f"{prefix}{key}": TensorInfo(f"{prefix}{key}", _shape(module, key), str(value.dtype).rpartition(".")[2])
+            for key, value in module._parameters.items()
+            if value is not None
+        }
+        for name, info in infos.items():
+            mask, lengths = f"{name.removesuffix('_orig')}_mask", f"{name.removesuffix('_v')}_g"
+            paired = mask.removeprefix(prefix) in module._buffers or lengths in infos
+            if len(info.shape) >= 2 and name not in self.roles and not paired:
+                self.roles[name] = parameter_role(info, infos, self.config)
 
 
 def _config_of(model: Any) -> Mapping[str, Any] | None:
