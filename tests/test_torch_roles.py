@@ -30,6 +30,31 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Turned(nn.Linear):
+    """A subclass that multiplies with the transposed weight."""
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Named(nn.Linear):
+    """A subclass with nothing of its own."""
+
+
+class Standardised(nn.Conv2d):
+    """A subclass that changes the weight on its way to the parent's method."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class Doubled(nn.Embedding):
+    """A subclass with a look-up of its own."""
+
+    def forward(self, x):
+        return 2 * self.weight[x]
+
+
 class Buffered(nn.Module):
     def __init__(self):
         super().__init__()
@@ -43,6 +68,10 @@ class Buffered(nn.Module):
 MODULES = [
     (lambda: nn.Linear(32, 48), "weight", "linear", (1,), 0),
     (lambda: Scaled(32, 48), "weight", "linear", (1,), 0),
+    (lambda: Named(32, 48), "weight", "linear", (1,), 0),
+    (lambda: Turned(32, 48), "weight", "linear", (), 0),
+    (lambda: Standardised(16, 32, 3), "weight", "conv", (), 0),
+    (lambda: Doubled(48, 32), "weight", "embedding", (), 0),
     (lambda: nn.Embedding(48, 32), "weight", "embedding", (1,), 0),
     (lambda: nn.EmbeddingBag(48, 32), "weight", "embedding", (1,), 0),
     (lambda: nn.Conv1d(16, 32, 9), "weight", "conv", (1, 2), 0),

@@ -51,6 +51,8 @@ class TorchModules:
             if ".parametrizations." in f".{prefix}":  # what computes a weight has none
                 continue
             own = self._of_module(name, module, module is heads)
+            if not _computes_as_its_class(module):
+                own = {key: replace(role, input_axes=(), parts=()) for key, role in own.items()}
             own |= {
                 key: Role("buffer", reason="buffer: no weight", source=_SOURCE)
                 for key, buffer in module._buffers.items()
@@ -189,6 +191,25 @@ def _config_of(model: Any) -> Mapping[str, Any] | None:
         return None
     config = to_dict()
     return config if isinstance(config, Mapping) else None
+
+
+def _computes_as_its_class(module: Any) -> bool:
+    """Whether a module's forward pass is that of its class in PyTorch, or hands on to it and leaves the weight alone.
+
+    What a subclass with a forward pass of its own does with the weight, along which axis, is not known.
+    """
+    if hasattr(module, "is_transposed"):  # experts of transformers, which say how they are stored
+        return True
+    for base in type(module).__mro__:
+        if base.__module__.startswith("torch.") or (base.__name__ == "Conv1D" and hasattr(module, "nf")):
+            return True
+        for name in {"forward", "_conv_forward"} & base.__dict__.keys():
+            code = getattr(base.__dict__[name], "__code__", None)
+            if code is None or "__class__" not in code.co_freevars or name not in code.co_names:
+                return False
+            if "weight" in (*code.co_names, *code.co_varnames):
+                return False
+    return True
 
 
 def _output_embeddings(model: Any) -> Any:
