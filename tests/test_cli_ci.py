@@ -358,8 +358,8 @@ def test_diff_of_checkpoints(run, tmp_path, model):
     save_file(after, tmp_path / "after.safetensors")
     code, out, _ = run("diff", model, tmp_path / "after.safetensors", "--json", tmp_path / "d.json")
     assert code == 0
-    assert "2 of 4 layers changed" in out
-    assert "2 layers equal in both" in out
+    assert "2 of 4 tensors changed" in out
+    assert "2 tensors equal in both" in out
     assert "module.extra.weight: only in B" in out
     rows = {row["name"]: row for row in json.loads((tmp_path / "d.json").read_text())["layers"]}
     assert rows["layers.1.fc.weight"]["change"] == pytest.approx(0.25, rel=1e-6)
@@ -469,7 +469,7 @@ def test_diff_of_analyses(run, tmp_path, model):
     assert document["layers"][1]["change"] == pytest.approx(1.0, rel=1e-5)
     assert document["layers"][0]["spikes"] == 1
     assert run("diff", tmp_path / "a.json", tmp_path / "a.json", "--fail-on", "change > 0")[0] == 0
-    assert "3 layers equal in both" in run("diff", tmp_path / "a.json", tmp_path / "a.json")[1]
+    assert "3 matrices equal in both" in run("diff", tmp_path / "a.json", tmp_path / "a.json")[1]
     code, _, err = run("diff", tmp_path / "a.json", model)
     assert (code, "b must be an analysis like the other" in err) == (1, True)
 

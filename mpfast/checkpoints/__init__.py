@@ -15,11 +15,11 @@ from mpfast.checkpoints.layers import (
     Views,
     as_layer,
     as_layers,
-    first_reason,
     layer_matrix,
     name_filter,
     read_layer,
     select_layers,
+    telling_reason,
     unmatched_patterns,
 )
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
@@ -93,7 +93,6 @@ __all__ = [
     "counterparts",
     "files_behind",
     "files_of",
-    "first_reason",
     "format_of",
     "has_lora_pairs",
     "home_directory",
@@ -118,6 +117,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "telling_reason",
     "unmatched_patterns",
     "unseen_quantisation",
     "weight_of",

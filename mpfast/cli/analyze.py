@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, first_reason
+from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, telling_reason
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -165,7 +166,8 @@ def _findings(found: Analysis, wanted: Sequence[Condition], allow_nonfinite: boo
         told.append(f"NaN or infinities in {broken[0].name}{more}: {broken[0].reason}")
     if not len(found) and not broken:
         reasons = {tensor.name: tensor.reason for tensor in found.skipped}
-        told.append(f"nothing was analysed{first_reason(reasons)}")
+        sizes = {tensor.name: math.prod(tensor.shape) for tensor in found.skipped}
+        told.append(f"nothing was analysed{telling_reason(reasons, sizes)}")
     return told + violations(wanted, ((row.name, row.to_dict()) for row in found))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mpfast.checkpoints import first_reason
+import math
+
+from mpfast.checkpoints import telling_reason
 from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import ExcludeOption, IncludeOption, JsonOption, ModelArgument, QuietOption, StrictOption
 from mpfast.cli.tables import inventory_lines
@@ -29,4 +31,6 @@ def inspect_command(
     if not write_document(found.to_document(), json_file) and not quiet:
         print_lines(inventory_lines(found, width=terminal_width()))
     if not found.matrices:
-        fail([f"nothing would be analysed{first_reason({row.name: row.reason or '' for row in found})}"])
+        reasons = {row.name: row.reason or "" for row in found}
+        sizes = {row.name: math.prod(row.shape) for row in found}
+        fail([f"nothing would be analysed{telling_reason(reasons, sizes)}"])

@@ -1,4 +1,4 @@
-"""`diff`: what changed between two checkpoints, or between two analyses, layer by layer."""
+"""`diff`: what changed between two checkpoints, or between two analyses, row by row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SCHEMAS = (ANALYSIS_SCHEMA.encode(), ANALYSES_SCHEMA.encode())
 
 @dataclass(frozen=True)
 class DiffRow:
-    """What changed in one layer from A to B.
+    """What changed in one tensor, or of analyses in one matrix, from A to B.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class ModelDiff(Rows[DiffRow]):
     Attributes
     ----------
     rows : tuple of DiffRow
-        The layers that both have.
+        The tensors, or the matrices analysed, that both have.
     unmatched : tuple of (str, str)
         Names of the others, and why they are not compared.
     a, b : str
@@ -101,12 +101,17 @@ class ModelDiff(Rows[DiffRow]):
         return (self.a, self.b)
 
     def __repr__(self) -> str:
-        return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} layers changed)"
+        return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} {self.nouns[1]} changed)"
 
     @property
     def changed(self) -> int:
-        """Number of layers that are not equal."""
+        """Number of rows that are not equal."""
         return sum(not row.equal for row in self.rows)
+
+    @property
+    def nouns(self) -> tuple[str, str]:
+        """What a row is of, one and several: any tensor of floating-point numbers, or a matrix that was analysed."""
+        return ("matrix", "matrices") if self.analyses else ("tensor", "tensors")
 
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""

@@ -248,7 +248,7 @@ def prune(
     warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(candidates, skipped, options)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
