@@ -59,6 +59,14 @@ def exact_refit(W: Array, H: Array, keep: Array) -> Array:
     return V
 
 
+def scaled_rows(W: Array, V: Array, C: Array) -> Array:
+    """Each row of V times what brings it nearest to that of W by C, between 0.5 and 2."""
+    image = V @ C
+    square = (image * V).sum(axis=1)
+    scales = np.divide((image * W).sum(axis=1), square, out=np.ones(len(V)), where=square > 0)
+    return V * np.clip(scales, 0.5, 2)[:, None]
+
+
 def surgeon(
     W: Array, H: Array, *, pruned: int | None = None, keep: Array | None = None, grid: tuple[int, int] | None = None
 ) -> tuple[Array, Array]:
@@ -327,9 +335,34 @@ class TestLeastSquares:
         H = damped(C, damping, diagonal)
         keep = np.random.default_rng(3).random(shape) < 0.4
         fit = reconstruct.refit(W, reconstruct.Factor(C, damping, diagonal=diagonal), keep, steps=200)
-        best = relative_error(W, exact_refit(W, H, keep), H)
-        assert relative_error(W, fit.weights, H) == pytest.approx(best, rel=1e-4)
+        best = scaled_rows(W, exact_refit(W, H, keep), C)
+        assert relative_error(best, fit.weights, H) < 1e-4 * relative_error(W, best, H) + 1e-9
         assert (fit.weights[~keep] == 0).all()
+
+    @settings(max_examples=30)
+    @given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 2**32), st.floats(0, 1), st.integers(1, 20))
+    def test_scales_of_rows_never_raise_the_error(self, outputs, inputs, seed, share, samples):
+        # Of fewer samples than inputs and with strong damping, where rows shrink most.
+        rng = np.random.default_rng(seed)
+        X, W = rng.standard_normal((samples, inputs)), rng.standard_normal((outputs, inputs))
+        C, keep = X.T @ X / samples, rng.random((outputs, inputs)) < share
+        factor = reconstruct.Factor(C, damping=0.01, diagonal=0.5)
+        fit = reconstruct.refit(W, factor, keep, steps=100)
+        V = exact_refit(W, damped(C, 0.01, 0.5), keep)
+        for w, v, best in zip(W, fit.weights, V, strict=True):
+            assert (w - v) @ C @ (w - v) <= (w - best) @ C @ (w - best) + 1e-4 * (w @ C @ w)
+
+    def test_scales_are_limited_and_stay_away_without_damping(self):
+        # One of four equal inputs stays. Strong damping leaves its weight alone, and 4 times that would be best.
+        W, C, keep = np.ones((1, 4)), np.ones((4, 4)), np.array([[True, False, False, False]])
+        fit = reconstruct.refit(W, reconstruct.Factor(C, damping=0, diagonal=1000), keep, steps=10)
+        np.testing.assert_allclose(fit.weights, [[2, 0, 0, 0]], rtol=0.01)
+        fit = reconstruct.refit(-W, reconstruct.Factor(C, damping=0, diagonal=0.3), keep, steps=10)
+        np.testing.assert_allclose(fit.weights, [[-4, 0, 0, 0]], rtol=1e-5)
+        W, C = problem(6, 20)
+        keep = np.random.default_rng(1).random(W.shape) < 0.5
+        fit = reconstruct.refit(W, reconstruct.Factor(C, damping=0), keep, steps=100)
+        np.testing.assert_allclose(fit.weights, exact_refit(W, C, keep), atol=1e-3)
 
     @pytest.mark.parametrize("inputs", [100, 400, 1000])
     def test_four_steps_get_as_far_as_ten_with_the_diagonal(self, inputs):
@@ -337,7 +370,7 @@ class TestLeastSquares:
         H = damped(C)
         fit = reconstruct.prune(W, C, sparsity=0.6)
         keep, V = fit.mask, reconstruct.prune(W, C, sparsity=0.6, refit=0).weights
-        best = relative_error(W, exact_refit(W, H, keep), H)
+        best = relative_error(W, exact_refit(W, H, keep), C)
         residual = ((W - V) @ H) * keep
         direction = image = residual / np.diag(H)
         energy = (residual * image).sum(axis=1, keepdims=True)
@@ -348,14 +381,13 @@ class TestLeastSquares:
             image, before = residual / np.diag(H), energy
             energy = (residual * image).sum(axis=1, keepdims=True)
             direction = image + energy / before * direction
-        four, ten = relative_error(W, fit.weights, H), relative_error(W, V, H)
-        assert best <= four * (1 + 1e-5)
+        four, ten = fit.error, relative_error(W, scaled_rows(W, V, C), C)
         assert four < max(ten, 1.01 * best)
 
     def test_steps_lower_the_damped_error(self):
         W, C = problem(30, 200)
         H = damped(C)
-        errors = [relative_error(W, reconstruct.prune(W, C, sparsity=0.6, refit=k).weights, H) for k in (0, 1, 2, 4, 8)]
+        errors = [relative_error(W, reconstruct.prune(W, C, sparsity=0.6, refit=k).weights, H) for k in (0, 1, 2, 4)]
         assert errors == sorted(errors, reverse=True)
 
     @settings(max_examples=30)
@@ -363,8 +395,9 @@ class TestLeastSquares:
     def test_the_residual_is_orthogonal_to_what_stays(self, outputs, inputs, seed, share):
         W, C = problem(outputs, inputs, seed=seed % 1000)
         keep = np.random.default_rng(seed).random(W.shape) < share
-        fit = reconstruct.refit(W, C, keep, steps=100)
-        H = damped(C)
+        # Damping would scale the rows in the end: the moment itself has it.
+        H = C + 1e-3 * np.diag(C).mean() * np.eye(inputs)
+        fit = reconstruct.refit(W, reconstruct.Factor(H, damping=0), keep, steps=100)
         residual = ((W - fit.weights) @ H)[keep]
         scale = np.abs(W).max() * np.abs(H).max() * inputs
         assert np.abs(residual).max(initial=0) < 1e-5 * scale

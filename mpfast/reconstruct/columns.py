@@ -12,7 +12,7 @@ from mpfast import _core
 from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.gradients import row_weights
 from mpfast.reconstruct.layer import Layer
-from mpfast.reconstruct.least_squares import check_steps, settle
+from mpfast.reconstruct.least_squares import check_steps, finish
 from mpfast.reconstruct.rounds import alternating, gradual
 from mpfast.reconstruct.selection import Selection
 from mpfast.support import InvalidValueError, front_door, thread_count
@@ -54,7 +54,7 @@ def prune(
         norm, the rest refitted, and more pruned, in four rounds; about four times the time. ``"admm"``: mask and
         weights together, as ALPS; ten to twenty times the time, with an eigendecomposition of C, and the least error.
     refit
-        Steps of conjugate gradients in the end, see `mpfast.reconstruct.refit`.
+        Steps of conjugate gradients in the end, and a scale for each row, see `mpfast.reconstruct.refit`; 0: neither.
     gradients
         Mean squares of the gradients of a loss in the layer's outputs, (out,): with a `sparsity`, outputs that matter
         more to the loss keep more weights. An output counts for at least 1 % of the mean. Errors do not know of them.
@@ -95,7 +95,7 @@ def prune(
     if gradients is not None:
         layer.weigh_rows(row_weights(gradients, "gradients", layer.shape[0]))
     values, keep = _METHODS[method](layer, selection, steps > 0)
-    settle(layer, values, keep, steps)
+    finish(layer, values, keep, steps)
     return layer.fit(values, keep)
 
 

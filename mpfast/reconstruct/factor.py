@@ -144,6 +144,12 @@ class Factor:
         return _core.correlations(self._matrix, 1 / self.roots, self._threads)
 
     @KeptProperty
+    def damping_shares(self) -> Single:
+        """What damping has of each diagonal entry of H, (in,), 0 to 1: of an input that is always zero, all."""
+        shares: Single = (1 - self._diagonal / self.damped_diagonal).astype(np.float32)
+        return shares
+
+    @KeptProperty
     def leading_part(self) -> tuple[Single, float]:
         """B, (in, width), and a number: `correlations` is close to ``B B^T`` and that number times the identity."""
         n = self.inputs

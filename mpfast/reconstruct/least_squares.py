@@ -13,13 +13,17 @@ from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.layer import Layer
 from mpfast.support import InvalidValueError, front_door, thread_count
 
-__all__ = ["check_steps", "refit", "settle"]
+__all__ = ["check_steps", "finish", "refit", "settle"]
 
 Single = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 # Beyond, nothing changes any more.
 _MOST_STEPS = 10_000
+# By how much a row may be scaled: beyond, it says more about the moment than about the row.
+_LEAST_SCALE, _LARGEST_SCALE = 0.5, 2.0
+# What single precision may leave of a square that is zero, in units of that of uncorrelated inputs.
+_ROUNDING = 1e-4
 
 
 @front_door
@@ -29,6 +33,10 @@ def refit(W: Any, C: Any, mask: Any, *, steps: int = 8, threads: int | None = No
     Every row is a least-squares problem of its own, on the inputs that it keeps. It is solved by conjugate gradients,
     from what optimal brain surgeon makes of the mask, with the leading directions of C as a preconditioner. With the
     default steps the error is within 1 % of the least that is possible, on layers of MiniLM at 60 %.
+
+    With damping, the weights that stay make up for less than they could. Where there is any, each row v is therefore
+    multiplied in the end with what is best for C undamped, ``(w C v) / (v C v)``, within 0.5 and 2: by that, the error
+    never rises.
 
     Parameters
     ----------
@@ -68,7 +76,7 @@ def refit(W: Any, C: Any, mask: Any, *, steps: int = 8, threads: int | None = No
     keep = np.array(boolean_mask(mask, layer.shape, "W"), order="C")
     values = layer.weights.copy()
     _core.obs_columns(values, keep, layer.factor.upper, None, None, None, layer.threads)
-    settle(layer, values, keep, check_steps(steps, "steps"))
+    finish(layer, values, keep, check_steps(steps, "steps"))
     return layer.fit(values, keep)
 
 
@@ -87,3 +95,28 @@ def settle(layer: Layer, values: Single, keep: Mask, steps: int) -> None:
     basis, base = factor.leading_part
     roots = factor.relative_roots
     _core.refit(layer.weights, values, keep, factor.correlations, roots, basis, base, steps, layer.threads)
+
+
+def finish(layer: Layer, values: Single, keep: Mask, steps: int) -> None:
+    """Take the last steps, in place, and then scale the rows to suit C undamped; no steps, no change."""
+    settle(layer, values, keep, steps)
+    if steps > 0 and (layer.factor.damping > 0 or layer.factor.diagonal > 0):
+        # Weights of inputs that are always zero change nothing and stay as they are.
+        scales, seen = _row_scales(layer, values), layer.factor.damping_shares < 1
+        np.multiply(values, scales[:, None], out=values, where=seen)
+
+
+def _row_scales(layer: Layer, values: Single) -> Single:
+    """The factors of the rows v, (out,), with which these are nearest to those of W by C undamped, within limits."""
+    factor = layer.factor
+    roots = factor.relative_roots
+    scaled = values * roots
+    image = _core.product(scaled, factor.correlations, layer.threads)
+    image -= scaled * factor.damping_shares
+    square = np.einsum("ij,ij->i", image, scaled, dtype=np.float64)
+    common = np.einsum("ij,ij->i", image, layer.weights * roots, dtype=np.float64)
+    # Of a row of zeros, or whose square is rounding, nothing is known.
+    known = square > _ROUNDING * np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64)
+    scales = np.divide(common, square, out=np.ones_like(square), where=known)
+    limited: Single = np.clip(scales, _LEAST_SCALE, _LARGEST_SCALE).astype(np.float32)
+    return limited
