@@ -274,6 +274,7 @@ ALONE = [
     ("blocks.0.attn.rel_pos_h", (27, 64), "unknown", ()),
     ("mask_decoder.mask_tokens.weight", (16, 256), "embedding", (1,)),
     ("mask_decoder.iou_token.weight", (16, 256), "embedding", (1,)),
+    ("layer.0.rel_attn.v", (64, 16, 32), "unknown", ()),
     ("quantizer.codevectors", (1, 640, 128), "unknown", ()),
     ("image_encoder.pos_embed", (1, 64, 64, 768), "unknown", ()),
     ("optimizer.state.0.exp_avg", (64, 32), "buffer", ()),

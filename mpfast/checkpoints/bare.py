@@ -19,7 +19,9 @@ __all__ = ["bare", "is_bare", "is_structured", "merged_experts", "optimiser_stat
 # What frameworks call the weight of a module, and what they store in its place.
 _WEIGHT = re.compile(r"(^|_)(weights?|kernels?)(_(ih|hh|hr)(_l\d+(_reverse)?)?)?(_?\d+|_(orig|raw|bar))?$")
 # Matrices without a module of their own: proj, gate_up_proj, text_projection; W, W_Q, w1, wi_0 of hand-written layers.
-_MATRIX = re.compile(r"(^|_)(proj|projection|matrix)$|^[WU](_[A-Za-z]+)?\d*$|^[wuv]([_io]|\d)*$|^(fc|mlp)\d+$|_linear$")
+_MATRIX = re.compile(
+    r"(^|_)(proj|projection|matrix)$|^[WU](_[A-Za-z]+)?\d*$|^w([_io]|\d)*$|^[uv]\d+$|^(fc|mlp)\d+$|_linear$"
+)
 _STACK = re.compile(r"(^|[._/])(experts?|moe)([._/]|$)")
 _SEVERAL = re.compile(r"(^|[._/])experts[._/](?!\d)")
 _OPTIMISER = re.compile(
