@@ -274,6 +274,7 @@ ALONE = [
     ("blocks.0.attn.rel_pos_h", (27, 64), "unknown", ()),
     ("mask_decoder.mask_tokens.weight", (16, 256), "embedding", (1,)),
     ("mask_decoder.iou_token.weight", (16, 256), "embedding", (1,)),
+    ("layer.0.rel_attn.v", (64, 16, 32), "unknown", ()),
     ("quantizer.codevectors", (1, 640, 128), "unknown", ()),
     ("image_encoder.pos_embed", (1, 64, 64, 768), "unknown", ()),
     ("optimizer.state.0.exp_avg", (64, 32), "buffer", ()),
@@ -288,6 +289,7 @@ ALONE = [
     ("mlp/~/linear/w", (64, 32), "linear", ()),
     ("dense/kernel:0", (32, 64), "linear", (0,)),
     ("layer.W", (64, 32), "linear", ()),
+    ("h.qkv", (96, 32), "linear", (1,)),
     ("weights.0", (64, 32), "linear", ()),
     ("block.0.experts.gate_up_proj", (8, 64, 32), "experts", ()),
     ("block.0.experts.mlp.w1", (64, 32), "unknown", ()),
@@ -304,8 +306,8 @@ def test_a_tensor_by_itself(name, shape, kind, axes):
 
 
 def test_arrays_by_names_without_modules_are_the_users_own():
-    arrays = {"a": (64, 32), "first layer": (64, 32), "stack": (8, 64, 32)}
-    assert kinds(arrays) == {"a": "linear", "first layer": "linear", "stack": "experts"}
+    arrays = {"a": (64, 32), "first layer": (64, 32), "list.0": (64, 32), "stack": (8, 64, 32)}
+    assert kinds(arrays) == {**dict.fromkeys(arrays, "linear"), "stack": "experts"}
     # Beside modules, a parameter at the top is one of the model.
     found = roles_of(Named({**arrays, "fc.weight": (64, 32)}))
     assert {name: role.kind for name, role in found.items()} == {

@@ -18,8 +18,11 @@ __all__ = ["bare", "is_bare", "is_structured", "merged_experts", "optimiser_stat
 
 # What frameworks call the weight of a module, and what they store in its place.
 _WEIGHT = re.compile(r"(^|_)(weights?|kernels?)(_(ih|hh|hr)(_l\d+(_reverse)?)?)?(_?\d+|_(orig|raw|bar))?$")
-# Matrices without a module of their own: proj, gate_up_proj, text_projection; W, W_Q, w1, wi_0 of hand-written layers.
-_MATRIX = re.compile(r"(^|_)(proj|projection|matrix)$|^[WU](_[A-Za-z]+)?\d*$|^[wuv]([_io]|\d)*$|^(fc|mlp)\d+$|_linear$")
+# Matrices without a module of their own: proj, gate_up_proj, text_projection, qkv; W_Q, w1, wi_0 of one's own.
+_MATRIX = re.compile(
+    r"(^|_)(proj|projection|matrix|qkv)$|^W[A-Za-z_]*\d*$|^U\d*$|^w([_io]|\d)*$|^[uv]\d+$|^(fc|mlp)\d+$|"
+    r"^c_(attn|fc)$|_linear$"
+)
 _STACK = re.compile(r"(^|[._/])(experts?|moe)([._/]|$)")
 _SEVERAL = re.compile(r"(^|[._/])experts[._/](?!\d)")
 _OPTIMISER = re.compile(
@@ -32,12 +35,12 @@ _LONGEST_GROUP = 16
 
 def is_structured(names: Iterable[str]) -> bool:
     """Whether names tell modules from their parameters; those that do not are the user's own, of plain arrays."""
-    return any(parent_of(name)[0] for name in names)
+    return any(_split(name)[0] for name in names)
 
 
 def is_bare(name: str) -> bool:
     """Whether the last part of a name is not what frameworks call the weight of a module."""
-    return _WEIGHT.search(_word_of(name)) is None
+    return _WEIGHT.search(_split(name)[1]) is None
 
 
 def bare(info: TensorInfo) -> Role | None:
@@ -50,7 +53,7 @@ def bare(info: TensorInfo) -> Role | None:
     >>> bare(TensorInfo("visual.proj", (768, 512), "float32")) is None
     True
     """
-    called = _MATRIX.search(_word_of(info.name)) is not None
+    called = _MATRIX.search(_split(info.name)[1]) is not None
     if (len(info.shape) == 2 and called) or (len(info.shape) == 3 and (called or _STACK.search(info.name))):
         return None
     reason = (
@@ -84,9 +87,9 @@ def optimiser_state(info: TensorInfo) -> Role | None:
     return Role("buffer", reason="state of an optimiser: no weight of the model")
 
 
-def _word_of(name: str) -> str:
-    """The last part of a name that is no number, without the output of TensorFlow's variables: kernel for kernel:0."""
+def _split(name: str) -> tuple[str, str]:
+    """The module and the last part of a name that is no number: of weights.0, weights; of kernel:0, kernel."""
     module, base = parent_of(name)
     while base.isdigit() and module:
         module, base = parent_of(module)
-    return base.partition(":")[0]
+    return module, base.partition(":")[0]

@@ -152,7 +152,8 @@ def factor_roles(tensors: Iterable[TensorInfo]) -> dict[str, Role]:
             roles[info.name] = Role("factor", reason=reason, source="names of a pair", of=stem)
         if found is not None and len(info.shape) >= 2:
             module = found["module"] or "the model"
-            kind = "the LoRA update" if "lora_" in found["which"] or ".down" in info.name else "an update"
+            of_lora = found["which"].startswith(("lora", "dora")) or found["which"].endswith((".down", ".up"))
+            kind = "the LoRA update" if of_lora else "an update"
             between = next((name for name in _names_between(info.name) if name in infos), "")
             more = f" (with {between} among its factors, it is no product of two)" if between else ""
             reason = f"factor of {kind} of {module}{more}: merge it into its base first"
