@@ -10,7 +10,8 @@ functions of the calibration half, methods chosen by its other 300, reported on 
 for the perplexity of prose and of code: moments from 24 (or 4) segments of 256 tokens of prose for each seed, methods
 chosen by segments [100:112] of the same pool, reported on other prose and on code. Every layer is compressed for
 itself, with the moments of the dense model. Forward passes run in bfloat16 autocast. Seconds are processor time of one
-thread, without moments and without what a `Factor` computes once. The file is written anew after each row.
+thread, without moments and without what a `Factor` computes once; with gradients, their backward pass counts. OUT is
+written anew after each row; rows that it has already are not made again, so a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -237,10 +238,10 @@ def pruned(goal: str, method: str, damping: str, *, few: bool = False) -> Case:
     return Case(goal, method, damping, compress, few, eigenvectors=name == "admm")
 
 
-def pooled(gradients: dict[str, Array] | None) -> Compress:
+def pooled(gradients: Callable[[], dict[str, Array]] | None) -> Compress:
     def compress(weights: Weights, _: object, factors: dict[str, reconstruct.Factor]) -> Weights:
         layers = {name: (w, factors[name]) for name, w in weights.items()}
-        found = reconstruct.lowrank_pooled(layers, 0.6, gradients=gradients)
+        found = reconstruct.lowrank_pooled(layers, 0.6, gradients=None if gradients is None else gradients())
         return {name: w if found[name] is None else found[name][0] @ found[name][1] for name, w in weights.items()}
 
     return compress
@@ -254,6 +255,13 @@ def without_neurons(w: torch.Tensor, factor: reconstruct.Factor) -> reconstruct.
 
 def minilm_cases(task: MiniLM) -> Iterable[Case]:
     refit = "OBS + 4 steps"
+    low = "40 % fewer parameters"
+    yield Case(low, "low rank, pooled, with gradients", MEAN, pooled(task.gradients))
+    yield Case(low, "low rank, pooled", MEAN, pooled(None))
+    yield Case(
+        "3 bits in groups of 64", "quantize", MEAN, fitted(lambda w, f: reconstruct.quantize(w, f, 3, threads=1))
+    )
+    yield Case("25 % of the neurons", "drop_inputs", MEAN, fitted(without_neurons))
     for goal in ("2:4", "60 %", "70 %"):
         yield pruned(goal, refit, MEAN)
         yield pruned(goal, "OBS", MEAN)
@@ -264,13 +272,6 @@ def minilm_cases(task: MiniLM) -> Iterable[Case]:
             yield pruned(goal, "ADMM + 4 steps", MEAN)
         yield Case(goal, "magnitude times input norm, mask only", None, masked(goal, by_inputs=True))
         yield Case(goal, "magnitude, mask only", None, masked(goal, by_inputs=False))
-    low = "40 % fewer parameters"
-    yield Case(low, "low rank, pooled, with gradients", MEAN, pooled(task.gradients()))
-    yield Case(low, "low rank, pooled", MEAN, pooled(None))
-    yield Case(
-        "3 bits in groups of 64", "quantize", MEAN, fitted(lambda w, f: reconstruct.quantize(w, f, 3, threads=1))
-    )
-    yield Case("25 % of the neurons", "drop_inputs", MEAN, fitted(without_neurons))
     yield pruned("60 %", refit, DIAGONAL)
 
 
@@ -291,13 +292,21 @@ def smollm2_cases(_: SmolLM2) -> Iterable[Case]:
 CASES: dict[type, Callable[..., Iterable[Case]]] = {MiniLM: minilm_cases, SmolLM2: smollm2_cases}
 
 
-def run(task: Task, seeds: Iterable[int], out: Path, quick: bool) -> None:
+KEY = ("goal", "method", "damping", "few", "seed")
+
+
+def run(task: Task, seeds: Iterable[int], goals: list[str] | None, out: Path, quick: bool) -> None:
     dense = {name: task.model.get_parameter(f"{name}.weight").detach().clone() for name in task.names}
     base = task.scores()
     rows = [row_of(task, base, base, goal="dense", method="", damping=None, few=False, seed=0, seconds=0.0)]
+    before = out.with_suffix(".json")
+    rows += json.loads(before.read_text())[1:] if before.exists() else []
+    done = {tuple(row[key] for key in KEY) for row in rows}
     for seed in seeds:
         kept: dict[bool, Moments] = {}
         for case in CASES[type(task)](task):
+            if (*(getattr(case, key) for key in KEY[:-1]), seed) in done or case.goal not in (goals or [case.goal]):
+                continue
             if case.few not in kept:
                 kept[case.few] = task.moments(seed, case.few)
             moments = kept[case.few]
@@ -306,11 +315,12 @@ def run(task: Task, seeds: Iterable[int], out: Path, quick: bool) -> None:
             weights = case.compress(dense, moments, factors)
             seconds = time.process_time() - started
             put(task, weights)
-            named = {key: getattr(case, key) for key in ("goal", "method", "damping", "few")}
+            named = {key: getattr(case, key) for key in KEY[:-1]}
             rows.append(row_of(task, base, task.scores(), **named, seed=seed, seconds=seconds))
             put(task, dense)
             print(rows[-1], file=sys.stderr, flush=True)
             write(task, rows, out, quick)
+    write(task, rows, out, quick)
 
 
 @torch.no_grad()
@@ -400,10 +410,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="writes OUT.md and OUT.json")
     parser.add_argument("--quick", action="store_true", help="a tenth of the texts: to see that it runs")
     parser.add_argument("--seeds", type=int, default=1, help="how many calibration seeds (SmolLM2: up to 3)")
+    parser.add_argument("--goals", nargs="+", help="only these, as the headings of OUT.md have them: '2:4', '60 %%'")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = {"minilm": MiniLM, "smollm2": SmolLM2}[options.model](options.quick)
-    run(task, task.seeds[: options.seeds], options.out, options.quick)
+    run(task, task.seeds[: options.seeds], options.goals, options.out, options.quick)
 
 
 if __name__ == "__main__":
