@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100")
-TYPED_KERNELS = ("csrc/cuda/products/gram_kernels.cu", "csrc/cuda/products/product_kernels.cu")
+PRODUCT_KERNELS = "csrc/cuda/products/product_kernels.cu"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-O3", "-Icsrc", "-Xptxas=-v", "-cubin", "-o", "/dev/null")
 ENTRY_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,7 +29,6 @@ class H200:
     bandwidth: float = 4.8e12
     copy_rate: float = 4.3e12
     fp32: float = 67e12
-    bf16_tensor: float = 989e12
     fp64: float = 34e12
     multiprocessors: int = 132
     clock: float = 1.98e9
@@ -38,7 +37,6 @@ class H200:
     registers: int = 65536
     threads: int = 2048
     largest_cluster: int = 8
-    clusters: int = 30  # of eight blocks of 256 threads, as an H200 said
 
 
 @dataclass(frozen=True)
@@ -85,20 +83,19 @@ def _short(name: str) -> str:
     name = re.sub(r"\(mpfast::(?:cuda::)?(\w+)\)(\d+)", r"\1 \2", name)
     for number, dtype in enumerate(element_types()):
         name = name.replace(f"DType {number}", dtype)
-    name = name.replace("mpfast::", "")
+    name = name.replace("ProductKind 0", "gram").replace("ProductKind 1", "plain").replace("mpfast::", "")
     return re.sub(r">\(.*", ">", name).split("(")[0] if "<" not in name else re.sub(r">\(.*", ">", name)
 
 
 def all_kernels() -> list[Kernel]:
     """Every kernel of the backend for every target."""
     jobs = [
-        (source, target, (f"MPFAST_STORAGE={storage}", f"MPFAST_REAL={real}"))
-        for source in TYPED_KERNELS
+        (PRODUCT_KERNELS, target, (f"MPFAST_STORAGE={storage}", f"MPFAST_REAL={real}"))
         for storage, real in products()
         for target in TARGETS
     ]
     sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").glob("*/*.cu"))
-    others = [source for source in sources if source not in (*TYPED_KERNELS, "csrc/cuda/machine/runtime.cu")]
+    others = [source for source in sources if source not in (PRODUCT_KERNELS, "csrc/cuda/machine/runtime.cu")]
     jobs += [(source, target, ()) for source in others for target in TARGETS]
     with ThreadPoolExecutor() as pool:
         return [kernel for kernels in pool.map(lambda job: compiled_kernels(*job), jobs) for kernel in kernels]
@@ -124,8 +121,8 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
     plan_product = cuda_backend().plan_product
     lines = [
         "| long x short side, storage | b | blocks (cluster) | threads | shared memory | blocks per multiprocessor "
-        "| vectors / W bytes | memory | arithmetic | share of copy rate |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| vectors / W bytes | memory | arithmetic | shared memory | share of copy rate |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, cols, dtype in (
         (4096, 4096, "float32"),
@@ -133,11 +130,12 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
         (28672, 8192, "bfloat16"),
         (53248, 16384, "bfloat16"),
     ):
-        for width in (4, 8):
-            plan = plan_product(
-                "gram", dtype, rows, cols, 4, width, gpu.shared_per_block, gpu.largest_cluster, gpu.clusters
-            )
-            name = f"gram_product_kernel<GramShape<{dtype}, float, {plan['width']}, Contiguous 0, 1>, float>"
+        for width in (4, 8, 16, 32):
+            plan = plan_product("gram", dtype, rows, cols, 4, width, gpu.shared_per_block, gpu.largest_cluster)
+            if not plan["possible"]:
+                lines.append(f"| {rows} x {cols} {dtype} | {width} | two products | | | | | | | | |")
+                continue
+            name = f"pass_kernel<{dtype}, float, {plan['width']}, gram>"
             kernel = next(k for k in kernels if k.name == name and k.target == "sm_90")
             resident = min(
                 gpu.registers // (kernel.registers * plan["threads"]),
@@ -148,17 +146,30 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
             size = ENTRY_BYTES[dtype]
             vectors = 4 * width * cols * (plan["chunks"] * 2 + 2)
             memory = (entries * size + vectors) / gpu.bandwidth
-            # Tensor cores take eight vectors, of three terms each.
-            tensor = dtype == "bfloat16"
-            flops = 4 * entries * (3 * plan["width"] if tensor else width)
-            arithmetic = flops / (gpu.bf16_tensor if tensor else gpu.fp32)
+            arithmetic = 4 * entries * width / gpu.fp32
+            shared = entries / _entries_per_cycle(width, size) / (gpu.multiprocessors * gpu.clock)
+            bound = max(memory, arithmetic, shared)
             lines.append(
                 f"| {rows} x {cols} {dtype} | {width} | {plan['slices'] * plan['chunks']} ({plan['slices']}) "
                 f"| {plan['threads']} | {plan['shared_bytes'] / 1024:.0f} KiB | {resident} "
                 f"| {vectors / entries / size:.1%} | {memory * 1e6:.0f} us | {arithmetic * 1e6:.0f} us "
-                f"| {entries * size / gpu.copy_rate / max(memory, arithmetic):.2f} |"
+                f"| {shared * 1e6:.0f} us | {entries * size / gpu.copy_rate / bound:.2f} |"
             )
     return lines
+
+
+def _entries_per_cycle(width: int, entry_bytes: int) -> float:
+    """Entries a multiprocessor's shared memory can serve per cycle, one request of a warp (128 bytes) a cycle.
+
+    Per 32 words of the tile: one store; y = tile X, one load of the words and one of X for every four columns; and
+    z += tile^T y, one load of the words and one broadcast of y per row for every four columns, shared by the
+    coordinates that a thread owns.
+    """
+    groups = width / 4
+    per_word = 2 if entry_bytes == 2 else 1
+    owned = max(1, 16 // width)
+    requests = 1 + 2 * groups + 1 + per_word * groups / owned
+    return 32 * per_word / requests
 
 
 HEAD = """# What the CUDA kernels use, and what that allows
@@ -170,10 +181,13 @@ H200's data sheet (4.8 TB/s, 67 TFLOP/s fp32, 34 TFLOP/s fp64, 132 multiprocesso
 
 ## One Gram pass, Z = W^T (W X)
 
-W is read once for every eight vectors; X and the chunks' sums of Z are the vector traffic. The rows of W are the long
-side, contiguous along the short one. The last column is the share of the copy bandwidth (4.3 TB/s) that W would arrive
-at if the slower of memory and arithmetic were reached and all else hidden. Instructions besides the products (loads
-from shared memory, sums over the lanes of a warp, the way of y through the cluster) are not counted.
+W is read once; X and the chunks' sums of Z are the vector traffic. *shared memory* is the time that the requests to
+shared memory take at one per multiprocessor and cycle. The last column is the share of the copy bandwidth (4.3 TB/s)
+that W would arrive at if the slowest of the three were reached and all else hidden.
+
+At b = 4, which fits of large matrices use, memory is the slowest of the three for both storages. Tensor cores would
+need X and y as three bf16 terms each to keep single precision; they would shorten what is hidden already, and are not
+used.
 
 """
 
@@ -185,8 +199,8 @@ are bound by memory and, at p = 16384 and b = 4, by the launch (about 3 us).
 
 | kernel | bytes | flops |
 |---|---|---|
-| `product_kernel` as inner product V^T Z | w p (k + b) | 2 p k b |
-| `product_kernel` as V C | w p (k + 2 b) | 2 p k b |
+| `pass_kernel<..., product>` as inner product V^T Z | w p (k + b) | 2 p k b |
+| `pass_kernel<..., product>` as V C | w p (k + 2 b) | 2 p k b |
 | `sum_parts_kernel` | w b p (c + 1) | b p c |
 | `gram_kernel` | w b p | 2 b^2 p, fp64 |
 | `transform_kernel` | 2 w b p | 2 b^2 p |

@@ -21,9 +21,8 @@ set(cuda_kernel_sources
   csrc/cuda/masks/mask_kernels.cu
   csrc/cuda/masks/projection_kernels.cu
   csrc/cuda/products/vector_kernels.cu)
-set(cuda_typed_kernel_sources csrc/cuda/products/gram_kernels.cu csrc/cuda/products/product_kernels.cu)
-# The enumerators of DType (csrc/core/types.hpp), in their order. gram_kernels.cu and product_kernels.cu are compiled once
-# for each of them and each precision of the vectors; entries of float64 go with double alone.
+# The enumerators of DType (csrc/core/types.hpp), in their order. product_kernels.cu is compiled once for each of them
+# and each precision of the vectors; entries of float64 go with double alone.
 set(element_types float64 float32 float16 bfloat16)
 
 # Adds the compiled kernels to `target`, in the language given.
@@ -37,12 +36,12 @@ function(mpfast_add_kernels target language)
         continue()
       endif()
       set(objects ${target}_product_${storage}_${real})
-      add_library(${objects} OBJECT ${cuda_typed_kernel_sources})
+      add_library(${objects} OBJECT csrc/cuda/products/product_kernels.cu)
       target_compile_definitions(${objects} PRIVATE MPFAST_STORAGE=${storage} MPFAST_REAL=${real})
       list(APPEND kernel_targets ${objects})
     endforeach()
   endforeach()
-  set_source_files_properties(${cuda_typed_kernel_sources} ${cuda_kernel_sources}
+  set_source_files_properties(csrc/cuda/products/product_kernels.cu ${cuda_kernel_sources}
                               PROPERTIES LANGUAGE ${language})
   foreach(objects IN LISTS kernel_targets)
     target_link_libraries(${objects} PRIVATE mpfast_options ${target}_options)

@@ -63,7 +63,6 @@ def plan_product(
     width: int,
     shared_bytes: int,
     largest_cluster: int,
-    places: int,
 ) -> dict[str, Any]: ...
 
 # Block Lanczos.

@@ -232,6 +232,54 @@ def test_several_conditions_and_undefined_values(run, model):
         assert not Condition("ks", symbol, 0.0).holds(None)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "MODEL", "--sparsity", "0.5", "-o", ""],
+        ["prune", "MODEL", "--dry-run", "--budget="],
+        ["compress", "MODEL", "--rank", "2", "--out", ""],
+        ["budget", "MODEL", "--sparsity", "0.5", "-o", ""],
+        ["moments", "MODEL", "--texts", "", "-o", "m.safetensors"],
+        ["analyze", "MODEL", "--cache", ""],
+        ["analyze", "MODEL", "--json", ""],
+        ["analyze", "MODEL", "--include", "*", "--include", ""],
+        ["analyze", "MODEL", ""],
+        ["inspect", ""],
+        ["verify", ""],
+    ],
+)
+def test_no_value_is_empty(run, model, tmp_path, monkeypatch, arguments):
+    """An empty path would be the working directory."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*(model if argument == "MODEL" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    assert "is empty; is a variable of the shell not set?" in err
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_document_of_several_analyses_is_named(run, model, tmp_path):
+    several = tmp_path / "two.json"
+    run("analyze", model, model, "-q", "--json", several)
+    for pair in ((several, model), (model, several), (several, several)):
+        code, _, err = run("diff", *pair)
+        assert code == 1
+        assert f"{several}: this is not JSON of the schema mpfast.analysis/1, but of 'mpfast.analyses/1'" in err
+
+
+def test_what_verify_did_not_compare_is_a_warning(run, model, tmp_path):
+    mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude", progress=False)
+    assert run("verify", tmp_path / "out", "--strict")[0] == 0
+    model.unlink()
+    code, _, err = run("verify", tmp_path / "out")
+    assert (code, err.count("not compared: ")) == (0, len(err.splitlines()))
+    told = len(err.splitlines())
+    for quiet in ([], ["-q"]):
+        code, _, err = run("verify", tmp_path / "out", "--strict", *quiet)
+        assert code == 1
+        assert f"{told} warning" in err.splitlines()[-1]
+        assert "and --strict was asked for" in err
+
+
 def test_strict_fails_on_any_warning(run, tmp_path, model):
     assert run("analyze", model, "--strict")[0] == 1  # fewer than 64 singular values: the fit says so
     large = tmp_path / "large.safetensors"
@@ -310,8 +358,8 @@ def test_diff_of_checkpoints(run, tmp_path, model):
     save_file(after, tmp_path / "after.safetensors")
     code, out, _ = run("diff", model, tmp_path / "after.safetensors", "--json", tmp_path / "d.json")
     assert code == 0
-    assert "2 of 4 layers changed" in out
-    assert "2 layers equal in both" in out
+    assert "2 of 4 tensors changed" in out
+    assert "2 tensors equal in both" in out
     assert "module.extra.weight: only in B" in out
     rows = {row["name"]: row for row in json.loads((tmp_path / "d.json").read_text())["layers"]}
     assert rows["layers.1.fc.weight"]["change"] == pytest.approx(0.25, rel=1e-6)
@@ -421,7 +469,7 @@ def test_diff_of_analyses(run, tmp_path, model):
     assert document["layers"][1]["change"] == pytest.approx(1.0, rel=1e-5)
     assert document["layers"][0]["spikes"] == 1
     assert run("diff", tmp_path / "a.json", tmp_path / "a.json", "--fail-on", "change > 0")[0] == 0
-    assert "3 layers equal in both" in run("diff", tmp_path / "a.json", tmp_path / "a.json")[1]
+    assert "3 matrices equal in both" in run("diff", tmp_path / "a.json", tmp_path / "a.json")[1]
     code, _, err = run("diff", tmp_path / "a.json", model)
     assert (code, "b must be an analysis like the other" in err) == (1, True)
 

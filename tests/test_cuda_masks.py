@@ -253,4 +253,4 @@ def test_what_makes_no_sense_is_refused(cuda: Any) -> None:
             cuda.Matrix.upload(array, "float32", 0)
     for rows, cols, width in ((0, 4, 1), (4, 0, 1), (4, 4, 0), (4, 4, 33)):
         with pytest.raises(ValueError, match=r"empty|width"):
-            cuda.plan_product("gram", "float32", rows, cols, 4, width, 1 << 16, 8, 30)
+            cuda.plan_product("gram", "float32", rows, cols, 4, width, 1 << 16, 8)

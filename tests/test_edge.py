@@ -188,6 +188,74 @@ def test_rounding_is_no_spectrum(shape, dtype, method):
     assert mpfast.lowrank.factor(W)[0].shape[1] == 5
 
 
+def rounded_low_rank(rank, shape, dtype="float32"):
+    rng = np.random.default_rng(rank)
+    return (rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))).astype(dtype)
+
+
+def equal_rows(shape, kept, seed=0, dtype="float64"):
+    """The rows after the first ``kept`` are all the first row, as those of tokens that were never trained."""
+    W = noise(shape, seed)
+    W[kept:] = W[0]
+    return W.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize(("shape", "kept"), [((400, 256), 1), ((400, 256), 20), ((2000, 384), 30), ((256, 400), 20)])
+def test_rows_that_are_equal_have_the_rank_that_numpy_gives(shape, kept, scale, dtype):
+    for seed in range(3):
+        W = (scale * equal_rows(shape, kept, seed)).astype(dtype)
+        fit = mpfast.spectrum(W).edge
+        assert fit.spikes == fit.spikes_above_edge == kept == np.linalg.matrix_rank(W.astype(np.float64))
+        assert fit.warnings[-1].startswith(f"of rank {kept} but for rounding")
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_an_edge_at_the_level_of_rounding_is_known_to_be_no_more(method):
+    """The noise is anything from zero to it: the error is all of it, whichever way the values were computed."""
+    checkerboard = (np.indices((1060, 1200)).sum(0) % 2).astype(np.float32)
+    zero_rows = noise((1100, 1200)).astype(np.float32)
+    zero_rows[275:] = 0
+    for W, rank in ((checkerboard, 2), (zero_rows, 275), (equal_rows((1100, 1200), 20), 20)):
+        spectrum = mpfast.spectrum(W, method=method)
+        assert spectrum.edge.sigma_plus_error == spectrum.edge.sigma_plus == spectrum.rounding
+        assert 0 < spectrum.rounding < 1e-6 * spectrum.ritz[0]
+        assert spectrum.edge.spikes == rank
+        assert spectrum.edge.warnings[0].startswith(f"of rank {rank} but for rounding")
+        assert spectrum.unmet_tolerance == ""
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize("kept", [1, 20])
+def test_a_rank_that_a_run_has_found_whole_is_counted(kept, method):
+    """Also where the basis is not three times as large: 63 values of the distribution were taken for spikes."""
+    spectrum = mpfast.spectrum(equal_rows((400, 256), kept), method=method)
+    assert (spectrum.edge.spikes, spectrum.edge.spikes_estimated) == (kept, False)
+    assert spectrum.edge.sigma_plus == spectrum.rounding
+
+
+@pytest.mark.parametrize("rank", [1, 30, 60])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rounded_entries_that_look_like_noise_are_rounding(rank, dtype):
+    """The rounding of a product follows the law as well as any noise; its size tells."""
+    for shape in ((600, 700), (700, 300)):
+        fit = mpfast.spectrum(rounded_low_rank(rank, shape, dtype)).edge
+        assert fit.warnings[0].startswith(f"of rank {rank} but for rounding")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share"), [("float64", 1e-7), ("float32", 1e-7), ("float32", 1e-5), ("float16", 1e-3)]
+)
+def test_noise_beside_a_low_rank_stays_a_spectrum(dtype, share):
+    """What rounds to spacings of 2^-52, 2^-23 or 2^-10 adds at most .3 of these, in quadrature."""
+    W = rounded_low_rank(30, (600, 700), "float64")
+    size = share * math.sqrt((W**2).mean())
+    edge = mpfast.spectrum((W + size * noise(W.shape)).astype(dtype)).edge
+    assert edge.sigma_plus == pytest.approx(size * (math.sqrt(600) + math.sqrt(700)), rel=0.1)
+    assert (edge.spikes, edge.sigma_plus_error) == (30, 0)
+
+
 def test_noise_at_the_level_of_rounding_is_noise():
     W = np.random.default_rng(3).standard_normal((300, 400)).astype(np.float32)
     W[3, 5] = 1e12  # beside it, all others would be rounding

@@ -164,6 +164,10 @@ def test_alphapruning_pairs_sparsities_with_their_layers(tmp_path):
     check_alphapruning(model, budget, tmp_path / "live.npy", order=model)
     names = [name for name in linear_modules(model) if name != "lm_head"]
     check_alphapruning(model, budget, tmp_path / "names.npy", order=names)
+    check_alphapruning(model, budget, tmp_path / "names.npy", order=names)  # its own file is replaced
+    np.save(tmp_path / "weights.npy", np.zeros((3, 4)))
+    with pytest.raises(FileExistsError, match="not what mpfast writes there"):
+        exporters.alphapruning(budget, tmp_path / "weights.npy", order=names)
     # From files, whose order is another one, by the type of the model.
     model.save_pretrained(tmp_path / "saved")
     filed = spread_budget(tmp_path / "saved")

@@ -121,6 +121,70 @@ def test_entropy_of_rank_deficient_matrices():
         assert again.metrics()["entropy"] == spectrum.metrics()["entropy"]
 
 
+def entropy_of_rank(W, rank):
+    """By NumPy's singular values of the stored matrix, the first ``rank`` of them: the others are rounding."""
+    s = singular_values(W)[:rank]
+    share = s**2 / (s**2).sum()
+    entropy = -(share * np.log(share)).sum()
+    return math.exp(entropy), entropy / math.log(rank) if rank > 1 else 0.0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "kept"), [((400, 256), 1), ((400, 256), 20), ((2000, 384), 30), ((1100, 1200), 275)])
+def test_equal_rows_have_finite_measures(shape, kept, dtype):
+    """Their zeros come out at any size down to the smallest number there is."""
+    for seed in range(3 if shape[0] < 1000 else 1):
+        W = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+        W[kept:] = W[0]
+        rank, entropy = entropy_of_rank(W, kept)
+        for method in ("auto", "exact"):
+            measured = mpfast.spectrum(W, method=method).metrics()
+            assert measured["entropy_rank"] == pytest.approx(rank, rel=1e-4)
+            assert measured["entropy"] == pytest.approx(entropy, rel=1e-4, abs=1e-9)
+            assert measured["hill_alpha_half"] == 1  # half of the values reach down to zeros
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["auto", "exact"])
+@pytest.mark.parametrize("make", ["product", "tiled", "repeated rows", "repeated columns", "zero columns"])
+def test_entropy_of_stored_matrices_counts_no_rounding(make, method):
+    rng = np.random.default_rng(1)
+
+    def noise(*shape):
+        return rng.standard_normal(shape)
+
+    W, rank = {
+        "product": lambda: (noise(1100, 300) @ noise(300, 1200), 300),
+        "tiled": lambda: (np.tile(noise(550, 1200), (2, 1)), 550),
+        "repeated rows": lambda: (np.repeat(noise(265, 1200), 4, axis=0), 265),
+        "repeated columns": lambda: (np.repeat(noise(1100, 300), 4, axis=1), 300),
+        "zero columns": lambda: (np.pad(noise(1100, 600), ((0, 0), (0, 600))), 600),
+    }[make]()
+    for turned in (W.astype(np.float32), W.T.astype(np.float32)):
+        measured = mpfast.spectrum(turned, method=method).metrics()
+        wanted = entropy_of_rank(W.astype(np.float32), rank)
+        assert (measured["entropy_rank"], measured["entropy"]) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [30, 150, 300])
+def test_entropy_of_products_is_that_before_rounding(rank):
+    rng = np.random.default_rng(rank)
+    W = rng.standard_normal((600, rank)) @ rng.standard_normal((rank, 700))
+    wanted = mpfast.spectrum(W).metrics()["entropy"]
+    assert wanted == pytest.approx(entropy_of_rank(W, rank)[1], rel=1e-6)
+    for dtype in ("float32", "float16"):
+        assert mpfast.spectrum(W.astype(dtype)).metrics()["entropy"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_small_end_of_a_square_bulk_counts_for_the_rank():
+    """Some of its values lie below the rounding of 16-bit entries; the bulk reaches down to zero by itself."""
+    W = np.random.default_rng(2).standard_normal((600, 600)).astype(np.float32)
+    W = (W.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    known = mpfast.Spectrum.from_values(singular_values(W), W.shape, dtype="bfloat16").metrics()["entropy"]
+    assert known == pytest.approx(mpfast.spectrum(W).metrics()["entropy"], rel=1e-9)
+
+
 def test_a_spectrum_of_given_values_counts_them_to_their_rounding():
     values = np.concatenate([np.full(40, 1.0), np.full(10, 1e-9)])
     metrics = mpfast.Spectrum.from_values(values, (50, 60)).metrics()

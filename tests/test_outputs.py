@@ -229,6 +229,69 @@ class TestWhatIsReplaced:
         assert {"version", "command", "time"} <= mark.keys()
 
     @pytest.mark.parametrize("write", WRITERS)
+    def test_nothing_that_others_put_there(self, write, model, tmp_path):
+        out = tmp_path / "out"
+        write(model, out)
+        mark = json.loads((out / ".mpfast.json").read_text())
+        assert mark["files"] == {name: (out / name).stat().st_size for name in contents(out)}
+        (out / "plots").mkdir()  # an empty directory is nothing to lose
+        write(model, out, overwrite=True)
+
+        def refused(*names):
+            before = contents(out)
+            with pytest.raises(FileExistsError, match=rf"not as it is now: {re.escape(', '.join(names))}; move these"):
+                write(model, out, overwrite=True)
+            assert contents(out) == before
+
+        (out / "plots").mkdir()
+        (out / "plots" / "a.png").write_text("x")
+        (out / "notes.txt").write_text("x")
+        refused("notes.txt", "plots/a.png")
+        (out / "plots" / "a.png").unlink()
+        (out / "notes.txt").unlink()
+        (out / "link").symlink_to(model)
+        refused("link")
+        (out / "link").unlink()
+        weights = next(out.glob("model*.safetensors"))
+        stored = weights.read_bytes()
+        weights.write_bytes(stored + b"x")  # no longer what was written
+        refused(weights.name)
+        weights.write_bytes(stored)
+        write(model, out, overwrite=True)
+
+    def test_nor_a_directory_into_which_a_mark_was_copied(self, model, tmp_path):
+        PRUNE(model, tmp_path / "out")
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        (foreign / "y").write_text("x")
+        (foreign / "config.json").write_text("not the one that is listed")
+        mark = (tmp_path / "out" / ".mpfast.json").read_text()
+        for copied in (mark, json.dumps({"schema": "mpfast.output/1"}), json.dumps({**json.loads(mark), "files": [1]})):
+            (foreign / ".mpfast.json").write_text(copied)
+            with pytest.raises(FileExistsError, match=r"config\.json, y; move"):
+                PRUNE(model, foreign, overwrite=True)
+        assert (foreign / "y").read_text() == "x"
+
+    @pytest.mark.parametrize("exchanges", [True, False])
+    def test_what_comes_while_it_is_written_is_kept(self, exchanges, tmp_path, monkeypatch):
+        if not exchanges:
+            monkeypatch.setattr(output_directories, "_exchange", lambda one, other: False)
+        written(tmp_path / "out", "old")
+
+        def write():
+            with staged_directory(tmp_path / "out", overwrite=True) as staging:
+                (staging / "text").write_text("new")
+                write_mark(staging, "test")
+                (tmp_path / "out" / "notes.txt").write_text("mine")
+
+        with pytest.warns(UserWarning, match=r"something came there .* notes\.txt; what was there is kept as"):
+            write()
+        (kept,) = tmp_path.glob("out.*.old")
+        assert ((kept / "notes.txt").read_text(), (kept / "text").read_text()) == ("mine", "old")
+        assert (tmp_path / "out" / "text").read_text() == "new"
+        assert not list(tmp_path.glob(".*"))
+
+    @pytest.mark.parametrize("write", WRITERS)
     def test_no_source_however_it_is_given(self, write, model, tmp_path):
         """The source is an output itself, so that nothing but the source stands against replacing it."""
         out = tmp_path / "out"

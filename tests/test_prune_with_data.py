@@ -308,6 +308,13 @@ class TestGivenMasks:
         with pytest.raises(CheckpointError, match="is no mask file"):
             mpfast.prune(model, masks=model)
 
+    def test_what_is_read_is_not_written_over(self, model, tmp_path):
+        mpfast.prune(model, tmp_path / "out", masks=self.masks())
+        before = (tmp_path / "out" / "masks.safetensors").read_bytes()
+        with pytest.raises(FileExistsError):
+            mpfast.prune(model, tmp_path / "out", masks=tmp_path / "out" / "masks.safetensors", overwrite=True)
+        assert (tmp_path / "out" / "masks.safetensors").read_bytes() == before
+
     def test_not_beside_a_sparsity_or_a_method(self, model):
         with pytest.raises(ValueError, match="pass one of sparsity, pattern, budget and masks"):
             mpfast.prune(model, sparsity=0.5, masks=self.masks())

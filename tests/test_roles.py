@@ -125,7 +125,7 @@ QUANTISED = {
     # Integers that make nothing quantised.
     "a causal mask": {
         "h.attn.bias": ((1, 1, 64, 64), "uint8", "buffer"),
-        "h.attn.rel": ((64, 64), "float32", "linear"),
+        "h.attn.rel": ((64, 64), "float32", "unknown"),
         "h.attn.c.weight": ((64, 64), "float32", "linear"),
     },
     "positions": {
@@ -147,7 +147,7 @@ QUANTISED = {
         "a.attention_bias_idxs": ((49, 49), "int32", "buffer"),
     },
     "Swin": {
-        "a.logit_scale": ((12, 1, 1), "float32", "conv"),
+        "a.logit_scale": ((12, 1, 1), "float32", "unknown"),
         "a.relative_position_index": ((49, 49), "int64", "buffer"),
         "a.table": ((49, 49), "int64", "buffer"),
         "a.qkv.weight": ((192, 64), "float32", "linear"),
@@ -163,7 +163,7 @@ QUANTISED = {
     },
     "indices without a codebook": {
         "a.indices": ((64, 64), "int32", "buffer"),
-        "a.scale": ((64, 16), "float32", "linear"),
+        "a.scale": ((64, 16), "float32", "unknown"),
     },
     "a table beside a plain weight": {
         "m.table": ((64, 64), "int32", "buffer"),
@@ -253,6 +253,48 @@ ALONE = [
     ("a.lora_down.weight", (8, 64), "factor", ()),
     ("a.lora_embedding_B", (64, 8), "factor", ()),
     ("a.hada_w1_a", (64, 8), "factor", ()),
+    # Adapters of other kinds.
+    *((f"base_model.model.q.{word}", (64, 32), "factor", ()) for word in ("lora_E", "oft_blocks", "ia3_l", "diff")),
+    ("base_model.vera_A.default", (64, 32), "factor", ()),
+    ("q.oft_R.default.weight", (64, 32), "factor", ()),
+    ("q.boft_R.default", (1, 4, 8, 8), "factor", ()),
+    ("q.hra_u", (64, 32), "factor", ()),
+    ("q.glora_A", (64, 32), "factor", ()),
+    ("q.diff.weight", (64, 32), "linear", (1,)),
+    ("road_net.0.weight", (64, 32), "linear", (1,)),
+    # Parameters by themselves.
+    ("backbone.layers.0.mixer.A_log", (1536, 16), "unknown", ()),
+    ("mixer.D", (64, 32), "unknown", ()),
+    ("mixer.dt_bias", (64, 32), "vector", ()),
+    ("blocks.0.att.time_faaaa", (64, 64), "unknown", ()),
+    ("blocks.0.att.time_decay", (64, 64), "unknown", ()),
+    ("blocks.0.att.time_maa_w1", (64, 160), "unknown", ()),
+    ("blocks.0.att.time_maa_w2", (8, 32, 64), "unknown", ()),
+    ("blocks.0.ffn.time_mix_k", (1, 64, 64), "unknown", ()),
+    ("blocks.0.attn.rel_pos_h", (27, 64), "unknown", ()),
+    ("mask_decoder.mask_tokens.weight", (16, 256), "embedding", (1,)),
+    ("mask_decoder.iou_token.weight", (16, 256), "embedding", (1,)),
+    ("layer.0.rel_attn.v", (64, 16, 32), "unknown", ()),
+    ("quantizer.codevectors", (1, 640, 128), "unknown", ()),
+    ("image_encoder.pos_embed", (1, 64, 64, 768), "unknown", ()),
+    ("optimizer.state.0.exp_avg", (64, 32), "buffer", ()),
+    ("optimizer.state.0.exp_avg_sq", (64, 32), "buffer", ()),
+    ("exp_avg.fc.weight", (64, 32), "buffer", ()),
+    ("state.0.momentum_buffer", (64, 32), "buffer", ()),
+    ("opt_state.0.mu.params.fc.kernel", (64, 32), "buffer", ()),
+    # Matrices without a module of their own.
+    ("visual.proj", (64, 32), "linear", ()),
+    ("clip.text_projection", (64, 32), "linear", ()),
+    ("projector.mm_input_projection_weight", (64, 32), "linear", ()),
+    ("mlp/~/linear/w", (64, 32), "linear", ()),
+    ("dense/kernel:0", (32, 64), "linear", (0,)),
+    ("layer.W", (64, 32), "linear", ()),
+    ("h.qkv", (96, 32), "linear", (1,)),
+    ("weights.0", (64, 32), "linear", ()),
+    ("block.0.experts.gate_up_proj", (8, 64, 32), "experts", ()),
+    ("block.0.experts.mlp.w1", (64, 32), "unknown", ()),
+    # No modules: arrays of the user's own.
+    ("A_log", (64, 32), "linear", ()),
 ]
 
 
@@ -261,6 +303,78 @@ def test_a_tensor_by_itself(name, shape, kind, axes):
     role = roles_of(Named({name: shape}))[name]
     assert (role.kind, role.input_axes) == (kind, axes)
     assert bool(role.reason) == (kind in ("vector", "buffer", "unknown", "factor"))
+
+
+def test_arrays_by_names_without_modules_are_the_users_own():
+    arrays = {"a": (64, 32), "first layer": (64, 32), "list.0": (64, 32), "stack": (8, 64, 32)}
+    assert kinds(arrays) == {**dict.fromkeys(arrays, "linear"), "stack": "experts"}
+    # Beside modules, a parameter at the top is one of the model.
+    found = roles_of(Named({**arrays, "fc.weight": (64, 32)}))
+    assert {name: role.kind for name, role in found.items()} == {
+        **dict.fromkeys(arrays, "unknown"),
+        "fc.weight": "linear",
+    }
+    assert "call it <module>.weight" in found["a"].reason
+
+
+def test_parameters_that_are_no_matrices_stay_as_they_are():
+    """A zero in the decay of a Mamba layer would be a decay of -1."""
+    mixer = "backbone.layers.0.mixer"
+    model = {f"{mixer}.A_log": weight(64, 16), f"{mixer}.in_proj.weight": weight(64, 32)}
+    nested = {"model": model, "optimizer": {"state": {0: {"exp_avg": weight(64, 32), "exp_avg_sq": weight(64, 32)}}}}
+    assert [row.name for row in mpfast.analyze(nested)] == [f"model.{mixer}.in_proj.weight"]
+    result = mpfast.prune(nested, sparsity=0.5, method="magnitude")
+    assert [row.name for row in result.budget] == [f"model.{mixer}.in_proj.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in result.skipped}
+    assert "not known" in reasons[f"model.{mixer}.A_log"]
+    assert "optimiser" in reasons["optimizer.state.0.exp_avg"]
+
+
+def test_a_mask_says_that_a_parameter_is_a_matrix():
+    found = roles_of(Named({"a.gain_orig": (64, 32), "a.gain_mask": (64, 32), "a.gain2": (64, 32)}))
+    assert [role.kind for role in found.values()] == ["linear", "mask", "unknown"]
+
+
+DBRX = {"model_type": "dbrx", "d_model": 64}
+
+
+@pytest.mark.parametrize("experts", [{"moe_num_experts": 4}, {"ffn_config": {"moe_num_experts": 4}}])
+def test_experts_that_lie_one_below_the_other(experts, tmp_path):
+    names = {word: f"transformer.blocks.0.ffn.experts.mlp.{word}" for word in ("w1", "v1", "w2")}
+    tensors = {name: weight(4 * 48, 64, seed=seed) for seed, name in enumerate(names.values())}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**DBRX, **experts}))
+    rows = {row.name: row for row in mpfast.analyze(tmp_path)}
+    assert set(rows) == {f"{name}[{e}]" for name in names.values() for e in range(4)}
+    for name, tensor in tensors.items():
+        for e in range(4):
+            assert rows[f"{name}[{e}]"].shape == (48, 64)
+            part = tensor[48 * e : 48 * (e + 1)]
+            assert rows[f"{name}[{e}]"].fro_norm == pytest.approx(float(np.linalg.norm(part)), rel=1e-5)
+    result = mpfast.prune(tmp_path, tmp_path / "out", pattern="2:4")
+    assert {row.name: row.input_axes for row in result.budget} == {
+        names["w1"]: (1,),
+        names["v1"]: (1,),
+        names["w2"]: (0,),
+    }
+    pruned = load_file(tmp_path / "out" / "model.safetensors")
+    assert along(pruned[names["w2"]] != 0, (0,))
+    assert mpfast.verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "dbrx"}, {**DBRX, "moe_num_experts": 5}])
+def test_experts_of_unknown_number_in_one_matrix(config):
+    role = roles_of(Named({"ffn.experts.mlp.w2": (192, 64), "fc.weight": (64, 64)}, config))["ffn.experts.mlp.w2"]
+    assert (role.kind, "config.json" in role.reason) == ("unknown", True)
+
+
+def test_a_head_is_known_by_the_shape_of_the_embedding_of_tokens():
+    table = {"model.decoder.embed_tokens.weight": (200, 64), "model.decoder.embed_positions.weight": (96, 64)}
+    table |= {"proj_out.weight": (200, 64), "classifier.weight": (96, 64), "transpose.weight": (64, 200)}
+    table |= {"model.decoder.layers.0.fc1.weight": (200, 64), "model.decoder.inner.fc.weight": (200, 64)}
+    found = kinds(table)
+    assert [name for name, kind in found.items() if kind == "head"] == ["proj_out.weight"]
+    assert kinds({f"module.{name}": shape for name, shape in table.items()})["module.proj_out.weight"] == "head"
 
 
 def test_the_bias_tells_convolutions_apart():
@@ -496,6 +610,29 @@ def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
     assert {row.name for row in mpfast.analyze(model)} == set(model)
 
 
+@pytest.mark.parametrize(
+    ("extra", "end"), [("lora_E", ""), ("lora_E.default", ""), ("lora_mid.weight", ".weight"), ("lora_E", ".weight")]
+)
+def test_pairs_with_a_factor_between_them_are_no_products(extra, end):
+    adapter = ".default" if ".default" in extra else ""
+    first, second = ("lora_down", "lora_up") if "mid" in extra else ("lora_A", "lora_B")
+    model = {f"q.{first}{adapter}{end}": weight(8, 64), f"q.{second}{adapter}{end}": weight(48, 8)}
+    assert [row.kind for row in mpfast.analyze(model)] == ["lora"]
+    analysis = mpfast.analyze({**model, f"q.{extra}": weight(8, 8), "fc.weight": weight(32, 32)})
+    assert [row.name for row in analysis] == ["fc.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
+    assert all(f"with q.{extra} among its factors" in reasons[name] for name in model)
+
+
+def test_adapters_of_other_kinds_are_refused_alone_and_left_out_beside_others():
+    adapter = {"q.vera_A": weight(16, 64), "q.hra_u": weight(64, 16), "k.diff": weight(32, 32)}
+    adapter |= {f"v.{word}.weight": weight(16, 16) for word in ("a1", "a2", "b1", "b2")}
+    with pytest.raises(ValueError, match=r"no layer is left to prune.*merge it into its base"):
+        mpfast.prune(adapter, sparsity=0.5)
+    result = mpfast.prune({**adapter, "fc.weight": weight(32, 32), "a1.weight": weight(32, 32)}, sparsity=0.5)
+    assert [row.name for row in result.budget] == ["fc.weight", "a1.weight"]
+
+
 def test_factors_stored_the_other_way_round_are_no_layers():
     """MLX: A (n, r), B (r, m)."""
     model = {"u.lora_a": weight(64, 4), "u.lora_b": weight(4, 64, seed=1), "w.weight": weight(64, 64)}
@@ -527,6 +664,20 @@ def same(array):
 
 
 IN_MEMORY = [same, torch_tensor]
+
+
+@pytest.mark.parametrize("change", [lambda m: mpfast.prune(m, sparsity=0.5), lambda m: mpfast.compress(m, rank=4)])
+def test_a_refusal_says_what_keeps_the_largest_tensor(change):
+    tied = weight(64, 64)
+    model = {"0.bias": weight(64), "0.weight": tied, "1.bias": weight(64), "1.weight": tied.T}
+    with pytest.raises(ValueError, match=r"no layer is left to \w+; 0\.weight: shares memory with 1\.weight"):
+        change(model)
+
+
+def test_a_refusal_does_not_repeat_what_the_caller_left_out():
+    model = {"large.weight": weight(64, 64), "small.weight": weight(64, 4), "small.bias": weight(64)}
+    with pytest.raises(ValueError, match=r"no layer is left to prune; small\.weight: too small"):
+        mpfast.prune(model, sparsity=0.5, include="small*")
 
 
 @pytest.mark.parametrize("framework", IN_MEMORY)

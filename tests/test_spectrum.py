@@ -191,6 +191,30 @@ def test_low_rank_and_zero_matrices(rank):
     assert result.fro_norm == pytest.approx(np.linalg.norm(W.astype(float)), rel=1e-6)
 
 
+@pytest.mark.parametrize("make", ["tiled", "a third repeated", "zero columns"])
+def test_an_estimate_of_a_rank_deficient_matrix_says_so(make):
+    """How many values are zero is what a sample of probes has on them: the default call computes all values."""
+    W = np.random.default_rng(1).standard_normal((1100, 1200)).astype(np.float32)
+    if make == "zero columns":
+        W[:, 600:] = 0
+    else:
+        kept = 550 if make == "tiled" else 733
+        W[kept:] = W[: 1100 - kept]
+    assert "rank deficient" in mpfast.spectrum(W, method="lanczos", probes=32, steps=16).unmet_tolerance
+    found = mpfast.spectrum(W)
+    assert (found.method, found.unmet_tolerance) == ("exact", "")
+
+
+@pytest.mark.parametrize("name", ["gauss", "spikes40", "power_law", "lognormal_columns"])
+@pytest.mark.parametrize("shape", [(1100, 1100), (1100, 2500)])
+@pytest.mark.parametrize("steps", [8, 12, 30])
+def test_a_bulk_that_reaches_down_to_zero_shows_no_zeros(name, shape, steps):
+    W = family(name, shape, 4).astype(np.float32)
+    for options in ({}, {"probes": 8, "steps": steps}):
+        found = mpfast.spectrum(W, **options)
+        assert (found.method, found.unmet_tolerance) == ("lanczos", "")
+
+
 def test_zero_columns_are_an_atom_at_zero():
     W = family("gauss", (2000, 600), 15).astype(np.float32)
     W[:, ::3] = 0

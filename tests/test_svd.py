@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 
@@ -82,7 +85,8 @@ def test_until_mp_edge_on_pure_noise_returns_next_to_nothing():
 
 def test_rank_deficient_input_gives_orthonormal_vectors():
     W = low_rank((800, 700), np.array([5.0, 3.0, 1.0]), np.random.default_rng(6))
-    result = mpfast.svd(W, 6)
+    with pytest.warns(ConvergenceWarning, match="may be rounding"):
+        result = mpfast.svd(W, 6)
     np.testing.assert_allclose(result.s[:3], [5, 3, 1], rtol=1e-8)
     assert (result.s[3:] < 1e-6).all()
     np.testing.assert_allclose(result.U.T @ result.U, np.eye(6), atol=1e-8)
@@ -271,6 +275,22 @@ def test_values_that_rounding_has_lost_are_said_to_be():
     W = (orthonormal(1200, 1200, 16) * s) @ orthonormal(1200, 1200, 17).T
     with pytest.warns(ConvergenceWarning, match="was not met for rounding"):
         mpfast.svd(W, 10)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("shape", [(300, 400), (90, 60), (1300, 1100)])
+def test_values_that_may_be_rounding_are_said_to_be(shape, scale):
+    rng = np.random.default_rng(9)
+    W = scale * rng.standard_normal((shape[0], 5)) @ rng.standard_normal((5, shape[1]))
+    level = re.escape(f"{max(shape) * 2.0**-52 * singular_values(W / scale)[0] * scale:.2g}")
+    with pytest.warns(ConvergenceWarning, match=rf"5 of the 10 values may be rounding: they are below {level}, max"):
+        found = mpfast.svd(W, 10)
+    np.testing.assert_allclose(found.s[:5], scale * singular_values(W / scale)[:5], rtol=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mpfast.svd(W, 5)
+        mpfast.svd(np.zeros(shape), 3)
+        mpfast.svd(W, until="mp_edge")
 
 
 @pytest.mark.parametrize("tol", [1e-8, 1e-10])

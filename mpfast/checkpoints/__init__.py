@@ -15,17 +15,25 @@ from mpfast.checkpoints.layers import (
     Views,
     as_layer,
     as_layers,
-    first_reason,
     layer_matrix,
     name_filter,
     read_layer,
     select_layers,
+    telling_reason,
     unmatched_patterns,
 )
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
-from mpfast.checkpoints.moments import FEW_ROWS_PER_INPUT, InputSum, MomentFile, Moments, weight_of, write_moments
+from mpfast.checkpoints.moments import (
+    FEW_ROWS_PER_INPUT,
+    InputSum,
+    MomentFile,
+    Moments,
+    is_moment_file,
+    weight_of,
+    write_moments,
+)
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
@@ -33,6 +41,7 @@ from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, 
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
+from mpfast.checkpoints.targets import check_target, is_report
 from mpfast.checkpoints.tensor_bits import (
     check_writable,
     content_hash,
@@ -75,6 +84,7 @@ __all__ = [
     "Views",
     "as_layer",
     "as_layers",
+    "check_target",
     "check_writable",
     "content_hash",
     "content_hashes",
@@ -83,11 +93,12 @@ __all__ = [
     "counterparts",
     "files_behind",
     "files_of",
-    "first_reason",
     "format_of",
     "has_lora_pairs",
     "home_directory",
     "index_name",
+    "is_moment_file",
+    "is_report",
     "layer_matrix",
     "located",
     "mask_writer",
@@ -106,6 +117,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "telling_reason",
     "unmatched_patterns",
     "unseen_quantisation",
     "weight_of",

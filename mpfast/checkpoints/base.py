@@ -51,6 +51,8 @@ class Role:
         Of a convolution.
     rows : int
         How many leading axes of the tensor are the rows of the matrix. Matrices in a stack are the last two axes.
+    stacked : int
+        How many matrices of as many rows lie one below the other in a matrix; 0 where it is one.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Role:
     fixed: str = ""
     groups: int = 1
     rows: int = 1
+    stacked: int = 0
 
     @property
     def input_axis(self) -> int | None:

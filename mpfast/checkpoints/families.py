@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from typing import Any
 
 from mpfast.support import CheckpointError, unique_keys
 
-__all__ = ["CONV1D", "FAMILIES", "Family", "family_of", "quantisation_of", "read_config", "setting"]
+__all__ = ["CONV1D", "FAMILIES", "Family", "experts_of", "family_of", "quantisation_of", "read_config", "setting"]
 
 #: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
 CONV1D = re.compile(r"(^|[./])(c_attn|c_fc|c_proj|q_attn)[./]weight$")
@@ -35,6 +35,9 @@ class Family:
         ask for; empty where there is none, or they alternate head by head.
     mixed : str
         Last part of the name of one in which they alternate, under a name that means thirds elsewhere: it stays whole.
+    merged : bool
+        The experts' matrices of one projection are one matrix, each below the one before: those into an expert as
+        (out, in), those out of it as (in, out).
     """
 
     conv1d: bool = False
@@ -42,6 +45,7 @@ class Family:
     gate_up: str = ""
     qkv: str = ""
     mixed: str = ""
+    merged: bool = False
 
 
 #: One entry per family that differs from PyTorch's own layout, or fuses projections.
@@ -99,6 +103,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "codegen": Family(mixed="qkv_proj"),
         "moss": Family(mixed="qkv_proj"),
         "baichuan": Family(qkv="W_pack"),
+        "dbrx": Family(merged=True),
     }
 )
 _NO_FAMILY = Family()
@@ -135,11 +140,18 @@ def quantisation_of(config: Mapping[str, Any] | None) -> str:
 
 
 def _language(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
-        part = config.get(key)
-        if isinstance(part, Mapping):
-            return part
-    return {}
+    return next(_parts_of(config, "text_config", "llm_config", "language_config", "thinker_config"), {})
+
+
+def _parts_of(config: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, Any]]:
+    return (config[key] for key in keys if isinstance(config.get(key), Mapping))
+
+
+def experts_of(config: Mapping[str, Any] | None) -> int | None:
+    """Return the number of experts that a configuration, or its part on the feed-forward layers, says."""
+    names = ("moe_num_experts", "num_local_experts", "num_experts")
+    counts = (setting(said, *names) for said in (config, *_parts_of(config or {}, "ffn_config")))
+    return next((count for count in counts if count), None)
 
 
 def read_config(directory: Path) -> Mapping[str, Any] | None:

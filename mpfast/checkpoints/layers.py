@@ -27,11 +27,11 @@ __all__ = [
     "Views",
     "as_layer",
     "as_layers",
-    "first_reason",
     "layer_matrix",
     "name_filter",
     "read_layer",
     "select_layers",
+    "telling_reason",
     "unmatched_patterns",
 ]
 
@@ -40,6 +40,7 @@ ConvView = Literal["im2col", "positions"]
 QkvView = Literal["split", "fused"]
 ExpertsView = Literal["split", "stack"]
 
+_LEFT_OUT = "left out by include or exclude"
 #: Fewer singular values than this cannot be told from any law: the fit's central window would be empty.
 MIN_SIDE = 8
 
@@ -227,7 +228,7 @@ def select_layers(
         called = (tensor.name, role.called) if role.called else (tensor.name,)
         names += called
         if (wanted and not any(map(wanted, called))) or (unwanted and any(map(unwanted, called))):
-            skipped[tensor.name] = "left out by include or exclude"
+            skipped[tensor.name] = _LEFT_OUT
             continue
         found = as_layers(tensor, views, role, aliases.get(tensor.name, ()))
         if isinstance(found, str):
@@ -245,9 +246,16 @@ def select_layers(
     return layers, skipped, unmatched_patterns("exclude", exclude, names) if isinstance(exclude, list) else []
 
 
-def first_reason(skipped: Mapping[str, str]) -> str:
-    """Say for an error message why the first of the tensors was left out; nothing where none was."""
-    return next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
+def telling_reason(skipped: dict[str, str], sizes: Mapping[str, int]) -> str:
+    """Say for an error message why the largest of the tensors was left out, the last of equals; nothing if none was.
+
+    A name without a size is that of a weight as the model computes with it, which says more than any stored tensor.
+    """
+    if not skipped:
+        return ""
+    # What the caller left out is no news; of a matrix it is decided last that it stays.
+    name = max(reversed(skipped), key=lambda name: (skipped[name] != _LEFT_OUT, sizes.get(name, math.inf)))
+    return f"; {name}: {skipped[name]}"
 
 
 def unmatched_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -289,6 +297,11 @@ _Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
 def _parts(shape: tuple[int, ...], role: Role, views: Views) -> list[_Part]:
     """Matrices of a tensor of two or more dimensions."""
     convolution = role.kind in ("conv", "conv_transposed")
+    if role.stacked:
+        if views.experts == "stack":
+            return [("", (shape[0], shape[1]), ())]
+        rows = shape[0] // role.stacked
+        return [(str(e), (rows, shape[1]), (slice(e * rows, (e + 1) * rows),)) for e in range(role.stacked)]
     if role.kind == "experts":
         if views.experts == "stack":
             return [("", (shape[0] * shape[1], shape[2]), ())]

@@ -22,8 +22,23 @@ _PARTNERS = {"A": "B", "a": "b", "down": "up"}
 _STEM = r"(\w*_)?lora(\d+|_\w+)?"
 _FIRST = rf"lora_(embedding_)?A|lora_a|lora_down|(?P<stem>{_STEM})\.down"
 _SECOND = rf"lora_(embedding_)?B|lora_b|lora_up|{_STEM}\.up"
-# LyCORIS, and what scales or extends a pair.
-_MORE = r"lora_mid|lora_magnitude_vector|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2)"
+# LyCORIS, what scales or extends a pair, and the other kinds of adapters: PEFT's words and what comes after them.
+_TUNERS = (
+    "adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|ia3|lily|miss|oft|osf|peanut|poly_lora|psoft|"
+    "p?vera|randlora|road|shadow|shira|supertuning(_lora)?|tinylora|trainable_tokens|unilora|vblora|waveft|bone"
+)
+_PARTS_OF_TUNERS = (
+    r"(embedding_)?[ABCPRSUVlrsuv]|[AB]_general|blocks?|theta(_d)?|alpha|diag|spectrum|kernel|weight|values|gamma|bias|"
+    r"lambda(_\w+)?|logits_[AB]|vector_bank|router|delta|original|encoders|decoders"
+)
+_MORE = (
+    r"lora_(mid|diag|E|magnitude_vector)|dora_scale|hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t[12])|"
+    rf"({_TUNERS})_({_PARTS_OF_TUNERS})|shadow_(up|down)|diff(_b)?(?=$)"
+)
+# LyCORIS' GLoRA, whose short names say something where all four are there.
+_FOUR = ("a1", "a2", "b1", "b2")
+# Between the two factors of a pair: without it their product is not the update.
+_BETWEEN = ("lora_E", "lora_mid", "lora_diag")
 _FACTOR = re.compile(
     rf"(?P<module>.*?)(?P<dot>^|[./])(?P<which>(?P<first>{_FIRST})|{_SECOND}|{_MORE})"
     r"(?P<adapter>[./](?!weight$)[^./]+)?(?P<end>[./]weight)?"
@@ -109,19 +124,39 @@ def _pairs_of(tensors: Iterable[TensorInfo]) -> dict[str, tuple[TensorInfo, Tens
     found = {}
     for info in infos.values():
         pair = _pair_of(info.name)
-        if pair is not None and pair[1] in infos and _fits(info, infos[pair[1]]):
+        if pair is None or pair[1] not in infos or not _fits(info, infos[pair[1]]):
+            continue
+        if not any(other in infos for other in _names_between(info.name)):
             found[pair[0]] = (info, infos[pair[1]])
     return found
+
+
+def _names_between(name: str) -> list[str]:
+    """The names that a factor between a pair's two would have, from that of the first of them."""
+    found = _FACTOR.fullmatch(name)
+    if found is None:
+        return []
+    start, adapter = f"{found['module']}{found['dot']}", found["adapter"] or ""
+    return [f"{start}{word}{adapter}{end}" for word in _BETWEEN for end in ("", ".weight")]
 
 
 def factor_roles(tensors: Iterable[TensorInfo]) -> dict[str, Role]:
     """Return the roles of the tensors that are factors of updates, by name."""
     roles = {}
-    for info in tensors:
+    infos = {info.name: info for info in tensors}
+    for info in infos.values():
         found = _FACTOR.fullmatch(info.name)
+        stem, part = info.name.removesuffix(".weight")[:-3], info.name.removesuffix(".weight")[-3:]
+        if part[:1] == "." and part[1:] in _FOUR and all(f"{stem}.{other}.weight" in infos for other in _FOUR):
+            reason = f"factor of an update of {stem}: merge it into its base first"
+            roles[info.name] = Role("factor", reason=reason, source="names of a pair", of=stem)
         if found is not None and len(info.shape) >= 2:
             module = found["module"] or "the model"
-            reason = f"factor of the LoRA update of {module}: merge it into its base first"
+            of_lora = found["which"].startswith(("lora", "dora")) or found["which"].endswith((".down", ".up"))
+            kind = "the LoRA update" if of_lora else "an update"
+            between = next((name for name in _names_between(info.name) if name in infos), "")
+            more = f" (with {between} among its factors, it is no product of two)" if between else ""
+            reason = f"factor of {kind} of {module}{more}: merge it into its base first"
             roles[info.name] = Role("factor", reason=reason, source="names of a pair", of=module)
     return roles
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.checkpoints.targets import check_target
 from mpfast.support import (
     CheckpointError,
     InvalidValueError,
@@ -31,7 +33,7 @@ from mpfast.support import (
     replaced_file,
 )
 
-__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "weight_of", "write_moments"]
+__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "is_moment_file", "weight_of", "write_moments"]
 
 FORMAT = "mpfast.second_moments/1"
 #: Below so many rows for each input the small eigenvalues of a second moment are far too small.
@@ -210,7 +212,13 @@ def write_moments(
         What the moments were collected with.
     model
         What is known of the model that was watched.
+
+    Raises
+    ------
+    FileExistsError
+        There is a file that holds something else than moments.
     """
+    check_target(path, is_ours=is_moment_file)
     tensors, arrays = [], []
     for found in sums:
         for number, part in enumerate(found.parts):
@@ -223,6 +231,14 @@ def write_moments(
     with replaced_file(path) as temporary, SafetensorsWriter.create(temporary, tensors, metadata) as writer:
         for info, array in zip(tensors, arrays, strict=True):
             writer.write(info.name, array)
+
+
+def is_moment_file(path: Path) -> bool:
+    """Whether a file says that it holds second moments."""
+    try:
+        return SafetensorsFile(path).metadata.get("format") == FORMAT
+    except ValueError:
+        return False
 
 
 class MomentFile(Moments[NDArray[np.float64]]):

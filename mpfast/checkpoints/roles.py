@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
 from mpfast.checkpoints.lora import factor_roles
@@ -20,6 +21,7 @@ from mpfast.checkpoints.quantised import companions_of, parent_of
 __all__ = [
     "LAYERS",
     "fused_parts",
+    "parameter_role",
     "quantised_weight",
     "role_of",
     "roles_of",
@@ -39,7 +41,7 @@ _BUFFER = re.compile(
     r"(^|_)(mask|inv_freq|freqs_cis|position_ids|running_mean|running_var|num_batches_tracked|(cos|sin)_cached)$"
 )
 _EMBEDDING = re.compile(
-    r"embed|wte|wpe|(^|[._])tok(en)?(_|$)|(^|_)emb($|_|\d)|^shared$|relative_(attention|position)_bias", re.IGNORECASE
+    r"embed|wte|wpe|(^|[._])tok(en)?s?(_|$)|(^|_)emb($|_|\d)|^shared$|relative_(attention|position)_bias", re.IGNORECASE
 )
 # Linear layers beside embeddings: embedding_hidden_mapping_in, embeddings_project.
 _NO_EMBEDDING = re.compile(r"mapping|proj|linear|dense|(^|_)fc\d*$", re.IGNORECASE)
@@ -48,8 +50,11 @@ _HEAD = re.compile(
     r"^(model\.)?output\.weight$"
 )
 _MAYBE_HEAD = re.compile(r"(^|[./])(output|head|decoder|unembed|logits|ff_out)$")
+_WRAPPER = re.compile(r"^((_orig_mod|module|model|base_model)\.)+")
+# Tables of embeddings whose rows are no tokens.
+_NO_TOKENS = re.compile(r"pos|type|segment|wpe|time|class|label|relative", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"(conv|de)_?transposed?|deconv|up_?conv|(^|[._])ups[._]", re.IGNORECASE)
-_PYTORCH = re.compile(r"(^|_)weight(_(ih|hh|hr)(_l\d+(_reverse)?)?)?$")
+_PYTORCH = re.compile(r"^((in|[qkv])_proj_)?weight$|^weight_(ih|hh|hr)(_l\d+(_reverse)?)?$")
 _RECURRENT = re.compile(r"weight_(ih|hh)(?P<place>(_l\d+)?(_reverse)?)$")
 # Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
 _FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
@@ -92,7 +97,20 @@ def unseen_quantisation(checkpoint: Checkpoint) -> str:
 
 def role_of(tensor: TensorInfo) -> Role:
     """Return the role of a tensor of which nothing else is known."""
-    return tensor.known or _decided(tensor, {tensor.name: tensor}, None)
+    infos = {tensor.name: tensor}
+    return tensor.known or _of_parameter(tensor, infos, None, structured=is_structured(infos))
+
+
+def parameter_role(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None) -> Role:
+    """Return the role of a parameter of a live module whose class is not known, beside its others.
+
+    The module has a forward pass of its own, so that a name does not say which axis the inputs are.
+    """
+    role = _of_parameter(info, infos, config, structured=True)
+    said = role.source != "name" or role.kind == "embedding" or _by_bias(info, infos) is not None
+    if said or not role.input_axes:
+        return role
+    return replace(role, input_axes=(), parts=())
 
 
 def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
@@ -126,7 +144,11 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     for found in (factor_roles(tensors), known, _mask_roles(infos, config), _norm_roles(infos, config)):
         for name, role in found.items():
             roles.setdefault(name, role)
-    decided = {name: roles.get(name) or _decided(info, infos, config) for name, info in infos.items()}
+    structured = is_structured(infos)
+    decided = {
+        name: roles.get(name) or _of_parameter(info, infos, config, structured=structured)
+        for name, info in infos.items()
+    }
     return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
 
 
@@ -192,6 +214,16 @@ def _norm_roles(infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | Non
     return found
 
 
+def _of_parameter(
+    info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None, *, structured: bool
+) -> Role:
+    """Decide by configuration, shape and name, and leave open what a parameter is that is not called as weights are."""
+    role = optimiser_state(info) or _decided(info, infos, config)
+    if role.kind not in LAYERS or role.kind in ("embedding", "head") or not structured or not is_bare(info.name):
+        return role
+    return merged_experts(info, config) or bare(info) or role
+
+
 def _decided(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[str, Any] | None) -> Role:
     """Decide by configuration, shape and name."""
     shape, (module, base) = info.shape, parent_of(info.name)
@@ -209,7 +241,7 @@ def _decided(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[
     convolution = "conv" in info.name.lower()
     if len(shape) == 2:
         return _matrix(info, infos, config)
-    if base.endswith("kernel"):
+    if base.partition(":")[0].endswith("kernel"):
         return _kernel(info, module, convolution)
     if len(shape) == 3 and shape[0] == 1 and not convolution:  # position embeddings (1, positions, width)
         if _is_embedding(info.name):
@@ -260,6 +292,11 @@ def _kind_of_matrix(
         if vocabulary not in (intermediate, 3 * width, 4 * width):
             return "head", "config.json"
     module = parent_of(info.name)[0]
+    # At the top of a model, where nothing but the head has as many rows as there are tokens.
+    if module and not inside and "." not in _WRAPPER.sub("", module) and info.shape[0] > info.shape[1]:
+        same = (other for other in infos.values() if other.shape == info.shape and other is not info)
+        if any(_is_embedding(other.name) and not _NO_TOKENS.search(other.name) for other in same):
+            return "head", "shape"
     if _MAYBE_HEAD.search(module):
         same = (other for other in infos.values() if sorted(other.shape) == sorted(info.shape))
         if any(_is_embedding(other.name) for other in same):
@@ -284,7 +321,7 @@ def _orientation(
     typed = config is not None and isinstance(config.get("model_type"), str)
     if CONV1D.search(info.name) and typed:
         return ((0,) if family.conv1d else (1,)), "config.json"
-    if base.endswith("kernel"):
+    if base.partition(":")[0].endswith("kernel"):
         return (0,), "name"
     if not _PYTORCH.search(base):
         return (), "name"

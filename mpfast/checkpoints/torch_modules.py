@@ -14,7 +14,7 @@ from typing import Any
 
 from mpfast.checkpoints.base import Role, TensorInfo
 from mpfast.checkpoints.families import Family, family_of
-from mpfast.checkpoints.roles import LAYERS, fused_parts, role_of
+from mpfast.checkpoints.roles import LAYERS, fused_parts, parameter_role, role_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["TorchModules"]
@@ -51,6 +51,8 @@ class TorchModules:
             if ".parametrizations." in f".{prefix}":  # what computes a weight has none
                 continue
             own = self._of_module(name, module, module is heads)
+            if not _computes_as_its_class(module):
+                own = {key: replace(role, input_axes=(), parts=()) for key, role in own.items()}
             own |= {
                 key: Role("buffer", reason="buffer: no weight", source=_SOURCE)
                 for key, buffer in module._buffers.items()
@@ -59,6 +61,7 @@ class TorchModules:
             self.roles |= {prefix + key: role for key, role in own.items()}
             self._parametrised(module, prefix, own)
             self._hooked(module, prefix, own)
+            self._others(module, prefix)
 
     def _of_module(self, name: str, module: Any, is_head: bool) -> dict[str, Role]:
         """Roles of the parameters that belong to a module of a known class itself, by their names in it."""
@@ -168,6 +171,19 @@ class TorchModules:
                     self.roles[prefix + other] = Role("part", reason=reason, source=_SOURCE, of=prefix + stored)
             self.computed[called] = _hook(module, hook, called)
 
+    def _others(self, module: Any, prefix: str) -> None:
+        """Matrices among the parameters that neither the module's class nor a mask or a hook says anything of."""
+        infos = {
+            f"{prefix}{key}": TensorInfo(f"{prefix}{key}", _shape(module, key), str(value.dtype).rpartition(".")[2])
+            for key, value in module._parameters.items()
+            if value is not None
+        }
+        for name, info in infos.items():
+            mask, lengths = f"{name.removesuffix('_orig')}_mask", f"{name.removesuffix('_v')}_g"
+            paired = mask.removeprefix(prefix) in module._buffers or lengths in infos
+            if len(info.shape) >= 2 and name not in self.roles and not paired:
+                self.roles[name] = parameter_role(info, infos, self.config)
+
 
 def _config_of(model: Any) -> Mapping[str, Any] | None:
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
@@ -175,6 +191,25 @@ def _config_of(model: Any) -> Mapping[str, Any] | None:
         return None
     config = to_dict()
     return config if isinstance(config, Mapping) else None
+
+
+def _computes_as_its_class(module: Any) -> bool:
+    """Whether a module's forward pass is that of its class in PyTorch, or hands on to it and leaves the weight alone.
+
+    What a subclass with a forward pass of its own does with the weight, along which axis, is not known.
+    """
+    if hasattr(module, "is_transposed"):  # experts of transformers, which say how they are stored
+        return True
+    for base in type(module).__mro__:
+        if base.__module__.startswith("torch.") or (base.__name__ == "Conv1D" and hasattr(module, "nf")):
+            return True
+        for name in {"forward", "_conv_forward"} & base.__dict__.keys():
+            code = getattr(base.__dict__[name], "__code__", None)
+            if code is None or "__class__" not in code.co_freevars or name not in code.co_names:
+                return False
+            if "weight" in (*code.co_names, *code.co_varnames):
+                return False
+    return True
 
 
 def _output_embeddings(model: Any) -> Any:

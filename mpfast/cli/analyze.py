@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, first_reason
+from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, telling_reason
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
+    check_files,
     fail,
     message_of,
     print_lines,
     reports_errors,
-    require_directory,
     terminal_width,
     warn,
     write_document,
@@ -40,7 +41,7 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import analysis_lines, counted
-from mpfast.models import NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
+from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
 from mpfast.support import write_text_atomically
 
 __all__ = ["analyze_command"]
@@ -113,8 +114,7 @@ def analyze_command(
     if html_file is not None and len(models) > 1:
         raise typer.BadParameter("--html takes one model: a page is about one")
     wanted = conditions(fail_on, NUMBER_COLUMNS)
-    for file in files:
-        require_directory(file)
+    check_files({"--json": json_file, "--csv": csv_file, "--html": html_file}, reads=(*models, base))
     analyses: list[Analysis] = []
     findings: list[str] = []
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
@@ -166,7 +166,8 @@ def _findings(found: Analysis, wanted: Sequence[Condition], allow_nonfinite: boo
         told.append(f"NaN or infinities in {broken[0].name}{more}: {broken[0].reason}")
     if not len(found) and not broken:
         reasons = {tensor.name: tensor.reason for tensor in found.skipped}
-        told.append(f"nothing was analysed{first_reason(reasons)}")
+        sizes = {tensor.name: math.prod(tensor.shape) for tensor in found.skipped}
+        told.append(f"nothing was analysed{telling_reason(reasons, sizes)}")
     return told + violations(wanted, ((row.name, row.to_dict()) for row in found))
 
 
@@ -187,7 +188,7 @@ def _write(
 ) -> None:
     """Write the analyses in every form that a file is named for; ``-`` is standard output."""
     documents = [found.to_document() for found in analyses]
-    write_document({"schema": "mpfast.analyses/1", "analyses": documents} if several else documents[0], json_file)
+    write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
         _write_text(csv_of(analyses, several), csv_file)
     if html_file is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mpfast.cli.analyze import analyze_command
 from mpfast.cli.budget import budget_command
@@ -21,6 +22,21 @@ from mpfast.models import installed_version
 
 __all__ = ["app", "main"]
 
+
+class Command(TyperCommand):
+    """A command none of whose values is empty: that is a shell's variable not set, and would be the path ``.``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; wrong usage where a value is empty, before it becomes a path."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        parameters: list[Any] = list(self.get_params(ctx))
+        for param in parameters:
+            value = given.get(param.name or "")
+            if value == "" or (isinstance(value, list | tuple) and "" in value):
+                raise typer.BadParameter("is empty; is a variable of the shell not set?", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="mpfast",
     help="Marchenko-Pastur edges of neural-network weight matrices, in seconds and with error bars.",
@@ -31,17 +47,17 @@ app = typer.Typer(
 )
 
 # What most people come for first; help lists them in this order.
-app.command("analyze", short_help="Fit the edge of every weight matrix of models.")(analyze_command)
-app.command("budget", short_help="Share a sparsity out over the layers of a model.")(budget_command)
-app.command("moments", short_help="Collect what the layers of a model see, from a text.")(moments_command)
-app.command("prune", short_help="Write a copy of a model with weights set to zero.")(prune_command)
-app.command("compress", short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
-app.command("verify", short_help="Check a model that prune or compress wrote.")(verify_command)
-app.command("spectrum", short_help="Report on one matrix.")(spectrum_command)
-app.command("inspect", short_help="List the tensors of a model, from its headers.")(inspect_command)
-app.command("diff", short_help="Compare two models, or two analyses.")(diff_command)
-app.command("bench", short_help="Time mpfast against others on this machine.")(bench_command)
-app.command("info", short_help="Show versions, threads and GPUs.")(info_command)
+app.command("analyze", cls=Command, short_help="Fit the edge of every weight matrix of models.")(analyze_command)
+app.command("budget", cls=Command, short_help="Share a sparsity out over the layers of a model.")(budget_command)
+app.command("moments", cls=Command, short_help="Collect what the layers of a model see, from a text.")(moments_command)
+app.command("prune", cls=Command, short_help="Write a copy of a model with weights set to zero.")(prune_command)
+app.command("compress", cls=Command, short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
+app.command("verify", cls=Command, short_help="Check a model that prune or compress wrote.")(verify_command)
+app.command("spectrum", cls=Command, short_help="Report on one matrix.")(spectrum_command)
+app.command("inspect", cls=Command, short_help="List the tensors of a model, from its headers.")(inspect_command)
+app.command("diff", cls=Command, short_help="Compare two models, or two analyses.")(diff_command)
+app.command("bench", cls=Command, short_help="Time mpfast against others on this machine.")(bench_command)
+app.command("info", cls=Command, short_help="Show versions, threads and GPUs.")(info_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

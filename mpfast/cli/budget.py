@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mpfast.cli.conditions import conditions, violations
-from mpfast.cli.console import fail, reports_errors, require_directory
+from mpfast.cli.console import check_files, fail, reports_errors
 from mpfast.cli.options import (
     CeilingOption,
     DeviceOption,
@@ -63,8 +63,7 @@ def budget_command(
 ) -> None:
     """Share a sparsity out over the layers of a model, from their spectra; for prune --budget or another tool."""
     wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
-    for file in (out, json_file):
-        require_directory(file)
+    check_files({"--out": out, "--json": json_file}, reads=(model,))
     analysis = analyze(
         model,
         include=include or None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mpfast.cli.console import print_lines, reports_errors, require_directory, terminal_width, write_document
+from mpfast.cli.console import check_files, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import (
     BaseOption,
     DeviceOption,
@@ -90,7 +90,7 @@ def compress_command(
     Without --base, one of --rank, --energy and --error says how much stays. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(model, base), out=out)
     given = sum(option is not None for option in (rank, energy, error))
     if given > 1 or (given == 0 and base is None):
         raise typer.BadParameter("pass one of --rank, --energy and --error")

@@ -11,22 +11,23 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import typer
 
+from mpfast.checkpoints import check_target, is_report
 from mpfast.cli.tables import Line, printable
 from mpfast.models import jsonable
 from mpfast.support import InputError, logger, write_text_atomically
 
 __all__ = [
+    "check_files",
     "fail",
     "message_of",
     "print_lines",
     "reports_errors",
-    "require_directory",
     "terminal_width",
     "warn",
     "write_document",
@@ -152,11 +153,48 @@ def write_document(document: Any, file: str | None) -> bool:
     return False
 
 
-def require_directory(file: str | None) -> None:
-    """Fail before the work rather than after it where the result could not be written."""
-    if file is None or file == "-":
-        return
-    path = Path(file).resolve()
+def check_files(
+    files: Mapping[str, str | Path | None],
+    *,
+    reads: Iterable[Path | None] = (),
+    out: Path | None = None,
+    kinds: Mapping[str, Callable[[Path], bool]] | None = None,
+) -> None:
+    """Fail before the work rather than after it where a file could not be written, or would take another's place.
+
+    Parameters
+    ----------
+    files
+        What is to be written, by option; None and ``-`` are no files.
+    reads
+        All that the command reads.
+    out
+        The directory that the command writes, as a whole.
+    kinds
+        By option, whether a file is of the kind that is written; reports are, where nothing else is said.
+    """
+    wanted = {option: str(file) for option, file in files.items() if file is not None and str(file) != "-"}
+    sources = [read for read in reads if read is not None]
+    places: dict[Path, str] = {}
+    for option, file in wanted.items():
+        path = Path(file).resolve()
+        if out is not None and out.resolve() in (path, *path.parents):
+            raise typer.BadParameter(f"{option} {file} lies in {out}, which -o writes as a whole; name another file")
+        _require_writable(file, path)
+        if path.exists() and not path.is_file():
+            continue  # a pipe, a device: whatever comes goes in
+        other = next((known for known in places if _is_same(known, path)), None)
+        if other is not None:
+            raise typer.BadParameter(f"{places[other]} and {option} are one file, {file}; name two")
+        places[path] = option
+        check_target(file, reads=sources, is_ours=(kinds or {}).get(option, is_report))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _require_writable(file: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{file}: no such directory")
     if path.is_dir():

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mpfast.cli.conditions import conditions, violations
-from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, terminal_width, write_document
+from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import FailOnOption, JsonOption, QuietOption, StrictOption, VerboseOption
 from mpfast.cli.tables import diff_lines
 from mpfast.models import DIFF_COLUMNS, diff
@@ -35,7 +35,7 @@ def diff_command(
     that NaN or infinite entries leave undefined is one.
     """
     wanted = conditions(fail_on, DIFF_COLUMNS)
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(a, b))
     found = diff(a, b)
     if not write_document(found.to_document(), json_file) and not quiet:
         print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))

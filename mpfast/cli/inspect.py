@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from mpfast.checkpoints import first_reason
-from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, terminal_width, write_document
+import math
+
+from mpfast.checkpoints import telling_reason
+from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import ExcludeOption, IncludeOption, JsonOption, ModelArgument, QuietOption, StrictOption
 from mpfast.cli.tables import inventory_lines
 from mpfast.models import inspect
@@ -24,9 +26,11 @@ def inspect_command(
 
     The exit status is 1 where nothing would be analysed.
     """
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(model,))
     found = inspect(model, include=include or None, exclude=exclude or None)
     if not write_document(found.to_document(), json_file) and not quiet:
         print_lines(inventory_lines(found, width=terminal_width()))
     if not found.matrices:
-        fail([f"nothing would be analysed{first_reason({row.name: row.reason or '' for row in found})}"])
+        reasons = {row.name: row.reason or "" for row in found}
+        sizes = {row.name: math.prod(row.shape) for row in found}
+        fail([f"nothing would be analysed{telling_reason(reasons, sizes)}"])

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mpfast.checkpoints import MomentFile
-from mpfast.cli.console import reports_errors, require_directory, write_document
+from mpfast.checkpoints import MomentFile, is_moment_file
+from mpfast.cli.console import check_files, reports_errors, write_document
 from mpfast.cli.options import (
     ExcludeOption,
     IncludeOption,
@@ -57,8 +57,7 @@ def moments_command(
     They say which weights matter for data like this. MODEL is a directory that save_pretrained wrote, or a Hugging Face
     id in the local cache; --include and --exclude go by the names of modules. Needs the extra transformers.
     """
-    require_directory(str(out))
-    require_directory(json_file)
+    check_files({"--out": out, "--json": json_file}, reads=(model, texts), kinds={"--out": is_moment_file})
     text = texts.read_text(encoding="utf-8")
     # Late: PyTorch and transformers are not needed by any other command, and take seconds.
     from mpfast.integrations.torch import text_moments

@@ -99,9 +99,7 @@ OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", metavar="OUT", help="Directory to write.", show_default=False)
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write nothing.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace OUT if mpfast wrote it, with all that it holds.")
-]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if mpfast wrote all that it holds.")]
 SparsityOption = Annotated[
     float | None,
     typer.Option(help="Share of the entries to prune, 0 to 1.", callback=share_between_0_and_1, show_default=False),

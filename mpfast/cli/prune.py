@@ -10,12 +10,13 @@ import typer
 
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import (
+    check_files,
     fail,
     message_of,
     print_lines,
     reports_errors,
-    require_directory,
     terminal_width,
+    warn,
     write_document,
 )
 from mpfast.cli.options import (
@@ -42,7 +43,17 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import counted, printable, prune_lines
-from mpfast.models import DEFAULT_FIT, DEFAULT_METHOD, DEFAULT_STEPS, FITTED_METHODS, METHODS, Budget, prune, verify
+from mpfast.models import (
+    DEFAULT_FIT,
+    DEFAULT_METHOD,
+    DEFAULT_STEPS,
+    FITTED_METHODS,
+    METHODS,
+    Budget,
+    noted_source,
+    prune,
+    verify,
+)
 from mpfast.support import LARGEST_GROUP, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
@@ -119,7 +130,7 @@ def prune_command(
     for those that go. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(model, budget_file, masks, moments), out=out)
     wanted = conditions(fail_on, _FIGURES)
     if sum(option is not None for option in (sparsity, pattern, budget_file, masks)) != 1:
         raise typer.BadParameter("pass one of --sparsity, --pattern, --budget and --masks")
@@ -170,16 +181,19 @@ def verify_command(
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
     json_file: JsonOption = None,
+    strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check a pruned model (counts, pattern, zeros) or a compressed one (ranks, distances), and all else bit by bit."""
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(out, source, noted_source(out)))
     found = verify(out, source)
     told = write_document(found.to_document(out), json_file) or quiet
     for problem in found.problems if not told else ():
         typer.echo(printable(problem))
-    for missed in found.not_compared if not quiet else ():
-        typer.echo(printable(f"not compared: {missed}"), err=True)
+    for missed in found.not_compared:
+        warn(f"not compared: {missed}")
+        if not quiet:
+            typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     if found.command == "compress":

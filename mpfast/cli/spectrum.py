@@ -11,7 +11,7 @@ import typer
 from mpfast.arrays import native
 from mpfast.checkpoints import Layer, NpyFile, format_of, open_checkpoint
 from mpfast.cli.conditions import conditions, violations
-from mpfast.cli.console import fail, print_lines, reports_errors, require_directory, warn, write_document
+from mpfast.cli.console import check_files, fail, print_lines, reports_errors, warn, write_document
 from mpfast.cli.options import (
     DeviceOption,
     FailOnOption,
@@ -45,7 +45,7 @@ def spectrum_command(
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
     wanted = conditions(fail_on, NUMBER_COLUMNS)
-    require_directory(json_file)
+    check_files({"--json": json_file}, reads=(file,))
     checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()

@@ -343,18 +343,18 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
 
 
 def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
-    """Lay out what changed: the layers that did, how many did not, what has no partner, and the total."""
+    """Lay out what changed: the tensors or matrices that did, how many did not, what has no partner, and the total."""
     figures = ("norm", "sigma+", "KS", "spikes", "fit") if found.analyses else ("change", "largest")
     shown = found.rows if verbose else [row for row in found if not row.equal]
     body = [_diff_cells(row, found.analyses) for row in shown]
     equal = len(found) - found.changed
-    lines = [*_table(("layer", "shape", *figures), body, width), plain()] if body else []
+    lines = [*_table((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
-        lines.append(plain(f"{counted(equal, 'layer')} equal in both"))
+        lines.append(plain(f"{counted(equal, *found.nouns)} equal in both"))
     return [
         *lines,
         *_skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
-        plain(f"{found.changed} of {counted(len(found), 'layer')} changed from {printable(found.a)}"),
+        plain(f"{found.changed} of {counted(len(found), *found.nouns)} changed from {printable(found.a)}"),
         plain(f"to {printable(found.b)}"),
     ]
 

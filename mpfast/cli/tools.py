@@ -10,7 +10,7 @@ import typer
 
 from mpfast import _core
 from mpfast.arrays import cuda_status
-from mpfast.cli.console import reports_errors, require_directory, terminal_width, write_document
+from mpfast.cli.console import check_files, reports_errors, terminal_width, write_document
 from mpfast.cli.options import JsonOption
 from mpfast.cli.tables import benchmark_table
 from mpfast.models import installed_version
@@ -27,7 +27,7 @@ def bench_command(
 
     Ratios are taken within one run: "x ours" is how many times longer a contender took than mpfast.
     """
-    require_directory(json_file)
+    check_files({"--json": json_file})
     from rich.console import Console
 
     from mpfast.bench import Row, build, case_names, machine, measure, missing_cases, to_json
@@ -66,7 +66,7 @@ def info_command(json_file: JsonOption = None) -> None:
         "threads": str(_core.default_threads()),
         "CUDA": cuda_status(),
     }
-    require_directory(json_file)
+    check_files({"--json": json_file})
     document = {"schema": "mpfast.info/1", **{key.lower(): value for key, value in facts.items()}}
     if write_document({**document, "threads": _core.default_threads()}, json_file):
         return

@@ -11,13 +11,15 @@ from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
+from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
-from mpfast.models.result import Analysis, csv_of
+from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
+    "ANALYSES_SCHEMA",
     "COMPRESS_FORMATS",
     "DEFAULT_FIT",
     "DEFAULT_FORMAT",
@@ -56,6 +58,7 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
+    "noted_source",
     "provenance_of",
     "prune",
     "sorted_rows",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mpfast.checkpoints import check_target
 from mpfast.models.budget_row import LayerBudget, check_budget, module_of
 from mpfast.support import (
     InvalidTypeError,
@@ -79,7 +80,7 @@ def alphapruning(budget: Budget, path: str | os.PathLike[str], *, order: Any = N
     Raises
     ------
     OSError
-        `path` cannot be written.
+        `path` cannot be written, or is a file that holds something else than one number per layer.
     ValueError
         The budget has no layers, or layers that AlphaPruning does not prune; the order is not known.
     TypeError
@@ -99,10 +100,19 @@ def alphapruning(budget: Budget, path: str | os.PathLike[str], *, order: Any = N
     if values.min() == values.max():
         # AlphaPruning divides by the spread; a billionth of it prunes the same entries.
         values[0] += 1e-9 * max(float(values[0]), 1e-3)
+    check_target(path, reads=[budget.source], is_ours=_is_metric_file)
     stream = io.BytesIO()
     np.save(stream, values)
     write_bytes_atomically(path, stream.getvalue())
     return float((values.max() - values.min()) / (values.max() + values.min()))
+
+
+def _is_metric_file(path: Path) -> bool:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype == np.float64
 
 
 def _place(module: str) -> Place | None:

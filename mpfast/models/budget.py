@@ -55,6 +55,9 @@ class Budget(Rows[LayerBudget]):
     def _rows(self) -> tuple[LayerBudget, ...]:
         return self.layers
 
+    def _sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
     def __repr__(self) -> str:
         return f"Budget({self.method}: {self.pruned} of {self.entries} entries in {len(self.layers)} layers)"
 

@@ -1,4 +1,4 @@
-"""`diff`: what changed between two checkpoints, or between two analyses, layer by layer."""
+"""`diff`: what changed between two checkpoints, or between two analyses, row by row."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import numpy as np
 from mpfast.checkpoints import Difference, TensorInfo, counterparts, open_checkpoint, prefetched
 from mpfast.models.layer_report import LayerReport, jsonable
 from mpfast.models.provenance import Provenance, provenance_of
+from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.result import SCHEMA as ANALYSIS_SCHEMA
-from mpfast.models.result import Analysis
 from mpfast.models.rows import Rows
-from mpfast.support import InvalidTypeError, InvalidValueError, argument_called, check_path, front_door
+from mpfast.support import InputError, InvalidTypeError, InvalidValueError, argument_called, check_path, front_door
 
 __all__ = ["DIFF_COLUMNS", "DiffRow", "ModelDiff", "diff"]
 
 SCHEMA = "mpfast.diff/1"
+# Of one analysis, and of several, which is refused.
+_SCHEMAS = (ANALYSIS_SCHEMA.encode(), ANALYSES_SCHEMA.encode())
 
 
 @dataclass(frozen=True)
 class DiffRow:
-    """What changed in one layer from A to B.
+    """What changed in one tensor, or of analyses in one matrix, from A to B.
 
     Attributes
     ----------
@@ -74,7 +76,7 @@ class ModelDiff(Rows[DiffRow]):
     Attributes
     ----------
     rows : tuple of DiffRow
-        The layers that both have.
+        The tensors, or the matrices analysed, that both have.
     unmatched : tuple of (str, str)
         Names of the others, and why they are not compared.
     a, b : str
@@ -95,13 +97,21 @@ class ModelDiff(Rows[DiffRow]):
     def _rows(self) -> tuple[DiffRow, ...]:
         return self.rows
 
+    def _sources(self) -> tuple[str, ...]:
+        return (self.a, self.b)
+
     def __repr__(self) -> str:
-        return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} layers changed)"
+        return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} {self.nouns[1]} changed)"
 
     @property
     def changed(self) -> int:
-        """Number of layers that are not equal."""
+        """Number of rows that are not equal."""
         return sum(not row.equal for row in self.rows)
+
+    @property
+    def nouns(self) -> tuple[str, str]:
+        """What a row is of, one and several: any tensor of floating-point numbers, or a matrix that was analysed."""
+        return ("matrix", "matrices") if self.analyses else ("tensor", "tensors")
 
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
@@ -246,4 +256,9 @@ def _analysis(model: Any, name: str) -> Analysis | None:
         return None
     with path.open("rb") as file:
         first = file.read(4096)
-    return Analysis.from_json(path) if first.lstrip().startswith(b"{") and ANALYSIS_SCHEMA.encode() in first else None
+    if not first.lstrip().startswith(b"{") or not any(schema in first for schema in _SCHEMAS):
+        return None
+    try:
+        return Analysis.from_json(path)
+    except InputError as error:
+        raise InvalidValueError("", f"{path}: {error.message}") from None

@@ -20,9 +20,9 @@ from mpfast.checkpoints import (
     SourceFiles,
     check_writable,
     files_behind,
-    first_reason,
     open_checkpoint,
     select_layers,
+    telling_reason,
     unseen_quantisation,
 )
 from mpfast.models.adapter_output import (
@@ -172,7 +172,7 @@ def compress(
     threads : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
+        Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds a source or the working directory, is refused.
 
     Returns
@@ -236,7 +236,8 @@ def compress(
     factoring = Factoring(checkpoint, difference, wanted, seed, device, threads, skipped)
     chosen = [layer for layer in layers if factoring.is_wanted(layer, embeddings)]
     if not chosen:
-        raise InvalidValueError("", f"no layer is left to factor{first_reason(skipped)}")
+        sizes = {info.name: info.size for info in checkpoint.tensors}
+        raise InvalidValueError("", f"no layer is left to factor{telling_reason(skipped, sizes)}")
     logger.info("compress: %s: %d layers", checkpoint.source, len(chosen))
     if format == "factors":
         check_factor_names(checkpoint, chosen)

@@ -82,6 +82,9 @@ class Inventory(Rows[InventoryRow]):
     def _rows(self) -> tuple[InventoryRow, ...]:
         return self.rows
 
+    def _sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
     def __repr__(self) -> str:
         return f"Inventory({self.source!r}: {len(self)} tensors, {self.matrices} matrices)"
 

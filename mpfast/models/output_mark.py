@@ -10,7 +10,7 @@ from typing import Any
 from mpfast.checkpoints import Checkpoint, content_hashes, overall_hash
 from mpfast.support import is_text, read_mark, write_mark
 
-__all__ = ["SourceRecord", "mark_output"]
+__all__ = ["SourceRecord", "mark_output", "noted_source"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class SourceRecord:
         if not is_text(source.get("hash")) or not isinstance(tensors, dict) or not all(map(is_text, tensors.values())):
             return None
         return cls(str(source["hash"]), tensors)
+
+
+def noted_source(directory: Path) -> Path | None:
+    """Return the path of the source as the mark of an output has it; None where it does not say."""
+    mark = read_mark(directory)
+    source = None if mark is None else mark.get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    return Path(path) if is_text(path) and path else None
 
 
 def mark_output(

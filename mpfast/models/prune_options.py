@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpfast.arrays import parse_device
-from mpfast.checkpoints import Checkpoint, Layer, first_reason, quantised_weight, stays_dense
+from mpfast.checkpoints import Checkpoint, Layer, quantised_weight, stays_dense, telling_reason
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
@@ -185,11 +185,15 @@ def check_that_it_can_be_changed(checkpoint: Checkpoint, *, written: bool) -> No
         )
 
 
-def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: PruneOptions) -> list[Layer]:
+def layers_to_prune(
+    checkpoint: Checkpoint, layers: list[Layer], skipped: dict[str, str], options: PruneOptions
+) -> list[Layer]:
     """Leave out what stays dense.
 
     Parameters
     ----------
+    checkpoint
+        What holds them.
     layers
         The matrices that the caller's filters leave.
     skipped
@@ -222,7 +226,8 @@ def layers_to_prune(layers: list[Layer], skipped: dict[str, str], options: Prune
             "masks", options.masks, {name_in(options.masks, layer) for layer in chosen}, skipped
         )
     if not chosen:
-        raise InvalidValueError("", f"no layer is left to prune{first_reason(skipped)}")
+        sizes = {info.name: info.size for info in checkpoint.tensors}
+        raise InvalidValueError("", f"no layer is left to prune{telling_reason(skipped, sizes)}")
     return chosen
 
 

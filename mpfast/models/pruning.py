@@ -140,7 +140,8 @@ def prune(
     out : path, optional
         Directory to write: files of the same names, header, order and layout as the source's, ``masks.safetensors``
         (one bit per weight, see `mpfast.checkpoints.MaskFile`), ``budget.json``, copies of the files beside the
-        weights (configuration, tokenizer), and the mark ``.mpfast.json`` with the hashes of the source's tensors.
+        weights (configuration, tokenizer), and the mark ``.mpfast.json`` with the hashes of the source's tensors
+        and the sizes of the files.
         Default: nothing is written.
     sparsity : float
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
@@ -180,8 +181,8 @@ def prune(
     threads : int, optional
         Number of threads.
     overwrite : bool
-        Replace `out` if mpfast wrote it (it has the mark), with all that it holds. Any other directory, and one that
-        holds the source or the working directory, is refused.
+        Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
+        holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
         Show a progress bar of the spectra on a terminal.
 
@@ -247,7 +248,7 @@ def prune(
     warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(candidates, skipped, options)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
@@ -290,7 +291,8 @@ def prune(
     with contextlib.ExitStack() as stack:
         place = None
         if out is not None:  # from here on nobody else writes there
-            sources = files_behind(model, checkpoint)
+            read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
+            sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
         plan, reports = _plan(checkpoint, layers, options)
         if known is not None:

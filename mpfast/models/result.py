@@ -28,7 +28,7 @@ from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
 from mpfast.models.provenance import Provenance
 from mpfast.models.rows import Rows
-from mpfast.support import InputError, InvalidValueError, front_door, read_document, return_or_write
+from mpfast.support import InputError, InvalidValueError, front_door, read_document
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from mpfast.models.budget import Budget
 
 
-__all__ = ["SCHEMA", "Analysis", "csv_of"]
+__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis", "csv_of"]
 
 SCHEMA = "mpfast.analysis/1"
+#: Of what `mpfast analyze` writes of several models.
+ANALYSES_SCHEMA = "mpfast.analyses/1"
 # How cells begin from which spreadsheets compute, and what marks one as text.
 _COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
@@ -75,6 +77,9 @@ class Analysis(Rows[LayerReport]):
 
     def _rows(self) -> tuple[LayerReport, ...]:
         return self.layers
+
+    def _sources(self) -> tuple[str, ...]:
+        return (self.source,)
 
     def __repr__(self) -> str:
         return (
@@ -222,9 +227,9 @@ class Analysis(Rows[LayerReport]):
         Raises
         ------
         OSError
-            `path` cannot be written; an older file of that name is left as it was.
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return return_or_write(csv_of([self]), path)
+        return self._return_or_write(csv_of([self]), path)
 
     @overload
     def to_html(self, path: None = None) -> str: ...
@@ -240,9 +245,9 @@ class Analysis(Rows[LayerReport]):
         Raises
         ------
         OSError
-            `path` cannot be written; an older file of that name is left as it was.
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped), path)
+        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped), path)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw each layer's edge and its largest singular value; needs matplotlib. ``show()`` is never called.

@@ -8,7 +8,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from mpfast.support import front_door, return_or_write
+from mpfast.checkpoints import check_target
+from mpfast.models.provenance import Provenance
+from mpfast.support import check_path, front_door, return_or_write
 
 __all__ = ["Rows"]
 
@@ -17,6 +19,8 @@ Row = TypeVar("Row")
 
 class Rows(Sequence[Row]):
     """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
+
+    provenance: Provenance | None
 
     @abstractmethod
     def _rows(self) -> tuple[Row, ...]:
@@ -36,6 +40,17 @@ class Rows(Sequence[Row]):
         return iter(self._rows())
 
     @abstractmethod
+    def _sources(self) -> tuple[str, ...]:
+        """Return what the result was made from, as paths where it was files: they are not written over."""
+
+    def _return_or_write(self, text: str, path: str | os.PathLike[str] | None) -> str | None:
+        if path is not None:
+            made = self.provenance
+            reads = (*self._sources(), *((made.source, made.base) if made is not None else ()))
+            check_target(check_path(path, "path"), reads=reads)
+        return return_or_write(text, path)
+
+    @abstractmethod
     def to_document(self) -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
 
@@ -52,6 +67,6 @@ class Rows(Sequence[Row]):
         Raises
         ------
         OSError
-            `path` cannot be written; an older file of that name is left as it was.
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+        return self._return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)

@@ -16,16 +16,21 @@ from mpfast.support import InvalidValueError, Record, front_door
 
 Array = NDArray[np.float64]
 
-__all__ = ["GRAM_RESOLUTION", "SQUARES_RESOLUTION", "EdgeFit", "SpectrumLike", "fit_edge"]
+__all__ = ["GRAM_RESOLUTION", "SQUARES_RESOLUTION", "EdgeFit", "SpectrumLike", "fit_edge", "rounding_level"]
 
 # Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
 QUANTILES = 512
+DEFAULT_ALPHA = 0.25
 GOOD_KS, FAIR_KS = 0.02, 0.05
 # Relative distance of one number of a type to the next.
 SPACING = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# Share of the largest singular value below which a computed one may be rounding: all of them at once, and from the
-# eigenvalues of a Gram operator, their squares.
-EXACT_RESOLUTION = 16 * 2.0**-52
+# The rounding of entries of one size is noise with an edge of .14 to .29 spacings times that of the entries; BEMA finds
+# less where rows differ.
+ROUNDING_OF_ENTRIES = (1 / 12, 1 / 3)
+# Part of `sigma_plus / p` that no value of a square bulk lies below: the smallest is about an eighth.
+SMALLEST_OF_BULK = 1 / 64
+# Share of the largest singular value below which a computed one may be rounding, from the eigenvalues of a Gram
+# operator.
 GRAM_RESOLUTION = 2.0**-22
 # The same for all eigenvalues of W^T W at once: zeros come out at up to 2.4 times 2^-26 s_1 (1000 x 20000).
 SQUARES_RESOLUTION = 2.0**-24
@@ -55,6 +60,8 @@ class SpectrumLike(Protocol):
     @property
     def resolution(self) -> float: ...
     @property
+    def rounding(self) -> float: ...
+    @property
     def extra_error(self) -> float: ...
     @property
     def probes(self) -> int: ...
@@ -71,8 +78,8 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known, or it is the level of rounding;
-        infinite for a single probe.
+        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe, and
+        all of ``sigma_plus`` where that is the level of rounding: the noise may be anything from 0 up to it.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge
@@ -165,7 +172,7 @@ def fit_edge(
     source: SpectrumLike,
     estimator: str = "bema",
     *,
-    alpha: float = 0.25,
+    alpha: float = DEFAULT_ALPHA,
     beta: float = 0.1,
     compat: str | None = None,
 ) -> EdgeFit:
@@ -195,19 +202,19 @@ def fit_edge(
 
     estimate = _ESTIMATORS[estimator]
     variance = estimate(source, source.measure, alpha)
-    rounding = _rounding_level(source)
-    # A bulk that follows the law is what it is, however small; and nothing but zeros is no bulk.
-    low_rank = (
-        laws.sigma_plus(variance, source.shape) < rounding
-        and bool(np.any((source.ritz > 0) & (source.ritz < rounding)))
-        and _kolmogorov(source, variance, alpha) > GOOD_KS
-    )
-    if low_rank:
-        variance = (rounding / laws.sigma_plus(1.0, source.shape)) ** 2
     sigma = laws.sigma_plus(variance, source.shape)
-    error = 0.0 if low_rank else _standard_error(source, estimate, alpha, sigma)
-    fit = _assemble(source, variance, error, estimator, alpha, beta)
-    return replace(fit, warnings=(_rank_warning(fit.spikes_above_edge),)) if low_rank else fit
+    if sigma < source.rounding:
+        return _fit_of_rounding(source, estimator, alpha, beta)
+    error = _standard_error(source, estimate, alpha, sigma)
+    return _assemble(source, variance, error, estimator, alpha, beta)
+
+
+def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
+    """The fit of a matrix without noise: its edge is the level of rounding, and known to be no more than that."""
+    level = source.rounding
+    variance = (level / laws.sigma_plus(1.0, source.shape)) ** 2
+    fit = _assemble(source, variance, level, estimator, alpha, beta)
+    return replace(fit, sigma_plus=level, warnings=(_rank_warning(fit.spikes_above_edge),))
 
 
 def _window(p: int, alpha: float) -> tuple[int, int]:
@@ -271,13 +278,36 @@ def _check_range(source: SpectrumLike) -> None:
         )
 
 
-def _rounding_level(source: SpectrumLike) -> float:
-    """What singular values may be for the rounding of the entries, or of the computation, alone."""
+def rounding_level(source: SpectrumLike) -> float:
+    """What a singular value may be for the rounding of the entries, or of the computation, alone.
+
+    Smaller ones count for nothing: not for a rank, nor as a spectrum to fit. 0 for the zero matrix.
+    """
     rows, cols = source.shape
+    computed = source.resolution * float(source.ritz.max(initial=0.0))
     # The edge of noise of that variance; rounding's is some three times less, but differs from entry to entry.
-    entries = SPACING.get(source.dtype, 0.0) * source.fro_norm * laws.sigma_plus(1 / (rows * cols), source.shape)
-    resolution = EXACT_RESOLUTION if source.values is not None else GRAM_RESOLUTION
-    return max(entries, resolution * float(source.ritz.max(initial=0.0)))
+    stored = SPACING.get(source.dtype, 0.0) * source.fro_norm * laws.sigma_plus(1 / (rows * cols), source.shape)
+    variance = _bema(source, source.measure, DEFAULT_ALPHA)
+    sigma = laws.sigma_plus(variance, source.shape)
+    if 0 < sigma < max(stored, computed):
+        low, high = ROUNDING_OF_ENTRIES
+        # A bulk that follows the law is what it is, however small; but so may the rounding of the entries.
+        follows = _kolmogorov(source, variance, DEFAULT_ALPHA) <= GOOD_KS
+        if follows and not low * stored < sigma < high * stored:
+            return min(computed, SMALLEST_OF_BULK * sigma / min(rows, cols))
+    elif stored > computed and not _is_more_than_bulk(source, variance, stored):
+        return computed
+    return max(stored, computed)
+
+
+def _is_more_than_bulk(source: SpectrumLike, variance: float, level: float) -> bool:
+    """Whether no value of a bulk should lie below ``level``, or many more do than the law has there."""
+    if variance <= 0:
+        return True
+    p = min(source.shape)
+    share = float(laws.MarchenkoPastur(variance, source.shape).cdf(level))
+    below = float(source.measure.weights[source.measure.nodes <= level].sum())
+    return p * share < 0.5 or below > share + GOOD_KS
 
 
 def _rank_warning(rank: int) -> str:
@@ -434,7 +464,7 @@ def _warnings(
     if p < SMALL_P:
         found.append(f"small: only {p} singular values, the law is asymptotic")
     # A square bulk reaches down to zero, but not below the size of its smallest value, about sigma / (8 p).
-    zeros = float(source.measure.cdf(sigma / (64 * p))) if sigma > 0 else 1.0
+    zeros = float(source.measure.cdf(SMALLEST_OF_BULK * sigma / p)) if sigma > 0 else 1.0
     if zeros > 0.01 and zeros * p >= 2:
         found.append(
             f"already sparse or rank deficient: {zeros:.0%} of the singular values are zero, for rows or columns are "

@@ -82,6 +82,8 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
     while True:
         if request.steps is None:
             session.settle()
+        if request.method == "auto" and session.shows_zeros() and _exact_is_possible(source):
+            return exact_spectrum(session.source, request)
         result = session.spectrum()
         if result.values is not None:
             return result
@@ -92,9 +94,17 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
                 f"after {session.steps} steps not all of the distinct ones were found: the errors may be larger than "
                 "reported; method='exact' has none",
             )
-        if request.fixed:
+        if session.shows_zeros():
+            return replace(
+                result,
+                unmet_tolerance=f"the {source.shape[0]} x {source.shape[1]} matrix is rank deficient, and how many of "
+                "its singular values are zero is only estimated: the errors may be larger than reported; "
+                "method='exact' has none",
+            )
+        # The level of rounding is what it is: further probes do not lower it.
+        if request.fixed or result.edge.sigma_plus <= result.rounding:
             return result
-        relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus if result.edge.sigma_plus > 0 else 0.0
+        relative_error = result.edge.sigma_plus_error / result.edge.sigma_plus
         if relative_error <= MARGIN * request.tol:
             return result
         more = session.probes_missing(relative_error)

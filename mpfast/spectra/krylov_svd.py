@@ -17,7 +17,7 @@ from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
 from mpfast.spectra.estimate import estimate_spectrum
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
-from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, triplets, unmet_tolerance
+from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets, unmet_tolerance
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -84,8 +84,8 @@ class SVD:
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     unmet_tolerance
-        What was reached where ``tol`` was not met with the largest basis allowed, and what is missing of
-        ``until="mp_edge"``; empty where all is as asked for.
+        What was reached where ``tol`` was not met with the largest basis allowed, how many values may be rounding, and
+        what is missing of ``until="mp_edge"``; empty where all is as asked for.
     """
 
     U: Any
@@ -141,7 +141,8 @@ def svd(
     Warns
     -----
     ConvergenceWarning
-        ``tol`` was not met, with the largest basis allowed or for rounding; ``residuals`` say what was reached.
+        ``tol`` was not met, with the largest basis allowed or for rounding, or values may be rounding altogether;
+        ``residuals`` say what was reached.
 
     References
     ----------
@@ -197,7 +198,21 @@ def leading_triplets(
     block = min(block or _default_block(source), p)
     found = _solve(source, Wanted(k, floor, tol, max(wanted, 1)), block, seed, request.thread_count)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
+    unmet.append(_lost_in_rounding(found))
     return replace(_in_the_callers_framework(W, found, edge), unmet_tolerance="; ".join(filter(None, unmet)))
+
+
+def _lost_in_rounding(found: Triplets) -> str:
+    """Say how many values may be rounding, and so are not held to `tol`; nothing where all of these are zeros."""
+    level = level_of_rounding(found.s, found.source.shape)
+    below = found.s[found.s <= level]
+    if not below.any():
+        return ""
+    lost = len(below)
+    return (
+        f"{lost} of the {len(found.s)} values may be rounding: they are below "
+        f"{level * 2.0**found.source.scale_exponent:.2g}, max(m, n) 2^-52 s_1"
+    )
 
 
 def _floor(spectrum: Spectrum) -> tuple[float, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge
+from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
 from mpfast.spectra.metrics import spectral_metrics
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
@@ -53,7 +53,7 @@ class Spectrum:
     resolved
         How many leading Ritz values can be told apart one by one.
     resolution
-        Share of the largest singular value below which one may be rounding, so that it does not count for the rank:
+        Share of the largest singular value below which one may be rounding of the computation; see also `rounding`:
         ``max(m, n) 2^-52`` for values of W itself, ``2^-24`` for roots of those of W^T W, ``2^-22`` for a measure.
     settling
         Relative change of sigma_plus over the last two Krylov steps: the error of a finite run.
@@ -137,6 +137,16 @@ class Spectrum:
     def weights(self) -> Array:
         """Weights of ``nodes``; they sum to 1."""
         return self.measure.weights
+
+    @KeptProperty
+    def rounding(self) -> float:
+        """Level up to which a singular value may be rounding, of the entries or of the computation; same scale.
+
+        `edge`, `metrics` and every other fit go by it: what lies below counts for no rank and is no spectrum. At least
+        ``resolution`` times the largest value, and for stored entries what their rounding may add, unless the values
+        below that are those of a Marchenko-Pastur bulk.
+        """
+        return rounding_level(self)
 
     @property
     def extra_error(self) -> float:

@@ -43,9 +43,10 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
     dict
         ``spectral_norm`` = s_1, the largest singular value; ``stable_rank`` = sum s^2 / s_1^2; ``entropy_rank`` = exp
         of the entropy of s^2 / sum s^2; ``nuclear_rank`` = (sum s)^2 / sum s^2; ``entropy`` = log(entropy_rank) /
-        log(rank), the rank counting what lies above ``source.resolution`` of the largest value; ``hill_alpha`` and
-        ``hill_alpha_half``: Hill exponents of s^2 from the top 20 and the top half; ``spike_mass`` = share of sum s^2
-        above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of s / sigma_plus over spikes.
+        log(rank), the rank counting what lies above ``source.rounding``; ``hill_alpha`` and ``hill_alpha_half``: Hill
+        exponents of s^2 from the top 20 and the top half, 1 where these reach down to ``source.rounding``;
+        ``spike_mass`` = share of sum s^2 above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of
+        s / sigma_plus over spikes.
     """
     p = min(source.shape)
     mean_square = source.measure.moment(2)
@@ -54,10 +55,10 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
     if energy <= 0 or s1 <= 0:
         return dict(_OF_ZERO)
     share = source.measure.nodes**2 / mean_square
-    positive = share > 0
-    # Mass w at a node stands for p w values of s^2 / sum s^2 = share / p each.
+    # Mass w at a node stands for p w values of s^2 / sum s^2 = share / p each. That may underflow where share does not.
+    positive = share / p > 0
     entropy = -float(source.measure.weights[positive] @ (share[positive] * np.log(share[positive] / p)))
-    rank = p * float(source.measure.weights[source.measure.nodes > s1 * source.resolution].sum())
+    rank = p * float(source.measure.weights[source.measure.nodes > source.rounding].sum())
     spikes = source.ritz[source.ritz > fit.threshold]
     return {
         "spectral_norm": s1,
@@ -81,9 +82,10 @@ def hill_alpha(source: SpectrumLike, k: int) -> float:
     """
     if k < 2:
         return 99.0
-    leading = _leading(source, k + 1) ** 2
-    if leading[-1] <= 0:
+    leading = _leading(source, k + 1)
+    if leading[-1] <= source.rounding:
         return 1.0
+    leading = leading**2
     return 1 + 1 / max(float(np.mean(np.log(leading[:-1] / leading[-1]))), 1e-6)
 
 

@@ -44,6 +44,12 @@ EXTENSION = 256
 COMPLETE = 1e-4
 COMPLETE_FP64 = 1e-9  # of fp64 products
 REPLICATE_EXTENSION = 96
+# Residual (scale s^2, relative) up to which a Ritz value is a singular value's where the space has closed.
+FOUND = 1e-3
+# The last block of Ritz values lies so far below that three blocks before it (scale s^2) only where a gap is between
+# zeros and the rest. Of a square bulk, which reaches down to zero, it lies some 25 to 60 times below, whatever the
+# number of steps.
+GAP_ABOVE_ZEROS = 500.0
 
 
 class Session:
@@ -145,6 +151,21 @@ class Session:
         blocks = self._blocks(self.steps)
         return closeness(blocks, self._zero) <= NEAR and not self._complete(blocks)
 
+    def shows_zeros(self) -> bool:
+        """Whether singular values are zero that no zero row or column accounts for, beside a spectrum to fit.
+
+        Where all but zeros have been found, and the edge is the level of rounding, nothing is left to estimate.
+        """
+        blocks = self._blocks(self.steps)
+        if self.atoms is not None:
+            return False
+        gap = any(
+            len(theta) >= 4 * len(weight) and GAP_ABOVE_ZEROS * theta[-len(weight)] < theta[-4 * len(weight)]
+            for theta, _, weight, *_ in blocks
+        )
+        now = self.after(self.steps)
+        return gap and not (self._complete(blocks) and now.edge.sigma_plus <= now.rounding)
+
     def spectrum(self) -> Spectrum:
         """What all steps of all runs say, with what its error follows from."""
         replicates: tuple[Measure, ...] = ()
@@ -156,7 +177,7 @@ class Session:
             replicates = tuple(
                 _with_zeros(atoms.measure(self.dim, unit, probe), zeros, p) for probe in range(self.probes)
             )
-        elif self.probes > 1:
+        elif self.probes > 1 and self._rank(blocks) is None:
             dropped = range(self.probes)
             replicates = self._measures(
                 blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
@@ -200,18 +221,36 @@ class Session:
         return self.precise or self.source.dtype == "float64"
 
     def _complete(self, blocks: list[Any]) -> bool:
-        """Whether the Ritz values add up to the trace: then each counts once, and the others are zero."""
+        """Whether the Ritz values of a run add up to the trace: then each counts once, and the others are zero."""
         missing = COMPLETE_FP64 if self._in_double else COMPLETE
         return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - missing) * self._squared_norm(blocks)
+
+    def _rank(self, blocks: list[Any]) -> int | None:
+        """How many values are more than rounding, where a run has found all of them: they hold the trace."""
+        size = min(len(theta) for theta, *_ in blocks)
+        for block in blocks:
+            theta, residual = block[:2]
+            rank = int(np.count_nonzero(theta > GRAM_RESOLUTION**2 * theta[0]))
+            found = rank <= size and rank < len(theta) and bool(np.all(residual[:rank] <= FOUND * theta[:rank]))
+            if found and rank > 0 and self._complete([block]):
+                return rank
+        return None
 
     def _spectrum_after(self, steps: int) -> Spectrum:
         blocks = self._blocks(steps)
         if self.atoms is not None:
             return self._spectrum_of(self.atoms, blocks, steps)
-        (measure,) = self._measures(blocks, self._squared_norm(blocks), extension=EXTENSION)
         unit = 2.0**self.source.scale_exponent
         ritz, residuals = (unit * values for values in _leading(blocks))
-        found = self._estimated(measure, ritz, _resolved(blocks), blocks, steps)
+        rank = self._rank(blocks)
+        if rank is None:
+            (measure,) = self._measures(blocks, self._squared_norm(blocks), extension=EXTENSION)
+            resolved = _resolved(blocks)
+        else:
+            p = min(self.source.shape)
+            measure = Measure(np.concatenate([ritz[:rank], np.zeros(p - rank)]), np.full(p, 1 / p), rank)
+            resolved = rank
+        found = self._estimated(measure, ritz, resolved, blocks, steps)
         return replace(found, outliers=ritz[: measure.atoms], residuals=residuals[: measure.atoms])
 
     def _spectrum_of(self, atoms: Atoms, blocks: list[Any], steps: int) -> Spectrum:

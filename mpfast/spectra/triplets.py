@@ -14,7 +14,7 @@ from mpfast.operators import Source
 
 Array = NDArray[np.float64]
 
-__all__ = ["ROUNDING", "Basis", "Triplets", "Wanted", "triplets", "unmet_tolerance"]
+__all__ = ["ROUNDING", "Basis", "Triplets", "Wanted", "level_of_rounding", "triplets", "unmet_tolerance"]
 
 # s_1 / s_k up to which the triplets may come from the squares of the singular values: a loss of four digits of sixteen.
 ROTATION_RANGE = 100.0
@@ -100,7 +100,7 @@ def triplets(source: Source, basis: Basis, wanted: Wanted, threads: int) -> Trip
     unmet = basis.unmet
     # What a run has left it has judged by itself; rounding has added the rest.
     added = np.sqrt(np.maximum(residuals**2 - left**2, 0.0))
-    worst = _worst_of_rounding(s, added, beyond, max(m, n))
+    worst = _worst_of_rounding(s, added, beyond, level_of_rounding(s, source.shape))
     if not unmet and worst > wanted.tol:
         unmet = unmet_tolerance("for rounding", count, worst)
     if source.dtype != "float64" and long_side.dtype == np.float64:
@@ -144,8 +144,13 @@ def _missing(s: Array, u: Array, v: Array, forth: Array, back: Array) -> Array:
     return larger
 
 
-def _worst_of_rounding(s: Array, added: Array, beyond: float, longest: int) -> float:
-    """Largest relative error of values (descending) whose residuals rounding has made so large; 0 of a zero is right.
+def level_of_rounding(s: Array, shape: tuple[int, int]) -> float:
+    """Up to what a value may be the rounding of a backward stable decomposition; ``s`` descending."""
+    return max(shape) * ROUNDING * float(s[0]) if len(s) else 0.0
+
+
+def _worst_of_rounding(s: Array, added: Array, beyond: float, level: float) -> float:
+    """Largest relative error of the values (descending) above ``level`` whose residuals rounding has made so large.
 
     As much as the residual, or its square over the distance to the nearest other value.
     """
@@ -153,7 +158,7 @@ def _worst_of_rounding(s: Array, added: Array, beyond: float, longest: int) -> f
     gap = np.minimum(around[:-2] - s, s - around[2:])
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(gap > added, added**2 / gap, added)
-    told = s > longest * ROUNDING * s[0]
+    told = s > level
     return float((error[told] / s[told]).max(initial=0.0))
 
 

@@ -84,7 +84,9 @@ def read_document(source: str | os.PathLike[str], schema: str) -> Record:
     except ValueError as error:  # no JSON, or no UTF-8
         raise InvalidValueError("", str(error)) from None
     if not isinstance(document, dict) or document.get("schema") != schema:
-        raise InvalidValueError("", f"this is not JSON of the schema {schema}")
+        own = document.get("schema") if isinstance(document, dict) else None
+        but = f", but of {short(own)}" if is_text(own) else ""
+        raise InvalidValueError("", f"this is not JSON of the schema {schema}{but}")
     return Record(document, f"the {schema.partition('/')[0].rpartition('.')[2]}")
 
 

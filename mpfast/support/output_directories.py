@@ -7,7 +7,8 @@ Beside ``out``, in the same directory, may lie:
 - ``.out.<hex>.old``, the old ``out`` for the moment between two renames, where the system cannot exchange directories
   in one step. Found without an ``out``, it is put back.
 
-A directory that was written whole has a mark, ``.mpfast.json``: only such a one is ever replaced.
+A directory that was written whole has a mark, ``.mpfast.json``, which lists its files: only such a one, which holds
+nothing else, is ever replaced.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "read_mark",
     "restore_directory",
     "staged_directory",
+    "strangers_in",
     "write_mark",
 ]
 
@@ -60,13 +62,23 @@ _LOCKED_BYTE = 1 << 30
 
 
 def write_mark(directory: Path, command: str, **facts: Any) -> None:
-    """Mark a directory as written by mpfast: schema, version, command and time, and whatever else is told."""
+    """Mark a directory as written by mpfast: schema, version, command and time, and whatever else is told.
+
+    The mark lists the files that are there with their sizes in bytes: whatever comes later is not of mpfast.
+    """
     try:
         version = metadata.version("mpfast")
     except metadata.PackageNotFoundError:
         version = "unknown"
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    document = {"schema": MARK_SCHEMA, "version": version, "command": command, "time": now, **facts}
+    document = {
+        "schema": MARK_SCHEMA,
+        "version": version,
+        "command": command,
+        "time": now,
+        **facts,
+        "files": _sizes(directory),
+    }
     write_text_atomically(directory / MARK_FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -87,11 +99,40 @@ def is_marked(directory: Path) -> bool:
     return read_mark(directory) is not None
 
 
+def strangers_in(directory: Path) -> list[str]:
+    """Return the files of a directory that its mark does not list, or lists with another size; links are files, too.
+
+    Without a mark these are all. Empty directories do not count.
+    """
+    mark = read_mark(directory)
+    listed = None if mark is None else mark.get("files")
+    known = listed if isinstance(listed, dict) else {}
+    found = _sizes(directory, marked=mark is not None)
+    return [name for name, size in found.items() if size is None or known.get(name) != size]
+
+
+def _sizes(directory: Path, marked: bool = True) -> dict[str, int | None]:
+    """Sizes of all files below a directory but the mark, by their names there; None for links and what is no file."""
+    sizes: dict[str, int | None] = {}
+    for path in _files_below(directory):
+        name = path.relative_to(directory).as_posix()
+        if name != MARK_FILE or not marked:
+            status = path.lstat()
+            sizes[name] = status.st_size if stat.S_ISREG(status.st_mode) else None
+    return dict(sorted(sizes.items()))
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
     """Return where `out` is to be written; errors as `claimed_directory`, before any work is done.
 
-    What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast, or an empty one, is,
-    and none that holds one of `sources` (those that are paths), under this or another name, or the working directory.
+    What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast that holds what the
+    mark lists and nothing else, or an empty one, is, and none that holds one of `sources` (those that are paths), under
+    this or another name, or the working directory. A link is not replaced by a directory.
     """
     target = Path(out).absolute()
     if target.name == "..":
@@ -102,6 +143,10 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
         raise PermissionError(f"{target.parent}: is not writable, and {out} is to lie there; name another directory")
     if not os.path.lexists(target):
         return target
+    if target.is_symlink():
+        raise FileExistsError(
+            f"{out}: is a symbolic link to {target.readlink()}, and a directory is to be written; name another one"
+        )
     if not overwrite:
         raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
     if not target.is_dir():
@@ -111,6 +156,11 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
         raise FileExistsError(
             f"{out}: not replaced, for it is not marked ({MARK_FILE}) as written by mpfast; name another directory, or "
             "remove this one yourself"
+        )
+    if strangers := strangers_in(target):
+        raise FileExistsError(
+            f"{out}: not replaced, for mpfast did not write all that it holds, or not as it is now: "
+            f"{_named(strangers)}; move these elsewhere, or name another directory"
         )
     return target
 
@@ -133,8 +183,10 @@ def _check_that_no_source_is_there(out: Any, target: Path, sources: Iterable[Any
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    for folder, _, files in os.walk(directory):
-        yield from (Path(folder, file) for file in files)
+    """Yield all files below a directory, and links to directories, which are not entered."""
+    for folder, folders, files in os.walk(directory):
+        links = (name for name in folders if Path(folder, name).is_symlink())
+        yield from (Path(folder, name) for name in (*files, *links))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -196,8 +248,9 @@ def claimed_directory(
     Raises
     ------
     FileExistsError
-        `out` exists and `overwrite` is false; or it was not written by mpfast, or holds one of `sources` or the working
-        directory. Or another process, or another thread of this one, is writing it: the message says which.
+        `out` exists and `overwrite` is false; or it was not written by mpfast, or is a link, or holds what mpfast did
+        not write, one of `sources` or the working directory. Or another process, or another thread of this one, is
+        writing it: the message says which.
     FileNotFoundError, PermissionError
         The directory that `out` is to lie in does not exist, or may not be written.
     InvalidTypeError, InvalidValueError
@@ -260,7 +313,7 @@ def _remove_leftovers(target: Path) -> None:
     for aside in _set_aside(target):
         if aside.is_symlink():
             aside.unlink()
-        elif is_marked(aside):
+        elif is_marked(aside) and not strangers_in(aside):
             _make_changeable(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
@@ -384,7 +437,8 @@ def _holder_is_alive(stream: IO[bytes]) -> bool:
 def _replace_directory(new: Path, target: Path) -> None:
     """Rename `new` to `target`: in one step if the system can exchange two names, else the old one steps aside first.
 
-    Where it is killed between the two steps, `restore_directory` puts the old one back.
+    Where it is killed between the two steps, `restore_directory` puts the old one back. The old one is removed if it
+    holds nothing but what mpfast wrote, else it stays under another name.
     """
     if not os.path.lexists(target):
         new.rename(target)
@@ -400,8 +454,14 @@ def _replace_directory(new: Path, target: Path) -> None:
             old.rename(target)
             raise
     sync_directory(target.parent)
-    if old.is_symlink():
-        old.unlink()
+    strangers = [] if old.is_symlink() else strangers_in(old)
+    if old.is_symlink() or strangers:  # it was looked at before the work, which may have taken hours
+        kept = target.with_name(f"{target.name}.{secrets.token_hex(6)}.old")
+        old.rename(kept)
+        what = _named(strangers) if strangers else "a link"
+        warn_caller(
+            "", f"{target}: something came there while it was written, {what}; what was there is kept as {kept}"
+        )
         return
     _make_changeable(old)
     shutil.rmtree(old, ignore_errors=True)

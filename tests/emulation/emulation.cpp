@@ -42,11 +42,8 @@ struct Fiber {
     void* to;
     const void* from;
     std::size_t bytes;
-    unsigned group;
   };
   std::vector<Copy> copies;
-  unsigned group = 0;  // of copies, that has not ended
-  std::function<bool()> condition;
 };
 
 // The fibers of one cluster, and the scheduler that runs them. Stacks are kept from one cluster to the next.
@@ -79,12 +76,6 @@ class Cluster {
     leave(self, false);
   }
 
-  void wait_until(const std::function<bool()>& condition) {
-    if (condition()) return;
-    current_->condition = condition;
-    wait(Scope::condition);
-  }
-
   void* shared_memory(unsigned rank) { return shared_.at(rank).get(); }
   unsigned rank() const { return current_->block; }
   Fiber& current() { return *current_; }
@@ -102,8 +93,6 @@ class Cluster {
     fiber.block = number / threads_;
     fiber.thread = number % threads_;
     fiber.exchanges = 0;
-    fiber.copies.clear();
-    fiber.group = 0;
     fiber.fake_stack = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -135,8 +124,7 @@ class Cluster {
         resume(fiber);
         ran = true;
       }
-      const bool released = release(Scope::warp) | release(Scope::pair) | release(Scope::block) |
-                            release(Scope::cluster) | release_conditions();
+      const bool released = release(Scope::warp) | release(Scope::block) | release(Scope::cluster);
       if (!ran && !released) break;
     }
     for (unsigned i = 0; i < count; ++i) {
@@ -150,12 +138,9 @@ class Cluster {
 
   // Opens the barriers of one kind that all their threads have reached; threads that are done do not count.
   bool release(Scope scope) {
-    const unsigned group = scope == Scope::warp    ? kWarp
-                           : scope == Scope::pair  ? 2 * kWarp
-                           : scope == Scope::block ? threads_
-                                                   : threads_ * blocks_;
+    const unsigned group = scope == Scope::warp ? kWarp : scope == Scope::block ? threads_ : threads_ * blocks_;
     bool any = false;
-    for (unsigned first = 0; first + group <= blocks_ * threads_; first += group) {
+    for (unsigned first = 0; first < blocks_ * threads_; first += group) {
       bool complete = true;
       bool waiting = false;
       for (unsigned i = first; i < first + group && complete; ++i) {
@@ -167,17 +152,6 @@ class Cluster {
       }
       if (!complete || !waiting) continue;
       for (unsigned i = first; i < first + group; ++i) fibers_[i]->state = State::ready;
-      any = true;
-    }
-    return any;
-  }
-
-  bool release_conditions() {
-    bool any = false;
-    for (unsigned i = 0; i < blocks_ * threads_; ++i) {
-      Fiber& fiber = *fibers_[i];
-      if (fiber.state != State::waiting || fiber.waits_for != Scope::condition || !fiber.condition()) continue;
-      fiber.state = State::ready;
       any = true;
     }
     return any;
@@ -237,22 +211,14 @@ unsigned rank_in_cluster() { return running->rank(); }
 unsigned next_exchange() { return running->next_exchange(); }
 void* exchange_slot(unsigned generation, unsigned lane) { return running->exchange_slot(generation, lane); }
 
-void wait_until(const std::function<bool()>& condition) { running->wait_until(condition); }
-
 void copy_later(void* to, const void* from, std::size_t bytes) {
-  Fiber& fiber = running->current();
-  fiber.copies.push_back({to, from, bytes, fiber.group});
+  running->current().copies.push_back({to, from, bytes});
 }
 
-void end_group_of_copies() { ++running->current().group; }
-
-void finish_copies_but(unsigned groups) {
-  Fiber& fiber = running->current();
-  std::erase_if(fiber.copies, [&](const Fiber::Copy& copy) {
-    if (copy.group + groups >= fiber.group) return false;
-    std::memcpy(copy.to, copy.from, copy.bytes);
-    return true;
-  });
+void finish_copies() {
+  auto& copies = running->current().copies;
+  for (const auto& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  copies.clear();
 }
 
 unsigned room_for_clusters() {

@@ -1,27 +1,33 @@
-// The kernel of the plain product Y = B X. Compiled once per storage type (MPFAST_STORAGE) and precision (MPFAST_REAL),
-// so that the builds run side by side.
+// The kernel of a pass over B. Compiled once per storage type (MPFAST_STORAGE), so that the builds run side by side.
 //
-// A block of threads owns a slice of S coordinates: its part of X lies in shared memory. It goes through the panels of
-// its chunk, one tile (S coordinates x 16 words) at a time:
+// A block of threads owns a slice of S coordinates: its part of X lies in shared memory, and in a Gram product its part
+// of Z in registers, S/T coordinates of b vectors per thread. It goes through the panels of its chunk, one tile (S
+// coordinates x 16 words) at a time:
 //   1. the tile is copied from memory, or, since it was asked for while the last one was worked on, from the
 //      second-level cache; meanwhile the other blocks of the multiprocessor work;
 //   2. y = tile X: a warp takes 32 coordinates at a time, half-warps 16 each, a thread one word of every coordinate;
-//      then the two halves and the warps are added up, each in a fixed order.
-// Bytes: m n entries read once, plus b N and, per slice, b M vector entries. Flops: 2 m n b. Shared memory sees every
-// word twice: one store, and one load. Coordinates or panel rows may be the contiguous ones: only the order in which
-// threads fetch the tile differs. No sum depends on timing, and no atomics are used.
+//      then the two halves, the warps and the blocks of the cluster are added up, each in a fixed order;
+//   3. Gram product: z += tile^T y, each thread for its own coordinates, y broadcast from shared memory.
+// Bytes: m n entries read once, plus b N and, per chunk, b N (Gram) or b M (plain, per slice) vector entries. Flops:
+// 4 m n b (Gram) or 2 m n b (plain). Shared memory sees every word three times: one store, and one load in steps 2 and
+// 3 each. Coordinates or panel rows may be the contiguous ones: only the order in which threads fetch the tile differs.
+// No sum depends on timing, and no atomics are used.
 #include <cstdint>
 
 #include "core/dtype.hpp"
 #include "cuda/machine/platform.hpp"
-#include "cuda/products/block_stats.hpp"
-#include "cuda/products/pack.hpp"
 #include "cuda/products/product_kernels.hpp"
 #include "cuda/products/product_layout.hpp"
 
 namespace mpfast::cuda {
 
 namespace {
+
+// kCount values that are read at once.
+template <class Real, int kCount>
+struct alignas(sizeof(Real) * kCount > 16 ? 16 : sizeof(Real) * kCount) Pack {
+  Real values[kCount];
+};
 
 template <DType storage>
 struct Tile {
@@ -205,9 +211,10 @@ class Fetch {
 template <DType storage, class Real>
 struct Shared {
   TileWord<storage>* tile;
-  Real* x;          // [coordinate][width]
-  Real* warp_sums;  // [warp][row][kColumnGroup]
-  Real* y;          // [row][width]
+  Real* x;           // [coordinate][width]
+  Real* warp_sums;   // [warp][row][kColumnGroup]
+  Real* block_sums;  // [2][row][width]
+  Real* y;           // [row][width]
 
   __device__ Shared(int width, int threads) {
     const ProductMemory memory(storage, sizeof(Real), width, threads);
@@ -215,13 +222,14 @@ struct Shared {
     tile = reinterpret_cast<TileWord<storage>*>(bytes);
     x = reinterpret_cast<Real*>(bytes + memory.x);
     warp_sums = reinterpret_cast<Real*>(bytes + memory.warp_sums);
+    block_sums = reinterpret_cast<Real*>(bytes + memory.block_sums);
     y = reinterpret_cast<Real*>(bytes + memory.y);
   }
 };
 
-// shared.y = tile X over the coordinates of this block. Begins and ends with the block in step.
+// sums (rows x kWidth) = tile X over the coordinates of this block. Begins and ends with the block in step.
 template <DType storage, class Real, int kWidth, int kEach>
-__device__ void block_product(const Shared<storage, Real>& shared, int coordinates) {
+__device__ void block_product(const Shared<storage, Real>& shared, int coordinates, Real* sums) {
   using Words = Tile<storage>;
   constexpr int kPerWord = Words::kPerWord;
   constexpr int kGroup = kColumnGroup;
@@ -263,18 +271,67 @@ __device__ void block_product(const Shared<storage, Real>& shared, int coordinat
     for (int i = t; i < Words::kRows * kGroup; i += static_cast<int>(blockDim.x)) {
       Real total = 0;
       for (int w = 0; w < warps; ++w) total += shared.warp_sums[w * Words::kRows * kGroup + i];
-      shared.y[i / kGroup * kWidth + column + i % kGroup] = total;
+      sums[i / kGroup * kWidth + column + i % kGroup] = total;
     }
     __syncthreads();
   }
 }
 
-template <DType storage, class Real, int kWidth>
-__global__ void __launch_bounds__(kPlainThreads) product_kernel(ProductArguments<Real> a) {
+// z += tile^T y for this thread's coordinates: t, t + T, ...
+template <DType storage, class Real, int kWidth, int kEach>
+__device__ void add_transposed_product(const Shared<storage, Real>& shared, Real (&z)[kEach][kWidth]) {
+  using Words = Tile<storage>;
+  using Values = Pack<Real, kColumnGroup>;
+  const int t = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
+  for (int q = 0; q < kTileWords; ++q) {
+    TileWord<storage> words[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) words[i] = shared.tile[(t + threads * i) * kTileStride + q];
+#pragma unroll
+    for (int e = 0; e < Words::kPerWord; ++e) {
+      Real entries[kEach];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) entries[i] = static_cast<Real>(Entry<storage>::widen(Words::entry(words[i], e)));
+#pragma unroll
+      for (int column = 0; column < kWidth; column += kColumnGroup) {
+        const auto y = *reinterpret_cast<const Values*>(shared.y + (q * Words::kPerWord + e) * kWidth + column);
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+          for (int k = 0; k < kColumnGroup; ++k) z[i][column + k] += entries[i] * y.values[k];
+        }
+      }
+    }
+  }
+}
+
+// One BlockStats of the threads' own, added up in the order of the threads; `tile` is free by now.
+__device__ void write_stats(const BlockStats& own, BlockStats* scratch, BlockStats* out) {
+  __syncthreads();
+  scratch[threadIdx.x] = own;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    BlockStats total = scratch[0];
+    for (unsigned t = 1; t < blockDim.x; ++t) {
+      const BlockStats& next = scratch[t];
+      total.squares += next.squares;
+      if (next.nonfinite == 0) continue;
+      if (total.nonfinite == 0 || next.first < total.first) total.first = next.first;
+      total.nonfinite += next.nonfinite;
+    }
+    *out = total;
+  }
+}
+
+template <DType storage, class Real, int kWidth, ProductKind kKind>
+__global__ void __launch_bounds__(most_threads(sizeof(Real))) product_kernel(ProductArguments<Real> a) {
   using Words = Tile<storage>;
   constexpr int kEach = coordinates_per_thread(kWidth, sizeof(Real));
   const int t = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
+  const unsigned blocks = kKind == ProductKind::gram ? gridDim.x : 1;
   const Shared<storage, Real> shared(kWidth, threads);
   const index_t first = blockIdx.x * a.slice;
   const index_t left = a.b.cols - first;
@@ -288,6 +345,7 @@ __global__ void __launch_bounds__(kPlainThreads) product_kernel(ProductArguments
   }
 
   const Fetch<storage> fetch(a.b, first, coordinates, threads * kEach);
+  Real z[kKind == ProductKind::gram ? kEach : 1][kKind == ProductKind::gram ? kWidth : 1] = {};
   BlockStats stats;
   const index_t panels = (a.b.rows + Words::kRows - 1) / Words::kRows;
   const index_t begin = blockIdx.y * a.chunk_panels;
@@ -299,12 +357,36 @@ __global__ void __launch_bounds__(kPlainThreads) product_kernel(ProductArguments
     __syncthreads();
     if (panel + 1 < end) fetch.prefetch((panel + 1) * Words::kRows);
     if (a.stats != nullptr) fetch.add_to(stats, shared.tile, panel * Words::kRows, a.entry_scale, a.swapped);
-    block_product<storage, Real, kWidth, kEach>(shared, coordinates);
-    for (int i = t; i < Words::kRows * a.width; i += threads) {
-      const int row = i % Words::kRows;
-      const int c = i / Words::kRows;
-      const index_t at = panel * Words::kRows + row;
-      if (at < a.b.rows) a.partial[(blockIdx.x * index_t{a.width} + c) * a.b.rows + at] = shared.y[row * kWidth + c];
+
+    Real* const own = shared.block_sums + (panel - begin) % 2 * Words::kRows * kWidth;
+    block_product<storage, Real, kWidth, kEach>(shared, coordinates, own);
+    if constexpr (kKind == ProductKind::plain) {
+      for (int i = t; i < Words::kRows * a.width; i += threads) {
+        const int row = i % Words::kRows;
+        const int c = i / Words::kRows;
+        const index_t at = panel * Words::kRows + row;
+        if (at < a.b.rows) a.partial[(blockIdx.x * index_t{a.width} + c) * a.b.rows + at] = own[row * kWidth + c];
+      }
+    } else {
+      cluster_sync(blocks);
+      for (int i = t; i < Words::kRows * kWidth; i += threads) {
+        Real total = 0;
+        for (unsigned rank = 0; rank < blocks; ++rank) total += *shared_memory_of(own + i, rank);
+        shared.y[i] = total * a.y_scale[0] * a.y_scale[1];
+      }
+      __syncthreads();
+      add_transposed_product<storage, Real, kWidth, kEach>(shared, z);
+    }
+  }
+  if constexpr (kKind == ProductKind::gram) {
+    cluster_sync(blocks);  // others may still read this block's sums
+    for (int i = 0; i < kEach; ++i) {
+      const int j = t + threads * i;
+      if (j >= coordinates) continue;
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) {
+        if (c < a.width) a.partial[(blockIdx.y * index_t{a.width} + c) * a.b.cols + first + j] = z[i][c];
+      }
     }
   }
   if (a.stats != nullptr) {
@@ -313,25 +395,39 @@ __global__ void __launch_bounds__(kPlainThreads) product_kernel(ProductArguments
 }
 
 // Calls use(kernel) with the kernel of this width.
-template <DType storage, class Real, class Use>
+template <DType storage, class Real, ProductKind kKind, class Use>
 auto with_kernel(int width, const Use& use) {
-  if (width == 8) return use(&product_kernel<storage, Real, 8>);
+  if (width == 8) return use(&product_kernel<storage, Real, 8, kKind>);
   if constexpr (padded_width(1, sizeof(Real)) == 4) {
-    if (width == 4) return use(&product_kernel<storage, Real, 4>);
-    if (width == 16) return use(&product_kernel<storage, Real, 16>);
+    if (width == 4) return use(&product_kernel<storage, Real, 4, kKind>);
+    if (width == 16) return use(&product_kernel<storage, Real, 16, kKind>);
   }
-  return use(&product_kernel<storage, Real, 32>);
+  return use(&product_kernel<storage, Real, 32, kKind>);
+}
+
+template <DType storage, class Real, ProductKind kKind>
+void launch_kind(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
+  with_kernel<storage, Real, kKind>(plan.width,
+                                    [&](auto* kernel) { launch(stream, plan.grid(kKind), kernel, arguments); });
 }
 
 }  // namespace
 
 template <DType storage, class Real>
-void launch_plain_stored(Stream stream, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
-  with_kernel<storage, Real>(plan.width,
-                             [&](auto* kernel) { launch(stream, plan.grid(ProductKind::plain), kernel, arguments); });
+bool gram_fits_stored(Stream stream, const ProductPlan& plan) {
+  return with_kernel<storage, Real, ProductKind::gram>(
+      plan.width, [&](auto* kernel) { return cluster_fits(stream, plan.grid(ProductKind::gram), kernel); });
 }
 
-template void launch_plain_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, const ProductPlan&,
-                                                                      const ProductArguments<MPFAST_REAL>&);
+template <DType storage, class Real>
+void launch_stored(Stream stream, ProductKind kind, const ProductPlan& plan, const ProductArguments<Real>& arguments) {
+  if (kind == ProductKind::gram) return launch_kind<storage, Real, ProductKind::gram>(stream, plan, arguments);
+  launch_kind<storage, Real, ProductKind::plain>(stream, plan, arguments);
+}
+
+template bool gram_fits_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, const ProductPlan&);
+
+template void launch_stored<DType::MPFAST_STORAGE, MPFAST_REAL>(Stream, ProductKind, const ProductPlan&,
+                                                                const ProductArguments<MPFAST_REAL>&);
 
 }  // namespace mpfast::cuda

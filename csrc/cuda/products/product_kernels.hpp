@@ -1,12 +1,13 @@
-// One pass over a matrix B (M x N) in device memory, the kernels that everything costs:
+// One pass over a matrix B (M x N) in device memory, the kernel that everything costs:
 //
-//   gram:     Z = B^T (B X)      X, Z  N x b      gram_kernels.cu
-//   plain:    Y = B X            X  N x b,  Y  M x b      product_kernels.cu
+//   gram:     Z = B^T (B X)      X, Z  N x b
+//   plain:    Y = B X            X  N x b,  Y  M x b
 //
-// X is split along N into slices and B into panels of a few rows. In a Gram product the slices of a panel belong to the
-// blocks of one cluster, which add up y = panel X by sending each other their parts, so that B is read once. N is then
-// at most what a cluster holds; where it is more, on devices without clusters, and where a cluster finds no place, the
-// Gram product is two products.
+// X is split along N into slices and B into panels of a few rows; see product_kernels.cu for what a block of threads
+// does with a tile, the part of a panel in a slice. In a Gram product the slices of a panel belong to the blocks of one
+// cluster, which add up y = panel X through each other's shared memory, so that B is read once. N is then at most what
+// a cluster holds; where it is more, on devices without clusters, and where a cluster finds no place, the Gram product
+// is two products.
 #pragma once
 
 #include "core/types.hpp"
@@ -25,14 +26,13 @@ struct BlockStats {
 
 enum class ProductKind { gram, plain };
 
-// How a product is cut. A function of the shape, the types, the limits of the device and how many clusters it has room
-// for, so results are the same on every device of a kind.
+// How a product is cut. A function of the shape, the types and the limits of the device, so results are the same on
+// every device of a kind.
 struct ProductPlan {
-  int width = 0;       // vectors that the kernel is for: b rounded up, or in a Gram product at most 8
+  int width = 0;       // vectors in shared memory: b rounded up, see product_layout.hpp
   int threads = 0;     // per block
   index_t slice = 0;   // coordinates of X per block
   index_t slices = 0;  // blocks along N: one cluster in a Gram product
-  int team = 1;        // warps of a Gram product that share coordinates: each has a partial result
   index_t panel_rows = 0;
   index_t chunk_panels = 0;  // panels that one block goes through
   index_t chunks = 0;        // blocks along M
@@ -47,13 +47,9 @@ struct ProductPlan {
 
 constexpr int kMaxBlockWidth = 32;
 
-// `real_bytes`: size of X's entries. Not `possible` when N is more than a cluster of this device holds. How M is cut
-// remains for plan_chunks().
-ProductPlan plan_gram_product(const MatrixView& b, std::size_t real_bytes, int width, const DeviceLimits& limits);
-// `places`: clusters of the plan that the device has room for at a time, at least one.
-void plan_chunks(ProductPlan& plan, const MatrixView& b, index_t places);
-
-ProductPlan plan_plain_product(const MatrixView& b, std::size_t real_bytes, int width, const DeviceLimits& limits);
+// `real_bytes`: size of X's entries. Not `possible` when N is more than a cluster of this device holds.
+ProductPlan plan_product(ProductKind kind, const MatrixView& b, std::size_t real_bytes, int width,
+                         const DeviceLimits& limits);
 
 template <class Real>
 struct ProductArguments {
@@ -64,16 +60,16 @@ struct ProductArguments {
   Real y_scale[2] = {1, 1};  // of B X, one after the other; in a plain one, applied by the sum of the partial results
   const Real* x = nullptr;   // vector c starts at x + c * x_stride
   index_t x_stride = 0;
-  Real* partial = nullptr;      // gram: [chunk][of team][c][N]    plain: [slice][c][M]
+  Real* partial = nullptr;      // gram: [chunk][c][N]    plain: [slice][c][M]
   BlockStats* stats = nullptr;  // one per block of the grid, or null
   int width = 0;
   index_t slice = 0;
   index_t chunk_panels = 0;
 };
 
-// Clusters of the plan's Gram product with B that the device has room for at a time.
+// Whether the device has room for a cluster of the plan's Gram product with B of this type.
 template <class Real>
-index_t gram_places(Stream stream, const ProductPlan& plan, const MatrixView& b);
+bool gram_fits(Stream stream, const ProductPlan& plan, DType dtype);
 
 // Launches the product; float64 storage needs Real = double (std::invalid_argument).
 template <class Real>

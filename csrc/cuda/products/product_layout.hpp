@@ -1,4 +1,4 @@
-// How a tile of a plain product lies in shared memory: what its kernel and its plan must agree on.
+// How a tile of B lies in shared memory: what the kernel and its plan must agree on.
 //
 // The tile is stored by coordinate: word q of coordinate j holds entry j of panel rows qP to qP + P - 1 as stored in
 // memory, P = 2 for types of 16 bits and 1 otherwise. A row of kTileWords words is padded by one: with an odd stride,
@@ -32,18 +32,21 @@ constexpr int padded_width(int width, std::size_t real_bytes) {
   return width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : 32;
 }
 
-// Coordinates for each thread.
+// Coordinates that each thread owns: their sums of width vectors each stay in its registers.
 constexpr int coordinates_per_thread(int width, std::size_t real_bytes) {
   const int registers = real_bytes == 8 ? 8 : 16;
   return width >= registers ? 1 : registers / width;
 }
 
-constexpr int kPlainThreads = 256;  // of a block
+// Threads of a block at most, as its registers allow.
+constexpr int most_threads(std::size_t real_bytes) { return real_bytes == 8 ? 256 : 512; }
 
-// Bytes of dynamic shared memory, in the order they lie there: the tile, X, the warps' sums of y, the block's.
+// Bytes of dynamic shared memory, in the order they lie there: the tile, X, the warps' sums of y, two generations of
+// the block's sum, the cluster's sum.
 struct ProductMemory {
   std::size_t x = 0;
   std::size_t warp_sums = 0;
+  std::size_t block_sums = 0;
   std::size_t y = 0;
   std::size_t end = 0;
 
@@ -53,7 +56,8 @@ struct ProductMemory {
     const auto columns = static_cast<std::size_t>(width);
     x = padded(coordinates * kTileStride * word_bytes(storage));
     warp_sums = x + coordinates * columns * real_bytes;
-    y = warp_sums + static_cast<std::size_t>(threads / kWarp) * rows * kColumnGroup * real_bytes;
+    block_sums = warp_sums + static_cast<std::size_t>(threads / kWarp) * rows * kColumnGroup * real_bytes;
+    y = block_sums + 2 * rows * columns * real_bytes;
     end = y + rows * columns * real_bytes;
   }
 

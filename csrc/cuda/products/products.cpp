@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/scale.hpp"
-#include "cuda/products/gram_layout.hpp"
 
 namespace mpfast::cuda {
 
@@ -63,7 +62,7 @@ template <class Real, class Out>
 void product_of_block(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Out* y, Into into,
                       linalg::OperatorStats* stats) {
   const MatrixView& b = operand.b;
-  const ProductPlan plan = plan_plain_product(b, sizeof(Real), width, workspace.limits());
+  const ProductPlan plan = plan_product(ProductKind::plain, b, sizeof(Real), width, workspace.limits());
   if (!plan.possible) throw Error("this device has too little shared memory per block");
   ProductArguments<Real> a = arguments_of(operand, plan, width, x);
   a.partial = workspace.partial(plan.slices * width * b.rows);
@@ -71,40 +70,38 @@ void product_of_block(Workspace<Real>& workspace, const Operand& operand, int wi
   sum_parts(workspace.stream(), a.partial, plan.slices, width * b.rows, static_cast<double>(a.y_scale[1]), into, y);
 }
 
-// A Gram product of as many vectors as its kernel takes at a time, or fewer, in one pass over B.
+}  // namespace
+
 template <class Real>
-void gram_product_of_block(Workspace<Real>& workspace, const Operand& operand, const ProductPlan& plan, int width,
-                           const Real* x, Real* z, Into into, linalg::OperatorStats* stats) {
-  const index_t dim = operand.b.cols;
-  ProductArguments<Real> a = arguments_of(operand, plan, width, x);
-  const index_t parts = plan.chunks * plan.team;
-  a.partial = workspace.partial(parts * width * dim);
-  run_product(workspace, operand, ProductKind::gram, plan, a, stats);
-  sum_parts(workspace.stream(), a.partial, parts, width * dim, static_cast<double>(a.y_scale[1]), into, z);
+bool Workspace<Real>::has_room_for(const ProductPlan& plan, DType dtype) {
+  if (plan.slices == 1) return true;  // a block each
+  const Question question{plan.width, plan.threads, plan.slices, dtype};
+  if (question != asked_) {
+    answer_ = gram_fits<Real>(stream_, plan, dtype);
+    asked_ = question;
+  }
+  return answer_;
 }
 
-}  // namespace
+template class Workspace<float>;
+template class Workspace<double>;
 
 template <class Real>
 void gram_product(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Real* z, Into into,
                   linalg::OperatorStats* stats) {
-  if (width < 1 || width > kMaxBlockWidth) throw std::invalid_argument("a Gram product takes 1 to 32 vectors");
   const MatrixView& b = operand.b;
-  for (int c = 0; c < width; c += kMostGramWidth) {
-    const int count = std::min(kMostGramWidth, width - c);
-    ProductPlan plan = plan_gram_product(b, sizeof(Real), count, workspace.limits());
-    const index_t places = plan.possible ? gram_places<Real>(workspace.stream(), plan, b) : 0;
-    if (places == 0) {
-      const int left = width - c;
-      Real* const y = workspace.inner(left * b.rows);
-      product_of_block(workspace, operand, left, x + c * b.cols, y, Into::store, c == 0 ? stats : nullptr);
-      product_of_block<Real, Real>(workspace, operand.transposed(), left, y, z + c * b.cols, into, nullptr);
-      return;
-    }
-    plan_chunks(plan, b, places);
-    gram_product_of_block(workspace, operand, plan, count, x + c * b.cols, z + c * b.cols, into,
-                          c == 0 ? stats : nullptr);
+  if (width < 1 || width > kMaxBlockWidth) throw std::invalid_argument("a Gram product takes 1 to 32 vectors");
+  const ProductPlan plan = plan_product(ProductKind::gram, b, sizeof(Real), width, workspace.limits());
+  if (!plan.possible || !workspace.has_room_for(plan, b.dtype)) {
+    Real* const y = workspace.inner(width * b.rows);
+    product_of_block(workspace, operand, width, x, y, Into::store, stats);
+    product_of_block<Real, Real>(workspace, operand.transposed(), width, y, z, into, nullptr);
+    return;
   }
+  ProductArguments<Real> a = arguments_of(operand, plan, width, x);
+  a.partial = workspace.partial(plan.chunks * width * b.cols);
+  run_product(workspace, operand, ProductKind::gram, plan, a, stats);
+  sum_parts(workspace.stream(), a.partial, plan.chunks, width * b.cols, static_cast<double>(a.y_scale[1]), into, z);
 }
 
 template <class Real, class Out>

@@ -21,12 +21,25 @@ class Workspace {
   Real* inner(index_t count) { return inner_.grown_to(stream_, count); }
   BlockStats* stats(index_t count) { return stats_.grown_to(stream_, count); }
 
+  // As gram_fits; asks the device when the plan is another than the last one.
+  bool has_room_for(const ProductPlan& plan, DType dtype);
+
  private:
+  struct Question {
+    int width = 0;
+    int threads = 0;
+    index_t slices = 0;
+    DType dtype = DType::float32;
+    bool operator==(const Question&) const = default;
+  };
+
   Stream stream_;
   DeviceLimits limits_;
   DeviceBuffer<Real> partial_;
   DeviceBuffer<Real> inner_;
   DeviceBuffer<BlockStats> stats_;
+  Question asked_;
+  bool answer_ = true;
 };
 
 // The matrix a product is taken with: 2^-scale_exponent B, where B is W or, swapped, W^T.
@@ -44,8 +57,8 @@ inline Operand short_side(const MatrixView& w, int scale_exponent) {
   return {w.transposed(), true, scale_exponent};
 }
 
-// Z (= or +=) B^T (B X), `width` (1 to 32) vectors of length B.cols. One pass over B for every eight
-// vectors, or two where product_kernels.hpp says so. `stats`, when not null, is filled and waited for.
+// Z (= or +=) B^T (B X), `width` (1 to 32) vectors of length B.cols. One pass over B, or two where product_kernels.hpp
+// says so. `stats`, when not null, is filled and waited for.
 template <class Real>
 void gram_product(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Real* z, Into into,
                   linalg::OperatorStats* stats);

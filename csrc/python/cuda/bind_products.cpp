@@ -31,22 +31,16 @@ int scale_exponent_of(const DeviceMatrix& w) {
 
 // How a product would be cut on a device with these limits; needs no device. For the roofline account and for tests.
 py::dict plan_of(const std::string& kind, const std::string& dtype, index_t rows, index_t cols, std::size_t real_bytes,
-                 int width, std::size_t shared_bytes, int largest_cluster, index_t places) {
+                 int width, std::size_t shared_bytes, int largest_cluster) {
   const MatrixView b{nullptr, parse_dtype(dtype), rows, cols, cols, 1};
   check_not_empty(b);
   if (kind != "gram" && kind != "plain") throw std::invalid_argument("kind must be 'gram' or 'plain'");
   if (real_bytes != sizeof(float) && real_bytes != sizeof(double))
     throw std::invalid_argument("real_bytes must be 4 or 8");
   if (width < 1 || width > cuda::kMaxBlockWidth) throw std::invalid_argument("width must be between 1 and 32");
-  if (largest_cluster < 1 || places < 1) throw std::invalid_argument("largest_cluster and places must be positive");
-  const cuda::DeviceLimits limits{shared_bytes, largest_cluster};
-  cuda::ProductPlan plan;
-  if (kind == "gram") {
-    plan = cuda::plan_gram_product(b, real_bytes, width, limits);
-    cuda::plan_chunks(plan, b, places);
-  } else {
-    plan = cuda::plan_plain_product(b, real_bytes, width, limits);
-  }
+  if (largest_cluster < 1) throw std::invalid_argument("largest_cluster must be positive");
+  const cuda::ProductPlan plan = cuda::plan_product(kind == "gram" ? cuda::ProductKind::gram : cuda::ProductKind::plain,
+                                                    b, real_bytes, width, {shared_bytes, largest_cluster});
   py::dict out;
   out["possible"] = plan.possible;
   out["width"] = plan.width;
@@ -174,7 +168,7 @@ void register_cuda_products(py::module_& m) {
   m.def("multiply", &multiply<double>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("scale_exponent") = 0, "As that of _core, with vectors in host memory.");
   m.def("plan_product", &plan_of, py::arg("kind"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),
-        py::arg("real_bytes"), py::arg("width"), py::arg("shared_bytes"), py::arg("largest_cluster"), py::arg("places"),
+        py::arg("real_bytes"), py::arg("width"), py::arg("shared_bytes"), py::arg("largest_cluster"),
         "How a 'gram' or a 'plain' product with a rows x cols matrix is cut.");
   m.def("gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"),
         "Gram matrix of the short side in float64, and the non-finite entries of W.");

@@ -188,11 +188,12 @@ def _run(model: torch.nn.Module, batch: Any) -> None:
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Run a model as in evaluation, without caches, and experts one by one; what it was set to comes back."""
     training = [module for module in model.modules() if module.training]
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    # A model of several parts has a configuration for each.
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
     experts = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else None
     model.eval()
-    if cached and config is not None:
+    for config in cached:
         config.use_cache = False
     if experts is not None:
         model.set_experts_implementation("eager")
@@ -202,7 +203,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        if cached and config is not None:
-            config.use_cache = cached
+        for config in cached:
+            config.use_cache = True
         if experts is not None:
             model.set_experts_implementation(experts)

@@ -271,6 +271,8 @@ class SecondMoments(Moments[torch.Tensor]):
         ------
         ValueError
             An exception has come in between while inputs were counted.
+        FileExistsError
+            There is a file that holds something else than moments.
         """
         sums = {id(found): found for name in self for found in [self._sum_of(name)]}.values()
         for part in (part for found in sums for part in found.parts):

@@ -16,10 +16,10 @@ from mpfast.checkpoints import (
     FEW_ROWS_PER_INPUT,
     MIN_SIDE,
     NameFilter,
-    first_reason,
     name_filter,
     open_checkpoint,
     roles_of,
+    telling_reason,
 )
 from mpfast.integrations.torch.block_streams import Call, blocks_of, call_block, calls_of, undisturbed
 from mpfast.integrations.torch.input_sums import InputMoments, InputSums
@@ -319,7 +319,8 @@ def _chosen(
             else:
                 chosen[prefix].append(site)
     if not any(chosen.values()):
-        raise InvalidValueError("", f"no layer is left to compress{first_reason(skipped)}")
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
+        raise InvalidValueError("", f"no layer is left to compress{telling_reason(skipped, sizes)}")
     return chosen, skipped
 
 
@@ -502,7 +503,7 @@ class _Run:
     ) -> None:
         """Fit a matrix, put the result in its place, and note what that changes."""
         options = self._options
-        dense = site.matrix.double().cpu().numpy()
+        dense = site.matrix.double().cpu().numpy().copy()  # not what is written to below
         target = _target(dense, moments, factor)
         mask, rank = None, None
         if options.rank is not None:
