@@ -99,4 +99,5 @@ def given(page: str) -> dict[str, object]:
         return {}
     rng = np.random.default_rng(0)
     W = rng.standard_normal((120, 160)) + 6 * np.outer(rng.standard_normal(120), rng.standard_normal(160)) / 10
-    return {"W": W, "W1": W, "W2": 2 * W}
+    X = rng.standard_normal((500, 160))
+    return {"W": W, "W1": W, "W2": 2 * W, "C": X.T @ X / len(X)}
