@@ -13,6 +13,7 @@ import mpfast
 from mpfast import CheckpointError, reconstruct
 from mpfast.arrays.bfloat16 import narrowed, widened
 from mpfast.checkpoints import InputSum, MaskFile, content_hash, content_sample_hash, open_checkpoint, write_moments
+from mpfast.models import damping_for
 from mpfast.models.budget import Budget
 
 from .references import run_python
@@ -154,6 +155,25 @@ class TestWeights:
         assert sum(row.updated for row in result.budget) == 1
 
 
+class TestDamping:
+    @pytest.mark.parametrize(
+        ("method", "steps", "rows", "expected"),
+        [
+            ("obs", 0, 4.0, (0.01, 0.0)),
+            ("obs", 0, 3.9, (0.0, 0.3)),
+            ("obs", 0, None, (0.01, 0.0)),
+            ("obs", 4, 12.0, (0.01, 0.0)),
+            ("obs", 4, 11.9, (0.0, 0.3)),
+            ("admm", 0, 11.9, (0.0, 0.3)),
+            ("", 4, None, (0.0, 0.3)),
+        ],
+    )
+    def test_by_how_much_data_there_is(self, method, steps, rows, expected):
+        """Little data, or a refit that may follow it: more damping."""
+        assert damping_for(method, steps, None, rows) == expected
+        assert damping_for(method, steps, 0.2, rows) == (0.2, 0.0)
+
+
 class TestHeldOut:
     def test_it_is_the_error_on_the_last_part_of_weights_fitted_to_the_others(self, model, tmp_path):
         path = moment_file(tmp_path / "moments.safetensors", model=model)
@@ -161,7 +181,7 @@ class TestHeldOut:
         seen, fresh = np.split(inputs(), [450])
         for row in result.budget:
             W = weights()[row.name]
-            other = reconstruct.prune(W, reconstruct.Factor(moment(seen), 0.0, diagonal=0.3), sparsity=0.5)
+            other = reconstruct.prune(W, reconstruct.Factor(moment(seen), 0.01), sparsity=0.5)
             # The sums of the file are in another order: a weight may be chosen otherwise by the last bit, none here.
             assert row.heldout_error == pytest.approx(error(W, other.weights, moment(fresh)), rel=1e-4)
             assert row.error < row.heldout_error

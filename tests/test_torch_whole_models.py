@@ -147,7 +147,7 @@ def test_one_shot_is_what_moments_of_the_dense_model_give():
             model(**batch)
     for name in moments:
         W = model.get_parameter(f"{name}.weight").detach().numpy()
-        fit = reconstruct.prune(W, reconstruct.Factor(moments[name], 0.0, diagonal=0.3), pattern="2:4")
+        fit = reconstruct.prune(W, reconstruct.Factor(moments[name], 0.01), pattern="2:4")
         found = result.model.get_parameter(f"{name}.weight").detach().numpy()
         same = (found != 0) == fit.mask
         assert same.mean() > 0.999  # a tie within rounding may fall otherwise

@@ -104,7 +104,7 @@ def prune_command(
         typer.Option(
             metavar="SHARE",
             help="Of the mean of a moment's diagonal, added to it.",
-            show_default="0.01 without a refit, else 30 % of each entry",
+            show_default="0.01 with much data, else 30 % of each entry",
         ),
     ] = None,
     include: IncludeOption = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,8 +99,17 @@ class LayerMoments:
         module = self._modules[layer.name]
         return id(self._given[module]) if self._known is None else self._known.shared.get(module, module)
 
-    def factors(self, layer: Layer, damping: float, diagonal: float) -> tuple[Factor, Factor | None, Any]:
+    def factors(
+        self, layer: Layer, damping: Callable[[float | None], tuple[float, float]]
+    ) -> tuple[Factor, Factor | None, Any]:
         """Return the factor of a layer's input, once for every layer that is to be pruned.
+
+        Parameters
+        ----------
+        layer
+            One that has a moment.
+        damping
+            From rows per input, None where they are not known, to the shares of `Factor`.
 
         Returns
         -------
@@ -113,19 +122,23 @@ class LayerMoments:
         """
         key = self._input_of(layer)
         if key not in self._factors:
-            self._factors[key] = self._made(self._modules[layer.name], damping, diagonal)
+            self._factors[key] = self._made(self._modules[layer.name], damping)
         found = self._factors[key]
         self._waiting[key] -= 1
         if self._waiting[key] == 0:  # the last layer with this input
             del self._factors[key]
         return found
 
-    def _made(self, module: str, damping: float, diagonal: float) -> tuple[Factor, Factor | None, Any]:
-        whole = Factor(self._given[module], damping, diagonal=diagonal)
-        parts = 1 if self._known is None else len(self._known.fold_rows(module))
-        if self._known is None or parts == 1:
+    def _made(
+        self, module: str, damping: Callable[[float | None], tuple[float, float]]
+    ) -> tuple[Factor, Factor | None, Any]:
+        rows = () if self._known is None else self._known.fold_rows(module)
+        share, diagonal = damping(sum(rows) / self._shape_of(module)[0] if rows else None)
+        whole = Factor(self._given[module], share, diagonal=diagonal)
+        if self._known is None or len(rows) == 1:
             return whole, None, None
-        partial = Factor(self._known.without(module, parts - 1), damping, diagonal=diagonal)
+        parts = len(rows)
+        partial = Factor(self._known.without(module, parts - 1), share, diagonal=diagonal)
         return whole, partial, Factor(self._known.fold(module, parts - 1))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpfast.arrays import parse_device
@@ -119,9 +120,9 @@ class PruneOptions:
         return DEFAULT_STEPS if self.refit is None else self.refit
 
     @property
-    def factor_damping(self) -> tuple[float, float]:
-        """As `damping_for`."""
-        return damping_for(self.chooser or "given", self.steps, self.damping)
+    def factor_damping(self) -> Callable[[float | None], tuple[float, float]]:
+        """From rows per input to what `damping_for` gives."""
+        return partial(damping_for, self.chooser, self.steps, self.damping)
 
     @property
     def team(self) -> int:

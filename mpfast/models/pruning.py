@@ -167,8 +167,8 @@ def prune(
     refit : int, optional
         With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
     damping : float, optional
-        With `moments`: the share of the mean of a moment's diagonal that is added to all of it. Default 0.01 for
-        ``"obs"`` without a refit, else 30 % of each diagonal entry.
+        With `moments`: the share of the mean of a moment's diagonal that is added to all of it. Default 0.01
+        where the moment is of many rows, else 30 % of each diagonal entry, see `mpfast.models.damping_for`.
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
@@ -277,7 +277,7 @@ def prune(
             moments=_named(moments),
             moments_hash=None if known is None else known.hash,
             refit=None if known is None else options.steps,
-            damping=None if known is None else list(options.factor_damping),
+            damping=None if known is None else options.damping,
             include=include,
             exclude=exclude,
             embeddings=embeddings,

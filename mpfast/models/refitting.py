@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,9 @@ __all__ = ["DEFAULT_FIT", "DEFAULT_STEPS", "FITTED_METHODS", "FittedMethod", "Re
 
 #: Steps of the refit in the end, see `mpfast.reconstruct.refit`.
 DEFAULT_STEPS = 4
+# Rows for each input dimension from which on 1 % of the mean diagonal is enough: alone, and before a refit.
+_ENOUGH_ROWS = 4
+_MANY_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,35 @@ FITTED_METHODS: Mapping[str, FittedMethod] = MappingProxyType({method.name: meth
 DEFAULT_FIT = "obs"
 
 
-def damping_for(method: str, steps: int, damping: float | None) -> tuple[float, float]:
+def damping_for(
+    method: str, steps: int, damping: float | None, rows_per_input: float | None = None
+) -> tuple[float, float]:
     """Return the share of the mean diagonal and that of each diagonal entry by which moments are damped.
 
-    Optimal brain surgeon alone does best with 1 % of the mean; where the kept weights are refitted, 30 % of each entry
-    holds better on other text (SmolLM2, 1,024 to 6,144 tokens).
+    The fewer rows a moment is the mean of, the more of it is noise that a fit would follow: 1 % of the mean is enough
+    for optimal brain surgeon alone from 4 rows for each input dimension on, and where the kept weights are refitted
+    from 12 on; below, it is 30 % of each entry. Chosen on the choosing halves of
+    ``benchmarks/quality/reconstruction.py``: all-MiniLM-L6-v2 with 15 to 62 rows per input, SmolLM2-135M with 0.7 to
+    11.
+
+    Parameters
+    ----------
+    method
+        Name of what chooses, of `FITTED_METHODS`; anything else: masks are given.
+    steps
+        Of the refit.
+    damping
+        What the caller wants: a share of the mean. None: by the rule.
+    rows_per_input
+        How many rows the moment is the mean of, over its size. None: not known, and for a refit taken as few.
     """
     if damping is not None:
         return damping, 0.0
-    return (0.01, 0.0) if method == DEFAULT_FIT and steps == 0 else (0.0, 0.3)
+    if method == DEFAULT_FIT and steps == 0:
+        enough = rows_per_input is None or rows_per_input >= _ENOUGH_ROWS
+    else:
+        enough = rows_per_input is not None and rows_per_input >= _MANY_ROWS
+    return (0.01, 0.0) if enough else (0.0, 0.3)
 
 
 @dataclass
@@ -82,7 +105,7 @@ class Refitting:
     steps
         Of the refit.
     damping
-        As `damping_for` gives it.
+        What `damping_for` gives for so many rows per input.
     threads
         Number of threads.
     """
@@ -93,7 +116,7 @@ class Refitting:
     pruned: Mapping[str, int]
     groups: tuple[int, int] | None
     steps: int
-    damping: tuple[float, float]
+    damping: Callable[[float | None], tuple[float, float]]
     threads: int
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> Refit:
@@ -110,7 +133,7 @@ class Refitting:
             bad = np.argwhere(~np.isfinite(widened(rows) if layer.dtype == "bfloat16" else rows))
             first = np.unravel_index(int(np.ravel_multi_index(tuple(bad[0]), rows.shape)), layer.tensor_shape)
             raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in first))
-        whole, partial, kept_back = self.moments.factors(layer, *self.damping)
+        whole, partial, kept_back = self.moments.factors(layer, self.damping)
         fit = self._fit(layer, weights, whole, given)
         new = in_storage(np.asarray(fit.weights), layer.dtype)
         heldout = None

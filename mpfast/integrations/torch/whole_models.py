@@ -155,7 +155,7 @@ def reconstruct_model(
     method, refit
         As in `mpfast.reconstruct.prune`.
     damping : float, optional
-        Share of the mean of a moment's diagonal. Default 0.01 for ``"obs"`` without a refit, else 30 % of each entry.
+        Share of the mean of a moment's diagonal. Default as `mpfast.models.damping_for`, by how much it has seen.
     include, exclude : optional
         Names of tensors, as in `mpfast.analyze`.
     blocks : str or sequence of str
@@ -378,7 +378,6 @@ class _Run:
         self._valid = valid
         self._training = training
         self._counts = {} if options.budget is None else {row.name: row.pruned for row in options.budget}
-        self._damping = damping_for(options.method, options.refit, options.damping)
         self.skipped = skipped
         self.report: list[LayerFit] = []
         self.masks: dict[str, torch.Tensor] = {}
@@ -479,8 +478,10 @@ class _Run:
             self._replace(site, moments, factor, training.rows, kept_back.moments() if kept_back.rows else None)
 
     def _factor(self, moments: InputMoments) -> reconstruct.Factor:
-        damping, diagonal = self._damping
-        return reconstruct.Factor(moments.own, damping, diagonal=diagonal, threads=self._options.threads)
+        options = self._options
+        rows = moments.rows / len(moments.own)
+        damping, diagonal = damping_for(options.method, options.refit, options.damping, rows)
+        return reconstruct.Factor(moments.own, damping, diagonal=diagonal, threads=options.threads)
 
     def _pools(self, sites: list[Site], sums: Mapping[str, tuple[InputSums, InputSums]]) -> dict[str, Array]:
         """The mean over the inputs of all experts of each stack."""
