@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpfast.bench import cases as benchmarking
+from mpfast import bench as benchmarking
 
 _ROWS: list[benchmarking.Row] = []
 _ACCURACY: list[dict[str, Any]] = []

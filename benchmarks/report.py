@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mpfast.bench import cases as benchmarking
+from mpfast import bench as benchmarking
 from mpfast.support import write_text_atomically
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mpfast.bench import cases as benchmarking
+from mpfast import bench as benchmarking
 
 
 @pytest.mark.parametrize("name", benchmarking.case_names())

@@ -121,22 +121,30 @@ HERE = Path(__file__).parent
 USERS = [file for folder in (HERE, HERE.parent / "benchmarks") for file in sorted(folder.rglob("*.py"))]
 
 
-def named(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield every module of ours and what is imported from it, inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def named(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
+    """Yield every module of ours, what is imported from it, inside functions too, and what the file calls that."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "mpfast":
-            yield from ((str(node.module), alias.name) for alias in node.names)
+            yield from ((str(node.module), alias.name, alias.asname or alias.name) for alias in node.names)
 
 
 @pytest.mark.parametrize("file", USERS, ids=lambda file: str(file.relative_to(HERE.parent)))
 def test_what_is_imported_is_there(file):
-    """Also in tests and benchmarks that do not run on this machine."""
-    for module, name in sorted(set(named(file))):
+    """Also in tests and benchmarks that do not run on this machine; and so is what is used of a module."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    kept = {(node.value.id, node.attr) for node in nodes if isinstance(node.ctx, ast.Store)}
+    attributes = {(node.value.id, node.attr) for node in nodes} - kept
+    for module, name, called in sorted(set(named(tree))):
         try:
             source = importlib.import_module(module)
         except ImportError as error:
             if (error.name or "").split(".")[0] == "mpfast" and f"{module}.{name}" not in STUBS:
                 raise
             continue  # something optional is not installed
-        if not hasattr(source, name) and f"{module}.{name}" not in STUBS:
-            importlib.import_module(f"{module}.{name}")
+        if f"{module}.{name}" in STUBS:
+            continue
+        found = getattr(source, name, None) or importlib.import_module(f"{module}.{name}")
+        if inspect.ismodule(found):
+            missing = {used for owner, used in attributes if owner == called and not hasattr(found, used)}
+            assert not missing, f"{found.__name__} has no {sorted(missing)}"
