@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -84,9 +85,9 @@ class Moments(Mapping[str, Array]):
 
     block: int | None = None
 
+    @abstractmethod
     def _sum_of(self, name: str) -> InputSum[Array]:
         """Return what is known of a module; KeyError where nothing is."""
-        raise NotImplementedError
 
     def _whole(self, name: str) -> Array:
         found = self._sum_of(name)
