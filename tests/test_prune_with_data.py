@@ -55,7 +55,7 @@ def model(tmp_path):
 def moment_file(path, names=("a.query", "a.key"), model=None, parts=4, **facts):
     x = inputs()
     pieces = np.split(x, parts)
-    known = {"source": None, "source_hash": None, "weights_hash": None, **facts}
+    known = {"source": None, "source_hash": None, **facts}
     if model is not None:
         known |= {"source": str(model), "source_hash": content_sample_hash(model)}
     found = InputSum(list(names), [len(piece) for piece in pieces], [piece.T @ piece for piece in pieces], parts)
@@ -217,6 +217,87 @@ class TestMoments:
             network[1].weight[0, 0] += 1
         with pytest.raises(ValueError, match="from another model"):
             mpfast.prune(network, sparsity=0.5, moments=tmp_path / "moments.safetensors")
+
+    @pytest.mark.parametrize("options", [{}, {"include": "0.*"}, {"exclude": "1.*"}])
+    def test_every_weight_that_is_pruned_must_be_the_one_that_was_watched(self, options, tmp_path):
+        """Whatever else the moments are of, and of moments in memory as of those in a file."""
+        torch = pytest.importorskip("torch")
+        from mpfast.integrations.torch import SecondMoments
+
+        def network(seed):
+            torch.manual_seed(seed)
+            return torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 16), torch.nn.Linear(16, 2))
+
+        mine, other = network(0), network(1)
+        with SecondMoments(mine) as moments, torch.no_grad():
+            mine(torch.randn(400, 16))
+        moments.save(tmp_path / "moments.safetensors")
+        for given in (moments, tmp_path / "moments.safetensors"):
+            assert mpfast.prune(mine, sparsity=0.5, moments=given, **options).budget[0].updated
+            with pytest.raises(ValueError, match=r"another model: 0\.weight is not what it was"):
+                mpfast.prune(other, sparsity=0.5, moments=given, **options)
+
+    @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+    def test_weights_that_were_run_in_another_type_are_known_again(self, tmp_path, dtype):
+        torch = pytest.importorskip("torch")
+        from mpfast.integrations.torch import SecondMoments
+
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 16))
+        save_file({k: v.numpy() for k, v in network.state_dict().items()}, tmp_path / "m.safetensors")
+        network = network.to(getattr(torch, dtype))
+        with SecondMoments(network) as moments, torch.no_grad():
+            network(torch.randn(400, 16, dtype=getattr(torch, dtype)))
+        moments.save(tmp_path / "moments.safetensors")
+        result = mpfast.prune(tmp_path / "m.safetensors", sparsity=0.5, moments=tmp_path / "moments.safetensors")
+        assert all(row.updated for row in result.budget)
+
+    def test_of_a_model_that_was_trained_after_it_was_loaded(self, tmp_path):
+        """They are of what was watched, not of the files that it came from."""
+        torch = pytest.importorskip("torch")
+        from mpfast.integrations.torch import SecondMoments
+
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 16))
+        base, tuned, path = (tmp_path / f"{name}.safetensors" for name in ("base", "tuned", "moments"))
+        save_file({k: v.numpy() for k, v in network.state_dict().items()}, base)
+        with torch.no_grad():
+            network[0].weight += 0.01
+        save_file({k: v.numpy() for k, v in network.state_dict().items()}, tuned)
+        with SecondMoments(network, source=base) as moments, torch.no_grad():
+            network(torch.randn(400, 16))
+        moments.save(path)
+        assert mpfast.prune(tuned, sparsity=0.5, moments=path).budget[0].updated
+        with pytest.raises(ValueError, match=r"another model, .*base\.safetensors: 0\.weight is not what it was"):
+            mpfast.prune(base, sparsity=0.5, moments=path)
+
+    def test_a_mapping_that_reads_an_array_whenever_it_is_asked(self, model, tmp_path, monkeypatch):
+        """The memory of one array may be that of the next: two layers do not share an input for that."""
+        monkeypatch.setattr("mpfast.models.layer_moments.id", lambda array: 0, raising=False)
+
+        class Lazy(dict):
+            def __getitem__(self, name):
+                return super().__getitem__(name).copy()
+
+        C = inputs().T @ inputs() / len(inputs())
+        moments = {"a.query": C, "a.key": np.diag(np.arange(1.0, IN + 1))}
+        found = mpfast.prune(model, sparsity=0.5, moments=Lazy(moments)).budget
+        for row in found:
+            alone = mpfast.prune(model, sparsity=0.5, moments={row.name: moments[row.name.removesuffix(".weight")]})
+            assert row.error == alone.budget[0].error
+
+    def test_errors_say_of_which_layer(self, model):
+        bad = np.eye(IN)
+        bad[3, 4] = np.nan
+        with pytest.raises(
+            ValueError, match=r"moments\['a.key'\] has 1 .* at \(3, 4\).*nan_to_num\(moments\['a.key'\]\)"
+        ):
+            mpfast.prune(model, sparsity=0.5, moments={"a.key": bad})
+        with pytest.raises(ValueError, match=r"the moment of a\.key\.weight is not positive definite"):
+            mpfast.prune(model, sparsity=0.5, moments={"a.key": np.ones((IN, IN))}, damping=0)
+        for empty in ({"moments": ""}, {"masks": ""}):
+            with pytest.raises(ValueError, match="is an empty path"):
+                mpfast.prune(model, **({"sparsity": 0.5} if "moments" in empty else {}), **empty)
 
     @pytest.mark.parametrize("names", [("model.a.query", "model.a.key"), ("query", "key")])
     def test_names_with_or_without_a_prefix(self, model, tmp_path, names):

@@ -445,3 +445,89 @@ def test_every_element_type_gives_the_moment_of_its_numbers(dtype):
     # 256 roundings of single precision, relative to the mean of the products' magnitudes.
     bound = 256 * (2.0**-53 if dtype == torch.float64 else 2.0**-24)
     assert (moments["0"] - moment_of(x)).abs().max() <= bound * moment_of(x.abs()).max()
+
+
+def test_opened_again_it_counts_nothing_twice():
+    layer = torch.nn.Linear(4, 2)
+    moments = SecondMoments(torch.nn.Sequential(layer))
+    x = torch.randn(30, 4)
+    with moments:
+        with moments:
+            layer(x)
+        layer(x)
+    layer(x)
+    assert moments.rows == {"0": 60}
+    torch.testing.assert_close(moments["0"], x.double().T @ x.double() / 30, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "bad", "good"),
+    [
+        (torch.nn.Linear(4, 2), [torch.randn(5, 3), torch.tensor(1.0)], torch.randn(20, 4)),
+        (torch.nn.Conv2d(3, 2, 3), [torch.randn(2, 4, 9, 9), torch.randn(9, 9)], torch.randn(2, 3, 9, 9)),
+    ],
+)
+def test_what_a_module_does_not_take_is_not_counted(module, bad, good):
+    """The module itself complains, and the sums go on, whether or not it is the first input."""
+    moments = SecondMoments(torch.nn.Sequential(module))
+    with moments:
+        for x in bad:
+            with pytest.raises((RuntimeError, IndexError)):
+                module(x)
+        with pytest.raises(TypeError):
+            module()
+        module(good)
+        with pytest.raises((RuntimeError, IndexError)):
+            module(bad[0])
+    once = SecondMoments(torch.nn.Sequential(module))
+    with once:
+        module(good)
+    assert moments.rows == once.rows
+    assert torch.equal(moments["0"], once["0"])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"block": "2"}, "block must be a positive integer or None, not '2'"),
+        ({"block": 2.0}, "block must be a positive integer or None, not 2.0"),
+        ({"share": "all"}, "share must lie in"),
+        ({"share": 0}, "share must lie in"),
+        ({"share": 0.5, "seed": -1}, "seed must be an integer in"),
+        ({"folds": 2.5}, "folds must be a positive integer"),
+        ({"source": b"model"}, "source must be a path"),
+        ({"layout": None}, "layout must be 'flat' or 'channel'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(options, match):
+    with pytest.raises((ValueError, TypeError), match=rf"SecondMoments\(\): {match}"):
+        SecondMoments(torch.nn.Sequential(torch.nn.Linear(4, 2)), **options)
+
+
+def test_what_is_no_module_and_no_mask_of_padding():
+    for call in (SecondMoments, calibration.watchable_modules):
+        with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not dict"):
+            call({"weight": torch.ones(2, 2)})
+    moments = SecondMoments(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+    with pytest.raises(TypeError, match="valid must be a tensor or None, not list"):
+        moments.valid = [True, False]
+
+
+def test_a_file_is_of_the_sizes_of_the_model(tmp_path):
+    """Without weights, as on the meta device, nothing else tells."""
+    layer = torch.nn.Linear(8, 2)
+    with SecondMoments(torch.nn.Sequential(layer)) as moments:
+        layer(torch.randn(40, 8))
+    path = tmp_path / "moments.safetensors"
+    moments.save(path)
+    same = SecondMoments(torch.nn.Sequential(torch.nn.Linear(8, 2, device="meta")))
+    same.load(path)
+    assert torch.equal(same["0"], moments["0"])
+    other = SecondMoments(torch.nn.Sequential(torch.nn.Linear(6, 2, device="meta")))
+    with pytest.raises(ValueError, match=r"shape \(8, 8\) for '0', which needs \(6, 6\)"):
+        other.load(path)
+    for bad in ("", None):
+        with pytest.raises((ValueError, TypeError), match=r"save\(\): path "):
+            moments.save(bad)
+        with pytest.raises((ValueError, TypeError), match=r"MomentFile\(\): path "):
+            MomentFile(bad)

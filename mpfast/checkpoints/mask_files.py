@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import TensorInfo
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
-from mpfast.support import CheckpointError, Record, parse_json
+from mpfast.support import CheckpointError, Record, check_path, front_door, parse_json
 
 __all__ = ["FORMAT", "MASKS_FILE", "MaskFile", "mask_writer", "packed"]
 
@@ -50,7 +50,9 @@ class MaskFile(Mapping[str, Any]):
         The file is no mask file, or damaged.
     """
 
+    @front_door
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_path(path, "path")
         self._file = SafetensorsFile(path)
         if self._file.metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path}: is no mask file: its metadata does not say format={FORMAT}")

@@ -3,7 +3,8 @@
 The file is a safetensors file that any reader opens. Modules that have been handed the same inputs share a sum. Tensor
 ``module.i``, float64, is the sum of ``x x^T`` over part ``i`` of the inputs of ``module``, the first of those that
 share it. The file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number
-of calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``.
+of calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``, with the type and
+hash of every weight that was watched.
 """
 
 from __future__ import annotations
@@ -29,12 +30,22 @@ from mpfast.support import (
     CheckpointError,
     InvalidValueError,
     Record,
+    check_path,
     front_door,
     parse_json,
     replaced_file,
 )
 
-__all__ = ["FEW_ROWS_PER_INPUT", "InputSum", "MomentFile", "Moments", "is_moment_file", "weight_of", "write_moments"]
+__all__ = [
+    "FEW_ROWS_PER_INPUT",
+    "InputSum",
+    "MomentFile",
+    "Moments",
+    "WatchedWeight",
+    "is_moment_file",
+    "weight_of",
+    "write_moments",
+]
 
 FORMAT = "mpfast.second_moments/1"
 #: Below so many rows for each input the small eigenvalues of a second moment are far too small.
@@ -72,6 +83,26 @@ class InputSum(Generic[Array]):
         total: Any = reduce(add, (self.parts[number] for number in numbers))
         mean: Array = total / sum(self.rows[number] for number in numbers)
         return mean
+
+
+@dataclass(frozen=True)
+class WatchedWeight:
+    """By what the weight of a module that was watched is known again.
+
+    Attributes
+    ----------
+    dtype : str
+        Its type.
+    hash : str
+        Of its entries in that type, as `mpfast.checkpoints.content_hash` gives it.
+    """
+
+    dtype: str
+    hash: str
+
+    def to_list(self) -> list[str]:
+        """Return it as a file has it."""
+        return [self.dtype, self.hash]
 
 
 class Moments(Mapping[str, Array]):
@@ -140,6 +171,10 @@ class Moments(Mapping[str, Array]):
             f"{len(ratios)} of {len(self)} layers have seen fewer than {FEW_ROWS_PER_INPUT} inputs per dimension "
             f"({least or 'the model'}: {ratios[least]:.2g}): use more data, or strong damping"
         )
+
+    def watched_weights(self) -> dict[str, WatchedWeight]:
+        """Type and hash of the weights of the modules, as far as they are known."""
+        return {}
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of a module's moment."""
@@ -263,14 +298,15 @@ class MomentFile(Moments[NDArray[np.float64]]):
         What the moments were collected with: ``block``, ``layout``, ``share``, ``seed``, ``folds``.
     model : Record
         Of the model that was watched: ``source``, its path or name; ``source_hash``, as
-        `mpfast.checkpoints.content_sample_hash` gives it; ``weights_hash``, of the weights in memory. None where that
-        is not known.
+        `mpfast.checkpoints.content_sample_hash` gives it, None where that is not known; ``watched``, what
+        `watched_weights` returns.
     weights : dict of str to str
         From module to the name of the weight that multiplies these inputs.
     """
 
+    @front_door
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
+        self._path = check_path(path, "path")
         self._file = SafetensorsFile(path)
         if self._file.metadata.get("format") != FORMAT:
             raise CheckpointError(f"{self._path}: these are no second moments: its metadata does not say {FORMAT}")
@@ -283,7 +319,23 @@ class MomentFile(Moments[NDArray[np.float64]]):
             raise CheckpointError(f"{self._path}: a module has two sums")
         weights = Record(self._said("weights", dict), f"{self._path}: weights")
         self.weights = {name: weights.text(name) for name in self._by_module}
+        self._watched = self._read_watched()
         self._last: InputSum[NDArray[np.float64]] | None = None
+
+    def _read_watched(self) -> dict[str, WatchedWeight]:
+        if not self.model.has("watched"):
+            return {}
+        record, found = self.model.record("watched"), {}
+        for name in record:
+            texts = record.texts(name)
+            if len(texts) != 2:
+                raise record.refuse(name, "a type and a hash")
+            found[name] = WatchedWeight(*texts)
+        return found
+
+    def watched_weights(self) -> dict[str, WatchedWeight]:
+        """Type and hash of the weights of the modules when the file was written, as far as they are known."""
+        return {name: found for name, found in self._watched.items() if name in self._by_module}
 
     def _said(self, key: str, kind: type) -> Any:
         try:

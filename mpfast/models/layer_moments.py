@@ -9,23 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.arrays import wide
+from mpfast.arrays import FLOATS, in_storage, wide
 from mpfast.checkpoints import (
     Checkpoint,
     Layer,
     MomentFile,
     Moments,
-    TensorInfo,
     content_hash,
     content_sample_hash,
-    overall_hash,
     path_of,
     read_layer,
     weight_of,
 )
 from mpfast.models.mask_plans import stored_rows
 from mpfast.reconstruct import Factor
-from mpfast.support import InvalidTypeError, InvalidValueError
+from mpfast.support import InvalidTypeError, InvalidValueError, argument_called, check_path
 
 __all__ = ["LayerMoments"]
 
@@ -64,7 +62,7 @@ class LayerMoments:
     def __init__(self, given: Any, model: Any, checkpoint: Checkpoint, layers: Sequence[Layer]) -> None:
         self.hash: str | None = None
         if isinstance(given, str | os.PathLike):
-            self.hash = content_sample_hash(given)
+            self.hash = content_sample_hash(check_path(given, "moments"))
             given = MomentFile(given)
         if not isinstance(given, Mapping):
             raise InvalidTypeError("moments", f"must be a file or a mapping, not {type(given).__name__}")
@@ -81,8 +79,8 @@ class LayerMoments:
         weights = given.weights if isinstance(given, MomentFile) else {name: weight_of(name) for name in given}
         self._modules, self.reasons = _modules_of(layers, weights, given)
         self._check_sizes(layers)
-        if isinstance(given, MomentFile):
-            self._check_model(given, model, checkpoint, layers)
+        if self._known is not None:
+            self._check_model(self._known, model, checkpoint, layers)
         self._waiting = Counter(self._input_of(layer) for layer in layers if layer.name in self._modules)
         self._factors: dict[Any, tuple[Factor, Factor | None, Any]] = {}
 
@@ -97,7 +95,11 @@ class LayerMoments:
     def _input_of(self, layer: Layer) -> Any:
         """What stands for the input of a layer: the same for layers that share it."""
         module = self._modules[layer.name]
-        return id(self._given[module]) if self._known is None else self._known.shared.get(module, module)
+        if self._known is not None:
+            return self._known.shared.get(module, module)
+        # A mapping that reads an array whenever it is asked, as that of a file does, keeps none to tell it by.
+        array = self._given[module]
+        return id(array) if array is self._given[module] else module
 
     def factors(
         self, layer: Layer, damping: Callable[[float | None], tuple[float, float]]
@@ -134,12 +136,13 @@ class LayerMoments:
     ) -> tuple[Factor, Factor | None, Any]:
         rows = () if self._known is None else self._known.fold_rows(module)
         share, diagonal = damping(sum(rows) / self._shape_of(module)[0] if rows else None)
-        whole = Factor(self._given[module], share, diagonal=diagonal)
-        if self._known is None or len(rows) == 1:
-            return whole, None, None
-        parts = len(rows)
-        partial = Factor(self._known.without(module, parts - 1), share, diagonal=diagonal)
-        return whole, partial, Factor(self._known.fold(module, parts - 1))
+        with argument_called(f"moments[{module!r}]", within="C"):
+            whole = Factor(self._given[module], share, diagonal=diagonal)
+            if self._known is None or len(rows) == 1:
+                return whole, None, None
+            parts = len(rows)
+            partial = Factor(self._known.without(module, parts - 1), share, diagonal=diagonal)
+            return whole, partial, Factor(self._known.fold(module, parts - 1))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
@@ -161,27 +164,22 @@ class LayerMoments:
             return self._known.shape_of(module)
         return tuple(np.shape(self._given[module]))
 
-    def _check_model(self, file: MomentFile, model: Any, checkpoint: Checkpoint, layers: Sequence[Layer]) -> None:
-        """Compare the hash of the files that were watched or, where there are none, that of the weights."""
-        path, before = path_of(model), file.model.optional_text("source_hash")
-        if path is not None and before is not None:
-            if content_sample_hash(path) != before:
-                raise self._other_model(file)
+    def _check_model(self, known: Moments[Any], model: Any, checkpoint: Checkpoint, layers: Sequence[Layer]) -> None:
+        """Compare every weight with the one that was watched or, where nothing is known of these, the model's files."""
+        source = known.model.optional_text("source") if isinstance(known, MomentFile) else None
+        another = f"were collected from another model{f', {source}' if source else ''}"
+        advice = "collect them anew, or pass a mapping of arrays if you know better"
+        watched = known.watched_weights()
+        compared = [layer for layer in layers if self._modules.get(layer.name) in watched]
+        for layer in compared:
+            before = watched[self._modules[layer.name]]
+            if before.dtype in FLOATS and _content(checkpoint, layer, before.dtype) != before.hash:
+                raise InvalidValueError("moments", f"{another}: {layer.name} is not what it was", advice)
+        if compared or not isinstance(known, MomentFile):
             return
-        before = file.model.optional_text("weights_hash")
-        names = {module: layer for layer in layers if (module := self._modules.get(layer.name)) is not None}
-        if before is None or names.keys() != set(file):
-            return  # there is nothing to compare with
-        if before not in (_weights_hash(checkpoint, names, as_single) for as_single in (False, True)):
-            raise self._other_model(file)
-
-    def _other_model(self, file: MomentFile) -> InvalidValueError:
-        source = file.model.optional_text("source")
-        return InvalidValueError(
-            "moments",
-            f"were collected from another model{f', {source}' if source else ''}",
-            "collect them anew, or pass a mapping of arrays if you know better",
-        )
+        path, before_hash = path_of(model), known.model.optional_text("source_hash")
+        if path is not None and before_hash is not None and content_sample_hash(path) != before_hash:
+            raise InvalidValueError("moments", another, advice)
 
 
 def _modules_of(
@@ -221,14 +219,11 @@ def _prefix(names: set[str], weights: set[str]) -> tuple[str, str]:
     return votes.most_common(1)[0][0] if votes else ("", "")
 
 
-def _weights_hash(checkpoint: Checkpoint, layers: Mapping[str, Layer], as_single: bool) -> str:
-    """The hash that `SecondMoments.save` notes; in single precision, to which models are often brought to be run."""
-    infos, hashes = [], {}
-    for module, layer in layers.items():
-        rows = stored_rows(read_layer(checkpoint, layer), layer)
-        if as_single:
-            rows = wide(rows, layer.dtype).astype(np.float32)
-        infos.append(TensorInfo(module, layer.tensor_shape, "float32" if as_single else layer.dtype))
-        hashes[module] = content_hash(rows)
-        checkpoint.release(layer.file_name)
-    return overall_hash(tuple(infos), hashes)
+def _content(checkpoint: Checkpoint, layer: Layer, dtype: str) -> str:
+    """Hash of a layer's weights in the type to which they were brought to be run."""
+    rows = stored_rows(read_layer(checkpoint, layer), layer)
+    if dtype != layer.dtype:
+        rows = in_storage(wide(rows, layer.dtype), dtype)
+    found = content_hash(rows)
+    checkpoint.release(layer.file_name)
+    return found

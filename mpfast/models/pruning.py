@@ -372,7 +372,7 @@ def _opened_masks(masks: Any) -> Mapping[str, Any] | None:
     if masks is None or isinstance(masks, Mapping):
         return masks
     if isinstance(masks, str | os.PathLike):
-        return MaskFile(masks)
+        return MaskFile(check_path(masks, "masks"))
     raise InvalidTypeError("masks", f"must be a file or a mapping, not {type(masks).__name__}")
 
 

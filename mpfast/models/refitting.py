@@ -16,6 +16,7 @@ from mpfast.checkpoints import Layer
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import MaskPlan, Refit, matrix_of
+from mpfast.support import argument_called
 
 __all__ = ["DEFAULT_FIT", "DEFAULT_STEPS", "FITTED_METHODS", "FittedMethod", "Refitting", "damping_for"]
 
@@ -134,11 +135,12 @@ class Refitting:
             first = np.unravel_index(int(np.ravel_multi_index(tuple(bad[0]), rows.shape)), layer.tensor_shape)
             raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in first))
         whole, partial, kept_back = self.moments.factors(layer, self.damping)
-        fit = self._fit(layer, weights, whole, given)
+        with argument_called(f"the moment of {layer.name}", within="C"):
+            fit = self._fit(layer, weights, whole, given)
+            other = None if partial is None else self._fit(layer, weights, partial, given)
         new = in_storage(np.asarray(fit.weights), layer.dtype)
         heldout = None
-        if partial is not None:
-            other = self._fit(layer, weights, partial, given)
+        if other is not None:
             tried = in_storage(np.asarray(other.weights), layer.dtype)
             heldout = self._error(stored, tried, layer, kept_back)
         error = self._error(stored, new, layer, whole)

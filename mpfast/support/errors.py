@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -121,6 +122,8 @@ def argument_called(name: str, within: str = "model") -> Iterator[None]:
     except InputError as error:
         if error.argument == within:
             error.argument = name
+            # Where the advice is code: the word may be one of the sentence, too.
+            error.advice = re.sub(rf"\b{re.escape(within)}(?=[.)])", lambda _: name, error.advice)
         raise
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -18,20 +18,37 @@ from mpfast.checkpoints import (
     MomentFile,
     Moments,
     NameFilter,
+    WatchedWeight,
     content_hash,
     content_sample_hash,
     name_filter,
     open_checkpoint,
-    overall_hash,
     path_of,
     roles_of,
     stored,
     write_moments,
 )
-from mpfast.integrations.torch.layers import input_rows, is_transposed, watch_input, watchable_modules
+from mpfast.integrations.torch.layers import (
+    check_module,
+    input_rows,
+    is_transposed,
+    takes,
+    watch_input,
+    watchable_modules,
+)
 from mpfast.integrations.torch.parts import cut_into_parts
 from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
-from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count, warn_caller
+from mpfast.support import (
+    InvalidTypeError,
+    InvalidValueError,
+    check_path,
+    check_seed,
+    check_sparsity,
+    front_door,
+    positive_integer,
+    thread_count,
+    warn_caller,
+)
 
 __all__ = ["SecondMoments"]
 
@@ -42,10 +59,10 @@ _MIRRORED = 256  # columns at a time
 class SecondMoments(Moments[torch.Tensor]):
     """The mean of ``x x^T`` over all inputs x that Linear and Conv2d modules, and transformers' Conv1D, have seen.
 
-    A context manager: while it is open, the model is watched. A mapping from module name to float64 tensor, to be
-    handed to `mpfast.masks.project`, for one; modules that have seen nothing are not in it. Modules that are handed the
-    same tensor, as the projections to queries, keys and values are, share a sum; that shows while the model runs, and
-    when they are handed different ones their sums part.
+    A context manager: while it is open, the model is watched; opened again meanwhile, it counts no input twice. A
+    mapping from module name to float64 tensor, to be handed to `mpfast.masks.project`, for one; modules that have seen
+    nothing are not in it. Modules that are handed the same tensor, as the projections to queries, keys and values are,
+    share a sum; that shows while the model runs, and when they are handed different ones their sums part.
 
     Parameters
     ----------
@@ -77,6 +94,8 @@ class SecondMoments(Moments[torch.Tensor]):
     ------
     ValueError
         An option is out of range, or no module is left.
+    TypeError
+        `model` is no module, or `valid` no tensor.
 
     Warns
     -----
@@ -128,25 +147,27 @@ class SecondMoments(Moments[torch.Tensor]):
         include: NameFilter | None = None,
         exclude: NameFilter | None = None,
     ) -> None:
-        if block is not None and not block >= 1:
-            raise InvalidValueError("block", f"must be positive, not {block!r}")
+        check_module(model)
+        if block is not None:
+            positive_integer(block, "block")
         if layout not in ("flat", "channel"):
             raise InvalidValueError("layout", f"must be 'flat' or 'channel', not {layout!r}")
-        if not 0 < share <= 1:
-            raise InvalidValueError("share", f"must lie in (0, 1], not {share!r}")
         self.block = block
         self.layout = layout
-        self.share = share
-        self.seed = seed
+        self.share = check_sparsity(share, "share")
+        if self.share == 0:
+            raise InvalidValueError("share", "must lie in (0, 1], not 0")
+        self.seed = check_seed(seed)
         self.folds = positive_integer(folds, "folds")
-        self.valid: torch.Tensor | None = None
+        self._valid: torch.Tensor | None = None
         self.skipped: dict[str, str] = {}
         self._threads = thread_count(torch.get_num_threads() if threads is None else threads)
         named = source if source is not None else getattr(getattr(model, "config", None), "_name_or_path", None)
-        self._source = os.fspath(named) if named else None
+        self._source = check_path(named, "source") if named else None
         self._inputs = SharedInputs(self._count)
         self._modules: dict[str, torch.nn.Module] = {}
         self._hooks: list[Any] = []
+        self._opened = 0
         for name, module in watchable_modules(model, include, exclude).items():
             reason = self._why_not(module)
             if reason is None:
@@ -160,7 +181,7 @@ class SecondMoments(Moments[torch.Tensor]):
             raise InvalidValueError("", "there is no module to watch", f"skipped: {self.skipped or 'none'}")
 
     def _why_not(self, module: torch.nn.Module) -> str | None:
-        length = len(module.weight) if is_transposed(module) else module.weight[0].numel()
+        length = _row_length(module)
         if isinstance(module, torch.nn.Conv2d):
             if module.groups != 1:
                 return "a grouped convolution: every group has inputs of its own"
@@ -170,14 +191,30 @@ class SecondMoments(Moments[torch.Tensor]):
             return f"{length} inputs cannot be cut into blocks of {self.block}"
         return None
 
+    @property
+    def valid(self) -> torch.Tensor | None:
+        """Which places are no padding, see above."""
+        return self._valid
+
+    @valid.setter
+    def valid(self, mask: torch.Tensor | None) -> None:
+        if mask is not None and not isinstance(mask, torch.Tensor):
+            raise InvalidTypeError("valid", f"must be a tensor or None, not {type(mask).__name__}")
+        self._valid = mask
+
     def __enter__(self) -> SecondMoments:
-        for name, module in self._modules.items():
-            self._hooks.append(watch_input(module, partial(self._see, name, module)))
+        if self._opened == 0:
+            for name, module in self._modules.items():
+                self._hooks.append(watch_input(module, partial(self._see, name, module)))
+        self._opened += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._opened -= 1
+        if self._opened:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -213,7 +250,8 @@ class SecondMoments(Moments[torch.Tensor]):
 
     @torch.no_grad()
     def _see(self, name: str, module: torch.nn.Module, x: torch.Tensor) -> None:
-        self._inputs.see(name, Input(module, x, self.valid))
+        if takes(module, x):
+            self._inputs.see(name, Input(module, x, self._valid))
 
     def _count(self, given: Input, found: SharedSum) -> None:
         """Add an input to a sum."""
@@ -264,8 +302,8 @@ class SecondMoments(Moments[torch.Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sums so far to a safetensors file, atomically.
 
-        `load` goes on from there, and `mpfast.checkpoints.MomentFile` reads it, without PyTorch. With them go the hash
-        of the weights that were watched and, where the model's files are known, theirs.
+        `load` goes on from there, and `mpfast.checkpoints.MomentFile` reads it, without PyTorch. With them go the
+        hashes of the weights that were watched and, where the model's files are known, theirs.
 
         Raises
         ------
@@ -274,6 +312,7 @@ class SecondMoments(Moments[torch.Tensor]):
         FileExistsError
             There is a file that holds something else than moments.
         """
+        check_path(path, "path")
         sums = {id(found): found for name in self for found in [self._sum_of(name)]}.values()
         for part in (part for found in sums for part in found.parts):
             _mirror(part)
@@ -285,18 +324,13 @@ class SecondMoments(Moments[torch.Tensor]):
         model = {
             "source": self._source,
             "source_hash": None if path_there is None else content_sample_hash(path_there),
-            "weights_hash": self._weights_hash(list(self)),
+            "watched": {name: found.to_list() for name, found in self.watched_weights().items()},
         }
         write_moments(path, arrays, self._options(), model)
 
-    def _weights_hash(self, names: Iterable[str]) -> str | None:
-        """Hash of the weights of some modules, by the names of these; None where they are not in memory."""
-        weights = {name: self._modules[name].weight.detach() for name in names}
-        if any(weight.device.type == "meta" for weight in weights.values()):
-            return None
-        checkpoint = open_checkpoint({name: weight.cpu() for name, weight in weights.items()})
-        hashes = {info.name: content_hash(stored(checkpoint.read(info.name), info.name)) for info in checkpoint.tensors}
-        return overall_hash(checkpoint.tensors, hashes)
+    def watched_weights(self) -> dict[str, WatchedWeight]:
+        """Type and hash of the weights of the modules that have seen inputs; those on the meta device have none."""
+        return {name: found for name in self if (found := _watched(self._modules[name])) is not None}
 
     @front_door
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -315,17 +349,41 @@ class SecondMoments(Moments[torch.Tensor]):
         unknown = [name for name in file if name not in self._modules]
         if unknown:
             raise InvalidValueError("", f"{where}: the model has no module {unknown[0]!r}")
-        known, own = file.model.optional_text("weights_hash"), self._weights_hash(file)
-        if None not in (known, own) and known != own:
-            raise InvalidValueError("", f"{where}: was collected from a model of other weights")
+        for name, known in file.watched_weights().items():
+            own = _watched(self._modules[name])
+            if own is not None and own != known:
+                raise InvalidValueError("", f"{where}: was collected from a model of other weights, {name!r} for one")
+        for name in file:
+            self._check_size(where, name, file.shape_of(name))
         self._inputs = SharedInputs(self._count)
         for found in file.sums:
             parts = [torch.from_numpy(np.array(part)).to(self._device(found.modules[0])) for part in found.parts]
             own_sum = SharedSum(found.modules, found.rows, parts, found.calls)
             self._inputs.sums.update(dict.fromkeys(found.modules, own_sum))
 
+    def _check_size(self, where: str, name: str, shape: tuple[int, ...]) -> None:
+        length = _row_length(self._modules[name])
+        expected = (length, length) if self.block is None else (length // self.block, self.block, self.block)
+        if shape != expected:
+            raise InvalidValueError("", f"{where}: has moments of shape {shape} for {name!r}, which needs {expected}")
+
     def _device(self, name: str) -> torch.device:
-        return next(self._modules[name].parameters()).device
+        device = next(self._modules[name].parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
+
+
+def _row_length(module: torch.nn.Module) -> int:
+    """Number of inputs of each output."""
+    weight: torch.Tensor = module.weight
+    return len(weight) if is_transposed(module) else weight[0].numel()
+
+
+def _watched(module: torch.nn.Module) -> WatchedWeight | None:
+    weight = module.weight.detach()
+    if weight.device.type == "meta":
+        return None
+    checkpoint = open_checkpoint({"weight": weight.cpu()})
+    return WatchedWeight(checkpoint.tensors[0].dtype, content_hash(stored(checkpoint.read("weight"), "weight")))
 
 
 def _usable(given: Input) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,11 +8,25 @@ from typing import Any
 import torch
 
 from mpfast.checkpoints import NameFilter, name_filter
-from mpfast.support import front_door
+from mpfast.support import InvalidTypeError, front_door
 
-__all__ = ["input_rows", "is_transposed", "prunable_modules", "watch_input", "watchable_modules"]
+__all__ = [
+    "check_module",
+    "input_rows",
+    "is_transposed",
+    "prunable_modules",
+    "takes",
+    "watch_input",
+    "watchable_modules",
+]
 
 CHUNK_ROWS = 4096
+
+
+def check_module(model: Any) -> None:
+    """Raise TypeError for what is no module."""
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidTypeError("model", f"must be a torch.nn.Module, not {type(model).__name__}")
 
 
 @front_door
@@ -28,7 +42,13 @@ def prunable_modules(
     model : Module
     include, exclude : str, sequence of str or callable, optional
         Names as patterns (``"encoder.*"``) or a function of the name, as in `mpfast.analyze`.
+
+    Raises
+    ------
+    TypeError
+        `model` is no module.
     """
+    check_module(model)
     wanted = name_filter(include, "include")
     unwanted = name_filter(exclude, "exclude")
     embeddings = (torch.nn.Embedding, torch.nn.EmbeddingBag)
@@ -74,9 +94,19 @@ def watch_input(module: torch.nn.Module, see: Callable[[torch.Tensor], None]) ->
     """
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        see(args[0] if args else next(iter(keywords.values())))
+        x = args[0] if args else next(iter(keywords.values()), None)
+        if isinstance(x, torch.Tensor):  # of anything else the module itself will complain
+            see(x)
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def takes(module: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether a tensor has the size of a module's inputs; of any other the module itself will complain."""
+    if isinstance(module, torch.nn.Conv2d):
+        return x.dim() in (3, 4) and bool(x.shape[-3] == module.in_channels)
+    weight: torch.Tensor = module.weight
+    return x.dim() > 0 and bool(x.shape[-1] == weight.shape[0 if is_transposed(module) else 1])
 
 
 def input_rows(module: torch.nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
