@@ -90,7 +90,7 @@ CALLS = """
             [weights(), weights(), source, single(16), np.ones(16, "f4"), np.ones((16, 2), "f4"), 1.0, 2, 1],
         ),
         "product": lambda: (_core.product, [weights(), single(16), 1]),
-        "quadratic_error": lambda: (_core.quadratic_error, [matrix, None, np.eye(16), 1]),
+        "quadratic_error": lambda: (_core.quadratic_error, [matrix, None, np.eye(16), (1.0, 1.0), 1]),
         "CutSearch": lambda: (_core.CutSearch, [192, 90, [("float64", 1.0)]]),
         "CutSearch.count": lambda: (fresh_search().count, [matrix, 1.0, 1]),
         "CutSearch.narrow": lambda: (counted_search().narrow, []),

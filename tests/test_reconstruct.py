@@ -676,7 +676,7 @@ class TestErrors:
             (reconstruct.drop_inputs, {"count": 1, "group": 3}, "group must divide the 8 inputs"),
             (reconstruct.lowrank, {}, "one of rank and error is needed"),
             (reconstruct.lowrank, {"rank": 5}, "rank must be at most"),
-            (reconstruct.lowrank, {"error": -0.1}, r"error must be a number in \[0, 1\]"),
+            (reconstruct.lowrank, {"error": -0.1}, r"error must lie in \[0, 1\]"),
         ]
         for function, options, text in wrong:
             with pytest.raises(ValueError, match=rf"{function.__name__}\(\): .*{text}"):

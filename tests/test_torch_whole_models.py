@@ -332,6 +332,29 @@ def test_blocks_that_do_not_follow_each_other():
         reconstruct_model(Skipping([Tupled(), Tupled()]), list(torch.randn(2, 10, 16)), sparsity=0.5)
 
 
+class Looped(Chain):
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Overwriting(Chain):
+    def forward(self, x):
+        x = self.blocks[0](states=x, scale=1.0)[0]
+        return self.blocks[1](states=x.mul_(2), scale=1.0)[0]
+
+
+def test_a_block_that_is_called_again_after_the_last_one():
+    """As the one block of ALBERT: what it gets the second time would be left out."""
+    for count in (1, 2):
+        with pytest.raises(ValueError, match=r"blocks.0 is called more than once in a pass"):
+            reconstruct_model(Looped([Tupled() for _ in range(count)]), list(torch.randn(2, 10, 16)), sparsity=0.5)
+
+
+def test_hidden_states_that_are_written_to_between_blocks():
+    with pytest.raises(ValueError, match=r"blocks.1 is not handed what blocks.0 returned"):
+        reconstruct_model(Overwriting([Tupled(), Tupled()]), list(torch.randn(2, 10, 16)), sparsity=0.5)
+
+
 def test_no_data():
     with pytest.raises(ValueError, match="batches are empty"):
         reconstruct_model(Chain([Tupled(), Tupled()]), [], sparsity=0.5)

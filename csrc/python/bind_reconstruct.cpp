@@ -216,8 +216,10 @@ Array<float> product(const Array<float>& a, const Array<float>& b, int threads) 
 }
 
 double quadratic_error(const Matrix& target, const std::optional<std::reference_wrapper<const Matrix>>& weights,
-                       const Array<double>& moment, int threads) {
+                       const Array<double>& moment, std::pair<double, double> unit, int threads) {
   check_not_empty(target.view);
+  check_scale(unit.first);
+  check_scale(unit.second);
   MatrixView other;
   if (weights) other = weights->get().view;
   if (weights && (other.rows != target.view.rows || other.cols != target.view.cols)) {
@@ -227,15 +229,16 @@ double quadratic_error(const Matrix& target, const std::optional<std::reference_
   const InCore core;
   double total = 0;
   with_blas_team(core, threads, 0,
-                 [&](cpu::Team& team) { total = cpu::quadratic_error(team, target.view, other, moment.data()); });
+                 [&](cpu::Team& team) { total = cpu::quadratic_error(team, target.view, other, moment.data(), unit); });
   return total;
 }
 
 }  // namespace
 
 void register_reconstruct(py::module_& m) {
-  m.def("examine_moment", &examine_moment, py::arg("moment"), py::arg("threads"),
-        "Diagonal, largest |C_ij - C_ji|, number of non-finite entries and the first one's row and column.");
+  m.def(
+      "examine_moment", &examine_moment, py::arg("moment"), py::arg("threads"),
+      "Diagonal, by how much it is no second moment, number of non-finite entries and the first one's row and column.");
   m.def("inverse_factor", &inverse_factor, py::arg("moment"), py::arg("unit"), py::arg("diagonal").noconvert(),
         py::arg("threads"),
         "Upper triangular U with U^T U = H^-1, H being C / unit with another diagonal; and the input at which H is not "
@@ -254,7 +257,8 @@ void register_reconstruct(py::module_& m) {
   m.def("product", &product, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("threads"),
         "Product of two float32 matrices.");
   m.def("quadratic_error", &quadratic_error, py::arg("target"), py::arg("weights"), py::arg("moment").noconvert(),
-        py::arg("threads"), "Sum of d^T C d over the rows of target - weights.");
+        py::arg("unit"), py::arg("threads"),
+        "Sum of d^T C d over the rows of target - weights, over the square of a unit, given as two factors.");
 }
 
 }  // namespace mpfast::python

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays.array_interfaces import HostRecord
 from mpfast.arrays.bfloat16 import narrowed, widened
-from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError
+from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError, argument_called
 
 __all__ = [
     "as_bits",
@@ -38,6 +38,12 @@ __all__ = [
 ]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+# The largest numbers of the types to which double precision is rounded.
+_LARGEST = {
+    "float32": float(np.finfo(np.float32).max),
+    "float16": float(np.finfo(np.float16).max),
+    "bfloat16": 2.0**128 - 2.0**120,
+}
 
 
 def as_matrix(W: Any, *, name: str = "W") -> _core.Matrix:
@@ -146,7 +152,12 @@ def on_host(array: Any) -> NDArray[Any]:
     """Return what a caller or `like` has left in a framework as NumPy, from the memory of a GPU too."""
     refuse_masked(array, "array")
     if hasattr(array, "detach"):  # PyTorch
-        tensor = array.detach().cpu()
+        tensor = array.detach()
+        if tensor.device.type == "meta":
+            raise InvalidValueError("array", "is on the meta device and has no entries", "load it first")
+        if str(tensor.layout) != "torch.strided":
+            raise InvalidTypeError("array", "is a sparse torch tensor", "pass array.to_dense()")
+        tensor = tensor.cpu()
         return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
     if type(array).__module__.split(".")[0] == "cupy":
         return np.asarray(array.get())
@@ -155,7 +166,8 @@ def on_host(array: Any) -> NDArray[Any]:
 
 def boolean_mask(mask: Any, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
     """Return a mask of any framework as a NumPy array; ValueError if it is not boolean or of another shape."""
-    array = on_host(mask)
+    with argument_called(f"the mask of {name}", within="array"):
+        array = on_host(mask)
     if array.shape != tuple(shape) or array.dtype != np.bool_:
         raise InvalidValueError(
             f"the mask of {name}", f"must be boolean of shape {tuple(shape)}, not {array.dtype} {array.shape}"
@@ -172,15 +184,14 @@ def host_copy(W: Any) -> Any:
 
 
 def in_storage(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return numbers as entries of a type by its name, rounded, bfloat16 by its bits; float16 ends at its largest.
+    """Return numbers as entries of a type by its name, rounded, bfloat16 by its bits; each ends at its largest.
 
     Numbers that are of that type already are not copied.
     """
+    if dtype == "float16" or (dtype in _LARGEST and values.dtype == np.float64):
+        values = np.clip(values, -_LARGEST[dtype], _LARGEST[dtype])
     if dtype == "bfloat16":
         return narrowed(values)
-    if dtype == "float16":
-        largest = float(np.finfo(np.float16).max)
-        values = np.clip(values, -largest, largest)
     return values.astype(dtype, copy=False)
 
 

@@ -58,7 +58,7 @@ def moments_command(
     id in the local cache; --include and --exclude go by the names of modules. Needs the extra transformers.
     """
     check_files({"--out": out, "--json": json_file}, reads=(model, texts), kinds={"--out": is_moment_file})
-    text = texts.read_text(encoding="utf-8")
+    text = _text_of(texts)
     # Late: PyTorch and transformers are not needed by any other command, and take seconds.
     from mpfast.integrations.torch import text_moments
 
@@ -90,6 +90,15 @@ def moments_command(
         seen = f"{counted(document['rows'], 'token')}, {min(ratios):.3g} to {max(ratios):.3g} per dimension"
         inputs = counted(document["distinct_inputs"], "distinct input")
         typer.echo(printable(f"{out}: {counted(len(moments), 'layer')} with {inputs}, {seen}"))
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")  # with a mark of the byte order or without
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: is no text in UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
 
 
 def _document(out: Path, provenance: Provenance) -> dict[str, Any]:

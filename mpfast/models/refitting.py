@@ -16,7 +16,7 @@ from mpfast.checkpoints import Layer
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import MaskPlan, Refit, matrix_of
-from mpfast.support import argument_called
+from mpfast.support import argument_called, power_near
 
 __all__ = ["DEFAULT_FIT", "DEFAULT_STEPS", "FITTED_METHODS", "FittedMethod", "Refitting", "damping_for"]
 
@@ -168,7 +168,9 @@ class Refitting:
     def _error(self, before: NDArray[Any], after: NDArray[Any], layer: Layer, factor: Any) -> float:
         """``tr (W - V) C (W - V)^T / tr W C W^T`` of weights as they are stored."""
         target = matrix_of(before, layer)
-        total = _core.quadratic_error(target, None, factor.moment, self.threads)
-        change = _core.quadratic_error(target, matrix_of(after, layer), factor.moment, self.threads)
+        numbers = widened(before) if layer.dtype == "bfloat16" else before
+        unit = power_near(max(float(numbers.max()), -float(numbers.min()))), factor.root_unit
+        total = _core.quadratic_error(target, None, factor.moment, unit, self.threads)
+        change = _core.quadratic_error(target, matrix_of(after, layer), factor.moment, unit, self.threads)
         # Rounding may leave a change of nothing below zero.
         return max(change, 0.0) / total if total > 0 else 0.0

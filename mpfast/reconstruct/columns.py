@@ -87,7 +87,7 @@ def prune(
     >>> bool((fit.mask.reshape(-1, 4).sum(axis=1) == 2).all()), fit.error < 0.5 * fit.masked_error
     (True, True)
     """
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise InvalidValueError("method", f"must be {', '.join(map(repr, _METHODS))}, not {method!r}")
     steps = check_steps(refit, "refit")
     layer = Layer(W, C, thread_count(threads))
@@ -100,7 +100,7 @@ def prune(
 
 
 def _surgeon(layer: Layer, selection: Selection, again: bool) -> tuple[Single, Mask]:
-    values, keep = layer.start(again=again), np.ones(layer.shape, np.bool_)
+    values, keep = layer.start(again=again or layer.factor.is_delicate), np.ones(layer.shape, np.bool_)
     pruned = None if selection.pattern else selection.pruned
     _core.obs_columns(values, keep, layer.factor.upper, pruned, selection.pattern, None, layer.threads)
     return values, keep

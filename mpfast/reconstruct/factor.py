@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_numpy, check_matrix, host_copy, raise_if_nonfinite, wide
-from mpfast.support import InvalidValueError, KeptProperty, front_door, thread_count
+from mpfast.support import InvalidValueError, KeptProperty, front_door, power_near, thread_count
 
 __all__ = ["Factor", "as_factor"]
 
@@ -22,6 +23,9 @@ _ASYMMETRY = 1e-4
 # What an input that is always zero has on the diagonal, in units of the mean, where no damping gives it more.
 _LEAST_DIAGONAL = 2.0**-20
 _LARGEST_DAMPING = 1e6
+# How much of an input the others may explain, as its variance over what is left, for single precision to hold a fit.
+# Over 500 ill-conditioned moments no fit was off below 1e5, and some were by any amount above.
+_DELICATE = 2.0**16
 
 
 class Factor:
@@ -58,8 +62,9 @@ class Factor:
     Raises
     ------
     ValueError
-        C is not square, not symmetric, has non-finite entries or a negative diagonal; or, when the factor is needed, it
-        is not positive definite with this damping.
+        C is not square, has non-finite entries or is no second moment: symmetric, with a diagonal that is not negative
+        and no ``C_ij**2`` above ``C_ii C_jj``; or, when the factor is needed, it is not positive definite with this
+        damping.
     TypeError
         C is no array of real numbers.
 
@@ -89,8 +94,12 @@ class Factor:
         largest = float(entries.max())
         if float(entries.min()) < 0 or asymmetry > _ASYMMETRY * max(largest, 0.0):
             raise InvalidValueError(
-                "C", "is no second moment: it must be symmetric, and its diagonal must not be negative"
+                "C",
+                "is no second moment: it must be symmetric, its diagonal must not be negative, and no |C_ij| be above "
+                "sqrt(C_ii C_jj)",
             )
+        if largest > sys.float_info.max / (self.inputs * (1 + self.damping + self.diagonal)):
+            raise InvalidValueError("C", f"has entries whose sum no number holds, the largest {largest:g}", "scale it")
         self._diagonal = entries
 
     def __repr__(self) -> str:
@@ -99,8 +108,12 @@ class Factor:
     @KeptProperty
     def _unit(self) -> float:
         """A power of two near the mean of the diagonal: H is factored in its units."""
-        mean = float(self._diagonal.mean())
-        return 2.0 ** max(-1000, min(1000, math.frexp(mean)[1])) if mean > 0 else 1.0
+        return power_near(float(self._diagonal.mean()))
+
+    @KeptProperty
+    def root_unit(self) -> float:
+        """A power of two near the root of the mean of the diagonal: what single inputs are in units of."""
+        return power_near(math.sqrt(float(self._diagonal.mean())))
 
     @KeptProperty
     def damped_diagonal(self) -> Array:
@@ -117,6 +130,11 @@ class Factor:
         The unit is a power of two near C's diagonal: the scale is of no importance to what is chosen and refitted.
         """
         factor, pivot = _core.inverse_factor(self._matrix, self._unit, self.damped_diagonal / self._unit, self._threads)
+        if pivot < 0:
+            entries = np.diagonal(factor)
+            # What single precision cannot hold of inputs in units too far apart.
+            lost = ~(np.isfinite(entries) & (entries > 0))
+            pivot = int(lost.argmax()) if lost.any() else -1
         if pivot >= 0:
             raise InvalidValueError(
                 "C",
@@ -125,6 +143,18 @@ class Factor:
                 "raise the damping",
             )
         return factor
+
+    @KeptProperty
+    def is_delicate(self) -> bool:
+        """Whether some input is so nearly a combination of others that single precision may not hold a fit."""
+        # Of the damped variance of an input the others explain none of what damping has added.
+        if float(self.damping_shares.min()) >= 1 / _DELICATE:
+            return False
+        try:
+            explained = np.square(np.diagonal(self.upper), dtype=np.float64) * (self.damped_diagonal / self._unit)
+        except InvalidValueError:
+            return True
+        return not float(explained.max()) <= _DELICATE
 
     @KeptProperty
     def roots(self) -> Array:

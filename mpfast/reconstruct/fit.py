@@ -64,6 +64,7 @@ class Fit:
     _values: _core.Matrix = field(repr=False, kw_only=True)
     _masked: Any = field(repr=False, kw_only=True)
     _factor: Factor = field(repr=False, kw_only=True)
+    _unit: float = field(repr=False, kw_only=True, default=1.0)
     _threads: int = field(repr=False, kw_only=True, default=0)
 
     @KeptProperty
@@ -90,13 +91,16 @@ class Fit:
 
     @KeptProperty
     def _square(self) -> float:
-        """``tr W C W^T``."""
         return self._square_with(self._factor)
 
     def _square_with(self, factor: Factor) -> float:
-        return _core.quadratic_error(self._target, None, factor.moment, self._threads)
+        return self._quadratic(None, factor)
 
     def _relative(self, values: _core.Matrix, factor: Factor, whole: float) -> float:
-        change = _core.quadratic_error(self._target, values, factor.moment, self._threads)
+        change = self._quadratic(values, factor)
         # Rounding may leave a change of nothing below zero.
         return max(change, 0.0) / whole if whole > 0 else 0.0
+
+    def _quadratic(self, values: _core.Matrix | None, factor: Factor) -> float:
+        """``tr (W - V) C (W - V)^T``, or ``tr W C W^T``, in units in which W and C are near 1."""
+        return _core.quadratic_error(self._target, values, factor.moment, (self._unit, factor.root_unit), self._threads)

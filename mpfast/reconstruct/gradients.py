@@ -31,6 +31,6 @@ def row_weights(gradient: Any, name: str, rows: int) -> NDArray[np.float64]:
     values = np.float64(gradient) if isinstance(gradient, (int, float, np.number)) else as_wide(gradient, name=name)
     if values.shape not in ((), (rows,)) or not np.isfinite(values).all() or not values.min() >= 0 < values.max():
         raise InvalidValueError(name, f"must be finite, not negative and not all zero, a number or of shape ({rows},)")
-    floor = _LEAST_GRADIENT * values.mean()
+    floor = _LEAST_GRADIENT * (values / values.max()).mean() * values.max()
     weights: NDArray[np.float64] = np.sqrt(np.broadcast_to(np.maximum(values, floor), (rows,)))
     return weights

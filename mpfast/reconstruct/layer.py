@@ -22,6 +22,7 @@ from mpfast.arrays import (
 )
 from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.fit import Fit, Grid
+from mpfast.support import power_near
 
 __all__ = ["Layer"]
 
@@ -51,7 +52,7 @@ class Layer:
             bad = ~np.isfinite(numbers)
             first = np.unravel_index(int(bad.argmax()), bad.shape)
             raise_if_nonfinite("W", int(bad.sum()), (int(first[0]), int(first[1])))
-        self.unit = 2.0 ** max(-1000, min(1000, math.frexp(largest)[1])) if largest > 0 else 1.0
+        self.unit = power_near(largest)
         self._rows: Single | None = None
         self.weights: Single = np.ascontiguousarray(self._scaled(numbers, 1 / self.unit), np.float32)
 
@@ -97,5 +98,6 @@ class Layer:
             _values=_core.Matrix(stored, self._dtype),
             _masked=lambda: _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), self._dtype),
             _factor=self.factor,
+            _unit=self.unit,
             _threads=self.threads,
         )

@@ -34,6 +34,9 @@ def refit(W: Any, C: Any, mask: Any, *, steps: int = 8, threads: int | None = No
     from what optimal brain surgeon makes of the mask, with the leading directions of C as a preconditioner. With the
     default steps the error is within 1 % of the least that is possible, on layers of MiniLM at 60 %.
 
+    Where inputs are so nearly combinations of others that single precision does not hold the fit of a row, which takes
+    next to no damping, the row's weights stay as they are.
+
     With damping, the weights that stay make up for less than they could. Where there is any, each row v is therefore
     multiplied in the end with what is best for C undamped, ``(w C v) / (v C v)``, within 0.5 and 2: by that, the error
     never rises.
@@ -104,6 +107,19 @@ def finish(layer: Layer, values: Single, keep: Mask, steps: int) -> None:
         # Weights of inputs that are always zero change nothing and stay as they are.
         scales, seen = _row_scales(layer, values), layer.factor.damping_shares < 1
         np.multiply(values, scales[:, None], out=values, where=seen)
+    if layer.factor.is_delicate:
+        _take_back(layer, values, keep)
+
+
+def _take_back(layer: Layer, values: Single, keep: Mask) -> None:
+    """Leave rows as the mask alone makes them that rounding has made worse than that, or no numbers, in place."""
+    moment = layer.factor.moment / layer.factor.root_unit / layer.factor.root_unit
+    masked = np.where(keep, layer.weights, np.float32(0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = [layer.weights - rows.astype(np.float64) for rows in (values, masked)]
+        fitted, plain = (np.einsum("ij,ij->i", change @ moment, change) for change in changes)
+        worse = ~(fitted <= plain)
+    values[worse] = masked[worse]
 
 
 def _row_scales(layer: Layer, values: Single) -> Single:

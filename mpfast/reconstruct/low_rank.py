@@ -12,7 +12,16 @@ from mpfast import _core
 from mpfast.arrays import as_numpy, check_matrix, host_copy, in_storage, like_stored, raise_if_nonfinite, wide
 from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.gradients import row_weights
-from mpfast.support import InvalidValueError, MissingKeyError, front_door, positive_integer, thread_count
+from mpfast.support import (
+    InvalidTypeError,
+    InvalidValueError,
+    MissingKeyError,
+    argument_called,
+    check_sparsity,
+    front_door,
+    positive_integer,
+    thread_count,
+)
 
 __all__ = ["lowrank", "lowrank_pooled"]
 
@@ -70,9 +79,7 @@ def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = No
     if (rank is None) == (error is None):
         raise InvalidValueError("", "one of rank and error is needed", "give a rank, or the largest error")
     if error is not None:
-        if not isinstance(error, (int, float, np.integer, np.floating)) or not 0 <= error <= 1:
-            raise InvalidValueError("error", f"must be a number in [0, 1], not {error!r}")
-        return outputs.factors(outputs.rank_for(float(error)))
+        return outputs.factors(outputs.rank_for(check_sparsity(error, "error")))
     wanted, largest = positive_integer(rank, "rank"), min(outputs.shape)
     if wanted > largest:
         raise InvalidValueError("rank", f"must be at most min(W.shape) = {largest}, not {rank!r}")
@@ -125,19 +132,27 @@ def lowrank_pooled(
     real = isinstance(share, (int, float, np.integer, np.floating)) and not isinstance(share, bool)
     if not real or not 0 < share <= 1:
         raise InvalidValueError("share", f"must be a number in (0, 1], not {share!r}")
+    if not isinstance(layers, Mapping):
+        raise InvalidTypeError("layers", f"must be a mapping from name to (W, C), not {type(layers).__name__}")
     if not layers:
         raise InvalidValueError("layers", "is empty")
+    if gradients is not None and not isinstance(gradients, Mapping):
+        raise InvalidTypeError("gradients", f"must be a mapping from name to array, not {type(gradients).__name__}")
     if gradients is not None and (missing := [name for name in layers if name not in gradients]):
         raise MissingKeyError("gradients", f"has none for {missing[0]!r}")
-    opened = {
-        name: _Outputs(
-            W, C, f"layers[{name!r}]", None if gradients is None else (gradients[name], f"gradients[{name!r}]")
-        )
-        for name, (W, C) in layers.items()
-    }
+    opened = {name: _opened(name, pair, gradients) for name, pair in layers.items()}
     shapes, values = ({name: getattr(layer, of) for name, layer in opened.items()} for of in ("shape", "energies"))
     ranks = _pooled_ranks(shapes, values, float(share))
     return {name: None if rank is None else opened[name].factors(rank) for name, rank in ranks.items()}
+
+
+def _opened(name: str, pair: Any, gradients: Mapping[str, Any] | None) -> _Outputs:
+    where = f"layers[{name!r}]"
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InvalidValueError(where, "must be a pair of W and C")
+    with argument_called(f"C of {where}", within="C"):
+        W, C = pair
+        return _Outputs(W, C, where, None if gradients is None else (gradients[name], f"gradients[{name!r}]"))
 
 
 class _Outputs:
@@ -162,8 +177,9 @@ class _Outputs:
         self._weights = self._roots[:, None] * (weights / self._unit)
         self._scale = float(self._factor.damped_diagonal.mean())
         energies, self._directions = self._leading()
-        #: What each direction adds to the mean square of the outputs, descending, (min(out, in),).
-        self.energies = energies * self._unit**2 * self._scale
+        #: What each direction adds to the mean square of the outputs, descending, (min(out, in),); inf beyond range.
+        with np.errstate(over="ignore"):
+            self.energies = energies * self._unit * self._unit * self._scale
 
     def _leading(self) -> tuple[Array, Array]:
         """Eigenvalues of W H W^T, descending, and its eigenvectors, from the smaller side."""

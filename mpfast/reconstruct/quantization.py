@@ -16,6 +16,8 @@ from mpfast.support import InvalidValueError, front_door, positive_integer, thre
 __all__ = ["quantize"]
 
 MOST_BITS = 8
+# Beyond this power of two, up or down, weights have steps that single precision does not hold.
+_SCALES = 100
 
 
 @front_door
@@ -76,11 +78,13 @@ def quantize(
     >>> len(np.unique(fit.weights[0, :32])) <= 8
     True
     """
-    if positive_integer(bits, "bits") > MOST_BITS:
+    if positive_integer(bits, "bits", optional=False) > MOST_BITS:
         raise InvalidValueError("bits", f"must be at most {MOST_BITS}, not {bits!r}")
     if sum(option is not None for option in (mask, sparsity, pattern)) > 1:
         raise InvalidValueError("", "mask, sparsity and pattern exclude each other")
     layer = Layer(W, C, thread_count(threads))
+    if not 2.0**-_SCALES < layer.unit < 2.0**_SCALES:
+        raise InvalidValueError("W", f"is near {layer.unit:g}: its scales, in single precision, are off", "scale it")
     rows, cols = layer.shape
     width = cols if group is None else min(positive_integer(group, "group"), cols)
     keep, pruned, groups = np.ones(layer.shape, np.bool_), None, None

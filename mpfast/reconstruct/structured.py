@@ -14,6 +14,8 @@ from mpfast.support import InvalidValueError, front_door, positive_integer, thre
 __all__ = ["drop_inputs"]
 
 Array = NDArray[np.float64]
+# Beyond, what double precision leaves of an inverse is off; over 500 moments nothing was below 1e9.
+_MOST_EXPLAINED = 1e8
 
 
 @front_door
@@ -62,7 +64,7 @@ def drop_inputs(W: Any, C: Any, count: int, *, group: int = 1, threads: int | No
     """
     layer = Layer(W, C, thread_count(threads))
     inputs = layer.shape[1]
-    size = positive_integer(group, "group")
+    size = positive_integer(group, "group", optional=False)
     if inputs % size:
         raise InvalidValueError("group", f"must divide the {inputs} inputs, not {group!r}")
     groups = inputs // size
@@ -79,10 +81,15 @@ def drop_inputs(W: Any, C: Any, count: int, *, group: int = 1, threads: int | No
 def _inverse(layer: Layer) -> Array:
     damped = layer.factor.damped()
     mean = float(np.diagonal(damped).mean())
+    singular = InvalidValueError("C", "is singular with this damping", "raise the damping")
     try:
         inverse: Array = np.asarray(np.linalg.inv(damped / mean), np.float64)
     except np.linalg.LinAlgError as error:
-        raise InvalidValueError("C", "is singular with this damping", "raise the damping") from error
+        raise singular from error
+    # The variance of each input over what the others leave of it.
+    explained = np.diagonal(inverse) * (np.diagonal(damped) / mean)
+    if not ((explained > 0) & (explained < _MOST_EXPLAINED)).all():
+        raise singular
     return inverse
 
 

@@ -190,7 +190,7 @@ def randomness(
     dense = _core.dense_product(U * s, Vh, thread_count(None))
     rng = np.random.default_rng(seed)
     as_large = np.zeros(k)
-    for _ in range(positive_integer(permutations, "permutations")):
+    for _ in range(positive_integer(permutations, "permutations", optional=False)):
         as_large += _values(rng.permuted(dense.reshape(-1)).reshape(dense.shape))[:k] >= s[:k]
     permutation_p = (1 + as_large) / (1 + permutations)
     resampled = [_values(dense[rng.integers(0, len(dense), len(dense))])[:k] for _ in range(bootstraps)]

@@ -15,6 +15,7 @@ from mpfast.support.checks import (
     floor_count,
     parsed_pattern,
     positive_integer,
+    power_near,
     team_size,
     thread_count,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "parsed_pattern",
     "plain_name",
     "positive_integer",
+    "power_near",
     "printable",
     "read_document",
     "read_mark",

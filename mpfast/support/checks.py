@@ -24,6 +24,7 @@ __all__ = [
     "floor_count",
     "parsed_pattern",
     "positive_integer",
+    "power_near",
     "team_size",
     "thread_count",
 ]
@@ -43,10 +44,10 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def positive_integer(value: Any, name: str) -> int:
-    """Return ``value`` as a Python integer; ValueError unless it is one of at least 1. For options that may be None."""
+def positive_integer(value: Any, name: str, *, optional: bool = True) -> int:
+    """Return ``value`` as a Python integer; ValueError unless it is one of at least 1. An optional one may be None."""
     if not _is_integer(value) or value < 1:
-        raise InvalidValueError(name, f"must be a positive integer or None, not {value!r}")
+        raise InvalidValueError(name, f"must be a positive integer{' or None' * optional}, not {value!r}")
     return int(value)
 
 
@@ -147,6 +148,11 @@ def check_seed(seed: Any) -> int:
     if not _is_integer(seed) or not 0 <= seed < 2**64:
         raise InvalidValueError("seed", f"must be an integer in [0, 2**64), not {seed!r}")
     return int(seed)
+
+
+def power_near(number: float) -> float:
+    """Return the power of two next above a positive number, and 1 for 0; none whose inverse overflows."""
+    return 2.0 ** max(-1000, min(1000, math.frexp(number)[1])) if number > 0 else 1.0
 
 
 def floor_count(sparsity: float, total: int) -> int:

@@ -226,6 +226,12 @@ MomentFacts examine_moment(Team& team, const MatrixView& moment, double* diagona
     if (i != j && std::isnan(above)) see(fact, j, i);
     fact.asymmetry = std::max(fact.asymmetry, std::abs(below - above));
   });
+  std::vector<double> roots(position(n));
+  for (index_t i = 0; i < n; ++i) roots[position(i)] = std::sqrt(diagonal[i]);
+  for_each_pair(team, moment, [&](index_t i, index_t j, double below, double, index_t tile) {
+    MomentFacts& fact = facts[position(tile)];
+    if (i != j) fact.asymmetry = std::max(fact.asymmetry, std::abs(below) - roots[position(i)] * roots[position(j)]);
+  });
   MomentFacts total;
   for (const MomentFacts& fact : facts) {
     total.asymmetry = std::max(total.asymmetry, fact.asymmetry);

@@ -12,10 +12,11 @@ struct MomentFacts {
   index_t nonfinite_count = 0;
   index_t first_nonfinite_row = -1;
   index_t first_nonfinite_col = -1;
-  double asymmetry = 0;  // the largest |C_ij - C_ji|
+  // By how much it is no second moment: the largest |C_ij - C_ji|, or |C_ij| - sqrt(C_ii C_jj) where that is more.
+  double asymmetry = 0;
 };
 
-// Reads C (n x n, any strides) once and writes its diagonal.
+// Reads C (n x n, any strides) twice and writes its diagonal.
 MomentFacts examine_moment(Team& team, const MatrixView& moment, double* diagonal);
 
 // U, upper triangular, row-major, zeros below, with U^T U = H^-1, for H = C / unit off the diagonal, the mean of both

@@ -40,7 +40,8 @@ class Chunk {
         direction_(most_rows, problem.cols, "the directions of a refit"),
         image_(most_rows, problem.cols, "the products of a refit"),
         small_(most_rows, problem.width * problem.width, "the preconditioners of a refit"),
-        energy_(position(most_rows)) {}
+        energy_(position(most_rows)),
+        left_(position(most_rows)) {}
 
   void run(index_t first, index_t rows) {
     first_ = first;
@@ -81,6 +82,7 @@ class Chunk {
     multiply(team_, rows_, problem_.cols, problem_.cols, direction_.get(), problem_.symmetric, residual_.get());
     for_rows([&](index_t row, index_t count) {
       for (index_t r = row; r < row + count; ++r) {
+        left_[position(r)] = dot(at(direction_, r), at(residual_, r), problem_.cols);
         for (index_t j = 0; j < problem_.cols; ++j) at(residual_, r)[j] *= static_cast<float>(keep(r)[j] != 0);
       }
       precondition(row, count);
@@ -136,7 +138,15 @@ class Chunk {
       float* const image = at(image_, r);
       for (index_t j = 0; j < problem_.cols; ++j) image[j] *= static_cast<float>(keep(r)[j] != 0);
       const double curvature = dot(at(direction_, r), image, problem_.cols);
-      const double length = curvature > 0 ? energy_[position(r)] / curvature : 0;
+      double& energy = energy_[position(r)];
+      double& left = left_[position(r)];
+      // What the step takes away of the error.
+      if (!(energy > 0 && curvature > 0 && energy * (energy / curvature) <= left)) {
+        energy = 0;
+        continue;
+      }
+      const double length = energy / curvature;
+      left -= energy * length;
       const auto step = static_cast<float>(length);
       for (index_t j = 0; j < problem_.cols; ++j) {
         weights(r)[j] += step * at(direction_, r)[j] / problem_.roots[j];
@@ -146,9 +156,10 @@ class Chunk {
     if (last) return;
     precondition(row, count);
     for (index_t r = row; r < row + count; ++r) {
-      const double energy = dot(at(residual_, r), at(image_, r), problem_.cols);
       const double before = energy_[position(r)];
-      const auto share = static_cast<float>(before > 0 ? energy / before : 0);
+      if (before == 0) continue;  // the row has ended
+      const double energy = dot(at(residual_, r), at(image_, r), problem_.cols);
+      const auto share = static_cast<float>(energy / before);
       for (index_t j = 0; j < problem_.cols; ++j) {
         at(direction_, r)[j] = at(image_, r)[j] + share * at(direction_, r)[j];
       }
@@ -165,6 +176,7 @@ class Chunk {
   Buffer<float> image_;
   Buffer<float> small_;
   std::vector<double> energy_;
+  std::vector<double> left_;  // the error of each row, in the norm of H
 };
 
 }  // namespace
@@ -186,7 +198,8 @@ void multiply(Team& team, index_t rows, index_t cols, index_t depth, const float
   });
 }
 
-double quadratic_error(Team& team, const MatrixView& target, const MatrixView& weights, const double* moment) {
+double quadratic_error(Team& team, const MatrixView& target, const MatrixView& weights, const double* moment,
+                       std::pair<double, double> unit) {
   constexpr index_t kRows = 128;
   constexpr index_t kColumns = 512;
   const index_t cols = target.cols;
@@ -203,7 +216,7 @@ double quadratic_error(Team& team, const MatrixView& target, const MatrixView& w
         for (index_t r = 0; r < rows; ++r) {
           for (index_t j = 0; j < cols; ++j) {
             const auto entry = bits[(first + r) * from.row_stride + j * from.col_stride];
-            difference[position(r * cols + j)] += sign * Entry<dtype>::widen(entry);
+            difference[position(r * cols + j)] += sign * Entry<dtype>::widen(entry) / unit.first / unit.second;
           }
         }
       });

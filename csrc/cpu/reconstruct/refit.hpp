@@ -11,9 +11,13 @@
 //
 // The second moments of layers have few large eigenvalues and many small ones; with the large ones gone, four steps get
 // as far as ten that are preconditioned by the diagonal alone.
+//
+// No step can take away more of the error than there is. One that claims to goes along a direction of which H, in
+// single precision, has nothing but rounding: there the row ends.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "core/types.hpp"
 #include "cpu/machine/team.hpp"
@@ -41,8 +45,10 @@ void refit(Team& team, const RefitProblem& problem);
 // product (rows x cols) = a (rows x depth) b (depth x cols), all row-major.
 void multiply(Team& team, index_t rows, index_t cols, index_t depth, const float* a, const float* b, float* product);
 
-// Sum over the rows d of W - V of d^T C d, in double precision; C: cols x cols, row-major. `weights` may have no data:
-// then it is zero.
-double quadratic_error(Team& team, const MatrixView& target, const MatrixView& weights, const double* moment);
+// Sum over the rows d of W - V of d^T C d / unit^2, in double precision; C: cols x cols, row-major. `weights` may have
+// no data: then it is zero. `unit` is a product of two numbers, near the largest weight and the root of the largest
+// entry of C: so nothing overflows on the way, and no sum vanishes that is not zero.
+double quadratic_error(Team& team, const MatrixView& target, const MatrixView& weights, const double* moment,
+                       std::pair<double, double> unit);
 
 }  // namespace mpfast::cpu

@@ -90,7 +90,7 @@ class _EnoughError(Exception):
 def calls_of(
     model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batches: Iterable[Any]
 ) -> tuple[list[torch.Tensor], list[dict[str, Call]], list[torch.Tensor | None]]:
-    """Run the model over the batches, up to its last block.
+    """Run the model over the batches, up to its last block; over the first one to its end, for what comes after.
 
     Returns
     -------
@@ -107,8 +107,8 @@ def calls_of(
         A block is not called once in each pass, or does not get what the one before it returned.
     """
     hidden, calls, valid = [], [], []
-    for batch in batches:
-        first, found = _one_pass(model, blocks, batch)
+    for number, batch in enumerate(batches):
+        first, found = _one_pass(model, blocks, batch, to_its_end=number == 0)
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         fits = isinstance(mask, torch.Tensor) and mask.shape == first.shape[:-1]
         hidden.append(first)
@@ -120,12 +120,12 @@ def calls_of(
 
 
 def _one_pass(
-    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batch: Any
+    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batch: Any, *, to_its_end: bool
 ) -> tuple[torch.Tensor, dict[str, Call]]:
     names = list(blocks)
     found: dict[str, Call] = {}
     start: list[torch.Tensor] = []
-    returned: list[tuple[str, torch.Tensor]] = []
+    returned: list[tuple[str, torch.Tensor, int | None]] = []
 
     def before(name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if name in found:
@@ -134,15 +134,16 @@ def _one_pass(
         states = args[0] if args else keywords[keyword]
         if not start:
             start.append(states.detach().clone())
-        elif returned[-1][1].data_ptr() != states.data_ptr() or returned[-1][1].shape != states.shape:
+        elif not _is_as_returned(states, *returned[-1][1:]):
             raise InvalidValueError(
                 "blocks", f"{name} is not handed what {returned[-1][0]} returned", "name blocks that follow each other"
             )
         found[name] = Call(args[1:], {key: value for key, value in keywords.items() if key != keyword}, keyword)
 
     def after(name: str, output: Any) -> None:
-        returned.append((name, first_tensor(output)))
-        if len(found) == len(names):
+        output = first_tensor(output)
+        returned.append((name, output, _version(output)))
+        if len(found) == len(names) and not to_its_end:
             raise _EnoughError
 
     hooks = []
@@ -164,6 +165,16 @@ def _one_pass(
         missing = next(name for name in names if name not in found)
         raise InvalidValueError("blocks", f"{missing} is not called", "name those that are, by a pattern")
     return start[0], {name: found[name] for name in found}
+
+
+def _is_as_returned(states: torch.Tensor, output: torch.Tensor, version: int | None) -> bool:
+    """Whether a block is handed what the one before it returned, and nothing has been written to that since."""
+    same = output.data_ptr() == states.data_ptr() and output.shape == states.shape
+    return same and _version(states) == version
+
+
+def _version(states: torch.Tensor) -> int | None:
+    return None if states.is_inference() else states._version
 
 
 def _keyword(name: str, keywords: Mapping[str, Any]) -> str:

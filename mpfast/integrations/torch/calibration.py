@@ -158,7 +158,7 @@ class SecondMoments(Moments[torch.Tensor]):
         if self.share == 0:
             raise InvalidValueError("share", "must lie in (0, 1], not 0")
         self.seed = check_seed(seed)
-        self.folds = positive_integer(folds, "folds")
+        self.folds = positive_integer(folds, "folds", optional=False)
         self._valid: torch.Tensor | None = None
         self.skipped: dict[str, str] = {}
         self._threads = thread_count(torch.get_num_threads() if threads is None else threads)

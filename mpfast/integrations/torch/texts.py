@@ -67,17 +67,18 @@ def text_moments(
         There is no such model, or a file of it is missing.
     ValueError
         The directory is no model of transformers, the model takes no windows of this length, the texts have no token,
-        or no layer is left.
+        there is no such device, or no layer is left.
 
     Warns
     -----
     UserWarning
         Of layers that have seen fewer than 4 inputs per dimension.
     """
-    positive_integer(tokens, "tokens")
-    positive_integer(length, "length")
+    place = _device(device)
+    positive_integer(tokens, "tokens", optional=False)
+    positive_integer(length, "length", optional=False)
     folder = _model_folder(model)
-    network, tokenizer = _loaded(folder, device)
+    network, tokenizer = _loaded(folder, place)
     most = getattr(network.config, "max_position_embeddings", None)
     if isinstance(most, int) and length > most:
         raise InvalidValueError("length", f"is {length}, and the model takes {most} tokens at most")
@@ -108,7 +109,19 @@ def _model_folder(model: str | os.PathLike[str]) -> str:
     return str(folder)
 
 
-def _loaded(folder: str, device: str | None) -> tuple[Any, Any]:
+def _device(name: str | None) -> torch.device:
+    """A device of PyTorch on which there is memory to be had."""
+    try:
+        device = torch.device("cpu" if name is None else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # what PyTorch raises where it was built without one
+        raise InvalidValueError("device", f"is none of this PyTorch: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise InvalidValueError("device", "has no memory to run a model in", "take another one than 'meta'")
+    return device
+
+
+def _loaded(folder: str, device: torch.device) -> tuple[Any, Any]:
     """The model, ready to run, and its tokenizer."""
     import transformers  # late: it takes seconds
 
@@ -121,7 +134,7 @@ def _loaded(folder: str, device: str | None) -> tuple[Any, Any]:
         network = builder.from_pretrained(folder, local_files_only=True).float().eval()
     network.config.use_cache = False
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return network.to(device or "cpu"), tokenizer
+    return network.to(device), tokenizer
 
 
 @contextlib.contextmanager
