@@ -213,6 +213,20 @@ def test_the_command_says_what_is_missing(llama, tmp_path):
     )
 
 
+def test_a_file_that_is_no_text_is_named(llama, tmp_path):
+    text = tmp_path / "latin.txt"
+    text.write_bytes(b"caf\xe9")
+    run = command(llama, "--texts", text, "-o", tmp_path / "m.safetensors")
+    assert run.returncode == 1
+    assert run.stderr.strip() == f"mpfast: error: {text}: is no text in UTF-8: byte 0xe9 at 3"
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:77"])
+def test_a_device_that_is_not_there(llama, device):
+    with pytest.raises(ValueError, match=r"text_moments\(\): device "):
+        text_moments(llama, ["some words"], device=device)
+
+
 def test_without_transformers_it_says_what_to_install(llama, monkeypatch):
     import importlib.util
 
