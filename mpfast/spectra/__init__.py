@@ -19,6 +19,7 @@ from mpfast.spectra.laws import (
 from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.request import SpectrumMethod
+from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = [
     "MarchenkoPasturEigenvalues",
     "Measure",
     "Randomness",
+    "SeparableEdge",
+    "SeparableLaw",
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
@@ -53,6 +56,7 @@ __all__ = [
     "measured_spectrum",
     "optimal_threshold",
     "randomness",
+    "separable_edge",
     "shrink",
     "shrink_to_diagonal",
     "sigma_plus",
