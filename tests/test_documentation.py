@@ -15,7 +15,7 @@ import pytest
 import mpfast
 from mpfast.checkpoints import FORMATS
 from mpfast.models import EXPORTERS, METHODS
-from mpfast.spectra.edge import _ESTIMATORS
+from mpfast.spectra.estimators import ESTIMATORS
 from tests.documents import DOCS, NEEDS, NOT_RUN, PAGES, PROSE, ROOT, blocks_of, given, real_model, synthetic_model
 
 REFERENCED = [
@@ -157,7 +157,7 @@ LISTS = {
         ", ".join(f"`{suffix}`" for suffix in entry.suffixes): entry.description for entry in FORMATS
     },
     ("docs/reference/spectrum.md", "estimator"): {
-        f"`{name}`": inspect.getdoc(estimate).partition("\n")[0] for name, estimate in _ESTIMATORS.items()
+        f"`{name}`": inspect.getdoc(estimate).partition("\n")[0] for name, estimate in ESTIMATORS.items()
     },
 }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mpfast.spectra import lowrank
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.estimate import measured_spectrum, spectrum
+from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.krylov_svd import SVD, svd
 from mpfast.spectra.laws import (
     MarchenkoPastur,
@@ -18,7 +18,8 @@ from mpfast.spectra.laws import (
 )
 from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.metrics import METRICS, spectral_metrics
-from mpfast.spectra.request import SpectrumMethod
+from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.request import NoiseModel, SpectrumMethod
 from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
 
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "SVD",
+    "BothModels",
     "EdgeFit",
     "MarchenkoPastur",
     "MarchenkoPasturEigenvalues",
     "Measure",
+    "NoiseModel",
+    "NoiseProfile",
     "Randomness",
     "SeparableEdge",
     "SeparableLaw",
@@ -53,6 +57,7 @@ __all__ = [
     "largest_value_pvalue",
     "low_rank",
     "lowrank",
+    "measured_both",
     "measured_spectrum",
     "optimal_threshold",
     "randomness",

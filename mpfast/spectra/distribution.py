@@ -80,6 +80,15 @@ class Measure:
             return np.zeros(s.shape)
         return (self.cdf(s + width) - self.cdf(s - width)) / (2 * width)
 
+    def without_largest(self, share: float) -> Measure:
+        """The distribution of the values that are left when the largest, a ``share`` of all, are taken away."""
+        order = np.argsort(-self.nodes, kind="stable")
+        beyond = np.cumsum(self.weights[order]) - share
+        kept = np.clip(beyond, 0.0, self.weights[order])
+        # Sums of weights round: what is left of a node that goes is no node.
+        some = kept > 1e-9 * self.weights[order]
+        return Measure(self.nodes[order][some], kept[some] / kept[some].sum())
+
     def moment(self, power: int) -> float:
         """Mean of ``s**power``."""
         return float(self.weights @ self.nodes**power)

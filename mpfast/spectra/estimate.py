@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.operators import Source, open_source
+from mpfast.operators import Source
 from mpfast.spectra.edge import SQUARES_RESOLUTION
+from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.request import Request, SpectrumMethod
+from mpfast.spectra.request import Request
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
-from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
+from mpfast.support import InvalidValueError, KeptProperty
 
-__all__ = ["estimate_spectrum", "measured_spectrum", "spectrum"]
+__all__ = ["Estimate"]
 
 
 Array = NDArray[np.float64]
@@ -34,23 +34,50 @@ LANCZOS_FROM = 64
 MAX_PROBES = 512
 # Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
 PROBE_MASS = 32768
+# Of a run that is only to find strong triplets.
+ROUGH_PROBES = 8
 # sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
 EDGE_NOISE = 0.4
 
 
-def estimate_spectrum(source: Source, request: Request) -> Spectrum:
-    """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
-    p = min(source.shape)
-    if request.method == "lanczos" and p < LANCZOS_FROM:
-        raise InvalidValueError(
-            "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
+class Estimate:
+    """One spectrum under way: what a first look says, and the spectrum itself once that is asked for."""
+
+    def __init__(self, source: Source, request: Request) -> None:
+        """Begin as requested; the request's ``threads`` and ``device`` are the source's own."""
+        p = min(source.shape)
+        if request.method == "lanczos" and p < LANCZOS_FROM:
+            raise InvalidValueError(
+                "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
+            )
+        wants_exact = (
+            request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
         )
-    wants_exact = (
-        request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
-    )
-    if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
-        return exact_spectrum(source, request)
-    return lanczos_spectrum(source, request)
+        exact = request.method == "exact" or p < LANCZOS_FROM or wants_exact
+        self.source = source
+        self._request = request
+        self._session = None if exact else _begun(source, request)
+
+    @KeptProperty
+    def look(self) -> Spectrum:
+        """Every singular value, or what the first steps say."""
+        if self._session is None:
+            return exact_spectrum(self.source, self._request)
+        return self._session.after(self._session.steps)
+
+    @KeptProperty
+    def finished(self) -> Spectrum:
+        """The spectrum as accurate as asked for."""
+        return self.look if self._session is None else _grown(self._session, self._request)
+
+    def leading(self, floor: float, limit: int) -> Leading:
+        """At most ``limit`` singular triplets of values above ``floor``; asked for before `finished`."""
+        if self._session is not None:
+            return leading_of_session(self._session, floor, limit)
+        if min(self.source.shape) <= EXACT_UP_TO:
+            return leading_of_gram(self.source, floor, limit, self._request.thread_count)
+        rough = replace(self._request, method="lanczos", probes=ROUGH_PROBES, steps=None)
+        return leading_of_session(_begun(self.source, rough), floor, limit)
 
 
 def exact_spectrum(source: Source, request: Request) -> Spectrum:
@@ -67,8 +94,8 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
     )
 
 
-def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
-    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+def _begun(source: Source, request: Request) -> Session:
+    """A session after its first steps, in fp64 where fp32 leaves the bulk too few digits."""
     p = min(source.shape)
     probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
     session = Session(source, request, precise=False)
@@ -76,7 +103,12 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
     if session.needs_double():
         session = Session(session.source, request, precise=True)
         session.add_probes(probes)
+    return session
 
+
+def _grown(session: Session, request: Request) -> Spectrum:
+    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+    source = session.source
     if request.method == "auto" and session.values_repeat() and _exact_is_possible(source):
         return exact_spectrum(session.source, request)
     while True:
@@ -145,81 +177,3 @@ def _exact_is_cheaper(source: Source, probes: int) -> bool:
     exact = 2.0 * q * p * p + 8.0 * p**3
     lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
     return exact < lanczos and 8 * p * p < 2**32
-
-
-@front_door
-def spectrum(
-    W: Any,
-    *,
-    method: SpectrumMethod = "auto",
-    tol: float = 5e-3,
-    probes: int | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    device: str | None = None,
-) -> Spectrum:
-    """Measure the singular-value distribution of a matrix.
-
-    Parameters
-    ----------
-    W
-        2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
-        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
-    method
-        ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
-        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
-        cheaper than meeting ``tol``, else Lanczos.
-    tol
-        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
-    probes, steps
-        Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
-    seed
-        Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
-    threads
-        Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
-    device
-        Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
-        is too large for it; ``"cpu"`` insists on the host.
-
-    Returns
-    -------
-    Spectrum
-
-    Raises
-    ------
-    ValueError
-        W is empty, not 2-D, or has non-finite entries; an option is out of range.
-    TypeError
-        W is complex, integer, boolean or an object array.
-
-    Warns
-    -----
-    ConvergenceWarning
-        ``tol`` was not met within the budget; the message says what was reached.
-
-    References
-    ----------
-    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
-    Trogdon, arXiv 2504.03066 (2025).
-
-    Examples
-    --------
-    >>> import numpy as np, mpfast
-    >>> W = np.random.default_rng(0).standard_normal((300, 400))
-    >>> edge = mpfast.spectrum(W).edge
-    >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
-    37.4 0 good
-    """
-    found = measured_spectrum(
-        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
-    )
-    warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
-    return found
-
-
-def measured_spectrum(W: Any, **options: Any) -> Spectrum:
-    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
-    request = Request(**options)
-    source = open_source(W, threads=request.thread_count, device=request.device)
-    return estimate_spectrum(source, request)

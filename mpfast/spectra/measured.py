@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
 from mpfast.spectra.metrics import spectral_metrics
+from mpfast.spectra.noise import NoiseProfile
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ __all__ = ["Spectrum", "fit_values"]
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """What is known of the singular values of one matrix of shape (m, n), ``p = min(m, n)``.
+
+    Where scales of rows and columns are taken out, see ``noise``, it is the scaled matrix that all of this is about,
+    without the rows and columns that are dead.
 
     Attributes
     ----------
@@ -63,6 +67,8 @@ class Spectrum:
         What was reached where ``tol`` was not met within the budget; empty where it was.
     zero_fraction
         Share of rows or columns on the short side that are zero; None when all singular values are known.
+    noise
+        What the noise was taken for; None where nobody has seen the entries.
     """
 
     shape: tuple[int, int]
@@ -86,6 +92,7 @@ class Spectrum:
     fro_norm_exact: bool = True
     zero_fraction: float | None = None
     unmet_tolerance: str = ""
+    noise: NoiseProfile | None = None
 
     @classmethod
     @front_door
@@ -178,7 +185,8 @@ class Spectrum:
         Parameters
         ----------
         estimator
-            ``"bema"`` (least squares on the central quantiles), ``"median"`` or ``"residual"``.
+            ``"bema"`` (least squares on the central quantiles), ``"bema-counted"`` (the same once more without the
+            values above its threshold), ``"median"`` or ``"residual"``.
         alpha
             Share of the values left out at each end.
         beta
@@ -208,7 +216,7 @@ class Spectrum:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; `from_dict` reads it back."""
         return {
-            "schema": 1,
+            "schema": 2,
             "shape": list(self.shape),
             "dtype": self.dtype,
             "method": self.method,
@@ -230,12 +238,13 @@ class Spectrum:
             "resolution": self.resolution,
             "zero_fraction": self.zero_fraction,
             "unmet_tolerance": self.unmet_tolerance,
+            "noise": None if self.noise is None else self.noise.to_dict(),
         }
 
     @classmethod
     @front_door
     def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
-        """Rebuild a spectrum from `to_dict`.
+        """Rebuild a spectrum from `to_dict`; schema 1 knew no ``noise``.
 
         Raises
         ------
@@ -243,8 +252,8 @@ class Spectrum:
             A field is missing, unknown or of a wrong kind, or fields contradict each other: the message names it.
         """
         read = Record(record, "the spectrum")
-        if read.get("schema") != 1:
-            raise read.refuse("schema", "1")
+        if read.get("schema") not in (1, 2):
+            raise read.refuse("schema", "1 or 2")
         read.allow({"schema", *(field.name for field in fields(cls))})
         shape = read.matrix_shape("shape")
         method = read.text("method")
@@ -282,6 +291,7 @@ class Spectrum:
             fro_norm_exact=read.flag("fro_norm_exact"),
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),
+            noise=NoiseProfile.from_record(read.record("noise")) if read.has("noise") else None,
         )
 
     def __repr__(self) -> str:

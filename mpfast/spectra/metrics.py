@@ -11,7 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra.edge import EdgeFit, SpectrumLike
+from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.estimators import SpectrumLike
 
 Array = NDArray[np.float64]
 

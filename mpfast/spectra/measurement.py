@@ -1,0 +1,157 @@
+"""The function `mpfast.spectrum`: which model of the noise, and what is measured for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from numpy.typing import ArrayLike
+
+from mpfast.operators import Source, open_source
+from mpfast.spectra.estimate import LANCZOS_FROM, Estimate
+from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
+from mpfast.spectra.request import NoiseModel, Request, SpectrumMethod
+from mpfast.spectra.uneven import Measured, energies_of, measured_under, measured_with
+from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
+
+__all__ = ["BothModels", "measured_both", "measured_spectrum", "measured_spectrum_of", "spectrum"]
+
+
+@front_door
+def spectrum(
+    W: Any,
+    *,
+    method: SpectrumMethod = "auto",
+    tol: float = 5e-3,
+    probes: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+    noise: NoiseModel | Sequence[ArrayLike] = "even",
+) -> Spectrum:
+    """Measure the singular-value distribution of a matrix.
+
+    Parameters
+    ----------
+    W
+        2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
+        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
+    method
+        ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
+        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
+        cheaper than meeting ``tol``, else Lanczos.
+    tol
+        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
+    probes, steps
+        Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
+    seed
+        Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
+    threads
+        Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
+    device
+        Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
+        is too large for it; ``"cpu"`` insists on the host.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    ValueError
+        W is empty, not 2-D, or has non-finite entries; an option is out of range; nobody sees the entries whose scales
+        are to be measured.
+    TypeError
+        W is complex, integer, boolean or an object array.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``tol`` was not met within the budget; the message says what was reached.
+
+    References
+    ----------
+    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
+    Trogdon, arXiv 2504.03066 (2025). For uneven noise Landa and Kluger, arXiv 2306.11263, who find the scales from all
+    singular vectors; here they come from energies.
+
+    Examples
+    --------
+    >>> import numpy as np, mpfast
+    >>> W = np.random.default_rng(0).standard_normal((300, 400))
+    >>> edge = mpfast.spectrum(W).edge
+    >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
+    37.4 0 good
+    """
+    found = measured_spectrum(
+        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device, noise=noise
+    )
+    warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
+    return found
+
+
+def measured_spectrum(W: Any, **options: Any) -> Spectrum:
+    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
+    request = Request(**options)
+    source = open_source(W, threads=request.thread_count, device=request.device)
+    return measured_spectrum_of(source, request).spectrum
+
+
+def measured_spectrum_of(source: Source, request: Request) -> Measured:
+    """Measure the spectrum of an open source as requested; also whose it is, where scales are taken out."""
+    if not isinstance(request.noise, str):
+        return measured_with(source, request, request.noise)
+    if request.noise == "even":
+        estimate = Estimate(source, request)
+        return Measured(_even(estimate, energies_of(source)), source)
+    found = energies_of(source)
+    if found is None and request.noise == "uneven":
+        raise InvalidValueError(
+            "noise='uneven'",
+            "needs the energies of rows and columns, but nobody sees the entries of W, or their squares are no float64",
+            "give the scales, if they are known, or scale W",
+        )
+    if found is None or not found.rows.any() or (request.noise == "auto" and _is_even(found)):
+        return Measured(_even(Estimate(source, request), found), source)
+    return measured_under(source, request, found)
+
+
+class BothModels(NamedTuple):
+    """A spectrum as that of even noise, and as that of the noise that the energies tell of."""
+
+    even: Spectrum
+    told: Spectrum
+
+
+def measured_both(W: Any, **options: Any) -> BothModels:
+    """Measure with ``noise="even"`` and ``noise="auto"``, one spectrum where these agree; options as `spectrum`."""
+    request = Request(**options)
+    source = open_source(W, threads=request.thread_count, device=request.device)
+    estimate = Estimate(source, request)
+    found = energies_of(source)
+    if found is None or _is_even(found):
+        even = _even(estimate, found)
+        return BothModels(even, even)
+    told = measured_under(source, request, found, begun=estimate).spectrum
+    return BothModels(_even(estimate, found), told)
+
+
+def _is_even(found: Energies) -> bool:
+    """Whether no scales are needed: too few singular values to tell, or energies that hardly differ, none of them 0."""
+    if not found.rows.any() or min(len(found.rows), len(found.columns)) < LANCZOS_FROM:
+        return True
+    rows, columns = live_sides(found)
+    return bool(rows.all() and columns.all()) and edge_shift_of(found) < SETTLED
+
+
+def _even(estimate: Estimate, found: Energies | None) -> Spectrum:
+    """The spectrum as that of even noise, with what the energies say against that, where they are known."""
+    spectrum = estimate.finished
+    if found is None or not found.rows.any():
+        return spectrum
+    profile = NoiseProfile.even(found, math.sqrt(float(found.rows.sum())), spectrum.edge.variance)
+    return replace(spectrum, noise=profile)
