@@ -106,12 +106,12 @@ def test_a_fault_of_the_program_comes_back(client, model, name):
         def broken(matrix, **_):
             raise getattr(builtins, name)("a fault of the program")
 
-        layer_job.kept, layer_job.measured_spectrum = layer_job.measured_spectrum, broken
+        layer_job.kept, layer_job.measured_both = layer_job.measured_both, broken
 
     def mend_it():
         from mpfast.models import layer_job
 
-        layer_job.measured_spectrum = layer_job.kept
+        layer_job.measured_both = layer_job.kept
 
     client.run(break_it)
     try:

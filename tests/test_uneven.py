@@ -313,8 +313,8 @@ def test_matrices_without_noise_have_no_scales_to_find(matrix, noise):
     assert found.edge.spikes == mpfast.spectrum(matrix).edge.spikes
 
 
-def test_energies_beyond_float64_are_said():
-    with pytest.raises(ValueError, match="squares are no float64"):
+def test_variances_beyond_float64_are_said():
+    with pytest.raises(ValueError, match="is no float64"):
         mpfast.spectrum(np.diag([1e200, 1.0, 1.0]), noise="uneven")
 
 
@@ -340,6 +340,20 @@ def test_values_below_the_lower_edge_are_counted():
     fit = mpfast.spectra.fit_values(values, (200, 800))
     assert fit.sigma_minus == pytest.approx(math.sqrt(fit.variance) * (800**0.5 - 200**0.5))
     assert fit.below_edge == 3
+
+
+def test_entries_that_nobody_sees_have_no_energies():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    W = uneven("cols", SHAPE, 0)
+    operator = linalg.aslinearoperator(W)
+    for noise in ("even", "auto"):
+        assert mpfast.spectrum(operator, noise=noise).noise is None
+    assert mpfast.spectrum(operator).edge.unevenness is None
+    with pytest.raises(ValueError, match="nobody sees the entries"):
+        mpfast.spectrum(operator, noise="uneven")
+    scales = mpfast.spectrum(W, noise="uneven").noise
+    known = mpfast.spectrum(operator, noise=(scales.row_scale, scales.col_scale))
+    assert (known.edge.spikes, known.noise.left, known.noise.settled) == (0, None, False)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

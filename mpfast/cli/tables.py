@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.models import Analysis, LayerReport, SkippedTensor
+from mpfast.models.noise_verdict import EQUAL, LEVELS, NORMAL
 from mpfast.support import printable
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ __all__ = [
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_HEADERS = ("layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "hill_alpha", "stable")
+_HEADERS = (
+    *("layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"),
+    *("hill_alpha", "stable"),
+)
 _GAP = "  "
-_VERDICT_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
@@ -47,7 +50,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
-    """Lay out an analysis: the table, warnings, skipped tensors, totals.
+    """Lay out an analysis: the table, what its verdicts mean, warnings, skipped tensors, totals.
 
     Parameters
     ----------
@@ -65,6 +68,7 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
     return [
         *lines,
         plain(),
+        *_verdict_lines(rows, verbose),
         *_warning_lines(rows, verbose),
         *_skipped_lines(analysis.skipped, verbose),
         *_total_lines(analysis),
@@ -107,12 +111,31 @@ def _row_cells(row: LayerReport) -> Line:
         ("x".join(map(str, row.shape)), ""),
         (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
         (str(row.spikes), ""),
-        (f"{100 * row.bulk_fraction:.1f}%", ""),
-        (f"{row.ks:.3f}", ""),
-        (row.verdict, _VERDICT_STYLES.get(row.verdict, "")),
+        (_range(row), ""),
+        (_share(row.unevenness), ""),
+        (_distances(row, 3), ""),
+        (row.verdict, ""),
+        (_share(row.share), ""),
+        (f"{row.metrics.get('entropy_rank', math.nan):.0f}", ""),
         (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
         (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
     ]
+
+
+def _range(row: LayerReport) -> str:
+    """What stands out of independent entries, and what stands out of the bulk."""
+    low = min(row.strict, row.signals)
+    return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
+
+
+def _share(value: float) -> str:
+    return "?" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _distances(row: LayerReport, digits: int) -> str:
+    """Kolmogorov distance to even noise, and once scales are taken out."""
+    before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
+    return before if row.ks == row.ks_scaled else f"{before}→{after}"
 
 
 def _table(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
@@ -135,6 +158,17 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
         padded = text.ljust(width) if is_name else text.rjust(width)
         pieces.append((padded if is_name else _GAP + padded, style))
     return pieces
+
+
+def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
+    """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
+    lines: list[Line] = []
+    for level in (*LEVELS, EQUAL):
+        found = [row for row in rows if row.verdict == level]
+        for row in found if verbose else found[:1]:
+            others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
+            lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
+    return [*lines, plain(NORMAL), plain()] if any(row.verdict in LEVELS for row in rows) else lines
 
 
 def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
@@ -187,12 +221,14 @@ def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
 
 def _total_lines(analysis: Analysis) -> list[Line]:
     totals = analysis.summary()
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(totals["verdicts"].items()))
-    fits = f" (fits: {verdicts})" if verdicts else ""
+    counts = totals["verdicts"]
+    verdicts = ", ".join(f"{counts[level]} {level}" for level in (*LEVELS, EQUAL) if level in counts)
+    fits = f" (noise: {verdicts})" if verdicts else ""
     return [
         plain(
             f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{counted(totals['spikes'], 'spike')}, {counted(totals['skipped'], 'tensor')} skipped"
+            f"{counted(totals['spikes'], 'spike')}, {counted(totals['signals'], 'signal')}, "
+            f"{counted(totals['skipped'], 'tensor')} skipped"
         ),
         plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
     ]
@@ -217,15 +253,17 @@ def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Li
         ("threshold", f"{row.threshold:.5g}"),
         ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
         ("spikes", _spikes_text(row, spectrum)),
-        ("bulk", f"{100 * row.bulk_fraction:.2f}% of the singular values"),
-        ("fit", f"{row.verdict}, KS {row.ks:.4f}"),
+        ("signals", f"{_range(row)} whatever the scales of rows and columns"),
+        ("unevenness", f"{_share(row.unevenness)} of the edge, if all of it were noise"),
+        ("share", f"{_share(row.share)} of the energy is fitted noise"),
+        ("KS", f"{_distances(row, 4)}"),
+        ("verdict", f"{row.verdict}: {row.sentence}"),
         *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
     ]
     label_width = max(len(label) for label, _ in figures)
     lines = [[(printable(source), "cyan")]]
     for label, text in figures:
-        style = _VERDICT_STYLES.get(row.verdict, "") if label == "fit" else ""
-        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, style)])
+        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, "")])
     lines += [[("! ", "yellow"), (printable(warning), "")] for warning in row.warnings]
     return [*lines, plain(), *_chart_lines(row, spectrum)]
 

@@ -21,9 +21,10 @@ from mpfast.checkpoints import (
     read_layer,
     shares_memory,
 )
-from mpfast.models.layer_report import EQUAL, LayerReport
+from mpfast.models.layer_report import LayerReport
+from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import SpectrumMethod, measured_spectrum
+from mpfast.spectra import SpectrumMethod, measured_both
 from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
 __all__ = ["Settings", "checked_views", "layer_outcome", "open_derived"]
@@ -91,7 +92,7 @@ def layer_outcome(
         if kept is not None:
             return _completed(kept, layer, checkpoint)
         product = isinstance(matrix, LowRankProduct)
-        found = measured_spectrum(
+        found = measured_both(
             matrix,
             method="exact" if product else settings.method,
             tol=settings.tol,
@@ -99,7 +100,7 @@ def layer_outcome(
             threads=threads,
             device=None if product else device,
         )
-        report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+        report = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except UnreadableArrayError as error:  # of the object, which other layers may have, too
@@ -123,7 +124,7 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
     if layer.shared:
         report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):
-        return replace(report, verdict=EQUAL, warnings=())
+        return replace(report, verdict=EQUAL, sentence=EQUAL_SENTENCE, warnings=())
     return report
 
 

@@ -99,8 +99,8 @@ class Analysis(Rows[LayerReport]):
         -------
         dict
             ``layers``, ``entries`` (of the matrices analysed), ``skipped``, ``spikes``,
-            ``spikes_above_edge``, ``verdicts`` (verdict -> layers), ``with_warnings``, the medians over the
-            layers ``median_bulk_fraction``, ``median_hill_alpha`` and ``median_stable_rank`` (NaN without layers;
+            ``spikes_above_edge``, ``signals``, ``verdicts`` (verdict -> layers), ``with_warnings``, the medians over
+            the layers ``median_bulk_fraction``, ``median_hill_alpha`` and ``median_stable_rank`` (NaN without layers;
             layers where a measure is undefined are left out of its median), and ``seconds``.
         """
         return {
@@ -109,6 +109,7 @@ class Analysis(Rows[LayerReport]):
             "skipped": len(self.skipped),
             "spikes": sum(row.spikes for row in self.layers),
             "spikes_above_edge": sum(row.spikes_above_edge for row in self.layers),
+            "signals": sum(row.signals for row in self.layers),
             "verdicts": dict(Counter(row.verdict for row in self.layers)),
             "with_warnings": sum(bool(row.warnings) for row in self.layers),
             "median_bulk_fraction": _median(row.bulk_fraction for row in self.layers),

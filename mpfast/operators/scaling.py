@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mpfast.arrays import widened
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.linear_operator import OperatorSource
-from mpfast.operators.protocol import Source
+from mpfast.operators.protocol import LanczosRun, Source
 
 Array = NDArray[np.float64]
 
@@ -20,10 +20,15 @@ __all__ = ["energies", "scaled"]
 PIECE = 1 << 20
 
 
-def energies(source: Source) -> tuple[Array, Array] | None:
-    """Sums of squares of every row, (m,), and of every column, (n,), in fp64; None where nobody sees the entries."""
-    if isinstance(source, _ScaledSource):
-        return source.energies()
+def energies(source: Source, run: LanczosRun | None = None) -> tuple[Array, Array] | None:
+    """Sums of squares of every row, (m,), and column, (n,), in units of ``4**source.scale_exponent``, in fp64.
+
+    None where nobody sees the entries. ``run``: a run on this source, whose first pass may have seen them.
+    """
+    own = getattr(source, "energies", None)
+    if own is not None:
+        found: tuple[Array, Array] | None = own(run)
+        return found
     return _energies(source, *map(np.ones, source.shape)) if isinstance(source, MatrixSource) else None
 
 
@@ -32,11 +37,12 @@ def _energies(source: MatrixSource, row_scale: Array, column_scale: Array) -> tu
     m, n = source.shape
     rows, columns = np.empty(m), np.zeros(n)
     step = max(1, PIECE // n)
+    unit = 2.0**-source.scale_exponent
     with np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, m, step):
             piece = owner[first : first + step]
             wide = widened(piece) if source.dtype == "bfloat16" else piece
-            squares = (wide.astype(np.float64) * row_scale[first : first + step, None] * column_scale) ** 2
+            squares = (wide.astype(np.float64) * unit * row_scale[first : first + step, None] * column_scale) ** 2
             rows[first : first + step] = squares.sum(axis=1)
             columns += squares.sum(axis=0)
     return rows, columns
@@ -57,10 +63,10 @@ class _ScaledSource(OperatorSource):
         self.scale_exponent = source.scale_exponent
         self.device = source.device
         found = self.energies()
-        self._squared_norm = None if found is None else float(found[0].sum()) * 4.0**-self.scale_exponent
+        self._squared_norm = None if found is None else float(found[0].sum())
         self.exact_norm = found is not None
 
-    def energies(self) -> tuple[Array, Array] | None:
+    def energies(self, run: LanczosRun | None = None) -> tuple[Array, Array] | None:
         return _energies(self.source, *self.factors) if isinstance(self.source, MatrixSource) else None
 
     def singular_values(self) -> tuple[Array, float, bool]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from mpfast.spectra import lowrank
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.krylov_svd import SVD, svd
 from mpfast.spectra.laws import (
     MarchenkoPastur,
@@ -17,6 +16,7 @@ from mpfast.spectra.laws import (
     tracy_widom_threshold,
 )
 from mpfast.spectra.measured import Spectrum, fit_values
+from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.request import NoiseModel, SpectrumMethod

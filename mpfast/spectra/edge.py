@@ -303,8 +303,7 @@ def _assemble(
     above, _ = count_above(source, sigma)
     floor = 0.0 if source.values is not None else 0.87 * math.sqrt(2 / (p * max(source.probes, 1)))
     ks = max(kolmogorov(fitted_part(source, estimator, alpha), variance, alpha), floor)
-    settled = source.noise is None or source.noise.model == "even" or source.noise.settled
-    verdict = _verdict(ks) if settled else "poor"
+    verdict = _verdict(ks) if source.noise is None or not source.noise.unsettled else "poor"
     ratio = residual(source, source.measure, alpha) / variance if variance > 0 else math.nan
     return EdgeFit(
         shape=source.shape,

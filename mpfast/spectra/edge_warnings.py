@@ -66,11 +66,14 @@ def _noise_warnings(noise: NoiseProfile, ks: float) -> list[str]:
             "the energies of rows or columns differ: uneven noise would move the edge by "
             f"{_percent(noise.unevenness)}, or strong signals lie in few of them; noise='auto' tells which"
         )
-    if noise.model != "even" and noise.left is not None and noise.left >= SETTLED:
+    if noise.unsettled and noise.left is not None:
         found.append(
             f"the scales of rows and columns did not settle: what is uneven after {noise.rounds} rounds would move the "
             f"edge by {_percent(noise.left)}"
         )
+    dead = noise.dead
+    if dead:
+        found.append(f"{dead} rows or columns are zero, or nearly, and left out")
     if noise.scaled and noise.even_ks is not None and ks > WORSE * noise.even_ks:
         found.append(
             f"the scales make the fit worse (KS {noise.even_ks:.3f} without, {ks:.3f} with them): rows or columns hold "

@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.operators import Source
+from mpfast.operators import Source, energies
 from mpfast.spectra.edge import SQUARES_RESOLUTION
 from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.noise import Energies
 from mpfast.spectra.request import Request
 from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
 from mpfast.support import InvalidValueError, KeptProperty
@@ -57,18 +58,26 @@ class Estimate:
         self.source = source
         self._request = request
         self._session = None if exact else _begun(source, request)
-
-    @KeptProperty
-    def look(self) -> Spectrum:
-        """Every singular value, or what the first steps say."""
-        if self._session is None:
-            return exact_spectrum(self.source, self._request)
-        return self._session.after(self._session.steps)
+        #: Every singular value, or what the first steps say.
+        self.look = (
+            exact_spectrum(source, request) if self._session is None else self._session.after(self._session.steps)
+        )
 
     @KeptProperty
     def finished(self) -> Spectrum:
         """The spectrum as accurate as asked for."""
         return self.look if self._session is None else _grown(self._session, self._request)
+
+    @KeptProperty
+    def energies(self) -> Energies | None:
+        """Of rows and columns; None where nobody sees the entries, or where these are not finite."""
+        source, run = self.source, None
+        if self._session is not None:
+            source, run = self._session.source, self._session.runs[0]
+        found = energies(source, run)
+        if found is None or not (np.isfinite(found[0]).all() and np.isfinite(found[1]).all()):
+            return None
+        return Energies(*found, source.scale_exponent)
 
     def leading(self, floor: float, limit: int) -> Leading:
         """At most ``limit`` singular triplets of values above ``floor``; asked for before `finished`."""

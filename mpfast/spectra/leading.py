@@ -20,7 +20,10 @@ STANDS = 0.02
 
 
 class Leading(NamedTuple):
-    """Some singular triplets: squares of the values, (count,), and of the vectors' entries, (count, m), (count, n)."""
+    """Some singular triplets: squares of the values, (count,), and of the vectors' entries, (count, m), (count, n).
+
+    Those of the values are in units of ``4**scale_exponent``, as the energies of the source are.
+    """
 
     energies: Array
     left: Array
@@ -73,4 +76,4 @@ def _triplets(source: Source, short_side: NDArray[Any]) -> Leading:
     sizes = squares.sum(axis=1)
     long_squares, short_squares = squares / sizes[:, None], vectors.astype(np.float64) ** 2
     left, right = (long_squares, short_squares) if tall else (short_squares, long_squares)
-    return Leading(sizes * 4.0**source.scale_exponent, left, right)
+    return Leading(sizes, left, right)

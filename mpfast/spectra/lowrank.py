@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, like, on_host, wide
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.measurement import measured_spectrum
 from mpfast.spectra.krylov_svd import leading_triplets
+from mpfast.spectra.measurement import measured_spectrum
 from mpfast.spectra.shrinkage import LOSSES, optimal_threshold, shrink
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, thread_count, warn_caller
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from mpfast.spectra.estimate import LANCZOS_FROM, Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
 from mpfast.spectra.request import NoiseModel, Request, SpectrumMethod
-from mpfast.spectra.uneven import Measured, energies_of, measured_under, measured_with
+from mpfast.spectra.uneven import Measured, measured_under, measured_with
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["BothModels", "measured_both", "measured_spectrum", "measured_spectrum_of", "spectrum"]
@@ -105,10 +104,10 @@ def measured_spectrum_of(source: Source, request: Request) -> Measured:
     """Measure the spectrum of an open source as requested; also whose it is, where scales are taken out."""
     if not isinstance(request.noise, str):
         return measured_with(source, request, request.noise)
+    estimate = Estimate(source, request)
     if request.noise == "even":
-        estimate = Estimate(source, request)
-        return Measured(_even(estimate, energies_of(source)), source)
-    found = energies_of(source)
+        return Measured(_as_even(estimate.finished, estimate.energies), source)
+    found = estimate.energies
     if found is None and request.noise == "uneven":
         raise InvalidValueError(
             "noise='uneven'",
@@ -116,8 +115,8 @@ def measured_spectrum_of(source: Source, request: Request) -> Measured:
             "give the scales, if they are known, or scale W",
         )
     if found is None or not found.rows.any() or (request.noise == "auto" and _is_even(found)):
-        return Measured(_even(Estimate(source, request), found), source)
-    return measured_under(source, request, found)
+        return Measured(_as_even(estimate.finished, found), source)
+    return measured_under(estimate, request, found)
 
 
 class BothModels(NamedTuple):
@@ -132,12 +131,12 @@ def measured_both(W: Any, **options: Any) -> BothModels:
     request = Request(**options)
     source = open_source(W, threads=request.thread_count, device=request.device)
     estimate = Estimate(source, request)
-    found = energies_of(source)
+    found = estimate.energies
     if found is None or _is_even(found):
-        even = _even(estimate, found)
+        even = _as_even(estimate.finished, found)
         return BothModels(even, even)
-    told = measured_under(source, request, found, begun=estimate).spectrum
-    return BothModels(_even(estimate, found), told)
+    told = measured_under(estimate, request, found).spectrum
+    return BothModels(_as_even(estimate.finished, found), told)
 
 
 def _is_even(found: Energies) -> bool:
@@ -148,10 +147,8 @@ def _is_even(found: Energies) -> bool:
     return bool(rows.all() and columns.all()) and edge_shift_of(found) < SETTLED
 
 
-def _even(estimate: Estimate, found: Energies | None) -> Spectrum:
+def _as_even(spectrum: Spectrum, found: Energies | None) -> Spectrum:
     """The spectrum as that of even noise, with what the energies say against that, where they are known."""
-    spectrum = estimate.finished
     if found is None or not found.rows.any():
         return spectrum
-    profile = NoiseProfile.even(found, math.sqrt(float(found.rows.sum())), spectrum.edge.variance)
-    return replace(spectrum, noise=profile)
+    return replace(spectrum, noise=NoiseProfile.even(found, spectrum.edge.variance))

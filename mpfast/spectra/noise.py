@@ -14,7 +14,17 @@ from mpfast.support import KeptProperty, Record
 
 Array = NDArray[np.float64]
 
-__all__ = ["SETTLED", "Energies", "NoiseProfile", "edge_shift", "edge_shift_of", "live_sides", "shrunk"]
+__all__ = [
+    "DEAD",
+    "SETTLED",
+    "Energies",
+    "NoiseProfile",
+    "edge_shift",
+    "edge_shift_of",
+    "live_sides",
+    "shrunk",
+    "unevenness_of",
+]
 
 #: Unevenness that would move the edge by less than this share of it is left alone.
 SETTLED = 0.01
@@ -31,10 +41,20 @@ MODELS = ("even", "uneven", "known")
 
 
 class Energies(NamedTuple):
-    """Sums of squares of every row, (m,), and of every column, (n,)."""
+    """Sums of squares of every row, (m,), and of every column, (n,), in units of ``4**exponent``."""
 
     rows: Array
     columns: Array
+    exponent: int
+
+    @property
+    def fro_norm(self) -> float:
+        """Frobenius norm."""
+        return math.sqrt(float(self.rows.sum())) * 2.0**self.exponent
+
+    def of(self, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Energies:
+        """Those of some rows and columns, which hold nearly all of the energy."""
+        return Energies(self.rows[rows], self.columns[columns], self.exponent)
 
 
 def shrunk(energies: Array, entries: int) -> Array:
@@ -62,6 +82,12 @@ def edge_shift_of(energies: Energies) -> float:
     """By what share uneven noise of such energies would end above even noise; 0 where sampling explains them."""
     m, n = len(energies.rows), len(energies.columns)
     return edge_shift(shrunk(energies.rows, n), shrunk(energies.columns, m))
+
+
+def unevenness_of(energies: Energies) -> float:
+    """The same for the live rows and columns."""
+    rows, columns = live_sides(energies)
+    return edge_shift_of(energies.of(rows, columns)) if rows.any() and columns.any() else 0.0
 
 
 def live_sides(energies: Energies) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -99,7 +125,7 @@ class NoiseProfile:
     deflated
         Number of strong signals, shared by several rows and columns, that were taken away to read the energies.
     fro_norm
-        Frobenius norm of W.
+        Frobenius norm of W; NaN where nobody has seen the entries.
     variance
         Fitted variance of an entry of the scaled noise, by the default fit.
     even_spikes, even_ks
@@ -121,13 +147,11 @@ class NoiseProfile:
     even_ks: float | None = None
 
     @classmethod
-    def even(cls, energies: Energies, fro_norm: float, variance: float) -> NoiseProfile:
+    def even(cls, energies: Energies, variance: float) -> NoiseProfile:
         """The profile of one scale for all, with what the energies say against it."""
-        rows, columns = live_sides(energies)
-        alive = Energies(energies.rows[rows], energies.columns[columns])
-        shift = edge_shift_of(alive) if rows.any() and columns.any() else 0.0
-        ones = np.ones(len(rows)), np.ones(len(columns))
-        return cls("even", *ones, shift, shift, 0, shift < SETTLED, 0, fro_norm, variance)
+        shift = unevenness_of(energies)
+        ones = np.ones(len(energies.rows)), np.ones(len(energies.columns))
+        return cls("even", *ones, shift, shift, 0, shift < SETTLED, 0, energies.fro_norm, variance)
 
     @property
     def live(self) -> tuple[int, int]:
@@ -136,8 +160,18 @@ class NoiseProfile:
 
     @property
     def scaled(self) -> bool:
-        """Whether any scale is taken out."""
-        return bool(np.any(self.row_scale != 1) or np.any(self.col_scale != 1))
+        """Whether live rows or columns have different scales."""
+        return any(bool(np.any(scale[np.isfinite(scale)] != 1)) for scale in (self.row_scale, self.col_scale))
+
+    @property
+    def dead(self) -> int:
+        """Number of rows and columns that are left out."""
+        return len(self.row_scale) + len(self.col_scale) - sum(self.live)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether scales that were measured or given are known to leave something uneven."""
+        return self.model != "even" and self.left is not None and not self.settled
 
     @property
     def row_spread(self) -> float:
@@ -207,7 +241,7 @@ class NoiseProfile:
             rounds=read.integer("rounds"),
             settled=read.flag("settled"),
             deflated=read.integer("deflated"),
-            fro_norm=read.number("fro_norm", 0),
+            fro_norm=read.measured("fro_norm"),
             variance=read.number("variance", 0),
             even_spikes=read.integer("even_spikes") if read.has("even_spikes") else None,
             even_ks=read.optional_number("even_ks", 0),

@@ -8,6 +8,7 @@ any other. See ``docs/numerics.md`` for the measurements behind the constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,13 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.operators import RestrictedSource, Source, energies, scaled
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk
+from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk, unevenness_of
 from mpfast.spectra.request import Request, checked_scales
 
 Array = NDArray[np.float64]
 Kept = NDArray[np.bool_]
 
-__all__ = ["Measured", "energies_of", "measured_under", "measured_with"]
+__all__ = ["Measured", "measured_under", "measured_with"]
 
 # Signals above so many times the edge are taken out of the energies, no more than so many and than a share of p.
 STRONG, MOST, MOST_SHARE = 1.25, 64, 8
@@ -40,14 +41,6 @@ class Measured(NamedTuple):
 
     spectrum: Spectrum
     source: Source
-
-
-def energies_of(source: Source) -> Energies | None:
-    """Energies of a source; None where nobody sees its entries, or where they leave the range of float64."""
-    found = energies(source)
-    if found is None or not (np.isfinite(found[0]).all() and np.isfinite(found[1]).all()):
-        return None
-    return Energies(*found)
 
 
 @dataclass(frozen=True)
@@ -72,23 +65,23 @@ class _Scaling:
         """Scales of all rows, (m,), and columns, (n,); infinite for those left out."""
         return _spread_out(np.sqrt(self.x), self.rows, np.inf), _spread_out(np.sqrt(self.y), self.columns, np.inf)
 
-    def applied(self, source: Source, found: Energies, threads: int) -> tuple[Source, Energies]:
-        """The scaled matrix without dead rows and columns, and its energies; ``found`` are those of W."""
-        everything = bool(self.rows.all() and self.columns.all())
+    def applied(self, source: Source, threads: int) -> Source:
+        """The scaled matrix, without dead rows and columns."""
+        everything = self.is_everything
         if everything and (self.x == 1).all() and (self.y == 1).all():
-            return source, found
-        factors = (
-            _spread_out(1 / np.sqrt(self.x), self.rows, 0.0),
-            _spread_out(1 / np.sqrt(self.y), self.columns, 0.0),
-        )
-        matrix = scaled(source, *factors)
-        read = energies_of(matrix)
-        assert read is not None  # those of W are known
-        alive = Energies(read.rows[self.rows], read.columns[self.columns])
+            return source
+        row_scale, col_scale = self.scales()
+        matrix = scaled(source, 1 / row_scale, 1 / col_scale)
         if everything:
-            return matrix, alive
-        squared_norm = float(alive.rows.sum()) * 4.0**-matrix.scale_exponent
-        return RestrictedSource(matrix, self.rows, self.columns, squared_norm, threads), alive
+            return matrix
+        read = energies(matrix)
+        alive = None if read is None else (read[0][self.rows], read[1][self.columns])
+        return RestrictedSource(matrix, self.rows, self.columns, alive, threads)
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether no row and no column is left out."""
+        return bool(self.rows.all() and self.columns.all())
 
 
 def _centred(variances: Array) -> Array:
@@ -125,29 +118,29 @@ class _Round:
         return self.reading.left
 
 
-def measured_under(source: Source, request: Request, found: Energies, begun: Estimate | None = None) -> Measured:
+def measured_under(begun: Estimate, request: Request, found: Energies) -> Measured:
     """The spectrum under scales that are measured.
 
     Parameters
     ----------
-    source, request
-        What is measured, and how.
-    found
-        The energies of ``source``.
     begun
-        An estimate of ``source`` itself that has not been finished, to go on with.
+        An estimate of the matrix itself that has not been finished.
+    request
+        What is asked for.
+    found
+        The energies of the matrix.
     """
+    source = begun.source
     scaling = _Scaling.none(*live_sides(found))
-    everything = bool(scaling.rows.all() and scaling.columns.all())
     passes, number = 0, 0
     best: _Round | None = None
     while True:
-        matrix, read = scaling.applied(source, found, request.thread_count)
-        estimate = begun if begun is not None and number == 0 and everything else Estimate(matrix, request)
-        now = _Round(scaling, estimate, _reading(estimate, read))
+        whole = number == 0 and scaling.is_everything
+        estimate = begun if whole else Estimate(scaling.applied(source, request.thread_count), request)
+        now = _Round(scaling, estimate, _reading(estimate))
         passes += estimate.look.passes + now.reading.passes
         if number == 0:
-            first = now
+            first = estimate.look
         slow = best is not None and now.left > best.left
         if best is None or now.left < best.left:
             best = now
@@ -155,8 +148,22 @@ def measured_under(source: Source, request: Request, found: Energies, begun: Est
             break
         scaling = scaling.times(now.reading.rows, now.reading.columns)
         number += 1
-    profile = _profile(best, found, number, first.estimate.look)
     spectrum = best.estimate.finished
+    row_scale, col_scale = best.scaling.scales()
+    profile = NoiseProfile(
+        model="uneven",
+        row_scale=row_scale,
+        col_scale=col_scale,
+        unevenness=unevenness_of(found),
+        left=best.left,
+        rounds=number,
+        settled=best.left < SETTLED,
+        deflated=best.reading.deflated,
+        fro_norm=found.fro_norm,
+        variance=spectrum.edge.variance,
+        even_spikes=first.edge.spikes,
+        even_ks=first.edge.ks,
+    )
     passes += spectrum.passes - best.estimate.look.passes
     return Measured(_with_profile(spectrum, profile, passes), best.estimate.source)
 
@@ -166,56 +173,35 @@ def measured_with(source: Source, request: Request, scales: Sequence[ArrayLike])
     row_scale, col_scale = checked_scales(scales, source.shape)
     rows, columns = np.isfinite(row_scale), np.isfinite(col_scale)
     scaling = _Scaling(rows, columns, row_scale[rows] ** 2, col_scale[columns] ** 2)
-    found = energies_of(source)
-    if found is None:
-        matrix = scaled(source, 1 / row_scale, 1 / col_scale)
-        estimate = Estimate(matrix, request)
-        reading = None
-    else:
-        matrix, read = scaling.applied(source, found, request.thread_count)
-        estimate = Estimate(matrix, request)
-        reading = _reading(estimate, read)
+    estimate = Estimate(scaling.applied(source, request.thread_count), request)
+    reading = None if estimate.energies is None else _reading(estimate)
     spectrum = estimate.finished
+    of_whole = energies(source)
+    found = None if of_whole is None else Energies(*of_whole, source.scale_exponent)
     profile = NoiseProfile(
         model="known",
         row_scale=row_scale,
         col_scale=col_scale,
-        unevenness=None if found is None else NoiseProfile.even(found, 0.0, 0.0).unevenness,
+        unevenness=None if found is None else unevenness_of(found),
         left=None if reading is None else reading.left,
         rounds=0,
         settled=reading is not None and reading.left < SETTLED,
         deflated=0 if reading is None else reading.deflated,
-        fro_norm=spectrum.fro_norm if found is None else float(np.sqrt(found.rows.sum())),
+        fro_norm=math.nan if found is None else found.fro_norm,
         variance=spectrum.edge.variance,
     )
     passes = spectrum.passes + (0 if reading is None else reading.passes)
-    return Measured(_with_profile(spectrum, profile, passes), matrix)
-
-
-def _profile(best: _Round, found: Energies, rounds: int, first: Spectrum) -> NoiseProfile:
-    row_scale, col_scale = best.scaling.scales()
-    return NoiseProfile(
-        model="uneven",
-        row_scale=row_scale,
-        col_scale=col_scale,
-        unevenness=NoiseProfile.even(found, 0.0, 0.0).unevenness,
-        left=best.left,
-        rounds=rounds,
-        settled=best.left < SETTLED,
-        deflated=best.reading.deflated,
-        fro_norm=float(np.sqrt(found.rows.sum())),
-        variance=best.estimate.finished.edge.variance,
-        even_spikes=first.edge.spikes,
-        even_ks=first.edge.ks,
-    )
+    return Measured(_with_profile(spectrum, profile, passes), estimate.source)
 
 
 def _with_profile(spectrum: Spectrum, profile: NoiseProfile, passes: int) -> Spectrum:
     return replace(spectrum, noise=profile, passes=passes if spectrum.method == "lanczos" else spectrum.passes)
 
 
-def _reading(estimate: Estimate, read: Energies) -> _Reading:
+def _reading(estimate: Estimate) -> _Reading:
     """What is uneven in energies once the strong signals are taken out; these are looked for only if it matters."""
+    read = estimate.energies
+    assert read is not None  # those of the matrix itself are known
     m, n = len(read.rows), len(read.columns)
     rows, columns = shrunk(_floored(read.rows), n), shrunk(_floored(read.columns), m)
     left = edge_shift(rows, columns)
