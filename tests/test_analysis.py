@@ -293,7 +293,7 @@ def test_a_real_checkpoint():
     assert len(result) == 39
     by_name = {row.name: row for row in result}
     pooler = by_name["pooler.dense.weight"]  # never trained: pure noise
-    assert (pooler.spikes, pooler.verdict) == (0, "good")
+    assert (pooler.spikes, pooler.signals, pooler.verdict) == (0, 0, "even")
     words = by_name["embeddings.word_embeddings.weight"]
     assert words.shape == (30522, 384)
     assert {tensor.name for tensor in result.skipped} >= {"embeddings.position_ids", "pooler.dense.bias"}

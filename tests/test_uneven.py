@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.spectra import NoiseProfile
+from mpfast.spectra import NoiseProfile, uneven_family
 
-from .noise_families import uneven
 from .references import singular_values
 
 SHAPE = (300, 450)
@@ -116,10 +115,10 @@ def test_spectrum_is_that_of_the_scaled_matrix(case):
 )
 def test_signals_are_counted_whatever_the_scales(family, alone, signals, rounds):
     for seed in range(3):
-        found = mpfast.spectrum(uneven(family, SHAPE, seed), noise="uneven")
+        found = mpfast.spectrum(uneven_family(family, SHAPE, seed), noise="uneven")
         assert (found.edge.spikes, found.noise.rounds) == (alone[seed], rounds[seed])
         assert found.noise.settled
-        found = mpfast.spectrum(uneven(family, SHAPE, seed, 2.0), noise="auto")
+        found = mpfast.spectrum(uneven_family(family, SHAPE, seed, 2.0), noise="auto")
         assert (found.edge.spikes, found.noise.rounds) == (signals[seed], rounds[seed])
 
 
@@ -135,7 +134,7 @@ def test_signals_are_counted_whatever_the_scales(family, alone, signals, rounds)
 def test_signals_of_larger_matrices_are_counted(family, alone, signals, method):
     within = 0 if method == "exact" else 2 if family == "spikes40" else 1
     for strength, count in ((None, alone), (2.0, signals)):
-        W = uneven(family, (768, 1024), 0, strength)
+        W = uneven_family(family, (768, 1024), 0, strength)
         found = mpfast.spectrum(W, noise="uneven", method=method)
         assert abs(found.edge.spikes - count) <= within
         assert found.edge.ks <= max(0.012, 1.5 * found.edge.ks_floor) or family == "spikes40"
@@ -143,7 +142,7 @@ def test_signals_of_larger_matrices_are_counted(family, alone, signals, method):
 
 def test_passes_alone_find_what_all_values_show():
     # 15 % spread: the fit of even noise is "good" and reports more than three times as many signals as there are.
-    W = uneven("partly", (1100, 1100), 0).astype(np.float32)
+    W = uneven_family("partly", (1100, 1100), 0).astype(np.float32)
     even, found = (mpfast.spectrum(W, method="lanczos", noise=noise) for noise in ("even", "auto"))
     exact = mpfast.spectrum(W, method="exact", noise="auto")
     assert found.method == "lanczos"
@@ -162,14 +161,14 @@ def everything(spectrum):
 
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
 def test_even_noise_is_measured_as_ever(method):
-    W = uneven("gauss", SHAPE, 4).astype(np.float32)
+    W = uneven_family("gauss", SHAPE, 4).astype(np.float32)
     even, found = (mpfast.spectrum(W, method=method, noise=noise) for noise in ("even", "auto"))
     assert everything(found) == everything(even)
     assert (found.noise.model, found.noise.rounds, found.edge.warnings) == ("even", 0, ())
 
 
 def test_strong_signals_alone_cost_one_pass():
-    W = uneven("spikes40", (700, 900), 0).astype(np.float32)
+    W = uneven_family("spikes40", (700, 900), 0).astype(np.float32)
     even, found = (mpfast.spectrum(W, method="lanczos", noise=noise) for noise in ("even", "auto"))
     assert even.edge.unevenness > 0.01
     assert any("noise='auto' tells which" in text for text in even.edge.warnings)
@@ -182,7 +181,7 @@ def test_strong_signals_alone_cost_one_pass():
 
 
 def test_gains_change_nothing():
-    W = uneven("spikes40", SHAPE, 1)
+    W = uneven_family("spikes40", SHAPE, 1)
     rng = np.random.default_rng(3)
     rows, columns = np.exp(0.5 * rng.standard_normal(SHAPE[0])), np.exp(0.5 * rng.standard_normal(SHAPE[1]))
     scaled = rows[:, None] * W * columns
@@ -192,7 +191,7 @@ def test_gains_change_nothing():
 
 
 def test_transposing_changes_nothing():
-    W = uneven("partly", SHAPE, 0)
+    W = uneven_family("partly", SHAPE, 0)
     found, turned = (mpfast.spectrum(matrix, noise="auto") for matrix in (W, W.T))
     assert found.edge.spikes == turned.edge.spikes
     assert found.edge.sigma_plus == pytest.approx(turned.edge.sigma_plus, rel=1e-9)
@@ -201,14 +200,14 @@ def test_transposing_changes_nothing():
 
 @pytest.mark.parametrize("exponent", [-30, 1, 40])
 def test_powers_of_two_scale_the_edge_to_the_bit(exponent):
-    W = uneven("both", SHAPE, 0)
+    W = uneven_family("both", SHAPE, 0)
     found, scaled = (mpfast.spectrum(matrix, noise="uneven") for matrix in (W, W * 2.0**exponent))
     assert scaled.edge.sigma_plus == found.edge.sigma_plus * 2.0**exponent
     assert (scaled.noise.row_scale == found.noise.row_scale).all()
 
 
 def test_permuted_rows_have_permuted_scales():
-    W = uneven("both", SHAPE, 0)
+    W = uneven_family("both", SHAPE, 0)
     order = np.random.default_rng(0).permutation(SHAPE[0])
     found, permuted = (mpfast.spectrum(matrix, noise="uneven") for matrix in (W, W[order]))
     assert permuted.noise.row_scale == pytest.approx(found.noise.row_scale[order], rel=1e-9)
@@ -218,7 +217,7 @@ def test_permuted_rows_have_permuted_scales():
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
 @pytest.mark.parametrize("rows_first", [True, False])
 def test_dead_rows_and_columns_are_left_out(method, rows_first):
-    W = uneven("both", SHAPE, 0)
+    W = uneven_family("both", SHAPE, 0)
     wide = np.zeros((SHAPE[0] + 7, SHAPE[1] + 3))
     rows, columns = np.arange(SHAPE[0]) + 5, np.arange(SHAPE[1]) + 1
     wide[np.ix_(rows, columns)] = W
@@ -236,7 +235,7 @@ def test_dead_rows_and_columns_are_left_out(method, rows_first):
 
 @pytest.mark.parametrize("noise", ["uneven", "auto"])
 def test_threads_change_no_bit(noise):
-    W = uneven("both", (400, 500), 0, 2.0).astype(np.float32)
+    W = uneven_family("both", (400, 500), 0, 2.0).astype(np.float32)
     one, three = (mpfast.spectrum(W, method="lanczos", noise=noise, threads=count) for count in (1, 3))
     assert everything(one) == everything(three)
 
@@ -244,7 +243,7 @@ def test_threads_change_no_bit(noise):
 def test_signals_in_few_columns_are_read_as_scale():
     # Ten directions in 22 columns: no method can tell them from columns of more noise, and the documentation says so.
     for seed in range(4):
-        W = uneven("localcol", SHAPE, seed, 2.0)
+        W = uneven_family("localcol", SHAPE, seed, 2.0)
         assert mpfast.spectrum(W, noise="uneven").edge.spikes < mpfast.spectrum(W).edge.spikes
 
 
@@ -262,7 +261,7 @@ def test_known_scales_are_taken_out():
 
 
 def test_known_scales_of_wrong_values_may_leave_something():
-    W = uneven("cols", SHAPE, 0)
+    W = uneven_family("cols", SHAPE, 0)
     found = mpfast.spectrum(W, noise=(np.ones(SHAPE[0]), np.ones(SHAPE[1])))
     assert not found.noise.settled
     assert found.edge.verdict == "poor"
@@ -279,7 +278,7 @@ def test_what_is_no_model_of_noise_is_refused(noise):
 
 
 def test_profile_survives_json():
-    W = uneven("both", SHAPE, 0)
+    W = uneven_family("both", SHAPE, 0)
     W[4] = 0
     found = mpfast.spectrum(W, noise="uneven")
     again = mpfast.Spectrum.from_dict(json.loads(json.dumps(found.to_dict())))
@@ -289,7 +288,7 @@ def test_profile_survives_json():
 
 
 def test_spectra_of_the_first_schema_have_no_profile():
-    record = mpfast.spectrum(uneven("gauss", SHAPE, 0)).to_dict()
+    record = mpfast.spectrum(uneven_family("gauss", SHAPE, 0)).to_dict()
     del record["noise"]
     assert mpfast.Spectrum.from_dict({**record, "schema": 1}).noise is None
 
@@ -299,7 +298,7 @@ def test_spectra_of_the_first_schema_have_no_profile():
     [("model", "odd"), ("row_scale", [0.0]), ("row_scale", [None]), ("settled", 1), ("other", 1), ("rounds", -1)],
 )
 def test_damaged_profiles_are_refused(field, value):
-    record = mpfast.spectrum(uneven("gauss", SHAPE, 0)).to_dict()
+    record = mpfast.spectrum(uneven_family("gauss", SHAPE, 0)).to_dict()
     record["noise"][field] = value
     with pytest.raises(ValueError, match=field):
         mpfast.Spectrum.from_dict(record)
@@ -319,16 +318,16 @@ def test_variances_beyond_float64_are_said():
 
 
 def test_counting_without_the_signals_takes_their_bias_out():
-    W = uneven("spikes40", SHAPE, 0)
+    W = uneven_family("spikes40", SHAPE, 0)
     found = mpfast.spectrum(W)
-    largest_noise = singular_values(uneven("gauss", SHAPE, 0))[0]
+    largest_noise = singular_values(uneven_family("gauss", SHAPE, 0))[0]
     plain, counted = found.fit(), found.fit("bema-counted")
     assert plain.sigma_plus > 1.05 * largest_noise
     assert counted.sigma_plus == pytest.approx(largest_noise, rel=0.02)
     assert counted.spikes >= plain.spikes
     assert counted.ks < plain.ks
     # Where nothing is counted nothing changes.
-    gauss = mpfast.spectrum(uneven("gauss", SHAPE, 0))
+    gauss = mpfast.spectrum(uneven_family("gauss", SHAPE, 0))
     assert gauss.fit("bema-counted").sigma_plus == gauss.edge.sigma_plus
     measured = mpfast.spectrum(W, method="lanczos")
     assert measured.fit("bema-counted").sigma_plus == pytest.approx(counted.sigma_plus, rel=0.01)
@@ -344,7 +343,7 @@ def test_values_below_the_lower_edge_are_counted():
 
 def test_entries_that_nobody_sees_have_no_energies():
     linalg = pytest.importorskip("scipy.sparse.linalg")
-    W = uneven("cols", SHAPE, 0)
+    W = uneven_family("cols", SHAPE, 0)
     operator = linalg.aslinearoperator(W)
     for noise in ("even", "auto"):
         assert mpfast.spectrum(operator, noise=noise).noise is None

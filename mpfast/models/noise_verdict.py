@@ -45,6 +45,8 @@ def noise_sentence(told: Spectrum, even_spikes: int) -> str:
         )
     if level == "nearly":
         return f"Nearly noise: {between}."
+    if fit.sigma_plus <= told.rounding:
+        return f"No noise at all: of rank {fit.spikes_above_edge} but for rounding."
     return (
         f"No noise bulk. {between.capitalize()} of independent entries of these scales; the rest is not independent "
         "noise either, and cutting at the edge removes function."

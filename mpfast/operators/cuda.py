@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors
 from mpfast.operators.host import MatrixSource
-from mpfast.operators.protocol import gram_memory
+from mpfast.operators.protocol import LanczosRun, Source, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class DeviceSource:
     """A matrix in device memory."""
 
     exact_norm = True
+    factors: Factors | None = None
 
     def __init__(self, matrix: _cuda.Matrix, threads: int) -> None:
         self.backend = cuda_backend()
@@ -46,7 +48,13 @@ class DeviceSource:
         self.device = f"cuda:{matrix.device}"
         self.scale_exponent: int = self.backend.scale_exponent(matrix)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _cuda.LanczosRun:
+    def scaled(self, factors: Factors) -> Source:
+        return MatrixSource(self._on_host(), self.threads).scaled(factors)
+
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        return MatrixSource(self._on_host(), self.threads).energies(run)
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> _cuda.LanczosRun:
         run: _cuda.LanczosRun = self.backend.lanczos_run(self.matrix, width, seed, stream, self.scale_exponent, precise)
         return run
 
@@ -104,7 +112,12 @@ class StreamedSource(MatrixSource):
         self.target = device
         self.device = str(device)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _cuda.LanczosRun:
+    def scaled(self, factors: Factors) -> MatrixSource:
+        return MatrixSource(self.matrix, self.threads).scaled(factors)
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+        if energies:
+            return super().start(width, seed, stream, precise=precise, energies=True)
         run: _cuda.LanczosRun = self.target.backend.lanczos_run_streamed(
             self.matrix.owner,
             self.dtype,

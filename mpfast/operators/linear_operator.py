@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.protocol import LanczosRun, Multiplier, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
@@ -160,12 +161,67 @@ class GramOperator:
         wide = self.shape[0] < self.shape[1]
         return self.multiply(self.multiply(X, transpose=wide), transpose=not wide)
 
+    def energies(self, factors: Factors | None = None) -> Energies | None:
+        """Sums of the squares of every row and column, with factors; None for an operator."""
+        if self._sparse is None:
+            return None
+        rows = np.repeat(np.arange(self.shape[0]), np.diff(self._sparse.indptr))
+        entries = self._sparse.data.astype(np.float64)
+        if factors is not None:
+            entries = entries * (factors.rows[rows] * factors.columns[self._sparse.indices])
+        with np.errstate(over="ignore"):
+            squares = entries**2
+        sums = (np.bincount(k, squares, size) for k, size in zip((rows, self._sparse.indices), self.shape, strict=True))
+        row_sums, column_sums = (each.astype(np.float64) for each in sums)
+        return row_sums, column_sums
+
+    def scaled(self, factors: Factors) -> ScaledOperator:
+        """The same matrix with its rows and columns multiplied by factors, but for their power of two."""
+        return ScaledOperator(self, factors)
+
+
+class ScaledOperator:
+    """The Gram operator of a scaled matrix, by products with the one that is read; methods as in `Multiplier`."""
+
+    def __init__(self, operator: GramOperator, factors: Factors) -> None:
+        self.shape = operator.shape
+        self.dtype = operator.dtype
+        self._operator = operator
+        self._factors = factors
+
+    def frobenius_squared(self) -> float | None:
+        """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
+        found = self.energies()
+        return None if found is None else float(found[0].sum())
+
+    def singular_values(self) -> None:
+        """Return None: those that an operator knows are not those of the scaled matrix."""
+
+    def apply(self, X: Array) -> Array:
+        """Gram product of the short side: rows of X (count, p) to (count, p)."""
+        wide = self.shape[0] < self.shape[1]
+        return self.multiply(self.multiply(X, transpose=wide), transpose=not wide)
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
+        """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
+        inner, outer = self._factors.across(transpose)
+        return times(self._operator.multiply(times(X.astype(np.float64), inner), transpose=transpose), outer)
+
+    def energies(self) -> Energies | None:
+        """Sums of the squares of every row and column; None where nobody sees the entries."""
+        return self._operator.energies(self._factors)
+
+    def scaled(self, factors: Factors) -> ScaledOperator:
+        """The matrix that is read, with these factors in the place of those that it has."""
+        return self._operator.scaled(factors)
+
 
 class OperatorSource:
     """A matrix that its owner multiplies with, in fp64; methods as in `mpfast.operators.protocol.Source`."""
 
     device = "cpu"
     scale_exponent = 0
+    factors: Factors | None = None
 
     def __init__(self, operator: Multiplier, threads: int) -> None:
         self.operator = operator
@@ -175,7 +231,16 @@ class OperatorSource:
         self._squared_norm = operator.frobenius_squared()
         self.exact_norm = self._squared_norm is not None
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
+    def scaled(self, factors: Factors) -> OperatorSource:
+        other = type(self)(self.operator.scaled(factors), self.threads)
+        other.factors = factors
+        other.scale_exponent = factors.exponent
+        return other
+
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        return self.operator.energies()
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
         return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
@@ -196,8 +261,9 @@ class OperatorSource:
             return known, float(np.linalg.norm(known)), False
         gram = self.gram()
         eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
-        values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-        return values, float(np.sqrt(np.trace(gram))), True
+        unit = 2.0**self.scale_exponent
+        values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0)) * unit
+        return values, float(np.sqrt(np.trace(gram))) * unit, True
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         return self.operator.multiply(X, transpose=transpose)

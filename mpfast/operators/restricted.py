@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast.operators.factors import Energies, Factors
 from mpfast.operators.linear_operator import OperatorSource
-from mpfast.operators.protocol import LanczosRun, Source
+from mpfast.operators.protocol import Source
 
 Array = NDArray[np.float64]
+Kept = NDArray[np.bool_]
 
 __all__ = ["RestrictedSource"]
 
@@ -18,48 +20,43 @@ __all__ = ["RestrictedSource"]
 class RestrictedSource(OperatorSource):
     """The rows and columns of a source that two masks keep, (m,) and (n,) booleans; two passes over W a Gram product.
 
-    Its Gram operator is that of the shorter of the sides that are left; ``energies`` are those of its rows and columns,
-    as of `mpfast.operators.energies`, None where nobody sees them.
+    Its Gram operator is that of the shorter of the sides that are left.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        rows: NDArray[np.bool_],
-        columns: NDArray[np.bool_],
-        energies: tuple[Array, Array] | None,
-        threads: int,
-    ) -> None:
-        squared_norm = None if energies is None else float(energies[0].sum())
-        super().__init__(_Restricted(source, rows, columns, squared_norm), threads)
-        self.source = source
-        self._energies = energies
+    def __init__(self, source: Source, rows: Kept, columns: Kept, threads: int) -> None:
+        restricted = _Restricted(source, rows, columns)
+        super().__init__(restricted, threads)
+        self.restricted = restricted
         self.scale_exponent = source.scale_exponent
         self.device = source.device
+        if source.factors is not None:
+            kept = source.factors.rows[rows], source.factors.columns[columns]
+            self.factors = Factors(*kept, source.factors.exponent)
 
-    def energies(self, run: LanczosRun | None = None) -> tuple[Array, Array] | None:
-        return self._energies
+    def scaled(self, factors: Factors) -> RestrictedSource:
+        operator = self.restricted.scaled(factors)
+        return RestrictedSource(operator.source, operator.rows, operator.columns, self.threads)
 
     def singular_values(self) -> tuple[Array, float, bool]:
-        values, norm, by_squares = self.source.singular_values()
+        values, norm, by_squares = self.restricted.source.singular_values()
         return values[: min(self.shape)], norm, by_squares
 
 
 class _Restricted:
     """Products with the rows and columns that are kept; methods as in `Multiplier`."""
 
-    def __init__(
-        self, source: Source, rows: NDArray[np.bool_], columns: NDArray[np.bool_], squared_norm: float | None
-    ) -> None:
+    def __init__(self, source: Source, rows: Kept, columns: Kept) -> None:
         self.shape = int(rows.sum()), int(columns.sum())
         self.dtype = source.dtype
-        self._source = source
-        self._kept = rows, columns
-        self._squared_norm = squared_norm
+        self.source = source
+        self.rows = rows
+        self.columns = columns
+        found = source.energies(None)
+        self._energies = None if found is None else (found[0][rows], found[1][columns])
 
     def frobenius_squared(self) -> float | None:
-        """Squared Frobenius norm of the scaled matrix; None where nobody sees the entries."""
-        return self._squared_norm
+        """Squared Frobenius norm; None where nobody sees the entries."""
+        return None if self._energies is None else float(self._energies[0].sum())
 
     def singular_values(self) -> None:
         """Return None: the source knows."""
@@ -71,7 +68,17 @@ class _Restricted:
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
-        inner, outer = self._kept[:: 1 if transpose else -1]
+        inner, outer = (self.rows, self.columns) if transpose else (self.columns, self.rows)
         whole = np.zeros((len(X), len(inner)))
         whole[:, inner] = X
-        return np.asarray(self._source.multiply(whole, transpose=transpose), dtype=np.float64)[:, outer]
+        return np.asarray(self.source.multiply(whole, transpose=transpose), dtype=np.float64)[:, outer]
+
+    def energies(self) -> Energies | None:
+        """Sums of the squares of every row and column; None where nobody sees the entries."""
+        return self._energies
+
+    def scaled(self, factors: Factors) -> _Restricted:
+        """The same rows and columns multiplied by factors."""
+        rows, columns = np.zeros(len(self.rows)), np.zeros(len(self.columns))
+        rows[self.rows], columns[self.columns] = factors.rows, factors.columns
+        return _Restricted(self.source.scaled(Factors(rows, columns, factors.exponent)), self.rows, self.columns)

@@ -25,9 +25,11 @@ from mpfast.spectra.shrinkage import optimal_threshold, shrink
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
+    from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
+    from mpfast.spectra.synthetic_noise import uneven_family
 
 __all__ = [
     "METRICS",
@@ -39,6 +41,7 @@ __all__ = [
     "Measure",
     "NoiseModel",
     "NoiseProfile",
+    "QuantizationNoise",
     "Randomness",
     "SeparableEdge",
     "SeparableLaw",
@@ -53,6 +56,7 @@ __all__ = [
     "effective_rows",
     "family",
     "fit_values",
+    "grid_variance",
     "haar_sparsify",
     "largest_value_pvalue",
     "low_rank",
@@ -60,6 +64,7 @@ __all__ = [
     "measured_both",
     "measured_spectrum",
     "optimal_threshold",
+    "quantization_noise",
     "randomness",
     "separable_edge",
     "shrink",
@@ -70,13 +75,14 @@ __all__ = [
     "spectrum",
     "svd",
     "tracy_widom_threshold",
+    "uneven_family",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
-        for file in ("synthetic", "singular_vectors", "second_moment", "plot"):
+        for file in ("synthetic", "synthetic_noise", "singular_vectors", "second_moment", "quantization", "plot"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -74,9 +74,7 @@ class _Scaling:
         matrix = scaled(source, 1 / row_scale, 1 / col_scale)
         if everything:
             return matrix
-        read = energies(matrix)
-        alive = None if read is None else (read[0][self.rows], read[1][self.columns])
-        return RestrictedSource(matrix, self.rows, self.columns, alive, threads)
+        return RestrictedSource(matrix, self.rows, self.columns, threads)
 
     @property
     def is_everything(self) -> bool:
