@@ -24,6 +24,7 @@ REFERENCED = [
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
     *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd", "second_moment")),
+    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",

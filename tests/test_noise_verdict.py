@@ -12,7 +12,7 @@ import pytest
 
 import mpfast
 from mpfast.cli.tables import analysis_lines
-from mpfast.models.noise_verdict import LEVELS, NORMAL
+from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import uneven_family
 
 from .documents import real_model
@@ -81,11 +81,11 @@ def test_every_form_has_the_verdict_and_the_sentence(analysis):
     assert [row["sentence"] for row in table] == [row.sentence for row in analysis]
     page = analysis.to_html()
     assert all(json.dumps(row.sentence)[1:-1] in page for row in analysis)
-    assert NORMAL in page
+    assert WHAT_IS_NORMAL in page
     lines = analysis_lines(analysis, list(analysis), width=None, verbose=True)
     text = "\n".join("".join(piece for piece, _ in line) for line in lines)
     assert all(row.sentence in text for row in analysis)
-    assert text.count(NORMAL) == 1
+    assert text.count(WHAT_IS_NORMAL) == 1
 
 
 def test_no_level_is_praised_or_blamed(analysis):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import Analysis, LayerReport, SkippedTensor
-from mpfast.models.noise_verdict import EQUAL, LEVELS, NORMAL
+from mpfast.models import VERDICTS, WHAT_IS_NORMAL, Analysis, LayerReport, SkippedTensor
 from mpfast.support import printable
 
 if TYPE_CHECKING:
@@ -163,12 +162,12 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
 def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
     lines: list[Line] = []
-    for level in (*LEVELS, EQUAL):
+    for level in VERDICTS:
         found = [row for row in rows if row.verdict == level]
         for row in found if verbose else found[:1]:
             others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
             lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
-    return [*lines, plain(NORMAL), plain()] if any(row.verdict in LEVELS for row in rows) else lines
+    return [*lines, plain(WHAT_IS_NORMAL), plain()] if lines else []
 
 
 def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
@@ -222,7 +221,7 @@ def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
 def _total_lines(analysis: Analysis) -> list[Line]:
     totals = analysis.summary()
     counts = totals["verdicts"]
-    verdicts = ", ".join(f"{counts[level]} {level}" for level in (*LEVELS, EQUAL) if level in counts)
+    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
     fits = f" (noise: {verdicts})" if verdicts else ""
     return [
         plain(

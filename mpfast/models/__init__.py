@@ -11,6 +11,7 @@ from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
 from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
+from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
@@ -33,6 +34,8 @@ __all__ = [
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
     "SORT_COLUMNS",
+    "VERDICTS",
+    "WHAT_IS_NORMAL",
     "Analysis",
     "Budget",
     "CompressResult",

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from mpfast.spectra import Spectrum
-from mpfast.spectra.edge import FAIR_KS, GOOD_KS
 
-__all__ = ["EQUAL", "EQUAL_SENTENCE", "LEVELS", "NORMAL", "noise_sentence", "noise_verdict"]
+__all__ = [
+    "EQUAL",
+    "EQUAL_SENTENCE",
+    "LEVELS",
+    "VERDICTS",
+    "WHAT_IS_NORMAL",
+    "noise_sentence",
+    "noise_verdict",
+]
 
 #: From a bulk that is even noise to one that is no noise of any row and column scales.
 LEVELS = ("even", "uneven", "nearly", "none")
 #: In the place of a verdict: there is no difference to the base, and so nothing that was fitted.
 EQUAL, EQUAL_SENTENCE = "equal", "Equal to the base."
+#: Verdicts of a layer, from even noise to none; and "equal", of a difference to a base that is zero.
+VERDICTS = (*LEVELS, EQUAL)
 #: What is normal; for whoever reads a table.
-NORMAL = (
+WHAT_IS_NORMAL = (
     "Most trained layers have no noise bulk, and that is no fault of theirs: compare layers of one kind, or "
     "checkpoints of one model, by signals, share and effective rank."
 )
@@ -20,12 +29,10 @@ NORMAL = (
 
 def noise_verdict(told: Spectrum) -> str:
     """Level of a spectrum that was measured with ``noise="auto"``, one of `LEVELS`."""
-    fit, noise = told.edge, told.noise
-    if (noise is not None and noise.unsettled) or fit.ks > FAIR_KS:
-        return "none"
-    if fit.ks > GOOD_KS:
-        return "nearly"
-    return "uneven" if noise is not None and noise.scaled else "even"
+    fit = told.edge.verdict  # "poor" also where the scales have not settled
+    if fit != "good":
+        return "nearly" if fit == "fair" else "none"
+    return "uneven" if told.noise is not None and told.noise.scaled else "even"
 
 
 def noise_sentence(told: Spectrum, even_spikes: int) -> str:

@@ -15,7 +15,7 @@ from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.layer_report import jsonable
 from mpfast.models.methods import METHODS
-from mpfast.models.noise_verdict import LEVELS, NORMAL
+from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import MarchenkoPastur
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def html_report(
         "skipped": [list(tensor) for tensor in skipped],
         "budget": _budgets(source, layers),
         "levels": LEVELS,
-        "normal": NORMAL,
+        "normal": WHAT_IS_NORMAL,
     }
     data = json.dumps(jsonable(content), allow_nan=False, separators=(",", ":"))
     page = (files / "template.html").read_text(encoding="utf-8")
