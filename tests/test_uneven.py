@@ -214,23 +214,27 @@ def test_permuted_rows_have_permuted_scales():
     assert permuted.edge.sigma_plus == pytest.approx(found.edge.sigma_plus, rel=1e-9)
 
 
+# The second loses more rows than columns, so that the short side of what is live is the other one.
+@pytest.mark.parametrize(("shape", "dead"), [(SHAPE, (7, 3)), ((300, 300), (9, 2)), ((300, 300), (2, 9))])
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
-@pytest.mark.parametrize("rows_first", [True, False])
-def test_dead_rows_and_columns_are_left_out(method, rows_first):
-    W = uneven_family("both", SHAPE, 0)
-    wide = np.zeros((SHAPE[0] + 7, SHAPE[1] + 3))
-    rows, columns = np.arange(SHAPE[0]) + 5, np.arange(SHAPE[1]) + 1
-    wide[np.ix_(rows, columns)] = W
-    wide[0, 3] = 1e-9
-    W, wide = (W, wide) if rows_first else (W.T, wide.T)
-    found, padded = (mpfast.spectrum(matrix, noise="uneven", method=method) for matrix in (W, wide))
-    assert padded.shape == padded.edge.shape == padded.noise.live == W.shape
-    assert padded.edge.spikes == found.edge.spikes
-    # Other sums of the same numbers; and of a run other probes, for rows of the short side moved.
+@pytest.mark.parametrize("transposed", [False, True])
+def test_dead_rows_and_columns_are_left_out(shape, dead, method, transposed):
+    W = uneven_family("both", shape, 0)
+    padded = np.zeros((shape[0] + dead[0], shape[1] + dead[1]))
+    padded[np.ix_(np.arange(shape[0]) + dead[0] - 1, np.arange(shape[1]) + 1)] = W
+    padded[0, 3] = 1e-9
+    W, padded = (W.T, padded.T) if transposed else (W, padded)
+    found, among = (mpfast.spectrum(matrix, noise="uneven", method=method) for matrix in (W, padded))
+    assert among.shape == among.edge.shape == among.noise.live == W.shape
+    assert abs(among.edge.spikes - found.edge.spikes) <= (method == "lanczos")
+    # Other sums of the same numbers; and of a run other probes.
     within = 1e-9 if method == "exact" else 3 * found.edge.sigma_plus_error / found.edge.sigma_plus
-    assert padded.edge.sigma_plus == pytest.approx(found.edge.sigma_plus, rel=within)
-    assert len(padded.noise.row_scale) == wide.shape[0]
-    assert int(np.isinf(padded.noise.row_scale).sum()) == wide.shape[0] - W.shape[0]
+    assert among.edge.sigma_plus == pytest.approx(found.edge.sigma_plus, rel=within)
+    assert among.noise.dead == sum(dead)
+    assert (np.isinf(among.noise.row_scale).sum(), np.isinf(among.noise.col_scale).sum()) == (
+        dead[::-1] if transposed else dead
+    )
+    assert any(f"{sum(dead)} rows or columns are zero" in text for text in among.edge.warnings)
 
 
 @pytest.mark.parametrize("noise", ["uneven", "auto"])

@@ -88,7 +88,7 @@ def quantization_noise(spectrum: Spectrum, variance: float) -> QuantizationNoise
     >>> rounded = mpfast.spectrum(0.5 * np.round(2 * W))
     >>> found = quantization_noise(rounded, grid_variance(0.5))
     >>> print(f"{found.share:.3f}", f"{found.sigma_plus / mpfast.spectrum(W).edge.sigma_plus - 1:+.4f}")
-    0.020 -0.0003
+    0.020 -0.0013
     """
     if not (np.isfinite(variance) and variance >= 0):
         raise InvalidValueError("variance", f"must be finite and at least 0, not {variance!r}")
