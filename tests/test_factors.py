@@ -362,6 +362,13 @@ def test_factors_that_do_not_fit_are_refused(row: Array, column: Array, says: st
         scaled(open_source(np.ones((5, 4)), threads=1), row, column)
 
 
+def test_energies_that_are_no_float64_are_refused() -> None:
+    W = np.ones((700, 80))
+    W[5, 3] = 1e200  # where no sample of the entries looks
+    with pytest.raises(ValueError, match="squares of the entries of W leave the range of float64"):
+        energies(open_source(W, threads=1))
+
+
 def test_all_factors_zero() -> None:
     source = scaled(open_source(np.ones((70, 80)), threads=1), np.zeros(70), np.ones(80))
     assert (source.singular_values()[0] == 0).all()

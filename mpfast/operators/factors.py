@@ -93,7 +93,7 @@ def _near_one(name: str, given: Any, length: int, lines: str) -> tuple[Array, in
             name, "has factors that are negative or not finite", "0 stands for what is to count as zero"
         )
     live = factors[factors > 0]
-    exponent = int(np.median(np.frexp(live)[1])) - 1 if len(live) else 0
+    exponent = int(np.floor(np.median(np.frexp(live)[1]))) - 1 if len(live) else 0
     near = np.ldexp(factors, -exponent)
     if _reach(near) > DOUBLE_RANGE or not near[factors > 0].all():
         raise InvalidValueError(

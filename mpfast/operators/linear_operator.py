@@ -82,15 +82,27 @@ class GramOperator:
             first = np.lexsort((columns, rows))[0]
             raise_if_nonfinite("W", len(bad), (int(rows[first]), int(columns[first])))
 
-    def frobenius_squared(self) -> float | None:
-        """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
+    def frobenius_squared(self, factors: Factors | None = None) -> float | None:
+        """Squared Frobenius norm, with factors; None for an operator, whose entries nobody sees."""
         if self._sparse is None:
             return None
-        entries = self._sparse.data.astype(np.float64)
+        entries = self._entries(factors)
         largest = float(np.abs(entries).max(initial=0.0))
         if largest > 0 and not 1e-140 < largest < 1e140:
             raise InvalidValueError("", f"the largest entry of W is {largest:.1g}: its square is no float64", "scale W")
         return float(np.sum(entries**2))
+
+    def _entries(self, factors: Factors | None) -> Array:
+        """Those that are stored of a sparse matrix, times those of their row and column."""
+        entries: Array = self._sparse.data.astype(np.float64)
+        if factors is None:
+            return entries
+        entries *= factors.rows[self._rows()] * factors.columns[self._sparse.indices]
+        return entries
+
+    def _rows(self) -> NDArray[np.intp]:
+        """The row of every entry that is stored."""
+        return np.repeat(np.arange(self.shape[0]), np.diff(self._sparse.indptr))
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
@@ -165,12 +177,9 @@ class GramOperator:
         """Sums of the squares of every row and column, with factors; None for an operator."""
         if self._sparse is None:
             return None
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self._sparse.indptr))
-        entries = self._sparse.data.astype(np.float64)
-        if factors is not None:
-            entries = entries * (factors.rows[rows] * factors.columns[self._sparse.indices])
         with np.errstate(over="ignore"):
-            squares = entries**2
+            squares = self._entries(factors) ** 2
+        rows = self._rows()
         sums = (np.bincount(k, squares, size) for k, size in zip((rows, self._sparse.indices), self.shape, strict=True))
         row_sums, column_sums = (each.astype(np.float64) for each in sums)
         return row_sums, column_sums
@@ -191,8 +200,7 @@ class ScaledOperator:
 
     def frobenius_squared(self) -> float | None:
         """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
-        found = self.energies()
-        return None if found is None else float(found[0].sum())
+        return self._operator.frobenius_squared(self._factors)
 
     def singular_values(self) -> None:
         """Return None: those that an operator knows are not those of the scaled matrix."""

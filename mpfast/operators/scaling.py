@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mpfast.operators.factors import Energies, Factors
 from mpfast.operators.protocol import LanczosRun, Source
+from mpfast.support import InvalidValueError
 
 __all__ = ["energies", "scaled"]
 
@@ -29,9 +32,12 @@ def energies(source: Source, run: LanczosRun | None = None) -> Energies | None:
     Raises
     ------
     ValueError
-        W has non-finite entries.
+        W has non-finite entries, or their squares are no float64.
     """
-    return source.energies(run)
+    found = source.energies(run)
+    if found is not None and not all(np.isfinite(each).all() for each in found):
+        raise InvalidValueError("", "the squares of the entries of W leave the range of float64", "scale W")
+    return found
 
 
 def scaled(source: Source, row_scale: Any, column_scale: Any) -> Source:
