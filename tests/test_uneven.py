@@ -319,6 +319,8 @@ def test_matrices_without_noise_have_no_scales_to_find(matrix, noise):
 def test_variances_beyond_float64_are_said():
     with pytest.raises(ValueError, match="is no float64"):
         mpfast.spectrum(np.diag([1e200, 1.0, 1.0]), noise="uneven")
+    # Its values are known all the same, as ever.
+    assert mpfast.spectrum(np.diag([1e200, 1.0, 1.0])).values[0] == pytest.approx(1e200)
 
 
 def test_counting_without_the_signals_takes_their_bias_out():

@@ -26,7 +26,15 @@ from mpfast.support import InvalidValueError, Record, front_door
 
 Array = NDArray[np.float64]
 
-__all__ = ["GRAM_RESOLUTION", "SQUARES_RESOLUTION", "EdgeFit", "fit_edge", "rounding_level"]
+__all__ = [
+    "GRAM_RESOLUTION",
+    "SQUARES_RESOLUTION",
+    "EdgeFit",
+    "check_range",
+    "fit_edge",
+    "has_variance",
+    "rounding_level",
+]
 
 DEFAULT_ALPHA = 0.25
 GOOD_KS, FAIR_KS = 0.02, 0.05
@@ -195,7 +203,7 @@ def fit_edge(
         raise InvalidValueError("beta", f"must lie in (0, 1), not {beta!r}")
     if compat not in (None, "berlyand2026"):
         raise InvalidValueError("compat", f"must be None or 'berlyand2026', not {compat!r}")
-    _check_range(source)
+    check_range(source)
     if compat is not None:
         return _compat_fit(source, estimator, alpha, beta)
 
@@ -216,11 +224,21 @@ def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: f
     return replace(fit, sigma_plus=level, warnings=(_rank_warning(fit.spikes_above_edge),))
 
 
-def _check_range(source: SpectrumLike) -> None:
-    """Raise ValueError where the variance, a square, would leave the range of float64."""
+def has_variance(source: SpectrumLike) -> bool:
+    """Whether the variance, a square, is a float64."""
+    size = _size_of_entries(source)
+    return size == 0 or 1e-152 < size < 1e152
+
+
+def _size_of_entries(source: SpectrumLike) -> float:
     rows, cols = source.shape
-    size = source.fro_norm / math.sqrt(rows * cols)
-    if size > 0 and not 1e-152 < size < 1e152:
+    return source.fro_norm / math.sqrt(rows * cols)
+
+
+def check_range(source: SpectrumLike) -> None:
+    """Raise ValueError where the variance would leave the range of float64."""
+    if not has_variance(source):
+        size = _size_of_entries(source)
         raise InvalidValueError(
             "", f"the entries of W are about {size:.1g}, and a variance of their square is no float64", "scale W"
         )

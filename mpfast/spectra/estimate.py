@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.operators import Source, energies
-from mpfast.spectra.edge import SQUARES_RESOLUTION
+from mpfast.spectra.edge import SQUARES_RESOLUTION, has_variance
 from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import Energies
@@ -70,14 +70,14 @@ class Estimate:
 
     @KeptProperty
     def energies(self) -> Energies | None:
-        """Of rows and columns; None where nobody sees the entries, or where these are not finite."""
+        """Of rows and columns; None where nobody sees the entries, or where their variance is no float64."""
+        if not has_variance(self.look):
+            return None
         source, run = self.source, None
         if self._session is not None:
             source, run = self._session.source, self._session.runs[0]
         found = energies(source, run)
-        if found is None or not (np.isfinite(found[0]).all() and np.isfinite(found[1]).all()):
-            return None
-        return Energies(*found, source.scale_exponent)
+        return None if found is None else Energies(*found, source.scale_exponent)
 
     def leading(self, floor: float, limit: int) -> Leading:
         """At most ``limit`` singular triplets of values above ``floor``; asked for before `finished`."""

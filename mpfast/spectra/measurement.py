@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from mpfast.operators import Source, open_source
+from mpfast.spectra.edge import check_range
 from mpfast.spectra.estimate import LANCZOS_FROM, Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
@@ -109,10 +110,11 @@ def measured_spectrum_of(source: Source, request: Request) -> Measured:
         return Measured(_as_even(estimate.finished, estimate.energies), source)
     found = estimate.energies
     if found is None and request.noise == "uneven":
+        check_range(estimate.look)
         raise InvalidValueError(
             "noise='uneven'",
-            "needs the energies of rows and columns, but nobody sees the entries of W, or their squares are no float64",
-            "give the scales, if they are known, or scale W",
+            "needs the energies of rows and columns, but nobody sees the entries of W",
+            "give the scales, if they are known",
         )
     if found is None or not found.rows.any() or (request.noise == "auto" and _is_even(found)):
         return Measured(_as_even(estimate.finished, found), source)
