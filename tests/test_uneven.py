@@ -308,7 +308,9 @@ def test_damaged_profiles_are_refused(field, value):
         mpfast.Spectrum.from_dict(record)
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((70, 80)), np.ones((70, 80)), np.eye(80)])
+@pytest.mark.parametrize(
+    "matrix", [np.zeros((70, 80)), np.ones((70, 80)), np.eye(80), np.outer(np.arange(1.0, 71), np.arange(1.0, 81))]
+)
 @pytest.mark.parametrize("noise", ["even", "auto", "uneven"])
 def test_matrices_without_noise_have_no_scales_to_find(matrix, noise):
     found = mpfast.spectrum(matrix, noise=noise)

@@ -32,6 +32,7 @@ __all__ = [
     "EdgeFit",
     "check_range",
     "fit_edge",
+    "fitted_variance",
     "has_variance",
     "rounding_level",
 ]
@@ -216,11 +217,22 @@ def fit_edge(
     return _assemble(source, variance, error, estimator, alpha, beta)
 
 
+def fitted_variance(source: SpectrumLike) -> float:
+    """The variance of the default fit, without the rest of it."""
+    variance = bema(source, source.measure, DEFAULT_ALPHA)
+    below = laws.sigma_plus(variance, source.shape) < source.rounding
+    return _variance_of_rounding(source) if below else variance
+
+
+def _variance_of_rounding(source: SpectrumLike) -> float:
+    """Of noise whose edge is the level of rounding."""
+    return float((source.rounding / laws.sigma_plus(1.0, source.shape)) ** 2)
+
+
 def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
     """The fit of a matrix without noise: its edge is the level of rounding, and known to be no more than that."""
     level = source.rounding
-    variance = (level / laws.sigma_plus(1.0, source.shape)) ** 2
-    fit = _assemble(source, variance, level, estimator, alpha, beta)
+    fit = _assemble(source, _variance_of_rounding(source), level, estimator, alpha, beta)
     return replace(fit, sigma_plus=level, warnings=(_rank_warning(fit.spikes_above_edge),))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from mpfast.operators import Source, open_source
-from mpfast.spectra.edge import check_range
+from mpfast.spectra.edge import check_range, fitted_variance
 from mpfast.spectra.estimate import LANCZOS_FROM, Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
@@ -153,4 +153,4 @@ def _as_even(spectrum: Spectrum, found: Energies | None) -> Spectrum:
     """The spectrum as that of even noise, with what the energies say against that, where they are known."""
     if found is None or not found.rows.any():
         return spectrum
-    return replace(spectrum, noise=NoiseProfile.even(found, spectrum.edge.variance))
+    return replace(spectrum, noise=NoiseProfile.even(found, fitted_variance(spectrum)))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.operators import RestrictedSource, Source, energies, scaled
+from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk, unevenness_of
@@ -158,7 +159,7 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
         settled=best.left < SETTLED,
         deflated=best.reading.deflated,
         fro_norm=found.fro_norm,
-        variance=spectrum.edge.variance,
+        variance=fitted_variance(spectrum),
         even_spikes=first.edge.spikes,
         even_ks=first.edge.ks,
     )
@@ -186,7 +187,7 @@ def measured_with(source: Source, request: Request, scales: Sequence[ArrayLike])
         settled=reading is not None and reading.left < SETTLED,
         deflated=0 if reading is None else reading.deflated,
         fro_norm=math.nan if found is None else found.fro_norm,
-        variance=spectrum.edge.variance,
+        variance=fitted_variance(spectrum),
     )
     passes = spectrum.passes + (0 if reading is None else reading.passes)
     return Measured(_with_profile(spectrum, profile, passes), estimate.source)
@@ -201,10 +202,12 @@ def _reading(estimate: Estimate) -> _Reading:
     read = estimate.energies
     assert read is not None  # those of the matrix itself are known
     m, n = len(read.rows), len(read.columns)
+    edge = estimate.look.edge.sigma_plus
+    if edge <= estimate.look.rounding:  # there is no noise whose scale could be uneven
+        return _Reading(np.ones(m), np.ones(n), 0.0, 0, 0)
     rows, columns = shrunk(_floored(read.rows), n), shrunk(_floored(read.columns), m)
     left = edge_shift(rows, columns)
-    edge = estimate.look.edge.sigma_plus
-    if left < SETTLED or edge <= estimate.look.rounding:
+    if left < SETTLED:
         return _Reading(rows, columns, left, 0, 0)
     strong = estimate.leading(STRONG * edge, min(MOST, min(m, n) // MOST_SHARE))
     passes = int(len(strong.energies) > 0)
