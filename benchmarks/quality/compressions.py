@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from subjects import DIAGONAL, MEAN, Moments, Task
+from regularisations import DIAGONAL, MEAN, REGULARISATIONS, Moments
+from subjects import Task
 
 from mpfast import masks, reconstruct
 from mpfast.masks import input_norm_saliency
@@ -167,6 +168,8 @@ def smollm2_cases(task: Task) -> Iterable[Case]:
         yield masked(goal, BY_LAYER if ":" in goal else BY_ROW)
     for goal in ("20 % fewer parameters", "40 % fewer parameters", "60 % fewer parameters"):
         yield from low_rank(task, goal)
+    yield from (pruned("60 %", REFIT, name, few=True) for name in REGULARISATIONS if name not in (MEAN, DIAGONAL))
+    yield from (pruned("60 %", f"{kind} + 4 steps", DIAGONAL, few=True) for kind in ("gradual", "ADMM"))
     yield pruned("60 %", "gradual + 4 steps", DIAGONAL)
     yield pruned("60 %", "ADMM + 4 steps", DIAGONAL)
 

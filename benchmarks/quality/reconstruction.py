@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from compressions import CASES, Case, Weights
 from reconstruction_report import Row, report
-from subjects import MiniLM, Moments, Scores, SmolLM2, Task
+from regularisations import Moments
+from subjects import MiniLM, Scores, SmolLM2, Task
 
 KEY = ("goal", "method", "damping", "few", "seed")
 
@@ -114,13 +115,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the texts: to see that it runs")
     parser.add_argument("--seeds", type=int, default=1, help="how many calibration seeds, up to 3")
     parser.add_argument("--goals", nargs="+", help="only these, as the headings of OUT.md have them: '2:4', '60 %%'")
+    parser.add_argument("--dampings", nargs="+", help="only these, as the second column has them: '30 %% of each'")
     parser.add_argument("--methods", nargs="+", help="only these, as the first column has them: 'OBS + 4 steps'")
     options = parser.parse_args()
     torch.set_num_threads(1)
     run = Run({"minilm": MiniLM, "smollm2": SmolLM2}[options.model](options.quick), options.out, options.quick)
 
     def wanted(case: Case) -> bool:
-        pairs = (options.goals, case.goal), (options.methods, case.method)
+        pairs = (options.goals, case.goal), (options.methods, case.method), (options.dampings, case.damping)
         return all(names is None or name in names for names, name in pairs)
 
     run.complete(run.task.seeds[: options.seeds], wanted)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from compressions import POOLED, REFIT
-from subjects import DIAGONAL, MEAN, MiniLM, Task
+from regularisations import DIAGONAL, MEAN
+from subjects import MiniLM, Task
 
 Row = dict[str, object]
 

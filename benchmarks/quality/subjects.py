@@ -11,45 +11,13 @@ import numpy as np
 import retrieval
 import smollm2
 import torch
+from regularisations import Array, Moments
 
-from mpfast import reconstruct
 from mpfast.integrations.torch import SecondMoments
 
-Array = np.ndarray
 Handle = torch.utils.hooks.RemovableHandle
 # Choosing half, and what is reported: a score for each query or segment.
 Scores = dict[str, Array]
-
-MEAN, DIAGONAL = "1 % of the mean", "30 % of each"
-DAMPING = {MEAN: {"damping": 0.01}, DIAGONAL: {"damping": 0.0, "diagonal": 0.3}}
-
-
-class Moments:
-    """Second moments by layer, and their factors, which layers with the same input share."""
-
-    def __init__(self, collected: SecondMoments) -> None:
-        self.first = {name: collected.shared.get(name, name) for name in collected}
-        self.means = {name: collected[name].numpy() for name in set(self.first.values())}
-        # The factors that were asked for last, and how they were damped.
-        self._made: tuple[str, dict[str, reconstruct.Factor]] = ("", {})
-
-    def __getitem__(self, name: str) -> Array:
-        return self.means[self.first[name]]
-
-    def factors(self, damping: str | None, *, eigenvectors: bool) -> dict[str, reconstruct.Factor]:
-        """By layer, with what they compute once."""
-        if damping is None:
-            return {}
-        if self._made[0] != damping:
-            self._made = "", {}
-            made = {name: reconstruct.Factor(C, threads=1, **DAMPING[damping]) for name, C in self.means.items()}
-            self._made = damping, made
-        made = self._made[1]
-        for factor in made.values():
-            _ = factor.upper, factor.correlations, factor.leading_part
-            if eigenvectors:
-                _ = factor.eigenvectors
-        return {name: made[first] for name, first in self.first.items()}
 
 
 def squared_gradients(model: torch.nn.Module, names: list[str]) -> tuple[dict[str, Array], list[Handle]]:
@@ -165,12 +133,14 @@ class SmolLM2:
 
     def moments(self, seed: int, few: bool) -> Moments:
         segments = self.pool[24 * seed : 24 * seed + (4 if few else 24)]
+        # Few tokens are summed in halves, which can be compared.
+        folds, together = (2, 2) if few else (1, 4)
         with (
-            SecondMoments(self.model, include="model.layers.*", threads=1) as collected,
+            SecondMoments(self.model, include="model.layers.*", folds=folds, threads=1) as collected,
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16),
         ):
-            for batch in segments.split(4):
+            for batch in segments.split(together):
                 self.model.model(batch)
         return Moments(collected)
 
