@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import smollm2
 import torch
-from reconstruction_report import processor, table
+from tables import processor, table
 
 GOALS = ("60 %", "2:4")
 PARTS = ("choosing", "prose", "code")

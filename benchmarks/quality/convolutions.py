@@ -22,8 +22,8 @@ import digits
 import numpy as np
 import torch
 from compressions import BY_LAYER, MAGNITUDE, largest, options_of
-from reconstruction_report import table
 from sklearn.datasets import load_digits
+from tables import table
 
 from mpfast import reconstruct
 from mpfast.integrations.torch import SecondMoments
