@@ -161,6 +161,7 @@ def smollm2_cases(task: Task) -> Iterable[Case]:
     yield masked("2:4", MAGNITUDE)
     yield from (rounded(bits) for bits in (3, 4))
     yield from (without_neurons(percent) for percent in (25, 50))
+    yield from (pruned(goal, "OBS", DIAGONAL) for goal in ("2:4", "60 %"))
     yield masked("60 %", BY_ROW)
     for goal in ("50 %", "70 %", "4:8", "30 %"):
         yield pruned(goal, REFIT, DIAGONAL)

@@ -106,7 +106,7 @@ def of(rows: list[Row], goal: str, few: bool, method: str, damping: str | None) 
 
 
 def chosen(task: Task, rows: list[Row]) -> list[str]:
-    """For each goal the method that is best on the choosing half, in the mean of the seeds that all its methods have."""
+    """For each goal what is best on the choosing half, in the mean of the seeds that all its methods have."""
     lines = []
     for goal, few in goals_of(rows):
         here = [row for row in rows if (row["goal"], row["few"]) == (goal, few)]
