@@ -109,41 +109,70 @@ def chosen(task: Task, rows: list[Row]) -> list[str]:
     """For each goal what is best on the choosing half, in the mean of the seeds that all its methods have."""
     lines = []
     for goal, few in goals_of(rows):
-        here = [row for row in rows if (row["goal"], row["few"]) == (goal, few)]
-        by_method: dict[tuple[object, object], dict[int, Row]] = {}
-        for row in here:
-            by_method.setdefault((row["method"], row["damping"]), {})[row["seed"]] = row
-        if len(by_method) < 2:
+        found = methods_of(rows, goal, few)
+        if len(found) < 2:
             continue
-        common = set.intersection(*(set(found) for found in by_method.values()))
-        means = {key: np.mean([found[seed]["choosing"] for seed in common]) for key, found in by_method.items()}
+        common = set.intersection(*({row["seed"] for row in same} for same in found.values()))
+        means = {
+            key: np.mean([row["choosing"] for row in same if row["seed"] in common]) for key, same in found.items()
+        }
         method, damping = (max if isinstance(task, MiniLM) else min)(means, key=means.__getitem__)
-        same = of(rows, goal, few, str(method), damping)
-        parts = [spread(task, same, part) for part in ("choosing", *task.parts)]
-        lines.append([f"{goal}{task.tokens[few]}", str(method), str(damping or "-"), *parts, str(len(same))])
-    heads = ["", "best of the choosing half", "damping", "choosing", *task.parts, "seeds"]
+        lines.append([f"{goal}{task.tokens[few]}", method, damping, *summary(task, found[method, damping])])
+    heads = ["", "best of the choosing half", "damping", *summary_heads(task)]
     return ["## Chosen on one half, reported on the other", "", *table(heads, lines)]
+
+
+def summary_heads(task: Task) -> list[str]:
+    return ["choosing", *task.parts, *(["cosine"] if isinstance(task, MiniLM) else []), "seeds"]
+
+
+def summary(task: Task, same: list[Row]) -> list[str]:
+    """The means over seeds of what was asked in the same way, and how many seeds there are."""
+    return [*(spread(task, same, part) for part in summary_heads(task)[:-1]), str(len(same))]
 
 
 def goals_of(rows: list[Row]) -> list[tuple[str, bool]]:
     return list(dict.fromkeys((str(row["goal"]), bool(row["few"])) for row in rows))
 
 
-def every_row(task: Task, rows: list[Row]) -> list[str]:
+def methods_of(rows: list[Row], goal: str, few: bool) -> dict[tuple[str, str], list[Row]]:
+    """The rows of a goal by method and damping."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if (row["goal"], row["few"]) == (goal, few):
+            found.setdefault((str(row["method"]), str(row["damping"] or "-")), []).append(row)
+    return found
+
+
+def every_goal(task: Task, rows: list[Row]) -> list[str]:
+    """The means over seeds, where there are several, and every row."""
     unit = "" if isinstance(task, MiniLM) else ", nats"
     heads = ["", "damping", "choosing", *(f"{part} (to dense{unit})" for part in task.parts)]
     heads += [*(["cosine"] if isinstance(task, MiniLM) else []), "seed", "CPU s"]
     lines: list[str] = []
     for goal, few in goals_of(rows):
+        found = methods_of(rows, goal, few)
+        several = {key: same for key, same in found.items() if len(same) > 1}
+        means = [[*key, *summary(task, same)] for key, same in several.items()]
         cells = []
-        for row in (row for row in rows if (row["goal"], row["few"]) == (goal, few)):
-            line = [str(row["method"]), str(row["damping"] or "-"), shown(task, value(task, row, "choosing"))]
-            for part in task.parts:
-                change = f"{row[f'{part} change']:+.3f} ± {row[f'{part} error']:.3f}"
-                line.append(f"{shown(task, value(task, row, part))} ({change})")
-            line += [f"{row['cosine']:.3f}"] if isinstance(task, MiniLM) else []
-            cells.append([*line, str(row["seed"]), f"{row['seconds']:.1f}"])
-        lines += [f"## {goal}{task.tokens[few]}", "", *table(heads, cells)]
+        for (method, damping), same in found.items():
+            for row in same:
+                line = [method, damping, shown(task, value(task, row, "choosing"))]
+                for part in task.parts:
+                    change = f"{row[f'{part} change']:+.3f} ± {row[f'{part} error']:.3f}"
+                    line.append(f"{shown(task, value(task, row, part))} ({change})")
+                line += [f"{row['cosine']:.3f}"] if isinstance(task, MiniLM) else []
+                cells.append([*line, str(row["seed"]), f"{row['seconds']:.1f}"])
+        lines += [f"## {goal}{task.tokens[few]}", ""]
+        if several:
+            lines += [
+                "Means over seeds:",
+                "",
+                *table(["", "damping", *summary_heads(task)], means),
+                "Seed by seed:",
+                "",
+            ]
+        lines += table(heads, cells)
     return lines
 
 
@@ -169,5 +198,5 @@ def report(task: Task, rows: list[Row], quick: bool) -> list[str]:
         "",
         *against_bars(task, rows[1:], quick),
         *chosen(task, rows[1:]),
-        *every_row(task, rows[1:]),
+        *every_goal(task, rows[1:]),
     ]
