@@ -45,6 +45,9 @@ def singular_decomposition(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def orthonormal_rows(x: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
+# F (n, rank), and the largest |entry| of A - F F^T, of a finite, positive semidefinite A with a diagonal near 1.
+def semidefinite_root(a: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], float]: ...
+
 # Block Lanczos.
 @final
 class LanczosRun:
