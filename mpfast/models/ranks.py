@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
+from mpfast.arrays import parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -311,6 +312,10 @@ def ranks(
     (27, 42, 6)
     """
     wanted = _checked_errors(errors)
+    methods = get_args(SpectrumMethod)
+    if method not in methods:
+        raise InvalidValueError("method", f"must be one of {', '.join(map(repr, methods))}, not {method!r}")
+    parse_device(device)
     check_tolerance(tol)
     check_seed(seed)
     check_flag(progress, "progress")
