@@ -67,6 +67,8 @@ CALLS = """
         "symmetric_eigenvectors": lambda: (_core.symmetric_eigenvectors, [np.eye(5), 1]),
         "singular_decomposition": lambda: (_core.singular_decomposition, [np.eye(3, 12), np.eye(3, 16), 1]),
         "orthonormal_rows": lambda: (_core.orthonormal_rows, [W, 1]),
+        "positive_inverse": lambda: (_core.positive_inverse, [np.eye(16), 1]),
+        "removal_costs": lambda: (_core.removal_costs, [np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 4, 4)), 1]),
         "semidefinite_root": lambda: (_core.semidefinite_root, [np.eye(16), 1]),
         "lanczos_run": lambda: (_core.lanczos_run, [matrix, 2, 0, 0, 0, False, 1]),
         "lanczos_run_operator": lambda: (_core.lanczos_run_operator, [lambda X: X, 12, 2, 0, 0, 1]),

@@ -100,7 +100,7 @@ class PrincipalOutputs:
         Rows count as they do for the directions; both in one unit. ``captured[k - 1]`` is of k directions.
         """
         image = self._product(self._weights, moment / self._scale)
-        total = float(np.vdot(image, self._weights))
+        total = float((image * self._weights).sum())
         across = np.ascontiguousarray(self._directions.T)
         shares = (self._product(across, image) * self._product(across, self._weights)).sum(axis=1)
         return np.cumsum(shares), total
