@@ -102,7 +102,7 @@ class MiniLM:
 
     def moments(self, seed: int, few: bool) -> Moments:
         with (
-            SecondMoments(self.model, include="encoder.*") as collected,
+            SecondMoments(self.model, include="encoder.*", folds=1) as collected,
             torch.autocast("cpu", torch.bfloat16),
         ):
             self.encoder.embed([text for pair in self.seen for text in pair], collected)
@@ -171,7 +171,7 @@ class SmolLM2:
     def moments(self, seed: int, few: bool) -> Moments:
         segments = self.pool[24 * seed : 24 * seed + (4 if few else 24)]
         with (
-            SecondMoments(self.model, include="model.layers.*", threads=1) as collected,
+            SecondMoments(self.model, include="model.layers.*", threads=1, folds=1) as collected,
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16),
         ):

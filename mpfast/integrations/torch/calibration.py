@@ -62,10 +62,12 @@ class SecondMoments(Moments[torch.Tensor]):
         Of the choice of rows.
     folds : int
         Number of contiguous parts of the data that are summed apart, for `fold` and `without`: what holds for one part
-        can be tried on the others. Each takes the memory of one sum. As nobody says how much data there will be, parts
-        grow with it: a new part opens when the last one has as many rows as the largest, and where there would be one
-        too many the two neighbours that have the fewest together become one. So there are this many parts once there
-        are as many rows, and none but the last has less than a quarter of the largest one's.
+        can be tried on the others, as `mpfast.prune` does for the held-out errors that it reports. Each takes the
+        memory of one sum, 8 bytes for each entry of a moment: of all-MiniLM-L6-v2 135 MB a part, of SmolLM2-135M 0.8
+        GB, of Llama-2-7B 44 GB. With 1 nothing is kept apart. As nobody says how much data there will be, parts grow
+        with it: a new part opens when the last one has as many rows as the largest, and where there would be one too
+        many the two neighbours that have the fewest together become one. So there are this many parts once there are as
+        many rows, and none but the last has less than a quarter of the largest one's.
     threads : int, optional
         Of the sums on the CPU. Default those of PyTorch. The sums are the same for any number.
     source : str or path-like, optional
@@ -122,7 +124,7 @@ class SecondMoments(Moments[torch.Tensor]):
         layout: str = "flat",
         share: float = 1.0,
         seed: int = 0,
-        folds: int = 1,
+        folds: int = 4,
         threads: int | None = None,
         source: str | os.PathLike[str] | None = None,
         include: NameFilter | None = None,
