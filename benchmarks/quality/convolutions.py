@@ -62,7 +62,7 @@ def one_seed(seed: int) -> list[Row]:
     y = torch.tensor(labels[order])
     with torch.enable_grad():
         model = digits.trained(digits.MODELS["CNN"], digits.Loader(x[:1200], y[:1200], seed), seed)
-    with SecondMoments(model, threads=1) as moments:
+    with SecondMoments(model, folds=1, threads=1) as moments:
         model(x[:1200])
     layers = {name: model.get_submodule(name) for name in moments if len(moments[name]) >= LEAST_INPUTS}
     dense = {name: module.weight.clone() for name, module in layers.items()}

@@ -74,7 +74,7 @@ class MiniLM:
         half = len(self.seen) // 2
         seen = (self.seen, self.seen[:half], self.seen[half:])[seed]
         with (
-            SecondMoments(self.model, include="encoder.*") as collected,
+            SecondMoments(self.model, include="encoder.*", folds=1) as collected,
             torch.autocast("cpu", torch.bfloat16),
         ):
             self.encoder.embed([text for pair in seen for text in pair], collected)

@@ -14,6 +14,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Metho
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.ranks import LayerRank, ModelRanks, RankRow, ranks
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.verification import Verification, verify
@@ -43,11 +44,14 @@ __all__ = [
     "Inventory",
     "InventoryRow",
     "LayerBudget",
+    "LayerRank",
     "LayerReport",
     "Method",
     "ModelDiff",
+    "ModelRanks",
     "Provenance",
     "PruneResult",
+    "RankRow",
     "SkippedTensor",
     "Verification",
     "analyze",
@@ -61,6 +65,7 @@ __all__ = [
     "noted_source",
     "provenance_of",
     "prune",
+    "ranks",
     "sorted_rows",
     "verify",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mpfast.integrations.torch.sites import experts_one_by_one
 from mpfast.support import InvalidValueError
 
 __all__ = ["Call", "blocks_of", "call_block", "calls_of", "first_tensor", "undisturbed"]
@@ -191,19 +192,14 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     # A model of several parts has a configuration for each.
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
-    experts = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else None
     model.eval()
     for config in cached:
         config.use_cache = False
-    if experts is not None:
-        model.set_experts_implementation("eager")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), experts_one_by_one(model):
             yield
     finally:
         for module in training:
             module.training = True
         for config in cached:
             config.use_cache = True
-        if experts is not None:
-            model.set_experts_implementation(experts)
