@@ -111,8 +111,10 @@ def test_options_that_do_not_go_together(model):
         mpfast.prune(model, pattern="2:4", method="hill")
     with pytest.raises(ValueError, match="pattern must be"):
         mpfast.prune(model, pattern=(2, 4))
-    with pytest.raises(TypeError, match="Budget"):
+    with pytest.raises(ValueError, match=r"or a Budget, as Budget\.from_json reads, not 'budget\.json'"):
         mpfast.prune(model, budget="budget.json")
+    with pytest.raises(TypeError, match="Budget"):
+        mpfast.prune(model, budget=0.5)
     with pytest.warns(UserWarning, match="exclude='blocks' matches none"):
         mpfast.prune(model, sparsity=0.5, method="magnitude", exclude="blocks")
 

@@ -349,8 +349,6 @@ def shown(task: Task, row: dict[str, object], part: str) -> str:
 
 def report(task: Task, rows: list[dict[str, object]], quick: bool) -> list[str]:
     minilm = isinstance(task, MiniLM)
-    packages = ["numpy", "torch", "transformers", *task.packages]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     load = os.getloadavg()[0]
     lines = [
         f"# {task.title}",
@@ -361,7 +359,7 @@ def report(task: Task, rows: list[dict[str, object]], quick: bool) -> list[str]:
         "",
         f"{processor()}, one thread, on a machine with a load of {load:.0f} for {os.cpu_count()} processors: seconds "
         "are processor time for all layers, without moments, gradients and factors. "
-        f"Python {platform.python_version()}, {versions}, mpfast {version('mpfast')}.",
+        f"{versions_of(task)}",
         "",
         "Damping: 1 % of the mean diagonal entry of the second moment, added to all of them, or 30 % of each.",
     ]
@@ -390,6 +388,11 @@ def report(task: Task, rows: list[dict[str, object]], quick: bool) -> list[str]:
             lines.append("| " + " | ".join([*cells, f"{row['seconds']:.1f}"]) + " |")
         lines.append("")
     return lines
+
+
+def versions_of(task: Task) -> str:
+    packages = ["numpy", "torch", "transformers", *task.packages, "mpfast"]
+    return f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}."
 
 
 def processor() -> str:
