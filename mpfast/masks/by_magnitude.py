@@ -30,9 +30,9 @@ def magnitude(
     sparsity
         Share of entries to prune, 0 to 1; or one for each layer by name, such as a budget's.
     scope
-        ``"global"``: over all layers together; ``"layer"``: in each; ``"row"``: in each row (out, ...) of each layer. Rows
-        lose as many entries as each other up to one, so that the layer's count is exact. With `input_norm_saliency` in
-        the place of the weights, that is Wanda (arXiv 2306.11695).
+        ``"global"``: over all layers together; ``"layer"``: in each; ``"row"``: in each row (out, ...) of each layer.
+        Rows lose as many entries as each other up to one, so that the layer's count is exact. With
+        `input_norm_saliency` in the place of the weights, that is Wanda (arXiv 2306.11695).
     within
         Masks of an earlier, lower sparsity, as this function returns them: what they prune stays pruned and counts, so
         that the masks of a growing sparsity are nested. Weights in host memory only.
