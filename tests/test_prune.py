@@ -77,8 +77,9 @@ def digest(directory):
     ("options", "expected"),
     [
         ({"sparsity": 0.37, "method": "magnitude"}, lambda W: masks.magnitude(W, 0.37)),
-        ({"sparsity": 0.5}, lambda W: masks.spectral_budget(W, 0.5)),
-        ({"sparsity": 0.1}, lambda W: masks.spectral_budget(W, 0.1)),
+        ({"sparsity": 0.5}, lambda W: masks.magnitude(W, 0.5, scope="row")),
+        ({"sparsity": 0.5, "method": "spectral_budget"}, lambda W: masks.spectral_budget(W, 0.5)),
+        ({"sparsity": 0.1, "method": "spectral_budget"}, lambda W: masks.spectral_budget(W, 0.1)),
         ({"sparsity": 0.6, "method": "hill"}, lambda W: masks.spectral_budget(W, 0.6, signal="hill")),
         ({"sparsity": 0.25, "method": "uniform"}, lambda W: masks.magnitude(W, 0.25, scope="layer")),
         ({"pattern": "2:4"}, lambda W: {name: masks.n_m(w, 2, 4) for name, w in W.items()}),

@@ -80,7 +80,7 @@ def given(value: T | None) -> T:
 
 
 def block_of(name: str) -> str:
-    """Return the block that a layer belongs to: its name up to the first part that is a number; a layer of none is one by itself."""
+    """Return the block of a layer: its name up to the first part that is a number; a layer of none is one by itself."""
     found = _BLOCK.match(name)
     return name if found is None else found[0]
 

@@ -30,6 +30,7 @@ from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
+from mpfast.models.methods import METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
@@ -146,8 +147,9 @@ def prune(
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
         fixes it, `budget` or `masks`.
     method : str, optional
-        Name of one of `mpfast.models.METHODS`, where each says what goes, or with `moments` of one of
-        `mpfast.models.FITTED_METHODS`. Default ``"obs"`` with moments, ``"spectral_budget"`` without.
+        Name of one of `mpfast.models.METHODS`, where each says what goes and what it needs, or with `moments` of one of
+        `mpfast.models.FITTED_METHODS`. Default ``"obs"`` with moments, ``"row"`` without: the best that were measured.
+        Budgets from spectra are there to reproduce papers, and were worse.
     pattern : str, optional
         ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with n < m and m up
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
@@ -342,7 +344,8 @@ def _plan(
         return Pattern(*options.groups, options.team), {}, {}
     if options.given_budget is not None:
         counts = {row.name: row.pruned for row in options.given_budget}
-        return LayerCuts(counts, options.team), counts, {}
+        by_row = options.label in METHODS and METHODS[options.label].per_row
+        return (RowCuts if by_row else LayerCuts)(counts, options.team), counts, {}
     method = options.sharing
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
     if method.cuts_globally and not options.chooser:
