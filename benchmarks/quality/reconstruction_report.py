@@ -176,9 +176,12 @@ def every_goal(task: Task, rows: list[Row]) -> list[str]:
     return lines
 
 
+def versions_of(task: Task) -> str:
+    packages = ["numpy", "torch", "transformers", *task.packages, "mpfast"]
+    return f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}."
+
+
 def report(task: Task, rows: list[Row], quick: bool) -> list[str]:
-    packages = ["numpy", "torch", "transformers", *task.packages]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     score = "MRR" if isinstance(task, MiniLM) else "perplexity"
     parts = ("choosing", *task.parts)
     return [
@@ -189,7 +192,7 @@ def report(task: Task, rows: list[Row], quick: bool) -> list[str]:
         "",
         f"{processor()}, one thread, on a machine with a load of {os.getloadavg()[0]:.0f} for {os.cpu_count()} "
         "processors: seconds are processor time for all layers, without moments, gradients and factors. "
-        f"Python {platform.python_version()}, {versions}, mpfast {version('mpfast')}.",
+        + versions_of(task),
         "",
         "Damping: 1 % of the mean diagonal entry of the second moment, added to all of them, or 30 % of each. Several "
         "seeds: the mean, and from where to where.",

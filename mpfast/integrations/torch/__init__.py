@@ -7,6 +7,7 @@ import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is
 
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
+from mpfast.integrations.torch.gradients import output_gradients
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import LowRankPair, load_factors, split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
@@ -39,6 +40,7 @@ __all__ = [
     "input_rows",
     "load_factors",
     "masks_of",
+    "output_gradients",
     "prunable_modules",
     "reconstruct_model",
     "release",

@@ -22,6 +22,7 @@ from mpfast.checkpoints import (
     telling_reason,
 )
 from mpfast.integrations.torch.block_streams import Call, blocks_of, call_block, calls_of, undisturbed
+from mpfast.integrations.torch.budgets import budget_by_name
 from mpfast.integrations.torch.input_sums import InputMoments, InputSums
 from mpfast.integrations.torch.sites import Site, sites_of, watched
 from mpfast.models import FITTED_METHODS, Budget, damping_for
@@ -118,7 +119,7 @@ def reconstruct_model(
     sparsity: float | None = None,
     pattern: str | None = None,
     rank: int | None = None,
-    budget: Budget | None = None,
+    budget: Budget | str | None = None,
     method: str = "obs",
     refit: int = 4,
     damping: float | None = None,
@@ -151,7 +152,8 @@ def reconstruct_model(
     sparsity : float, optional
         Share of the entries of each matrix that go. Or `pattern`, ``"2:4"``, n of every m consecutive inputs stay; or
         `rank`, each matrix is replaced by a product of this rank, where that has fewer entries; or `budget`, how many
-        entries of each tensor go.
+        entries of each tensor go. With `sparsity`, `budget` may be the name of one of `mpfast.models.METHODS`, which
+        shares it out; the second moments that it may need are collected of all blocks at once.
     method, refit
         As in `mpfast.reconstruct.prune`.
     damping : float, optional
@@ -207,11 +209,14 @@ def reconstruct_model(
     >>> [row.pruned for row in result.report], bool(result.report[0].error < result.report[0].masked_error)
     ([128, 128], True)
     """
+    given = list(batches)
+    if isinstance(budget, str):
+        where = (include, exclude, blocks)
+        budget, sparsity = budget_by_name(budget, model, given, sparsity, where, _team(threads)), None
     options = _Options(
         sparsity, pattern, rank, budget, method, refit, damping, sequential, toward, heldout, _team(threads)
     )
     network = model if inplace else copy.deepcopy(model)
-    given = list(batches)
     kept_back = 0
     if options.heldout and len(given) > 1:
         kept_back = min(len(given) - 1, max(1, int(options.heldout * len(given))))
@@ -252,14 +257,14 @@ class _Options:
     def __post_init__(self) -> None:
         if sum(option is not None for option in (self.sparsity, self.pattern, self.rank, self.budget)) != 1:
             raise InvalidValueError("", "pass one of sparsity, pattern, rank and budget")
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if self.wanted_pattern is not None and self.groups is None:
             raise InvalidValueError("pattern", f"must be n:m with 1 <= n < m <= 64, not {self.wanted_pattern!r}")
         if self.rank is not None:
             positive_integer(self.rank, "rank")
-        if self.budget is not None and not isinstance(self.budget, Budget):
-            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}")
         if self.method not in FITTED_METHODS:
             raise InvalidValueError("method", f"must be one of {', '.join(FITTED_METHODS)}, not {self.method!r}")
         if type(self.refit) is not int or self.refit < 0:
