@@ -14,6 +14,7 @@ from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Metho
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.verification import Verification, verify
@@ -46,6 +47,7 @@ __all__ = [
     "LayerReport",
     "Method",
     "ModelDiff",
+    "NewTensor",
     "Provenance",
     "PruneResult",
     "SkippedTensor",
@@ -63,4 +65,5 @@ __all__ = [
     "prune",
     "sorted_rows",
     "verify",
+    "write_reconstructed",
 ]

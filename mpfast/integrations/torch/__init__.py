@@ -14,6 +14,7 @@ from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of,
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 from mpfast.integrations.torch.texts import text_moments
+from mpfast.integrations.torch.whole_checkpoints import ReconstructedCheckpoint, reconstruct_checkpoint
 from mpfast.integrations.torch.whole_models import ReconstructedModel, reconstruct_model
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "NOfM",
     "NoiseFloor",
     "PruneAndRestore",
+    "ReconstructedCheckpoint",
     "ReconstructedModel",
     "SecondMoments",
     "Selection",
@@ -41,6 +43,7 @@ __all__ = [
     "load_factors",
     "masks_of",
     "prunable_modules",
+    "reconstruct_checkpoint",
     "reconstruct_model",
     "release",
     "split",

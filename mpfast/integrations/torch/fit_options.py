@@ -90,6 +90,13 @@ class FitOptions:
         return any(option is not None for option in (self.sparsity, self.pattern, self.budget))
 
     @property
+    def share(self) -> float:
+        """Share of the entries that is asked to go; 0 where nothing is pruned."""
+        if self.groups is not None:
+            return 1 - self.groups[0] / self.groups[1]
+        return self.budget.sparsity if self.budget is not None else self.sparsity or 0.0
+
+    @property
     def steps(self) -> int:
         """Steps of the refit that are made: rounded weights stay where they are."""
         return self.refit if self.bits is None else 0
@@ -102,6 +109,10 @@ class FitOptions:
     def counts(self) -> Mapping[str, int] | None:
         """How many entries of each tensor go, by its name; None where it is the same share of each."""
         return None if self.budget is None else {row.name: row.pruned for row in self.budget}
+
+    def stored_counts(self) -> Mapping[str, int] | None:
+        """As `counts`, by the tensors' names in the files."""
+        return None if self.budget is None else {row.file_name: row.pruned for row in self.budget}
 
     def pruned_of(self, site: Site, counts: Mapping[str, int] | None) -> int:
         """How many entries of a matrix go, where there is no pattern."""

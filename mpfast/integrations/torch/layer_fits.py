@@ -97,13 +97,10 @@ class BlockFit:
     def join(self, other: BlockFit) -> None:
         """Take in what has become of another block."""
         self.report += other.report
-        for mine, its in (
-            (self.masks, other.masks),
-            (self.factors, other.factors),
-            (self.grids, other.grids),
-            (self.skipped, other.skipped),
-        ):
-            mine.update(its)
+        self.masks |= other.masks
+        self.factors |= other.factors
+        self.grids |= other.grids
+        self.skipped |= other.skipped
 
 
 def fit_block(

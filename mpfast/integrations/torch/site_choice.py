@@ -21,10 +21,12 @@ def chosen_sites(
     include: NameFilter | None,
     exclude: NameFilter | None,
     options: FitOptions,
+    counts: Mapping[str, int] | None,
 ) -> tuple[dict[str, list[Site]], dict[str, str]]:
     """Return the matrices of every block that are to be compressed, and why others are not.
 
-    The weights need not be there: a model on the meta device has the same ones.
+    The weights need not be there: a model on the meta device has the same ones. `counts` are those of
+    `FitOptions.counts`.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def chosen_sites(
                 skipped[site.tensor] = "left out by include or exclude"
             elif len(names[id(site.parameter)]) > 1:
                 skipped[site.tensor] = f"is one with {next(n for n in names[id(site.parameter)] if n != site.tensor)}"
-            elif (reason := _reason(site, options)) is not None:
+            elif (reason := _reason(site, options, counts)) is not None:
                 skipped[site.tensor] = reason
             else:
                 chosen[prefix].append(site)
@@ -57,7 +59,7 @@ def chosen_sites(
     return chosen, skipped
 
 
-def _reason(site: Site, options: FitOptions) -> str | None:
+def _reason(site: Site, options: FitOptions, counts: Mapping[str, int] | None) -> str | None:
     rows, inputs = site.matrix.shape
     if min(rows, inputs) < MIN_SIDE:
         return f"too small: fewer than {MIN_SIDE} rows or columns"
@@ -65,6 +67,6 @@ def _reason(site: Site, options: FitOptions) -> str | None:
         return f"factors of rank {options.rank} would be as large as the matrix"
     if options.groups is not None and inputs % options.groups[1]:
         return f"{inputs} inputs cannot be cut into groups of {options.groups[1]}"
-    if options.budget is not None and all(row.name != site.tensor for row in options.budget):
+    if counts is not None and site.tensor not in counts:
         return "not in the budget"
     return None

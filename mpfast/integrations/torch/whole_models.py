@@ -161,7 +161,9 @@ def reconstruct_model(
     network = model if inplace else copy.deepcopy(model)
     given = list(batches)
     found = blocks_of(network, blocks)
-    chosen, skipped = chosen_sites(network, roles_of(open_checkpoint(network)), found, include, exclude, options)
+    counts = options.counts()
+    roles = roles_of(open_checkpoint(network))
+    chosen, skipped = chosen_sites(network, roles, found, include, exclude, options, counts)
     whole = BlockFit(skipped=skipped)
     with undisturbed(network):
         hidden, calls, valid = calls_of(network, found, given)
@@ -170,7 +172,7 @@ def reconstruct_model(
         for number, name in enumerate(order):
             sites, block_calls = chosen[name], [each.pop(name) for each in calls]
             sums = states.collect(found[name], sites, block_calls)
-            whole.join(fit_block(sites, sums, options, options.counts()))
+            whole.join(fit_block(sites, sums, options, counts))
             states.advance(found[name], block_calls)
             if progress is not None:
                 progress(number + 1, len(order))
