@@ -15,6 +15,7 @@ from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.ranks import LayerRank, ModelRanks, RankRow, ranks
+from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.sharing import check_needs, share_out
@@ -51,6 +52,7 @@ __all__ = [
     "Method",
     "ModelDiff",
     "ModelRanks",
+    "NewTensor",
     "Provenance",
     "PruneResult",
     "RankRow",
@@ -73,4 +75,5 @@ __all__ = [
     "share_out",
     "sorted_rows",
     "verify",
+    "write_reconstructed",
 ]
