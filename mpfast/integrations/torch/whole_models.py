@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -209,17 +209,18 @@ def reconstruct_model(
     >>> [row.pruned for row in result.report], bool(result.report[0].error < result.report[0].masked_error)
     ([128, 128], True)
     """
-    given = list(batches)
-    if isinstance(budget, str):
-        where = (include, exclude, blocks)
-        budget, sparsity = budget_by_name(budget, model, given, sparsity, where, _team(threads)), None
-    options = _Options(
-        sparsity, pattern, rank, budget, method, refit, damping, sequential, toward, heldout, _team(threads)
-    )
+    named, given_budget = (budget, None) if isinstance(budget, str) else ("", budget)
+    team = _team(threads)
+    options = _Options(sparsity, pattern, rank, given_budget, method, refit, damping, sequential, toward, heldout, team)
     network = model if inplace else copy.deepcopy(model)
+    given = list(batches)
     kept_back = 0
     if options.heldout and len(given) > 1:
         kept_back = min(len(given) - 1, max(1, int(options.heldout * len(given))))
+    if named:
+        where, training = (include, exclude, blocks), given[: len(given) - kept_back]
+        shared = budget_by_name(named, network, training, sparsity, where, team)
+        options = replace(options, sparsity=None, budget=shared)
     found = blocks_of(network, blocks)
     chosen, skipped = _chosen(network, found, include, exclude, options)
     with undisturbed(network):
