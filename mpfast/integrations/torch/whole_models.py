@@ -209,7 +209,7 @@ def reconstruct_model(
     >>> [row.pruned for row in result.report], bool(result.report[0].error < result.report[0].masked_error)
     ([128, 128], True)
     """
-    named, given_budget = (budget, None) if isinstance(budget, str) else ("", budget)
+    named, given_budget = (budget, None) if isinstance(budget, str) else (None, budget)
     team = _team(threads)
     options = _Options(sparsity, pattern, rank, given_budget, method, refit, damping, sequential, toward, heldout, team)
     network = model if inplace else copy.deepcopy(model)
@@ -217,7 +217,7 @@ def reconstruct_model(
     kept_back = 0
     if options.heldout and len(given) > 1:
         kept_back = min(len(given) - 1, max(1, int(options.heldout * len(given))))
-    if named:
+    if named is not None:
         where, training = (include, exclude, blocks), given[: len(given) - kept_back]
         shared = budget_by_name(named, network, training, sparsity, where, team)
         options = replace(options, sparsity=None, budget=shared)
