@@ -18,16 +18,19 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import reconstruction
 import torch
-from reconstruction import DIAGONAL, MEAN, MiniLM, Moments, Scores, SmolLM2, Task, Weights, put, row_of, shown
+from compressions import Weights
+from reconstruction import put, row_of
+from reconstruction_report import Row, shown, value, versions_of
+from regularisations import DIAGONAL, MEAN, Moments
+from subjects import MiniLM, Scores, SmolLM2, Task
+from tables import table
 
 from mpfast import masks, reconstruct
-from mpfast.integrations.torch import output_gradients
 from mpfast.models import METHODS, share_out
 
 NO_DATA, REFITTED = "magnitudes", "OBS + 4 steps"
@@ -51,7 +54,6 @@ class Known:
         self._task = task
         self._moments: Moments | None = None
         self._factors: dict[str, reconstruct.Factor] = {}
-        self._gradients: Mapping[str, object] = {}
 
     @property
     def factors(self) -> dict[str, reconstruct.Factor]:
@@ -66,17 +68,8 @@ class Known:
         if "moments" in needs:
             found["moments"] = {f"{name}.weight": factor.moment for name, factor in self.factors.items()}
         if "gradients" in needs:
-            if not self._gradients:
-                self._gradients = gradients_of(self._task)
-            found["gradients"] = self._gradients
+            found["gradients"] = self._task.gradients
         return found
-
-
-def gradients_of(task: Task) -> Mapping[str, object]:
-    if isinstance(task, MiniLM):
-        return task.gradients()
-    batches = [{"input_ids": segment} for segment in task.pool[:8].split(1)]
-    return output_gradients(task.model, batches, include="model.layers.*")
 
 
 def compress(weights: Weights, goal: str, choice: str, method: str, known: Known) -> Weights:
@@ -122,45 +115,44 @@ def listed(scores: Scores) -> dict[str, dict[str, list[float]]]:
     return {"scores": {part: [round(float(score), 6) for score in found] for part, found in scores.items()}}
 
 
-def against(row: dict[str, object], other: dict[str, object], part: str) -> tuple[float, float]:
+def against(row: Row, other: Row, part: str) -> tuple[float, float]:
     """How much better or worse a row is than another, and the standard error of that."""
     change = np.subtract(row["scores"][part], other["scores"][part])
     return float(change.mean()), float(change.std(ddof=1) / np.sqrt(len(change)))
 
 
-def report(task: Task, rows: list[dict[str, object]], quick: bool) -> list[str]:
+def report(task: Task, rows: list[Row], quick: bool) -> list[str]:
     minilm = isinstance(task, MiniLM)
     lines = [
         f"# Budgets: {task.title[0].lower()}{task.title[1:]}",
         "",
-        f"Made by `python benchmarks/quality/budgets.py --model {'minilm' if minilm else 'smollm2'}"
-        f"{' --quick' if quick else ''}` on {datetime.date.today()}: {task.describe().partition(';')[0]}; ± is of the "
+        f"Made by `python benchmarks/quality/budgets.py --model {task.name}{' --quick' if quick else ''}` on "
+        f"{datetime.date.today()}: {task.describe().partition(';')[0]}; ± is of the "
         "difference to the same share of every layer (uniform). Forward passes in bfloat16 autocast. Not timed.",
         "",
-        reconstruction.versions_of(task),
+        versions_of(task),
         "",
         f"Damping of moments: {DAMPING[type(task)]}.",
     ]
     score, unit = ("MRR", "") if minilm else ("perplexity", ", nats")
-    dense = ", ".join(f"{part} {shown(task, rows[0], part)}" for part in ("choosing", *task.parts))
+    dense = ", ".join(f"{part} {shown(task, value(task, rows[0], part))}" for part in ("choosing", *task.parts))
     lines += ["", f"Dense, {score}: {dense}.", ""]
     heads = ["", *(f"{part} (to uniform{unit})" for part in ("choosing", *task.parts)), *(["cosine"] if minilm else [])]
     for goal, choice in dict.fromkeys((row["goal"], row["choice"]) for row in rows[1:]):
         mine = [row for row in rows if (row["goal"], row["choice"]) == (goal, choice)]
-        lines += [f"## {goal}, {choice}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        cells = []
         for row in mine:
-            cells = [str(row["method"])]
+            shown_scores = []
             for part in ("choosing", *task.parts):
                 change, error = against(row, mine[0], part)
                 difference = "" if row is mine[0] else f" ({change:+.3f} ± {error:.3f})"
-                cells.append(f"{shown(task, row, part)}{difference}")
-            cells += [f"{row['cosine']:.3f}"] if minilm else []
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+                shown_scores.append(f"{shown(task, value(task, row, part))}{difference}")
+            cells.append([str(row["method"]), *shown_scores, *([f"{row['cosine']:.3f}"] if minilm else [])])
+        lines += [f"## {goal}, {choice}", "", *table(heads, cells)]
     return lines
 
 
-def write(task: Task, rows: list[dict[str, object]], out: Path, quick: bool) -> None:
+def write(task: Task, rows: list[Row], out: Path, quick: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text("\n".join(report(task, rows, quick)))
     out.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")

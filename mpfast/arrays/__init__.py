@@ -12,6 +12,7 @@ from mpfast.arrays.devices import (
     is_on_gpu,
     parse_device,
 )
+from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
     as_bits,
@@ -35,6 +36,7 @@ from mpfast.arrays.views import (
 __all__ = [
     "FLOATS",
     "Device",
+    "SecondMoment",
     "address_of",
     "as_bits",
     "as_matrix",

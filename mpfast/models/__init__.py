@@ -14,6 +14,8 @@ from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTE
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.ranks import LayerRank, ModelRanks, RankRow, ranks
+from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.sharing import check_needs, share_out
@@ -45,11 +47,15 @@ __all__ = [
     "Inventory",
     "InventoryRow",
     "LayerBudget",
+    "LayerRank",
     "LayerReport",
     "Method",
     "ModelDiff",
+    "ModelRanks",
+    "NewTensor",
     "Provenance",
     "PruneResult",
+    "RankRow",
     "SkippedTensor",
     "Verification",
     "analyze",
@@ -65,7 +71,9 @@ __all__ = [
     "noted_source",
     "provenance_of",
     "prune",
+    "ranks",
     "share_out",
     "sorted_rows",
     "verify",
+    "write_reconstructed",
 ]

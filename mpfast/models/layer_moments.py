@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,13 @@ from mpfast.checkpoints import (
     weight_of,
 )
 from mpfast.models.mask_plans import stored_rows
+from mpfast.operators import InputRoot
 from mpfast.reconstruct import Factor
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 __all__ = ["LayerMoments", "modules_of"]
+
+Made = TypeVar("Made")
 
 
 class LayerMoments:
@@ -84,7 +87,7 @@ class LayerMoments:
         if isinstance(given, MomentFile):
             self._check_model(given, model, checkpoint, layers)
         self._waiting = Counter(self._input_of(layer) for layer in layers if layer.name in self._modules)
-        self._factors: dict[Any, tuple[Factor, Factor | None, Any]] = {}
+        self._made_of: dict[Any, Any] = {}
         self._last: tuple[Any, Factor] | None = None
 
     @property
@@ -121,13 +124,21 @@ class LayerMoments:
         kept_back : Factor or None
             Of the last part.
         """
+        return self._once(layer, lambda module: self._made(module, damping))
+
+    def root(self, layer: Layer, threads: int) -> InputRoot:
+        """Return a root of the moment of a layer's input, undamped, once for every layer that is looked at."""
+        return self._once(layer, lambda module: InputRoot(self._given[module], f"moments[{module!r}]", threads))
+
+    def _once(self, layer: Layer, make: Callable[[str], Made]) -> Made:
+        """What is made of a layer's module, kept until the last layer with this input has had it."""
         key = self._input_of(layer)
-        if key not in self._factors:
-            self._factors[key] = self._made(self._modules[layer.name], damping)
-        found = self._factors[key]
+        if key not in self._made_of:
+            self._made_of[key] = make(self._modules[layer.name])
+        found: Made = self._made_of[key]
         self._waiting[key] -= 1
-        if self._waiting[key] == 0:  # the last layer with this input
-            del self._factors[key]
+        if self._waiting[key] == 0:
+            del self._made_of[key]
         return found
 
     def factor(self, layer: Layer, damping: Callable[[float | None], tuple[float, float]]) -> Factor:

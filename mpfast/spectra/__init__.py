@@ -20,6 +20,7 @@ from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.request import SpectrumMethod
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
+from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
@@ -39,6 +40,8 @@ __all__ = [
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
+    "TruncationRank",
+    "checked_error",
     "clean",
     "critical_signal",
     "current_axes",
