@@ -363,7 +363,7 @@ class TestRowScope:
         second = masks.magnitude(W, 0.8, scope="row", within=first)
         assert not (second["a"] & ~first["a"]).any()
         np.testing.assert_array_equal(second["a"], masks.magnitude(W, 0.8, scope="row")["a"])
-        with pytest.raises(ValueError, match=r"entries of row . are pruned already"):
+        with pytest.raises(ValueError, match=r"entries of row \d are pruned already"):
             masks.magnitude(W, 0.1, scope="row", within=second)
 
     def test_wanda_is_the_weight_times_the_input_norm_by_row(self):

@@ -121,6 +121,11 @@ def linear_map(
 ) -> list[float]:
     """Sparsities that rise linearly with a signal: AlphaPruning's rule, made exact.
 
+    With Hill exponents as the signal, averaged over blocks, it is a reproduction of its paper and no way to keep more:
+    against the same share of every layer, without training, it costs all-MiniLM-L6-v2 0.112 +- 0.011 of a mean
+    reciprocal rank of 0.621 at 50 %, and SmolLM2-135M 0.090 +- 0.015 nats on prose at 30 %
+    (``benchmarks/quality/budgets.py``).
+
     The signal is mapped to ``[1 - epsilon, 1 + epsilon]`` and scaled so that ``sparsity`` of all entries goes; where a
     layer would lose more than everything, the others take over.
 

@@ -18,7 +18,8 @@ from mpfast.models.ranks import LayerRank, ModelRanks, RankRow, ranks
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
-from mpfast.models.sharing import check_needs, share_out
+from mpfast.models.shared_counts import check_needs
+from mpfast.models.sharing import share_out
 from mpfast.models.verification import Verification, verify
 
 __all__ = [

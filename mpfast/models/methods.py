@@ -144,14 +144,15 @@ _METHODS = (
     Method("row", "the smallest magnitudes of each row, the same share of every one", per_row=True),
     Method(
         "by_depth",
-        "the smallest magnitudes of each layer, from block to block a little more (arXiv 2502.14770)",
+        "the smallest magnitudes of each layer, from block to block a little more (arXiv 2502.14770); without data "
+        "worse than uniform",
         rule=rules.by_depth,
     ),
     Method("magnitude", "the smallest magnitudes of all layers together", cuts_globally=True, previewed=True),
     Method(
         "spectral_budget",
         "the smallest magnitudes of all layers together, each over its layer's weight, which the spectra set "
-        "(arXiv 2606.02608)",
+        "(arXiv 2606.02608); to reproduce the paper, no better than uniform",
         needs=("spectra",),
         cuts_globally=True,
         layer_weights=_spectral,
@@ -173,14 +174,16 @@ _METHODS = (
     ),
     Method(
         "alphapruning",
-        "the smallest magnitudes of each layer, more of blocks whose spectra have light tails (arXiv 2410.10912)",
+        "the smallest magnitudes of each layer, more of blocks whose spectra have light tails (arXiv 2410.10912); to "
+        "reproduce the paper, worse than uniform",
         needs=("spectra",),
         measure=rules.hill_of_half,
         rule=rules.by_hill_of_blocks,
     ),
     Method(
         "farms",
-        "as alphapruning, with the tails of square submatrices (arXiv 2506.06280)",
+        "as alphapruning, with the tails of square submatrices (arXiv 2506.06280); to reproduce the paper, worse than "
+        "uniform",
         needs=("weights",),
         measure=rules.hill_of_windows,
         rule=rules.by_hill_of_blocks,

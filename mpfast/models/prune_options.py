@@ -15,7 +15,7 @@ from mpfast.models.extent import default_ceiling
 from mpfast.models.mask_plans import name_in
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
-from mpfast.models.sharing import check_needs
+from mpfast.models.shared_counts import check_needs
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,

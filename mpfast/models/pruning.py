@@ -35,7 +35,7 @@ from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
-from mpfast.models.sharing import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
 from mpfast.support import (
     InvalidTypeError,
     check_flag,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -158,14 +158,17 @@ def reconstruct_model(
     >>> [row.pruned for row in result.report], bool(result.report[0].error < result.report[0].masked_error)
     ([128, 128], True)
     """
-    given = list(batches)
-    if isinstance(budget, str):
-        where = (include, exclude, blocks)
-        budget, sparsity = budget_by_name(budget, model, given, sparsity, where, team(threads)), None
+    named, own = (budget, None) if isinstance(budget, str) else (None, budget)
+    workers = team(threads)
     options = FitOptions(
-        sparsity, pattern, rank, budget, bits, group, method, refit, damping, sequential, toward, heldout, team(threads)
+        sparsity, pattern, rank, own, bits, group, method, refit, damping, sequential, toward, heldout, workers
     )
     network = model if inplace else copy.deepcopy(model)
+    given = list(batches)
+    if named is not None:
+        training = given[: len(given) - kept_back(options, len(given))]
+        shared = budget_by_name(named, network, training, sparsity, (include, exclude, blocks), workers)
+        options = replace(options, sparsity=None, budget=shared)
     found = blocks_of(network, blocks)
     counts = options.counts()
     roles = roles_of(open_checkpoint(network))
