@@ -160,10 +160,10 @@ def prune(
         True = kept. Other layers stay dense.
     moments : path or mapping, optional
         Second moments of the layers' inputs: a file of ``mpfast moments`` or `SecondMoments.save`, a `SecondMoments`,
-        or a mapping from name of module or weight to array (in, in). With them, the weights that are kept get the
-        values with which the layers' outputs change least. A layer without a moment stays dense where `sparsity` or
-        `pattern` leave it to the moments what goes; else it is pruned as without them, its kept weights as they were.
-        The result says which, and why.
+        or a mapping from name of module or weight to array (in, in); an expert of a stack is called by the stack's name
+        with its number in brackets. With them, the weights that are kept get the values with which the layers' outputs
+        change least. A layer without a moment stays dense where `sparsity` or `pattern` leave it to the moments what
+        goes; else it is pruned as without them, its kept weights as they were. The result says which, and why.
     refit : int, optional
         With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
     damping : float, optional
