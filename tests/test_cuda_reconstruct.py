@@ -144,16 +144,15 @@ class TestColumns:
         assert there.error == pytest.approx(here.error, rel=0.02)
 
     def test_rows_that_matter_more_keep_more(self) -> None:
-        W, C = problem(20, 150)
-        gradients = 4.0 ** np.random.default_rng(0).integers(-2, 3, 20)
-        here, there = (reconstruct.prune(w, C, sparsity=0.5, gradients=gradients) for w in (W, on_device(W)))
+        W, C = problem(9, 140)
+        gradients = 4.0 ** np.random.default_rng(0).integers(-2, 3, 9)
+        here, there = (reconstruct.prune(w, C, sparsity=0.5, refit=1, gradients=gradients) for w in (W, on_device(W)))
         np.testing.assert_array_equal(there.mask, here.mask)
         close(there.weights, here.weights)
 
 
 class TestLeastSquares:
-    @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (20, 64), (35, 300)])
-    @pytest.mark.parametrize("steps", [1, 4, 40])
+    @pytest.mark.parametrize(("shape", "steps"), [((1, 1), 4), ((3, 5), 40), ((5, 150), 1), ((4, 70), 4)])
     def test_as_on_the_cpu(self, shape: tuple[int, int], steps: int) -> None:
         W, C = problem(*shape)
         keep = np.random.default_rng(3).random(shape) < 0.4
@@ -164,21 +163,40 @@ class TestLeastSquares:
         np.testing.assert_allclose(there.weights, here.weights, rtol=0, atol=2e-3 * np.abs(W).max())
         assert there.error == pytest.approx(here.error, rel=1e-3, abs=1e-9)
 
+    @pytest.mark.parametrize("width", [0, 1, 47, 48, 49, 96])
+    def test_preconditioners_as_on_the_cpu(self, cuda: Any, width: int) -> None:
+        W, C = problem(3, 100)
+        factor = reconstruct.Factor(C, damping=0.1)
+        rng = np.random.default_rng(width)
+        basis, keep = rng.standard_normal((100, width)).astype(np.float32), rng.random(W.shape) < 0.6
+        roots = factor.relative_roots
+        here = np.where(keep, W, np.float32(0))
+        _core.refit(W, here, keep, factor.correlations, roots, basis, 0.5, 3, 1)
+        there, mask = np.empty_like(W), np.empty_like(keep)
+        weights = cuda.LayerWeights(floats(cuda, W), 1.0, None)
+        weights.take_mask(keep.ctypes.data)
+        weights.obs_columns(floats(cuda, np.eye(100)), None, None, None)  # drops, and nothing else
+        sent = floats(cuda, basis) if width else None
+        weights.refit(floats(cuda, factor.correlations), floats(cuda, roots[None]), sent, 0.5, 3)
+        weights.store(there.ctypes.data, mask.ctypes.data, 1.0)
+        np.testing.assert_array_equal(mask, keep)
+        close(there, here)
+
     def test_many_steps_are_exact(self) -> None:
-        W, C = problem(12, 200)
+        W, C = problem(4, 60)
         keep = np.random.default_rng(3).random(W.shape) < 0.4
-        H = C + 1e-3 * np.diag(C).mean() * np.eye(200)
-        fit = reconstruct.refit(on_device(W), reconstruct.Factor(H, damping=0), keep, steps=100)
+        H = C + 1e-3 * np.diag(C).mean() * np.eye(60)
+        fit = reconstruct.refit(on_device(W), reconstruct.Factor(H, damping=0), keep, steps=40)
         residual = ((W - fit.weights) @ H) * keep
         assert np.abs(residual).max() < 1e-4 * np.abs(W @ H).max()
 
     def test_inputs_that_are_always_zero_and_rows_that_are_dropped(self) -> None:
-        W, C = problem(6, 90)
+        W, C = problem(6, 40)
         C[:, 7] = C[7] = 0
         keep = np.random.default_rng(3).random(W.shape) < 0.5
         keep[2] = False
         keep[3] = True
-        here, there = (reconstruct.refit(w, C, keep) for w in (W, on_device(W)))
+        here, there = (reconstruct.refit(w, C, keep, steps=3) for w in (W, on_device(W)))
         np.testing.assert_allclose(there.weights, here.weights, rtol=0, atol=2e-3 * np.abs(W).max())
         assert np.isfinite(there.weights).all()
 
@@ -229,11 +247,11 @@ class TestArrays:
         np.testing.assert_allclose(found, 4 * values, rtol=2.0**-8, atol=2.0**-20)
 
     def test_results_are_of_the_caller_s_type_and_shape(self) -> None:
-        W, C = problem(9, 40)
+        W, C = problem(4, 16)
         for dtype in (np.float64, np.float16):
             for layout in (W.astype(dtype), np.asfortranarray(W.astype(dtype)), W.astype(dtype)[::-1]):
-                there = reconstruct.prune(on_device(layout), C, pattern="2:4")
-                here = reconstruct.prune(np.ascontiguousarray(layout), C, pattern="2:4")
+                there = reconstruct.prune(on_device(layout), C, pattern="2:4", refit=1)
+                here = reconstruct.prune(np.ascontiguousarray(layout), C, pattern="2:4", refit=1)
                 assert (there.weights.dtype, there.mask.dtype) == (np.dtype(dtype), np.dtype(np.bool_))
                 np.testing.assert_array_equal(there.mask, here.mask)
                 np.testing.assert_allclose(there.weights, here.weights, rtol=2e-3, atol=2e-3)
@@ -247,8 +265,8 @@ class TestArrays:
 
     def test_weights_may_be_written_in_the_place_of_the_old_ones(self) -> None:
         W, C = problem(6, 50)
-        fit = reconstruct.prune(on_device(W), C, sparsity=0.5)
-        expected = reconstruct.prune(W, C, sparsity=0.5)
+        fit = reconstruct.prune(on_device(W), C, sparsity=0.5, refit=0)
+        expected = reconstruct.prune(W, C, sparsity=0.5, refit=0)
         W[:] = fit.weights
         assert fit.error == pytest.approx(expected.error, rel=1e-4)
         assert fit.heldout(C) == fit.error
@@ -256,16 +274,16 @@ class TestArrays:
             fit.heldout(np.eye(3))
 
     def test_same_bits_every_time_and_one_copy_of_the_factor(self) -> None:
-        W, C = problem(70, 300)
+        W, C = problem(9, 150)
         factor = reconstruct.Factor(C)
-        first, second = (reconstruct.prune(on_device(W), factor, sparsity=0.5) for _ in range(2))
+        first, second = (reconstruct.prune(on_device(W), factor, sparsity=0.5, refit=2) for _ in range(2))
         np.testing.assert_array_equal(first.weights, second.weights)
         there = factor.on_devices[0]
         upper = there.upper
         # Rows are their own problems where nothing is chosen over all of them.
         keep = first.mask
-        whole, part = (reconstruct.refit(on_device(W[k:]), factor, keep[k:]) for k in (0, 37))
-        np.testing.assert_array_equal(whole.weights[37:], part.weights)
+        whole, part = (reconstruct.refit(on_device(W[k:]), factor, keep[k:], steps=2) for k in (0, 5))
+        np.testing.assert_array_equal(whole.weights[5:], part.weights)
         assert factor.on_devices[0].upper is upper
 
     def test_errors_of_input_are_those_of_the_host(self) -> None:

@@ -67,6 +67,9 @@ class DeviceSurgery:
             count, first = self._backend.find_nonfinite(self._matrix)
             raise_if_nonfinite("W", count, divmod(first, self.shape[1]))
         self._unit = unit_of(largest)
+        # Whoever writes the new weights in the place of the old ones may still ask for errors.
+        self._target = empty_like(W)
+        self._backend.gather(self._matrix, address_of(self._target))
         self._rows: NDArray[np.float32] | None = None
         self._grid: Grid | None = None
 
@@ -101,9 +104,7 @@ class DeviceSurgery:
             self._weights.scale_rows(moment.correlations, moment.relative_roots, moment.damping_shares, *limits)
 
     def fit(self) -> Fit:
-        # Whoever writes the new weights in the place of the old ones may still ask for errors.
-        target, stored, mask = empty_like(self._given), empty_like(self._given), empty_like(self._given, mask=True)
-        self._backend.gather(self._matrix, address_of(target))
+        target, stored, mask = self._target, empty_like(self._given), empty_like(self._given, mask=True)
         self._weights.store(address_of(stored), address_of(mask), self._unit)
         if self._grid is None and self._weights.kept == math.prod(self.shape):
             self._backend.gather(self._matrix, address_of(stored))

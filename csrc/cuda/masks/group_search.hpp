@@ -155,11 +155,11 @@ __device__ unsigned cheapest_set(const masks::Group& group, int d, unsigned d1, 
   return best_of_block(mine, s);
 }
 
-// function.operator()<kSecond>() for groups of m slots, whose second half has m - m / 2.
-template <int kSecond = masks::kLargestTable / 2, class Function>
+// function.operator()<kSecond>() for groups of m slots, whose second half has m - m / 2: kLeast or more.
+template <int kLeast, int kSecond = masks::kLargestTable / 2, class Function>
 void with_second_half(int m, const Function& function) {
-  if constexpr (kSecond > 1) {
-    if (m - m / 2 < kSecond) return with_second_half<kSecond - 1>(m, function);
+  if constexpr (kSecond > kLeast) {
+    if (m - m / 2 < kSecond) return with_second_half<kLeast, kSecond - 1>(m, function);
   }
   function.template operator()<kSecond>();
 }

@@ -103,7 +103,7 @@ void write_projection(Stream stream, const ProjectionTask& task, std::uint32_t* 
   const Grid grid{.x = static_cast<unsigned>(problems < kMostBlocks ? problems : kMostBlocks),
                   .threads = kSearchThreads,
                   .shared_bytes = sizeof(Shared)};
-  with_second_half(task.m, [&]<int kSecond>() { launch(stream, grid, &project_kernel<kSecond>, task, nonfinite); });
+  with_second_half<1>(task.m, [&]<int kSecond>() { launch(stream, grid, &project_kernel<kSecond>, task, nonfinite); });
 }
 
 }  // namespace mpfast::cuda

@@ -305,7 +305,8 @@ void settle_leaf(Stream stream, const LeafTask& task) {
   if (task.problem.choice != ColumnChoice::groups || task.problem.m <= kLargestOfRow) {
     return launch(stream, grid, &leaf_kernel<0>, task);
   }
-  with_second_half(task.problem.m, [&]<int kSecond>() { launch(stream, grid, &leaf_kernel<kSecond>, task); });
+  constexpr int kLeast = (kLargestOfRow + 2) / 2;
+  with_second_half<kLeast>(task.problem.m, [&]<int kSecond>() { launch(stream, grid, &leaf_kernel<kSecond>, task); });
 }
 
 void score_leaf(Stream stream, const ColumnsProblem& problem, const ColumnRange& leaf, float* scores) {

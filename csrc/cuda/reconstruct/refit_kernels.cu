@@ -10,8 +10,7 @@ namespace {
 
 constexpr int kSide = 16;  // threads along a side of a small matrix
 constexpr int kMost = static_cast<int>(kMostDirections);
-constexpr int kEach = kMost / kSide;  // entries of it along a side that a thread has, kSide apart
-constexpr int kInputs = 32;           // inputs whose rows of B are in shared memory at a time
+constexpr int kInputs = 32;  // inputs whose rows of B are in shared memory at a time
 constexpr unsigned kWarp = 32;
 
 Grid a_block_for_each(index_t rows, std::size_t shared_bytes) {
@@ -31,14 +30,17 @@ __global__ void difference_kernel(RefitChunk chunk) {
       (chunk.problem.target[i] - chunk.problem.weights[i]) * chunk.problem.roots[i % chunk.problem.cols];
 }
 
+// Of up to kWidth rows and columns.
+template <int kWidth>
 struct SmallMatrices {
-  float basis[kInputs][kMost];  // rows of B, zero where the mask drops
-  float matrix[kMost][kMost + 1];
+  float basis[kInputs][kWidth];  // rows of B, zero where the mask drops
+  float matrix[kWidth][kWidth + 1];
 };
 
 // A = L L^T in place, lower triangle, by all threads of the block. A is base I and what is semidefinite: a pivot below
 // the base is that and rounding.
-__device__ void cholesky(int n, float base, float (*a)[kMost + 1]) {
+template <int kWidth>
+__device__ void cholesky(int n, float base, float (&a)[kWidth][kWidth + 1]) {
   const auto t = static_cast<int>(threadIdx.x);
   for (int k = 0; k < n; ++k) {
     if (t == 0) a[k][k] = std::sqrt(a[k][k] > base ? a[k][k] : base);
@@ -52,8 +54,11 @@ __device__ void cholesky(int n, float base, float (*a)[kMost + 1]) {
   }
 }
 
+// A thread has entries of the matrix that lie kSide apart in either direction.
+template <int kWidth>
 __global__ void __launch_bounds__(kRowThreads) preconditioner_kernel(RefitChunk chunk) {
-  SmallMatrices& s = *shared_memory<SmallMatrices>();
+  constexpr int kEach = kWidth / kSide;
+  SmallMatrices<kWidth>& s = *shared_memory<SmallMatrices<kWidth>>();
   const RefitProblem& problem = chunk.problem;
   const auto width = static_cast<int>(problem.width);
   const auto t = static_cast<int>(threadIdx.x);
@@ -61,11 +66,11 @@ __global__ void __launch_bounds__(kRowThreads) preconditioner_kernel(RefitChunk 
   float sums[kEach][kEach] = {};
   for (index_t first = 0; first < problem.cols; first += kInputs) {
     __syncthreads();
-    for (int i = t; i < kInputs * kMost; i += static_cast<int>(kRowThreads)) {
-      const index_t input = first + i / kMost;
-      const int k = i % kMost;
+    for (int i = t; i < kInputs * kWidth; i += static_cast<int>(kRowThreads)) {
+      const index_t input = first + i / kWidth;
+      const int k = i % kWidth;
       const bool counts = input < problem.cols && k < width && keep[input] != 0;
-      s.basis[i / kMost][k] = counts ? problem.basis[input * width + k] : 0;
+      s.basis[i / kWidth][k] = counts ? problem.basis[input * width + k] : 0;
     }
     __syncthreads();
 #pragma unroll 4
@@ -206,7 +211,12 @@ void set_difference(Stream stream, const RefitChunk& chunk) {
 }
 
 void factor_preconditioners(Stream stream, const RefitChunk& chunk) {
-  launch(stream, a_block_for_each(chunk.problem.rows, sizeof(SmallMatrices)), &preconditioner_kernel, chunk);
+  const auto with_width = [&]<int kWidth>() {
+    const Grid grid = a_block_for_each(chunk.problem.rows, sizeof(SmallMatrices<kWidth>));
+    launch(stream, grid, &preconditioner_kernel<kWidth>, chunk);
+  };
+  if (chunk.problem.width <= kMost / 2) return with_width.template operator()<kMost / 2>();
+  with_width.template operator()<kMost>();
 }
 
 void mask_residual(Stream stream, const RefitChunk& chunk) {
