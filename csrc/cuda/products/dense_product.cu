@@ -68,9 +68,10 @@ __device__ void read_quads(const float* line, int number, float* to) {
   }
 }
 
-// The tiles of one inner step are computed with while those of the next are on their way.
+// The tiles of one inner step are computed with while those of the next are on their way. Two blocks share a
+// multiprocessor, so that one computes while the other waits.
 template <int kTile>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     product_kernel(DenseView<const float> a, DenseView<const float> b, Into into, DenseView<float> c) {
   constexpr int kEach = kTile / kSide;
   Shared<kTile>& s = *shared_memory<Shared<kTile>>();

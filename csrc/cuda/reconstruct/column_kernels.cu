@@ -243,8 +243,9 @@ __device__ void sweep(const LeafTask& task, int first, int last, int columns, Sh
   }
 }
 
+// Shared memory has room for two blocks on a multiprocessor at most.
 template <int kSecond>
-__global__ void __launch_bounds__(kThreads) leaf_kernel(LeafTask task) {
+__global__ void __launch_bounds__(kThreads, 2) leaf_kernel(LeafTask task) {
   Shared& s = *shared_memory<Shared>();
   const auto columns = static_cast<int>(task.leaf.last - task.leaf.first);
   const bool by_groups = task.problem.choice == ColumnChoice::groups;

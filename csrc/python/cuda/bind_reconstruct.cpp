@@ -31,7 +31,9 @@ std::size_t bytes_of(index_t floats) { return static_cast<std::size_t>(floats) *
 // The entries of a float32 matrix that lies row by row on the device.
 const float* entries_of(const DeviceMatrix& matrix, index_t rows, index_t cols, int device, const char* name) {
   const MatrixView& view = matrix.view;
-  const bool whole = view.dtype == DType::float32 && view.col_stride == 1 && view.row_stride == view.cols;
+  // The stride along a side of one entry is anything.
+  const bool by_rows = (cols == 1 || view.col_stride == 1) && (rows == 1 || view.row_stride == cols);
+  const bool whole = view.dtype == DType::float32 && by_rows;
   if (view.rows == rows && view.cols == cols && whole && matrix.stream.device == device) {
     return static_cast<const float*>(view.data);
   }
