@@ -18,44 +18,33 @@ struct alignas(sizeof(float) * kQuad) Quad {
   float entries[kQuad];
 };
 
-// Both operands with the inner index first.
+// Both operands with the inner index first; two steps of it, one that is computed with and one that is on its way.
 template <int kTile>
 struct Shared {
-  float a[kDepth][kTile + kQuad];
-  float b[kDepth][kTile];
+  float a[2][kDepth][kTile + kQuad];
+  float b[2][kDepth][kTile];
 };
 
-// The entry, or zero beyond the matrix.
-__device__ float entry_of(const DenseView<const float>& m, index_t row, index_t col) {
-  return row < m.rows && col < m.cols ? m.data[row * m.stride + col] : 0;
+// Copies an entry, or zero from beyond the matrix.
+__device__ void bring_entry(const DenseView<const float>& from, index_t row, index_t col, float* to) {
+  if (row < from.rows && col < from.cols) {
+    copy_word_async(to, from.data + row * from.stride + col);
+  } else {
+    *to = 0;
+  }
 }
 
-// What a thread brings of two tiles from memory, on its way to the shared one.
+// This thread's share of the tiles of one step. Unrolled further, its addresses would take the sums' registers.
 template <int kTile>
-struct Brought {
-  static constexpr int kEach = kTile * kDepth / static_cast<int>(kThreads);
-  float a[kEach];
-  float b[kEach];
-
-  __device__ void read(const DenseView<const float>& from_a, const DenseView<const float>& from_b, index_t row,
-                       index_t col, index_t depth) {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int i = static_cast<int>(threadIdx.x) + e * static_cast<int>(kThreads);
-      a[e] = entry_of(from_a, row + i / kDepth, depth + i % kDepth);
-      b[e] = entry_of(from_b, depth + i / kTile, col + i % kTile);
-    }
+__device__ void bring(const DenseView<const float>& a, const DenseView<const float>& b, index_t row, index_t col,
+                      index_t depth, int step, Shared<kTile>& s) {
+#pragma unroll 2
+  for (int e = 0; e < kTile * kDepth / static_cast<int>(kThreads); ++e) {
+    const int i = static_cast<int>(threadIdx.x) + e * static_cast<int>(kThreads);
+    bring_entry(a, row + i / kDepth, depth + i % kDepth, &s.a[step][i % kDepth][i / kDepth]);
+    bring_entry(b, depth + i / kTile, col + i % kTile, &s.b[step][i / kTile][i % kTile]);
   }
-
-  __device__ void write(Shared<kTile>& s) const {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int i = static_cast<int>(threadIdx.x) + e * static_cast<int>(kThreads);
-      s.a[i % kDepth][i / kDepth] = a[e];
-      s.b[i / kTile][i % kTile] = b[e];
-    }
-  }
-};
+}
 
 // A thread has kEach x kEach entries of the tile: quads that lie kSide quads apart in either direction.
 template <int kEach>
@@ -81,19 +70,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int down = static_cast<int>(threadIdx.x) / kSide;
   const int across = static_cast<int>(threadIdx.x) % kSide;
   float sums[kEach][kEach] = {};
-  Brought<kTile> brought;
-  brought.read(a, b, first_row, first_col, 0);
-  for (index_t depth = 0; depth < a.cols; depth += kDepth) {
-    __syncthreads();
-    brought.write(s);
-    __syncthreads();
-    if (depth + kDepth < a.cols) brought.read(a, b, first_row, first_col, depth + kDepth);
+  bring(a, b, first_row, first_col, 0, 0, s);
+  int step = 0;
+  for (index_t depth = 0; depth < a.cols; depth += kDepth, step ^= 1) {
+    wait_for_copies();
+    __syncthreads();  // these tiles are there, and nobody reads the others any more
+    if (depth + kDepth < a.cols) bring(a, b, first_row, first_col, depth + kDepth, step ^ 1, s);
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
       float left[kEach];
       float right[kEach];
-      read_quads<kEach>(s.a[k], down, left);
-      read_quads<kEach>(s.b[k], across, right);
+      read_quads<kEach>(s.a[step][k], down, left);
+      read_quads<kEach>(s.b[step][k], across, right);
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
 #pragma unroll
