@@ -18,6 +18,7 @@ NEEDS = {
     "docs/tutorial.md": ("typer", "matplotlib"),
     "docs/coming-from-weightwatcher.md": ("pandas",),
     "docs/how-to/audit.md": ("typer",),
+    "docs/how-to/choose-ranks.md": ("typer",),
     "docs/how-to/ci.md": ("typer",),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/prune.md": ("typer",),

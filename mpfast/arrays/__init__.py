@@ -13,6 +13,7 @@ from mpfast.arrays.devices import (
     is_on_gpu,
     parse_device,
 )
+from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
     as_bits,
@@ -36,6 +37,7 @@ from mpfast.arrays.views import (
 __all__ = [
     "FLOATS",
     "Device",
+    "SecondMoment",
     "address_of",
     "as_bits",
     "as_matrix",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,13 @@ from mpfast.checkpoints import (
     weight_of,
 )
 from mpfast.models.mask_plans import stored_rows
+from mpfast.operators import InputRoot
 from mpfast.reconstruct import Factor
 from mpfast.support import InvalidTypeError, InvalidValueError
 
-__all__ = ["LayerMoments"]
+__all__ = ["LayerMoments", "modules_of"]
+
+Made = TypeVar("Made")
 
 
 class LayerMoments:
@@ -79,12 +82,13 @@ class LayerMoments:
                 "collect whole matrices, without block=",
             )
         weights = given.weights if isinstance(given, MomentFile) else {name: weight_of(name) for name in given}
-        self._modules, self.reasons = _modules_of(layers, weights, given)
+        self._modules, self.reasons = modules_of(layers, weights, given)
         self._check_sizes(layers)
         if isinstance(given, MomentFile):
             self._check_model(given, model, checkpoint, layers)
         self._waiting = Counter(self._input_of(layer) for layer in layers if layer.name in self._modules)
-        self._factors: dict[Any, tuple[Factor, Factor | None, Any]] = {}
+        self._made_of: dict[Any, Any] = {}
+        self._last: tuple[Any, Factor] | None = None
 
     @property
     def warning(self) -> str:
@@ -120,25 +124,50 @@ class LayerMoments:
         kept_back : Factor or None
             Of the last part.
         """
+        return self._once(layer, lambda module: self._made(module, damping))
+
+    def root(self, layer: Layer, threads: int) -> InputRoot:
+        """Return a root of the moment of a layer's input, undamped, once for every layer that is looked at."""
+        return self._once(layer, lambda module: InputRoot(self._given[module], f"moments[{module!r}]", threads))
+
+    def _once(self, layer: Layer, make: Callable[[str], Made]) -> Made:
+        """What is made of a layer's module, kept until the last layer with this input has had it."""
         key = self._input_of(layer)
-        if key not in self._factors:
-            self._factors[key] = self._made(self._modules[layer.name], damping)
-        found = self._factors[key]
+        if key not in self._made_of:
+            self._made_of[key] = make(self._modules[layer.name])
+        found: Made = self._made_of[key]
         self._waiting[key] -= 1
-        if self._waiting[key] == 0:  # the last layer with this input
-            del self._factors[key]
+        if self._waiting[key] == 0:
+            del self._made_of[key]
         return found
+
+    def factor(self, layer: Layer, damping: Callable[[float | None], tuple[float, float]]) -> Factor:
+        """Return the factor of all of a layer's inputs, as often as is asked: that of the last input is kept.
+
+        Parameters
+        ----------
+        layer, damping
+            As in `factors`.
+        """
+        key = self._input_of(layer)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._whole(self._modules[layer.name], damping)
+        return self._last[1]
+
+    def _whole(self, module: str, damping: Callable[[float | None], tuple[float, float]]) -> Factor:
+        rows = () if self._known is None else self._known.fold_rows(module)
+        share, diagonal = damping(sum(rows) / self._shape_of(module)[0] if rows else None)
+        return Factor(self._given[module], share, diagonal=diagonal)
 
     def _made(
         self, module: str, damping: Callable[[float | None], tuple[float, float]]
     ) -> tuple[Factor, Factor | None, Any]:
-        rows = () if self._known is None else self._known.fold_rows(module)
-        share, diagonal = damping(sum(rows) / self._shape_of(module)[0] if rows else None)
-        whole = Factor(self._given[module], share, diagonal=diagonal)
-        if self._known is None or len(rows) == 1:
+        whole = self._whole(module, damping)
+        parts = 1 if self._known is None else len(self._known.fold_rows(module))
+        if self._known is None or parts == 1:
             return whole, None, None
-        parts = len(rows)
-        partial = Factor(self._known.without(module, parts - 1), share, diagonal=diagonal)
+        rest = self._known.without(module, parts - 1)
+        partial = Factor(rest, whole.damping, diagonal=whole.diagonal)
         return whole, partial, Factor(self._known.fold(module, parts - 1))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
@@ -184,10 +213,22 @@ class LayerMoments:
         )
 
 
-def _modules_of(
-    layers: Sequence[Layer], weights: Mapping[str, str], given: Mapping[str, Any]
+def modules_of(
+    layers: Sequence[Layer], weights: Mapping[str, str], given: Iterable[str], what: str = "moments"
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The module of every layer's moment, and why others have none."""
+    """Find what was measured of each layer by name: its key, and why others have none.
+
+    Parameters
+    ----------
+    layers
+        Of the checkpoint.
+    weights
+        Name of the weight by name of the module that was watched.
+    given
+        The keys: names of modules or of weights.
+    what
+        What they are of, the name of the argument.
+    """
     modules = {weight: module for module, weight in weights.items()}
     modules |= {name: name for name in given if any(layer.name == name for layer in layers)}
     names = {layer.name for layer in layers}
@@ -198,10 +239,10 @@ def _modules_of(
         if name in modules:
             found[layer.name] = modules[name]
         else:
-            reasons[layer.name] = "the moments hold none of its inputs"
+            reasons[layer.name] = f"the {what} hold none of its {'inputs' if what == 'moments' else 'outputs'}"
     if not found:
         raise InvalidValueError(
-            "moments", f"are of no layer of this model: they have {next(iter(given))!r}, the model {layers[0].name!r}"
+            what, f"are of no layer of this model: they have {next(iter(given))!r}, the model {layers[0].name!r}"
         )
     return found, reasons
 

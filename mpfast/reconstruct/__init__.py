@@ -16,11 +16,25 @@ and what comes after it follows. On a device, the bits are the same from run to 
 """
 
 from mpfast.reconstruct.columns import prune
+from mpfast.reconstruct.energies import output_energies
 from mpfast.reconstruct.factor import Factor
 from mpfast.reconstruct.fit import Fit, Grid
+from mpfast.reconstruct.gradients import row_weights
 from mpfast.reconstruct.least_squares import refit
 from mpfast.reconstruct.low_rank import lowrank, lowrank_pooled
 from mpfast.reconstruct.quantization import quantize
 from mpfast.reconstruct.structured import drop_inputs
 
-__all__ = ["Factor", "Fit", "Grid", "drop_inputs", "lowrank", "lowrank_pooled", "prune", "quantize", "refit"]
+__all__ = [
+    "Factor",
+    "Fit",
+    "Grid",
+    "drop_inputs",
+    "lowrank",
+    "lowrank_pooled",
+    "output_energies",
+    "prune",
+    "quantize",
+    "refit",
+    "row_weights",
+]

@@ -20,11 +20,13 @@ from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.request import SpectrumMethod
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
+from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
+    from mpfast.spectra.subsampled import fixed_aspect_hill
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
+    "TruncationRank",
+    "checked_error",
     "clean",
     "critical_signal",
     "current_axes",
@@ -46,6 +50,7 @@ __all__ = [
     "effective_rows",
     "family",
     "fit_values",
+    "fixed_aspect_hill",
     "haar_sparsify",
     "largest_value_pvalue",
     "low_rank",
@@ -67,7 +72,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
-        for file in ("synthetic", "singular_vectors", "second_moment", "plot"):
+        for file in ("synthetic", "singular_vectors", "second_moment", "subsampled", "plot"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -6,36 +6,19 @@ the constants.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mpfast.operators import Source, open_source
 from mpfast.spectra.edge import SQUARES_RESOLUTION
 from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.output_spectrum import output_spectrum
 from mpfast.spectra.request import Request, SpectrumMethod
-from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
+from mpfast.spectra.session import MARGIN, Session
+from mpfast.spectra.work import LANCZOS_FROM, MAX_PROBES, exact_is_cheaper, exact_is_possible, first_probes
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["estimate_spectrum", "measured_spectrum", "spectrum"]
-
-
-Array = NDArray[np.float64]
-
-# Up to here every singular value costs no more than an estimate of their distribution.
-EXACT_UP_TO = 1024
-# Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
-EXACT_FLOPS = 5.6e12
-# The smallest p a block Krylov space is worth the name for.
-LANCZOS_FROM = 64
-MAX_PROBES = 512
-# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
-PROBE_MASS = 32768
-# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
-EDGE_NOISE = 0.4
 
 
 def estimate_spectrum(source: Source, request: Request) -> Spectrum:
@@ -45,9 +28,7 @@ def estimate_spectrum(source: Source, request: Request) -> Spectrum:
         raise InvalidValueError(
             "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
         )
-    wants_exact = (
-        request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
-    )
+    wants_exact = request.method == "auto" and not request.fixed and exact_is_cheaper(source, first_probes(p, request))
     if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
         return exact_spectrum(source, request)
     return lanczos_spectrum(source, request)
@@ -70,19 +51,19 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
 def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
     """Block Lanczos quadrature, grown until the requested accuracy holds."""
     p = min(source.shape)
-    probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
+    probes = int(request.probes) if request.probes is not None else first_probes(p, request)
     session = Session(source, request, precise=False)
     session.add_probes(probes)
     if session.needs_double():
         session = Session(session.source, request, precise=True)
         session.add_probes(probes)
 
-    if request.method == "auto" and session.values_repeat() and _exact_is_possible(source):
+    if request.method == "auto" and session.values_repeat() and exact_is_possible(source):
         return exact_spectrum(session.source, request)
     while True:
         if request.steps is None:
             session.settle()
-        if request.method == "auto" and session.shows_zeros() and _exact_is_possible(source):
+        if request.method == "auto" and session.shows_zeros() and exact_is_possible(source):
             return exact_spectrum(session.source, request)
         result = session.spectrum()
         if result.values is not None:
@@ -108,7 +89,7 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
         if relative_error <= MARGIN * request.tol:
             return result
         more = session.probes_missing(relative_error)
-        if request.method == "auto" and _exact_is_cheaper(source, more):
+        if request.method == "auto" and exact_is_cheaper(source, more):
             return exact_spectrum(session.source, request)
         more = min(more, MAX_PROBES - session.probes)
         if more < 1 and relative_error <= request.tol:
@@ -123,34 +104,11 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
         session.add_probes(more)
 
 
-def _exact_is_possible(source: Source) -> bool:
-    """Whether all singular values take some ten seconds at most."""
-    p, q = min(source.shape), max(source.shape)
-    return 2.0 * q * p * p + 8.0 * p**3 <= EXACT_FLOPS
-
-
-def _first_probes(p: int, request: Request) -> int:
-    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
-    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
-    wanted = max(for_tol, PROBE_MASS / p, 4.0)
-    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
-
-
-def _exact_is_cheaper(source: Source, probes: int) -> bool:
-    """Whether all singular values cost less than ``probes`` probes, in time and within a sane amount of memory."""
-    p, q = min(source.shape), max(source.shape)
-    if p <= EXACT_UP_TO:
-        return True
-    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
-    exact = 2.0 * q * p * p + 8.0 * p**3
-    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
-    return exact < lanczos and 8 * p * p < 2**32
-
-
 @front_door
 def spectrum(
     W: Any,
     *,
+    inputs: Any = None,
     method: SpectrumMethod = "auto",
     tol: float = 5e-3,
     probes: int | None = None,
@@ -165,13 +123,19 @@ def spectrum(
     ----------
     W
         2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
-        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
+        sparse matrix, a `LinearOperator` or a Dask array. Never copied as a whole, never modified.
+    inputs
+        Second moment C of the inputs that W, (out, in), is multiplied with: the mean of ``x x^T``, uncentred, (n, n),
+        of any framework. The spectrum is then that of ``W C^(1/2)``: `Spectrum.rank_for_error` says to what rank W can
+        be cut for a relative error of its outputs. It has no edge. W is multiplied with by whoever has it, C on the
+        host, both in float64, beside a Cholesky factor of C in ``8 n^2`` bytes.
     method
         ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
         ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
         cheaper than meeting ``tol``, else Lanczos.
     tol
-        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
+        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds. With
+        `inputs`, of the ranks for relative errors from 0.01 to 0.5, as a share of p.
     probes, steps
         Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
     seed
@@ -189,9 +153,10 @@ def spectrum(
     Raises
     ------
     ValueError
-        W is empty, not 2-D, or has non-finite entries; an option is out of range.
+        W is empty, not 2-D, or has non-finite entries; an option is out of range; `inputs` is of another number of
+        inputs, not symmetric, not finite or has, beyond rounding, a negative eigenvalue.
     TypeError
-        W is complex, integer, boolean or an object array.
+        W or `inputs` is complex, integer, boolean or an object array.
 
     Warns
     -----
@@ -210,16 +175,25 @@ def spectrum(
     >>> edge = mpfast.spectrum(W).edge
     >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
     37.4 0 good
+
+    Inputs that lie in few directions leave few for the outputs:
+
+    >>> x = np.random.default_rng(1).standard_normal((1000, 20)) @ np.random.default_rng(2).standard_normal((20, 400))
+    >>> mpfast.spectrum(W, inputs=x.T @ x / 1000).rank_for_error(0.01).rank
+    20
     """
     found = measured_spectrum(
-        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
+        W, inputs=inputs, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
     )
     warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
     return found
 
 
-def measured_spectrum(W: Any, **options: Any) -> Spectrum:
-    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
+def measured_spectrum(W: Any, *, inputs: Any = None, **options: Any) -> Spectrum:
+    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met.
+
+    The second moment of the inputs may also come as its `InputRoot`.
+    """
     request = Request(**options)
     source = open_source(W, threads=request.thread_count, device=request.device)
-    return estimate_spectrum(source, request)
+    return estimate_spectrum(source, request) if inputs is None else output_spectrum(source, inputs, request)
