@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import mpfast
 from mpfast import _core, masks, reconstruct
+from mpfast.reconstruct.device_factor import inverse_factor_by_torch
 
 from .references import bfloat16_bits, from_bfloat16_bits
 
@@ -164,6 +165,17 @@ class TestFactor:
         assert left[0] > -1e-4 * values[-1]
         assert left[-1] < 2 * values[-basis.shape[1]]
         assert 0 < rest < 1
+
+    @pytest.mark.parametrize("inputs", [1, 7, 200])
+    def test_by_torch_as_by_the_core(self, inputs):
+        """What makes the factor on a GPU, here on the CPU."""
+        torch = pytest.importorskip("torch")
+        factor = reconstruct.Factor(correlated(inputs), diagonal=0.1)
+        upper = inverse_factor_by_torch(torch, factor.damped_in_units(), "cpu").numpy()
+        assert upper.dtype == np.float32
+        assert upper.flags.c_contiguous
+        np.testing.assert_allclose(upper, factor.upper, rtol=0, atol=1e-6 * np.abs(factor.upper).max())
+        assert inverse_factor_by_torch(torch, np.diag(np.r_[-1.0, np.ones(inputs)]), "cpu") is None
 
     def test_what_is_no_second_moment(self):
         C = correlated(6)

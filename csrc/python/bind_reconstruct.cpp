@@ -163,7 +163,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     const float entry = factor.data()[j * cols + j];
     if (!(entry > 0 && std::isfinite(entry))) throw std::invalid_argument("the diagonal of factor must be positive");
   }
-  cpu::ColumnsProblem problem;
+  reconstruct::ColumnsProblem problem;
   problem.rows = rows;
   problem.cols = cols;
   problem.weights = weights.mutable_data();
@@ -174,7 +174,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     if (*pruned < 0 || *pruned > rows * cols) {
       throw std::invalid_argument("pruned must lie between 0 and the number of entries");
     }
-    problem.choice = cpu::ColumnChoice::smallest;
+    problem.choice = reconstruct::ColumnChoice::smallest;
     problem.pruned = *pruned;
   }
   if (pattern) {
@@ -182,7 +182,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     if (m < 1 || m > cpu::kLargestSwapGroup || n < 1 || n > m || cols % m != 0) {
       throw std::invalid_argument("need 1 <= n <= m <= 64, and m must divide the number of columns");
     }
-    problem.choice = cpu::ColumnChoice::groups;
+    problem.choice = reconstruct::ColumnChoice::groups;
     problem.n = n;
     problem.m = m;
   }

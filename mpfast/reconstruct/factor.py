@@ -31,8 +31,8 @@ class Factor:
     refit of a language model, 30 % of each diagonal entry (``damping=0, diagonal=0.3``) holds better on text that was
     not seen; before one of MiniLM, an encoder, 1 % was the better.
 
-    The factors are computed when they are first needed, and kept; they take 8 bytes for each entry of C, and 4 more for
-    ``method="admm"``.
+    The factors are computed when they are first needed, on the host, and kept; they take 8 bytes for each entry of C,
+    and 4 more for ``method="admm"``. For weights on a GPU they are copied there once, where they take the same.
 
     Parameters
     ----------
@@ -80,6 +80,8 @@ class Factor:
         self._array, self._dtype, self._matrix = given.array, given.dtype, given.matrix
         self._diagonal = given.diagonal
         self.inputs = len(given.array)
+        # By the number of a GPU, what is kept there: see mpfast.reconstruct.cuda.
+        self.on_devices: dict[int, Any] = {}
 
     def __repr__(self) -> str:
         return f"Factor({self.inputs} inputs, damping={self.damping:g}, diagonal={self.diagonal:g})"
@@ -169,6 +171,10 @@ class Factor:
         damped: Array = (self.moment + self.moment.T) / 2
         np.fill_diagonal(damped, self.damped_diagonal)
         return damped
+
+    def damped_in_units(self) -> Array:
+        """H over the power of two in whose units `upper` is, in float64."""
+        return self.damped() / self._unit
 
     def check_inputs(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless weights of this shape take as many inputs."""
