@@ -23,6 +23,7 @@ NEEDS = {
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/prune.md": ("typer",),
     "docs/how-to/calibration.md": ("torch",),
+    "docs/how-to/compress-with-data.md": ("torch", "transformers"),
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
     "docs/how-to/two-four.md": ("typer",),
     "docs/how-to/training-loop.md": ("torch",),

@@ -162,10 +162,10 @@ def prune(
         True = kept. Other layers stay dense.
     moments : path or mapping, optional
         Second moments of the layers' inputs: a file of ``mpfast moments`` or `SecondMoments.save`, a `SecondMoments`,
-        or a mapping from name of module or weight to array (in, in). With them, the weights that are kept get the
-        values with which the layers' outputs change least. A layer without a moment stays dense where `sparsity` or
-        `pattern` leave it to the moments what goes; else it is pruned as without them, its kept weights as they were.
-        The result says which, and why.
+        or a mapping from name of module or weight to array (in, in); an expert of a stack is called by the stack's name
+        with its number in brackets. With them, the weights that are kept get the values with which the layers' outputs
+        change least. A layer without a moment stays dense where `sparsity` or `pattern` leave it to the moments what
+        goes; else it is pruned as without them, its kept weights as they were. The result says which, and why.
     gradients : path or mapping, optional
         Of the loss in the layers' outputs, see `mpfast.models.share_out`: with `moments`, they share `sparsity` out by
         ``"gauss_newton"`` unless `budget` says otherwise.
@@ -363,12 +363,15 @@ def _fitted_layers(
     layers: list[Layer], skipped: dict[str, str], moments: LayerMoments, options: PruneOptions
 ) -> list[Layer]:
     """Leave dense what has no moment, where it was left to the moments what goes, or how much."""
-    if options.given_budget is not None or not (options.chooser or "moments" in options.sharing.needs):
+    measured = "moments" in options.sharing.needs
+    if options.given_budget is not None or not (options.chooser or measured):
         return layers
-    skipped |= {
-        layer.name: f"no second moment: {moments.reasons[layer.name]}" for layer in layers if layer not in moments
+    reasons = {
+        layer.name: moments.reason_against_one(layer) if measured else moments.reasons.get(layer.name, "")
+        for layer in layers
     }
-    return [layer for layer in layers if layer in moments]
+    skipped |= {name: f"no second moment: {reason}" for name, reason in reasons.items() if reason}
+    return [layer for layer in layers if not reasons[layer.name]]
 
 
 def _dropped_share(masks: Mapping[str, Any], layers: Sequence[Layer]) -> float:

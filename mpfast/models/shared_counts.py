@@ -16,10 +16,11 @@ from mpfast.models.analysis import analyze
 from mpfast.models.bounds import Bounds, counts_within
 from mpfast.models.budget_row import along_inputs
 from mpfast.models.layer_data import LayerData
-from mpfast.models.layer_moments import LayerMoments, modules_of
+from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import cut_counts, stored_rows
 from mpfast.models.methods import Method
+from mpfast.models.moment_parts import gradients_of_layers
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, damping_for
 from mpfast.support import InvalidTypeError, InvalidValueError, floor_count
 
@@ -169,7 +170,7 @@ def gradients_of(given: Any, layers: Sequence[Layer]) -> dict[str, Any]:
         raise InvalidTypeError("gradients", f"must be a file or a mapping, not {type(given).__name__}")
     if not values:
         raise InvalidValueError("gradients", "are empty")
-    names, missing = modules_of(layers, {name: weight_of(name) for name in values}, values, "gradients")
+    names, missing = gradients_of_layers(layers, {name: weight_of(name) for name in values}, values)
     if missing:
         name, reason = next(iter(missing.items()))
         raise InvalidValueError("gradients", f"lack {name}: {reason}")

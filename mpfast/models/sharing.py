@@ -120,10 +120,9 @@ def share_out(
     if "moments" in found.needs:
         known = LayerMoments(moments, model, checkpoint, layers)
         warn_caller("share_out", known.warning)
-        skipped |= {
-            layer.name: f"no second moment: {known.reasons[layer.name]}" for layer in layers if layer not in known
-        }
-        layers = [layer for layer in layers if layer in known]
+        reasons = {layer.name: known.reason_against_one(layer) for layer in layers}
+        skipped |= {name: f"no second moment: {reason}" for name, reason in reasons.items() if reason}
+        layers = [layer for layer in layers if not reasons[layer.name]]
     options = {"tol": tol, "seed": seed, "device": device, "threads": threads, "progress": progress}
     reports = spectra_of(checkpoint, layers, **options) if found.needs_spectra else {}
     slopes = gradients_of(gradients, layers) if "gradients" in found.needs else {}

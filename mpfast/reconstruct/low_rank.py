@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpfast.arrays import as_numpy, check_matrix, host_copy, in_storage, like_stored
 from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.gradients import row_weights
-from mpfast.spectra.principal_outputs import PrincipalOutputs
+from mpfast.spectra import PrincipalOutputs
 from mpfast.support import InvalidValueError, MissingKeyError, front_door, positive_integer, thread_count
 
 __all__ = ["lowrank", "lowrank_pooled"]

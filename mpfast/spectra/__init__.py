@@ -18,6 +18,7 @@ from mpfast.spectra.laws import (
 )
 from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.metrics import METRICS, spectral_metrics
+from mpfast.spectra.principal_outputs import PrincipalOutputs
 from mpfast.spectra.request import SpectrumMethod
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
 from mpfast.spectra.truncation import TruncationRank, checked_error
@@ -36,6 +37,7 @@ __all__ = [
     "MarchenkoPastur",
     "MarchenkoPasturEigenvalues",
     "Measure",
+    "PrincipalOutputs",
     "Randomness",
     "Spectrum",
     "SpectrumMethod",

@@ -238,8 +238,9 @@ class Spectrum:
         Examples
         --------
         >>> import numpy as np
-        >>> Spectrum.from_values([4.0, 2.0, 1.0], (3, 5)).rank_for_error(0.25)
-        TruncationRank(rank=2, rank_error=0.0, error=0.2182178902359924)
+        >>> found = Spectrum.from_values([4.0, 2.0, 1.0], (3, 5)).rank_for_error(0.25)
+        >>> found.rank, found.rank_error, round(found.error, 3)
+        (2, 0.0, 0.218)
         """
         return rank_for_error(self, checked_error(error))
 

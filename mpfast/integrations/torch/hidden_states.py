@@ -64,7 +64,8 @@ class HiddenStates:
         for number, call in enumerate(calls):
             before = None
             if self._dense is not None:
-                self._dense[number], before = self._watch(block, sites, self._dense[number], call, number)
+                output, before = self._watch(block, sites, self._dense[number], call, number)
+                _replace(self._dense, number, output)
             output, seen = self._watch(block, sites, self._own[number], call, number)
             self._add(sites, sums, seen, before, number)
             ahead.take(number, output)
@@ -76,7 +77,7 @@ class HiddenStates:
         ahead = _Ahead(self)
         for number, call in enumerate(calls):
             if self._dense is not None:
-                self._dense[number] = call_block(block, self._dense[number], call)
+                _replace(self._dense, number, call_block(block, self._dense[number], call))
             elif ahead.wanted:
                 ahead.take(number, call_block(block, self._own[number], call))
         ahead.done()
@@ -85,7 +86,7 @@ class HiddenStates:
         """Run the compressed block."""
         if self._options.sequential:
             for number, call in enumerate(calls):
-                self._own[number] = call_block(block, self._own[number], call)
+                _replace(self._own, number, call_block(block, self._own[number], call))
 
     def _watch(
         self, block: torch.nn.Module, sites: list[Site], hidden: torch.Tensor, call: Call, number: int
@@ -144,6 +145,15 @@ class HiddenStates:
                 sums[first.name][part].add(each.rows, others[at].rows if paired else None, self._options.threads)
 
 
+def _replace(states: list[torch.Tensor], number: int, output: torch.Tensor) -> None:
+    """Put an output in the memory of what went into a block: new memory every time would leave holes between."""
+    before = states[number]
+    if (before.shape, before.dtype, before.device) == (output.shape, output.dtype, output.device):
+        before.copy_(output)
+    else:
+        states[number] = output
+
+
 class _Ahead:
     """What a dense block has made of the compressed model's hidden states, as far as that is of use.
 
@@ -155,7 +165,7 @@ class _Ahead:
         self._states = states
         self._replaces = not states._options.sequential
         self._begins = states._dense is None and states._options.keeps_dense_stream
-        self._outputs: list[torch.Tensor] = []
+        self._outputs = [torch.empty_like(each) for each in states._own] if self._begins else []
 
     @property
     def wanted(self) -> bool:
@@ -163,9 +173,9 @@ class _Ahead:
 
     def take(self, number: int, output: torch.Tensor) -> None:
         if self._replaces:
-            self._states._own[number] = output
+            _replace(self._states._own, number, output)
         elif self._begins:
-            self._outputs.append(output)
+            _replace(self._outputs, number, output)
 
     def done(self) -> None:
         if self._begins:

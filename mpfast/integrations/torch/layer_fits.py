@@ -16,6 +16,7 @@ from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.input_sums import InputMoments, InputSums
 from mpfast.integrations.torch.sites import Site
 from mpfast.models import damping_for
+from mpfast.support import give_back_freed_memory
 
 __all__ = ["BlockFit", "LayerFit", "few_inputs", "fit_block"]
 
@@ -129,17 +130,7 @@ def fit_block(
     for site in sites:
         groups.setdefault(id(sums[site.name][0]), []).append(site)
     for members in sorted(groups.values(), key=lambda members: members[0].inputs):
-        training = sums[members[0].name][0]
-        pool = pools.get(members[0].tensor)
-        if not training.rows and pool is None:
-            fitting.fitted.skipped |= {site.name: "has seen no inputs" for site in members}
-            continue
-        rows = training.rows
-        moments = training.moments() if pool is None else _borrowing(training, pool, members[0].inputs)
-        factor = fitting.factor(moments)
-        for site in members:
-            kept_back = sums.pop(site.name)[1]
-            fitting.replace(site, moments, factor, rows, kept_back.moments() if kept_back.rows else None)
+        fitting.replace_all(members, sums, pools.get(members[0].tensor))
     order = {site.name: number for number, site in enumerate(sites)}
     fitting.fitted.report.sort(key=lambda row: order[row.name])
     return fitting.fitted
@@ -153,14 +144,30 @@ class _Fitting:
     counts: Mapping[str, int] | None
     fitted: BlockFit = field(default_factory=BlockFit)
 
-    def factor(self, moments: InputMoments) -> reconstruct.Factor:
+    def replace_all(
+        self, sites: Sequence[Site], sums: dict[str, tuple[InputSums, InputSums]], pool: Array | None
+    ) -> None:
+        """Fit matrices that have seen the same; what they have seen is gone afterwards."""
+        training = sums[sites[0].name][0]
+        if not training.rows and pool is None:
+            self.fitted.skipped |= {site.name: "has seen no inputs" for site in sites}
+            return
+        rows = training.rows
+        moments = training.moments() if pool is None else _borrowing(training, pool, sites[0].inputs)
+        factor = self._factor(moments)
+        for site in sites:
+            give_back_freed_memory()
+            kept_back = sums.pop(site.name)[1]
+            self._replace(site, moments, factor, rows, kept_back.moments() if kept_back.rows else None)
+
+    def _factor(self, moments: InputMoments) -> reconstruct.Factor:
         """Damp a moment by how much it has seen."""
         options = self.options
         rows = moments.rows / len(moments.own)
         damping, diagonal = damping_for(options.method, options.steps, options.damping, rows)
         return reconstruct.Factor(moments.own, damping, diagonal=diagonal, threads=options.threads)
 
-    def replace(
+    def _replace(
         self,
         site: Site,
         moments: InputMoments,
@@ -170,22 +177,8 @@ class _Fitting:
     ) -> None:
         """Fit a matrix, put the result in its place, and note what that changes."""
         dense = site.matrix.double().cpu().numpy().copy()  # not what is written to below
-        target = _target(dense, moments, factor)
-        mask, rank, grid = None, None, None
-        if self.options.rank is not None:
-            left, right = reconstruct.lowrank(target, factor, self.options.rank)
-            new, rank = left @ right, self.options.rank
-            one, other = (torch.from_numpy(f).to(site.parameter) for f in (left, right))
-            self.fitted.factors[site.name] = one, other
-        else:
-            fit = self._fit(site, target.astype(np.float32), factor)
-            new, grid = fit.weights, fit.grid
-            if self.options.prunes:
-                mask = fit.mask
-                self._keep_mask(site, mask)
-            if grid is not None:
-                self.fitted.grids[site.name] = grid
-        site.matrix.copy_(torch.from_numpy(np.ascontiguousarray(new)))
+        mask, grid = self._put_fit(site, _target(dense, moments, factor), factor)
+        give_back_freed_memory()
         written = site.matrix.double().cpu().numpy()
         self.fitted.report.append(
             LayerFit(
@@ -193,7 +186,7 @@ class _Fitting:
                 (dense.shape[0], dense.shape[1]),
                 rows,
                 0 if mask is None else int(mask.size - np.count_nonzero(mask)),
-                rank,
+                self.options.rank,
                 None if mask is None else _error(dense, dense * mask, moments),
                 _error(dense, written, moments),
                 None if kept_back is None else _error(dense, written, kept_back),
@@ -202,6 +195,30 @@ class _Fitting:
                 None if grid is None else grid.group,
             )
         )
+
+    def _put_fit(
+        self, site: Site, target: Array, factor: reconstruct.Factor
+    ) -> tuple[NDArray[np.bool_] | None, reconstruct.Grid | None]:
+        """Write what comes in the place of a matrix; return the mask and the grid that it has now."""
+        mask, grid = None, None
+        if self.options.rank is not None:
+            left, right = reconstruct.lowrank(target, factor, self.options.rank)
+            new = left @ right
+            one, other = (torch.from_numpy(f).to(site.parameter) for f in (left, right))
+            self.fitted.factors[site.name] = one, other
+        else:
+            single = target.astype(np.float32)
+            del target
+            give_back_freed_memory()
+            fit = self._fit(site, single, factor)
+            new, grid = fit.weights, fit.grid
+            if self.options.prunes:
+                mask = fit.mask
+                self._keep_mask(site, mask)
+            if grid is not None:
+                self.fitted.grids[site.name] = grid
+        site.matrix.copy_(torch.from_numpy(np.ascontiguousarray(new)))
+        return mask, grid
 
     def _fit(self, site: Site, target: NDArray[np.float32], factor: reconstruct.Factor) -> Any:
         """Prune, or round, or both."""
@@ -266,10 +283,17 @@ def _target(dense: Array, moments: InputMoments, factor: reconstruct.Factor) -> 
     if moments.cross is moments.own:
         return dense
     # The damped moment differs from the measured one on its diagonal alone.
-    right = dense @ moments.cross + dense * (factor.damped_diagonal - np.diagonal(moments.own))
-    lower = torch.linalg.cholesky(torch.from_numpy(factor.damped()))
-    solved = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(right.T)), lower)
-    found: Array = np.ascontiguousarray(solved.numpy().T)
+    right = dense @ moments.cross
+    right += dense * (factor.damped_diagonal - np.diagonal(moments.own))
+    damped = np.array(moments.own, order="C")
+    np.fill_diagonal(damped, factor.damped_diagonal)
+    lower = torch.linalg.cholesky(torch.from_numpy(damped))
+    del damped
+    # Of large moments every copy counts: `torch.cholesky_solve` would make one of the factor.
+    half = torch.linalg.solve_triangular(lower, torch.from_numpy(right).T, upper=False)
+    del right
+    solved = torch.linalg.solve_triangular(lower.T, half, upper=True)
+    found: Array = np.ascontiguousarray(solved.T.numpy())
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mpfast.checkpoints import Checkpoint
 from mpfast.integrations.torch.stored_names import StoredNames
@@ -250,8 +251,32 @@ def skeleton_of(folder: Path, checkpoint: Checkpoint) -> Skeleton:
         floats = [getattr(torch, info.dtype, None) for info in checkpoint.tensors if "float" in info.dtype]
         wanted = next((dtype for dtype in floats if isinstance(dtype, torch.dtype)), torch.float32)
     with _building, _parameters_on_meta(), _default_dtype(wanted):
-        model = builder(config)
+        model = _built(builder, config)
     return Skeleton(model.eval(), checkpoint)
+
+
+def _built(builder: Callable[[Any], torch.nn.Module], config: Any) -> torch.nn.Module:
+    """Build a model without memory for its parameters; should a buffer be lost by that, with memory for one each."""
+    try:
+        with _EmptyOnMeta():
+            model = builder(config)
+        if not any(buffer.is_meta for buffer in model.buffers()):
+            return model
+    except (RuntimeError, NotImplementedError):  # something was computed with what has no numbers
+        pass
+    return builder(config)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Tensors that are made without values, as those of most parameters are, get no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is torch.empty and named.get("device") is None:
+            named["device"] = "meta"
+        return func(*args, **named)
 
 
 @contextlib.contextmanager

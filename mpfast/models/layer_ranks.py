@@ -394,8 +394,8 @@ class _Job:
 
     def row(self, layer: Layer) -> RankRow | str:
         """Return the ranks of a layer, or why it has none."""
-        known = self.moments is not None and layer in self.moments
-        root = self.moments.root(layer, self.threads) if self.moments is not None and known else None
+        reason = None if self.moments is None else self.moments.reason_against_one(layer) or None
+        root = None if self.moments is None or reason is not None else self.moments.root(layer, self.threads)
         try:
             matrix = self._matrix(layer)
             by_weights = self._spectrum(layer, matrix, None)
@@ -414,7 +414,7 @@ class _Job:
             math.ceil(rows * cols / (rows + cols)) - 1,
             self._ranks(by_weights),
             () if by_outputs is None else self._ranks(by_outputs),
-            None if self.moments is None or known else self.moments.reasons[layer.name],
+            reason,
             unmet,
         )
 
