@@ -227,6 +227,13 @@ class TestExamplesByHand:
             for row, keep, count in zip(np.abs(known[0][name]), kept, gone, strict=True):
                 assert count in (0, len(row)) or row[~keep].max() <= row[keep].min()
 
+    def test_a_budget_by_row_prunes_by_row(self, known):
+        by_name = mpfast.prune(known[0], sparsity=0.5, progress=False)
+        budget = share_out(known[0], 0.5)
+        assert by_name.budget.method == budget.method == "row"  # what is done where nothing is asked for
+        for name, kept in mpfast.prune(known[0], budget=budget, progress=False).masks.items():
+            np.testing.assert_array_equal(kept, by_name.masks[name])
+
 
 class TestRefusals:
     def test_an_unknown_method_lists_those_that_there_are(self, known):
@@ -260,7 +267,11 @@ class TestRefusals:
         with pytest.raises(TypeError, match="gradients must be a file or a mapping, not float"):
             share_out(weights, 0.5, gradients=1.0, **options)
         with pytest.raises(ValueError, match="gradients go with sparsity and a budget that needs them"):
-            mpfast.prune(weights, sparsity=0.5, moments=moments, gradients=gradients)
+            mpfast.prune(weights, sparsity=0.5, moments=moments, gradients=gradients, budget="owl")
+        with pytest.raises(ValueError, match="gradients go with sparsity and a budget that needs them"):
+            mpfast.prune(weights, pattern="2:4", moments=moments, gradients=gradients)
+        with pytest.raises(ValueError, match="gradients go with sparsity and a budget that needs them"):
+            mpfast.prune(weights, sparsity=0.5, gradients=gradients)
 
     def test_two_ways_at_once(self, known):
         weights, moments, _ = known
@@ -287,6 +298,12 @@ def test_gradients_are_found_by_module_and_in_files(known, tmp_path):
     save_file(by_module, tmp_path / "gradients.safetensors")
     assert share_out(weights, 0.5, gradients=by_module, **options) == wanted
     assert share_out(weights, 0.5, gradients=tmp_path / "gradients.safetensors", **options) == wanted
+
+
+def test_gradients_beside_moments_share_out_by_gauss_newton(known):
+    weights, moments, gradients = known
+    options = {"sparsity": 0.5, "moments": moments, "gradients": gradients, "progress": False}
+    assert mpfast.prune(weights, **options).budget == mpfast.prune(weights, budget="gauss_newton", **options).budget
 
 
 def test_layers_without_a_moment_stay_dense(known):

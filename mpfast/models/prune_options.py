@@ -13,7 +13,15 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
 from mpfast.models.mask_plans import name_in
-from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.methods import (
+    DEFAULT_METHOD,
+    DEFAULT_SHARES,
+    METHODS,
+    PATTERN_METHOD,
+    SHARES_BY_GRADIENTS,
+    Method,
+    method_named,
+)
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
 from mpfast.models.shared_counts import check_needs
 from mpfast.support import (
@@ -132,6 +140,8 @@ class PruneOptions:
             return METHODS[self.budget]
         if self.method in METHODS:
             return METHODS[str(self.method)]
+        if self.has_moments and self.has_gradients:
+            return METHODS[SHARES_BY_GRADIENTS]
         return METHODS[DEFAULT_SHARES if self.has_moments else DEFAULT_METHOD]
 
     @property
@@ -184,6 +194,8 @@ class PruneOptions:
             return "given masks"
         if self.budget is not None:
             return self.budget if isinstance(self.budget, str) else self.budget.method
+        if self.has_gradients:
+            return self.sharing.name
         if self.chooser:
             return self.chooser
         return PATTERN_METHOD if self.pattern is not None else self.method or DEFAULT_METHOD

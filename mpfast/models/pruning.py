@@ -167,7 +167,8 @@ def prune(
         change least. A layer without a moment stays dense where `sparsity` or `pattern` leave it to the moments what
         goes; else it is pruned as without them, its kept weights as they were. The result says which, and why.
     gradients : path or mapping, optional
-        Of the loss in the layers' outputs, for a budget that needs them; see `mpfast.models.share_out`.
+        Of the loss in the layers' outputs, see `mpfast.models.share_out`: with `moments`, they share `sparsity` out by
+        ``"gauss_newton"`` unless `budget` says otherwise.
     refit : int, optional
         With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
     damping : float, optional

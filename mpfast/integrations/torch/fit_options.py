@@ -43,14 +43,14 @@ class FitOptions:
         wanted = sum(option is not None for option in (self.sparsity, self.pattern, self.rank, self.budget))
         if wanted > 1 or (wanted == 0 and self.bits is None):
             raise InvalidValueError("", "pass one of sparsity, pattern, rank and budget, or bits")
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if self.wanted_pattern is not None and self.groups is None:
             raise InvalidValueError("pattern", f"must be n:m with 1 <= n < m <= 64, not {self.wanted_pattern!r}")
         if self.rank is not None:
             positive_integer(self.rank, "rank")
-        if self.budget is not None and not isinstance(self.budget, Budget):
-            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}")
         if self.method not in FITTED_METHODS:
             raise InvalidValueError("method", f"must be one of {', '.join(FITTED_METHODS)}, not {self.method!r}")
         if type(self.refit) is not int or self.refit < 0:
