@@ -9,12 +9,13 @@ from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
-from mpfast.models.layer_ranks import LayerRank, ModelRanks, RankRow, ranks
+from mpfast.models.layer_ranks import ranks
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
