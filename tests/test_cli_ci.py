@@ -580,6 +580,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],
         "spectrum": [("spectrum", tmp_path / "w.npy")],
+        "ranks": [("ranks", model), ("ranks", model, "--base", tmp_path / "tuned.safetensors"), ("ranks", broken)],
         "info": [("info",)],
     }
     with_provenance = 0
@@ -592,7 +593,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 13
+    assert with_provenance == 16
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))

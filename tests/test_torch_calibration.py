@@ -189,7 +189,7 @@ def test_what_is_left_out_says_why() -> None:
 def test_files_that_lie(tmp_path, key, text, message):
     path = tmp_path / "moments.safetensors"
     layer = torch.nn.Linear(4, 4)
-    with SecondMoments(torch.nn.Sequential(layer)) as moments:
+    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
         layer(torch.ones(40, 4))
     moments.save(path)
     content = path.read_bytes()
@@ -225,7 +225,7 @@ def test_layers_that_are_handed_the_same_tensor_share_a_sum(mode, monkeypatch):
     core = calibration._core
     monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=lambda *a: counted.append(core.add_gram(*a))))
     batches = [torch.randn(2, 30, 12) for _ in range(3)]
-    with SecondMoments(model) as moments, mode():
+    with SecondMoments(model, folds=1) as moments, mode():
         for batch in batches:
             model(batch + 0)
     assert len(counted) == 2 * 3
@@ -341,9 +341,16 @@ def test_folds_are_contiguous_parts_of_similar_size(sizes, folds):
         moments.fold("0", folds)
 
 
-def test_without_needs_a_second_part():
+def test_four_parts_are_kept_apart_by_default():
     layer = torch.nn.Linear(5, 2)
     with SecondMoments(torch.nn.Sequential(layer)) as moments:
+        layer(torch.randn(40, 5))
+    assert moments.fold_rows("0") == (10, 10, 10, 10)
+
+
+def test_without_needs_a_second_part():
+    layer = torch.nn.Linear(5, 2)
+    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
         layer(torch.randn(20, 5))
     assert moments.fold_rows("0") == (20,)
     with pytest.raises(ValueError, match="folds=2 or more"):

@@ -310,7 +310,7 @@ class Skipping(Chain):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "pass one of sparsity, pattern, rank and budget"),
+        ({}, "pass one of sparsity, pattern, rank and budget, or bits"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "pass one of"),
         ({"pattern": "4:2"}, "pattern must be n:m"),
         ({"rank": 0}, "rank must be"),

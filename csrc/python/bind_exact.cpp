@@ -7,6 +7,7 @@
 #include "core/buffer.hpp"
 #include "cpu/eigen/dense_vectors.hpp"
 #include "cpu/eigen/exact.hpp"
+#include "cpu/eigen/semidefinite.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
@@ -139,6 +140,27 @@ py::tuple orthonormal_rows(const Doubles& x, int threads) {
   return py::make_tuple(q, r);
 }
 
+py::tuple semidefinite_root(const Doubles& a, int threads) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1) || a.size() == 0) {
+    throw std::invalid_argument("a must be a square 2-D array that is not empty");
+  }
+  check_finite(a, "a");
+  const index_t n = a.shape(0);
+  const double* from = a.data();
+  cpu::SemidefiniteRoot root;
+  {
+    const InCore core;
+    with_blas_team(core, threads, n * n * static_cast<index_t>(sizeof(double)),
+                   [&](cpu::Team& team) { root = cpu::semidefinite_root(team, n, from); });
+  }
+  Doubles factor = matrix_of(n, root.rank);
+  for (index_t i = 0; i < n; ++i) {
+    double* const row = factor.mutable_data() + root.order[static_cast<std::size_t>(i)] * root.rank;
+    for (index_t j = 0; j < root.rank; ++j) row[j] = j <= i ? root.lower.get()[i + j * root.ld] : 0.0;
+  }
+  return py::make_tuple(factor, root.rest);
+}
+
 // Both triangles, as NumPy wants them.
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
   const OwnFactors own(factors, matrix.view);
@@ -187,6 +209,9 @@ void register_exact(py::module_& m) {
       py::arg("threads"),
       "As singular_rotation, of finite float64 vectors, by an orthogonal decomposition of the image, which has no more "
       "rows than columns: precise to a rounding of s_1, with orthonormal vectors even of zero.");
+  m.def("semidefinite_root", &semidefinite_root, py::arg("a").noconvert(), py::arg("threads"),
+        "F (n, rank), and the largest |entry| of A - F F^T, for a finite symmetric A, positive semidefinite and with a "
+        "diagonal near 1, or zero; only its lower triangle is read.");
   m.def("orthonormal_rows", &orthonormal_rows, py::arg("x").noconvert(), py::arg("threads"),
         "q, whose rows are an orthonormal basis of what those of the finite x (k, n) span, and r (upper trapezoidal), "
         "with x^T = q^T r; q has min(k, n) rows.");

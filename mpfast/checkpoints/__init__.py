@@ -51,6 +51,7 @@ from mpfast.checkpoints.tensor_bits import (
     stored,
     stored_bits,
 )
+from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
     "FEW_ROWS_PER_INPUT",
@@ -81,6 +82,7 @@ __all__ = [
     "SafetensorsWriter",
     "SourceFiles",
     "TensorInfo",
+    "TorchModules",
     "Views",
     "as_layer",
     "as_layers",

@@ -29,9 +29,13 @@ __all__ = [
     "counted",
     "diff_lines",
     "inventory_lines",
+    "plain",
     "printable",
     "prune_lines",
+    "skipped_lines",
     "spectrum_lines",
+    "table_lines",
+    "text_cells",
 ]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
@@ -63,13 +67,15 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
     verbose : bool
         List every skipped tensor and every warning by name.
     """
-    lines = _table(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
+    lines = (
+        table_lines(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
+    )
     return [
         *lines,
         plain(),
         *_verdict_lines(rows, verbose),
         *_warning_lines(rows, verbose),
-        *_skipped_lines(analysis.skipped, verbose),
+        *skipped_lines(analysis.skipped, verbose),
         *_total_lines(analysis),
     ]
 
@@ -137,7 +143,7 @@ def _distances(row: LayerReport, digits: int) -> str:
     return before if row.ks == row.ks_scaled else f"{before}→{after}"
 
 
-def _table(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
+def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
     """Lay out rows whose first cell is a name."""
     table = [[(header, "dim") for header in headers], *body]
     widths = [max(len(line[column][0]) for line in table) for column in range(len(headers))]
@@ -187,7 +193,8 @@ def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     return [*lines, plain()] if lines else []
 
 
-def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
+def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
+    """List tensors by the reason why they were skipped."""
     if not skipped:
         return []
     by_reason: dict[str, list[str]] = defaultdict(list)
@@ -303,7 +310,8 @@ def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.nda
     return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
 
 
-def _cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+    """Return the cells of a row: a name, a shape and what else there is, in plain text."""
     return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
 
 
@@ -321,7 +329,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     updated = [row for row in budget if row.updated]
     errors = [column for column in _ERRORS if any(getattr(row, column) is not None for row in budget)]
     body = [
-        _cells(
+        text_cells(
             row.name,
             row.shape,
             f"{row.pruned:,}",
@@ -333,10 +341,10 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
-        *_table(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
+        *table_lines(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
         plain(),
-        *_skipped_lines(result.skipped, verbose),
-        *_skipped_lines(
+        *skipped_lines(result.skipped, verbose),
+        *skipped_lines(
             [SkippedTensor(row.name, row.shape, row.dtype, row.reason) for row in budget if row.reason],
             verbose,
             "pruned, but not refitted:",
@@ -358,7 +366,9 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
 
 def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was factored, layer by layer, what was not and why, and the total."""
-    body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
+    body = [
+        text_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers
+    ]
     matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     share = f"{100 * result.ratio:.1f}% of {entries} entries"
@@ -368,10 +378,10 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         "lora": f"{matrices} factored to {share}",
     }[result.format]
     return [
-        *_table(("layer", "shape", "rank", "energy"), body, width),
+        *table_lines(("layer", "shape", "rank", "energy"), body, width),
         plain(),
-        *_skipped_lines(result.skipped, verbose),
-        *_skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
+        *skipped_lines(result.skipped, verbose),
+        *skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
         *_sentences("not copied:", result.not_copied),
         *_sentences("note:", result.notes),
         plain(done),
@@ -385,12 +395,12 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
     shown = found.rows if verbose else [row for row in found if not row.equal]
     body = [_diff_cells(row, found.analyses) for row in shown]
     equal = len(found) - found.changed
-    lines = [*_table((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
+    lines = [*table_lines((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
         lines.append(plain(f"{counted(equal, *found.nouns)} equal in both"))
     return [
         *lines,
-        *_skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
+        *skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
         plain(f"{found.changed} of {counted(len(found), *found.nouns)} changed from {printable(found.a)}"),
         plain(f"to {printable(found.b)}"),
     ]
@@ -398,16 +408,16 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
 
 def _diff_cells(row: DiffRow, analyses: bool) -> Line:
     if not analyses:
-        return _cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
+        return text_cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
     verdicts = " -> ".join(dict.fromkeys(row.verdicts))
     figures = (f"{row.change:.2%}", f"{row.sigma_plus:+.2%}", f"{row.ks:+.3f}", f"{row.spikes:+d}", verdicts)
-    return _cells(row.name, row.shape, *figures)
+    return text_cells(row.name, row.shape, *figures)
 
 
 def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:
     """Lay out the tensors of a checkpoint with what each is, and the totals."""
     body = [
-        _cells(
+        text_cells(
             row.name,
             row.shape,
             row.dtype,
@@ -420,7 +430,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
     types = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in found.dtypes.items())
     share = found.analysed / found.entries if found.entries else 0.0
     return [
-        *_table(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
+        *table_lines(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
         plain(),
         plain(f"{counted(len(found), 'tensor')}: {types}" if body else "no tensors"),
         plain(f"{counted(found.matrices, 'matrix', 'matrices')} would be analysed, {share:.1%} of the entries"),

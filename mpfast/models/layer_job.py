@@ -27,7 +27,7 @@ from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import SpectrumMethod, measured_both
 from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
-__all__ = ["Settings", "checked_views", "layer_outcome", "open_derived"]
+__all__ = ["Settings", "checked_views", "layer_outcome", "layer_seed", "open_derived"]
 
 
 def checked_views(views: Any) -> Views:
@@ -96,7 +96,7 @@ def layer_outcome(
             matrix,
             method="exact" if product else settings.method,
             tol=settings.tol,
-            seed=_layer_seed(settings.seed, layer.name),
+            seed=layer_seed(settings.seed, layer.name),
             threads=threads,
             device=None if product else device,
         )
@@ -128,7 +128,7 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
     return report
 
 
-def _layer_seed(seed: int, name: str) -> int:
+def layer_seed(seed: int, name: str) -> int:
     """63 bits from the seed and the name by a hash that is the same in every process (`hash` is salted)."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

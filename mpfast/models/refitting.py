@@ -16,6 +16,7 @@ from mpfast.checkpoints import Layer
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import MaskPlan, Refit, matrix_of
+from mpfast.models.moment_parts import Part
 
 __all__ = ["DEFAULT_FIT", "DEFAULT_STEPS", "FITTED_METHODS", "FittedMethod", "Refitting", "damping_for"]
 
@@ -126,33 +127,62 @@ class Refitting:
             return Refit(None, reason=self.moments.reasons[layer.name])
         if not self.chooser:
             self.masking.mask(layer, rows, keep)
-        stored = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes)
-        given = None if self.chooser else along_inputs(keep.reshape(layer.tensor_shape), layer.input_axes)
-        weights = widened(stored) if layer.dtype == "bfloat16" else stored
+        tensor, kept = rows.reshape(layer.tensor_shape), keep.reshape(layer.tensor_shape)
+        weights = widened(rows) if layer.dtype == "bfloat16" else rows
         if not np.isfinite(weights).all():
-            bad = np.argwhere(~np.isfinite(widened(rows) if layer.dtype == "bfloat16" else rows))
-            first = np.unravel_index(int(np.ravel_multi_index(tuple(bad[0]), rows.shape)), layer.tensor_shape)
-            raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in first))
-        whole, partial, kept_back = self.moments.factors(layer, self.damping)
-        fit = self._fit(layer, weights, whole, given)
+            bad = np.argwhere(~np.isfinite(weights.reshape(layer.tensor_shape)))
+            raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in bad[0]))
+        updated = tensor.copy()
+        total = _Changes()
+        gone = seen = 0
+        for part in self.moments.parts(layer):
+            # So many of all so far that they add up to what is to go.
+            seen += tensor[part.index].size
+            pruned = 0
+            if self.chooser and not self.groups:
+                pruned = self.pruned[layer.name] * seen // layer.size - gone
+                gone += pruned
+            total += self._refit(layer, part, tensor, updated, kept, pruned)
+        # A zero of either sign, where the mask is.
+        new = np.where(keep, updated.reshape(rows.shape), np.zeros((), rows.dtype))
+        return Refit(new, *total.errors())
+
+    def _refit(
+        self,
+        layer: Layer,
+        part: Part,
+        tensor: NDArray[Any],
+        updated: NDArray[Any],
+        keep: NDArray[np.bool_],
+        pruned: int,
+    ) -> _Changes:
+        """Write mask and weights of a part of a layer, `pruned` of its entries to go, and return what they change."""
+        shape = tensor[part.index].shape
+        axes = tuple(axis - (tensor.ndim - len(shape)) for axis in layer.input_axes)
+        stored = along_inputs(tensor[part.index], axes)
+        given = None if self.chooser else along_inputs(keep[part.index], axes)
+        whole, partial, kept_back = self.moments.factors(layer, part, self.damping)
+        fit = self._fit(layer, stored, whole, given, pruned)
         new = in_storage(np.asarray(fit.weights), layer.dtype)
+        masked = np.where(fit.mask, stored, np.zeros((), stored.dtype))
         heldout = None
         if partial is not None:
-            other = self._fit(layer, weights, partial, given)
+            other = self._fit(layer, stored, partial, given, pruned)
             tried = in_storage(np.asarray(other.weights), layer.dtype)
-            heldout = self._error(stored, tried, layer, kept_back)
-        error = self._error(stored, new, layer, whole)
-        masked = self._error(stored, np.where(fit.mask, stored, np.zeros((), stored.dtype)), layer, whole)
-        keep[...] = from_inputs(fit.mask, layer.tensor_shape, layer.input_axes).reshape(keep.shape)
-        written = from_inputs(new, layer.tensor_shape, layer.input_axes).reshape(rows.shape)
-        # A zero of either sign, where the mask is.
-        return Refit(np.where(keep, written, np.zeros((), rows.dtype)), error, masked, heldout)
+            heldout = self._changes(stored, tried, layer, kept_back)
+        keep[part.index] = from_inputs(fit.mask, shape, axes)
+        updated[part.index] = from_inputs(new, shape, axes)
+        square, change = self._changes(stored, new, layer, whole)
+        return _Changes(square, change, self._changes(stored, masked, layer, whole)[1], heldout)
 
-    def _fit(self, layer: Layer, weights: NDArray[Any], factor: Any, given: NDArray[np.bool_] | None) -> Any:
+    def _fit(
+        self, layer: Layer, stored: NDArray[Any], factor: Any, given: NDArray[np.bool_] | None, pruned: int
+    ) -> Any:
+        weights = widened(stored) if layer.dtype == "bfloat16" else stored
         if given is not None:
             return reconstruct.refit(weights, factor, given, steps=self.steps, threads=self.threads)
         # Half an entry more than is asked for, so that no rounding of the share makes it one less.
-        share = None if self.groups else min(1.0, (self.pruned[layer.name] + 0.5) / layer.size)
+        share = None if self.groups else min(1.0, (pruned + 0.5) / stored.size)
         return reconstruct.prune(
             weights,
             factor,
@@ -163,10 +193,49 @@ class Refitting:
             threads=self.threads,
         )
 
-    def _error(self, before: NDArray[Any], after: NDArray[Any], layer: Layer, factor: Any) -> float:
-        """``tr (W - V) C (W - V)^T / tr W C W^T`` of weights as they are stored."""
+    def _changes(self, before: NDArray[Any], after: NDArray[Any], layer: Layer, factor: Any) -> tuple[float, float]:
+        """``tr W C W^T`` and ``tr (W - V) C (W - V)^T`` of weights as they are stored."""
         target = matrix_of(before, layer)
         total = _core.quadratic_error(target, None, factor.moment, self.threads)
         change = _core.quadratic_error(target, matrix_of(after, layer), factor.moment, self.threads)
         # Rounding may leave a change of nothing below zero.
-        return max(change, 0.0) / total if total > 0 else 0.0
+        return total, max(change, 0.0)
+
+
+@dataclass
+class _Changes:
+    """Mean squares of the outputs of parts of a layer, and of what has changed them, added up.
+
+    Attributes
+    ----------
+    square, change, masked
+        Of the outputs; of the change by the new weights, and by the mask alone.
+    heldout
+        The first two on data held out, where there is any.
+    """
+
+    square: float = 0.0
+    change: float = 0.0
+    masked: float = 0.0
+    heldout: tuple[float, float] | None = None
+
+    def __iadd__(self, other: _Changes) -> _Changes:
+        self.square += other.square
+        self.change += other.change
+        self.masked += other.masked
+        if other.heldout is not None:
+            before = self.heldout or (0.0, 0.0)
+            self.heldout = (before[0] + other.heldout[0], before[1] + other.heldout[1])
+        return self
+
+    def errors(self) -> tuple[float, float, float | None]:
+        """The shares that the changes are: of the fit, of the mask alone, and held out."""
+        return (
+            _share(self.change, self.square),
+            _share(self.masked, self.square),
+            None if self.heldout is None else _share(self.heldout[1], self.heldout[0]),
+        )
+
+
+def _share(change: float, square: float) -> float:
+    return change / square if square > 0 else 0.0

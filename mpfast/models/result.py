@@ -315,7 +315,7 @@ def columns_of(analyses: Iterable[Analysis]) -> list[str]:
 def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
     """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
     columns = (["source"] if with_source else []) + columns_of(analyses)
-    lines = [_csv_line(columns)]
+    lines = [csv_line(columns)]
     for found in analyses:
         for row in found:
             cells = row.to_dict()
@@ -323,11 +323,11 @@ def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
             cells |= {"source": found.source} if with_source else {}
-            lines.append(_csv_line([cells.get(column, "") for column in columns]))
+            lines.append(csv_line([cells.get(column, "") for column in columns]))
     return "".join(lines)
 
 
-def _csv_line(cells: Sequence[Any]) -> str:
+def csv_line(cells: Sequence[Any]) -> str:
     """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
     stream = io.StringIO()
     # With this end of line, a cell with either of its characters is quoted.

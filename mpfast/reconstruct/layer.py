@@ -23,10 +23,21 @@ from mpfast.arrays import (
 from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.fit import Fit, Grid
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "relative_rows", "unit_of"]
 
 Single = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+
+def unit_of(largest: float) -> float:
+    """Return a power of two near the largest magnitude of weights, in units of which they are computed with."""
+    return 2.0 ** max(-1000, min(1000, math.frexp(largest)[1])) if largest > 0 else 1.0
+
+
+def relative_rows(roots: NDArray[np.float64]) -> Single:
+    """Return what rows are multiplied with, (out,), over the largest, and not so little that it would be lost."""
+    relative: Single = np.maximum((roots / roots.max()).astype(np.float32), np.float32(2.0**-30))
+    return relative
 
 
 class Layer:
@@ -51,14 +62,13 @@ class Layer:
             bad = ~np.isfinite(numbers)
             first = np.unravel_index(int(bad.argmax()), bad.shape)
             raise_if_nonfinite("W", int(bad.sum()), (int(first[0]), int(first[1])))
-        self.unit = 2.0 ** max(-1000, min(1000, math.frexp(largest)[1])) if largest > 0 else 1.0
+        self.unit = unit_of(largest)
         self._rows: Single | None = None
         self.weights: Single = np.ascontiguousarray(self._scaled(numbers, 1 / self.unit), np.float32)
 
     def weigh_rows(self, roots: NDArray[np.float64]) -> None:
         """Multiply the rows: every row is refitted for itself, and this only says which of them may lose more."""
-        relative = (roots / roots.max()).astype(np.float32)[:, None]
-        self._rows = np.maximum(relative, np.float32(2.0**-30))
+        self._rows = relative_rows(roots)[:, None]
         self.weights *= self._rows
 
     def wide(self) -> NDArray[np.float64]:
@@ -93,8 +103,8 @@ class Layer:
             self.factor.damping,
             self.factor.diagonal,
             None if grid is None else Grid(grid.bits, grid.group, grid.scale * np.float32(self.unit), grid.zero),
-            _target=_core.Matrix(target, self._dtype),
-            _values=_core.Matrix(stored, self._dtype),
+            _target=lambda: _core.Matrix(target, self._dtype),
+            _values=lambda: _core.Matrix(stored, self._dtype),
             _masked=lambda: _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), self._dtype),
             _factor=self.factor,
             _threads=self.threads,

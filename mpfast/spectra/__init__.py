@@ -19,15 +19,18 @@ from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.principal_outputs import PrincipalOutputs
 from mpfast.spectra.request import NoiseModel, SpectrumMethod
 from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
+from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
     from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
+    from mpfast.spectra.subsampled import fixed_aspect_hill
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
     from mpfast.spectra.synthetic_noise import uneven_family
 
@@ -41,6 +44,7 @@ __all__ = [
     "Measure",
     "NoiseModel",
     "NoiseProfile",
+    "PrincipalOutputs",
     "QuantizationNoise",
     "Randomness",
     "SeparableEdge",
@@ -48,6 +52,8 @@ __all__ = [
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
+    "TruncationRank",
+    "checked_error",
     "clean",
     "critical_signal",
     "current_axes",
@@ -56,6 +62,7 @@ __all__ = [
     "effective_rows",
     "family",
     "fit_values",
+    "fixed_aspect_hill",
     "grid_variance",
     "haar_sparsify",
     "largest_value_pvalue",
@@ -82,7 +89,16 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
-        for file in ("synthetic", "synthetic_noise", "singular_vectors", "second_moment", "quantization", "plot"):
+        files = (
+            "synthetic",
+            "synthetic_noise",
+            "singular_vectors",
+            "second_moment",
+            "subsampled",
+            "quantization",
+            "plot",
+        )
+        for file in files:
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

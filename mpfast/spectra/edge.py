@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.spectra import berlyand2026, laws
-from mpfast.spectra.distribution import Measure
+from mpfast.spectra.distribution import Measure, jackknife_error
 from mpfast.spectra.edge_warnings import SMALLEST_OF_BULK, fit_warnings
 from mpfast.spectra.estimators import (
     ESTIMATORS,
@@ -308,15 +308,8 @@ def _standard_error(
     if source.probes == 1:  # one probe does not say how far others would scatter
         return math.inf
     extra = source.extra_error * sigma if scales == 0 else math.hypot(source.extra_error * sigma, scales)
-    count = len(source.replicates)
-    if count < 2:
-        return extra
-    sigmas = np.array([laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates])
-    jackknife = math.sqrt((count - 1) / count * float(((sigmas - sigmas.mean()) ** 2).sum()))
-    # The jackknife of few probes scatters itself. For intervals of one and of two standard errors to cover what they
-    # should, Student's law asks for 1.08 and 1.21 times as much with 8 probes, 1.02 and 1.04 with 32; this is between.
-    jackknife *= math.sqrt((count + 1) / (count - 1))
-    return math.hypot(jackknife, extra)
+    sigmas = [laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
+    return math.hypot(jackknife_error(sigmas), extra)
 
 
 def _verdict(ks: float) -> str:

@@ -6,11 +6,7 @@ the constants.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mpfast.operators import Source, energies
 from mpfast.spectra.edge import SQUARES_RESOLUTION, has_variance
@@ -18,27 +14,22 @@ from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import Energies
 from mpfast.spectra.request import Request
-from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
+from mpfast.spectra.session import MARGIN, Session
+from mpfast.spectra.work import (
+    EXACT_UP_TO,
+    LANCZOS_FROM,
+    MAX_PROBES,
+    exact_is_cheaper,
+    exact_is_possible,
+    first_probes,
+)
 from mpfast.support import InvalidValueError, KeptProperty
 
 __all__ = ["Estimate"]
 
 
-Array = NDArray[np.float64]
-
-# Up to here every singular value costs no more than an estimate of their distribution.
-EXACT_UP_TO = 1024
-# Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
-EXACT_FLOPS = 5.6e12
-# The smallest p a block Krylov space is worth the name for.
-LANCZOS_FROM = 64
-MAX_PROBES = 512
-# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
-PROBE_MASS = 32768
-# Of a run that is only to find strong triplets.
+# Probes of a run that is only to find strong triplets.
 ROUGH_PROBES = 8
-# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
-EDGE_NOISE = 0.4
 
 
 class Estimate:
@@ -52,7 +43,7 @@ class Estimate:
                 "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
             )
         wants_exact = (
-            request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
+            request.method == "auto" and not request.fixed and exact_is_cheaper(source, first_probes(p, request))
         )
         exact = request.method == "exact" or p < LANCZOS_FROM or wants_exact
         self.source = source
@@ -106,7 +97,7 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
 def _begun(source: Source, request: Request) -> Session:
     """A session after its first steps, in fp64 where fp32 leaves the bulk too few digits."""
     p = min(source.shape)
-    probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
+    probes = int(request.probes) if request.probes is not None else first_probes(p, request)
     session = Session(source, request, precise=False)
     session.add_probes(probes)
     if session.needs_double():
@@ -118,12 +109,12 @@ def _begun(source: Source, request: Request) -> Session:
 def _grown(session: Session, request: Request) -> Spectrum:
     """Block Lanczos quadrature, grown until the requested accuracy holds."""
     source = session.source
-    if request.method == "auto" and session.values_repeat() and _exact_is_possible(source):
+    if request.method == "auto" and session.values_repeat() and exact_is_possible(source):
         return exact_spectrum(session.source, request)
     while True:
         if request.steps is None:
             session.settle()
-        if request.method == "auto" and session.shows_zeros() and _exact_is_possible(source):
+        if request.method == "auto" and session.shows_zeros() and exact_is_possible(source):
             return exact_spectrum(session.source, request)
         result = session.spectrum()
         if result.values is not None:
@@ -149,7 +140,7 @@ def _grown(session: Session, request: Request) -> Spectrum:
         if relative_error <= MARGIN * request.tol:
             return result
         more = session.probes_missing(relative_error)
-        if request.method == "auto" and _exact_is_cheaper(source, more):
+        if request.method == "auto" and exact_is_cheaper(source, more):
             return exact_spectrum(session.source, request)
         more = min(more, MAX_PROBES - session.probes)
         if more < 1 and relative_error <= request.tol:
@@ -162,27 +153,3 @@ def _grown(session: Session, request: Request) -> Spectrum:
                 f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
             )
         session.add_probes(more)
-
-
-def _exact_is_possible(source: Source) -> bool:
-    """Whether all singular values take some ten seconds at most."""
-    p, q = min(source.shape), max(source.shape)
-    return 2.0 * q * p * p + 8.0 * p**3 <= EXACT_FLOPS
-
-
-def _first_probes(p: int, request: Request) -> int:
-    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
-    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
-    wanted = max(for_tol, PROBE_MASS / p, 4.0)
-    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
-
-
-def _exact_is_cheaper(source: Source, probes: int) -> bool:
-    """Whether all singular values cost less than ``probes`` probes, in time and within a sane amount of memory."""
-    p, q = min(source.shape), max(source.shape)
-    if p <= EXACT_UP_TO:
-        return True
-    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
-    exact = 2.0 * q * p * p + 8.0 * p**3
-    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
-    return exact < lanczos and 8 * p * p < 2**32

@@ -13,6 +13,7 @@ from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
 from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class Spectrum:
         Share of rows or columns on the short side that are zero; None when all singular values are known.
     noise
         What the noise was taken for; None where nobody has seen the entries.
+    of_outputs
+        Whether this is the spectrum of ``W C^(1/2)``, with C the second moment of the inputs: `rank_for_error` is then
+        about the layer's outputs, and there is no `edge`.
     """
 
     shape: tuple[int, int]
@@ -93,6 +97,7 @@ class Spectrum:
     zero_fraction: float | None = None
     unmet_tolerance: str = ""
     noise: NoiseProfile | None = None
+    of_outputs: bool = False
 
     @classmethod
     @front_door
@@ -153,6 +158,8 @@ class Spectrum:
         ``resolution`` times the largest value, and for stored entries what their rounding may add, unless the values
         below that are those of a Marchenko-Pastur bulk.
         """
+        if self.of_outputs:
+            return self.resolution * float(self.ritz.max(initial=0.0))
         return rounding_level(self)
 
     @property
@@ -193,7 +200,19 @@ class Spectrum:
             False-alarm level of the Tracy-Widom threshold.
         compat
             ``"berlyand2026"`` reproduces the code of arXiv 2606.02608; needs an exact spectrum.
+
+        Raises
+        ------
+        ValueError
+            An option is out of range, or the spectrum is one of outputs.
         """
+        if self.of_outputs:
+            raise InvalidValueError(
+                "",
+                "entries of W C^(1/2) are not independent, so that Marchenko and Pastur's law does not hold for them, "
+                "and no edge says which of its values matter",
+                "use rank_for_error(), or fit the spectrum of W alone",
+            )
         return fit_edge(self, estimator, alpha=alpha, beta=beta, compat=compat)
 
     @KeptProperty
@@ -202,9 +221,44 @@ class Spectrum:
         return self.fit()
 
     @front_door
+    def rank_for_error(self, error: float) -> TruncationRank:
+        """Return the least rank whose truncation leaves a relative error: the root of the tail's share of the energy.
+
+        Of the matrix, ``||W - W_k||_F / ||W||_F``; of a spectrum measured with ``inputs``, of the outputs: the root of
+        their mean square error over their mean square, for inputs like those that the second moment is of. On others it
+        is larger, the more so the fewer inputs that had.
+
+        Parameters
+        ----------
+        error
+            In [0, 1).
+
+        Returns
+        -------
+        TruncationRank
+            ``rank``, one standard error of it, and the error that it leaves.
+
+        Raises
+        ------
+        ValueError
+            The error is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> found = Spectrum.from_values([4.0, 2.0, 1.0], (3, 5)).rank_for_error(0.25)
+        >>> found.rank, found.rank_error, round(found.error, 3)
+        (2, 0.0, 0.218)
+        """
+        return rank_for_error(self, checked_error(error))
+
+    @front_door
     def metrics(self) -> dict[str, float]:
-        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`."""
-        return spectral_metrics(self, self.edge)
+        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`.
+
+        Of a spectrum of outputs, which has no edge, without those that go by one.
+        """
+        return spectral_metrics(self, None if self.of_outputs else self.edge)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the density and the fitted law with matplotlib; never calls ``show()``."""
@@ -239,6 +293,7 @@ class Spectrum:
             "zero_fraction": self.zero_fraction,
             "unmet_tolerance": self.unmet_tolerance,
             "noise": None if self.noise is None else self.noise.to_dict(),
+            "of_outputs": self.of_outputs,
         }
 
     @classmethod
@@ -292,11 +347,13 @@ class Spectrum:
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),
             noise=NoiseProfile.from_record(read.record("noise")) if read.has("noise") else None,
+            of_outputs=read.flag("of_outputs"),
         )
 
     def __repr__(self) -> str:
         work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
-        return f"<Spectrum of a {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
+        what = "the outputs of a" if self.of_outputs else "a"
+        return f"<Spectrum of {what} {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
 
 
 def _measure_to_dict(measure: Measure) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 
 from mpfast.operators import Source, open_source
 from mpfast.spectra.edge import check_range, fitted_variance
-from mpfast.spectra.estimate import LANCZOS_FROM, Estimate
+from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
+from mpfast.spectra.output_spectrum import output_spectrum
 from mpfast.spectra.request import NoiseModel, Request, SpectrumMethod
 from mpfast.spectra.uneven import Measured, measured_under, measured_with
+from mpfast.spectra.work import LANCZOS_FROM
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["BothModels", "measured_both", "measured_spectrum", "measured_spectrum_of", "spectrum"]
@@ -24,6 +26,7 @@ __all__ = ["BothModels", "measured_both", "measured_spectrum", "measured_spectru
 def spectrum(
     W: Any,
     *,
+    inputs: Any = None,
     method: SpectrumMethod = "auto",
     tol: float = 5e-3,
     probes: int | None = None,
@@ -39,13 +42,19 @@ def spectrum(
     ----------
     W
         2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
-        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
+        sparse matrix, a `LinearOperator` or a Dask array. Never copied as a whole, never modified.
+    inputs
+        Second moment C of the inputs that W, (out, in), is multiplied with: the mean of ``x x^T``, uncentred, (n, n),
+        of any framework. The spectrum is then that of ``W C^(1/2)``: `Spectrum.rank_for_error` says to what rank W can
+        be cut for a relative error of its outputs. It has no edge. W is multiplied with by whoever has it, C on the
+        host, both in float64, beside a Cholesky factor of C in ``8 n^2`` bytes.
     method
         ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
         ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
         cheaper than meeting ``tol``, else Lanczos.
     tol
-        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
+        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds. With
+        `inputs`, of the ranks for relative errors from 0.01 to 0.5, as a share of p.
     probes, steps
         Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
     seed
@@ -64,9 +73,10 @@ def spectrum(
     ------
     ValueError
         W is empty, not 2-D, or has non-finite entries; an option is out of range; nobody sees the entries whose scales
-        are to be measured.
+        are to be measured; `inputs` is of another number of inputs, not symmetric, not finite or has, beyond rounding,
+        a negative eigenvalue.
     TypeError
-        W is complex, integer, boolean or an object array.
+        W or `inputs` is complex, integer, boolean or an object array.
 
     Warns
     -----
@@ -86,19 +96,41 @@ def spectrum(
     >>> edge = mpfast.spectrum(W).edge
     >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
     37.4 0 good
+
+    Inputs that lie in few directions leave few for the outputs:
+
+    >>> x = np.random.default_rng(1).standard_normal((1000, 20)) @ np.random.default_rng(2).standard_normal((20, 400))
+    >>> mpfast.spectrum(W, inputs=x.T @ x / 1000).rank_for_error(0.01).rank
+    20
     """
     found = measured_spectrum(
-        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device, noise=noise
+        W,
+        inputs=inputs,
+        method=method,
+        tol=tol,
+        probes=probes,
+        steps=steps,
+        seed=seed,
+        threads=threads,
+        device=device,
+        noise=noise,
     )
     warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
     return found
 
 
-def measured_spectrum(W: Any, **options: Any) -> Spectrum:
-    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
+def measured_spectrum(W: Any, *, inputs: Any = None, **options: Any) -> Spectrum:
+    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met.
+
+    The second moment of the inputs may also come as its `InputRoot`.
+    """
     request = Request(**options)
     source = open_source(W, threads=request.thread_count, device=request.device)
-    return measured_spectrum_of(source, request).spectrum
+    if inputs is None:
+        return measured_spectrum_of(source, request).spectrum
+    if request.noise != "even":
+        raise InvalidValueError("noise", "is about the entries of W, and inputs= about its outputs", "give one of them")
+    return output_spectrum(source, inputs, request)
 
 
 def measured_spectrum_of(source: Source, request: Request) -> Measured:
