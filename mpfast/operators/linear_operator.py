@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -240,9 +241,11 @@ class OperatorSource:
         self.exact_norm = self._squared_norm is not None
 
     def scaled(self, factors: Factors) -> OperatorSource:
-        other = type(self)(self.operator.scaled(factors), self.threads)
+        other = copy.copy(self)
+        other.operator = self.operator.scaled(factors)
+        other._squared_norm = other.operator.frobenius_squared()
         other.factors = factors
-        other.scale_exponent = factors.exponent
+        other.scale_exponent += factors.exponent - (0 if self.factors is None else self.factors.exponent)
         return other
 
     def energies(self, run: LanczosRun | None) -> Energies | None:
