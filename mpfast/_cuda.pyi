@@ -38,7 +38,7 @@ def free_memory(device: int) -> int: ...
 def describe(device: int) -> tuple[str, str, int, int]: ...
 
 # Products.
-def scale_exponent(matrix: Matrix) -> int: ...
+def scale_exponent(matrix: Matrix, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None) -> int: ...
 def gram_product(
     matrix: Matrix, x: NDArray[Any], right: bool, scale_exponent: int = 0
 ) -> tuple[NDArray[Any], float, int, int, int]: ...
@@ -53,7 +53,12 @@ def gram_product_at(
     with_stats: bool = True,
 ) -> tuple[float, int, int, int]: ...
 def multiply(matrix: Matrix, x: NDArray[Any], transpose: bool, scale_exponent: int = 0) -> NDArray[Any]: ...
-def gram_matrix(matrix: Matrix, scale_exponent: int) -> tuple[NDArray[np.float64], int, int, int]: ...
+def energies(
+    matrix: Matrix, scale_exponent: int, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int]: ...
+def gram_matrix(
+    matrix: Matrix, scale_exponent: int, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+) -> tuple[NDArray[np.float64], int, int, int]: ...
 def plan_product(
     kind: str,
     dtype: str,
@@ -82,10 +87,19 @@ class LanczosRun:
     @property
     def zero_coordinates(self) -> int: ...
     @property
+    def energies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None: ...
+    @property
     def stats(self) -> tuple[float, int, int, int]: ...
 
 def lanczos_run(
-    matrix: Matrix, width: int, seed: int, stream: int, scale_exponent: int, precise: bool
+    matrix: Matrix,
+    width: int,
+    seed: int,
+    stream: int,
+    scale_exponent: int,
+    precise: bool,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    energies: bool = False,
 ) -> LanczosRun: ...
 def lanczos_run_streamed(
     array: NDArray[Any],
@@ -97,6 +111,8 @@ def lanczos_run_streamed(
     scale_exponent: int,
     precise: bool,
     panel_bytes: int,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    energies: bool = False,
 ) -> LanczosRun: ...
 
 # Masks: `keep` holds the device address of every mask.

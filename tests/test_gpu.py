@@ -11,6 +11,7 @@ import pytest
 
 import mpfast
 from mpfast.arrays.devices import cuda_status
+from mpfast.operators import energies, open_source, scaled, start_run
 
 from .references import run_python
 
@@ -80,6 +81,27 @@ def test_same_seed_as_on_the_cpu_gives_the_same_edge(torch: Any, shape: tuple[in
     assert there.edge.sigma_plus == pytest.approx(here.edge.sigma_plus, rel=1e-5)
     assert there.edge.sigma_plus_error == pytest.approx(here.edge.sigma_plus_error, rel=1e-2)
     assert there.edge.spikes == here.edge.spikes
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+# A cluster, and two passes.
+@pytest.mark.parametrize("shape", [(2000, 1400), (3000, 20000)])
+def test_factors_and_energies_as_on_the_cpu(torch: Any, shape: tuple[int, int], dtype: str) -> None:
+    W = noise(torch, shape, dtype)
+    rng = np.random.default_rng(6)
+    row, column = (np.exp(rng.standard_normal(length)) for length in shape)
+    row[3] = column[5] = 0
+    source = scaled(open_source(W, threads=1), row, column)
+    run, source = start_run(source, 8, 0, 0, 4, precise=False, energies=True)
+    host, on_host = start_run(
+        scaled(open_source(W.cpu(), threads=0), row, column), 8, 0, 0, 4, precise=False, energies=True
+    )
+    assert source.scale_exponent == on_host.scale_exponent
+    for found, expected in zip(energies(source, run), energies(on_host, host), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert run.stats[0] == pytest.approx(host.stats[0], rel=1e-12)
+    assert run.zero_coordinates == host.zero_coordinates
+    assert run.ritz()[0][0] == pytest.approx(host.ritz()[0][0], rel=1e-5)
 
 
 def test_exact_spectrum(torch: Any) -> None:

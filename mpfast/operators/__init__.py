@@ -5,6 +5,7 @@ from mpfast.operators.gram import gram_product
 from mpfast.operators.of_outputs import InputRoot, OutputSource
 from mpfast.operators.opening import open_source
 from mpfast.operators.protocol import LanczosRun, Source, gram_memory, start_run
+from mpfast.operators.scaling import energies, scaled
 
 __all__ = [
     "InputRoot",
@@ -12,8 +13,10 @@ __all__ = [
     "OutputSource",
     "Source",
     "aligned",
+    "energies",
     "gram_memory",
     "gram_product",
     "open_source",
+    "scaled",
     "start_run",
 ]
