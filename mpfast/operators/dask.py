@@ -192,12 +192,6 @@ class DaskSource(OperatorSource):
         super().__init__(operator, threads)
         self.exact_norm = True
 
-    def scaled(self, factors: Factors) -> DaskSource:
-        other = DaskSource(self.operator.scaled(factors), self.threads)
-        other.factors = factors
-        other.scale_exponent = factors.exponent
-        return other
-
     def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
         if energies:
             self.operator.ask_for_energies()

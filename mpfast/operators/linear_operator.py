@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from mpfast.support import InvalidTypeError, InvalidValueError
 
 Array = NDArray[np.float64]
 
-__all__ = ["GramOperator", "OperatorSource", "is_operator"]
+__all__ = ["GramOperator", "OperatorSource", "ScaledOperator", "is_operator"]
 
 # What two products that are each other's adjoint may differ by, in roundings of their norms; and in what splitting a
 # vector in two changes, where an operator rounds more than its type says.
@@ -189,10 +190,22 @@ class GramOperator:
         return ScaledOperator(self, factors)
 
 
+class Scalable(Protocol):
+    """What a `ScaledOperator` multiplies with; as in `mpfast.operators.protocol.Multiplier`, `factors` of one's own."""
+
+    shape: tuple[int, int]
+    dtype: str
+
+    def frobenius_squared(self, factors: Factors | None = None) -> float | None: ...
+    def energies(self, factors: Factors | None = None) -> Energies | None: ...
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array: ...
+    def scaled(self, factors: Factors) -> ScaledOperator: ...
+
+
 class ScaledOperator:
     """The Gram operator of a scaled matrix, by products with the one that is read; methods as in `Multiplier`."""
 
-    def __init__(self, operator: GramOperator, factors: Factors) -> None:
+    def __init__(self, operator: Scalable, factors: Factors) -> None:
         self.shape = operator.shape
         self.dtype = operator.dtype
         self._operator = operator
@@ -240,9 +253,11 @@ class OperatorSource:
         self.exact_norm = self._squared_norm is not None
 
     def scaled(self, factors: Factors) -> OperatorSource:
-        other = type(self)(self.operator.scaled(factors), self.threads)
+        other = copy.copy(self)
+        other.operator = self.operator.scaled(factors)
+        other._squared_norm = other.operator.frobenius_squared()
         other.factors = factors
-        other.scale_exponent = factors.exponent
+        other.scale_exponent += factors.exponent - (0 if self.factors is None else self.factors.exponent)
         return other
 
     def energies(self, run: LanczosRun | None) -> Energies | None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import SecondMoment
-from mpfast.operators.linear_operator import OperatorSource
+from mpfast.operators.factors import Energies, Factors
+from mpfast.operators.linear_operator import OperatorSource, ScaledOperator
 from mpfast.operators.protocol import Source, start_run
 from mpfast.support import InvalidValueError
 
@@ -96,9 +97,17 @@ class _Outputs:
         self._source, self._root, self._threads = source, root, threads
         self.shape: tuple[int, int] = (source.shape[0], root.rank)
 
-    def frobenius_squared(self) -> float | None:
+    def frobenius_squared(self, factors: Factors | None = None) -> float | None:
         """Return None: it takes as long as all of the spectrum."""
         return None
+
+    def energies(self, factors: Factors | None = None) -> Energies | None:
+        """Return None: nobody sees the entries."""
+        return None
+
+    def scaled(self, factors: Factors) -> ScaledOperator:
+        """The same with factors of its rows and columns, but for their power of two."""
+        return ScaledOperator(self, factors)
 
     def singular_values(self) -> Array | None:
         """Return None: nothing is known in advance."""
