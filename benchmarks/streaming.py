@@ -140,7 +140,7 @@ def measure(folder: Path, out: Path, count: int, limit: int) -> dict[str, int]:
     with Peak() as peak:
         data, before = now("VmData"), now("RssAnon")
         resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
-        reconstruct_checkpoint(folder, out, given, sparsity=0.5, heldout=HELD_OUT, threads=1)
+        reconstruct_checkpoint(folder, out, given, sparsity=0.5, toward="dense", heldout=HELD_OUT, threads=1)
     return {"before": before, "peak": peak.bytes - before, "claimed": peak.claimed - data}
 
 
