@@ -1,6 +1,6 @@
 """Peak memory of `reconstruct_checkpoint` on a Llama of twice the memory that it is given.
 
-    python benchmarks/streaming.py [--hidden 768] [--inner 2048] [--out FILE]
+    python benchmarks/streaming.py [--hidden 768] [--inner 2048] [--layers N] [--out FILE]
 
 What it should take is one block, the moments of its inputs, two sets of hidden states, and a tenth more, beyond what
 the process has when the interpreter, NumPy, PyTorch and transformers are loaded and a tiny model was compressed. The
@@ -140,7 +140,7 @@ def measure(folder: Path, out: Path, count: int, limit: int) -> dict[str, int]:
     with Peak() as peak:
         data, before = now("VmData"), now("RssAnon")
         resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
-        reconstruct_checkpoint(folder, out, given, sparsity=0.5, heldout=HELD_OUT, threads=1)
+        reconstruct_checkpoint(folder, out, given, sparsity=0.5, toward="dense", heldout=HELD_OUT, threads=1)
     return {"before": before, "peak": peak.bytes - before, "claimed": peak.claimed - data}
 
 
@@ -154,6 +154,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--inner", type=int, default=2048)
     parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--layers", type=int, help="default: as many as make twice the limit")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -164,7 +165,7 @@ def main() -> int:
     parts = expected(options.hidden, options.inner, options.batches * AT_ONCE * LENGTH)
     whole = sum(parts.values())
     limit = whole + 2 * whole // 5
-    layers = -(-2 * limit // parts["block"])
+    layers = options.layers or -(-2 * limit // parts["block"])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         write_model(folder, options.hidden, options.inner, layers)

@@ -18,9 +18,10 @@ transformers = pytest.importorskip("transformers")
 import mpfast  # noqa: E402
 from mpfast import reconstruct  # noqa: E402
 from mpfast.checkpoints import MaskFile, open_checkpoint  # noqa: E402
-from mpfast.integrations.torch import reconstruct_checkpoint, reconstruct_model  # noqa: E402
+from mpfast.integrations.torch import reconstruct_checkpoint, reconstruct_model, whole_checkpoints  # noqa: E402
 from mpfast.integrations.torch.skeletons import Skeleton  # noqa: E402
 from mpfast.integrations.torch.stored_names import StoredNames  # noqa: E402
+from mpfast.support import CheckpointError  # noqa: E402
 
 from .test_torch_whole_models import MODELS, batches, tiny  # noqa: E402
 
@@ -246,6 +247,20 @@ def test_another_model_is_another_run(tmp_path):
         model.lm_head.weight += 1
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(FileExistsError, match=r"another run \(model differ\)"):
+        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
+
+
+def test_a_change_that_no_sample_of_the_files_sees(tmp_path, monkeypatch):
+    """The identity of a model is a sample of its bytes; a finished block is told by all of them."""
+    saved("llama", tmp_path / "model")
+    stopped(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
+    monkeypatch.setattr(whole_checkpoints, "content_sample_hash", lambda path: noted["model"])
+    noted = json.loads((tmp_path / ".out.mpfast-blocks" / "run.json").read_text())
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] += 1
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0: has other weights.*restart=True"):
         reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
 
 

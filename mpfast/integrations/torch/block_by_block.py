@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mpfast.checkpoints import stored
+from mpfast.checkpoints import content_hash, stored
 from mpfast.integrations.torch.block_streams import Call, calls_of, undisturbed
 from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.hidden_states import HiddenStates
@@ -72,7 +73,8 @@ class BlockByBlock:
         give_back_freed_memory()
         if number in self.kept:
             logger.info("reconstruct_checkpoint: %s: was done", name)
-            with self.skeleton.loaded(name), output.checked(name, block):
+            with self.skeleton.loaded(name) as tensors, output.checked(name, block):
+                self.kept.check_source(number, name, _hash_of(tensors))
                 states.pass_dense(block, calls)
         else:
             self._compress(number, name, states, calls, output)
@@ -88,16 +90,17 @@ class BlockByBlock:
         with self.skeleton.loaded(name) as tensors, output.checked(name, block):
             sites = [self._bound(site, tensors) for site in self.chosen[name]]
             self.skeleton.check_way_back({site.tensor for site in sites}, tensors)
+            dense = _hash_of(tensors)
             sums = states.collect(block, sites, calls)
             fitted = fit_block(sites, sums, self.options, self.counts)
-            self.kept.write(number, *self._results(fitted, tensors))
+            self.kept.write(number, *self._results(fitted, tensors, dense))
 
     def _bound(self, site: Site, tensors: Mapping[str, torch.Tensor]) -> Site:
         """A matrix with the weights that its block has now."""
         return Site(site.name, site.tensor, tensors[site.tensor], site.expert, site.transposed, site.module)
 
     def _results(
-        self, fitted: BlockFit, tensors: Mapping[str, torch.Tensor]
+        self, fitted: BlockFit, tensors: Mapping[str, torch.Tensor], dense: str
     ) -> tuple[dict[str, StoredTensor], BlockRecord]:
         """What has become of the tensors of the checkpoint."""
         rows: dict[str, list[LayerFit]] = {}
@@ -118,7 +121,16 @@ class BlockByBlock:
         }
         own = {live: self.skeleton.alone(live) for live, found in rows.items() if len(found) == 1}
         fits = {name: rows[live][0] for live, name in own.items() if name is not None}
-        return results, BlockRecord(fitted.report, fitted.skipped, fits)
+        return results, BlockRecord(fitted.report, fitted.skipped, fits, dense)
+
+
+def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the weights of a block."""
+    state = hashlib.sha256()
+    for name, tensor in tensors.items():
+        state.update(name.encode())
+        state.update(content_hash(stored(tensor, name)).encode())
+    return state.hexdigest()
 
 
 class KeptTensors:

@@ -60,11 +60,14 @@ class BlockRecord:
         Matrices that were left alone, and why.
     fits : dict of str to LayerFit
         By tensor of the checkpoint, the row of the matrix that it is; only of those that are one.
+    dense : str
+        Hash of the weights that it had.
     """
 
     report: list[LayerFit]
     skipped: dict[str, str]
     fits: dict[str, LayerFit]
+    dense: str
 
 
 class KeptBlocks:
@@ -92,11 +95,11 @@ class KeptBlocks:
         noted = self._folder / RUN_FILE
         if restart and self._folder.is_dir() and not self._folder.is_symlink():
             shutil.rmtree(self._folder)
-        if self._folder.exists() and any(self._folder.iterdir()):
-            self._check_that_it_is_ours(target, json.loads(text))
         self._folder.mkdir(exist_ok=True)
-        for leftover in self._folder.glob(".*.tmp"):
+        for leftover in self._folder.glob(".*.tmp"):  # of a file that was being written
             leftover.unlink()
+        if any(self._folder.iterdir()):
+            self._check_that_it_is_ours(target, json.loads(text))
         if not noted.exists():
             write_text_atomically(noted, text)
 
@@ -149,7 +152,15 @@ class KeptBlocks:
             [_fit(row) for row in found["report"]],
             found["skipped"],
             {name: _fit(row) for name, row in found["fits"].items()},
+            found["dense"],
         )
+
+    def check_source(self, number: int, name: str, dense: str) -> None:
+        """Raise CheckpointError unless a block of this name still has the weights that it was fitted with."""
+        if self.record(number).dense != dense:
+            raise CheckpointError(
+                f"{name}: has other weights than when it was compressed; restart=True discards what is there"
+            )
 
     def weights(self, number: int) -> dict[str, tuple[str, NDArray[Any]]]:
         """Return the types and the weights of the tensors of a finished block, views of its file."""

@@ -15,6 +15,7 @@ import torch
 
 from mpfast.checkpoints import (
     NameFilter,
+    SourceFiles,
     TorchModules,
     check_writable,
     content_sample_hash,
@@ -174,6 +175,7 @@ def reconstruct_checkpoint(
     if (name := quantised_weight(checkpoint)) is not None:
         raise InvalidValueError("model", f"is quantised ({name})", "dequantise it first")
     check_writable(checkpoint)
+    source = SourceFiles(files_behind(checkpoint))
     given = list(batches)
     if not given:
         raise InvalidValueError("batches", "are empty")
@@ -198,6 +200,7 @@ def reconstruct_checkpoint(
             if not len(kept):
                 kept.discard()
             raise
+        source.check()
         records = [kept.record(number) for number in range(len(order))]
         report = tuple(row for record in records for row in record.report)
         for record in records:
