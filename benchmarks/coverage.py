@@ -3,7 +3,9 @@
     python benchmarks/coverage.py [--draws 200] [--out FILE.md] [--plot FILE.svg]
 
 Coverage: for every family of `mpfast.spectra.synthetic`, how often the edge from all singular values lies within
-one and two reported standard errors of the measured one; nominal are 68.3 % and 95.4 %.
+one and two reported standard errors of the measured one; nominal are 68.3 % and 95.4 %. The same for the families of
+uneven noise, with ten signals at twice the critical size in each, where both edges are those of ``noise="auto"``:
+scales are found anew from all singular values and from passes.
 
 Detection: one spike of growing size in Gaussian noise, and how often it is counted. Below the critical size (m n)^(1/4)
 no method can see it in the singular values; above it, it stands out more and more.
@@ -13,14 +15,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import mpfast
 from mpfast.bench import machine
-from mpfast.spectra import critical_signal, family, low_rank
+from mpfast.spectra import NoiseModel, critical_signal, family, low_rank, uneven_family
 from mpfast.spectra.synthetic import FAMILIES
+
+Draw = Callable[[str, tuple[int, int], int], NDArray[np.float64]]
 
 FIRST_SEED = 90000
 SHAPES = ((1100, 1400), (1100, 4400))  # just beyond where all singular values are computed
@@ -28,19 +34,29 @@ DETECTION_SHAPE = (400, 600)
 STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
 
 
-def coverage_lines(shape: tuple[int, int], draws: int) -> list[str]:
+UNEVEN = ("gauss", "cols", "rows", "both", "blocks", "spread15", "t3", "outliers", "spikes40", "partly")
+UNEVEN_STRENGTH = 2.0
+
+
+def uneven_draw(name: str, shape: tuple[int, int], seed: int) -> NDArray[np.float64]:
+    return uneven_family(name, shape, seed, UNEVEN_STRENGTH)
+
+
+def coverage_lines(
+    shape: tuple[int, int], draws: int, names: Sequence[str], draw_one: Draw, noise: NoiseModel
+) -> list[str]:
     lines = [
-        f"## Coverage of sigma_plus, {shape[0]} x {shape[1]} fp32, {draws} matrices of each family",
+        f"## Coverage of sigma_plus, noise={noise!r}, {shape[0]} x {shape[1]} fp32, {draws} matrices of each family",
         "",
         "| family | within one standard error | within two | RMS error | reported |",
         "|---|---|---|---|---|",
     ]
-    for name in FAMILIES:
+    for name in names:
         scores, errors, reported = [], [], []
         for draw in range(draws):
-            W = family(name, shape, FIRST_SEED + draw).astype(np.float32)
-            truth = mpfast.spectrum(W, method="exact").edge.sigma_plus
-            edge = mpfast.spectrum(W, method="lanczos", seed=draw).edge
+            W = draw_one(name, shape, FIRST_SEED + draw).astype(np.float32)
+            truth = mpfast.spectrum(W, method="exact", noise=noise).edge.sigma_plus
+            edge = mpfast.spectrum(W, method="lanczos", seed=draw, noise=noise).edge
             scores.append(abs(edge.sigma_plus - truth) / edge.sigma_plus_error)
             errors.append(edge.sigma_plus / truth - 1)
             reported.append(edge.sigma_plus_error / truth)
@@ -127,7 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
     for shape in SHAPES:
-        lines += [*coverage_lines(shape, options.draws), ""]
+        lines += [*coverage_lines(shape, options.draws, FAMILIES, family, "even"), ""]
+        lines += [*coverage_lines(shape, options.draws, UNEVEN, uneven_draw, "auto"), ""]
     rates = detection_rates(options.draws)
     lines += detection_lines(rates, options.draws)
     if options.plot is not None:

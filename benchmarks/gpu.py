@@ -252,6 +252,70 @@ def mask_rows(rate: float, quick: bool) -> Iterator[Row]:
         yield Row(case, "the same on the CPU", other, f"{other / seconds:.1f} x mpfast")
 
 
+def torch_columns(W: Any, U: Any) -> Any:
+    """Half of the entries of every 128 columns pruned as SparseGPT does it: three small kernels for each column."""
+    import torch
+
+    V = W.clone()
+    for begin in range(0, V.shape[1], 128):
+        end = min(begin + 128, V.shape[1])
+        part, square = V[:, begin:end].clone(), U[begin:end, begin:end]
+        errors = torch.empty_like(part)
+        score = (part / square.diagonal()).square()
+        keep = score > score.flatten().kthvalue(score.numel() // 2).values
+        for j in range(end - begin):
+            after = part[:, j] * keep[:, j]
+            errors[:, j] = (part[:, j] - after) / square[j, j]
+            part[:, j + 1 :].addr_(errors[:, j], square[j, j + 1 :], alpha=-1.0)
+            part[:, j] = after
+        V[:, begin:end] = part
+        V[:, end:] -= errors @ U[begin:end, end:]
+    return V
+
+
+def column_rows(quick: bool) -> Iterator[Row]:
+    """Optimal brain surgeon on one layer, its factor given: columns alone, and with a refit; errors are those of W."""
+    import torch
+
+    from mpfast import reconstruct
+    from mpfast.reconstruct.device_factor import inverse_factor_by_torch
+
+    size = 512 if quick else 4096
+    W, X = gaussian((size, size), torch.float32), gaussian((4 * size, size), torch.float32, seed=1)
+    X += gaussian((4 * size, 16), torch.float32, seed=2) @ gaussian((16, size), torch.float32, seed=3)
+    C = X.T.double() @ X.double() / len(X)
+    del X
+    factor = reconstruct.Factor(C)
+    H = factor.damped_in_units()
+    making, U = clock(lambda: inverse_factor_by_torch(torch, H, "cuda"), 3)
+    yield Row(f"factor of {size} inputs", "cuSOLVER, by mpfast", making)
+
+    def error(V: Any) -> float:
+        D, whole = (W - V).double(), W.double()
+        return float(((D @ C) * D).sum() / ((whole @ C) * whole).sum())
+
+    for name, options in (
+        ("columns, half", {"sparsity": 0.5, "refit": 0}),
+        ("columns, 2:4", {"pattern": "2:4", "refit": 0}),
+        ("columns, 8:16", {"pattern": "8:16", "refit": 0}),
+        ("columns, half, and a refit", {"sparsity": 0.5}),
+    ):
+        seconds, fit = clock(lambda options=options: reconstruct.prune(W, factor, **options), 3)
+        yield Row(f"{name}, {size} x {size} float32", "mpfast.reconstruct.prune", seconds, "", error(fit.weights))
+        if name == "columns, half":
+            other, V = clock(lambda: torch_columns(W, U), 3)
+            case = f"{name}, {size} x {size} float32"
+            yield Row(case, "torch, column by column", other, f"{other / seconds:.1f} x mpfast", error(V))
+    seconds, fit = clock(lambda: reconstruct.quantize(W, factor, 4), 3)
+    yield Row(
+        f"columns rounded to 4 bits, {size} x {size} float32",
+        "mpfast.reconstruct.quantize",
+        seconds,
+        "",
+        error(fit.weights),
+    )
+
+
 def llama_rows(quick: bool) -> Iterator[Row]:
     """Every matrix of LLaMA-70B's shape, made on the device one after the other; their making is not counted."""
     import torch
@@ -324,6 +388,7 @@ def main() -> int:
         edge_rows(arguments.quick),
         svd_rows(arguments.quick),
         mask_rows(rate, arguments.quick),
+        column_rows(arguments.quick),
         llama_rows(arguments.quick),
     ):
         for row in group:

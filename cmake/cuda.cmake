@@ -12,15 +12,22 @@ set(cuda_host_sources
   csrc/cuda/products/product_plan.cpp
   csrc/cuda/products/products.cpp
   csrc/cuda/products/streamed.cpp
+  csrc/cuda/reconstruct/columns.cpp
+  csrc/cuda/reconstruct/refit.cpp
   csrc/python/cuda/bind_devices.cpp
   csrc/python/cuda/bind_lanczos.cpp
   csrc/python/cuda/bind_masks.cpp
   csrc/python/cuda/bind_products.cpp
+  csrc/python/cuda/bind_reconstruct.cpp
   csrc/python/cuda/module.cpp)
 set(cuda_kernel_sources
   csrc/cuda/masks/mask_kernels.cu
   csrc/cuda/masks/projection_kernels.cu
-  csrc/cuda/products/vector_kernels.cu)
+  csrc/cuda/products/dense_product.cu
+  csrc/cuda/products/vector_kernels.cu
+  csrc/cuda/reconstruct/column_kernels.cu
+  csrc/cuda/reconstruct/refit_kernels.cu
+  csrc/cuda/reconstruct/storage.cu)
 # The enumerators of DType (csrc/core/types.hpp), in their order. product_kernels.cu is compiled once for each of them
 # and each precision of the vectors; entries of float64 go with double alone.
 set(element_types float64 float32 float16 bfloat16)

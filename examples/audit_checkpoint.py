@@ -29,8 +29,8 @@ file = Path(package.origin).parent / "model" / "model.safetensors"
 
 analysis = mpfast.analyze(file, exclude="embeddings.*")
 for layer in analysis:
-    fit = f"KS {layer.ks:.3f} ({layer.verdict})"
-    print(f"{layer.name:46s} {layer.sigma_plus:6.3f}  {layer.spikes:3d} above the threshold, {fit}")
+    print(f"{layer.name:46s} {layer.sigma_plus:6.3f}  {layer.spikes:3d} above the threshold, KS {layer.ks:.3f}")
+    print(f"    {layer.sentence}")
 rows = {layer.name: layer for layer in analysis}
 # As if the layers were too large for all singular values: the edge then has an error bar.
 weights = {name: open_checkpoint(file).read(name) for name in SHOWN}

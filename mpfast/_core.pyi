@@ -1,4 +1,6 @@
-# Private. Rows and columns of a first non-finite entry are -1 when there is none. threads <= 0: every core.
+# Private. Rows and columns of a first non-finite entry are -1 when there is none. threads <= 0: every core. `factors`:
+# what the rows and what the columns of the matrix are multiplied by, (m,) and (n,); the matrix is then what they make
+# of it.
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -18,14 +20,27 @@ class Matrix:
 def isa() -> str: ...
 def blas() -> str: ...
 def default_threads() -> int: ...
-def scale_exponent(matrix: Matrix) -> int: ...
+def scale_exponent(matrix: Matrix, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None) -> int: ...
 
 # Products. x holds one vector per row, in C order: (width, dim) of float32 or float64 (float64 storage: float64 only).
 # gram_product also returns the sum of squares of 2^-scale_exponent W, the number of non-finite entries, and the row and
-# column of the first.
+# column of the first; where given, it fills `energies`, (m,) and (n,), with the sums of the squares of its rows and
+# columns.
 def gram_product(
-    matrix: Matrix, x: NDArray[Any], side: str, threads: int, scale_exponent: int = 0
+    matrix: Matrix,
+    x: NDArray[Any],
+    side: str,
+    threads: int,
+    scale_exponent: int = 0,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    energies: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[NDArray[Any], float, int, int, int]: ...
+def energies(
+    matrix: Matrix,
+    scale_exponent: int,
+    threads: int,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int]: ...
 def multiply(
     matrix: Matrix, x: NDArray[Any], transpose: bool, threads: int, scale_exponent: int = 0
 ) -> NDArray[Any]: ...
@@ -36,14 +51,24 @@ def dense_product(a: NDArray[np.float64], b: NDArray[np.float64], threads: int) 
 def read_pass(matrix: Matrix, threads: int) -> int: ...
 
 # Full spectra.
-def exact_values(matrix: Matrix, threads: int) -> tuple[NDArray[np.float64], float, int, int, int, str]: ...
-def gram_matrix(matrix: Matrix, scale_exponent: int, threads: int) -> tuple[NDArray[np.float64], int, int, int]: ...
+def exact_values(
+    matrix: Matrix, threads: int, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+) -> tuple[NDArray[np.float64], float, int, int, int, str]: ...
+def gram_matrix(
+    matrix: Matrix,
+    scale_exponent: int,
+    threads: int,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> tuple[NDArray[np.float64], int, int, int]: ...
 def symmetric_eigenvalues(a: NDArray[np.float64], threads: int) -> NDArray[np.float64]: ...
 def symmetric_eigenvectors(a: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 def singular_decomposition(
     basis: NDArray[np.float64], image: NDArray[np.float64], threads: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def orthonormal_rows(x: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+
+# F (n, rank), and the largest |entry| of A - F F^T, of a finite, positive semidefinite A with a diagonal near 1.
+def semidefinite_root(a: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], float]: ...
 
 # Block Lanczos.
 @final
@@ -62,10 +87,20 @@ class LanczosRun:
     @property
     def zero_coordinates(self) -> int: ...
     @property
+    def energies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None: ...
+    @property
     def stats(self) -> tuple[float, int, int, int]: ...
 
 def lanczos_run(
-    matrix: Matrix, width: int, seed: int, stream: int, scale_exponent: int, precise: bool, threads: int
+    matrix: Matrix,
+    width: int,
+    seed: int,
+    stream: int,
+    scale_exponent: int,
+    precise: bool,
+    threads: int,
+    factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    energies: bool = False,
 ) -> LanczosRun: ...
 def lanczos_run_operator(
     apply: Callable[[NDArray[np.float64]], NDArray[np.float64]],
@@ -128,6 +163,12 @@ def examine_moment(moment: Matrix, threads: int) -> tuple[NDArray[np.float64], f
 def inverse_factor(
     moment: Matrix, unit: float, diagonal: NDArray[np.float64], threads: int
 ) -> tuple[NDArray[np.float32], int]: ...
+
+# The inverse, and the index at which the matrix is not positive definite, or -1.
+def positive_inverse(h: NDArray[np.float64], threads: int) -> tuple[NDArray[np.float64], int]: ...
+
+# tr B^-1 G by group, of stacks (groups, size, size); NaN where B is not positive definite.
+def removal_costs(b: NDArray[np.float64], g: NDArray[np.float64], threads: int) -> NDArray[np.float64]: ...
 def correlations(moment: Matrix, roots: NDArray[np.float64], threads: int) -> NDArray[np.float32]: ...
 def leading_part(symmetric: NDArray[np.float32], probes: NDArray[np.int8], threads: int) -> NDArray[np.float32]: ...
 def obs_columns(

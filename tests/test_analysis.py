@@ -190,7 +190,7 @@ def test_warnings_machinery_is_left_as_it_was(model):
 
 def test_overlapping_analyses_each_warn_once_of_their_own_layer(monkeypatch):
     """Both are at work on a layer at the same time; neither takes the warning of the other with it."""
-    measured, both, warned = layer_job.measured_spectrum, threading.Barrier(2, timeout=60), []
+    measured, both, warned = layer_job.measured_both, threading.Barrier(2, timeout=60), []
 
     def together(matrix, **options):
         both.wait()
@@ -205,7 +205,7 @@ def test_overlapping_analyses_each_warn_once_of_their_own_layer(monkeypatch):
         W = np.random.default_rng(len(name)).standard_normal((70, 80))
         return mpfast.analyze({name: W}, method="lanczos", tol=1e-6, threads=1)
 
-    monkeypatch.setattr(layer_job, "measured_spectrum", together)
+    monkeypatch.setattr(layer_job, "measured_both", together)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", record)
@@ -243,7 +243,7 @@ def test_a_fault_of_the_program_is_not_a_layer_without_a_spectrum(monkeypatch, e
     def broken(matrix, **_):
         raise error("a fault of the program")
 
-    monkeypatch.setattr(layer_job, "measured_spectrum", broken)
+    monkeypatch.setattr(layer_job, "measured_both", broken)
     model = {f"{i}.weight": np.random.default_rng(i).standard_normal((20, 30)) for i in range(4)}
     with pytest.raises(error, match=r"^a fault of the program$"):
         mpfast.analyze(model, threads=threads)
@@ -293,7 +293,7 @@ def test_a_real_checkpoint():
     assert len(result) == 39
     by_name = {row.name: row for row in result}
     pooler = by_name["pooler.dense.weight"]  # never trained: pure noise
-    assert (pooler.spikes, pooler.verdict) == (0, "good")
+    assert (pooler.spikes, pooler.signals, pooler.verdict) == (0, 0, "even")
     words = by_name["embeddings.word_embeddings.weight"]
     assert words.shape == (30522, 384)
     assert {tensor.name for tensor in result.skipped} >= {"embeddings.position_ids", "pooler.dense.bias"}

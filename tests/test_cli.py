@@ -52,14 +52,17 @@ def test_analyze_prints_a_table(model):
     run = mpfast("analyze", model)
     assert (run.returncode, run.stderr) == (0, "")
     header, fc, out, *rest = run.stdout.splitlines()
-    assert header.split() == ["layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "hill_alpha", "stable"]
+    columns = ["layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"]
+    assert header.split() == [*columns, "hill_alpha", "stable"]
     assert fc.split()[:2] == ["fc.weight", "150x200"]
-    assert fc.split()[3:5] == ["1", "99.3%"]
+    assert fc.split()[3:5] == ["1", "1"]
+    assert fc.split()[7] == "even"
     assert out.split()[:2] == ["out.weight", "90x150"]
     assert float(out.split()[2]) == pytest.approx(3 * (90**0.5 + 150**0.5), rel=0.03)
     text = "\n".join(rest)
     assert "fc.bias: vector or scalar" in text
-    assert "2 matrices" in text
+    assert "even: fc.weight and 1 more (numbers of the first): Even noise and 1 signal." in text
+    assert "2 matrices (noise: 2 even)" in text
     assert str(model) in text
 
 
@@ -88,9 +91,8 @@ def test_analyze_options(model):
 
 def test_warnings_that_differ_in_numbers_are_told_once(tmp_path):
     rng = np.random.default_rng(0)
-    scales = np.exp(2 * rng.standard_normal(200))
     path = tmp_path / "m.npz"
-    np.savez(path, **{f"w{i}": rng.standard_normal((100, 200)) * scales for i in range(4)})
+    np.savez(path, **{f"w{i}": np.cumsum(rng.standard_normal((100, 200)), axis=1) for i in range(4)})
     brief = mpfast("analyze", path).stdout
     assert brief.count("is not Marchenko-Pastur") == 1
     assert "! 4 tensors (w0, ...): the bulk is not Marchenko-Pastur" in brief

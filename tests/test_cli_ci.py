@@ -187,7 +187,7 @@ def test_a_layer_that_is_equal_to_its_base_has_no_verdict():
 def test_a_kept_report_of_zeros_is_no_report_of_a_difference(tmp_path):
     zeros = {"fc.weight": np.zeros((64, 64))}
     for _ in range(2):
-        assert mpfast.analyze(zeros, cache=tmp_path)[0].verdict == "poor"
+        assert mpfast.analyze(zeros, cache=tmp_path)[0].verdict == "none"
         assert mpfast.analyze({"fc.weight": np.eye(64)}, base={"fc.weight": np.eye(64)}, cache=tmp_path)[0].verdict == (
             "equal"
         )
@@ -580,6 +580,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],
         "spectrum": [("spectrum", tmp_path / "w.npy")],
+        "ranks": [("ranks", model), ("ranks", model, "--base", tmp_path / "tuned.safetensors"), ("ranks", broken)],
         "info": [("info",)],
     }
     with_provenance = 0
@@ -592,7 +593,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 13
+    assert with_provenance == 16
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))

@@ -40,7 +40,7 @@ def test_prune_and_verify(model, tmp_path):
     out = tmp_path / "out"
     run = mpfast("prune", model, "-o", out, "--sparsity", "0.5")
     assert (run.returncode, run.stderr) == (0, "")
-    assert "21,688 of 43,376 entries (50.00%) of 2 layers pruned by spectral_budget" in run.stdout
+    assert "21,688 of 43,376 entries (50.00%) of 2 layers pruned by row" in run.stdout
     assert "embed.weight: embedding or output head" in run.stdout
     run = mpfast("verify", out)
     assert (run.returncode, run.stderr) == (0, "")

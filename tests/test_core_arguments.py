@@ -32,6 +32,8 @@ CALLS = """
     moments = np.tile(np.eye(4), (4, 1, 1))
     source = np.ones((12, 16), bool)
     square = _core.Matrix(np.eye(16), "float64")
+    def lines():
+        return np.ones(12), np.ones(16)
     def single(size):
         return np.eye(size, dtype=np.float32)
     def weights():
@@ -55,19 +57,23 @@ CALLS = """
         "default_threads": lambda: (_core.default_threads, []),
         "isa": lambda: (_core.isa, []),
         "blas": lambda: (_core.blas, []),
-        "scale_exponent": lambda: (_core.scale_exponent, [matrix]),
-        "gram_product": lambda: (_core.gram_product, [matrix, np.ones((2, 16)), "right", 1, 0]),
+        "scale_exponent": lambda: (_core.scale_exponent, [matrix, lines()]),
+        "gram_product": lambda: (_core.gram_product, [matrix, np.ones((2, 16)), "right", 1, 0, lines(), lines()]),
+        "energies": lambda: (_core.energies, [matrix, 0, 1, lines()]),
         "multiply": lambda: (_core.multiply, [matrix, np.ones((2, 16)), False, 1, 0]),
         "add_gram": lambda: (_core.add_gram, [matrix, np.zeros((16, 16)), 1]),
         "dense_product": lambda: (_core.dense_product, [np.ones((3, 12)), W, 1]),
         "read_pass": lambda: (_core.read_pass, [matrix, 1]),
-        "exact_values": lambda: (_core.exact_values, [matrix, 1]),
-        "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1]),
+        "exact_values": lambda: (_core.exact_values, [matrix, 1, lines()]),
+        "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1, lines()]),
         "symmetric_eigenvalues": lambda: (_core.symmetric_eigenvalues, [np.eye(5), 1]),
         "symmetric_eigenvectors": lambda: (_core.symmetric_eigenvectors, [np.eye(5), 1]),
         "singular_decomposition": lambda: (_core.singular_decomposition, [np.eye(3, 12), np.eye(3, 16), 1]),
         "orthonormal_rows": lambda: (_core.orthonormal_rows, [W, 1]),
-        "lanczos_run": lambda: (_core.lanczos_run, [matrix, 2, 0, 0, 0, False, 1]),
+        "positive_inverse": lambda: (_core.positive_inverse, [np.eye(16), 1]),
+        "removal_costs": lambda: (_core.removal_costs, [np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 4, 4)), 1]),
+        "semidefinite_root": lambda: (_core.semidefinite_root, [np.eye(16), 1]),
+        "lanczos_run": lambda: (_core.lanczos_run, [matrix, 2, 0, 0, 0, False, 1, lines(), True]),
         "lanczos_run_operator": lambda: (_core.lanczos_run_operator, [lambda X: X, 12, 2, 0, 0, 1]),
         "LanczosRun.advance": lambda: (run().advance, [2]),
         "LanczosRun.ritz": lambda: (run().ritz, [2]),
@@ -114,6 +120,10 @@ TRY = """
         square, single(16), weights(), np.full((12, 16), np.nan, np.float32), np.full(16, np.inf),
         np.zeros((16, 0), np.float32), np.zeros((16, 16), np.float32), np.ones((16, 200), np.int8), (2, 5), (0, 4),
         (4, 2), (2, 128), (2, 4, 6), (2, 2**31),
+        (np.ones(12), np.ones(16, np.float32)), (np.ones(16), np.ones(12)), (np.ones(12), np.full(16, np.nan)),
+        (np.full(12, -1.0), np.ones(16)), (np.ones(12), None), (np.ones(12), np.ones(32)[::2]), (np.ones(12),),
+        (np.ones((12, 1)), np.ones((16, 1))), (np.broadcast_to(1.0, 12), np.broadcast_to(1.0, 16)),
+        (np.full(12, 1e308), np.full(16, 1e308)), (np.full(12, 5e-324), np.zeros(16)),
         (9, 8, *grid()[2:]), (4, 0, *grid()[2:]), (4, 2**62, *grid()[2:]), (4, 3, *grid()[2:]), (4, 8, None, None),
         (4, 8, np.empty((12, 2)), np.empty((12, 2))), (4, 8, *(part[::-1] for part in grid()[2:])),
         matrix, [matrix], [matrix, None], [matrix, matrix], [keep()], [keep(), keep()], [keep()[:6]],
@@ -164,8 +174,10 @@ TRY = """
     print(json.dumps(outcomes))
 """
 NAMES = [line.split('"')[1] for line in CALLS.splitlines() if line.strip().startswith('"') and "lambda: (" in line]
-# Where None is a value: every step that was taken, and no mask that entries come from.
+# Where None is a value: every step that was taken, no mask that entries come from, no factors, and no energies to fill.
 NONE_IS_FINE = {("LanczosRun.ritz", 0), ("project_groups", 2), ("quadratic_error", 1)}
+NONE_IS_FINE |= {("scale_exponent", 1), ("gram_product", 5), ("gram_product", 6), ("energies", 3)}
+NONE_IS_FINE |= {("exact_values", 2), ("gram_matrix", 3), ("lanczos_run", 7)}
 NONE_IS_FINE |= {(name, at) for name in NAMES if name.startswith("obs_columns") for at in (3, 4, 5)}
 
 

@@ -121,7 +121,7 @@ def test_masks_of_device_arrays_are_those_of_host_arrays() -> None:
         "bias": rng.standard_normal(33).astype(np.float32),
     }
     there = {name: on_device(W) for name, W in weights.items()}
-    for scope in ("global", "layer"):
+    for scope in ("global", "layer", "row"):
         expected = mpfast.masks.magnitude(weights, 0.37, scope=scope)
         found = mpfast.masks.magnitude(there, 0.37, scope=scope)
         assert all((found[name] == expected[name]).all() for name in weights)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mpfast
+from mpfast.operators import energies, open_source, scaled, start_run
 
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
@@ -44,6 +45,31 @@ def test_arrays_in_blocks_have_the_spectrum_of_the_array(shape, dtype):
     assert found.device == "dask"
     U, s, Vh = mpfast.svd(blocks, 3)
     np.testing.assert_allclose(U * s, W @ np.asarray(Vh).T, atol=1e-3 * s[0])
+
+
+@pytest.mark.parametrize("shape", [(310, 200), (200, 310)])
+def test_factors_and_energies_block_by_block(shape):
+    rng = np.random.default_rng(4)
+    W = rng.standard_normal(shape)
+    row, column = (np.exp(rng.standard_normal(length)) for length in shape)
+    row[3] = column[5] = 0
+    S = row[:, None] * W * column
+    opened = open_source(da.from_array(W, chunks=(90, 80)), threads=1)
+    for source, M in ((opened, W), (scaled(opened, row, column), S)):
+        plain, _ = start_run(source, 4, 0, 0, 3, precise=False)
+        run, source = start_run(source, 4, 0, 0, 3, precise=False, energies=True)
+        unit = 2.0**source.scale_exponent
+        for mine, other in zip(run.ritz(), plain.ritz(), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        for found in (energies(source, run), energies(source)):
+            np.testing.assert_allclose(found[0] * unit**2, (M**2).sum(axis=1), rtol=1e-13)
+            np.testing.assert_allclose(found[1] * unit**2, (M**2).sum(axis=0), rtol=1e-13)
+        assert source.squared_norm(0) * unit**2 == pytest.approx((M**2).sum(), rel=1e-13)
+        for transpose, right in ((False, M.T), (True, M)):
+            x = rng.standard_normal((2, len(right)))
+            np.testing.assert_allclose(source.multiply(x, transpose=transpose) * unit, x @ right, atol=1e-11)
+        exact = np.linalg.svd(M, compute_uv=False)
+        np.testing.assert_allclose(source.singular_values()[0], exact, atol=1e-7 * exact[0])
 
 
 def test_arrays_on_a_cluster(client):
@@ -106,12 +132,12 @@ def test_a_fault_of_the_program_comes_back(client, model, name):
         def broken(matrix, **_):
             raise getattr(builtins, name)("a fault of the program")
 
-        layer_job.kept, layer_job.measured_spectrum = layer_job.measured_spectrum, broken
+        layer_job.kept, layer_job.measured_both = layer_job.measured_both, broken
 
     def mend_it():
         from mpfast.models import layer_job
 
-        layer_job.measured_spectrum = layer_job.kept
+        layer_job.measured_both = layer_job.kept
 
     client.run(break_it)
     try:

@@ -15,7 +15,7 @@ import pytest
 import mpfast
 from mpfast.checkpoints import FORMATS
 from mpfast.models import EXPORTERS, METHODS
-from mpfast.spectra.edge import _ESTIMATORS
+from mpfast.spectra.estimators import ESTIMATORS
 from tests.documents import DOCS, NEEDS, NOT_RUN, PAGES, PROSE, ROOT, blocks_of, given, real_model, synthetic_model
 
 REFERENCED = [
@@ -24,6 +24,7 @@ REFERENCED = [
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
     *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd", "second_moment")),
+    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
@@ -157,7 +158,7 @@ LISTS = {
         ", ".join(f"`{suffix}`" for suffix in entry.suffixes): entry.description for entry in FORMATS
     },
     ("docs/reference/spectrum.md", "estimator"): {
-        f"`{name}`": inspect.getdoc(estimate).partition("\n")[0] for name, estimate in _ESTIMATORS.items()
+        f"`{name}`": inspect.getdoc(estimate).partition("\n")[0] for name, estimate in ESTIMATORS.items()
     },
 }
 

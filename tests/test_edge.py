@@ -75,7 +75,7 @@ def test_fit_options_reach_the_result():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": "mean"}, "estimator must be one of 'bema', 'median', 'residual', not 'mean'"),
+        ({"estimator": "mean"}, "estimator must be one of 'bema', 'bema-counted', 'median', 'residual', not 'mean'"),
         ({"alpha": 0.5}, "alpha must lie in"),
         ({"alpha": 0}, "alpha must lie in"),
         ({"beta": 1}, "beta must lie in"),

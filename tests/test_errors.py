@@ -326,7 +326,7 @@ def test_errors_of_a_callers_own_function_are_left_alone():
 
 
 def test_a_front_door_looks_like_what_is_behind_it():
-    assert list(inspect.signature(mpfast.spectrum).parameters)[:2] == ["W", "method"]
+    assert list(inspect.signature(mpfast.spectrum).parameters)[:2] == ["W", "inputs"]
     assert mpfast.svd.__name__ == "svd"
     assert mpfast.Spectrum.fit.__doc__.startswith("Fit the Marchenko-Pastur law")
 

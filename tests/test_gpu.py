@@ -11,6 +11,7 @@ import pytest
 
 import mpfast
 from mpfast.arrays.devices import cuda_status
+from mpfast.operators import energies, open_source, scaled, start_run
 
 from .references import run_python
 
@@ -82,6 +83,27 @@ def test_same_seed_as_on_the_cpu_gives_the_same_edge(torch: Any, shape: tuple[in
     assert there.edge.spikes == here.edge.spikes
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+# A cluster, and two passes.
+@pytest.mark.parametrize("shape", [(2000, 1400), (3000, 20000)])
+def test_factors_and_energies_as_on_the_cpu(torch: Any, shape: tuple[int, int], dtype: str) -> None:
+    W = noise(torch, shape, dtype)
+    rng = np.random.default_rng(6)
+    row, column = (np.exp(rng.standard_normal(length)) for length in shape)
+    row[3] = column[5] = 0
+    source = scaled(open_source(W, threads=1), row, column)
+    run, source = start_run(source, 8, 0, 0, 4, precise=False, energies=True)
+    host, on_host = start_run(
+        scaled(open_source(W.cpu(), threads=0), row, column), 8, 0, 0, 4, precise=False, energies=True
+    )
+    assert source.scale_exponent == on_host.scale_exponent
+    for found, expected in zip(energies(source, run), energies(on_host, host), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert run.stats[0] == pytest.approx(host.stats[0], rel=1e-12)
+    assert run.zero_coordinates == host.zero_coordinates
+    assert run.ritz()[0][0] == pytest.approx(host.ritz()[0][0], rel=1e-5)
+
+
 def test_exact_spectrum(torch: Any) -> None:
     W = noise(torch, (1500, 1200))
     values = mpfast.spectrum(W, method="exact").values
@@ -108,14 +130,60 @@ def test_cupy_arrays(cupy: Any) -> None:
     assert (cupy.asnumpy(mpfast.masks.n_m(W, 2, 4)) == mpfast.masks.n_m(host, 2, 4)).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_refitted_weights_come_back_there(torch: Any, dtype: str) -> None:
-    W, X = noise(torch, (60, 128), dtype), noise(torch, (500, 128), seed=1)
-    fit = mpfast.reconstruct.prune(W, X.T @ X / 500, pattern="2:4")
-    here = mpfast.reconstruct.prune(W.cpu(), (X.T @ X / 500).cpu(), pattern="2:4")
+def moment_of(torch: Any, inputs: int) -> Any:
+    """Second moment of inputs with a few strong directions."""
+    X = noise(torch, (4 * inputs, inputs), seed=1)
+    X += noise(torch, (4 * inputs, 16), seed=2) @ noise(torch, (16, inputs), seed=3)
+    return X.T.double() @ X.double() / len(X)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(60, 128), (1000, 1040), (257, 4112)])
+@pytest.mark.parametrize(
+    "options", [{"sparsity": 0.5}, {"sparsity": 0.6, "refit": 0}, {"pattern": "2:4"}, {"pattern": "8:16"}]
+)
+def test_refitted_weights(torch: Any, shape: tuple[int, int], dtype: str, options: dict[str, Any]) -> None:
+    W, C = noise(torch, shape, dtype), moment_of(torch, shape[1])
+    fit = mpfast.reconstruct.prune(W, C, **options)
+    here = mpfast.reconstruct.prune(W.cpu(), C.cpu(), **options)
     assert fit.weights.device == fit.mask.device == W.device
-    assert fit.weights.dtype == W.dtype
-    assert torch.equal(fit.weights.cpu(), here.weights)
+    assert (fit.weights.dtype, fit.mask.dtype) == (W.dtype, torch.bool)
+    assert not fit.weights[~fit.mask].any()
+    # Nearly equal scores or costs may be decided otherwise.
+    assert float((fit.mask.cpu() == here.mask).double().mean()) > 0.999
+    assert fit.error == pytest.approx(here.error, rel=1e-3)
+    assert torch.equal(mpfast.reconstruct.prune(W, C, **options).weights, fit.weights)
+
+
+def test_a_mask_on_the_device_and_on_the_host(torch: Any) -> None:
+    W, C = noise(torch, (300, 500)), moment_of(torch, 500)
+    keep = noise(torch, (500, 300), seed=5).T > 0
+    fit = mpfast.reconstruct.refit(W, C, keep)
+    assert torch.equal(fit.mask, keep)
+    assert torch.equal(fit.weights, mpfast.reconstruct.refit(W, C, keep.cpu().numpy()).weights)
+    assert fit.error == pytest.approx(mpfast.reconstruct.refit(W.cpu(), C.cpu(), keep.cpu()).error, rel=1e-3)
+    with pytest.raises(ValueError, match="must be boolean"):
+        mpfast.reconstruct.refit(W, C, keep.T)
+
+
+@pytest.mark.parametrize("group", [64, 200, None])
+def test_rounded_weights(torch: Any, group: int | None) -> None:
+    W, C = noise(torch, (300, 500)), moment_of(torch, 500)
+    fit = mpfast.reconstruct.quantize(W, C, 3, group=group)
+    here = mpfast.reconstruct.quantize(W.cpu(), C.cpu(), 3, group=group)
+    assert fit.error == pytest.approx(here.error, rel=0.02)
+    assert np.isclose(fit.grid.scale, here.grid.scale, rtol=1e-4).mean() > 0.9
+
+
+def test_refitted_weights_of_cupy(cupy: Any) -> None:
+    W = cupy.random.default_rng(0).standard_normal((200, 320), dtype=cupy.float32)
+    X = cupy.random.default_rng(1).standard_normal((1000, 320))
+    fit = mpfast.reconstruct.prune(W, X.T @ X / 1000, pattern="4:8")
+    here = mpfast.reconstruct.prune(cupy.asnumpy(W), cupy.asnumpy(X.T @ X / 1000), pattern="4:8")
+    assert isinstance(fit.weights, cupy.ndarray)
+    assert isinstance(fit.mask, cupy.ndarray)
+    assert (cupy.asnumpy(fit.mask) == here.mask).mean() > 0.999
+    assert fit.error == pytest.approx(here.error, rel=1e-3)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (8, 16)])
@@ -235,6 +303,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float64):
             mpfast.spectrum(view, method="lanczos", probes=4, steps=3)
             mpfast.masks.magnitude(view, 0.5)
         mpfast.masks.n_m(W[:, :100], 2, 4)
+        C = torch.eye(shape[1], device="cuda") + 0.5
+        mpfast.reconstruct.prune(W, C, sparsity=0.5)
+        mpfast.reconstruct.prune(W[:, :144], C[:144, :144], pattern="8:16")
+        mpfast.reconstruct.quantize(W[:, :144], C[:144, :144], 4, pattern="2:4")
 """
 
 

@@ -75,6 +75,12 @@ for shape in [(1, 1), (1, 7), (7, 1), (5, 33), (33, 5), (31, 127), (66, 130), (6
                 _core.add_gram(as_matrix(A), sums, 2)
                 del sums
                 guard.close()
+                factors = np.exp(rng.standard_normal(A.shape[0])), np.exp(rng.standard_normal(A.shape[1]))
+                for pair in (None, factors):
+                    rows, columns, *_ = _core.energies(as_matrix(A), 0, 2, pair)
+                    B = A.astype(float) if pair is None else factors[0][:, None] * A.astype(float) * factors[1]
+                    assert np.allclose(rows, (B**2).sum(axis=1), rtol=1e-12)
+                    assert np.allclose(columns, (B**2).sum(axis=0), rtol=1e-12)
                 mpfast.spectrum(A, method="exact", threads=2)
                 mpfast.masks.magnitude(A, 0.5, threads=2)
                 if A.shape[1] % 4 == 0:

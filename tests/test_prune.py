@@ -77,8 +77,9 @@ def digest(directory):
     ("options", "expected"),
     [
         ({"sparsity": 0.37, "method": "magnitude"}, lambda W: masks.magnitude(W, 0.37)),
-        ({"sparsity": 0.5}, lambda W: masks.spectral_budget(W, 0.5)),
-        ({"sparsity": 0.1}, lambda W: masks.spectral_budget(W, 0.1)),
+        ({"sparsity": 0.5}, lambda W: masks.magnitude(W, 0.5, scope="row")),
+        ({"sparsity": 0.5, "method": "spectral_budget"}, lambda W: masks.spectral_budget(W, 0.5)),
+        ({"sparsity": 0.1, "method": "spectral_budget"}, lambda W: masks.spectral_budget(W, 0.1)),
         ({"sparsity": 0.6, "method": "hill"}, lambda W: masks.spectral_budget(W, 0.6, signal="hill")),
         ({"sparsity": 0.25, "method": "uniform"}, lambda W: masks.magnitude(W, 0.25, scope="layer")),
         ({"pattern": "2:4"}, lambda W: {name: masks.n_m(w, 2, 4) for name, w in W.items()}),
@@ -111,8 +112,10 @@ def test_options_that_do_not_go_together(model):
         mpfast.prune(model, pattern="2:4", method="hill")
     with pytest.raises(ValueError, match="pattern must be"):
         mpfast.prune(model, pattern=(2, 4))
-    with pytest.raises(TypeError, match="Budget"):
+    with pytest.raises(ValueError, match=r"or a Budget, as Budget\.from_json reads, not 'budget\.json'"):
         mpfast.prune(model, budget="budget.json")
+    with pytest.raises(TypeError, match="Budget"):
+        mpfast.prune(model, budget=0.5)
     with pytest.warns(UserWarning, match="exclude='blocks' matches none"):
         mpfast.prune(model, sparsity=0.5, method="magnitude", exclude="blocks")
 

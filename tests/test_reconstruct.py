@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mpfast
-from mpfast import masks, reconstruct
+from mpfast import _core, masks, reconstruct
+from mpfast.reconstruct.device_factor import inverse_factor_by_torch
 
 from .references import bfloat16_bits, from_bfloat16_bits
 
@@ -164,6 +165,17 @@ class TestFactor:
         assert left[0] > -1e-4 * values[-1]
         assert left[-1] < 2 * values[-basis.shape[1]]
         assert 0 < rest < 1
+
+    @pytest.mark.parametrize("inputs", [1, 7, 200])
+    def test_by_torch_as_by_the_core(self, inputs):
+        """What makes the factor on a GPU, here on the CPU."""
+        torch = pytest.importorskip("torch")
+        factor = reconstruct.Factor(correlated(inputs), diagonal=0.1)
+        upper = inverse_factor_by_torch(torch, factor.damped_in_units(), "cpu").numpy()
+        assert upper.dtype == np.float32
+        assert upper.flags.c_contiguous
+        np.testing.assert_allclose(upper, factor.upper, rtol=0, atol=1e-6 * np.abs(factor.upper).max())
+        assert inverse_factor_by_torch(torch, np.diag(np.r_[-1.0, np.ones(inputs)]), "cpu") is None
 
     def test_what_is_no_second_moment(self):
         C = correlated(6)
@@ -721,3 +733,48 @@ class TestErrors:
 def test_it_is_loaded_at_first_use():
     assert mpfast.reconstruct is reconstruct
     assert "reconstruct" in dir(mpfast)
+
+
+# On any number of threads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 130, 400])
+def test_the_inverse_of_a_positive_matrix(n: int) -> None:
+    H = damped(correlated(n, seed=n))
+    inverse, pivot = _core.positive_inverse(H, 1)
+    assert pivot == -1
+    # Condition numbers of some hundreds, and n roundings.
+    np.testing.assert_allclose(inverse @ H, np.eye(n), atol=1e-10)
+    np.testing.assert_array_equal(inverse, inverse.T)
+    np.testing.assert_array_equal(inverse, _core.positive_inverse(H, 3)[0])
+    H[n // 2] = H[:, n // 2] = 0
+    assert _core.positive_inverse(H, 1)[1] == n // 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_what_it_costs_to_remove_a_group(size: int) -> None:
+    rng = np.random.default_rng(size)
+    roots = rng.standard_normal((6, size, size + 3))
+    B = roots @ roots.transpose(0, 2, 1)
+    G = rng.standard_normal((6, size, size))
+    G += G.transpose(0, 2, 1)
+    costs = _core.removal_costs(B, G, 2)
+    np.testing.assert_allclose(costs, np.trace(np.linalg.solve(B, G), axis1=1, axis2=2), rtol=1e-8, atol=1e-8)
+    B[3] *= -1
+    assert np.isnan(_core.removal_costs(B, G, 1)).tolist() == [number == 3 for number in range(6)]
+
+
+@pytest.mark.parametrize("group", [1, 20])
+def test_inputs_that_go_are_the_same_for_any_number_of_threads(group: int) -> None:
+    W, C = problem(90, 300)
+    one, many = (reconstruct.drop_inputs(W, C, 5, group=group, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.mask, many.mask)
+    np.testing.assert_array_equal(one.weights, many.weights)
+
+
+def test_pooled_factors_are_the_same_for_any_number_of_threads() -> None:
+    layers = {"up": problem(90, 300), "down": problem(300, 90, 1)}
+    one, many = (reconstruct.lowrank_pooled(layers, 0.5, threads=threads) for threads in (1, 3))
+    for name in layers:
+        for left, right in zip(one[name], many[name], strict=True):
+            np.testing.assert_array_equal(left, right)

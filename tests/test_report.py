@@ -99,7 +99,7 @@ def test_results_are_kept_and_used_again(tmp_path, monkeypatch):
         raise AssertionError("analysed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mpfast.models.layer_job.measured_spectrum", fail)
+        patch.setattr("mpfast.models.layer_job.measured_both", fail)
         again = mpfast.analyze(model, cache=tmp_path / "kept")
         with pytest.raises(AssertionError):
             mpfast.analyze(model, cache=tmp_path / "kept", seed=1)

@@ -127,3 +127,9 @@ def test_increasing_is_isotonic_regression(values):
 def test_what_is_no_moment_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_result_does_not_depend_on_threads():
+    parts, rows = parts_of(sample(population(300), 400, 0), 4)
+    np.testing.assert_array_equal(clean(parts, rows, threads=1), clean(parts, rows, threads=3))
+    assert diagonal_weight(parts, rows, threads=1) == diagonal_weight(parts, rows, threads=3)

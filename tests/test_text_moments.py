@@ -182,7 +182,7 @@ def test_the_document_keeps_to_its_schema(llama, tmp_path):
         "inputs": 16,
         "rows": 1000,
         "rows_per_input": 62.5,
-        "fold_rows": [1000],
+        "fold_rows": [250, 250, 250, 250],
         "shared_with": "model.layers.1.mlp.gate_proj",
     }
 

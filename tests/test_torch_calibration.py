@@ -189,7 +189,7 @@ def test_what_is_left_out_says_why() -> None:
 def test_files_that_lie(tmp_path, key, text, message):
     path = tmp_path / "moments.safetensors"
     layer = torch.nn.Linear(4, 4)
-    with SecondMoments(torch.nn.Sequential(layer)) as moments:
+    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
         layer(torch.ones(40, 4))
     moments.save(path)
     content = path.read_bytes()
@@ -225,7 +225,7 @@ def test_layers_that_are_handed_the_same_tensor_share_a_sum(mode, monkeypatch):
     core = calibration._core
     monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=lambda *a: counted.append(core.add_gram(*a))))
     batches = [torch.randn(2, 30, 12) for _ in range(3)]
-    with SecondMoments(model) as moments, mode():
+    with SecondMoments(model, folds=1) as moments, mode():
         for batch in batches:
             model(batch + 0)
     assert len(counted) == 2 * 3
@@ -341,9 +341,16 @@ def test_folds_are_contiguous_parts_of_similar_size(sizes, folds):
         moments.fold("0", folds)
 
 
-def test_without_needs_a_second_part():
+def test_four_parts_are_kept_apart_by_default():
     layer = torch.nn.Linear(5, 2)
     with SecondMoments(torch.nn.Sequential(layer)) as moments:
+        layer(torch.randn(40, 5))
+    assert moments.fold_rows("0") == (10, 10, 10, 10)
+
+
+def test_without_needs_a_second_part():
+    layer = torch.nn.Linear(5, 2)
+    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
         layer(torch.randn(20, 5))
     assert moments.fold_rows("0") == (20,)
     with pytest.raises(ValueError, match="folds=2 or more"):
@@ -531,3 +538,28 @@ def test_a_file_is_of_the_sizes_of_the_model(tmp_path):
             moments.save(bad)
         with pytest.raises((ValueError, TypeError), match=r"MomentFile\(\): path "):
             MomentFile(bad)
+
+
+def test_fused_projections_are_watched_as_modules_are(tmp_path):
+    """Opened again, handed what they do not take, and in a file of another model."""
+    attention = torch.nn.MultiheadAttention(16, 4)
+    x = torch.randn(40, 2, 16)
+    with torch.no_grad(), SecondMoments(attention) as moments:
+        with moments:
+            attention(x, x, x)
+        for bad in ([x[..., :3]] * 3, [x]):
+            with pytest.raises((RuntimeError, AssertionError, TypeError)):
+                attention(*bad)
+    names = [f"in_proj_weight[{label}]" for label in ("query", "key", "value")]
+    assert moments.rows == dict.fromkeys(names, 80)
+    path = tmp_path / "moments.safetensors"
+    moments.save(path)
+    again = SecondMoments(torch.nn.MultiheadAttention(16, 4, device="meta"))
+    again.load(path)
+    assert torch.equal(again[names[1]], moments[names[1]])
+    with pytest.raises(ValueError, match=r"shape \(16, 16\) for 'in_proj_weight\[query\]', which needs \(24, 24\)"):
+        SecondMoments(torch.nn.MultiheadAttention(24, 4, device="meta")).load(path)
+    with torch.no_grad():
+        attention.in_proj_weight[40] += 1
+    with pytest.raises(ValueError, match=r"of other weights, 'in_proj_weight\[value\]' for one"):
+        SecondMoments(attention).load(path)

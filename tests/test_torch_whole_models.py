@@ -310,7 +310,7 @@ class Skipping(Chain):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "pass one of sparsity, pattern, rank and budget"),
+        ({}, "pass one of sparsity, pattern, rank and budget, or bits"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "pass one of"),
         ({"pattern": "4:2"}, "pattern must be n:m"),
         ({"rank": 0}, "rank must be"),
@@ -348,6 +348,13 @@ def test_a_block_that_is_called_again_after_the_last_one():
     for count in (1, 2):
         with pytest.raises(ValueError, match=r"blocks.0 is called more than once in a pass"):
             reconstruct_model(Looped([Tupled() for _ in range(count)]), list(torch.randn(2, 10, 16)), sparsity=0.5)
+
+
+def test_logits_are_never_computed(monkeypatch):
+    """They may take more memory than all else, and no block follows them."""
+    model = tiny("llama")
+    monkeypatch.setattr(model.lm_head, "forward", lambda x: pytest.fail("the head was run"))
+    reconstruct_model(model, batches("llama"), sparsity=0.5, inplace=True)
 
 
 def test_hidden_states_that_are_written_to_between_blocks():

@@ -126,7 +126,7 @@ class Bench:
 
     def moments(self) -> dict[str, np.ndarray]:
         """Second moments of all layers' inputs, over queries and documents of the calibration half."""
-        with SecondMoments(self.model, include="encoder.*") as collected:
+        with SecondMoments(self.model, include="encoder.*", folds=1) as collected:
             self.encoder.embed([text for pair in self.calibration for text in pair], collected)
         return {f"{name}.weight": collected[name].numpy() for name in collected}
 

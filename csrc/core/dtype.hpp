@@ -58,6 +58,18 @@ struct Format {
     }
   }
 
+  // The nearest entry to a finite number, of two the even one; the largest entry where the format ends before float
+  // does.
+  [[gnu::always_inline]] static constexpr Bits narrow(double value) {
+    if constexpr (kIsDouble) {
+      return __builtin_bit_cast(Bits, value);
+    } else {
+      const auto bits = __builtin_bit_cast(std::uint32_t, static_cast<float>(value));
+      const std::uint32_t magnitude = bits & 0x7fffffff;
+      return static_cast<Bits>((bits ^ magnitude) >> (32 - kBits) | narrowed_magnitude(magnitude));
+    }
+  }
+
  private:
   static constexpr bool kIsDouble = kExponentBits == 11 && kBits == 64;
   static constexpr bool kIsLeadingBitsOfFloat = kExponentBits == 8;
@@ -82,6 +94,30 @@ struct Format {
     const float normal = __builtin_bit_cast(float, (wide << kShift) + ((127 - kBias) << 23));
     const float subnormal = static_cast<float>(wide) * kLeastSubnormal;
     return wide < (1 << kMantissaBits) ? subnormal : normal;
+  }
+
+  // From the bits of a float without its sign. A subnormal entry is a whole number of least ones: the sum has no room
+  // for a fraction.
+  [[gnu::always_inline]] static constexpr std::uint32_t narrowed_magnitude(std::uint32_t magnitude) {
+    constexpr int kShift = 23 - kMantissaBits;
+    if constexpr (kShift == 0) {
+      return magnitude;
+    } else {
+      constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+      constexpr std::uint32_t kRebias = static_cast<std::uint32_t>(127 - kBias) << 23;
+      constexpr std::uint32_t kLeastNormal = kRebias + (1U << 23);
+      if constexpr (kRebias != 0) {
+        if (magnitude < kLeastNormal) {
+          constexpr float kInLeast = static_cast<float>(std::int64_t{1} << (kBias - 1 + kMantissaBits));
+          const float whole = __builtin_bit_cast(float, magnitude) * kInLeast + 0x1p23F;
+          return __builtin_bit_cast(std::uint32_t, whole) & 0x7fffff;
+        }
+        constexpr std::uint32_t kLargest = kExponent - 1U;
+        if (magnitude > kRebias + (kLargest << kShift)) return kLargest;
+      }
+      const std::uint32_t wide = magnitude - kRebias;
+      return (wide + ((1U << (kShift - 1)) - 1) + (wide >> kShift & 1)) >> kShift;
+    }
   }
 };
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/dtype.hpp"
+#include "core/factors.hpp"
 #include "core/types.hpp"
 
 namespace mpfast {
@@ -40,10 +41,10 @@ struct ScaleSample {
       : row_step(std::max<index_t>(w.rows / 64, 1)), col_step(std::max<index_t>(w.cols / 64, 1)) {}
 };
 
-// e such that 2^-e W can be squared and summed without over- or underflow: 0 for ordinary weights, else the exponent of
-// the largest entry in a sample of about 64 x 64 entries spread over W. A sample is enough: the bound has room to
-// spare.
-inline int scale_exponent(const MatrixView& w) {
+// e such that 2^-e W, with its factors, can be squared and summed without over- or underflow: 0 for ordinary weights,
+// else the exponent of the largest entry in a sample of about 64 x 64 entries spread over W. A sample is enough: the
+// bound has room to spare.
+inline int scale_exponent(const MatrixView& w, const Factors& factors = {}) {
   constexpr int kOrdinary = 24;
   return dispatch(w.dtype, [&]<DType dtype>() {
     using Bits = typename Entry<dtype>::Bits;
@@ -54,7 +55,8 @@ inline int scale_exponent(const MatrixView& w) {
       for (index_t j = 0; j < w.cols; j += sample.col_step) {
         const Bits bits = data[i * w.row_stride + j * w.col_stride];
         if ((bits & Entry<dtype>::kExponent) == Entry<dtype>::kExponent) continue;
-        largest = std::max(largest, std::abs(Entry<dtype>::widen(bits)));
+        const double factor = factors.given() ? factors.rows[i] * factors.cols[j] : 1.0;
+        largest = std::max(largest, std::abs(Entry<dtype>::widen(bits) * factor));
       }
     }
     if (largest == 0) return 0;

@@ -7,9 +7,11 @@
 #include "core/buffer.hpp"
 #include "cpu/eigen/dense_vectors.hpp"
 #include "cpu/eigen/exact.hpp"
+#include "cpu/eigen/semidefinite.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
+#include "python/factors.hpp"
 
 namespace mpfast::python {
 
@@ -19,13 +21,15 @@ py::array_t<double> to_array(const std::vector<double>& values) {
   return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-py::tuple exact_values(const Matrix& matrix, int threads) {
+py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors) {
+  const OwnFactors own(factors, matrix.view);
   std::vector<double> values(static_cast<std::size_t>(std::min(matrix.view.rows, matrix.view.cols)));
   cpu::ExactStats stats;
   {
     const InCore core;
-    with_blas_team(core, threads, cpu::exact_work_bytes(matrix.view),
-                   [&](cpu::Team& team) { cpu::singular_values(team, matrix.view, values.data(), &stats); });
+    with_blas_team(core, threads, cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
+      cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats);
+    });
   }
   const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
   return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
@@ -136,8 +140,30 @@ py::tuple orthonormal_rows(const Doubles& x, int threads) {
   return py::make_tuple(q, r);
 }
 
+py::tuple semidefinite_root(const Doubles& a, int threads) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1) || a.size() == 0) {
+    throw std::invalid_argument("a must be a square 2-D array that is not empty");
+  }
+  check_finite(a, "a");
+  const index_t n = a.shape(0);
+  const double* from = a.data();
+  cpu::SemidefiniteRoot root;
+  {
+    const InCore core;
+    with_blas_team(core, threads, n * n * static_cast<index_t>(sizeof(double)),
+                   [&](cpu::Team& team) { root = cpu::semidefinite_root(team, n, from); });
+  }
+  Doubles factor = matrix_of(n, root.rank);
+  for (index_t i = 0; i < n; ++i) {
+    double* const row = factor.mutable_data() + root.order[static_cast<std::size_t>(i)] * root.rank;
+    for (index_t j = 0; j < root.rank; ++j) row[j] = j <= i ? root.lower.get()[i + j * root.ld] : 0.0;
+  }
+  return py::make_tuple(factor, root.rest);
+}
+
 // Both triangles, as NumPy wants them.
-py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
+py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
+  const OwnFactors own(factors, matrix.view);
   // Beyond, 2^-scale_exponent is no number.
   constexpr int kLargestExponent = 1022;
   if (scale_exponent < -kLargestExponent || scale_exponent > kLargestExponent) {
@@ -149,8 +175,9 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
   cpu::ExactStats stats;
   {
     const InCore core;
-    with_blas_team(core, threads, 0,
-                   [&](cpu::Team& team) { stats = cpu::gram_matrix(team, matrix.view, scale_exponent, g, p); });
+    with_blas_team(core, threads, 0, [&](cpu::Team& team) {
+      stats = cpu::gram_matrix(team, matrix.view, own.view(), scale_exponent, g, p);
+    });
     for (index_t j = 0; j < p; ++j) {
       for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];
     }
@@ -162,11 +189,13 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads) {
 
 void register_exact(py::module_& m) {
   m.def("exact_values", &exact_values, py::arg("matrix"), py::arg("threads"),
+        py::arg("factors").noconvert() = py::none(),
         "All singular values of the matrix, descending, with its Frobenius norm, the number of non-finite entries, the "
         "first one's row and column (-1 when there is none) and the method used, 'gram' or 'bidiagonal'. With "
         "non-finite entries the values mean nothing.");
   m.def(
       "gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
+      py::arg("factors").noconvert() = py::none(),
       "fp64 Gram matrix of the short side of 2^-scale_exponent W, with the number of non-finite entries and the first "
       "one's row and column.");
   m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::arg("a"), py::arg("threads"),
@@ -180,6 +209,9 @@ void register_exact(py::module_& m) {
       py::arg("threads"),
       "As singular_rotation, of finite float64 vectors, by an orthogonal decomposition of the image, which has no more "
       "rows than columns: precise to a rounding of s_1, with orthonormal vectors even of zero.");
+  m.def("semidefinite_root", &semidefinite_root, py::arg("a").noconvert(), py::arg("threads"),
+        "F (n, rank), and the largest |entry| of A - F F^T, for a finite symmetric A, positive semidefinite and with a "
+        "diagonal near 1, or zero; only its lower triangle is read.");
   m.def("orthonormal_rows", &orthonormal_rows, py::arg("x").noconvert(), py::arg("threads"),
         "q, whose rows are an orthonormal basis of what those of the finite x (k, n) span, and r (upper trapezoidal), "
         "with x^T = q^T r; q has min(k, n) rows.");

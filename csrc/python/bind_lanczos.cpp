@@ -32,9 +32,11 @@ class HostRun : public Run {
   // Builds the operator for one call; called with the team that the call runs on.
   using MakeApply = std::function<typename Backend::Apply(cpu::Team&)>;
 
-  HostRun(index_t dim, index_t width, ProbeKey key, int threads, MakeApply make_apply)
+  HostRun(index_t dim, index_t width, ProbeKey key, int threads, MakeApply make_apply,
+          std::shared_ptr<const Energies> energies)
       : dim_(dim),
         threads_(threads),
+        energies_(std::move(energies)),
         make_apply_(std::move(make_apply)),
         idle_team_(1),
         backend_(idle_team_, dim, {}),
@@ -69,6 +71,7 @@ class HostRun : public Run {
   bool exhausted() const override { return lanczos_.exhausted(); }
   index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
   linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+  const Energies* energies() const override { return energies_.get(); }
 
  private:
   static constexpr double kMostBytes = 0x1p60;
@@ -91,6 +94,7 @@ class HostRun : public Run {
 
   index_t dim_;
   int threads_;
+  std::shared_ptr<const Energies> energies_;  // filled by the operator; null where it does not
   MakeApply make_apply_;
   cpu::Team idle_team_;
   Backend backend_;
@@ -99,16 +103,21 @@ class HostRun : public Run {
 };
 
 template <class Real>
-std::unique_ptr<Run> matrix_run(const Matrix& w, index_t width, ProbeKey key, int scale_exponent, int threads) {
+std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t width, ProbeKey key, int scale_exponent,
+                                bool with_energies, int threads) {
   const MatrixView view = w.view;
   const cpu::Side side = view.rows >= view.cols ? cpu::Side::right : cpu::Side::left;
   const index_t dim = std::min(view.rows, view.cols);
-  auto make_apply = [view, side, scale_exponent](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
+  const auto own = std::make_shared<const OwnFactors>(std::move(factors));
+  const auto energies = with_energies ? std::make_shared<Energies>() : nullptr;
+  auto make_apply = [=](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
     return [=, &team](index_t count, const Real* x, Real* z, linalg::OperatorStats* stats) {
-      cpu::gram_product<Real>(team, view, side, scale_exponent, static_cast<int>(count), x, z, stats);
+      cpu::gram_product<Real>(team, view, own->view(), side, scale_exponent, static_cast<int>(count), x, z, stats,
+                              stats == nullptr ? nullptr : energies.get());
     };
   };
-  return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
+  return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply),
+                                         energies);
 }
 
 // `apply` is a Python callable: (width, dim) float64 array -> array of the same shape.
@@ -134,7 +143,8 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
       std::copy_n(result.data(), count * dim, z);
     };
   };
-  return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply));
+  return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply),
+                                           nullptr);
 }
 
 // The span of a run's vectors, turned into singular triplets.
@@ -223,17 +233,24 @@ void register_lanczos(py::module_& m) {
   m.def(
       "lanczos_run",
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
-         int threads) {
+         int threads, const FactorArrays& factors, bool energies) {
         const ProbeKey key{seed, stream};
-        auto run = precise || needs_double(w.view.dtype) ? matrix_run<double>(w, width, key, scale_exponent, threads)
-                                                         : matrix_run<float>(w, width, key, scale_exponent, threads);
+        OwnFactors own(factors, w.view);
+        auto run = precise || needs_double(w.view.dtype)
+                       ? matrix_run<double>(w, std::move(own), width, key, scale_exponent, energies, threads)
+                       : matrix_run<float>(w, std::move(own), width, key, scale_exponent, energies, threads);
         run->hold(w.owner);
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise").noconvert(), py::arg("threads"));
+      py::arg("precise").noconvert(), py::arg("threads"), py::arg("factors").noconvert() = py::none(),
+      py::arg("energies").noconvert() = false);
   m.def(
-      "scale_exponent", [](const Matrix& w) { return scale_exponent(w.view); }, py::arg("matrix"),
+      "scale_exponent",
+      [](const Matrix& w, const FactorArrays& factors) {
+        return scale_exponent(w.view, OwnFactors(factors, w.view).view());
+      },
+      py::arg("matrix"), py::arg("factors").noconvert() = py::none(),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
   m.def(
       "lanczos_run_operator",

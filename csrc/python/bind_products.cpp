@@ -9,6 +9,7 @@
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
+#include "python/factors.hpp"
 
 namespace mpfast::python {
 
@@ -34,7 +35,7 @@ void check_block(const char* function, const Block<Real>& x, index_t length) {
 
 template <class Real>
 py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::string& side, int threads,
-                       int scale_exponent) {
+                       int scale_exponent, const FactorArrays& factors, const EnergyArrays& energies) {
   const cpu::Side parsed = parse_side(side);
   const index_t length = parsed == cpu::Side::right ? matrix.view.cols : matrix.view.rows;
   check_block("gram_product", x, length);
@@ -42,6 +43,9 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
     throw std::invalid_argument("gram_product(): x holds " + std::to_string(x.shape(0)) + " vectors, at most " +
                                 std::to_string(cpu::kMaxBlockWidth) + " are possible");
   }
+  const OwnFactors own(factors, matrix.view);
+  check_energies(energies, matrix.view);
+  Energies found;
   Block<Real> z({x.shape(0), length});
   const int width = static_cast<int>(x.shape(0));
   const Real* input = x.data();
@@ -50,8 +54,10 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
   {
     const InCore core;
     cpu::Team team(cpu::resolve_threads(threads), core.poll());
-    cpu::gram_product(team, matrix.view, parsed, scale_exponent, width, input, output, &stats);
+    cpu::gram_product(team, matrix.view, own.view(), parsed, scale_exponent, width, input, output, &stats,
+                      energies ? &found : nullptr);
   }
+  if (energies) store_energies(found, *energies);
   return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
 }
 
@@ -100,6 +106,19 @@ Block<double> dense_product(const Block<double>& a, const Block<double>& b, int 
   return c;
 }
 
+py::tuple energies(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
+  const OwnFactors own(factors, matrix.view);
+  linalg::OperatorStats stats;
+  Energies found;
+  {
+    const InCore core;
+    cpu::Team team(cpu::resolve_threads(threads), core.poll());
+    found = cpu::energies(team, matrix.view, own.view(), scale_exponent, &stats);
+  }
+  return energies_tuple(&found) +
+         py::make_tuple(stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
+}
+
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
@@ -109,8 +128,10 @@ std::uint64_t read_pass(const Matrix& matrix, int threads) {
 template <class Real>
 void register_precision(py::module_& m) {
   m.def("gram_product", &gram_product<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("side"),
-        py::arg("threads"), py::arg("scale_exponent") = 0,
-        "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass.");
+        py::arg("threads"), py::arg("scale_exponent") = 0, py::arg("factors").noconvert() = py::none(),
+        py::arg("energies").noconvert() = py::none(),
+        "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass; it fills the "
+        "arrays `energies`.");
   m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("threads"), py::arg("scale_exponent") = 0, "W X, or W^T X.");
 }
@@ -120,6 +141,10 @@ void register_precision(py::module_& m) {
 void register_products(py::module_& m) {
   register_precision<float>(m);
   register_precision<double>(m);
+  m.def("energies", &energies, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
+        py::arg("factors").noconvert() = py::none(),
+        "Sums of the squares of every row and of every column of 2^-scale_exponent W, with the number of non-finite "
+        "entries and the first one's row and column.");
   m.def("add_gram", &add_gram, py::arg("matrix"), py::arg("sums").noconvert(), py::arg("threads"),
         "Add X^T X to the upper triangle of `sums`.");
   m.def("dense_product", &dense_product, py::arg("a"), py::arg("b"), py::arg("threads"),

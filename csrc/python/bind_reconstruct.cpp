@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -91,6 +92,39 @@ py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>&
   return py::make_tuple(factor, pivot);
 }
 
+py::tuple positive_inverse(const Array<double>& h, int threads) {
+  const index_t n = checked_shape(h).first;
+  check_shape(h, n, n, "h");
+  Array<double> inverse({n, n});
+  const double* const from = h.data();
+  double* const to = inverse.mutable_data();
+  index_t pivot = -1;
+  {
+    const InCore core;
+    with_blas_team(core, threads, n * n * static_cast<index_t>(sizeof(double)),
+                   [&](cpu::Team& team) { pivot = cpu::positive_inverse(team, n, from, to); });
+  }
+  return py::make_tuple(inverse, pivot);
+}
+
+Array<double> removal_costs(const Array<double>& b, const Array<double>& g, int threads) {
+  if (b.ndim() != 3 || b.size() == 0 || b.shape(1) != b.shape(2)) {
+    throw std::invalid_argument("expected a stack of square matrices that is not empty");
+  }
+  if (g.ndim() != 3 || !std::equal(b.shape(), b.shape() + 3, g.shape())) {
+    throw std::invalid_argument("g has not the shape of b");
+  }
+  const index_t count = b.shape(0);
+  const index_t size = b.shape(1);
+  Array<double> costs(count);
+  const double* const from = b.data();
+  const double* const other = g.data();
+  double* const to = costs.mutable_data();
+  const InCore core;
+  with_blas_team(core, threads, 0, [&](cpu::Team& team) { cpu::removal_costs(team, count, size, from, other, to); });
+  return costs;
+}
+
 Array<float> correlations(const Matrix& moment, const Array<double>& roots, int threads) {
   check_square(moment.view);
   const index_t n = moment.view.rows;
@@ -129,7 +163,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     const float entry = factor.data()[j * cols + j];
     if (!(entry > 0 && std::isfinite(entry))) throw std::invalid_argument("the diagonal of factor must be positive");
   }
-  cpu::ColumnsProblem problem;
+  reconstruct::ColumnsProblem problem;
   problem.rows = rows;
   problem.cols = cols;
   problem.weights = weights.mutable_data();
@@ -140,7 +174,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     if (*pruned < 0 || *pruned > rows * cols) {
       throw std::invalid_argument("pruned must lie between 0 and the number of entries");
     }
-    problem.choice = cpu::ColumnChoice::smallest;
+    problem.choice = reconstruct::ColumnChoice::smallest;
     problem.pruned = *pruned;
   }
   if (pattern) {
@@ -148,7 +182,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     if (m < 1 || m > cpu::kLargestSwapGroup || n < 1 || n > m || cols % m != 0) {
       throw std::invalid_argument("need 1 <= n <= m <= 64, and m must divide the number of columns");
     }
-    problem.choice = cpu::ColumnChoice::groups;
+    problem.choice = reconstruct::ColumnChoice::groups;
     problem.n = n;
     problem.m = m;
   }
@@ -243,6 +277,12 @@ void register_reconstruct(py::module_& m) {
         py::arg("threads"),
         "Upper triangular U with U^T U = H^-1, H being C / unit with another diagonal; and the input at which H is not "
         "positive definite, or -1.");
+  m.def(
+      "positive_inverse", &positive_inverse, py::arg("h").noconvert(), py::arg("threads"),
+      "H^-1 of a positive definite float64 H, whose lower triangle is read; and the index at which it is not positive "
+      "definite, or -1.");
+  m.def("removal_costs", &removal_costs, py::arg("b").noconvert(), py::arg("g").noconvert(), py::arg("threads"),
+        "tr B^-1 G of every pair of two stacks of symmetric float64 matrices; NaN where B is not positive definite.");
   m.def("correlations", &correlations, py::arg("moment"), py::arg("roots").noconvert(), py::arg("threads"),
         "C_ij roots_i roots_j, with ones on the diagonal.");
   m.def("leading_part", &leading_part, py::arg("symmetric").noconvert(), py::arg("probes").noconvert(),

@@ -11,7 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/energies.hpp"
 #include "linalg/block_lanczos.hpp"
+#include "python/factors.hpp"
 #include "python/gil.hpp"
 #include "python/whole_class.hpp"
 
@@ -36,6 +38,8 @@ class Run {
   virtual bool exhausted() const = 0;
   virtual index_t zero_coordinates() const = 0;
   virtual linalg::OperatorStats stats() const = 0;
+  // Those of the matrix, as scaled; null where they were not asked for, or before the first pass.
+  virtual const Energies* energies() const { return nullptr; }
 
   // Keeps what the run reads alive. (py::keep_alive would do, but it also runs where the arguments were of wrong
   // types.)
@@ -70,6 +74,7 @@ inline void register_run(py::module_& m) {
       .def_property_readonly("width", &Run::width)
       .def_property_readonly("exhausted", &Run::exhausted)
       .def_property_readonly("zero_coordinates", &Run::zero_coordinates)
+      .def_property_readonly("energies", [](const Run& run) { return energies_tuple(run.energies()); })
       .def_property_readonly("stats", [](const Run& run) {
         const linalg::OperatorStats s = run.stats();
         return py::make_tuple(s.trace, s.nonfinite_count, s.first_nonfinite_row, s.first_nonfinite_col);

@@ -1,7 +1,7 @@
 // The grid of a group of weights: whole numbers q in [0, 2^bits - 1] that stand for (q - zero) * scale. It reaches from
 // the smallest to the largest weight and always has zero on it, so that a pruned weight stays zero.
 //
-// Internal linkage as in masks/select.hpp.
+// Shared by the host and the device; internal linkage as in masks/select.hpp.
 #pragma once
 
 namespace mpfast::reconstruct {
@@ -16,12 +16,12 @@ struct Grid {
 };
 
 // To the nearest whole number, of two the even one, for |x| < 2^22: the sum has no room for a fraction.
-[[gnu::always_inline]] inline float nearest(float x) {
+[[gnu::always_inline]] inline constexpr float nearest(float x) {
   constexpr float kNoFraction = 0x1.8p23F;
   return (x + kNoFraction) - kNoFraction;
 }
 
-[[gnu::always_inline]] inline Grid grid_over(float smallest, float largest, float top) {
+[[gnu::always_inline]] inline constexpr Grid grid_over(float smallest, float largest, float top) {
   const float low = smallest < 0 ? smallest : 0;
   const float high = largest > 0 ? largest : 0;
   const float step = (high - low) / top;
@@ -30,7 +30,7 @@ struct Grid {
   return {step, nearest(-low / step)};
 }
 
-[[gnu::always_inline]] inline float rounded(float x, float scale, float zero, float top) {
+[[gnu::always_inline]] inline constexpr float rounded(float x, float scale, float zero, float top) {
   const float place = x / scale + zero;
   const float inside = place < 0 ? 0 : (place > top ? top : place);
   return (nearest(inside) - zero) * scale;

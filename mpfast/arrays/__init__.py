@@ -8,10 +8,12 @@ from mpfast.arrays.devices import (
     cuda_status,
     device_matrix,
     device_names,
+    empty_like,
     has_cuda_backend,
     is_on_gpu,
     parse_device,
 )
+from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
     as_bits,
@@ -35,6 +37,7 @@ from mpfast.arrays.views import (
 __all__ = [
     "FLOATS",
     "Device",
+    "SecondMoment",
     "address_of",
     "as_bits",
     "as_matrix",
@@ -47,6 +50,7 @@ __all__ = [
     "device_matrix",
     "device_names",
     "dtype_error",
+    "empty_like",
     "has_cuda_backend",
     "host_copy",
     "in_storage",

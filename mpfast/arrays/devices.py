@@ -11,6 +11,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mpfast.arrays.array_interfaces import CudaRecord
 from mpfast.support import InvalidTypeError, InvalidValueError
 
@@ -25,6 +27,7 @@ __all__ = [
     "cuda_status",
     "device_matrix",
     "device_names",
+    "empty_like",
     "has_cuda_backend",
     "is_on_gpu",
     "parse_device",
@@ -162,6 +165,37 @@ def address_of(array: Any) -> int:
     if hasattr(array, "data_ptr"):
         return int(array.data_ptr())
     return int(array.ctypes.data if hasattr(array, "ctypes") else array.data.ptr)
+
+
+def empty_like(W: Any, *, mask: bool = False) -> Any:
+    """Return an array without gaps of the shape of W, in its framework and on its device, that nobody has written to.
+
+    Parameters
+    ----------
+    W
+        PyTorch tensor, CuPy array or, for the emulated device, NumPy array.
+    mask
+        Of booleans, not of the type of W.
+
+    Raises
+    ------
+    TypeError
+        W is of another framework.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(W, torch.Tensor):
+        return torch.empty(tuple(W.shape), dtype=torch.bool if mask else W.dtype, device=W.device)
+    dtype = np.dtype(np.bool_) if mask else W.dtype
+    if type(W).__module__.split(".")[0] == "cupy":
+        with W.device:
+            return sys.modules["cupy"].empty(W.shape, dtype=dtype)
+    if isinstance(W, np.ndarray):
+        return np.empty(W.shape, dtype=dtype)
+    raise InvalidTypeError(
+        "",
+        f"results on a GPU are made for PyTorch and CuPy arrays, not {type(W).__name__}",
+        "pass cupy.from_dlpack(...) of it",
+    )
 
 
 def _detached(W: Any) -> Any:

@@ -52,6 +52,7 @@ from mpfast.checkpoints.tensor_bits import (
     stored,
     stored_bits,
 )
+from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
     "FEW_ROWS_PER_INPUT",
@@ -82,6 +83,7 @@ __all__ = [
     "SafetensorsWriter",
     "SourceFiles",
     "TensorInfo",
+    "TorchModules",
     "Views",
     "WatchedWeight",
     "as_layer",

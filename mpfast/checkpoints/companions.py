@@ -41,7 +41,7 @@ _MAGIC = (b"PK\x03\x04", b"GGUF", b"ggml", b"tjgg", b"fmgg", b"lmgg", b"\x89HDF\
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SAFETENSORS_PREFIX = 9
 # What mpfast wrote of the source is not true of what it writes now.
-_OURS = ("budget.json", "masks.safetensors")
+_OURS = ("budget.json", "masks.safetensors", "reconstruction.json")
 
 
 def index_name(checkpoint: Checkpoint) -> str:

@@ -2,9 +2,10 @@
 
 The file is a safetensors file that any reader opens. Modules that have been handed the same inputs share a sum. Tensor
 ``module.i``, float64, is the sum of ``x x^T`` over part ``i`` of the inputs of ``module``, the first of those that
-share it. The file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number
-of calls), ``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``, with the type and
-hash of every weight that was watched.
+share it; a part of a tensor that is a matrix by itself stands for a module, with its number or name in brackets. The
+file's metadata gives, as JSON, ``sums`` (for each sum the modules, the rows of each part and the number of calls),
+``weights`` (from module to the weight whose inputs these are), ``options`` and ``model``, with the type and hash of
+every weight that was watched.
 """
 
 from __future__ import annotations
@@ -226,7 +227,9 @@ def _length(found: InputSum[Any]) -> int:
 
 
 def weight_of(module: str) -> str:
-    """Return the name of a module's weight, as a checkpoint has it."""
+    """Return the name of a module's weight, as a checkpoint has it; of a part of a tensor, in brackets, its own."""
+    if module.endswith("]"):
+        return module
     return f"{module}.weight" if module else "weight"
 
 

@@ -101,9 +101,12 @@ def analyze_command(
 ) -> None:
     """Fit the Marchenko-Pastur edge of every weight matrix of one or several models.
 
-    The table shows, per matrix: the edge sigma+ with its standard error where it is an estimate, the number
-    of singular values above it that noise does not explain (spikes), the share that noise does (bulk), the
-    distance between spectrum and fitted law (KS) with a verdict, the Hill exponent and the stable rank.
+    The table shows, per matrix: the edge sigma+ with its standard error where it is an estimate, and the
+    number of singular values that stand out of even noise (spikes); with scales of rows and columns taken
+    out, how many could not come from independent entries and how many stand out of the bulk (signals); by
+    what share uneven noise would move the edge; the distance between spectrum and law (KS), before and
+    after; what the bulk is (even, uneven, nearly, none: noise); the energy in the fitted noise (share),
+    the effective rank, the Hill exponent and the stable rank.
 
     The exit status is 1, after the output, where a matrix has NaN or infinities, where nothing was analysed,
     where a condition of --fail-on is met, and with --strict where there is a warning.

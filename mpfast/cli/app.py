@@ -16,6 +16,7 @@ from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
 from mpfast.cli.moments import moments_command
 from mpfast.cli.prune import prune_command, verify_command
+from mpfast.cli.ranks import ranks_command
 from mpfast.cli.spectrum import spectrum_command
 from mpfast.cli.tools import bench_command, info_command
 from mpfast.models import installed_version
@@ -51,6 +52,7 @@ app.command("analyze", cls=Command, short_help="Fit the edge of every weight mat
 app.command("budget", cls=Command, short_help="Share a sparsity out over the layers of a model.")(budget_command)
 app.command("moments", cls=Command, short_help="Collect what the layers of a model see, from a text.")(moments_command)
 app.command("prune", cls=Command, short_help="Write a copy of a model with weights set to zero.")(prune_command)
+app.command("ranks", cls=Command, short_help="Say which rank leaves which error of outputs.")(ranks_command)
 app.command("compress", cls=Command, short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
 app.command("verify", cls=Command, short_help="Check a model that prune or compress wrote.")(verify_command)
 app.command("spectrum", cls=Command, short_help="Report on one matrix.")(spectrum_command)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from mpfast.cli.options import (
     EmbeddingsOption,
     ExcludeOption,
     FailOnOption,
+    GradientsOption,
     IncludeOption,
     ModelArgument,
     ProgressOption,
@@ -27,7 +29,7 @@ from mpfast.cli.options import (
     word_option,
 )
 from mpfast.cli.tables import counted
-from mpfast.models import DEFAULT_FORMAT, DEFAULT_METHOD, EXPORTERS, METHODS, analyze
+from mpfast.models import DEFAULT_FORMAT, DEFAULT_METHOD, EXPORTERS, METHODS, SkippedTensor, analyze, share_out
 from mpfast.support import write_text_atomically
 
 __all__ = ["budget_command"]
@@ -47,6 +49,10 @@ def budget_command(
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the budget as JSON to FILE, too; - prints it alone."),
     ] = None,
+    moments: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the layers see, from mpfast moments, for some methods.")
+    ] = None,
+    gradients: GradientsOption = None,
     floor: Annotated[float, typer.Option(help="Smallest sparsity of a layer.", callback=share_between_0_and_1)] = 0.0,
     ceiling: CeilingOption = None,
     include: IncludeOption = None,
@@ -61,20 +67,25 @@ def budget_command(
     progress: ProgressOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Share a sparsity out over the layers of a model, from their spectra; for prune --budget or another tool."""
+    """Share a sparsity out over the layers of a model, for prune --budget or another tool."""
     wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
-    check_files({"--out": out, "--json": json_file}, reads=(model,))
-    analysis = analyze(
-        model,
-        include=include or None,
-        exclude=exclude or None,
-        tol=tol,
-        seed=seed,
-        device=device,
-        threads=threads,
-        progress=progress and not quiet,
-    )
-    budget = analysis.budget(sparsity, method=method, floor=floor, ceiling=ceiling, embeddings=embeddings)
+    check_files({"--out": out, "--json": json_file}, reads=(model, moments, gradients))
+    bounds: dict[str, Any] = {"floor": floor, "ceiling": ceiling, "embeddings": embeddings}
+    options: dict[str, Any] = {
+        "include": include or None,
+        "exclude": exclude or None,
+        "tol": tol,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "progress": progress and not quiet,
+    }
+    broken: tuple[SkippedTensor, ...] = ()
+    if {*METHODS[method].needs} <= {"spectra"}:
+        analysis = analyze(model, **options)
+        budget, broken = analysis.budget(sparsity, method=method, **bounds), analysis.non_finite
+    else:
+        budget = share_out(model, sparsity, method=method, moments=moments, gradients=gradients, **bounds, **options)
     text = budget.export(format)
     if json_file is not None and json_file != "-":
         budget.to_json(json_file)
@@ -87,8 +98,7 @@ def budget_command(
     if "-" in (out, json_file):
         typer.echo(budget.to_json() if json_file == "-" else text, nl=False)
     findings = violations(wanted, ((row.name, asdict(row)) for row in budget))
-    if analysis.non_finite:
-        broken = analysis.non_finite[0]
-        findings.insert(0, f"NaN or infinities in {broken.name}, which stays out: {broken.reason}")
+    if broken:
+        findings.insert(0, f"NaN or infinities in {broken[0].name}, which stays out: {broken[0].reason}")
     if findings:
         fail(findings)

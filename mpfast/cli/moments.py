@@ -39,8 +39,13 @@ def moments_command(
         bool, typer.Option("--lines", help="Each line is a text of its own, for encoders of sentences.")
     ] = False,
     folds: Annotated[
-        int, typer.Option(min=1, help="Contiguous parts of the data that are kept apart, to try one on the others.")
-    ] = 1,
+        int,
+        typer.Option(
+            min=1,
+            help="Contiguous parts of the data that are kept apart, so that prune reports errors on data held out; "
+            "each takes the memory, and the size in OUT, of one sum.",
+        ),
+    ] = 4,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     device: Annotated[

@@ -18,6 +18,7 @@ __all__ = [
     "EmbeddingsOption",
     "ExcludeOption",
     "FailOnOption",
+    "GradientsOption",
     "IncludeOption",
     "JsonOption",
     "MethodOption",
@@ -125,6 +126,10 @@ FailOnOption = Annotated[
         help="After the output, exit with status 1 if a row has COLUMN OP NUMBER, as in 'ks > 0.1', the columns being "
         "the numbers of the JSON and OP one of > >= < <= == !=; may be repeated.",
     ),
+]
+GradientsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Mean squares of gradients in the layers' outputs, for gauss_newton."),
 ]
 VerboseOption = Annotated[
     bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped, and log what is done.")

@@ -26,6 +26,7 @@ from mpfast.cli.options import (
     EmbeddingsOption,
     ExcludeOption,
     FailOnOption,
+    GradientsOption,
     IncludeOption,
     JsonOption,
     ModelArgument,
@@ -86,8 +87,13 @@ def prune_command(
     pattern: Annotated[
         str | None, typer.Option(metavar="N:M", help="Keep n of every m along a row.", callback=_pattern)
     ] = None,
-    budget_file: Annotated[
-        Path | None, typer.Option("--budget", metavar="FILE", help="Sparsity per layer, from mpfast budget.")
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|METHOD",
+            help="Sparsity per layer, from mpfast budget; or the METHOD that shares --sparsity out.",
+            show_default="uniform with --moments",
+        ),
     ] = None,
     masks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prune what these masks drop, as a pruned model has them.")
@@ -96,6 +102,7 @@ def prune_command(
         Path | None,
         typer.Option(metavar="FILE", help="What the layers see, from mpfast moments: the kept weights are refitted."),
     ] = None,
+    gradients: GradientsOption = None,
     refit: Annotated[
         int | None, typer.Option(min=0, metavar="STEPS", help="Of the refit.", show_default=str(DEFAULT_STEPS))
     ] = None,
@@ -126,14 +133,17 @@ def prune_command(
 ) -> None:
     """Write a copy of a model with the weights that matter least set to zero, its masks and its budget.
 
-    One of --sparsity, --pattern, --budget and --masks says how much goes. With --moments, the weights that stay make up
-    for those that go. MODEL is never changed.
+    One of --sparsity, --pattern, --budget FILE and --masks says how much goes. With --moments, the weights that stay
+    make up for those that go. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
-    check_files({"--json": json_file}, reads=(model, budget_file, masks, moments), out=out)
+    budget_file = None if budget is None or budget in METHODS else Path(budget)
+    check_files({"--json": json_file}, reads=(model, budget_file, masks, moments, gradients), out=out)
     wanted = conditions(fail_on, _FIGURES)
     if sum(option is not None for option in (sparsity, pattern, budget_file, masks)) != 1:
-        raise typer.BadParameter("pass one of --sparsity, --pattern, --budget and --masks")
+        raise typer.BadParameter("pass one of --sparsity, --pattern, --budget FILE and --masks")
+    if budget in METHODS and method in METHODS:
+        raise typer.BadParameter(f"--budget {budget} and --method {method} both share the sparsity out")
     if sparsity is None and moments is None and method is not None:
         raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
     if moments is None and (refit is not None or damping is not None):
@@ -144,9 +154,10 @@ def prune_command(
         sparsity=sparsity,
         method=method,
         pattern=pattern,
-        budget=None if budget_file is None else _budget(budget_file),
+        budget=budget if budget_file is None else _budget(budget_file),
         masks=masks,
         moments=moments,
+        gradients=gradients,
         refit=refit,
         damping=damping,
         include=include or None,

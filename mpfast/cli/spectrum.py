@@ -25,7 +25,7 @@ from mpfast.cli.options import (
 )
 from mpfast.cli.tables import spectrum_lines
 from mpfast.models import NUMBER_COLUMNS, LayerReport, provenance_of
-from mpfast.spectra import spectrum
+from mpfast.spectra import measured_both
 
 __all__ = ["spectrum_command"]
 
@@ -50,20 +50,20 @@ def spectrum_command(
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
     matrix = native(checkpoint.read(tensor.name))
-    found = spectrum(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
+    found = measured_both(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
-    row = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+    row = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
     chosen = {"method": method, "tol": tol, "seed": seed, "device": device}
     document = {
         "schema": "mpfast.spectrum/1",
         "provenance": provenance_of(file, **chosen).to_dict(),
         "summary": row.to_dict(),
-        "spectrum": found.to_dict(),
+        "spectrum": found.even.to_dict(),
     }
     for text in row.warnings:
         warn(text)
     if not write_document(document, json_file) and not quiet:
-        print_lines(spectrum_lines(checkpoint.source, row, found))
+        print_lines(spectrum_lines(checkpoint.source, row, found.even))
     findings = violations(wanted, [(row.name, row.to_dict())])
     if findings:
         fail(findings)

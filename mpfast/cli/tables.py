@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import Analysis, LayerReport, SkippedTensor
+from mpfast.models import VERDICTS, WHAT_IS_NORMAL, Analysis, LayerReport, SkippedTensor
 from mpfast.support import printable
 
 if TYPE_CHECKING:
@@ -29,17 +29,23 @@ __all__ = [
     "counted",
     "diff_lines",
     "inventory_lines",
+    "plain",
     "printable",
     "prune_lines",
+    "skipped_lines",
     "spectrum_lines",
+    "table_lines",
+    "text_cells",
 ]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_HEADERS = ("layer", "shape", "sigma+", "spikes", "bulk", "KS", "fit", "hill_alpha", "stable")
+_HEADERS = (
+    *("layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"),
+    *("hill_alpha", "stable"),
+)
 _GAP = "  "
-_VERDICT_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
@@ -47,7 +53,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
-    """Lay out an analysis: the table, warnings, skipped tensors, totals.
+    """Lay out an analysis: the table, what its verdicts mean, warnings, skipped tensors, totals.
 
     Parameters
     ----------
@@ -61,12 +67,15 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
     verbose : bool
         List every skipped tensor and every warning by name.
     """
-    lines = _table(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
+    lines = (
+        table_lines(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
+    )
     return [
         *lines,
         plain(),
+        *_verdict_lines(rows, verbose),
         *_warning_lines(rows, verbose),
-        *_skipped_lines(analysis.skipped, verbose),
+        *skipped_lines(analysis.skipped, verbose),
         *_total_lines(analysis),
     ]
 
@@ -107,15 +116,34 @@ def _row_cells(row: LayerReport) -> Line:
         ("x".join(map(str, row.shape)), ""),
         (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
         (str(row.spikes), ""),
-        (f"{100 * row.bulk_fraction:.1f}%", ""),
-        (f"{row.ks:.3f}", ""),
-        (row.verdict, _VERDICT_STYLES.get(row.verdict, "")),
+        (_range(row), ""),
+        (_share(row.unevenness), ""),
+        (_distances(row, 3), ""),
+        (row.verdict, ""),
+        (_share(row.share), ""),
+        (f"{row.metrics.get('entropy_rank', math.nan):.0f}", ""),
         (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
         (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
     ]
 
 
-def _table(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
+def _range(row: LayerReport) -> str:
+    """What stands out of independent entries, and what stands out of the bulk."""
+    low = min(row.strict, row.signals)
+    return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
+
+
+def _share(value: float) -> str:
+    return "?" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _distances(row: LayerReport, digits: int) -> str:
+    """Kolmogorov distance to even noise, and once scales are taken out."""
+    before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
+    return before if row.ks == row.ks_scaled else f"{before}→{after}"
+
+
+def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
     """Lay out rows whose first cell is a name."""
     table = [[(header, "dim") for header in headers], *body]
     widths = [max(len(line[column][0]) for line in table) for column in range(len(headers))]
@@ -137,6 +165,17 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
     return pieces
 
 
+def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
+    """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
+    lines: list[Line] = []
+    for level in VERDICTS:
+        found = [row for row in rows if row.verdict == level]
+        for row in found if verbose else found[:1]:
+            others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
+            lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
+    return [*lines, plain(WHAT_IS_NORMAL), plain()] if lines else []
+
+
 def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
     texts: dict[str, list[str]] = defaultdict(list)
@@ -154,7 +193,8 @@ def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
     return [*lines, plain()] if lines else []
 
 
-def _skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
+def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
+    """List tensors by the reason why they were skipped."""
     if not skipped:
         return []
     by_reason: dict[str, list[str]] = defaultdict(list)
@@ -187,12 +227,14 @@ def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
 
 def _total_lines(analysis: Analysis) -> list[Line]:
     totals = analysis.summary()
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(totals["verdicts"].items()))
-    fits = f" (fits: {verdicts})" if verdicts else ""
+    counts = totals["verdicts"]
+    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
+    fits = f" (noise: {verdicts})" if verdicts else ""
     return [
         plain(
             f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{counted(totals['spikes'], 'spike')}, {counted(totals['skipped'], 'tensor')} skipped"
+            f"{counted(totals['spikes'], 'spike')}, {counted(totals['signals'], 'signal')}, "
+            f"{counted(totals['skipped'], 'tensor')} skipped"
         ),
         plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
     ]
@@ -217,15 +259,17 @@ def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Li
         ("threshold", f"{row.threshold:.5g}"),
         ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
         ("spikes", _spikes_text(row, spectrum)),
-        ("bulk", f"{100 * row.bulk_fraction:.2f}% of the singular values"),
-        ("fit", f"{row.verdict}, KS {row.ks:.4f}"),
+        ("signals", f"{_range(row)} whatever the scales of rows and columns"),
+        ("unevenness", f"{_share(row.unevenness)} of the edge, if all of it were noise"),
+        ("share", f"{_share(row.share)} of the energy is fitted noise"),
+        ("KS", f"{_distances(row, 4)}"),
+        ("verdict", f"{row.verdict}: {row.sentence}"),
         *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
     ]
     label_width = max(len(label) for label, _ in figures)
     lines = [[(printable(source), "cyan")]]
     for label, text in figures:
-        style = _VERDICT_STYLES.get(row.verdict, "") if label == "fit" else ""
-        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, style)])
+        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, "")])
     lines += [[("! ", "yellow"), (printable(warning), "")] for warning in row.warnings]
     return [*lines, plain(), *_chart_lines(row, spectrum)]
 
@@ -266,7 +310,8 @@ def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.nda
     return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
 
 
-def _cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
+    """Return the cells of a row: a name, a shape and what else there is, in plain text."""
     return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
 
 
@@ -284,7 +329,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     updated = [row for row in budget if row.updated]
     errors = [column for column in _ERRORS if any(getattr(row, column) is not None for row in budget)]
     body = [
-        _cells(
+        text_cells(
             row.name,
             row.shape,
             f"{row.pruned:,}",
@@ -296,10 +341,10 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
-        *_table(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
+        *table_lines(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
         plain(),
-        *_skipped_lines(result.skipped, verbose),
-        *_skipped_lines(
+        *skipped_lines(result.skipped, verbose),
+        *skipped_lines(
             [SkippedTensor(row.name, row.shape, row.dtype, row.reason) for row in budget if row.reason],
             verbose,
             "pruned, but not refitted:",
@@ -321,7 +366,9 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
 
 def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was factored, layer by layer, what was not and why, and the total."""
-    body = [_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers]
+    body = [
+        text_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers
+    ]
     matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     share = f"{100 * result.ratio:.1f}% of {entries} entries"
@@ -331,10 +378,10 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         "lora": f"{matrices} factored to {share}",
     }[result.format]
     return [
-        *_table(("layer", "shape", "rank", "energy"), body, width),
+        *table_lines(("layer", "shape", "rank", "energy"), body, width),
         plain(),
-        *_skipped_lines(result.skipped, verbose),
-        *_skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
+        *skipped_lines(result.skipped, verbose),
+        *skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
         *_sentences("not copied:", result.not_copied),
         *_sentences("note:", result.notes),
         plain(done),
@@ -348,12 +395,12 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
     shown = found.rows if verbose else [row for row in found if not row.equal]
     body = [_diff_cells(row, found.analyses) for row in shown]
     equal = len(found) - found.changed
-    lines = [*_table((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
+    lines = [*table_lines((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
         lines.append(plain(f"{counted(equal, *found.nouns)} equal in both"))
     return [
         *lines,
-        *_skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
+        *skipped_lines([SkippedTensor(name, (), "", reason) for name, reason in found.unmatched], False),
         plain(f"{found.changed} of {counted(len(found), *found.nouns)} changed from {printable(found.a)}"),
         plain(f"to {printable(found.b)}"),
     ]
@@ -361,16 +408,16 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
 
 def _diff_cells(row: DiffRow, analyses: bool) -> Line:
     if not analyses:
-        return _cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
+        return text_cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
     verdicts = " -> ".join(dict.fromkeys(row.verdicts))
     figures = (f"{row.change:.2%}", f"{row.sigma_plus:+.2%}", f"{row.ks:+.3f}", f"{row.spikes:+d}", verdicts)
-    return _cells(row.name, row.shape, *figures)
+    return text_cells(row.name, row.shape, *figures)
 
 
 def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:
     """Lay out the tensors of a checkpoint with what each is, and the totals."""
     body = [
-        _cells(
+        text_cells(
             row.name,
             row.shape,
             row.dtype,
@@ -383,7 +430,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
     types = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in found.dtypes.items())
     share = found.analysed / found.entries if found.entries else 0.0
     return [
-        *_table(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
+        *table_lines(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
         plain(),
         plain(f"{counted(len(found), 'tensor')}: {types}" if body else "no tensors"),
         plain(f"{counted(found.matrices, 'matrix', 'matrices')} would be analysed, {share:.1%} of the entries"),

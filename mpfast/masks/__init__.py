@@ -9,13 +9,15 @@ ever formed.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mpfast.masks.allocation import allocate, gaussian_shares, linear_map
+from mpfast.masks.allocation import allocate, gaussian_shares, linear_map, mapped_shares, row_counts, spread
 from mpfast.masks.by_magnitude import magnitude
 from mpfast.masks.by_noise_floor import noise_floor
+from mpfast.masks.by_row import prune_rows
 from mpfast.masks.by_spectrum import spectral_budget, spectral_signals
 from mpfast.masks.groups import GroupLayout, n_m
 from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer_weights, regime_for
 from mpfast.masks.restoration import input_norm_saliency, restoration_gain, restore
+from mpfast.masks.score_counts import ScoreCounts, cut_shares
 
 if TYPE_CHECKING:
     from mpfast.masks.certificates import (
@@ -43,13 +45,16 @@ __all__ = [
     "Projection",
     "Regime",
     "RemovedWeights",
+    "ScoreCounts",
     "allocate",
+    "cut_shares",
     "default_layer_type",
     "gaussian_shares",
     "input_norm_saliency",
     "layer_weights",
     "linear_map",
     "magnitude",
+    "mapped_shares",
     "margin_safe",
     "n_m",
     "noise_floor",
@@ -57,11 +62,14 @@ __all__ = [
     "permute_inputs",
     "permute_outputs",
     "project",
+    "prune_rows",
     "regime_for",
     "restoration_gain",
     "restore",
+    "row_counts",
     "spectral_budget",
     "spectral_signals",
+    "spread",
     "worst_cross_entropy",
 ]
 

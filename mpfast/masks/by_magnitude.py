@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpfast.masks.by_row import prune_by_row
 from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers, what_prune_would_protect
 from mpfast.support import InvalidValueError, MissingKeyError, check_sparsity, front_door, thread_count, warn_caller
 
@@ -29,7 +30,9 @@ def magnitude(
     sparsity
         Share of entries to prune, 0 to 1; or one for each layer by name, such as a budget's.
     scope
-        ``"global"``: over all layers together; ``"layer"``: in each.
+        ``"global"``: over all layers together; ``"layer"``: in each; ``"row"``: in each row (out, ...) of each layer.
+        Rows lose as many entries as each other up to one, so that the layer's count is exact. With
+        `input_norm_saliency` in the place of the weights, that is Wanda (arXiv 2306.11695).
     within
         Masks of an earlier, lower sparsity, as this function returns them: what they prune stays pruned and counts, so
         that the masks of a growing sparsity are nested. Weights in host memory only.
@@ -62,8 +65,8 @@ def magnitude(
     array([[False,  True],
            [False,  True]])
     """
-    if scope not in ("global", "layer"):
-        raise InvalidValueError("scope", f"must be 'global' or 'layer', not {scope!r}")
+    if scope not in ("global", "layer", "row"):
+        raise InvalidValueError("scope", f"must be 'global', 'layer' or 'row', not {scope!r}")
     count = thread_count(threads)
     warn_caller("magnitude", what_prune_would_protect(weights))
     layers, mapping = open_layers(weights, within)
@@ -79,5 +82,8 @@ def magnitude(
     else:
         shares = [check_sparsity(sparsity)] * len(groups)
     for group, share in zip(groups, shares, strict=True):
-        prune_layers(group, [1.0] * len(group), share, count)
+        if scope == "row":
+            prune_by_row(group[0], share, count)
+        else:
+            prune_layers(group, [1.0] * len(group), share, count)
     return close_layers(layers, weights, mapping)

@@ -46,6 +46,10 @@ def spectral_budget(
 ) -> Any:
     """Prune globally with a budget per layer set by its spectrum; see `mpfast.masks.regimes`.
 
+    A reproduction of its paper, and no way to keep more: against the same share of every layer, without training, it
+    changes the mean reciprocal rank of all-MiniLM-L6-v2 at 50 % by -0.008 +- 0.009, and the loss of SmolLM2-135M at
+    30 % by -0.002 +- 0.021 nats on prose and +0.040 +- 0.025 on code (``benchmarks/quality/budgets.py``).
+
     Parameters
     ----------
     weights

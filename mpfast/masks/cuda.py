@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import address_of, check_matrix, cuda_backend, device_matrix
-from mpfast.support import InvalidTypeError
+from mpfast.arrays import address_of, check_matrix, cuda_backend, device_matrix, empty_like
 
 if TYPE_CHECKING:
     from mpfast import _cuda
@@ -29,7 +28,7 @@ class DeviceLayer:
         check_matrix(tuple(rows.shape), str(weight.dtype).removeprefix("torch."), name)
         self.backend = cuda_backend()
         self.matrix: _cuda.Matrix = device_matrix(rows, self.backend, name=name)
-        self.keep = _empty_mask(weight)
+        self.keep = empty_like(weight, mask=True)
 
     def locate(self, flat: int) -> tuple[int, ...]:
         """Index in the array of the entry with row-major index ``flat``."""
@@ -85,19 +84,3 @@ def entry_std_on_device(weight: Any) -> float:
 
 def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, -1) if len(shape) < 2 else (-1, shape[-1])
-
-
-def _empty_mask(weight: Any) -> Any:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(weight, torch.Tensor):
-        return torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
-    if type(weight).__module__.split(".")[0] == "cupy":
-        with weight.device:
-            return sys.modules["cupy"].empty(weight.shape, dtype=np.bool_)
-    if isinstance(weight, np.ndarray):
-        return np.empty(weight.shape, dtype=np.bool_)
-    raise InvalidTypeError(
-        "",
-        f"masks on a GPU are made for PyTorch and CuPy arrays, not {type(weight).__name__}",
-        "pass cupy.from_dlpack(...) of it",
-    )

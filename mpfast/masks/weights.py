@@ -42,6 +42,17 @@ class HostLayer:
         """Pieces for the core."""
         return [_core.Matrix(piece, self.dtype) for piece in self.pieces]
 
+    @property
+    def size(self) -> int:
+        """Entries of the array."""
+        return int(np.prod(self.keep.shape))
+
+    def row_parts(self) -> tuple[NDArray[Any], list[int], NDArray[np.int64]]:
+        """Return the entries that `keep` is of, flat; how many there are of each row; how many are pruned already."""
+        bits = np.concatenate([np.ascontiguousarray(piece).reshape(-1) for piece in self.pieces])
+        rows = self.keep.shape[0] if self.keep.ndim > 1 else 1
+        return bits, [self.size // rows] * rows, np.zeros(rows, np.int64)
+
     def locate(self, piece: int, flat: int) -> tuple[int, ...]:
         """Index in the array of the entry with row-major index ``flat`` in a piece."""
         before = sum(p.size for p in self.pieces[:piece])
@@ -64,6 +75,16 @@ class RestLayer(HostLayer):
         self.pieces, self.masks = [], []
         if self.keep.size:
             self.pieces, self.masks = as_rows(array[self.within], self.keep)
+
+    @property
+    def size(self) -> int:
+        return int(self.within.size)
+
+    def row_parts(self) -> tuple[NDArray[Any], list[int], NDArray[np.int64]]:
+        rows = self.within.reshape(self.within.shape[0] if self.within.ndim > 1 else 1, -1)
+        left = np.count_nonzero(rows, axis=1)
+        bits = self.pieces[0].reshape(-1) if self.pieces else np.empty(0, np.float64)
+        return bits, [int(count) for count in left], (rows.shape[1] - left).astype(np.int64)
 
     def locate(self, piece: int, flat: int) -> tuple[int, ...]:
         return tuple(int(i) for i in np.argwhere(self.within)[flat])

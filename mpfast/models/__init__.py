@@ -9,13 +9,19 @@ from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
+from mpfast.models.layer_ranks import ranks
 from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
-from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD, Method
+from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
+from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
+from mpfast.models.shared_counts import check_needs
+from mpfast.models.sharing import share_out
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "DEFAULT_FIT",
     "DEFAULT_FORMAT",
     "DEFAULT_METHOD",
+    "DEFAULT_SHARES",
     "DEFAULT_STEPS",
     "DIFF_COLUMNS",
     "EXPORTERS",
@@ -33,6 +40,8 @@ __all__ = [
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
     "SORT_COLUMNS",
+    "VERDICTS",
+    "WHAT_IS_NORMAL",
     "Analysis",
     "Budget",
     "CompressResult",
@@ -43,14 +52,19 @@ __all__ = [
     "Inventory",
     "InventoryRow",
     "LayerBudget",
+    "LayerRank",
     "LayerReport",
     "Method",
     "ModelDiff",
+    "ModelRanks",
+    "NewTensor",
     "Provenance",
     "PruneResult",
+    "RankRow",
     "SkippedTensor",
     "Verification",
     "analyze",
+    "check_needs",
     "compress",
     "csv_of",
     "damping_for",
@@ -58,9 +72,13 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
+    "method_named",
     "noted_source",
     "provenance_of",
     "prune",
+    "ranks",
+    "share_out",
     "sorted_rows",
     "verify",
+    "write_reconstructed",
 ]

@@ -6,34 +6,24 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpfast.checkpoints import stays_dense, unmatched_patterns
-from mpfast.masks import allocate
+from mpfast.checkpoints import stays_dense
+from mpfast.models.bounds import Bound, Bounds, counts_within
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
-from mpfast.models.extent import default_ceiling, dense_tensors, model_entries, warn_of_emptied
+from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
+from mpfast.models.layer_data import LayerData
 from mpfast.models.methods import DEFAULT_METHOD, method_named
-from mpfast.support import (
-    InvalidTypeError,
-    InvalidValueError,
-    check_flag,
-    check_patterns,
-    check_sparsity,
-    floor_count,
-    front_door,
-    warn_caller,
-)
+from mpfast.support import InvalidValueError, check_flag, check_patterns, check_sparsity, front_door
 
 if TYPE_CHECKING:
     from mpfast.models.layer_report import LayerReport, SkippedTensor
     from mpfast.models.provenance import Provenance
 
 __all__ = ["budget_from_reports"]
-
-Bound = float | Mapping[str, float]
 
 
 @front_door
@@ -57,14 +47,10 @@ def budget_from_reports(
     """
     sparsity = check_sparsity(sparsity)
     check_flag(embeddings, "embeddings")
-    left_out, together = check_patterns(exclude, "exclude"), _checked_groups(groups)
-    _check_bound(floor, "floor")
-    if ceiling is not None:
-        _check_bound(ceiling, "ceiling")
-    _check_that_bounds_leave_room(sparsity, floor, ceiling)
+    left_out = check_patterns(exclude, "exclude")
+    bounds = Bounds.checked(sparsity, floor, ceiling, groups)
     tensors = _by_tensor(reports)
-    highest = default_ceiling(sparsity)
-    _warn_of_unmatched([row.name for row in tensors], left_out, floor, ceiling, together)
+    bounds.warn_of_unmatched([row.name for row in tensors], left_out, "budget")
     rows = [
         row
         for row in tensors
@@ -74,30 +60,23 @@ def budget_from_reports(
     ]
     if not rows:
         raise InvalidValueError("", "no layer is left to prune")
-    sizes = [math.prod(row.tensor_shape) for row in rows]
-    names = [row.name for row in rows]
-    counts = allocate(
-        _wishes(rows, sizes, sparsity, method),
-        sizes,
-        floor_count(sparsity, sum(sizes)),
-        floors=[_bound(floor, name, 0.0) for name in names],
-        ceilings=[_bound(highest if ceiling is None else ceiling, name, highest) for name in names],
-        groups=[_group(together, name) for name in names],
-    )
-    layers = tuple(_budgeted(row, count, size) for row, size, count in zip(rows, sizes, counts, strict=True))
+    layers = [LayerData(row.name, math.prod(row.tensor_shape), row) for row in rows]
+    counts = _counts(layers, sparsity, method, bounds)
+    budgeted = tuple(_budgeted(row, count, layer.size) for row, layer, count in zip(rows, layers, counts, strict=True))
     settings = {
         "sparsity": sparsity,
-        "floor": _plain(floor),
-        "ceiling": highest if ceiling is None else _plain(ceiling),
+        "floor": bounds.floor,
+        "ceiling": bounds.ceiling,
         "exclude": left_out,
-        "groups": together,
+        "groups": bounds.groups,
         "embeddings": embeddings,
     }
     label = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    warn_of_emptied(((row.name, row.pruned, row.size) for row in layers), sparsity, "budget")
+    warn_of_emptied(((row.name, row.pruned, row.size) for row in budgeted), sparsity, "budget")
+    names = {row.name for row in rows}
     others = [(row.name, row.tensor_shape) for row in tensors if row.name not in names]
     return Budget(
-        layers,
+        budgeted,
         label,
         sparsity,
         None,
@@ -108,47 +87,25 @@ def budget_from_reports(
     )
 
 
-def _plain(bound: Bound) -> float | dict[str, float]:
-    return dict(bound) if isinstance(bound, Mapping) else float(bound)
-
-
-def _checked_groups(groups: Any) -> dict[str, list[str]]:
-    if groups is None:
-        return {}
-    if not isinstance(groups, Mapping):
-        raise InvalidTypeError("groups", f"must map names of groups to glob patterns, not {type(groups).__name__}")
-    return {str(group): check_patterns(names, f"groups[{group!r}]") for group, names in groups.items()}
-
-
-def _check_bound(bound: Any, name: str) -> None:
-    if not isinstance(bound, Mapping):
-        check_sparsity(bound, name)
-        return
-    for pattern in check_patterns(bound, name):
-        check_sparsity(bound[pattern], f"{name}[{pattern!r}]")
-
-
-def _check_that_bounds_leave_room(sparsity: float, floor: Bound, ceiling: Bound | None) -> None:
-    """One number that all layers are bounded by; of others, `allocate` knows."""
-    if not isinstance(floor, Mapping) and floor > sparsity:
-        raise InvalidValueError("floor", f"must be at most the sparsity, {sparsity:g}, not {floor:g}")
-    if ceiling is not None and not isinstance(ceiling, Mapping) and ceiling < sparsity:
-        raise InvalidValueError("ceiling", f"must be at least the sparsity, {sparsity:g}, not {ceiling:g}")
-
-
-def _warn_of_unmatched(
-    names: Sequence[str],
-    left_out: Sequence[str],
-    floor: Bound,
-    ceiling: Bound | None,
-    groups: Mapping[str, Sequence[str]],
-) -> None:
-    """Point out every pattern that is without effect."""
-    patterns = {"exclude": left_out, **{f"group {group!r}": members for group, members in groups.items()}}
-    patterns |= {what: list(b) for what, b in (("floor", floor), ("ceiling", ceiling)) if isinstance(b, Mapping)}
-    for what, given in patterns.items():
-        for text in unmatched_patterns(what, given, names):
-            warn_caller("budget", text)
+def _counts(
+    layers: Sequence[LayerData], sparsity: float, method: str | Callable[[LayerReport], float], bounds: Bounds
+) -> list[int]:
+    """How many entries of each layer go, from the reports alone."""
+    reports = [layer.report for layer in layers if layer.report is not None]
+    if callable(method):
+        wishes = [float(method(row)) for row in reports]
+        return counts_within(lambda *_: np.array(wishes), layers, wishes, sparsity, bounds)
+    found = method_named(method, " or a function of a layer")
+    unknown = [need for need in found.needs if need != "spectra"]
+    if unknown:
+        raise InvalidValueError(
+            "method", f"{method} needs {' and '.join(unknown)}", "pass the model to mpfast.models.share_out"
+        )
+    if found.cuts_globally:
+        shares = found.foretold_cut(reports, [layer.size for layer in layers], sparsity)
+        return counts_within(lambda *_: shares, layers, [], sparsity, bounds)
+    values = [None if found.measure is None else found.measure(layer, sparsity) for layer in layers]
+    return counts_within(found.rule, layers, values, sparsity, bounds, found.reach)
 
 
 def _budgeted(row: LayerReport, pruned: int, size: int) -> LayerBudget:
@@ -189,33 +146,12 @@ def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:
                 sigma_plus=float(np.mean([row.sigma_plus for row in rows])),
                 sigma_plus_error=math.hypot(*errors) / len(rows),
                 spikes=sum(row.spikes for row in rows),
-                metrics={**rows[0].metrics, "hill_alpha": float(np.mean([row.hill_alpha for row in rows]))},
+                metrics={**rows[0].metrics, **_mean_exponents(rows)},
             )
         )
     return merged
 
 
-def _wishes(
-    rows: Sequence[LayerReport],
-    sizes: Sequence[int],
-    sparsity: float,
-    method: str | Callable[[LayerReport], float],
-) -> Any:
-    """How large each layer's sparsity is to be; only the differences matter."""
-    if callable(method):
-        return [float(method(row)) for row in rows]
-    return method_named(method, " or a function of a layer").shares(rows, sizes, sparsity)
-
-
-def _bound(bound: Bound, name: str, default: float) -> float:
-    if not isinstance(bound, Mapping):
-        return float(bound)
-    return next((float(value) for pattern, value in bound.items() if fnmatch.fnmatchcase(name, pattern)), default)
-
-
-def _group(groups: Mapping[str, Sequence[str]], name: str) -> str:
-    """The group that a layer belongs to; a layer of none is one by itself."""
-    for group, patterns in groups.items():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            return f"group {group}"
-    return f"layer {name}"
+def _mean_exponents(rows: Sequence[LayerReport]) -> dict[str, float]:
+    keys = ("hill_alpha", "hill_alpha_half")
+    return {key: float(np.mean([row.metrics[key] for row in rows])) for key in keys if key in rows[0].metrics}

@@ -21,12 +21,13 @@ from mpfast.checkpoints import (
     read_layer,
     shares_memory,
 )
-from mpfast.models.layer_report import EQUAL, LayerReport
+from mpfast.models.layer_report import LayerReport
+from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import SpectrumMethod, measured_spectrum
+from mpfast.spectra import SpectrumMethod, measured_both
 from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
-__all__ = ["Settings", "checked_views", "layer_outcome", "open_derived"]
+__all__ = ["Settings", "checked_views", "layer_outcome", "layer_seed", "open_derived"]
 
 
 def checked_views(views: Any) -> Views:
@@ -91,15 +92,15 @@ def layer_outcome(
         if kept is not None:
             return _completed(kept, layer, checkpoint)
         product = isinstance(matrix, LowRankProduct)
-        found = measured_spectrum(
+        found = measured_both(
             matrix,
             method="exact" if product else settings.method,
             tol=settings.tol,
-            seed=_layer_seed(settings.seed, layer.name),
+            seed=layer_seed(settings.seed, layer.name),
             threads=threads,
             device=None if product else device,
         )
-        report = LayerReport.from_spectrum(layer, found, seconds=time.perf_counter() - started)
+        report = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except UnreadableArrayError as error:  # of the object, which other layers may have, too
@@ -123,11 +124,11 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
     if layer.shared:
         report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):
-        return replace(report, verdict=EQUAL, warnings=())
+        return replace(report, verdict=EQUAL, sentence=EQUAL_SENTENCE, warnings=())
     return report
 
 
-def _layer_seed(seed: int, name: str) -> int:
+def layer_seed(seed: int, name: str) -> int:
     """63 bits from the seed and the name by a hash that is the same in every process (`hash` is salted)."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

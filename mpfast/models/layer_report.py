@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mpfast.models.noise_verdict import noise_sentence, noise_verdict
 from mpfast.spectra import METRICS
 from mpfast.support import InvalidValueError, Record, front_door, is_shape, is_text, parse_json, short
 
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint, Layer
-    from mpfast.spectra import Spectrum
+    from mpfast.spectra import BothModels, Spectrum
 
 
 __all__ = [
     "COLUMNS",
-    "EQUAL",
     "NUMBER_COLUMNS",
     "SORT_COLUMNS",
     "Histogram",
@@ -39,8 +39,6 @@ __all__ = [
 
 HISTOGRAM_BINS = 48
 SPIKES_KEPT = 32
-#: In the place of a verdict: there is no difference to the base, and so nothing that was fitted.
-EQUAL = "equal"
 # As `mpfast.arrays.raise_if_nonfinite` says it.
 _NON_FINITE = re.compile(r"\bnon-finite\b")
 
@@ -129,11 +127,27 @@ class LayerReport:
     spikes, spikes_above_edge : int
         Number of singular values above `threshold`, above `sigma_plus`.
     bulk_fraction : float
-        Share of the singular values that are no spikes.
+        Share of the singular values that are no spikes; not the share of noise, and nothing that can go.
     ks : float
-        Kolmogorov distance of the fit on its window.
+        Kolmogorov distance of the fit on its window. Up to here all is that of even noise, of one scale for all
+        entries; the following allows for rows and columns of different scales, where these differ.
+    signals, strict : int
+        Number of singular values that stand out of the bulk, and of those that could not come from independent entries,
+        whatever the bulk. A lower bound both: signals confined to a few rows or columns are read as scale.
+    unevenness : float
+        By what share of it the edge would move if all that energies of rows and columns differ in were noise; NaN where
+        nobody sees the entries.
+    row_spread, col_spread : float
+        Standard deviation of the logarithms of the scales of rows and of columns; 0 where none are taken out.
+    ks_scaled : float
+        Kolmogorov distance once scales are taken out.
+    share : float
+        Share of the energy ``fro_norm^2`` that is fitted noise.
     verdict : str
-        "good", "fair" or "poor" fit; "equal" of a difference to a base that is all zero: there is no fit.
+        What the bulk is: "even" noise, "uneven" noise, "nearly" noise, or "none"; "equal" of a difference to a base
+        that is all zero: there is no fit. No judgement of the layer: most trained ones have "none".
+    sentence : str
+        What the verdict means here.
     metrics : dict
         `Spectrum.metrics()` without what stands above: ``hill_alpha``, ``stable_rank`` and so on.
     seconds : float
@@ -162,7 +176,15 @@ class LayerReport:
     spikes_above_edge: int
     bulk_fraction: float
     ks: float
+    signals: int
+    strict: int
+    unevenness: float
+    row_spread: float
+    col_spread: float
+    ks_scaled: float
+    share: float
     verdict: str
+    sentence: str
     metrics: Mapping[str, float] = field(hash=False)
     seconds: float
     unmet_tolerance: str
@@ -170,9 +192,11 @@ class LayerReport:
     histogram: Histogram | None = None
 
     @classmethod
-    def from_spectrum(cls, layer: Layer, spectrum: Spectrum, *, seconds: float) -> LayerReport:
-        """Summarise the spectrum of `layer`."""
-        edge = spectrum.edge
+    def from_spectra(cls, layer: Layer, both: BothModels, *, seconds: float) -> LayerReport:
+        """Summarise what even noise, and what noise as the energies tell it, makes of the spectrum of `layer`."""
+        spectrum, told = both
+        edge, noise = spectrum.edge, told.noise
+        unmet = spectrum.unmet_tolerance or told.unmet_tolerance
         metrics = {key: float(value) for key, value in spectrum.metrics().items() if key not in COLUMNS}
         return cls(
             name=layer.name,
@@ -191,11 +215,19 @@ class LayerReport:
             spikes_above_edge=int(edge.spikes_above_edge),
             bulk_fraction=float(edge.bulk_fraction),
             ks=float(edge.ks),
-            verdict=str(edge.verdict),
+            signals=int(told.edge.spikes),
+            strict=int(told.edge.strict),
+            unevenness=math.nan if edge.unevenness is None else float(edge.unevenness),
+            row_spread=0.0 if noise is None else noise.row_spread,
+            col_spread=0.0 if noise is None else noise.col_spread,
+            ks_scaled=float(told.edge.ks),
+            share=float(told.edge.share),
+            verdict=noise_verdict(told),
+            sentence=noise_sentence(told, int(edge.spikes)),
             metrics=metrics,
             seconds=seconds,
-            unmet_tolerance=spectrum.unmet_tolerance,
-            warnings=tuple(text for text in (*edge.warnings, spectrum.unmet_tolerance) if text),
+            unmet_tolerance=unmet,
+            warnings=tuple(dict.fromkeys(filter(None, (*told.edge.warnings, unmet)))),
             histogram=Histogram.of(spectrum),
         )
 
@@ -203,6 +235,11 @@ class LayerReport:
     def hill_alpha(self) -> float:
         """Hill estimate of the tail exponent, ``metrics["hill_alpha"]``."""
         return self.metrics["hill_alpha"]
+
+    @property
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of the energies of the directions, ``metrics["entropy_rank"]``."""
+        return self.metrics["entropy_rank"]
 
     @property
     def stable_rank(self) -> float:
@@ -299,9 +336,11 @@ COLUMNS: dict[str, Any] = {
 }
 #: The columns of one number each.
 NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (_number, _count)), *METRICS)
+# Texts of many words.
+NO_ORDER = ("unmet_tolerance", "sentence")
 #: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
-    *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name != "unmet_tolerance"),
+    *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name not in NO_ORDER),
     "shape",
     *METRICS,
 )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import boolean_mask, raise_if_nonfinite, wide
 from mpfast.checkpoints import Checkpoint, Layer, prefetched, read_layer, stored
+from mpfast.masks import prune_rows
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.support import InvalidValueError, floor_count
 
@@ -26,6 +27,8 @@ __all__ = [
     "MaskPlan",
     "Pattern",
     "Refit",
+    "RowCuts",
+    "cut_counts",
     "global_cut",
     "matrix_of",
     "name_in",
@@ -134,6 +137,18 @@ def global_cut(
     shares = _foretold_shares(checkpoint, layers, scales, pruned) if ceiling < 1 else np.zeros(len(layers))
     if shares.max() < ceiling - _MARGIN:
         return GlobalCut(checkpoint, layers, scales, pruned, threads)
+    return LayerCuts(cut_counts(checkpoint, layers, scales, pruned, ceiling, threads), threads)
+
+
+def cut_counts(
+    checkpoint: Checkpoint,
+    layers: Sequence[Layer],
+    scales: Sequence[float],
+    pruned: int,
+    ceiling: float,
+    threads: int,
+) -> dict[str, int]:
+    """Count what `global_cut` takes of each layer; reads the weights three times, and again for every layer capped."""
     most = {layer.name: floor_count(ceiling, layer.size) for layer in layers}
     capped: dict[str, int] = {}
     free = list(zip(layers, scales, strict=True))
@@ -142,7 +157,7 @@ def global_cut(
         found = _counts(checkpoint, rest, factors, pruned - sum(capped.values()), threads)
         over = {name: most[name] for name, count in found.items() if count > most[name]}
         if not over:
-            return LayerCuts({**capped, **found}, threads)
+            return {**capped, **found}
         capped |= over
         free = [(layer, scale) for layer, scale in free if layer.name not in over]
     raise InvalidValueError("ceiling", f"leaves no room: {ceiling} of every layer is less than is to go")
@@ -199,6 +214,27 @@ class LayerCuts:
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         found = _core.prune_smallest([matrix_of(rows, layer)], [1.0], [keep], self._pruned[layer.name], self._threads)
         _raise_if_bad(found, layer, rows)
+
+
+class RowCuts:
+    """In each layer, the given number of entries goes, the smallest of each row, as many of every one as of another.
+
+    A row runs along the inputs; where it is not known which axes these are, as the tensor is stored.
+    """
+
+    def __init__(self, pruned: Mapping[str, int], threads: int) -> None:
+        self._pruned = pruned
+        self._threads = threads
+
+    def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
+        turned = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes) if layer.input_axes else rows
+        kept = np.empty(turned.shape, np.bool_)
+        bits = turned.view(np.uint16) if layer.dtype == "bfloat16" else turned
+        if prune_rows(bits, layer.dtype, kept, self._pruned[layer.name], self._threads) is not None:
+            bad = np.flatnonzero(~np.isfinite(wide(rows, layer.dtype)))
+            _raise_if_bad((0, len(bad), int(bad[0])), layer, rows)
+        back = from_inputs(kept, layer.tensor_shape, layer.input_axes) if layer.input_axes else kept
+        keep[...] = back.reshape(keep.shape)
 
 
 class Pattern:

@@ -13,8 +13,17 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
 from mpfast.models.mask_plans import name_in
-from mpfast.models.methods import DEFAULT_METHOD, METHODS, PATTERN_METHOD
+from mpfast.models.methods import (
+    DEFAULT_METHOD,
+    DEFAULT_SHARES,
+    METHODS,
+    PATTERN_METHOD,
+    SHARES_BY_GRADIENTS,
+    Method,
+    method_named,
+)
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
+from mpfast.models.shared_counts import check_needs
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
@@ -44,7 +53,7 @@ class PruneOptions:
     sparsity: float | None
     method: str | None
     pattern: str | None
-    budget: Budget | None
+    budget: Budget | str | None
     embeddings: bool
     tol: float
     seed: int
@@ -54,25 +63,34 @@ class PruneOptions:
     ceiling: float | None = None
     masks: Mapping[str, Any] | None = None
     has_moments: bool = False
+    has_gradients: bool = False
     refit: int | None = None
     damping: float | None = None
 
     def __post_init__(self) -> None:
-        if sum(option is not None for option in (self.sparsity, self.pattern, self.budget, self.masks)) != 1:
+        if self.budget is not None and not isinstance(self.budget, Budget | str):
+            kind = type(self.budget).__name__
+            raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, or a name, not {kind}")
+        if isinstance(self.budget, str):
+            method_named(self.budget, " or a Budget, as Budget.from_json reads", "budget")
+        if isinstance(self.budget, str) and self.sparsity is None:
+            raise InvalidValueError("budget", f"{self.budget!r} shares out a sparsity, which is not given")
+        said = (self.sparsity, self.pattern, self.given_budget, self.masks)
+        if sum(option is not None for option in said) != 1:
             raise InvalidValueError("", "pass one of sparsity, pattern, budget and masks")
         self._check_method()
+        self._check_sharing()
         self._check_refit()
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if self.ceiling is not None:
             check_sparsity(self.ceiling, "ceiling")
-        if self.ceiling is not None and (self.sparsity is None or not self._cuts_all_together):
-            raise InvalidValueError("ceiling", "goes with sparsity and a method that cuts all layers together")
+        if self.ceiling is not None and (self.sparsity is None or self.sharing.is_even):
+            raise InvalidValueError(
+                "ceiling", "goes with sparsity and a method that takes more of one layer than another"
+            )
         if self.ceiling is not None and self.sparsity is not None and self.ceiling < self.sparsity:
             raise InvalidValueError("ceiling", f"must be at least the sparsity, {self.sparsity}, not {self.ceiling}")
-        if self.budget is not None and not isinstance(self.budget, Budget):
-            kind = type(self.budget).__name__
-            raise InvalidTypeError("budget", f"must be a Budget, as Budget.from_json reads, not {kind}")
         if self.pattern is not None and not self.chooser and self.method not in (None, DEFAULT_METHOD, PATTERN_METHOD):
             raise InvalidValueError("", f"a pattern is chosen by {PATTERN_METHOD}, not by method={self.method!r}")
         if self.wanted_pattern is not None and parsed_pattern(self.wanted_pattern) is None:
@@ -94,6 +112,15 @@ class PruneOptions:
         if self.method is not None and self.masks is not None:
             raise InvalidValueError("method", "chooses masks, which are given")
 
+    def _check_sharing(self) -> None:
+        if isinstance(self.budget, str) and self.method in METHODS:
+            raise InvalidValueError("", f"budget={self.budget!r} and method={self.method!r} both share it out")
+        if self.sparsity is not None:
+            argument = "budget" if isinstance(self.budget, str) else "method"
+            check_needs(self.sharing, moments=self.has_moments, gradients=self.has_gradients, argument=argument)
+        if self.has_gradients and (self.sparsity is None or "gradients" not in self.sharing.needs):
+            raise InvalidValueError("gradients", "go with sparsity and a budget that needs them")
+
     def _check_refit(self) -> None:
         for name, value in (("refit", self.refit), ("damping", self.damping)):
             if value is not None and not self.has_moments:
@@ -102,9 +129,20 @@ class PruneOptions:
             raise InvalidValueError("refit", f"must be an integer of at least 0, not {self.refit!r}")
 
     @property
-    def _cuts_all_together(self) -> bool:
-        name = self.method or (DEFAULT_FIT if self.has_moments else DEFAULT_METHOD)
-        return name in METHODS and not METHODS[name].same_share
+    def given_budget(self) -> Budget | None:
+        """The budget, where it is more than a name."""
+        return None if isinstance(self.budget, str) else self.budget
+
+    @property
+    def sharing(self) -> Method:
+        """How a sparsity is shared out over the layers."""
+        if isinstance(self.budget, str):
+            return METHODS[self.budget]
+        if self.method in METHODS:
+            return METHODS[str(self.method)]
+        if self.has_moments and self.has_gradients:
+            return METHODS[SHARES_BY_GRADIENTS]
+        return METHODS[DEFAULT_SHARES if self.has_moments else DEFAULT_METHOD]
 
     @property
     def chooser(self) -> str:
@@ -132,7 +170,7 @@ class PruneOptions:
     @property
     def wanted_pattern(self) -> str | None:
         """The pattern asked for, or that of the budget."""
-        return self.pattern if self.budget is None else self.budget.pattern
+        return self.pattern if self.given_budget is None else self.given_budget.pattern
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -142,8 +180,8 @@ class PruneOptions:
     @property
     def target(self) -> float:
         """Share of the entries that is to go."""
-        if self.budget is not None:
-            return self.budget.sparsity
+        if self.given_budget is not None:
+            return self.given_budget.sparsity
         if self.groups is not None:
             n, m = self.groups
             return 1 - n / m
@@ -155,14 +193,16 @@ class PruneOptions:
         if self.masks is not None:
             return "given masks"
         if self.budget is not None:
-            return self.budget.method
+            return self.budget if isinstance(self.budget, str) else self.budget.method
+        if self.has_gradients:
+            return self.sharing.name
         if self.chooser:
             return self.chooser
         return PATTERN_METHOD if self.pattern is not None else self.method or DEFAULT_METHOD
 
     @property
     def highest(self) -> float:
-        """Largest share of a layer that a global cut takes."""
+        """Largest share of a layer."""
         return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
 
 
@@ -207,7 +247,7 @@ def layers_to_prune(
     InvalidValueError
         No layer is left, or the budget does not fit the layers.
     """
-    budgeted = None if options.budget is None else {row.name: row for row in options.budget}
+    budgeted = None if options.given_budget is None else {row.name: row for row in options.given_budget}
     chosen = []
     for layer in layers:
         if options.masks is not None:

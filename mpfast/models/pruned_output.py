@@ -144,7 +144,9 @@ def _with_refit(row: LayerBudget, refit: Refit, written: str | None) -> LayerBud
     )
 
 
-def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -> tuple[Budget, tuple[str, ...]]:
+def write_pruned(
+    masking: MaskingPass, place: OutputDirectory, budget: Budget, documents: Mapping[str, str] | None = None
+) -> tuple[Budget, tuple[str, ...]]:
     """Write the pruned checkpoint, its masks and its budget, all or nothing.
 
     Parameters
@@ -155,6 +157,8 @@ def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -
         Where to write.
     budget
         Without rows.
+    documents
+        Texts of other files that are written beside, by name.
 
     Returns
     -------
@@ -170,7 +174,8 @@ def write_pruned(masking: MaskingPass, place: OutputDirectory, budget: Budget) -
             with mask_writer(staging / MASKS_FILE, shapes) as mask_file:
                 written = replace(budget, layers=masking.run(output, mask_file))
             left = output.finish()
-        (staging / BUDGET_FILE).write_text(written.to_json(), encoding="utf-8")
+        for name, text in {BUDGET_FILE: written.to_json(), **(documents or {})}.items():
+            (staging / name).write_text(text, encoding="utf-8")
         known = {row.file_name: row.content for row in written if row.content is not None}
         mark_output(staging, "prune", checkpoint, known)
     return written, left

@@ -14,7 +14,6 @@ import numpy as np
 
 from mpfast.arrays import boolean_mask
 from mpfast.checkpoints import (
-    WHOLE,
     Checkpoint,
     Layer,
     MaskFile,
@@ -25,20 +24,20 @@ from mpfast.checkpoints import (
     select_layers,
     unseen_quantisation,
 )
-from mpfast.models.analysis import analyze
+from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
-from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, name_in
-from mpfast.models.methods import DEFAULT_METHOD, METHODS
+from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
+from mpfast.models.methods import METHODS
 from mpfast.models.provenance import provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
+from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
 from mpfast.support import (
     InvalidTypeError,
-    InvalidValueError,
     check_flag,
     check_path,
     claimed_directory,
@@ -115,9 +114,10 @@ def prune(
     sparsity: float | None = None,
     method: str | None = None,
     pattern: str | None = None,
-    budget: Budget | None = None,
+    budget: Budget | str | None = None,
     masks: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     moments: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    gradients: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     refit: int | None = None,
     damping: float | None = None,
     include: NameFilter = None,
@@ -147,23 +147,28 @@ def prune(
         Share of the entries of the pruned layers to set to zero; met exactly, rounded down. Not with `pattern`, which
         fixes it, `budget` or `masks`.
     method : str, optional
-        Name of one of `mpfast.models.METHODS`, where each says what goes, or with `moments` of one of
-        `mpfast.models.FITTED_METHODS`. Default ``"obs"`` with moments, ``"spectral_budget"`` without.
+        Name of one of `mpfast.models.METHODS`, where each says what goes and what it needs, or with `moments` of one of
+        `mpfast.models.FITTED_METHODS`. Default ``"obs"`` with moments, ``"row"`` without: the best that were measured.
+        Budgets from spectra are there to reproduce papers, and were worse.
     pattern : str, optional
         ``"2:4"``: of every 4 consecutive weights along the inputs, the 2 largest stay; any ``n:m`` with n < m and m up
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
-    budget : Budget, optional
+    budget : Budget or str, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
-        `mpfast.Analysis.budget`. With `moments`, the method chooses which entries.
+        `mpfast.models.share_out`. With `moments`, the method chooses which entries. Or with `sparsity` the name of one
+        of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
         True = kept. Other layers stay dense.
     moments : path or mapping, optional
         Second moments of the layers' inputs: a file of ``mpfast moments`` or `SecondMoments.save`, a `SecondMoments`,
-        or a mapping from name of module or weight to array (in, in). With them, the weights that are kept get the
-        values with which the layers' outputs change least. A layer without a moment stays dense where `sparsity` or
-        `pattern` leave it to the moments what goes; else it is pruned as without them, its kept weights as they were.
-        The result says which, and why.
+        or a mapping from name of module or weight to array (in, in); an expert of a stack is called by the stack's name
+        with its number in brackets. With them, the weights that are kept get the values with which the layers' outputs
+        change least. A layer without a moment stays dense where `sparsity` or `pattern` leave it to the moments what
+        goes; else it is pruned as without them, its kept weights as they were. The result says which, and why.
+    gradients : path or mapping, optional
+        Of the loss in the layers' outputs, see `mpfast.models.share_out`: with `moments`, they share `sparsity` out by
+        ``"gauss_newton"`` unless `budget` says otherwise.
     refit : int, optional
         With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
     damping : float, optional
@@ -174,7 +179,7 @@ def prune(
     embeddings : bool
         Prune embeddings and the output heads of language models (``lm_head``), too.
     ceiling : float, optional
-        Largest sparsity of a layer where all layers are cut together. Default 0.9, or half way from `sparsity` to 1
+        Largest sparsity of a layer where they differ. Default 0.9, or half way from `sparsity` to 1
         where that is more; 1 lifts it.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
@@ -234,6 +239,7 @@ def prune(
         ceiling,
         masks=given,
         has_moments=moments is not None,
+        has_gradients=gradients is not None,
         refit=refit,
         damping=damping,
     )
@@ -253,6 +259,7 @@ def prune(
     if known is not None:
         warn_caller("prune", known.warning)
         layers = _fitted_layers(layers, skipped, known, options)
+    slopes = {} if gradients is None else gradients_of(gradients, layers)
     logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     # Of a path, the masks are in a file beside the weights.
     in_memory = not isinstance(model, str | os.PathLike)
@@ -272,9 +279,10 @@ def prune(
             sparsity=sparsity,
             method=options.label,
             pattern=pattern,
-            budget=None if budget is None else "given",
+            budget=budget if budget is None or isinstance(budget, str) else "given",
             masks=_named(masks),
             moments=_named(moments),
+            gradients=_named(gradients),
             moments_hash=None if known is None else known.hash,
             refit=None if known is None else options.steps,
             damping=None if known is None else options.damping,
@@ -294,13 +302,13 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, reports = _plan(checkpoint, layers, options)
+        plan, counts, reports = _plan(checkpoint, layers, options, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
                 known,
                 options.chooser,
-                {} if options.chooser == "" else _counts(layers, options),
+                counts,
                 options.groups,
                 options.steps,
                 options.factor_damping,
@@ -324,39 +332,46 @@ def prune(
 
 
 def _plan(
-    checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions
-) -> tuple[MaskPlan, Mapping[str, LayerReport]]:
-    """Decide what goes: by a pattern, by a budget, or by the method; with the spectra, where that takes them."""
+    checkpoint: Checkpoint,
+    layers: Sequence[Layer],
+    options: PruneOptions,
+    moments: LayerMoments | None,
+    gradients: Mapping[str, Any],
+) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
+    """Decide what goes, how much of each layer where that is known before, and with which spectra."""
     if options.masks is not None:
-        return GivenMasks(options.masks), {}
+        return GivenMasks(options.masks), {}, {}
     if options.groups is not None:
-        return Pattern(*options.groups, options.team), {}
-    if options.budget is not None:
-        return LayerCuts({row.name: row.pruned for row in options.budget}, options.team), {}
-    if options.chooser:
-        return LayerCuts(_counts(layers, options), options.team), {}
-    method = METHODS[options.method or DEFAULT_METHOD]
+        return Pattern(*options.groups, options.team), {}, {}
+    if options.given_budget is not None:
+        counts = {row.name: row.pruned for row in options.given_budget}
+        by_row = options.label in METHODS and METHODS[options.label].per_row
+        return (RowCuts if by_row else LayerCuts)(counts, options.team), counts, {}
+    method = options.sharing
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
-    return method.plan(checkpoint, layers, reports, options.target, options.highest, options.team), reports
-
-
-def _counts(layers: Sequence[Layer], options: PruneOptions) -> dict[str, int]:
-    """How many entries of each layer go, where it does not depend on the others."""
-    if options.budget is not None:
-        return {row.name: row.pruned for row in options.budget}
-    return {layer.name: floor_count(options.target, layer.size) for layer in layers}
+    if method.cuts_globally and not options.chooser:
+        scales = method.scales([reports.get(layer.name) for layer in layers], options.target)
+        pruned = floor_count(options.target, sum(layer.size for layer in layers))
+        return global_cut(checkpoint, layers, scales, pruned, options.highest, options.team), {}, reports
+    known = Knowledge(reports, moments, gradients, options.factor_damping)
+    bounds = Bounds.checked(options.target, ceiling=options.highest)
+    counts = shared_counts(method, checkpoint, layers, known, options.target, bounds, options.team)
+    return (RowCuts if method.per_row else LayerCuts)(counts, options.team), counts, reports
 
 
 def _fitted_layers(
     layers: list[Layer], skipped: dict[str, str], moments: LayerMoments, options: PruneOptions
 ) -> list[Layer]:
-    """Leave dense what has no moment, where it was left to the moments what goes."""
-    if not options.chooser or options.budget is not None:
+    """Leave dense what has no moment, where it was left to the moments what goes, or how much."""
+    measured = "moments" in options.sharing.needs
+    if options.given_budget is not None or not (options.chooser or measured):
         return layers
-    skipped |= {
-        layer.name: f"no second moment: {moments.reasons[layer.name]}" for layer in layers if layer not in moments
+    reasons = {
+        layer.name: moments.reason_against_one(layer) if measured else moments.reasons.get(layer.name, "")
+        for layer in layers
     }
-    return [layer for layer in layers if layer in moments]
+    skipped |= {name: f"no second moment: {reason}" for name, reason in reasons.items() if reason}
+    return [layer for layer in layers if not reasons[layer.name]]
 
 
 def _dropped_share(masks: Mapping[str, Any], layers: Sequence[Layer]) -> float:
@@ -384,18 +399,12 @@ def _named(given: Any) -> str | None:
 
 
 def _spectra(checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions) -> dict[str, LayerReport]:
-    names = {layer.name for layer in layers}
-    analysis = analyze(
+    return spectra_of(
         checkpoint,
-        include=names.__contains__,
-        views=WHOLE,
+        layers,
         tol=options.tol,
         seed=options.seed,
         device=options.device,
         threads=options.threads,
         progress=options.progress,
     )
-    for tensor in analysis.skipped:
-        if tensor.name in names:
-            raise InvalidValueError("", f"{tensor.name}: {tensor.reason}")
-    return {row.name: row for row in analysis}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from mpfast.checkpoints import Layer
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import MaskPlan, Refit, matrix_of
+from mpfast.models.moment_parts import Part
 from mpfast.support import argument_called, power_near
 
 __all__ = ["DEFAULT_FIT", "DEFAULT_STEPS", "FITTED_METHODS", "FittedMethod", "Refitting", "damping_for"]
@@ -127,34 +129,66 @@ class Refitting:
             return Refit(None, reason=self.moments.reasons[layer.name])
         if not self.chooser:
             self.masking.mask(layer, rows, keep)
-        stored = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes)
-        given = None if self.chooser else along_inputs(keep.reshape(layer.tensor_shape), layer.input_axes)
-        weights = widened(stored) if layer.dtype == "bfloat16" else stored
+        tensor, kept = rows.reshape(layer.tensor_shape), keep.reshape(layer.tensor_shape)
+        weights = widened(rows) if layer.dtype == "bfloat16" else rows
         if not np.isfinite(weights).all():
-            bad = np.argwhere(~np.isfinite(widened(rows) if layer.dtype == "bfloat16" else rows))
-            first = np.unravel_index(int(np.ravel_multi_index(tuple(bad[0]), rows.shape)), layer.tensor_shape)
-            raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in first))
-        whole, partial, kept_back = self.moments.factors(layer, self.damping)
-        with argument_called(f"the moment of {layer.name}", within="C"):
-            fit = self._fit(layer, weights, whole, given)
-            other = None if partial is None else self._fit(layer, weights, partial, given)
+            bad = np.argwhere(~np.isfinite(weights.reshape(layer.tensor_shape)))
+            raise_if_nonfinite(layer.name, len(bad), tuple(int(i) for i in bad[0]))
+        updated = tensor.copy()
+        changes = []
+        gone = seen = 0
+        for part in self.moments.parts(layer):
+            # So many of all so far that they add up to what is to go.
+            seen += tensor[part.index].size
+            pruned = 0
+            if self.chooser and not self.groups:
+                pruned = self.pruned[layer.name] * seen // layer.size - gone
+                gone += pruned
+            changes.append(self._refit(layer, part, tensor, updated, kept, pruned))
+        # A zero of either sign, where the mask is.
+        new = np.where(keep, updated.reshape(rows.shape), np.zeros((), rows.dtype))
+        return Refit(new, *_errors(changes))
+
+    def _refit(
+        self,
+        layer: Layer,
+        part: Part,
+        tensor: NDArray[Any],
+        updated: NDArray[Any],
+        keep: NDArray[np.bool_],
+        pruned: int,
+    ) -> _Changes:
+        """Write mask and weights of a part of a layer, `pruned` of its entries to go, and return what they change."""
+        shape = tensor[part.index].shape
+        axes = tuple(axis - (tensor.ndim - len(shape)) for axis in layer.input_axes)
+        stored = along_inputs(tensor[part.index], axes)
+        given = None if self.chooser else along_inputs(keep[part.index], axes)
+        whole, partial, kept_back = self.moments.factors(layer, part, self.damping)
+        with argument_called(f"the moment of {layer.name}{part.label}", within="C"):
+            fit = self._fit(layer, stored, whole, given, pruned)
+            other = None if partial is None else self._fit(layer, stored, partial, given, pruned)
         new = in_storage(np.asarray(fit.weights), layer.dtype)
+        masked = np.where(fit.mask, stored, np.zeros((), stored.dtype))
+        numbers = widened(stored) if layer.dtype == "bfloat16" else stored
+        unit = power_near(max(float(numbers.max()), -float(numbers.min()))), whole.root_unit
         heldout = None
         if other is not None:
             tried = in_storage(np.asarray(other.weights), layer.dtype)
-            heldout = self._error(stored, tried, layer, kept_back)
-        error = self._error(stored, new, layer, whole)
-        masked = self._error(stored, np.where(fit.mask, stored, np.zeros((), stored.dtype)), layer, whole)
-        keep[...] = from_inputs(fit.mask, layer.tensor_shape, layer.input_axes).reshape(keep.shape)
-        written = from_inputs(new, layer.tensor_shape, layer.input_axes).reshape(rows.shape)
-        # A zero of either sign, where the mask is.
-        return Refit(np.where(keep, written, np.zeros((), rows.dtype)), error, masked, heldout)
+            heldout = self._changes(stored, tried, layer, kept_back, unit)
+        keep[part.index] = from_inputs(fit.mask, shape, axes)
+        updated[part.index] = from_inputs(new, shape, axes)
+        square, change = self._changes(stored, new, layer, whole, unit)
+        _, by_mask = self._changes(stored, masked, layer, whole, unit)
+        return _Changes(round(math.log2(unit[0]) + math.log2(unit[1])), square, change, by_mask, heldout)
 
-    def _fit(self, layer: Layer, weights: NDArray[Any], factor: Any, given: NDArray[np.bool_] | None) -> Any:
+    def _fit(
+        self, layer: Layer, stored: NDArray[Any], factor: Any, given: NDArray[np.bool_] | None, pruned: int
+    ) -> Any:
+        weights = widened(stored) if layer.dtype == "bfloat16" else stored
         if given is not None:
             return reconstruct.refit(weights, factor, given, steps=self.steps, threads=self.threads)
         # Half an entry more than is asked for, so that no rounding of the share makes it one less.
-        share = None if self.groups else min(1.0, (self.pruned[layer.name] + 0.5) / layer.size)
+        share = None if self.groups else min(1.0, (pruned + 0.5) / stored.size)
         return reconstruct.prune(
             weights,
             factor,
@@ -165,12 +199,54 @@ class Refitting:
             threads=self.threads,
         )
 
-    def _error(self, before: NDArray[Any], after: NDArray[Any], layer: Layer, factor: Any) -> float:
-        """``tr (W - V) C (W - V)^T / tr W C W^T`` of weights as they are stored."""
+    def _changes(
+        self, before: NDArray[Any], after: NDArray[Any], layer: Layer, factor: Any, unit: tuple[float, float]
+    ) -> tuple[float, float]:
+        """``tr W C W^T`` and ``tr (W - V) C (W - V)^T`` of weights as they are stored, over the square of a unit."""
         target = matrix_of(before, layer)
-        numbers = widened(before) if layer.dtype == "bfloat16" else before
-        unit = power_near(max(float(numbers.max()), -float(numbers.min()))), factor.root_unit
         total = _core.quadratic_error(target, None, factor.moment, unit, self.threads)
         change = _core.quadratic_error(target, matrix_of(after, layer), factor.moment, unit, self.threads)
         # Rounding may leave a change of nothing below zero.
-        return max(change, 0.0) / total if total > 0 else 0.0
+        return total, max(change, 0.0)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Mean squares of the outputs of a part of a layer, and of what has changed them.
+
+    Attributes
+    ----------
+    unit : int
+        Power of two in whose square the others are.
+    square, change, masked
+        Of the outputs; of the change by the new weights, and by the mask alone.
+    heldout
+        The first two on data held out, where there is any.
+    """
+
+    unit: int
+    square: float
+    change: float
+    masked: float
+    heldout: tuple[float, float] | None
+
+
+def _errors(parts: Sequence[_Changes]) -> tuple[float, float, float | None]:
+    """The shares of all parts' mean squares that the changes are: of the fit, of the mask alone, and held out."""
+    largest = max((part.unit for part in parts if part.square > 0), default=0)
+
+    def share(pairs: Iterable[tuple[_Changes, float, float]]) -> float:
+        square = change = 0.0
+        for part, before, changed in pairs:
+            # What vanishes here is nothing beside the others.
+            shift = min(0, 2 * (part.unit - largest))
+            square += math.ldexp(before, shift)
+            change += math.ldexp(changed, shift)
+        return change / square if square > 0 else 0.0
+
+    heldout = [(part, *part.heldout) for part in parts if part.heldout is not None]
+    return (
+        share((part, part.square, part.change) for part in parts),
+        share((part, part.square, part.masked) for part in parts),
+        share(heldout) if heldout else None,
+    )

@@ -99,8 +99,8 @@ class Analysis(Rows[LayerReport]):
         -------
         dict
             ``layers``, ``entries`` (of the matrices analysed), ``skipped``, ``spikes``,
-            ``spikes_above_edge``, ``verdicts`` (verdict -> layers), ``with_warnings``, the medians over the
-            layers ``median_bulk_fraction``, ``median_hill_alpha`` and ``median_stable_rank`` (NaN without layers;
+            ``spikes_above_edge``, ``signals``, ``verdicts`` (verdict -> layers), ``with_warnings``, the medians over
+            the layers ``median_bulk_fraction``, ``median_hill_alpha`` and ``median_stable_rank`` (NaN without layers;
             layers where a measure is undefined are left out of its median), and ``seconds``.
         """
         return {
@@ -109,6 +109,7 @@ class Analysis(Rows[LayerReport]):
             "skipped": len(self.skipped),
             "spikes": sum(row.spikes for row in self.layers),
             "spikes_above_edge": sum(row.spikes_above_edge for row in self.layers),
+            "signals": sum(row.signals for row in self.layers),
             "verdicts": dict(Counter(row.verdict for row in self.layers)),
             "with_warnings": sum(bool(row.warnings) for row in self.layers),
             "median_bulk_fraction": _median(row.bulk_fraction for row in self.layers),
@@ -314,7 +315,7 @@ def columns_of(analyses: Iterable[Analysis]) -> list[str]:
 def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
     """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
     columns = (["source"] if with_source else []) + columns_of(analyses)
-    lines = [_csv_line(columns)]
+    lines = [csv_line(columns)]
     for found in analyses:
         for row in found:
             cells = row.to_dict()
@@ -322,11 +323,11 @@ def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
             cells["shape"] = "x".join(map(str, row.shape))
             cells["warnings"] = "; ".join(row.warnings)
             cells |= {"source": found.source} if with_source else {}
-            lines.append(_csv_line([cells.get(column, "") for column in columns]))
+            lines.append(csv_line([cells.get(column, "") for column in columns]))
     return "".join(lines)
 
 
-def _csv_line(cells: Sequence[Any]) -> str:
+def csv_line(cells: Sequence[Any]) -> str:
     """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
     stream = io.StringIO()
     # With this end of line, a cell with either of its characters is quoted.

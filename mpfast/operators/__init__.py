@@ -2,7 +2,23 @@
 
 from mpfast.operators.dask import aligned
 from mpfast.operators.gram import gram_product
+from mpfast.operators.of_outputs import InputRoot, OutputSource
 from mpfast.operators.opening import open_source
 from mpfast.operators.protocol import LanczosRun, Source, gram_memory, start_run
+from mpfast.operators.restricted import RestrictedSource
+from mpfast.operators.scaling import energies, scaled
 
-__all__ = ["LanczosRun", "Source", "aligned", "gram_memory", "gram_product", "open_source", "start_run"]
+__all__ = [
+    "InputRoot",
+    "LanczosRun",
+    "OutputSource",
+    "RestrictedSource",
+    "Source",
+    "aligned",
+    "energies",
+    "gram_memory",
+    "gram_product",
+    "open_source",
+    "scaled",
+    "start_run",
+]

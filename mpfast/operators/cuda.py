@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.host import MatrixSource
-from mpfast.operators.protocol import gram_memory
+from mpfast.operators.protocol import LanczosRun, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class DeviceSource:
     """A matrix in device memory."""
 
     exact_norm = True
+    factors: Factors | None = None
 
     def __init__(self, matrix: _cuda.Matrix, threads: int) -> None:
         self.backend = cuda_backend()
@@ -46,8 +49,24 @@ class DeviceSource:
         self.device = f"cuda:{matrix.device}"
         self.scale_exponent: int = self.backend.scale_exponent(matrix)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _cuda.LanczosRun:
-        run: _cuda.LanczosRun = self.backend.lanczos_run(self.matrix, width, seed, stream, self.scale_exponent, precise)
+    def scaled(self, factors: Factors) -> DeviceSource:
+        other = copy.copy(self)
+        other.factors = factors
+        other.scale_exponent = self.backend.scale_exponent(self.matrix, factors.pair) + factors.exponent
+        return other
+
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        if run is not None and run.energies is not None:
+            return run.energies
+        rows, columns, nonfinite, row, col = self.backend.energies(self.matrix, self._exponent, self._pair)
+        raise_if_nonfinite("W", nonfinite, (row, col))
+        return rows, columns
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> _cuda.LanczosRun:
+        double = precise or (self.factors is not None and self.factors.need_double)
+        run: _cuda.LanczosRun = self.backend.lanczos_run(
+            self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies
+        )
         return run
 
     def squared_norm(self, measured: float) -> float | None:
@@ -61,22 +80,37 @@ class DeviceSource:
         values = np.sqrt(np.maximum(self._eigenvalues(gram)[::-1], 0.0))
         if rank and _loses_the_quartile(values[:rank]):
             # Too badly conditioned for W^T W: the host's bidiagonalisation decides, on a copy.
-            return MatrixSource(self._on_host(), self.threads).singular_values()
+            on_host = MatrixSource(self._on_host(), self.threads)
+            return (on_host if self.factors is None else on_host.scaled(self.factors)).singular_values()
         values[rank:] = 0.0
         return values * unit, fro_norm, True
 
     def gram(self) -> Array:
         with gram_memory(self.shape):
-            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self.scale_exponent)
+            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self._exponent, self._pair)
         raise_if_nonfinite("W", nonfinite, (row, col))
         symmetric: Array = 0.5 * (gram + gram.T)
         return symmetric
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        product: NDArray[Any] = self.backend.multiply(
-            self.matrix, np.ascontiguousarray(X), transpose, self.scale_exponent
-        )
+        if self.factors is None:
+            return self._product(X, transpose)
+        inner, outer = self.factors.across(transpose)
+        vectors = times(X.astype(np.float64) if self.factors.need_double else X, inner)
+        return times(self._product(vectors, transpose), outer)
+
+    def _product(self, X: NDArray[Any], transpose: bool) -> NDArray[Any]:
+        """With the matrix as it is stored."""
+        product: NDArray[Any] = self.backend.multiply(self.matrix, np.ascontiguousarray(X), transpose, self._exponent)
         return product
+
+    @property
+    def _exponent(self) -> int:
+        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
+
+    @property
+    def _pair(self) -> Energies | None:
+        return None if self.factors is None else self.factors.pair
 
     def _eigenvalues(self, gram: Array) -> Array:
         """Ascending, by cuSOLVER where the process has PyTorch or CuPy loaded, else by the host."""
@@ -104,7 +138,7 @@ class StreamedSource(MatrixSource):
         self.target = device
         self.device = str(device)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> _cuda.LanczosRun:
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
         run: _cuda.LanczosRun = self.target.backend.lanczos_run_streamed(
             self.matrix.owner,
             self.dtype,
@@ -112,9 +146,11 @@ class StreamedSource(MatrixSource):
             width,
             seed,
             stream,
-            self.scale_exponent,
-            precise,
+            self._exponent,
+            precise or (self.factors is not None and self.factors.need_double),
             PANEL_BYTES,
+            factors=self._pair,
+            energies=energies,
         )
         return run
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_matrix, check_matrix, raise_if_nonfinite, refuse_masked
+from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.linear_operator import OperatorSource
+from mpfast.operators.protocol import LanczosRun
 from mpfast.support import InvalidValueError
 
 Array = NDArray[np.float64]
@@ -54,7 +57,28 @@ class DaskOperator:
         self._blocks: list[Any] = list(merged.to_delayed().ravel())
         long_chunks = merged.chunks[1 if self._wide else 0]
         self._offsets = np.concatenate([[0], np.cumsum(long_chunks)]).astype(int).tolist()
+        self._factors: Factors | None = None
         self._squares: float | None = None
+        self._energies: Energies | None = None
+        self._asked_for_energies = False
+
+    def scaled(self, factors: Factors) -> DaskOperator:
+        """The same matrix with its rows and columns multiplied by factors, but for their power of two."""
+        other = copy.copy(self)
+        other._factors, other._squares, other._energies = factors, None, None
+        return other
+
+    def ask_for_energies(self) -> None:
+        """Let the next product find the energies, too."""
+        self._asked_for_energies = True
+
+    def energies(self) -> Energies:
+        """Sums of the squares of every row and column: as a product has seen them, else by a product with nothing."""
+        if self._energies is None:
+            self.ask_for_energies()
+            self.apply(np.zeros((1, min(self.shape))))
+        assert self._energies is not None
+        return self._energies
 
     def frobenius_squared(self) -> float | None:
         """Squared Frobenius norm, as the first product saw it; None before."""
@@ -67,17 +91,41 @@ class DaskOperator:
         """Gram product of the short side: rows of X (count, p) to (count, p)."""
         total = np.zeros_like(X)
         squares = 0.0
-        found = self._each(_block_gram, X, [self._wide] * len(self._blocks))
-        for number, (product, trace, nonfinite, row, col) in enumerate(found):
+        energies = self._asked_for_energies and self._energies is None
+        short, long = np.zeros(min(self.shape)), np.zeros(max(self.shape))
+        found = self._each(_block_gram, X, [(self._wide, factors, energies) for factors in self._block_factors()])
+        for number, (product, trace, nonfinite, row, col, seen) in enumerate(found):
             at = self._offsets[number]
             raise_if_nonfinite("W", nonfinite, (row, col + at) if self._wide else (row + at, col))
             total += product
             squares += trace
+            if seen is not None:
+                long[at : self._offsets[number + 1]] = seen[1 if self._wide else 0]
+                short += seen[0 if self._wide else 1]
         self._squares = squares
+        if energies:
+            self._energies = (short, long) if self._wide else (long, short)
         return total
+
+    def _block_factors(self) -> list[Energies | None]:
+        """Factors of the rows and columns of every block."""
+        factors = self._factors
+        if factors is None:
+            return [None] * len(self._blocks)
+        spans = zip(self._offsets[:-1], self._offsets[1:], strict=True)
+        if self._wide:
+            return [(factors.rows, factors.columns[a:b]) for a, b in spans]
+        return [(factors.rows[a:b], factors.columns) for a, b in spans]
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
+        if self._factors is not None:
+            inner, outer = self._factors.across(transpose)
+            return times(self._plain_product(times(X, inner), transpose=transpose), outer)
+        return self._plain_product(X, transpose=transpose)
+
+    def _plain_product(self, X: NDArray[Any], *, transpose: bool) -> Array:
+        """With the matrix as it is stored."""
         spans = list(zip(self._offsets[:-1], self._offsets[1:], strict=True))
         if transpose == self._wide:  # the long side is the result's
             result = np.concatenate(list(self._each(_block_product, X, [transpose] * len(spans))), axis=1)
@@ -93,7 +141,7 @@ class DaskOperator:
         self,
         function: Callable[..., Any],
         X: NDArray[Any] | None,
-        flags: list[bool],
+        options: Sequence[Any],
         pieces: list[NDArray[Any]] | None = None,
     ) -> Iterator[Any]:
         """Results of all blocks, in their order."""
@@ -101,8 +149,8 @@ class DaskOperator:
         task = dask.delayed(function, pure=False)
         shared = dask.delayed(np.ascontiguousarray(X), pure=False) if X is not None else None
         tasks = [
-            task(block, shared if pieces is None else np.ascontiguousarray(pieces[number]), flag, self._threads)
-            for number, (block, flag) in enumerate(zip(self._blocks, flags, strict=True))
+            task(block, shared if pieces is None else np.ascontiguousarray(pieces[number]), option, self._threads)
+            for number, (block, option) in enumerate(zip(self._blocks, options, strict=True))
         ]
         return iter(dask.compute(*tasks))
 
@@ -112,11 +160,19 @@ def aligned(array: Any) -> Any:
     return np.require(array, requirements="A") if isinstance(array, np.ndarray) else array
 
 
-def _block_gram(block: Any, X: Array, wide: bool, threads: int) -> tuple[Array, float, int, int, int]:
+def _block_gram(
+    block: Any, X: Array, options: tuple[bool, Energies | None, bool], threads: int
+) -> tuple[Array, float, int, int, int, Energies | None]:
+    wide, factors, with_energies = options
     refuse_masked(block, "W")
     matrix = as_matrix(aligned(np.asarray(block)))
-    product, trace, nonfinite, row, col = _core.gram_product(matrix, X, "left" if wide else "right", threads)
-    return product, trace, nonfinite, row, col
+    rows, columns = matrix.shape
+    energies = (np.empty(rows), np.empty(columns)) if with_energies else None
+    side = "left" if wide else "right"
+    product, trace, nonfinite, row, col = _core.gram_product(
+        matrix, X, side, threads, factors=factors, energies=energies
+    )
+    return product, trace, nonfinite, row, col, energies
 
 
 def _block_product(block: Any, X: Array, transpose: bool, threads: int) -> Array:
@@ -130,10 +186,16 @@ class DaskSource(OperatorSource):
     """A Dask array, multiplied on its workers block by block; methods as in `mpfast.operators.protocol.Source`."""
 
     device = "dask"
+    operator: DaskOperator
 
     def __init__(self, operator: DaskOperator, threads: int) -> None:
         super().__init__(operator, threads)
         self.exact_norm = True
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+        if energies:
+            self.operator.ask_for_energies()
+        return super().start(width, seed, stream, precise=precise, energies=energies)
 
     def squared_norm(self, measured: float) -> float | None:
         return self.operator.frobenius_squared()  # known since the first product

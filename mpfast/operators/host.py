@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.protocol import LanczosRun, gram_memory
 
 __all__ = ["MatrixSource"]
@@ -21,6 +23,7 @@ class MatrixSource:
 
     device = "cpu"
     exact_norm = True
+    factors: Factors | None = None
 
     def __init__(self, matrix: _core.Matrix, threads: int) -> None:
         self.matrix = matrix
@@ -29,23 +32,61 @@ class MatrixSource:
         self.dtype: str = matrix.dtype
         self.scale_exponent: int = _core.scale_exponent(matrix)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
-        return _core.lanczos_run(self.matrix, width, seed, stream, self.scale_exponent, precise, self.threads)
+    def scaled(self, factors: Factors) -> MatrixSource:
+        other = copy.copy(self)
+        other.factors = factors
+        other.scale_exponent = _core.scale_exponent(self.matrix, factors.pair) + factors.exponent
+        return other
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+        double = precise or (self.factors is not None and self.factors.need_double)
+        return _core.lanczos_run(
+            self.matrix,
+            width,
+            seed,
+            stream,
+            self._exponent,
+            double,
+            self.threads,
+            factors=self._pair,
+            energies=energies,
+        )
 
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
     def singular_values(self) -> tuple[Array, float, bool]:
         with gram_memory(self.shape):
-            values, fro_norm, nonfinite, row, col, route = _core.exact_values(self.matrix, self.threads)
+            values, fro_norm, nonfinite, row, col, route = _core.exact_values(self.matrix, self.threads, self._pair)
         raise_if_nonfinite("W", nonfinite, (row, col))
-        return values, fro_norm, route == "gram"
+        unit = 1.0 if self.factors is None else 2.0**self.factors.exponent
+        return values * unit, fro_norm * unit, route == "gram"
 
     def gram(self) -> Array:
         with gram_memory(self.shape):
-            gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self.scale_exponent, self.threads)
+            gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self._exponent, self.threads, self._pair)
         raise_if_nonfinite("W", nonfinite, (row, col))
         return gram
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
-        return _core.multiply(self.matrix, np.ascontiguousarray(X), transpose, self.threads, self.scale_exponent)
+        if self.factors is None:
+            return _core.multiply(self.matrix, np.ascontiguousarray(X), transpose, self.threads, self._exponent)
+        inner, outer = self.factors.across(transpose)
+        vectors = times(X.astype(np.float64) if self.factors.need_double else X, inner)
+        return times(_core.multiply(self.matrix, vectors, transpose, self.threads, self._exponent), outer)
+
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        if run is not None and run.energies is not None:
+            return run.energies
+        rows, columns, nonfinite, row, col = _core.energies(self.matrix, self._exponent, self.threads, self._pair)
+        raise_if_nonfinite("W", nonfinite, (row, col))
+        return rows, columns
+
+    @property
+    def _exponent(self) -> int:
+        """The scale exponent of products with the matrix and its factors, whose power of two they do not know."""
+        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
+
+    @property
+    def _pair(self) -> Energies | None:
+        return None if self.factors is None else self.factors.pair

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.protocol import LanczosRun, Multiplier, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 Array = NDArray[np.float64]
 
-__all__ = ["GramOperator", "OperatorSource", "is_operator"]
+__all__ = ["GramOperator", "OperatorSource", "ScaledOperator", "is_operator"]
 
 # What two products that are each other's adjoint may differ by, in roundings of their norms; and in what splitting a
 # vector in two changes, where an operator rounds more than its type says.
@@ -81,15 +83,27 @@ class GramOperator:
             first = np.lexsort((columns, rows))[0]
             raise_if_nonfinite("W", len(bad), (int(rows[first]), int(columns[first])))
 
-    def frobenius_squared(self) -> float | None:
-        """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
+    def frobenius_squared(self, factors: Factors | None = None) -> float | None:
+        """Squared Frobenius norm, with factors; None for an operator, whose entries nobody sees."""
         if self._sparse is None:
             return None
-        entries = self._sparse.data.astype(np.float64)
+        entries = self._entries(factors)
         largest = float(np.abs(entries).max(initial=0.0))
         if largest > 0 and not 1e-140 < largest < 1e140:
             raise InvalidValueError("", f"the largest entry of W is {largest:.1g}: its square is no float64", "scale W")
         return float(np.sum(entries**2))
+
+    def _entries(self, factors: Factors | None) -> Array:
+        """Those that are stored of a sparse matrix, times those of their row and column."""
+        entries: Array = self._sparse.data.astype(np.float64)
+        if factors is None:
+            return entries
+        entries *= factors.rows[self._rows()] * factors.columns[self._sparse.indices]
+        return entries
+
+    def _rows(self) -> NDArray[np.intp]:
+        """The row of every entry that is stored."""
+        return np.repeat(np.arange(self.shape[0]), np.diff(self._sparse.indptr))
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
@@ -160,12 +174,75 @@ class GramOperator:
         wide = self.shape[0] < self.shape[1]
         return self.multiply(self.multiply(X, transpose=wide), transpose=not wide)
 
+    def energies(self, factors: Factors | None = None) -> Energies | None:
+        """Sums of the squares of every row and column, with factors; None for an operator."""
+        if self._sparse is None:
+            return None
+        with np.errstate(over="ignore"):
+            squares = self._entries(factors) ** 2
+        rows = self._rows()
+        sums = (np.bincount(k, squares, size) for k, size in zip((rows, self._sparse.indices), self.shape, strict=True))
+        row_sums, column_sums = (each.astype(np.float64) for each in sums)
+        return row_sums, column_sums
+
+    def scaled(self, factors: Factors) -> ScaledOperator:
+        """The same matrix with its rows and columns multiplied by factors, but for their power of two."""
+        return ScaledOperator(self, factors)
+
+
+class Scalable(Protocol):
+    """What a `ScaledOperator` multiplies with; as in `mpfast.operators.protocol.Multiplier`, `factors` of one's own."""
+
+    shape: tuple[int, int]
+    dtype: str
+
+    def frobenius_squared(self, factors: Factors | None = None) -> float | None: ...
+    def energies(self, factors: Factors | None = None) -> Energies | None: ...
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array: ...
+    def scaled(self, factors: Factors) -> ScaledOperator: ...
+
+
+class ScaledOperator:
+    """The Gram operator of a scaled matrix, by products with the one that is read; methods as in `Multiplier`."""
+
+    def __init__(self, operator: Scalable, factors: Factors) -> None:
+        self.shape = operator.shape
+        self.dtype = operator.dtype
+        self._operator = operator
+        self._factors = factors
+
+    def frobenius_squared(self) -> float | None:
+        """Squared Frobenius norm; None for an operator, whose entries nobody sees."""
+        return self._operator.frobenius_squared(self._factors)
+
+    def singular_values(self) -> None:
+        """Return None: those that an operator knows are not those of the scaled matrix."""
+
+    def apply(self, X: Array) -> Array:
+        """Gram product of the short side: rows of X (count, p) to (count, p)."""
+        wide = self.shape[0] < self.shape[1]
+        return self.multiply(self.multiply(X, transpose=wide), transpose=not wide)
+
+    def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
+        """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
+        inner, outer = self._factors.across(transpose)
+        return times(self._operator.multiply(times(X.astype(np.float64), inner), transpose=transpose), outer)
+
+    def energies(self) -> Energies | None:
+        """Sums of the squares of every row and column; None where nobody sees the entries."""
+        return self._operator.energies(self._factors)
+
+    def scaled(self, factors: Factors) -> ScaledOperator:
+        """The matrix that is read, with these factors in the place of those that it has."""
+        return self._operator.scaled(factors)
+
 
 class OperatorSource:
     """A matrix that its owner multiplies with, in fp64; methods as in `mpfast.operators.protocol.Source`."""
 
     device = "cpu"
     scale_exponent = 0
+    factors: Factors | None = None
 
     def __init__(self, operator: Multiplier, threads: int) -> None:
         self.operator = operator
@@ -175,7 +252,18 @@ class OperatorSource:
         self._squared_norm = operator.frobenius_squared()
         self.exact_norm = self._squared_norm is not None
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
+    def scaled(self, factors: Factors) -> OperatorSource:
+        other = copy.copy(self)
+        other.operator = self.operator.scaled(factors)
+        other._squared_norm = other.operator.frobenius_squared()
+        other.factors = factors
+        other.scale_exponent += factors.exponent - (0 if self.factors is None else self.factors.exponent)
+        return other
+
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        return self.operator.energies()
+
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
         return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
@@ -196,8 +284,9 @@ class OperatorSource:
             return known, float(np.linalg.norm(known)), False
         gram = self.gram()
         eigenvalues = _core.symmetric_eigenvalues(gram, self.threads)
-        values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-        return values, float(np.sqrt(np.trace(gram))), True
+        unit = 2.0**self.scale_exponent
+        values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0)) * unit
+        return values, float(np.sqrt(np.trace(gram))) * unit, True
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         return self.operator.multiply(X, transpose=transpose)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.arrays import raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factors
 from mpfast.support import InvalidValueError, OutOfMemoryError
 
 __all__ = ["LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
@@ -42,6 +43,10 @@ class LanczosRun(Protocol):
     def stats(self) -> tuple[float, int, int, int]:
         """Squared Frobenius norm, number of non-finite entries, row and column of the first, as the first pass saw."""
 
+    @property
+    def energies(self) -> Energies | None:
+        """Of the rows and columns, (m,) and (n,), as the first pass saw them; None where they were not asked for."""
+
     def advance(self, steps: int) -> None:
         """Take up to ``steps`` further steps."""
 
@@ -70,11 +75,18 @@ class Multiplier(Protocol):
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> Array:
         """Rows of X (count, n) by ``W^T``: (count, m); with ``transpose`` (count, m) by W: (count, n)."""
 
+    def energies(self) -> Energies | None:
+        """Sums of the squares of every row and column; None where nobody sees the entries."""
+
+    def scaled(self, factors: Factors) -> Multiplier:
+        """The same matrix with its rows and columns multiplied by factors, but for their power of two."""
+
 
 class Source(Protocol):
     """A matrix of shape (m, n) as the numerical methods see it.
 
-    All methods work on the Gram operator of the short side, ``p = min(m, n)``, of ``2**-scale_exponent`` times W.
+    All methods work on the Gram operator of the short side, ``p = min(m, n)``, of ``2**-scale_exponent`` times W. Where
+    there are ``factors`` W stands for the matrix that they make of the one that is read.
     """
 
     shape: tuple[int, int]
@@ -82,9 +94,10 @@ class Source(Protocol):
     device: str
     scale_exponent: int
     exact_norm: bool
+    factors: Factors | None
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool) -> LanczosRun:
-        """Begin a block Lanczos run; ``precise`` asks for fp64 products."""
+    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+        """Begin a block Lanczos run; ``precise`` asks for fp64 products, ``energies`` for those of the first pass."""
 
     def squared_norm(self, measured: float) -> float | None:
         """Squared Frobenius norm of the scaled matrix; ``measured`` is what the first pass saw. None if unknown."""
@@ -98,12 +111,18 @@ class Source(Protocol):
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         """Rows of ``X`` (count, n) times the scaled ``W^T``: (count, m); ``transpose``: (count, m) to (count, n)."""
 
+    def energies(self, run: LanczosRun | None) -> Energies | None:
+        """As `mpfast.operators.energies`."""
+
+    def scaled(self, factors: Factors) -> Source:
+        """The matrix that is read, with these factors in the place of those that it has."""
+
 
 SourceT = TypeVar("SourceT", bound=Source)
 
 
 def start_run(
-    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool
+    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool, energies: bool = False
 ) -> tuple[LanczosRun, SourceT]:
     """Begin a block Lanczos run and take its first steps; return it, and the source that it multiplies with.
 
@@ -116,7 +135,7 @@ def start_run(
     ValueError
         W has non-finite entries, or its squared Frobenius norm is no float64.
     """
-    run = source.start(width, seed, stream, precise=precise)
+    run = source.start(width, seed, stream, precise=precise, energies=energies)
     run.advance(steps)
     squared_norm, nonfinite, row, col = run.stats
     raise_if_nonfinite("W", nonfinite, (row, col))
@@ -126,7 +145,7 @@ def start_run(
         raise InvalidValueError("", "the squares of the entries of W leave the range of float64", "scale W")
     rescaled = copy.copy(source)
     rescaled.scale_exponent += math.frexp(math.sqrt(squared_norm))[1]
-    run = rescaled.start(width, seed, stream, precise=precise)
+    run = rescaled.start(width, seed, stream, precise=precise, energies=energies)
     run.advance(steps)
     return run, rescaled
 

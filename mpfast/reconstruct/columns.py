@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast import _core
+from mpfast.reconstruct.conjugate_gradients import check_steps, finish
 from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.gradients import row_weights
 from mpfast.reconstruct.layer import Layer
-from mpfast.reconstruct.least_squares import check_steps, finish
 from mpfast.reconstruct.rounds import alternating, gradual
 from mpfast.reconstruct.selection import Selection
+from mpfast.reconstruct.surgery import open_surgery
 from mpfast.support import InvalidValueError, front_door, thread_count
 
 __all__ = ["prune"]
@@ -87,28 +87,26 @@ def prune(
     >>> bool((fit.mask.reshape(-1, 4).sum(axis=1) == 2).all()), fit.error < 0.5 * fit.masked_error
     (True, True)
     """
-    if not isinstance(method, str) or method not in _METHODS:
-        raise InvalidValueError("method", f"must be {', '.join(map(repr, _METHODS))}, not {method!r}")
+    methods = ("obs", *_IN_ROUNDS)
+    if method not in methods:
+        raise InvalidValueError("method", f"must be {', '.join(map(repr, methods))}, not {method!r}")
     steps = check_steps(refit, "refit")
+    if method == "obs":
+        surgery = open_surgery(W, C, thread_count(threads), pattern)
+        selection = Selection.of(surgery.shape, sparsity, pattern)
+        if gradients is not None:
+            surgery.weigh_rows(row_weights(gradients, "gradients", surgery.shape[0]))
+        surgery.columns(selection=selection, again=steps > 0)
+        surgery.finish(steps)
+        return surgery.fit()
     layer = Layer(W, C, thread_count(threads))
     selection = Selection.of(layer.shape, sparsity, pattern)
     if gradients is not None:
         layer.weigh_rows(row_weights(gradients, "gradients", layer.shape[0]))
-    values, keep = _METHODS[method](layer, selection, steps > 0)
+    values, keep = _IN_ROUNDS[method](layer, selection)
     finish(layer, values, keep, steps)
     return layer.fit(values, keep)
 
 
-def _surgeon(layer: Layer, selection: Selection, again: bool) -> tuple[Single, Mask]:
-    values, keep = layer.start(again=again or layer.factor.is_delicate), np.ones(layer.shape, np.bool_)
-    pruned = None if selection.pattern else selection.pruned
-    _core.obs_columns(values, keep, layer.factor.upper, pruned, selection.pattern, None, layer.threads)
-    return values, keep
-
-
-# Given whether the weights are refitted afterwards. The others refit themselves, too.
-_METHODS: dict[str, Callable[[Layer, Selection, bool], tuple[Single, Mask]]] = {
-    "obs": _surgeon,
-    "gradual": lambda layer, selection, _: gradual(layer, selection),
-    "admm": lambda layer, selection, _: alternating(layer, selection),
-}
+# They refit the weights themselves, too.
+_IN_ROUNDS: dict[str, Callable[[Layer, Selection], tuple[Single, Mask]]] = {"gradual": gradual, "admm": alternating}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, check_matrix, host_copy, raise_if_nonfinite, wide
+from mpfast.arrays import SecondMoment, wide
 from mpfast.support import InvalidValueError, KeptProperty, front_door, power_near, thread_count
 
 __all__ = ["Factor", "as_factor"]
@@ -18,8 +18,6 @@ __all__ = ["Factor", "as_factor"]
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
 
-# The largest |C_ij - C_ji|, in units of the largest diagonal entry, that rounding may leave.
-_ASYMMETRY = 1e-4
 # What an input that is always zero has on the diagonal, in units of the mean, where no damping gives it more.
 _LEAST_DIAGONAL = 2.0**-20
 _LARGEST_DAMPING = 1e6
@@ -37,8 +35,8 @@ class Factor:
     refit of a language model, 30 % of each diagonal entry (``damping=0, diagonal=0.3``) holds better on text that was
     not seen; before one of MiniLM, an encoder, 1 % was the better.
 
-    The factors are computed when they are first needed, and kept; they take 8 bytes for each entry of C, and 4 more for
-    ``method="admm"``.
+    The factors are computed when they are first needed, on the host, and kept; they take 8 bytes for each entry of C,
+    and 4 more for ``method="admm"``. For weights on a GPU they are copied there once, where they take the same.
 
     Parameters
     ----------
@@ -83,24 +81,15 @@ class Factor:
         self.damping = _share(damping, "damping")
         self.diagonal = _share(diagonal, "diagonal")
         self._threads = thread_count(threads)
-        self._array, self._dtype = as_numpy(host_copy(C), name="C")
-        check_matrix(self._array.shape, self._dtype, "C")
-        if self._array.shape[0] != self._array.shape[1]:
-            raise InvalidValueError("C", f"must be square, but has shape {self._array.shape}")
-        self.inputs = len(self._array)
-        self._matrix = _core.Matrix(self._array, self._dtype)
-        entries, asymmetry, *bad = _core.examine_moment(self._matrix, self._threads)
-        raise_if_nonfinite("C", bad[0], (bad[1], bad[2]))
-        largest = float(entries.max())
-        if float(entries.min()) < 0 or asymmetry > _ASYMMETRY * max(largest, 0.0):
-            raise InvalidValueError(
-                "C",
-                "is no second moment: it must be symmetric, its diagonal must not be negative, and no |C_ij| be above "
-                "sqrt(C_ii C_jj)",
-            )
+        given = SecondMoment.of(C, "C", self._threads)
+        self._array, self._dtype, self._matrix = given.array, given.dtype, given.matrix
+        self._diagonal = given.diagonal
+        self.inputs = len(given.array)
+        largest = float(given.diagonal.max())
         if largest > sys.float_info.max / (self.inputs * (1 + self.damping + self.diagonal)):
             raise InvalidValueError("C", f"has entries whose sum no number holds, the largest {largest:g}", "scale it")
-        self._diagonal = entries
+        # By the number of a GPU, what is kept there: see mpfast.reconstruct.cuda.
+        self.on_devices: dict[int, Any] = {}
 
     def __repr__(self) -> str:
         return f"Factor({self.inputs} inputs, damping={self.damping:g}, diagonal={self.diagonal:g})"
@@ -211,6 +200,10 @@ class Factor:
         damped: Array = (self.moment + self.moment.T) / 2
         np.fill_diagonal(damped, self.damped_diagonal)
         return damped
+
+    def damped_in_units(self) -> Array:
+        """H over the power of two in whose units `upper` is, in float64."""
+        return self.damped() / self._unit
 
     def check_inputs(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless weights of this shape take as many inputs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ class Grid:
 class Fit:
     """New weights of a layer, which of them are kept, and by how much its outputs change.
 
-    Errors are computed when they are asked for, in float64, for the weights as they are stored.
+    Errors are computed when they are asked for, in float64, on the host, for the weights as they are stored.
 
     Attributes
     ----------
@@ -60,9 +61,9 @@ class Fit:
     damping: float
     diagonal: float
     grid: Grid | None = None
-    _target: _core.Matrix = field(repr=False, kw_only=True)
-    _values: _core.Matrix = field(repr=False, kw_only=True)
-    _masked: Any = field(repr=False, kw_only=True)
+    _target: Callable[[], _core.Matrix] = field(repr=False, kw_only=True)
+    _values: Callable[[], _core.Matrix] = field(repr=False, kw_only=True)
+    _masked: Callable[[], _core.Matrix] = field(repr=False, kw_only=True)
     _factor: Factor = field(repr=False, kw_only=True)
     _unit: float = field(repr=False, kw_only=True, default=1.0)
     _threads: int = field(repr=False, kw_only=True, default=0)
@@ -70,7 +71,7 @@ class Fit:
     @KeptProperty
     def error(self) -> float:
         """``tr (W - V) C (W - V)^T / tr W C W^T``, C undamped: the mean squared change of the outputs."""
-        return self._relative(self._values, self._factor, self._square)
+        return self._relative(self._values(), self._factor, self._square)
 
     @KeptProperty
     def masked_error(self) -> float:
@@ -86,8 +87,8 @@ class Fit:
         ValueError, TypeError
             As `Factor`, or the moment is of another number of inputs.
         """
-        factor = as_factor(C, self._target.shape, self._threads)
-        return self._relative(self._values, factor, self._square_with(factor))
+        factor = as_factor(C, tuple(self.mask.shape), self._threads)
+        return self._relative(self._values(), factor, self._square_with(factor))
 
     @KeptProperty
     def _square(self) -> float:
@@ -103,4 +104,5 @@ class Fit:
 
     def _quadratic(self, values: _core.Matrix | None, factor: Factor) -> float:
         """``tr (W - V) C (W - V)^T``, or ``tr W C W^T``, in units in which W and C are near 1."""
-        return _core.quadratic_error(self._target, values, factor.moment, (self._unit, factor.root_unit), self._threads)
+        unit = self._unit, factor.root_unit
+        return _core.quadratic_error(self._target(), values, factor.moment, unit, self._threads)

@@ -24,10 +24,16 @@ from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.fit import Fit, Grid
 from mpfast.support import power_near
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "relative_rows"]
 
 Single = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+
+def relative_rows(roots: NDArray[np.float64]) -> Single:
+    """Return what rows are multiplied with, (out,), over the largest, and not so little that it would be lost."""
+    relative: Single = np.maximum((roots / roots.max()).astype(np.float32), np.float32(2.0**-30))
+    return relative
 
 
 class Layer:
@@ -58,8 +64,7 @@ class Layer:
 
     def weigh_rows(self, roots: NDArray[np.float64]) -> None:
         """Multiply the rows: every row is refitted for itself, and this only says which of them may lose more."""
-        relative = (roots / roots.max()).astype(np.float32)[:, None]
-        self._rows = np.maximum(relative, np.float32(2.0**-30))
+        self._rows = relative_rows(roots)[:, None]
         self.weights *= self._rows
 
     def wide(self) -> NDArray[np.float64]:
@@ -94,8 +99,8 @@ class Layer:
             self.factor.damping,
             self.factor.diagonal,
             None if grid is None else Grid(grid.bits, grid.group, grid.scale * np.float32(self.unit), grid.zero),
-            _target=_core.Matrix(target, self._dtype),
-            _values=_core.Matrix(stored, self._dtype),
+            _target=lambda: _core.Matrix(target, self._dtype),
+            _values=lambda: _core.Matrix(stored, self._dtype),
             _masked=lambda: _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), self._dtype),
             _factor=self.factor,
             _unit=self.unit,

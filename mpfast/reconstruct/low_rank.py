@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast import _core
-from mpfast.arrays import as_numpy, check_matrix, host_copy, in_storage, like_stored, raise_if_nonfinite, wide
+from mpfast.arrays import as_numpy, check_matrix, host_copy, in_storage, like_stored
 from mpfast.reconstruct.factor import Factor, as_factor
 from mpfast.reconstruct.gradients import row_weights
+from mpfast.spectra import PrincipalOutputs
 from mpfast.support import (
     InvalidTypeError,
     InvalidValueError,
@@ -29,7 +29,9 @@ Array = NDArray[np.float64]
 
 
 @front_door
-def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = None) -> tuple[Any, Any]:
+def lowrank(
+    W: Any, C: Any, rank: int | None = None, *, error: float | None = None, threads: int | None = None
+) -> tuple[Any, Any]:
     """Split W into ``A @ B`` of a rank, so that the layer's outputs change least.
 
     The best of all matrices of that rank is ``Q Q^T W``, with Q the leading eigenvectors of ``W H W^T``: the projection
@@ -46,6 +48,8 @@ def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = No
     error
         In its place, the largest error: the least rank with
         ``tr (W - A B) C (W - A B)^T <= error * tr W C W^T``.
+    threads
+        Number of threads; the result does not depend on it.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = No
     >>> A.shape, B.shape
     ((16, 4), (4, 32))
     """
-    outputs = _Outputs(W, C, "W")
+    outputs = _Outputs(W, C, "W", thread_count(threads))
     if (rank is None) == (error is None):
         raise InvalidValueError("", "one of rank and error is needed", "give a rank, or the largest error")
     if error is not None:
@@ -88,7 +92,11 @@ def lowrank(W: Any, C: Any, rank: int | None = None, *, error: float | None = No
 
 @front_door
 def lowrank_pooled(
-    layers: Mapping[str, tuple[Any, Any]], share: float, *, gradients: Mapping[str, Any] | None = None
+    layers: Mapping[str, tuple[Any, Any]],
+    share: float,
+    *,
+    gradients: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> dict[str, tuple[Any, Any] | None]:
     """Factor many layers, their ranks taken from one budget of parameters: the directions that matter most come first.
 
@@ -106,6 +114,8 @@ def lowrank_pooled(
         directions and what they add are those of the loss (Gauss-Newton), which matters much. One backward pass gives
         them, of random directions of the model's output. An output counts for at least 1 % of the layer's mean. Without
         gradients, all outputs of all layers count alike.
+    threads
+        Number of threads; the result does not depend on it.
 
     Returns
     -------
@@ -140,78 +150,42 @@ def lowrank_pooled(
         raise InvalidTypeError("gradients", f"must be a mapping from name to array, not {type(gradients).__name__}")
     if gradients is not None and (missing := [name for name in layers if name not in gradients]):
         raise MissingKeyError("gradients", f"has none for {missing[0]!r}")
-    opened = {name: _opened(name, pair, gradients) for name, pair in layers.items()}
+    count = thread_count(threads)
+    opened = {name: _opened(name, pair, gradients, count) for name, pair in layers.items()}
     shapes, values = ({name: getattr(layer, of) for name, layer in opened.items()} for of in ("shape", "energies"))
     ranks = _pooled_ranks(shapes, values, float(share))
     return {name: None if rank is None else opened[name].factors(rank) for name, rank in ranks.items()}
 
 
-def _opened(name: str, pair: Any, gradients: Mapping[str, Any] | None) -> _Outputs:
+def _opened(name: str, pair: Any, gradients: Mapping[str, Any] | None, threads: int) -> _Outputs:
     where = f"layers[{name!r}]"
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InvalidValueError(where, "must be a pair of W and C")
     with argument_called(f"C of {where}", within="C"):
         W, C = pair
-        return _Outputs(W, C, where, None if gradients is None else (gradients[name], f"gradients[{name!r}]"))
+        return _Outputs(W, C, where, threads, None if gradients is None else (gradients[name], f"gradients[{name!r}]"))
 
 
 class _Outputs:
     """The principal directions of a layer's outputs, each weighted by a gradient and its name where one is given."""
 
-    def __init__(self, W: Any, C: Any, name: str, gradient: tuple[Any, str] | None = None) -> None:
+    def __init__(self, W: Any, C: Any, name: str, threads: int, gradient: tuple[Any, str] | None = None) -> None:
         self._given = W
         array, self._dtype = as_numpy(host_copy(W), name=name)
         check_matrix(array.shape, self._dtype, name)
-        self.shape: tuple[int, int] = array.shape
-        self._factor: Factor = as_factor(C, self.shape, 0)
-        weights = wide(array, self._dtype)
-        largest = float(np.abs(weights).max())
-        if not np.isfinite(largest):
-            bad = ~np.isfinite(weights)
-            row, column = np.unravel_index(int(bad.argmax()), bad.shape)
-            raise_if_nonfinite(name, int(bad.sum()), (int(row), int(column)))
-        # What the rows are multiplied with.
-        self._roots = np.ones(len(weights)) if gradient is None else row_weights(*gradient, len(weights))
-        # No square overflows in these units.
-        self._unit = largest or 1.0
-        self._weights = self._roots[:, None] * (weights / self._unit)
-        self._scale = float(self._factor.damped_diagonal.mean())
-        energies, self._directions = self._leading()
-        #: What each direction adds to the mean square of the outputs, descending, (min(out, in),); inf beyond range.
-        with np.errstate(over="ignore"):
-            self.energies = energies * self._unit * self._unit * self._scale
-
-    def _leading(self) -> tuple[Array, Array]:
-        """Eigenvalues of W H W^T, descending, and its eigenvectors, from the smaller side."""
-        rows, cols = self.shape
-        threads = thread_count(None)
-        damped = self._factor.damped() / self._scale
-        image = self._weights @ damped
-        if rows <= cols:
-            values, vectors = _core.symmetric_eigenvectors(image @ self._weights.T, threads)
-            return np.maximum(values[::-1], 0.0), np.ascontiguousarray(vectors[::-1].T)
-        # With W = Q R, they are those of R H R^T turned by Q.
-        basis, small = _core.orthonormal_rows(np.ascontiguousarray(self._weights.T), threads)
-        values, vectors = _core.symmetric_eigenvectors(small @ damped @ small.T, threads)
-        return np.maximum(values[::-1], 0.0), basis.T @ vectors[::-1].T
+        self._factor: Factor = as_factor(C, array.shape, threads)
+        roots = None if gradient is None else row_weights(*gradient, len(array))
+        self._outputs = PrincipalOutputs(array, self._dtype, name, self._factor.damped(), threads, roots)
+        self.shape, self.energies = self._outputs.shape, self._outputs.energies
 
     def factors(self, rank: int) -> tuple[Any, Any]:
         """A and B of the best product of this rank."""
-        left = self._directions[:, :rank]
-        right = left.T @ self._weights
-        norms = np.sqrt(np.linalg.norm(right, axis=1))
-        balance = np.where(norms > 0, norms, 1.0)
-        root = np.sqrt(self._unit)
-        left = left * balance * root / self._roots[:, None]
-        return self._stored(left), self._stored(right / balance[:, None] * root)
+        left, right = self._outputs.factors(rank)
+        return self._stored(left), self._stored(right)
 
     def rank_for(self, error: float) -> int:
         """The least rank whose error, by C undamped, is no larger; the full one where none is."""
-        moment = self._factor.moment / self._scale
-        image = self._weights @ moment
-        total = float(np.vdot(image, self._weights))
-        turned = self._directions.T @ image
-        captured = np.cumsum((turned * (self._directions.T @ self._weights)).sum(axis=1))
+        captured, total = self._outputs.captured(self._factor.moment)
         # Rounding of sums of so many terms.
         enough = captured >= (1 - error) * total - 1e-12 * total
         return int(enough.argmax()) + 1 if enough.any() else len(captured)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from mpfast import _core
-from mpfast.arrays import boolean_mask
-from mpfast.reconstruct.fit import Fit, Grid
-from mpfast.reconstruct.layer import Layer
+from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.selection import Selection
+from mpfast.reconstruct.surgery import open_surgery
 from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count
 
 __all__ = ["quantize"]
@@ -82,24 +78,16 @@ def quantize(
         raise InvalidValueError("bits", f"must be at most {MOST_BITS}, not {bits!r}")
     if sum(option is not None for option in (mask, sparsity, pattern)) > 1:
         raise InvalidValueError("", "mask, sparsity and pattern exclude each other")
-    layer = Layer(W, C, thread_count(threads))
-    if not 2.0**-_SCALES < layer.unit < 2.0**_SCALES:
-        raise InvalidValueError("W", f"is near {layer.unit:g}: its scales, in single precision, are off", "scale it")
-    rows, cols = layer.shape
+    surgery = open_surgery(W, C, thread_count(threads), pattern)
+    if not 2.0**-_SCALES < surgery.unit < 2.0**_SCALES:
+        raise InvalidValueError("W", f"is near {surgery.unit:g}: its scales, in single precision, are off", "scale it")
+    cols = surgery.shape[1]
     width = cols if group is None else min(positive_integer(group, "group"), cols)
-    keep, pruned, groups = np.ones(layer.shape, np.bool_), None, None
-    if mask is not None:
-        keep = np.array(boolean_mask(mask, layer.shape, "W"), order="C")
-    elif sparsity is not None or pattern is not None:
-        selection = Selection.of(layer.shape, sparsity, pattern)
+    selection = None
+    if sparsity is not None or pattern is not None:
+        selection = Selection.of(surgery.shape, sparsity, pattern)
         groups = selection.pattern
-        pruned = None if groups else selection.pruned
-    if groups is not None and width != cols and width % groups[1]:
-        raise InvalidValueError("group", f"must be a multiple of the pattern's {groups[1]}, not {group!r}")
-    shape = rows, -(-cols // width)
-    grid = Grid(int(bits), width, np.empty(shape, np.float32), np.empty(shape, np.float32))
-    values = layer.start(again=False)
-    _core.obs_columns(
-        values, keep, layer.factor.upper, pruned, groups, (grid.bits, width, grid.scale, grid.zero), layer.threads
-    )
-    return layer.fit(values, keep, grid)
+        if groups is not None and width != cols and width % groups[1]:
+            raise InvalidValueError("group", f"must be a multiple of the pattern's {groups[1]}, not {group!r}")
+    surgery.columns(mask=mask, selection=selection, grid=(int(bits), width), again=False)
+    return surgery.fit()

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
+from mpfast.reconstruct.conjugate_gradients import settle
 from mpfast.reconstruct.layer import Layer
-from mpfast.reconstruct.least_squares import settle
 from mpfast.reconstruct.selection import Selection
 
 __all__ = ["alternating", "gradual"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.support import InvalidValueError, check_sparsity, floor_count, parsed_pattern
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "parsed_group"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,15 @@ class Selection:
         size = shape[0] * shape[1]
         if sparsity is not None:
             return cls(floor_count(check_sparsity(sparsity), size))
-        n, m = _group(pattern)
+        n, m = parsed_group(pattern)
         if shape[1] % m:
             raise InvalidValueError("pattern", f"does not fit: rows of {shape[1]} cannot be cut into groups of {m}")
         return cls(size // m * (m - n), (n, m))
+
+    @property
+    def request(self) -> tuple[int | None, tuple[int, int] | None]:
+        """The number of entries that go or the pattern: what is asked of the core."""
+        return (None, self.pattern) if self.pattern else (self.pruned, None)
 
     def part(self, share: float) -> Selection:
         """Return what prunes this share of the entries that are to go; at least one of a group stays."""
@@ -61,7 +66,8 @@ class Selection:
         return keep
 
 
-def _group(pattern: Any) -> tuple[int, int]:
+def parsed_group(pattern: Any) -> tuple[int, int]:
+    """Return n and m of a pattern; ValueError unless it is one."""
     text = f"{pattern[0]}:{pattern[1]}" if isinstance(pattern, tuple) and len(pattern) == 2 else pattern
     found = parsed_pattern(text)
     if found is None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
+from mpfast.reconstruct.factor import Factor
 from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.layer import Layer
 from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count
@@ -37,7 +39,7 @@ def drop_inputs(W: Any, C: Any, count: int, *, group: int = 1, threads: int | No
         How many consecutive inputs go together: 1 for neurons, the size of a head for heads. It divides the number of
         inputs.
     threads
-        Number of threads for what is in the core; the result does not depend on it.
+        Number of threads; the result does not depend on it.
 
     Returns
     -------
@@ -70,27 +72,12 @@ def drop_inputs(W: Any, C: Any, count: int, *, group: int = 1, threads: int | No
     groups = inputs // size
     if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or not 0 <= count < groups:
         raise InvalidValueError("count", f"must be an integer between 0 and {groups - 1}, not {count!r}")
-    weights = layer.wide() / layer.unit
-    surgeon = _Surgeon(weights, _inverse(layer), size, int(count))
+    weights = np.ascontiguousarray(layer.wide() / layer.unit)
+    surgeon = _Surgeon(weights, layer.factor, size, int(count), layer.threads)
     for _ in range(int(count)):
         surgeon.drop_one()
     keep = np.broadcast_to(np.repeat(surgeon.alive, size), layer.shape).copy()
     return layer.fit(np.where(keep, surgeon.weights(weights), 0.0), keep)
-
-
-def _inverse(layer: Layer) -> Array:
-    damped = layer.factor.damped()
-    mean = float(np.diagonal(damped).mean())
-    singular = InvalidValueError("C", "is singular with this damping", "raise the damping")
-    try:
-        inverse: Array = np.asarray(np.linalg.inv(damped / mean), np.float64)
-    except np.linalg.LinAlgError as error:
-        raise singular from error
-    # The variance of each input over what the others leave of it.
-    explained = np.diagonal(inverse) * (np.diagonal(damped) / mean)
-    if not ((explained > 0) & (explained < _MOST_EXPLAINED)).all():
-        raise singular
-    return inverse
 
 
 class _Surgeon:
@@ -102,10 +89,17 @@ class _Surgeon:
     what goes next, after each removal.
     """
 
-    def __init__(self, weights: Array, inverse: Array, size: int, most: int) -> None:
+    def __init__(self, weights: Array, factor: Factor, size: int, most: int, threads: int) -> None:
         self.size = size
+        self._threads = threads
+        damped = factor.damped()
+        damped /= float(damped.diagonal().mean())
+        inverse = self._inverted(damped)
+        # The variance of each input over what the others leave of it.
+        if not (inverse.diagonal() * damped.diagonal() < _MOST_EXPLAINED).all():
+            raise _singular()
         self.alive = np.ones(len(inverse) // size, np.bool_)
-        self._inverse, self._gram = inverse, weights.T @ weights
+        self._inverse, self._gram = inverse, self._product(weights.T, weights)
         self._blocks, self._gram_blocks = self._diagonal_blocks(inverse), self._diagonal_blocks(self._gram)
         self._gone: list[int] = []
         # A row for every input that is gone: P_J and c as they were then, and what changed G.
@@ -113,18 +107,20 @@ class _Surgeon:
 
     def drop_one(self) -> None:
         """Remove the group whose loss costs least, of equal ones the first."""
-        costs = np.einsum("gij,gji->g", np.linalg.inv(self._blocks[self.alive]), self._gram_blocks[self.alive])
+        costs = _core.removal_costs(self._blocks[self.alive], self._gram_blocks[self.alive], self._threads)
+        if np.isnan(costs).any():
+            raise _singular()
         chosen = int(np.flatnonzero(self.alive)[int(costs.argmin())])
         here = slice(chosen * self.size, (chosen + 1) * self.size)
         done = len(self._gone) * self.size
         earlier_rows, earlier_shares, earlier_changes = (
             part[:done] for part in (self._rows, self._shares, self._changes)
         )
-        rows = self._inverse[here] - earlier_rows[:, here].T @ earlier_shares
-        share: Array = np.asarray(np.linalg.solve(rows[:, here], rows), np.float64)
-        gram = self._gram[here] - earlier_shares[:, here].T @ earlier_changes
-        gram -= earlier_changes[:, here].T @ earlier_shares
-        change: Array = gram - 0.5 * gram[:, here] @ share
+        rows = self._inverse[here] - self._product(earlier_rows[:, here].T, earlier_shares)
+        share = self._product(self._inverted(rows[:, here]), rows)
+        gram = self._gram[here] - self._product(earlier_shares[:, here].T, earlier_changes)
+        gram -= self._product(earlier_changes[:, here].T, earlier_shares)
+        change: Array = gram - 0.5 * self._product(gram[:, here], share)
         self._blocks -= self._products(rows, share)
         both = self._products(share, change)
         self._gram_blocks -= both + both.transpose(0, 2, 1)
@@ -140,8 +136,19 @@ class _Surgeon:
         for number, chosen in enumerate(self._gone):
             here = slice(chosen * self.size, (chosen + 1) * self.size)
             done = number * self.size
-            lost[:, done : done + self.size] = weights[:, here] - lost[:, :done] @ self._shares[:done, here]
-        return weights - lost @ self._shares[:count]
+            lost[:, done : done + self.size] = weights[:, here] - self._product(
+                lost[:, :done], self._shares[:done, here]
+            )
+        return weights - self._product(lost, self._shares[:count])
+
+    def _product(self, a: Array, b: Array) -> Array:
+        return _core.dense_product(np.ascontiguousarray(a), np.ascontiguousarray(b), self._threads)
+
+    def _inverted(self, matrix: Array) -> Array:
+        inverse, pivot = _core.positive_inverse(np.ascontiguousarray(matrix), self._threads)
+        if pivot >= 0:
+            raise _singular()
+        return inverse
 
     def _diagonal_blocks(self, matrix: Array) -> Array:
         groups = np.arange(len(matrix)).reshape(-1, self.size)
@@ -152,3 +159,7 @@ class _Surgeon:
         shape = len(a), len(self.alive), self.size
         products: Array = np.einsum("aki,akj->kij", a.reshape(shape), b.reshape(shape))
         return products
+
+
+def _singular() -> InvalidValueError:
+    return InvalidValueError("C", "is singular with this damping", "raise the damping")

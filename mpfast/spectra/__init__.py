@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from mpfast.spectra import lowrank
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.estimate import measured_spectrum, spectrum
 from mpfast.spectra.krylov_svd import SVD, svd
 from mpfast.spectra.laws import (
     MarchenkoPastur,
@@ -17,27 +16,44 @@ from mpfast.spectra.laws import (
     tracy_widom_threshold,
 )
 from mpfast.spectra.measured import Spectrum, fit_values
+from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.metrics import METRICS, spectral_metrics
-from mpfast.spectra.request import SpectrumMethod
+from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.principal_outputs import PrincipalOutputs
+from mpfast.spectra.request import NoiseModel, SpectrumMethod
+from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
+from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes
+    from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
+    from mpfast.spectra.subsampled import fixed_aspect_hill
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
+    from mpfast.spectra.synthetic_noise import uneven_family
 
 __all__ = [
     "METRICS",
     "SVD",
+    "BothModels",
     "EdgeFit",
     "MarchenkoPastur",
     "MarchenkoPasturEigenvalues",
     "Measure",
+    "NoiseModel",
+    "NoiseProfile",
+    "PrincipalOutputs",
+    "QuantizationNoise",
     "Randomness",
+    "SeparableEdge",
+    "SeparableLaw",
     "Spectrum",
     "SpectrumMethod",
     "TracyWidom",
+    "TruncationRank",
+    "checked_error",
     "clean",
     "critical_signal",
     "current_axes",
@@ -46,13 +62,18 @@ __all__ = [
     "effective_rows",
     "family",
     "fit_values",
+    "fixed_aspect_hill",
+    "grid_variance",
     "haar_sparsify",
     "largest_value_pvalue",
     "low_rank",
     "lowrank",
+    "measured_both",
     "measured_spectrum",
     "optimal_threshold",
+    "quantization_noise",
     "randomness",
+    "separable_edge",
     "shrink",
     "shrink_to_diagonal",
     "sigma_plus",
@@ -61,13 +82,23 @@ __all__ = [
     "spectrum",
     "svd",
     "tracy_widom_threshold",
+    "uneven_family",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
-        for file in ("synthetic", "singular_vectors", "second_moment", "plot"):
+        files = (
+            "synthetic",
+            "synthetic_noise",
+            "singular_vectors",
+            "second_moment",
+            "subsampled",
+            "quantization",
+            "plot",
+        )
+        for file in files:
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

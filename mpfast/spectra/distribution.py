@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,7 @@ from mpfast.support import KeptProperty
 
 Array = NDArray[np.float64]
 
-__all__ = ["Measure"]
+__all__ = ["Measure", "jackknife_error"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,27 @@ class Measure:
             return np.zeros(s.shape)
         return (self.cdf(s + width) - self.cdf(s - width)) / (2 * width)
 
+    def without_largest(self, share: float) -> Measure:
+        """The distribution of the values that are left when the largest, a ``share`` of all, are taken away."""
+        order = np.argsort(-self.nodes, kind="stable")
+        beyond = np.cumsum(self.weights[order]) - share
+        kept = np.clip(beyond, 0.0, self.weights[order])
+        # Sums of weights round: what is left of a node that goes is no node.
+        some = kept > 1e-9 * self.weights[order]
+        return Measure(self.nodes[order][some], kept[some] / kept[some].sum())
+
     def moment(self, power: int) -> float:
         """Mean of ``s**power``."""
         return float(self.weights @ self.nodes**power)
+
+
+def jackknife_error(replicates: Sequence[float]) -> float:
+    """Return one standard error of an estimate, of those without one probe each; 0 where there are none."""
+    count = len(replicates)
+    if count < 2:
+        return 0.0
+    values = np.asarray(replicates)
+    jackknife = math.sqrt((count - 1) / count * float(((values - values.mean()) ** 2).sum()))
+    # The jackknife of few probes scatters itself. For intervals of one and of two standard errors to cover what they
+    # should, Student's law asks for 1.08 and 1.21 times as much with 8 probes, 1.02 and 1.04 with 32; this is between.
+    return jackknife * math.sqrt((count + 1) / (count - 1))

@@ -6,51 +6,78 @@ the constants.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mpfast.operators import Source, open_source
-from mpfast.spectra.edge import SQUARES_RESOLUTION
+from mpfast.operators import Source, energies
+from mpfast.spectra.edge import SQUARES_RESOLUTION, has_variance
+from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.request import Request, SpectrumMethod
-from mpfast.spectra.session import INITIAL_STEPS, MARGIN, MAX_WIDTH, Session
-from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
+from mpfast.spectra.noise import Energies
+from mpfast.spectra.request import Request
+from mpfast.spectra.session import MARGIN, Session
+from mpfast.spectra.work import (
+    EXACT_UP_TO,
+    LANCZOS_FROM,
+    MAX_PROBES,
+    exact_is_cheaper,
+    exact_is_possible,
+    first_probes,
+)
+from mpfast.support import InvalidValueError, KeptProperty
 
-__all__ = ["estimate_spectrum", "measured_spectrum", "spectrum"]
-
-
-Array = NDArray[np.float64]
-
-# Up to here every singular value costs no more than an estimate of their distribution.
-EXACT_UP_TO = 1024
-# Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
-EXACT_FLOPS = 5.6e12
-# The smallest p a block Krylov space is worth the name for.
-LANCZOS_FROM = 64
-MAX_PROBES = 512
-# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
-PROBE_MASS = 32768
-# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
-EDGE_NOISE = 0.4
+__all__ = ["Estimate"]
 
 
-def estimate_spectrum(source: Source, request: Request) -> Spectrum:
-    """Measure the spectrum of an open source as requested; its ``threads`` and ``device`` are its own."""
-    p = min(source.shape)
-    if request.method == "lanczos" and p < LANCZOS_FROM:
-        raise InvalidValueError(
-            "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
+# Probes of a run that is only to find strong triplets.
+ROUGH_PROBES = 8
+
+
+class Estimate:
+    """One spectrum under way: what a first look says, and the spectrum itself once that is asked for."""
+
+    def __init__(self, source: Source, request: Request) -> None:
+        """Begin as requested; the request's ``threads`` and ``device`` are the source's own."""
+        p = min(source.shape)
+        if request.method == "lanczos" and p < LANCZOS_FROM:
+            raise InvalidValueError(
+                "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
+            )
+        wants_exact = (
+            request.method == "auto" and not request.fixed and exact_is_cheaper(source, first_probes(p, request))
         )
-    wants_exact = (
-        request.method == "auto" and not request.fixed and _exact_is_cheaper(source, _first_probes(p, request))
-    )
-    if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
-        return exact_spectrum(source, request)
-    return lanczos_spectrum(source, request)
+        exact = request.method == "exact" or p < LANCZOS_FROM or wants_exact
+        self.source = source
+        self._request = request
+        self._session = None if exact else _begun(source, request)
+        #: Every singular value, or what the first steps say.
+        self.look = (
+            exact_spectrum(source, request) if self._session is None else self._session.after(self._session.steps)
+        )
+
+    @KeptProperty
+    def finished(self) -> Spectrum:
+        """The spectrum as accurate as asked for."""
+        return self.look if self._session is None else _grown(self._session, self._request)
+
+    @KeptProperty
+    def energies(self) -> Energies | None:
+        """Of rows and columns; None where nobody sees the entries, or where their variance is no float64."""
+        if not has_variance(self.look):
+            return None
+        source, run = self.source, None
+        if self._session is not None:
+            source, run = self._session.source, self._session.runs[0]
+        found = energies(source, run)
+        return None if found is None else Energies(*found, source.scale_exponent)
+
+    def leading(self, floor: float, limit: int) -> Leading:
+        """At most ``limit`` singular triplets of values above ``floor``; asked for before `finished`."""
+        if self._session is not None:
+            return leading_of_session(self._session, floor, limit)
+        if min(self.source.shape) <= EXACT_UP_TO:
+            return leading_of_gram(self.source, floor, limit, self._request.thread_count)
+        rough = replace(self._request, method="lanczos", probes=ROUGH_PROBES, steps=None)
+        return leading_of_session(_begun(self.source, rough), floor, limit)
 
 
 def exact_spectrum(source: Source, request: Request) -> Spectrum:
@@ -67,22 +94,27 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
     )
 
 
-def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
-    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+def _begun(source: Source, request: Request) -> Session:
+    """A session after its first steps, in fp64 where fp32 leaves the bulk too few digits."""
     p = min(source.shape)
-    probes = int(request.probes) if request.probes is not None else _first_probes(p, request)
+    probes = int(request.probes) if request.probes is not None else first_probes(p, request)
     session = Session(source, request, precise=False)
     session.add_probes(probes)
     if session.needs_double():
         session = Session(session.source, request, precise=True)
         session.add_probes(probes)
+    return session
 
-    if request.method == "auto" and session.values_repeat() and _exact_is_possible(source):
+
+def _grown(session: Session, request: Request) -> Spectrum:
+    """Block Lanczos quadrature, grown until the requested accuracy holds."""
+    source = session.source
+    if request.method == "auto" and session.values_repeat() and exact_is_possible(source):
         return exact_spectrum(session.source, request)
     while True:
         if request.steps is None:
             session.settle()
-        if request.method == "auto" and session.shows_zeros() and _exact_is_possible(source):
+        if request.method == "auto" and session.shows_zeros() and exact_is_possible(source):
             return exact_spectrum(session.source, request)
         result = session.spectrum()
         if result.values is not None:
@@ -108,7 +140,7 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
         if relative_error <= MARGIN * request.tol:
             return result
         more = session.probes_missing(relative_error)
-        if request.method == "auto" and _exact_is_cheaper(source, more):
+        if request.method == "auto" and exact_is_cheaper(source, more):
             return exact_spectrum(session.source, request)
         more = min(more, MAX_PROBES - session.probes)
         if more < 1 and relative_error <= request.tol:
@@ -121,105 +153,3 @@ def lanczos_spectrum(source: Source, request: Request) -> Spectrum:
                 f"{session.probes} probes and {session.steps} steps; method='exact' gives it without error",
             )
         session.add_probes(more)
-
-
-def _exact_is_possible(source: Source) -> bool:
-    """Whether all singular values take some ten seconds at most."""
-    p, q = min(source.shape), max(source.shape)
-    return 2.0 * q * p * p + 8.0 * p**3 <= EXACT_FLOPS
-
-
-def _first_probes(p: int, request: Request) -> int:
-    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
-    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
-    wanted = max(for_tol, PROBE_MASS / p, 4.0)
-    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
-
-
-def _exact_is_cheaper(source: Source, probes: int) -> bool:
-    """Whether all singular values cost less than ``probes`` probes, in time and within a sane amount of memory."""
-    p, q = min(source.shape), max(source.shape)
-    if p <= EXACT_UP_TO:
-        return True
-    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
-    exact = 2.0 * q * p * p + 8.0 * p**3
-    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
-    return exact < lanczos and 8 * p * p < 2**32
-
-
-@front_door
-def spectrum(
-    W: Any,
-    *,
-    method: SpectrumMethod = "auto",
-    tol: float = 5e-3,
-    probes: int | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    device: str | None = None,
-) -> Spectrum:
-    """Measure the singular-value distribution of a matrix.
-
-    Parameters
-    ----------
-    W
-        2-D real array of any framework (float64, float32, float16, bfloat16; any strides), shape (m, n); also a SciPy
-        sparse matrix or `LinearOperator`. Never copied as a whole, never modified.
-    method
-        ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
-        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 1024 or where it is
-        cheaper than meeting ``tol``, else Lanczos.
-    tol
-        Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds.
-    probes, steps
-        Fix the work of a Lanczos run instead; then ``tol`` is not looked at.
-    seed
-        Of the probe vectors. Same seed, same input: the same bits, whatever the number of threads.
-    threads
-        Number of threads; default every core this process may use, or ``OMP_NUM_THREADS``.
-    device
-        Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
-        is too large for it; ``"cpu"`` insists on the host.
-
-    Returns
-    -------
-    Spectrum
-
-    Raises
-    ------
-    ValueError
-        W is empty, not 2-D, or has non-finite entries; an option is out of range.
-    TypeError
-        W is complex, integer, boolean or an object array.
-
-    Warns
-    -----
-    ConvergenceWarning
-        ``tol`` was not met within the budget; the message says what was reached.
-
-    References
-    ----------
-    Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature" (2017); Abi Younes, Ding,
-    Trogdon, arXiv 2504.03066 (2025).
-
-    Examples
-    --------
-    >>> import numpy as np, mpfast
-    >>> W = np.random.default_rng(0).standard_normal((300, 400))
-    >>> edge = mpfast.spectrum(W).edge
-    >>> print(f"{edge.sigma_plus:.1f}", edge.spikes, edge.verdict)
-    37.4 0 good
-    """
-    found = measured_spectrum(
-        W, method=method, tol=tol, probes=probes, steps=steps, seed=seed, threads=threads, device=device
-    )
-    warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
-    return found
-
-
-def measured_spectrum(W: Any, **options: Any) -> Spectrum:
-    """Measure a spectrum as `spectrum` does, options as there, without a warning: the result says what was not met."""
-    request = Request(**options)
-    source = open_source(W, threads=request.thread_count, device=request.device)
-    return estimate_spectrum(source, request)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
 from mpfast.arrays import like
 from mpfast.operators import Source, gram_memory, open_source, start_run
 from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
-from mpfast.spectra.estimate import estimate_spectrum
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.request import Request
+from mpfast.spectra.measurement import measured_spectrum_of
+from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.request import NoiseModel, Request
 from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets, unmet_tolerance
 from mpfast.support import (
     ConvergenceWarning,
@@ -86,6 +87,10 @@ class SVD:
     unmet_tolerance
         What was reached where ``tol`` was not met with the largest basis allowed, how many values may be rounding, and
         what is missing of ``until="mp_edge"``; empty where all is as asked for.
+    noise
+        The scales of rows and columns where these were taken out: the triplets are those of the scaled matrix, and
+        ``diag(row_scale) U diag(s) Vh diag(col_scale)``, over the live rows and columns, approximates W. None where
+        the noise is taken for even.
     """
 
     U: Any
@@ -94,6 +99,7 @@ class SVD:
     residuals: Array
     edge: EdgeFit | None = None
     unmet_tolerance: str = ""
+    noise: NoiseProfile | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.U, self.s, self.Vh))
@@ -110,6 +116,7 @@ def svd(
     seed: int = 0,
     threads: int | None = None,
     device: str | None = None,
+    noise: NoiseModel | Sequence[ArrayLike] = "even",
 ) -> SVD:
     """Compute the k leading singular triplets, or all above the Marchenko-Pastur edge.
 
@@ -128,6 +135,9 @@ def svd(
         more in the memory of a machine with AVX-512. With 1, a singular value that occurs twice counts once.
     seed, threads, device
         As in `mpfast.spectrum`.
+    noise
+        As in `mpfast.spectrum`. Where scales are taken out, triplets and edge are those of the scaled matrix, and
+        ``.noise`` has the scales. Vectors are zero in dead rows and columns.
 
     Returns
     -------
@@ -157,7 +167,9 @@ def svd(
     >>> np.round(s, 2)
     array([589., 588., 587.])
     """
-    found = leading_triplets(W, k, until=until, tol=tol, block=block, seed=seed, threads=threads, device=device)
+    found = leading_triplets(
+        W, k, until=until, tol=tol, block=block, seed=seed, threads=threads, device=device, noise=noise
+    )
     warn_caller("svd", found.unmet_tolerance, ConvergenceWarning)
     return found
 
@@ -172,6 +184,7 @@ def leading_triplets(
     seed: int = 0,
     threads: int | None = None,
     device: str | None = None,
+    noise: NoiseModel | Sequence[ArrayLike] = "even",
 ) -> SVD:
     """Compute what `svd` does, options as there, without a warning: the result says what was not met."""
     if (k is None) == (until is None):
@@ -181,16 +194,20 @@ def leading_triplets(
     tol = check_tolerance(tol)
     if block is not None and not _is_integer_in(block, 1, WIDEST):
         raise InvalidValueError("block", f"must be between 1 and {WIDEST}, not {block!r}")
-    request = Request(seed=seed, threads=threads, device=device)
+    request = Request(seed=seed, threads=threads, device=device, noise=noise)
     source = open_source(W, threads=request.thread_count, device=device)
     p = min(source.shape)
     if k is not None and not _is_integer_in(k, 1, p):
         raise InvalidValueError("k", f"must be between 1 and min(W.shape) = {p}, not {k!r}")
 
-    edge, floor = None, 0.0
+    edge, floor, profile = None, 0.0, None
     unmet: list[str] = []
+    if until is not None or not isinstance(noise, str) or noise != "even":
+        spectrum, source = measured_spectrum_of(source, request)
+        profile = spectrum.noise if spectrum.noise is not None and spectrum.noise.model != "even" else None
+    if k is not None and k > min(source.shape):
+        raise InvalidValueError("k", f"must be at most the {min(source.shape)} live rows or columns, not {k!r}")
     if until is not None:
-        spectrum = estimate_spectrum(source, request)
         edge = spectrum.edge
         floor, lost = _floor(spectrum)
         unmet = [f"of the edge, {spectrum.unmet_tolerance}" if spectrum.unmet_tolerance else "", lost]
@@ -199,7 +216,7 @@ def leading_triplets(
     found = _solve(source, Wanted(k, floor, tol, max(wanted, 1)), block, seed, request.thread_count)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
     unmet.append(_lost_in_rounding(found))
-    return replace(_in_the_callers_framework(W, found, edge), unmet_tolerance="; ".join(filter(None, unmet)))
+    return replace(_in_the_callers_framework(W, found, edge, profile), unmet_tolerance="; ".join(filter(None, unmet)))
 
 
 def _lost_in_rounding(found: Triplets) -> str:
@@ -435,15 +452,28 @@ def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> A
     return np.where(head > 0, error, 0.0)
 
 
-def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None) -> SVD:
+def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None, noise: NoiseProfile | None) -> SVD:
     m, n = found.source.shape
     dtype = np.float64 if found.source.dtype == "float64" else np.float32
     unit = 2.0**found.source.scale_exponent
     u, v = (found.long_side, found.short_side) if m >= n else (found.short_side, found.long_side)
+    if noise is not None:
+        u, v = _with_dead(u, noise.row_scale), _with_dead(v, noise.col_scale)
     return SVD(
         U=like(np.ascontiguousarray(u.T, dtype=dtype), W),
         s=found.s * unit,
         Vh=like(np.ascontiguousarray(v, dtype=dtype), W),
         residuals=found.residuals * unit,
         edge=edge,
+        noise=noise,
     )
+
+
+def _with_dead(vectors: NDArray[Any], scale: Array) -> NDArray[Any]:
+    """Vectors of the live rows or columns, (count, live), with zeros for the others."""
+    live = np.isfinite(scale)
+    if live.all():
+        return vectors
+    whole = np.zeros((len(vectors), len(scale)), dtype=vectors.dtype)
+    whole[:, live] = vectors
+    return whole

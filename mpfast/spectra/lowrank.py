@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import as_numpy, like, on_host, wide
+from mpfast.arrays import SecondMoment, as_numpy, check_matrix, host_copy, like, on_host, parse_device, wide
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.estimate import measured_spectrum
 from mpfast.spectra.krylov_svd import leading_triplets
+from mpfast.spectra.measurement import measured_spectrum
+from mpfast.spectra.principal_outputs import PrincipalOutputs
 from mpfast.spectra.shrinkage import LOSSES, optimal_threshold, shrink
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, thread_count, warn_caller
 
@@ -41,37 +42,43 @@ def factor(
     W: Any,
     rank: int | str = "mp_edge",
     *,
+    second_moment: Any = None,
     shrinkage: str | None = None,
     tol: float = 1e-5,
     seed: int = 0,
     threads: int | None = None,
     device: str | None = None,
 ) -> tuple[Any, Any]:
-    """Split W into ``A @ B``, the truncation of its SVD.
+    """Split W into ``A @ B``, the truncation of its SVD, or the product whose outputs differ least.
 
     Parameters
     ----------
     W
         2-D real array of any framework, shape (m, n).
     rank
-        Number of singular triplets kept, or ``"mp_edge"``: all above ``spectrum(W).edge.sigma_plus``.
+        Number of singular triplets kept, or ``"mp_edge"``: all above ``spectrum(W).edge.sigma_plus``. With a second
+        moment a number, as `mpfast.Spectrum.rank_for_error` of ``spectrum(W, inputs=second_moment)`` gives it.
+    second_moment
+        C, the mean of ``x x^T`` over the inputs x that W is multiplied with, (n, n). The product is then the one that
+        changes outputs least, ``tr (W - A B) C (W - A B)^T``, by a full decomposition on the host in float64.
+        `mpfast.reconstruct.lowrank` is the same with C damped, for moments of few inputs.
     shrinkage
         ``"frobenius"``, ``"operator"`` or ``"nuclear"``: reduce the singular values by what noise has added; see
-        `mpfast.shrink`. Default: keep them.
+        `mpfast.shrink`. Default: keep them. Not with a second moment.
     tol, seed, threads, device
-        As in `mpfast.svd`.
+        As in `mpfast.svd`. With a second moment, of these `threads` alone matters.
 
     Returns
     -------
     A, B
-        Shapes (m, r) and (r, n), in the caller's framework; the singular values are shared evenly, so that both
-        factors have the same Frobenius norm.
+        Shapes (m, r) and (r, n), in the caller's framework; float64 where W is, else float32. The singular values are
+        shared evenly, so that both factors have the same Frobenius norm.
 
     Raises
     ------
     ValueError
         An option is out of range, or as `mpfast.svd`; also when no singular value lies above the edge: there is nothing
-        to keep.
+        to keep. The second moment is of another number of inputs, not symmetric, or not finite.
 
     Warns
     -----
@@ -87,6 +94,8 @@ def factor(
     >>> bool(np.allclose(A @ B, W))
     True
     """
+    if second_moment is not None:
+        return _whitened(W, rank, second_moment, shrinkage, thread_count(threads), device)
     left, right, unmet = factors(W, rank, shrinkage=shrinkage, tol=tol, seed=seed, threads=threads, device=device)
     warn_caller("factor", unmet, ConvergenceWarning)
     return left, right
@@ -111,9 +120,7 @@ def factors(
                 "", "no singular value of W lies above the Marchenko-Pastur edge", "give a rank"
             )
     else:
-        shape = tuple(getattr(W, "shape", ()))
-        if len(shape) == 2 and 0 < (largest := min(shape)) < wanted:
-            raise InvalidValueError("rank", f"must be at most min(W.shape) = {largest}, not {wanted}")
+        _check_rank(wanted, tuple(getattr(W, "shape", ())))
         result = leading_triplets(W, wanted, tol=tol, seed=seed, threads=threads, device=device)
     s, unmet = result.s, result.unmet_tolerance
     if shrinkage is not None:
@@ -125,6 +132,38 @@ def factors(
     root = np.sqrt(s)
     left, right = on_host(result.U), on_host(result.Vh)
     return like((left * root).astype(left.dtype), W), like((root[:, None] * right).astype(right.dtype), W), unmet
+
+
+def _whitened(
+    W: Any, rank: int | str, second_moment: Any, shrinkage: str | None, threads: int, device: str | None
+) -> tuple[Any, Any]:
+    wanted = check_options(rank, shrinkage)
+    if isinstance(wanted, str):
+        raise InvalidValueError(
+            "rank", "must be a number beside second_moment", "take spectrum(W, inputs=second_moment).rank_for_error()"
+        )
+    if shrinkage is not None:
+        raise InvalidValueError("", "shrinkage and second_moment do not go together", "pass one of them")
+    if parse_device(device) is not None:
+        raise InvalidValueError("device", "has no effect beside second_moment", "leave it out")
+    array, dtype = as_numpy(host_copy(W))
+    check_matrix(array.shape, dtype, "W")
+    _check_rank(wanted, array.shape)
+    moment = SecondMoment.of(second_moment, "second_moment", threads)
+    if len(moment.diagonal) != array.shape[1]:
+        raise InvalidValueError(
+            "second_moment",
+            f"is of {len(moment.diagonal)} inputs, but W has {array.shape[1]}: its shape is {array.shape}",
+        )
+    found = PrincipalOutputs(array, dtype, "W", moment.symmetric(), threads).factors(wanted)
+    stored = np.float64 if dtype == "float64" else np.float32
+    left, right = (like(np.ascontiguousarray(part, stored), W) for part in found)
+    return left, right
+
+
+def _check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    if len(shape) == 2 and 0 < (largest := min(shape)) < rank:
+        raise InvalidValueError("rank", f"must be at most min(W.shape) = {largest}, not {rank}")
 
 
 @front_door

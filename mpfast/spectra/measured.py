@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
 from mpfast.spectra.metrics import spectral_metrics
+from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ __all__ = ["Spectrum", "fit_values"]
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """What is known of the singular values of one matrix of shape (m, n), ``p = min(m, n)``.
+
+    Where scales of rows and columns are taken out, see ``noise``, it is the scaled matrix that all of this is about,
+    without the rows and columns that are dead.
 
     Attributes
     ----------
@@ -63,6 +68,11 @@ class Spectrum:
         What was reached where ``tol`` was not met within the budget; empty where it was.
     zero_fraction
         Share of rows or columns on the short side that are zero; None when all singular values are known.
+    noise
+        What the noise was taken for; None where nobody has seen the entries.
+    of_outputs
+        Whether this is the spectrum of ``W C^(1/2)``, with C the second moment of the inputs: `rank_for_error` is then
+        about the layer's outputs, and there is no `edge`.
     """
 
     shape: tuple[int, int]
@@ -86,6 +96,8 @@ class Spectrum:
     fro_norm_exact: bool = True
     zero_fraction: float | None = None
     unmet_tolerance: str = ""
+    noise: NoiseProfile | None = None
+    of_outputs: bool = False
 
     @classmethod
     @front_door
@@ -146,6 +158,8 @@ class Spectrum:
         ``resolution`` times the largest value, and for stored entries what their rounding may add, unless the values
         below that are those of a Marchenko-Pastur bulk.
         """
+        if self.of_outputs:
+            return self.resolution * float(self.ritz.max(initial=0.0))
         return rounding_level(self)
 
     @property
@@ -178,14 +192,27 @@ class Spectrum:
         Parameters
         ----------
         estimator
-            ``"bema"`` (least squares on the central quantiles), ``"median"`` or ``"residual"``.
+            ``"bema"`` (least squares on the central quantiles), ``"bema-counted"`` (the same once more without the
+            values above its threshold), ``"median"`` or ``"residual"``.
         alpha
             Share of the values left out at each end.
         beta
             False-alarm level of the Tracy-Widom threshold.
         compat
             ``"berlyand2026"`` reproduces the code of arXiv 2606.02608; needs an exact spectrum.
+
+        Raises
+        ------
+        ValueError
+            An option is out of range, or the spectrum is one of outputs.
         """
+        if self.of_outputs:
+            raise InvalidValueError(
+                "",
+                "entries of W C^(1/2) are not independent, so that Marchenko and Pastur's law does not hold for them, "
+                "and no edge says which of its values matter",
+                "use rank_for_error(), or fit the spectrum of W alone",
+            )
         return fit_edge(self, estimator, alpha=alpha, beta=beta, compat=compat)
 
     @KeptProperty
@@ -194,9 +221,44 @@ class Spectrum:
         return self.fit()
 
     @front_door
+    def rank_for_error(self, error: float) -> TruncationRank:
+        """Return the least rank whose truncation leaves a relative error: the root of the tail's share of the energy.
+
+        Of the matrix, ``||W - W_k||_F / ||W||_F``; of a spectrum measured with ``inputs``, of the outputs: the root of
+        their mean square error over their mean square, for inputs like those that the second moment is of. On others it
+        is larger, the more so the fewer inputs that had.
+
+        Parameters
+        ----------
+        error
+            In [0, 1).
+
+        Returns
+        -------
+        TruncationRank
+            ``rank``, one standard error of it, and the error that it leaves.
+
+        Raises
+        ------
+        ValueError
+            The error is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> found = Spectrum.from_values([4.0, 2.0, 1.0], (3, 5)).rank_for_error(0.25)
+        >>> found.rank, found.rank_error, round(found.error, 3)
+        (2, 0.0, 0.218)
+        """
+        return rank_for_error(self, checked_error(error))
+
+    @front_door
     def metrics(self) -> dict[str, float]:
-        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`."""
-        return spectral_metrics(self, self.edge)
+        """Scalar measures of the spectrum: ranks, tail exponents, spike mass; see `mpfast.spectra.metrics`.
+
+        Of a spectrum of outputs, which has no edge, without those that go by one.
+        """
+        return spectral_metrics(self, None if self.of_outputs else self.edge)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the density and the fitted law with matplotlib; never calls ``show()``."""
@@ -208,7 +270,7 @@ class Spectrum:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; `from_dict` reads it back."""
         return {
-            "schema": 1,
+            "schema": 2,
             "shape": list(self.shape),
             "dtype": self.dtype,
             "method": self.method,
@@ -230,12 +292,14 @@ class Spectrum:
             "resolution": self.resolution,
             "zero_fraction": self.zero_fraction,
             "unmet_tolerance": self.unmet_tolerance,
+            "noise": None if self.noise is None else self.noise.to_dict(),
+            "of_outputs": self.of_outputs,
         }
 
     @classmethod
     @front_door
     def from_dict(cls, record: Mapping[str, Any]) -> Spectrum:
-        """Rebuild a spectrum from `to_dict`.
+        """Rebuild a spectrum from `to_dict`; schema 1 knew no ``noise``.
 
         Raises
         ------
@@ -243,8 +307,8 @@ class Spectrum:
             A field is missing, unknown or of a wrong kind, or fields contradict each other: the message names it.
         """
         read = Record(record, "the spectrum")
-        if read.get("schema") != 1:
-            raise read.refuse("schema", "1")
+        if read.get("schema") not in (1, 2):
+            raise read.refuse("schema", "1 or 2")
         read.allow({"schema", *(field.name for field in fields(cls))})
         shape = read.matrix_shape("shape")
         method = read.text("method")
@@ -282,11 +346,14 @@ class Spectrum:
             fro_norm_exact=read.flag("fro_norm_exact"),
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),
+            noise=NoiseProfile.from_record(read.record("noise")) if read.has("noise") else None,
+            of_outputs=read.flag("of_outputs"),
         )
 
     def __repr__(self) -> str:
         work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
-        return f"<Spectrum of a {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
+        what = "the outputs of a" if self.of_outputs else "a"
+        return f"<Spectrum of {what} {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
 
 
 def _measure_to_dict(measure: Measure) -> dict[str, Any]:

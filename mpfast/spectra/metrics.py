@@ -11,7 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra.edge import EdgeFit, SpectrumLike
+from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.estimators import SpectrumLike
 
 Array = NDArray[np.float64]
 
@@ -31,11 +32,12 @@ _OF_ZERO = {
     "s1_over_sigma_plus": math.nan,
     "mean_outlier_ratio": 0.0,
 }
+_BY_EDGE = ("spike_mass", "s1_over_sigma_plus", "mean_outlier_ratio")
 #: The names of all measures, in their order.
 METRICS = tuple(_OF_ZERO)
 
 
-def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
+def spectral_metrics(source: SpectrumLike, fit: EdgeFit | None) -> dict[str, float]:
     """All measures of a spectrum, by name.
 
     Returns
@@ -46,21 +48,20 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         log(rank), the rank counting what lies above ``source.rounding``; ``hill_alpha`` and ``hill_alpha_half``: Hill
         exponents of s^2 from the top 20 and the top half, 1 where these reach down to ``source.rounding``;
         ``spike_mass`` = share of sum s^2 above the threshold; ``s1_over_sigma_plus``; ``mean_outlier_ratio`` = mean of
-        s / sigma_plus over spikes.
+        s / sigma_plus over spikes. Without a fit, those that go by its edge are left out.
     """
     p = min(source.shape)
     mean_square = source.measure.moment(2)
     energy = source.fro_norm**2
     s1 = float(source.ritz[0]) if len(source.ritz) else 0.0
     if energy <= 0 or s1 <= 0:
-        return dict(_OF_ZERO)
+        return {name: value for name, value in _OF_ZERO.items() if fit is not None or name not in _BY_EDGE}
     share = source.measure.nodes**2 / mean_square
     # Mass w at a node stands for p w values of s^2 / sum s^2 = share / p each. That may underflow where share does not.
     positive = share / p > 0
     entropy = -float(source.measure.weights[positive] @ (share[positive] * np.log(share[positive] / p)))
     rank = p * float(source.measure.weights[source.measure.nodes > source.rounding].sum())
-    spikes = source.ritz[source.ritz > fit.threshold]
-    return {
+    found = {
         "spectral_norm": s1,
         "stable_rank": energy / s1**2,
         "entropy_rank": math.exp(entropy),
@@ -68,6 +69,11 @@ def spectral_metrics(source: SpectrumLike, fit: EdgeFit) -> dict[str, float]:
         "entropy": entropy / math.log(rank) if rank > 1 else 0.0,
         "hill_alpha": hill_alpha(source, min(HILL_TOP, p - 1)),
         "hill_alpha_half": hill_alpha(source, p // 2),
+    }
+    if fit is None:
+        return found
+    spikes = source.ritz[source.ritz > fit.threshold]
+    return found | {
         "spike_mass": _energy_above(source, fit.threshold) / energy,
         "s1_over_sigma_plus": s1 / fit.sigma_plus if fit.sigma_plus > 0 else math.inf,
         "mean_outlier_ratio": float(spikes.mean() / fit.sigma_plus) if len(spikes) and fit.sigma_plus > 0 else 0.0,

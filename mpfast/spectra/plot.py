@@ -28,6 +28,9 @@ class Drawable(Protocol):
     def outliers(self) -> Array: ...
     @property
     def edge(self) -> EdgeFit: ...
+    @property
+    def of_outputs(self) -> bool: ...
+    def quantile(self, u: ArrayLike) -> Array: ...
     def density(self, s: ArrayLike) -> Array: ...
 
 
@@ -42,6 +45,8 @@ def current_axes(ax: Axes | None) -> Axes:
 
 def plot_spectrum(spectrum: Drawable, ax: Axes | None = None) -> Axes:
     """Draw the density of the singular values, the fitted law, its edge and the values above it.
+
+    Of a spectrum of outputs, which no law is fitted to, the density alone.
 
     Parameters
     ----------
@@ -60,6 +65,14 @@ def plot_spectrum(spectrum: Drawable, ax: Axes | None = None) -> Axes:
         matplotlib is missing.
     """
     ax = current_axes(ax)
+    if spectrum.of_outputs:
+        top = float(spectrum.quantile(0.99)) or 1.0
+        s = np.linspace(0, top, 400)
+        ax.fill_between(s, spectrum.density(s), alpha=0.3)
+        ax.set_xlabel("singular value of the outputs")
+        ax.set_ylabel("density")
+        ax.set_title(f"{spectrum.shape[0]} x {spectrum.shape[1]}: outputs")
+        return ax
     edge = spectrum.edge
     top = 1.6 * edge.sigma_plus if edge.sigma_plus > 0 else 1.0
     s = np.linspace(0, top, 400)

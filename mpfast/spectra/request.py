@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from mpfast.support import InvalidValueError, check_seed, check_tolerance, positive_integer, thread_count
 
-__all__ = ["Request", "SpectrumMethod"]
+__all__ = ["NoiseModel", "Request", "SpectrumMethod", "checked_scales"]
 
 #: How a spectrum is computed.
 SpectrumMethod = Literal["auto", "exact", "lanczos"]
+#: What the noise is taken for; or the scales of rows and columns themselves.
+NoiseModel = Literal["even", "uneven", "auto"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,14 @@ class Request:
     seed: int = 0
     threads: int | None = None
     device: str | None = None
+    noise: NoiseModel | Sequence[ArrayLike] = "even"
 
     def __post_init__(self) -> None:
         words = get_args(SpectrumMethod)
         if self.method not in words:
             listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
             raise InvalidValueError("method", f"must be {listed}, not {self.method!r}")
+        check_noise(self.noise)
         check_tolerance(self.tol)
         for name in ("probes", "steps", "threads"):
             value = getattr(self, name)
@@ -46,3 +54,35 @@ class Request:
     def fixed(self) -> bool:
         """Whether the amount of work is given rather than the accuracy."""
         return self.probes is not None or self.steps is not None
+
+
+def check_noise(noise: object) -> None:
+    """Raise ValueError unless this is a model of the noise, or a pair of scales as far as can be told without W."""
+    words = get_args(NoiseModel)
+    if isinstance(noise, str) and noise in words:
+        return
+    if isinstance(noise, str) or not isinstance(noise, tuple | list) or len(noise) != 2:
+        listed = ", ".join(map(repr, words))
+        raise InvalidValueError("noise", f"must be {listed} or a pair (row_scale, col_scale), not {noise!r:.60}")
+
+
+def checked_scales(noise: Sequence[ArrayLike], shape: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """Return given scales of rows and columns as arrays of geometric mean 1; infinite for what is to be left out.
+
+    Raises
+    ------
+    ValueError
+        They are not m and n positive numbers, or none is finite.
+    """
+    scales = []
+    for scale, name, count in zip(noise, ("row_scale", "col_scale"), shape, strict=True):
+        values = np.asarray(scale, dtype=np.float64)
+        if values.shape != (count,):
+            raise InvalidValueError(
+                "noise", f"has a {name} of shape {values.shape}, but W has shape {shape}", f"give {count} numbers"
+            )
+        live = np.isfinite(values)
+        if not (values > 0).all() or not live.any():
+            raise InvalidValueError("noise", f"needs a {name} of positive numbers, infinite for what is left out")
+        scales.append(values / np.exp(np.log(values[live]).mean()))
+    return scales

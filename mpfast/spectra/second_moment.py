@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.arrays import as_wide, like
-from mpfast.support import InvalidValueError, front_door
+from mpfast.support import InvalidValueError, front_door, thread_count
 
 __all__ = ["clean", "diagonal_weight", "effective_rows", "shrink_to_diagonal"]
 
@@ -64,7 +65,7 @@ def shrink_to_diagonal(C: Any, weight: float) -> Any:
 
 
 @front_door
-def clean(parts: Sequence[Any], rows: Sequence[int]) -> Any:
+def clean(parts: Sequence[Any], rows: Sequence[int], *, threads: int | None = None) -> Any:
     """Return the second moment with cross-validated eigenvalues.
 
     Eigenvectors of the correlations of all parts but one are given the mean squares along them of that one; these, in
@@ -77,6 +78,8 @@ def clean(parts: Sequence[Any], rows: Sequence[int]) -> Any:
         Second moments of contiguous parts of the data, two or more, as `mpfast.checkpoints.MomentFile.fold` has them.
     rows : sequence of int
         How many inputs each has.
+    threads : int, optional
+        Number of threads; the result does not depend on it.
 
     Returns
     -------
@@ -95,16 +98,18 @@ def clean(parts: Sequence[Any], rows: Sequence[int]) -> Any:
     moments, counts = _checked(parts, rows)
     scale = _scale(moments, counts)
     variances = np.zeros(len(scale))
+    team = thread_count(threads)
     for number, count in enumerate(counts):
-        vectors = np.linalg.eigh(_others(moments, counts, number) / scale / scale[:, None])[1]
-        variances += count * _along(vectors, moments[number] / scale / scale[:, None])
-    vectors = np.linalg.eigh(_mean(moments, counts) / scale / scale[:, None])[1]
+        vectors = _eigenvectors(_others(moments, counts, number), scale, team)[1]
+        variances += count * _along(vectors, moments[number] / scale / scale[:, None], team)
+    vectors = _eigenvectors(_mean(moments, counts), scale, team)[1]
     values = _increasing(variances / counts.sum())
-    return like(scale * ((vectors * values) @ vectors.T) * scale[:, None], parts[0])
+    correlations = _core.dense_product(np.ascontiguousarray(vectors.T), values[:, None] * vectors, team)
+    return like(scale * correlations * scale[:, None], parts[0])
 
 
 @front_door
-def diagonal_weight(parts: Sequence[Any], rows: Sequence[int]) -> float:
+def diagonal_weight(parts: Sequence[Any], rows: Sequence[int], *, threads: int | None = None) -> float:
     """Return the weight of the diagonal under which parts of the data are most likely, given the others.
 
     For each part the Gaussian likelihood of its inputs with the second moment of the others, shrunk to its diagonal, is
@@ -113,7 +118,7 @@ def diagonal_weight(parts: Sequence[Any], rows: Sequence[int]) -> float:
 
     Parameters
     ----------
-    parts, rows
+    parts, rows, threads
         As in `clean`.
 
     Returns
@@ -133,10 +138,11 @@ def diagonal_weight(parts: Sequence[Any], rows: Sequence[int]) -> float:
     moments, counts = _checked(parts, rows)
     scale = _scale(moments, counts)
     losses = np.zeros(len(_WEIGHTS))
+    team = thread_count(threads)
     for number, count in enumerate(counts):
-        values, vectors = np.linalg.eigh(_others(moments, counts, number) / scale / scale[:, None])
+        values, vectors = _eigenvectors(_others(moments, counts, number), scale, team)
         shrunk = (1 - _WEIGHTS[:, None]) * np.maximum(values, 0) + _WEIGHTS[:, None]
-        variances = _along(vectors, moments[number] / scale / scale[:, None])
+        variances = _along(vectors, moments[number] / scale / scale[:, None], team)
         losses += count * (variances / shrunk + np.log(shrunk)).sum(axis=1)
     return float(_WEIGHTS[losses.argmin()])
 
@@ -209,9 +215,15 @@ def _scale(moments: list[Matrix], counts: Matrix) -> Matrix:
     return np.where(diagonal > 0, np.sqrt(np.maximum(diagonal, 0)), 1.0)
 
 
-def _along(vectors: Matrix, moment: Matrix) -> Matrix:
-    """Mean squares along the columns of `vectors`."""
-    return np.asarray(np.einsum("ik,ik->k", vectors, moment @ vectors))
+def _eigenvectors(moment: Matrix, scale: Matrix, threads: int) -> tuple[Matrix, Matrix]:
+    """Eigenvalues of the correlations, ascending, and eigenvectors as rows."""
+    return _core.symmetric_eigenvectors(np.ascontiguousarray(moment / scale / scale[:, None]), threads)
+
+
+def _along(vectors: Matrix, moment: Matrix, threads: int) -> Matrix:
+    """Mean squares along the rows of `vectors`."""
+    images = _core.dense_product(vectors, np.ascontiguousarray(moment), threads)
+    return np.asarray(np.einsum("ki,ki->k", vectors, images))
 
 
 def _increasing(values: Matrix) -> Matrix:

@@ -90,7 +90,10 @@ class Session:
         blocks = math.ceil(count / widest)
         for width in _split(count, blocks):
             seed = int(self.request.seed)
-            run, self.source = start_run(self.source, width, seed, len(self.runs), steps, precise=self.precise)
+            stream = len(self.runs)
+            run, self.source = start_run(
+                self.source, width, seed, stream, steps, precise=self.precise, energies=stream == 0
+            )
             self.runs.append(run)
 
     def advance(self, steps: int) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.estimate import spectrum
 from mpfast.spectra.krylov_svd import leading_triplets
+from mpfast.spectra.measurement import spectrum
 from mpfast.support import InvalidValueError, floor_count, front_door, positive_integer, thread_count
 
 __all__ = ["Randomness", "drop_bulk", "haar_sparsify", "randomness", "sparsify_vectors"]

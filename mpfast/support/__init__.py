@@ -49,6 +49,7 @@ from mpfast.support.json_records import (
 from mpfast.support.kept import KeptProperty
 
 if TYPE_CHECKING:
+    from mpfast.support.freed_memory import give_back_freed_memory
     from mpfast.support.log import logger
     from mpfast.support.output_directories import (
         MARK_FILE,
@@ -98,6 +99,7 @@ __all__ = [
     "claimed_directory",
     "floor_count",
     "front_door",
+    "give_back_freed_memory",
     "is_shape",
     "is_text",
     "logger",
@@ -131,7 +133,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Writing, threads and logging need more of the standard library than all the rest.
     if name in __all__:
-        for file in ("safe_files", "output_directories", "workers", "log"):
+        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -11,6 +11,7 @@
 #include "core/buffer.hpp"
 #include "core/changed.hpp"
 #include "core/dtype.hpp"
+#include "core/factors.hpp"
 #include "cpu/eigen/bidiagonal.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "linalg/lapack.hpp"
@@ -79,10 +80,20 @@ struct Nonfinite {
 
 // S: W or its transpose, long side as rows.
 struct LongView {
-  explicit LongView(const MatrixView& w) : transposed(w.rows < w.cols), view(transposed ? w.transposed() : w) {}
+  LongView(const MatrixView& w, const Factors& of_w)
+      : transposed(w.rows < w.cols),
+        view(transposed ? w.transposed() : w),
+        factors(transposed ? of_w.transposed() : of_w) {}
   bool transposed;
   MatrixView view;
+  Factors factors;
 };
+
+// Multiplies a run of widened entries, which all are in one line of W, by the factor of that line and their own. (The
+// two first: zero times an entry is zero, and no entry is so large that it is not.)
+void weight_run(double line_factor, const double* factors, index_t count, double scale, double* entries) {
+  for (index_t i = 0; i < count; ++i) entries[i] = entries[i] * (line_factor * factors[i]) * scale;
+}
 
 // Widens rows [begin, end) of S into a column-major panel without transposing in memory: p x depth (`by_rows`) when
 // rows of S are the denser runs, depth x p otherwise.
@@ -99,7 +110,13 @@ Nonfinite widen_panel(Team& team, const LongView& s, index_t begin, index_t end,
     dispatch(v.dtype, [&]<DType dtype>() {
       for (index_t run = task * kRunsATask; run < std::min((task + 1) * kRunsATask, runs); ++run) {
         const index_t offset = origin + run * run_stride;
-        if (widen_run<dtype>(v.data, offset, entry_stride, length, scale, panel + run * ld)) continue;
+        const bool weighs = s.factors.given();
+        if (widen_run<dtype>(v.data, offset, entry_stride, length, weighs ? 1.0 : scale, panel + run * ld)) {
+          if (!weighs) continue;
+          const double line_factor = by_rows ? s.factors.rows[begin + run] : s.factors.cols[run];
+          weight_run(line_factor, by_rows ? s.factors.cols : s.factors.rows + begin, length, scale, panel + run * ld);
+          continue;
+        }
         for (index_t i = 0; i < length; ++i) {
           if (is_finite_at<dtype>(v.data, offset + i * entry_stride)) continue;
           const index_t row = begin + (by_rows ? run : i);
@@ -140,8 +157,9 @@ void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double
   });
 }
 
-// The largest magnitude in each row of a finite matrix.
-std::vector<double> row_maxima(Team& team, const MatrixView& view) {
+// The largest magnitude in each row of S, which is finite.
+std::vector<double> row_maxima(Team& team, const LongView& s) {
+  const MatrixView& view = s.view;
   constexpr index_t kChunk = 512;
   std::vector<double> maxima(static_cast<std::size_t>(view.rows), 0.0);
   team.parallel_for(ceil_div(view.rows, kRunsATask), [&](index_t task, int) {
@@ -154,6 +172,7 @@ std::vector<double> row_maxima(Team& team, const MatrixView& view) {
           widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0,
                            chunk);
         });
+        if (s.factors.given()) weight_run(s.factors.rows[row], s.factors.cols + col, count, 1.0, chunk);
         for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(chunk[i]));
       }
       maxima[static_cast<std::size_t>(row)] = largest;
@@ -162,8 +181,8 @@ std::vector<double> row_maxima(Team& team, const MatrixView& view) {
   return maxima;
 }
 
-int largest_exponent(Team& team, const MatrixView& w) {
-  const std::vector<double> maxima = row_maxima(team, w);
+int largest_exponent(Team& team, const LongView& s) {
+  const std::vector<double> maxima = row_maxima(team, s);
   const double largest = *std::max_element(maxima.begin(), maxima.end());
   // 2^-exponent must be a number too: denormal entries are brought closer to one, but not all the way.
   return largest == 0 ? 0 : std::max(std::ilogb(largest), -1000);
@@ -181,8 +200,7 @@ bool quartile_is_lost(const double* values, index_t rank) {
   return kUnit * values[0] * values[0] > kQuartileTolerance * quartile * quartile;
 }
 
-void bidiagonal_route(Team& team, const MatrixView& w, int exponent, double* values) {
-  const LongView s(w);
+void bidiagonal_route(Team& team, const LongView& s, int exponent, double* values) {
   const index_t q = s.view.rows;
   const index_t p = s.view.cols;
   const index_t ld = padded_leading_dimension(q);
@@ -194,8 +212,9 @@ void bidiagonal_route(Team& team, const MatrixView& w, int exponent, double* val
 
 }  // namespace
 
-ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, double* g, index_t ldg) {
-  const LongView s(w);
+ExactStats gram_matrix(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent, double* g,
+                       index_t ldg) {
+  const LongView s(w, factors);
   const index_t q = s.view.rows;
   const index_t p = s.view.cols;
   const bool by_rows = std::abs(s.view.col_stride) <= std::abs(s.view.row_stride);
@@ -232,7 +251,7 @@ index_t exact_work_bytes(const MatrixView& w) {
   return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
 }
 
-void singular_values(Team& team, const MatrixView& w, double* values, ExactStats* stats) {
+void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats) {
   const index_t p = std::min(w.rows, w.cols);
   *stats = {};
   if (p == 0) return;
@@ -240,12 +259,13 @@ void singular_values(Team& team, const MatrixView& w, double* values, ExactStats
   Buffer<double> g(ldg, p, "the Gram matrix of W");
 
   int exponent = 0;
-  *stats = gram_matrix(team, w, exponent, g.get(), ldg);
+  const LongView s(w, factors);
+  *stats = gram_matrix(team, w, factors, exponent, g.get(), ldg);
   if (stats->nonfinite_count > 0) return;
   const double trace = stats->frobenius_norm * stats->frobenius_norm;
   if (!(trace > kSmallTrace && trace < kLargeTrace)) {
-    exponent = largest_exponent(team, w);
-    if (exponent != 0) *stats = gram_matrix(team, w, exponent, g.get(), ldg);
+    exponent = largest_exponent(team, s);
+    if (exponent != 0) *stats = gram_matrix(team, w, factors, exponent, g.get(), ldg);
     if (stats->nonfinite_count > 0) throw MatrixChanged();
   }
   stats->frobenius_norm = std::ldexp(stats->frobenius_norm, exponent);
@@ -259,11 +279,11 @@ void singular_values(Team& team, const MatrixView& w, double* values, ExactStats
   // Zero rows and columns bound the rank: the values they take away are zero, not lost. G shows those of the short
   // side. For those of the long side W must be read again, which is only done when values seem to be lost.
   index_t rank = count_positive(diagonal);
-  if (quartile_is_lost(values, rank)) rank = std::min(rank, count_positive(row_maxima(team, LongView(w).view)));
+  if (quartile_is_lost(values, rank)) rank = std::min(rank, count_positive(row_maxima(team, s)));
   if (quartile_is_lost(values, rank)) {
     g = {};
     stats->method = ExactMethod::bidiagonal;
-    bidiagonal_route(team, w, exponent, values);
+    bidiagonal_route(team, s, exponent, values);
   }
   std::fill(values + rank, values + p, 0.0);
   if (exponent != 0) {

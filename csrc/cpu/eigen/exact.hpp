@@ -1,6 +1,7 @@
 // All singular values of W, by the fp64 Gram matrix of its short side.
 #pragma once
 
+#include "core/factors.hpp"
 #include "core/types.hpp"
 #include "cpu/machine/team.hpp"
 
@@ -17,11 +18,14 @@ struct ExactStats {
   ExactMethod method = ExactMethod::gram;
 };
 
+// In both functions W stands for what its factors, where given, make of it: they enter where W is widened.
+//
 // Lower triangle of G = S^T S (p x p, column-major), where S is 2^-scale_exponent W or its transpose, whichever has its
 // short side p = min(rows, cols) as columns. W is widened to double panel by panel (2 MB at a time up to
 // p = 1024). Panels that follow a non-finite entry are only counted, and G is then meaningless.
 // Bitwise the same for any size of the team.
-ExactStats gram_matrix(Team& team, const MatrixView& w, int scale_exponent, double* g, index_t ldg);
+ExactStats gram_matrix(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent, double* g,
+                       index_t ldg);
 
 // Memory that singular_values needs for its matrix in the first case below.
 index_t exact_work_bytes(const MatrixView& w);
@@ -32,6 +36,6 @@ index_t exact_work_bytes(const MatrixView& w);
 // the lower quartile of the values that zero rows and columns leave free to be non-zero. Then (ExactMethod::bidiagonal)
 // they come from an orthogonal bidiagonalisation of a double copy of W, several times slower. Values below about
 // 1e-8 s_1 are noise in the first case, values below 1e-16 s_1 in the second.
-void singular_values(Team& team, const MatrixView& w, double* values, ExactStats* stats);
+void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats);
 
 }  // namespace mpfast::cpu

@@ -10,6 +10,7 @@
 // and 8192 x 8192 bfloat16 that takes 10 to 25 % less time.
 #include "cpu/products/product_kernels.hpp"
 
+#include "core/factors.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/machine/simd.hpp"
 
@@ -332,14 +333,37 @@ template <class Real, class Storage, bool kSquares, int R, int G>
   }
 }
 
+// Puts the rows' factors, where there are any, between the two phases.
+template <class Real, int G>
+[[gnu::always_inline]] inline void weight_rows(const double* row_factors, index_t rows, Real* y) {
+  if (row_factors == nullptr) return;
+  for (index_t i = 0; i < rows; ++i) {
+    for (int g = 0; g < G; ++g) y[i * G + g] = weighted_twice(y[i * G + g], row_factors[i]);
+  }
+}
+
+// What a sweep multiplies with, and what it adds to.
+template <class Real>
+struct SweepVectors {
+  const Real* x;
+  Real alpha;
+  Real beta;
+  const double* row_factors;
+  Real* z;
+
+  const double* factors_from(index_t row) const { return row_factors == nullptr ? nullptr : row_factors + row; }
+};
+
 // y' = alpha beta current x while z += previous^T y, for R rows and G vectors; y' replaces y. `current` comes from
 // memory, or from the cache where the call before has asked for it, and `previous` from the cache.
 template <class Real, class Storage, int R, int G, bool kSquares>
-void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2], const Real* x, Real alpha,
-                Real beta, Real* z, Real (&y)[R * G], Vec<double>& total_squares) {
+void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2],
+                const SweepVectors<Real>& vectors, Real (&y)[R * G], Vec<double>& total_squares) {
   Vec<Real> totals[R][G] = {};
   Vec<Real> factors[R][G];
   for (int k = 0; k < R * G; ++k) factors[k / G][k % G] = broadcast(y[k]);
+  const Real* x = vectors.x;
+  Real* z = vectors.z;
   for (int s = 0; s < 2; ++s) {
     SweepRun<Real, Storage> run{.w = current[s].data,
                                 .u = previous[s].data,
@@ -354,13 +378,12 @@ void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previou
     x = run.x;
     z = run.z;
   }
-  for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * alpha * beta;
+  for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * vectors.alpha * vectors.beta;
 }
 
-// z += panel^T (alpha beta panel x) for G vectors. Never inlined, so that each width is compiled by itself.
+// z += panel^T (alpha beta f^2 o (panel x)) for G vectors. Never inlined, so that each width is compiled by itself.
 template <class Real, class Storage, int G, bool kSquares>
-[[gnu::noinline]] void sweep_rows(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z,
-                                  double* sum_squares) {
+[[gnu::noinline]] void sweep_rows(const Panel& panel, const SweepVectors<Real>& vectors, double* sum_squares) {
   constexpr int R = kSweepRows<G>;
   const auto* data = static_cast<const Storage*>(panel.data);
   const auto tile_at = [&](index_t row) {
@@ -372,29 +395,32 @@ template <class Real, class Storage, int G, bool kSquares>
   for (index_t row = 0; row < whole; row += R) {
     const auto current = tile_at(row);
     const auto previous = tile_at(row == 0 ? 0 : row - R);
-    sweep_tile<Real, Storage, R, G, kSquares>(current.spans, previous.spans, x, alpha, beta, z, y, total);
+    sweep_tile<Real, Storage, R, G, kSquares>(current.spans, previous.spans, vectors, y, total);
+    weight_rows<Real, G>(vectors.factors_from(row), R, y);
   }
   if constexpr (kSquares) *sum_squares += add_lanes(total);
   if (whole > 0) {
     const index_t last = whole - R;
-    axpy_group<Real, Storage, G, false>({data + last * panel.row_stride, panel.row_stride, R, panel.cols}, y, z,
+    axpy_group<Real, Storage, G, false>({data + last * panel.row_stride, panel.row_stride, R, panel.cols}, y, vectors.z,
                                         nullptr);
   }
   const Panel rest{data + whole * panel.row_stride, panel.row_stride, panel.rows - whole, panel.cols};
-  dot_group<Real, Storage, G>(rest, x, alpha, beta, y);
-  axpy_group<Real, Storage, G, kSquares>(rest, y, z, sum_squares);
+  dot_group<Real, Storage, G>(rest, vectors.x, vectors.alpha, vectors.beta, y);
+  weight_rows<Real, G>(vectors.factors_from(whole), rest.rows, y);
+  axpy_group<Real, Storage, G, kSquares>(rest, y, vectors.z, sum_squares);
 }
 
 template <class Real, class Storage, int G>
-void sweep_either(const Panel& panel, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
-  if (sum_squares == nullptr) return sweep_rows<Real, Storage, G, false>(panel, x, alpha, beta, z, nullptr);
-  sweep_rows<Real, Storage, G, true>(panel, x, alpha, beta, z, sum_squares);
+void sweep_either(const Panel& panel, const SweepVectors<Real>& vectors, double* sum_squares) {
+  if (sum_squares == nullptr) return sweep_rows<Real, Storage, G, false>(panel, vectors, nullptr);
+  sweep_rows<Real, Storage, G, true>(panel, vectors, sum_squares);
 }
 
 template <class Real, class Storage>
-void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares) {
-  with_width<kGroupWidth>(width,
-                          [&]<int G>() { sweep_either<Real, Storage, G>(panel, x, alpha, beta, z, sum_squares); });
+void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, const double* row_factors, Real* z,
+           double* sum_squares) {
+  const SweepVectors<Real> vectors{x, alpha, beta, row_factors, z};
+  with_width<kGroupWidth>(width, [&]<int G>() { sweep_either<Real, Storage, G>(panel, vectors, sum_squares); });
 }
 
 template <class Storage>

@@ -51,8 +51,10 @@ struct ProductKernels {
   // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
   void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares);
 
-  // z += panel^T (alpha beta panel x) for one group and any number of rows.
-  void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* z, double* sum_squares);
+  // z += panel^T (alpha beta f^2 o (panel x)) for one group and any number of rows, where f are factors of the rows, or
+  // null.
+  void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, const double* row_factors,
+                Real* z, double* sum_squares);
 
   // sum (scale * panel)^2, all in double.
   double (*scaled_sum_squares)(const Panel& panel, double scale);

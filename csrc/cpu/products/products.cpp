@@ -1,5 +1,5 @@
-// The driver of the products with W: which entries make a panel, which panels make a task, and in what order partial
-// results meet. The arithmetic is in product_kernels.cpp.
+// The driver of the products with W: which passes make a product, and in what order partial results meet. What a task
+// is stands in product_work.hpp, the arithmetic is in product_kernels.cpp.
 //
 // With B = W (right) or W^T (left), Z = B^T (B X):
 //  - Where rows of B are contiguous, one pass. Panels of a few rows fit the second-level cache: phase 1 forms
@@ -8,157 +8,55 @@
 //    lie in short pieces all over memory: at 8192 x 8192, float32, the best of them took 14 ms for one vector and 17 ms
 //    for four, where two passes took 11 ms and 13 ms (and a read-only pass 7 ms).
 //  - Where neither are, one pass too, but a worker first packs each panel into a buffer of its own.
+//
+// Factors of the rows and columns of W leave B as it is: X takes those of B's columns before the product and Z after
+// it, and y = B X takes those of B's rows twice. Energies are read off the panels while these are in the cache.
 #include "cpu/products/products.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "core/scale.hpp"
-#include "cpu/machine/dispatch.hpp"
-#include "cpu/products/product_kernels.hpp"
-#include "cpu/products/product_stats.hpp"
-#include "cpu/products/product_vectors.hpp"
+#include "core/energies.hpp"
+#include "core/factors.hpp"
+#include "cpu/products/energy_pass.hpp"
+#include "cpu/products/product_work.hpp"
 
 namespace mpfast::cpu {
 
 namespace {
 
-// How the work is cut. Nothing here depends on the machine or on the number of threads, so the results do not either.
-// The taller a panel, the more rows share one reading of X and Z. Three quarters of the smallest second-level cache
-// that is common (512 kB) leave room for the pieces of X and Z at work.
-constexpr index_t kPanelBytes = index_t{384} << 10;
-constexpr index_t kPanelRowStep = 6;                // a multiple of the rows of all register tiles but the narrowest
-constexpr index_t kAxpyRows = 8;                    // rows added to a piece of Z at a time in a second pass
-constexpr index_t kChunkRows = 128;                 // adding its partial result costs as much as about 8 rows
-constexpr index_t kMaxChunkRows = 4096;             // rows added up one after the other in single precision
-constexpr index_t kMinTask = index_t{1} << 18;      // entries
-constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: about 10 ms)
-constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
-
-template <class Real>
-const ProductKernels<Real>& kernels_for(DType storage) {
-  const auto* kernels = for_active_isa([&]<class Isa>() { return product_kernels<Isa, Real>(storage); });
-  if (kernels == nullptr) {
-    throw std::invalid_argument("float64 storage needs double precision vectors, got single precision ones");
-  }
-  return *kernels;
+Energies zero_energies(const MatrixView& w) {
+  return {std::vector<double>(static_cast<std::size_t>(w.rows)), std::vector<double>(static_cast<std::size_t>(w.cols))};
 }
 
-MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
-  const index_t offset = (row * w.row_stride + col * w.col_stride) * static_cast<index_t>(size_of(w.dtype));
-  return {static_cast<const char*>(w.data) + offset, w.dtype, rows, cols, w.row_stride, w.col_stride};
+double sum_of_rows(const Energies& energies) {
+  return std::accumulate(energies.rows.begin(), energies.rows.end(), 0.0);
 }
 
-bool has_contiguous_rows(const MatrixView& w) { return w.col_stride == 1 || w.cols == 1; }
-
+// The vectors, each entry times its factor; `out` may be the vectors themselves.
 template <class Real>
-void check(const MatrixView& w, index_t width) {
-  if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("the matrix is empty");
-  if (width < 1) throw std::invalid_argument("the block of vectors is empty");
-  kernels_for<Real>(w.dtype);
+void weight_entries(const double* factors, index_t length, index_t width, const Real* x, Real* out) {
+  for (index_t c = 0; c < width; ++c) {
+    for (index_t j = 0; j < length; ++j) out[c * length + j] = weighted(x[c * length + j], factors[j]);
+  }
 }
 
-// A product with B in progress: B, the precision, the scale, and what the pass learns about W.
+// `width` entries of each of some rows, between the halves of a product.
 template <class Real>
-struct Product {
-  MatrixView b;
-  bool swapped;  // b is W^T
-  Scale<Real> scale;
-  index_t width;
-
-  // The kernels take contiguous rows. Others are packed first, and thereby widened.
-  bool packs() const { return !has_contiguous_rows(b); }
-  const ProductKernels<Real>& kernels() const { return kernels_for<Real>(packs() ? kDTypeOf<Real> : b.dtype); }
-
-  // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
-  // squares of tiny or huge numbers) may have lost it: then it is formed again, scaled and in double.
-  void take_squares(double sum, const MatrixView& piece, index_t row, index_t col, StatsPart& stats) const {
-    constexpr bool kSingle = sizeof(Real) == sizeof(float);
-    const double mean = sum / (static_cast<double>(piece.rows) * static_cast<double>(piece.cols));
-    if (mean > (kSingle ? 1e-30 : 1e-290) && sum < (kSingle ? 1e30 : 1e290)) {
-      return stats.add_sum(sum * scale.whole * scale.whole);
-    }
-    const MatrixView lines = has_contiguous_rows(piece) ? piece : piece.transposed();
-    if (has_contiguous_rows(lines)) {
-      const auto& exact = kernels_for<double>(b.dtype);
-      sum = exact.scaled_sum_squares({lines.data, lines.row_stride, lines.rows, lines.cols}, scale.whole);
-    } else {
-      sum = 0;
-      const auto& exact = kernels_for<double>(b.dtype);
-      for (index_t i = 0; i < piece.rows; ++i) {
-        for (index_t j = 0; j < piece.cols; ++j) {
-          sum += exact.scaled_sum_squares({part(piece, i, 1, j, 1).data, 1, 1, 1}, scale.whole);
-        }
-      }
-    }
-    if (!std::isfinite(sum)) stats.add_nonfinite(piece, row, col, swapped);
-    stats.add_sum(sum);
+void weight_rows(const double* row_factors, index_t rows, index_t width, Real* y) {
+  if (row_factors == nullptr) return;
+  for (index_t i = 0; i < rows; ++i) {
+    for (index_t c = 0; c < width; ++c) y[i * width + c] = weighted_twice(y[i * width + c], row_factors[i]);
   }
-};
-
-// Part of B: rows [row, row + rows), columns [col, col + cols).
-struct Piece {
-  index_t row = 0;
-  index_t rows = 0;
-  index_t col = 0;
-  index_t cols = 0;
-};
-
-// What one worker needs: y = panel X for a group of vectors, and a packed panel.
-template <class Real>
-struct Workspace {
-  Buffer<Real> y;
-  Buffer<Real> panel;
-
-  Real* factors() {
-    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
-    return y.get();
-  }
-
-  // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,
-  // which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at the end.
-  // Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has contiguous rows,
-  // and must be widened all the same.
-  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
-    const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
-    if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
-    const index_t stride = padded_stride(most_cols);
-    if (panel.get() == nullptr) panel = Buffer<Real>(most_rows, stride, "a packed panel");
-    kernels_for<Real>(view.dtype)
-        .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get(), stride);
-    return {panel.get(), stride, view.rows, view.cols};
-  }
-
- private:
-  // An odd number of cache lines, so that rows spread over all cache sets.
-  static index_t padded_stride(index_t cols) {
-    constexpr index_t kLine = 64 / static_cast<index_t>(sizeof(Real));
-    return (ceil_div(cols, kLine) | 1) * kLine;
-  }
-};
-
-// How the rows of B are cut. A function of shape and storage alone.
-struct RowBlocks {
-  index_t panel = 0;
-  index_t chunk = 0;
-  index_t chunks = 0;
-};
-
-RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
-  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
-  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
-  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
-  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
-  const index_t whole_panels = round_up(chunk, panel);
-  return {panel, whole_panels, ceil_div(rows, whole_panels)};
 }
 
-// Z = scale B^T (scale B X) in one pass over B, by rows.
+// Z = scale B^T f^2 o (scale B X) in one pass over B, by rows, where f are the factors of the rows.
 template <class Real>
-void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, linalg::OperatorStats* stats) {
+void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
   const MatrixView& b = product.b;
   const auto& kernels = product.kernels();
   const VectorLayout<Real> layout(kernels, product.width, b.cols);
@@ -170,17 +68,23 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   std::vector<StatsPart> parts(static_cast<std::size_t>(blocks.chunks));
   PartialTree<Real> tree(blocks.chunks, layout.size());
+  EnergyPass energies(product.target(learned), product.panel_dtype(), blocks.chunks, 0, b.cols);
   team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
     auto& work = workspaces[static_cast<std::size_t>(worker)];
     Buffer<Real> partial = tree.acquire();
+    Buffer<double> column_energies = energies.begin();
     const index_t first = chunk * blocks.chunk;
     const index_t last = std::min(first + blocks.chunk, b.rows);
     double squares = 0;
-    double* const sum_squares = stats == nullptr ? nullptr : &squares;
+    double* const sum_squares = learned.stats == nullptr ? nullptr : &squares;
     if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
       const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
-      kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest, partial.get(),
-                    sum_squares);
+      kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
+                    product.row_factors(first), partial.get(), sum_squares);
+      for (index_t row = first; energies.wanted() && row < last; row += kMaxPanelRows) {
+        const index_t rows = std::min(kMaxPanelRows, last - row);
+        energies.add({part(b, row, 1, 0, 1).data, b.row_stride, rows, b.cols}, row, column_energies);
+      }
     } else {
       for (index_t row = first; row < last; row += blocks.panel) {
         const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
@@ -189,18 +93,22 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
           const index_t width = layout.group_width(group);
           const index_t offset = layout.offset(group, 0);
           kernels.dot(panel, width, packed_x.get() + offset, product.scale.half, product.scale.rest, work.factors());
+          weight_rows(product.row_factors(row), panel.rows, width, work.factors());
           kernels.axpy(panel, width, work.factors(), partial.get() + offset, group == 0 ? sum_squares : nullptr);
         }
+        energies.add(panel, row, column_energies);
       }
     }
-    if (stats != nullptr) {
+    if (learned.stats != nullptr) {
       product.take_squares(squares, part(b, first, last - first, 0, b.cols), first, 0,
                            parts[static_cast<std::size_t>(chunk)]);
     }
+    energies.finish(chunk, std::move(column_energies));
     tree.finish(chunk, std::move(partial));
   });
   layout.to_plain(team, tree.root(), product.scale.rest, z);
-  if (stats != nullptr) *stats = sum_of(parts);
+  energies.store();
+  if (learned.stats != nullptr) *learned.stats = sum_of(parts);
 }
 
 // Y = scale B X, one dot product per row of B. Long rows are cut, and the pieces' sums added in order.
@@ -246,7 +154,7 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
 
 // Y = scale A^T X, where rows of A are contiguous. `product.b` is A^T.
 template <class Real>
-void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, linalg::OperatorStats* stats) {
+void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, const Learned& learned) {
   const MatrixView a = product.b.transposed();
   const auto& kernels = kernels_for<Real>(a.dtype);
   const VectorLayout<Real> layout(kernels, product.width, a.cols);
@@ -261,9 +169,11 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
     const index_t cols = std::min(block, a.cols - col);
     const VectorLayout<Real> piece_layout(kernels, product.width, cols);
     PartialTree<Real> tree(cut.chunks, piece_layout.size());
+    EnergyPass energies(product.transposed().target(learned), a.dtype, cut.chunks, col, cols);
     team.parallel_for(cut.chunks, [&](index_t chunk, int worker) {
       auto& work = workspaces[static_cast<std::size_t>(worker)];
       Buffer<Real> partial = tree.acquire();
+      Buffer<double> column_energies = energies.begin();
       const index_t first = chunk * cut.chunk;
       const index_t last = std::min(first + cut.chunk, a.rows);
       double squares = 0;
@@ -279,51 +189,115 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
             }
           }
           kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),
-                       group == 0 && stats != nullptr ? &squares : nullptr);
+                       group == 0 && learned.stats != nullptr ? &squares : nullptr);
         }
+        energies.add(panel, row, column_energies);
       }
-      if (stats != nullptr) {
+      if (learned.stats != nullptr) {
         product.take_squares(squares, part(product.b, col, cols, first, last - first), col, first,
                              parts[static_cast<std::size_t>(at * cut.chunks + chunk)]);
       }
+      energies.finish(chunk, std::move(column_energies));
       tree.finish(chunk, std::move(partial));
     });
+    energies.store();
     for (index_t group = 0; group < layout.groups(); ++group) {
       std::copy_n(tree.root() + piece_layout.offset(group, 0), piece_layout.padded() * layout.group_width(group),
                   sum.get() + layout.offset(group, col));
     }
   }
   layout.to_plain(team, sum.get(), product.scale.rest, y);
-  if (stats != nullptr) *stats = sum_of(parts);
+  if (learned.stats != nullptr) *learned.stats = sum_of(parts);
 }
 
 bool columns_only(const MatrixView& b) { return !has_contiguous_rows(b) && has_contiguous_rows(b.transposed()); }
 
+// Z = scale B^T f^2 o (scale B X) by whichever way is the fastest.
+template <class Real>
+void unweighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
+  const MatrixView& b = product.b;
+  // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
+  const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
+  if (!few_rows && !columns_only(b)) return one_pass(team, product, x, z, learned);
+  Buffer<Real> y(b.rows, product.width, "the inner vectors of a product");
+  if (few_rows) {
+    multiply_by_dots(team, product, x, y.get());
+  } else {
+    multiply_by_axpys(team, product, x, y.get(), learned);
+  }
+  if (product.factors.given()) {
+    for (int twice = 0; twice < 2; ++twice) {
+      weight_entries(product.factors.rows, b.rows, product.width, y.get(), y.get());
+    }
+  }
+  if (few_rows) {
+    multiply_by_axpys(team, product.transposed(), y.get(), z, learned);
+  } else {
+    multiply_by_dots(team, product.transposed(), y.get(), z);
+  }
+}
+
+// The same between the factors of the columns of B. The squared norm of W is then that of its energies: what the
+// kernels add up while they multiply knows no factors.
+template <class Real>
+void weighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
+  const index_t dim = product.b.cols;
+  const double* const factors = product.factors.cols;
+  Buffer<Real> weighted_x(dim, product.width, "the vectors of a product");
+  weight_entries(factors, dim, product.width, x, weighted_x.get());
+  unweighted_product(team, product, weighted_x.get(), z, learned);
+  weight_entries(factors, dim, product.width, z, z);
+  if (learned.stats == nullptr) return;
+  learned.stats->trace = sum_of_rows(*learned.energies);
+}
+
 }  // namespace
 
 template <class Real>
-void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent, int width, const Real* x, Real* z,
-                  linalg::OperatorStats* stats) {
+void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side side, int scale_exponent, int width,
+                  const Real* x, Real* z, linalg::OperatorStats* stats, Energies* energies) {
   check<Real>(w, width);
   if (width > kMaxBlockWidth) {
     throw std::invalid_argument("a Gram product takes at most " + std::to_string(kMaxBlockWidth) + " vectors, got " +
                                 std::to_string(width));
   }
-  const bool swapped = side == Side::left;
-  const MatrixView b = swapped ? w.transposed() : w;
-  const Product<Real> product{b, swapped, Scale<Real>(scale_exponent), width};
-  const Product<Real> transposed{b.transposed(), !swapped, Scale<Real>(scale_exponent), width};
-  // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
-  const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
-  if (!few_rows && !columns_only(b)) return one_pass(team, product, x, z, stats);
-  Buffer<Real> y(b.rows, width, "the inner vectors of a product");
-  if (few_rows) {
-    multiply_by_dots(team, product, x, y.get());
-    multiply_by_axpys(team, transposed, y.get(), z, stats);
-  } else {
-    multiply_by_axpys(team, product, x, y.get(), stats);
-    multiply_by_dots(team, transposed, y.get(), z);
-  }
+  const Product<Real> of_w{w, false, factors, Scale<Real>(scale_exponent), width};
+  const Product<Real> product = side == Side::left ? of_w.transposed() : of_w;
+  Energies own;
+  if (energies == nullptr && stats != nullptr && factors.given()) energies = &own;
+  if (energies != nullptr) *energies = zero_energies(w);
+  const Learned learned{stats, energies};
+  if (factors.given()) return weighted_product(team, product, x, z, learned);
+  unweighted_product(team, product, x, z, learned);
+}
+
+Energies energies(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent,
+                  linalg::OperatorStats* stats) {
+  check<double>(w, 1);
+  const Product<double> of_w{w, false, factors, Scale<double>(scale_exponent), 1};
+  const Product<double> product = columns_only(w) ? of_w.transposed() : of_w;
+  const MatrixView& b = product.b;
+  Energies found = zero_energies(w);
+  const RowBlocks blocks =
+      cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(double) : size_of(b.dtype)));
+  std::vector<Workspace<double>> workspaces(static_cast<std::size_t>(team.size()));
+  EnergyPass pass(product.target({nullptr, &found}), product.panel_dtype(), blocks.chunks, 0, b.cols);
+  team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
+    Buffer<double> columns = pass.begin();
+    const index_t last = std::min((chunk + 1) * blocks.chunk, b.rows);
+    for (index_t row = chunk * blocks.chunk; row < last; row += blocks.panel) {
+      const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
+      auto& work = workspaces[static_cast<std::size_t>(worker)];
+      pass.add(work.panel_of(product, piece, blocks.panel, b.cols), row, columns);
+    }
+    pass.finish(chunk, std::move(columns));
+  });
+  pass.store();
+  StatsPart all;
+  all.add_sum(sum_of_rows(found));
+  if (!std::isfinite(all.stats().trace)) all.add_nonfinite(w, 0, 0, false);
+  *stats = all.stats();
+  return found;
 }
 
 template <class Real>
@@ -331,9 +305,9 @@ void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width
   check<Real>(w, width);
   for (index_t c = 0; c < width; c += kMaxBlockWidth) {
     const index_t count = std::min(index_t{kMaxBlockWidth}, width - c);
-    const Product<Real> product{w, false, Scale<Real>(scale_exponent), count};
+    const Product<Real> product{w, false, {}, Scale<Real>(scale_exponent), count};
     if (columns_only(w)) {
-      multiply_by_axpys<Real>(team, product, x + c * w.cols, y + c * w.rows, nullptr);
+      multiply_by_axpys<Real>(team, product, x + c * w.cols, y + c * w.rows, {});
     } else {
       multiply_by_dots<Real>(team, product, x + c * w.cols, y + c * w.rows);
     }
@@ -367,8 +341,10 @@ std::uint64_t read_pass(Team& team, const MatrixView& w) {
   return bits == 64 ? total : total & ((std::uint64_t{1} << bits) - 1);
 }
 
-template void gram_product(Team&, const MatrixView&, Side, int, int, const float*, float*, linalg::OperatorStats*);
-template void gram_product(Team&, const MatrixView&, Side, int, int, const double*, double*, linalg::OperatorStats*);
+template void gram_product(Team&, const MatrixView&, const Factors&, Side, int, int, const float*, float*,
+                           linalg::OperatorStats*, Energies*);
+template void gram_product(Team&, const MatrixView&, const Factors&, Side, int, int, const double*, double*,
+                           linalg::OperatorStats*, Energies*);
 template void multiply(Team&, const MatrixView&, int, index_t, const float*, float*);
 template void multiply(Team&, const MatrixView&, int, index_t, const double*, double*);
 

@@ -2,6 +2,8 @@
 // products.cpp).
 #pragma once
 
+#include "core/energies.hpp"
+#include "core/factors.hpp"
 #include "core/types.hpp"
 #include "cpu/machine/team.hpp"
 #include "linalg/backend.hpp"
@@ -13,14 +15,26 @@ enum class Side { right, left };
 
 constexpr int kMaxBlockWidth = 32;
 
-// Z = A X with A = (2^-scale_exponent W)^T (2^-scale_exponent W), or the other Gram side.
+// Z = A X with A = (2^-scale_exponent W)^T (2^-scale_exponent W), or the other Gram side; W stands for what its
+// factors, where given, make of it.
 //
 // X and Z hold `width` (1 to 32) vectors, each contiguous: x[c * dim + j], dim = cols (right) or rows (left). They must
 // not overlap. Real is the precision of X, Z and of every accumulation; double goes with any storage, float with
 // float32, float16 and bfloat16 storage (std::invalid_argument for float64 storage).
-// Bitwise the same result for any size of the team. `stats`, when not null, is filled from the same pass.
+// Bitwise the same result for any size of the team.
+//
+// `stats` and `energies`, when not null, are filled from the same pass. With up to kGroupWidth vectors the pass may
+// read W twice for the energies. These are those of 2^-scale_exponent W, in double.
+//
+// In single precision factors between 2^-60 and 2^60 are safe: a product then has no more than the square of one beside
+// it, unless the trace in `stats` says that it may have overflowed.
 template <class Real>
-void gram_product(Team& team, const MatrixView& w, Side side, int scale_exponent, int width, const Real* x, Real* z,
+void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side side, int scale_exponent, int width,
+                  const Real* x, Real* z, linalg::OperatorStats* stats, Energies* energies = nullptr);
+
+// The energies of 2^-scale_exponent W, with its factors, in a pass of their own; `stats` says where W is not finite.
+// Bitwise the same result for any size of the team.
+Energies energies(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent,
                   linalg::OperatorStats* stats);
 
 // Y = 2^-scale_exponent W X (X: width vectors of length cols; Y: width vectors of length rows); for W^T X pass

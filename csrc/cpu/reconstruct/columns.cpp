@@ -7,23 +7,23 @@
 #include <vector>
 
 #include "core/buffer.hpp"
-#include "core/small_matrix.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/masks/masks.hpp"
 #include "cpu/masks/projection_kernels.hpp"
 #include "cpu/masks/swap_search.hpp"
 #include "cpu/reconstruct/column_kernels.hpp"
+#include "linalg/group_costs.hpp"
 #include "linalg/lapack.hpp"
-#include "linalg/triangular.hpp"
 #include "masks/projection.hpp"
-#include "reconstruct/column_plan.hpp"
 #include "reconstruct/rounding.hpp"
 
 namespace mpfast::cpu {
 
 namespace {
 
+using reconstruct::ColumnChoice;
 using reconstruct::ColumnRange;
+using reconstruct::ColumnsProblem;
 
 // Tiles of a product: wide enough that packing its operands takes a tenth of the time, and a few milliseconds long.
 constexpr index_t kProductRows = 512;
@@ -32,31 +32,16 @@ constexpr int kRows = kColumnTileRows;
 
 std::size_t position(index_t i) { return static_cast<std::size_t>(i); }
 
-// Costs of the groups of n:m: entry (i, j) of group g is that of losing slots i and j together, the inverse of
-// U_GG^T U_GG, with the largest near 1.
-std::vector<double> group_costs(const ColumnsProblem& problem) {
+// The blocks U_GG of the groups of n:m.
+std::vector<float> diagonal_blocks(const ColumnsProblem& problem) {
   const int m = problem.m;
-  std::vector<double> costs(position(problem.cols * m));
-  for (index_t g = 0; g < problem.cols / m; ++g) {
-    SmallMatrix block(m, m);
-    for (int i = 0; i < m; ++i) {
-      for (int j = i; j < m; ++j) block(i, j) = problem.factor[(g * m + i) * problem.cols + g * m + j];
-    }
-    const SmallMatrix inverse = linalg::upper_inverse(block);
-    double* const cost = costs.data() + g * m * m;
-    double largest = 0;
-    for (int i = 0; i < m; ++i) {
-      for (int j = 0; j < m; ++j) {
-        double sum = 0;
-        for (int k = std::max(i, j); k < m; ++k) sum += inverse(i, k) * inverse(j, k);
-        cost[i * m + j] = sum;
-        largest = std::max(largest, std::abs(sum));
-      }
-    }
-    const double factor = masks::unit_factor(largest);
-    for (int i = 0; i < m * m; ++i) cost[i] *= factor;
+  std::vector<float> blocks;
+  blocks.reserve(position(problem.cols * m));
+  for (index_t row = 0; row < problem.cols; ++row) {
+    const float* const from = problem.factor + row * problem.cols + row / m * m;
+    blocks.insert(blocks.end(), from, from + m);
   }
-  return costs;
+  return blocks;
 }
 
 // A tile of one leaf, transposed: columns are contiguous.
@@ -160,16 +145,16 @@ class LeafTile {
   // The grid of the group that `first` lies in, made if it is the group's first column in this leaf. Returns the end of
   // the group.
   int take_grid(int first) {
-    const index_t group = (leaf_.first + first) / problem_.group;
+    const ColumnRange whole = reconstruct::grid_columns(problem_, leaf_.first + first);
+    const index_t group = whole.first / problem_.group;
     const index_t groups = ceil_div(problem_.cols, problem_.group);
-    const index_t end = std::min((group + 1) * problem_.group, problem_.cols);
-    const bool inside = end <= leaf_.last && group * problem_.group == leaf_.first + first;
+    const bool inside = whole.last <= leaf_.last && whole.first == leaf_.first + first;
     if (inside) {
       const float top = static_cast<float>((1 << problem_.bits) - 1);
       for (int r = 0; r < rows_; ++r) {
         float low = 0;
         float high = 0;
-        for (int j = first; j < end - leaf_.first; ++j) {
+        for (int j = first; j < whole.last - leaf_.first; ++j) {
           low = std::min(low, weights_[position(j * kRows + r)]);
           high = std::max(high, weights_[position(j * kRows + r)]);
         }
@@ -183,7 +168,7 @@ class LeafTile {
       scale_[r] = problem_.scale[at];
       zero_[r] = problem_.zero[at];
     }
-    return static_cast<int>(std::min(end, leaf_.last) - leaf_.first);
+    return static_cast<int>(std::min(whole.last, leaf_.last) - leaf_.first);
   }
 
   const ColumnsProblem& problem_;
@@ -206,7 +191,9 @@ class Columns {
         problem_(problem),
         errors_(problem.rows, problem.cols, "the errors of the columns of W"),
         row_tiles_(ceil_div(problem.rows, kRows)) {
-    if (problem.choice == ColumnChoice::groups) costs_ = group_costs(problem);
+    if (problem.choice == ColumnChoice::groups) {
+      costs_ = linalg::group_costs(diagonal_blocks(problem), problem.m);
+    }
     if (problem.choice == ColumnChoice::smallest) {
       const index_t widest = std::min(reconstruct::kLeafColumns, problem.cols);
       scores_ = Buffer<float>(problem.rows, widest, "the scores of some columns of W");
@@ -214,22 +201,6 @@ class Columns {
     }
   }
 
-  void run() {
-    const index_t step = problem_.choice == ColumnChoice::groups ? problem_.m : 1;
-    const index_t unit = problem_.bits != 0 ? std::max(problem_.group, step) : step;
-    const auto units = reconstruct::cut_into_units(problem_.cols, std::min(unit, problem_.cols));
-    const auto update = [&](const ColumnRange& from, const ColumnRange& to) { make_up(from, to); };
-    reconstruct::halve(
-        units, 0, units.size(),
-        [&](const ColumnRange& whole) {
-          if (problem_.bits != 0 && whole.count() > reconstruct::kLeafColumns) set_grid(whole);
-          const auto leaves = reconstruct::cut_into_leaves(whole, step);
-          reconstruct::halve(leaves, 0, leaves.size(), [&](const ColumnRange& leaf) { settle(leaf); }, update);
-        },
-        update);
-  }
-
- private:
   // The grid of a group that is wider than a leaf.
   void set_grid(const ColumnRange& whole) {
     const index_t groups = ceil_div(problem_.cols, problem_.group);
@@ -261,33 +232,6 @@ class Columns {
     });
   }
 
-  // Every leaf prunes its share of the entries.
-  void choose_smallest(const ColumnRange& leaf) {
-    const index_t width = leaf.count();
-    team_.parallel_for(row_tiles_, [&](index_t tile, int) {
-      for (index_t row = tile * kRows; row < std::min((tile + 1) * kRows, problem_.rows); ++row) {
-        for (index_t j = 0; j < width; ++j) {
-          const index_t column = leaf.first + j;
-          scores_.get()[row * width + j] =
-              problem_.weights[row * problem_.cols + column] / problem_.factor[column * problem_.cols + column];
-        }
-      }
-    });
-    const MatrixView scores{scores_.get(), DType::float32, problem_.rows, width, width, 1};
-    const ScoredMatrix matrix{scores, 1.0, chosen_.get()};
-    if (prune_smallest(team_, std::span(&matrix, 1), share(leaf.last) - share(leaf.first))) {
-      throw std::runtime_error("the weights left the range of single precision");
-    }
-  }
-
-  // How many entries of the first `columns` columns are pruned: pruned * columns / cols, rounded down, without
-  // overflow.
-  index_t share(index_t columns) const {
-    const index_t whole = problem_.pruned / problem_.cols;
-    const index_t rest = problem_.pruned % problem_.cols;
-    return whole * columns + rest * columns / problem_.cols;
-  }
-
   // Columns `to` make up for what columns `from` have lost: W_to -= E_from U_from,to.
   void make_up(const ColumnRange& from, const ColumnRange& to) {
     const index_t row_tiles = ceil_div(problem_.rows, kProductRows);
@@ -304,6 +248,28 @@ class Columns {
     });
   }
 
+ private:
+  // Every leaf prunes its share of the entries.
+  void choose_smallest(const ColumnRange& leaf) {
+    const index_t width = leaf.count();
+    team_.parallel_for(row_tiles_, [&](index_t tile, int) {
+      for (index_t row = tile * kRows; row < std::min((tile + 1) * kRows, problem_.rows); ++row) {
+        for (index_t j = 0; j < width; ++j) {
+          const index_t column = leaf.first + j;
+          scores_.get()[row * width + j] =
+              problem_.weights[row * problem_.cols + column] / problem_.factor[column * problem_.cols + column];
+        }
+      }
+    });
+    const MatrixView scores{scores_.get(), DType::float32, problem_.rows, width, width, 1};
+    const ScoredMatrix matrix{scores, 1.0, chosen_.get()};
+    const index_t entries =
+        reconstruct::pruned_before(problem_, leaf.last) - reconstruct::pruned_before(problem_, leaf.first);
+    if (prune_smallest(team_, std::span(&matrix, 1), entries)) {
+      throw std::runtime_error("the weights left the range of single precision");
+    }
+  }
+
   Team& team_;
   const ColumnsProblem& problem_;
   Buffer<float> errors_;
@@ -315,6 +281,9 @@ class Columns {
 
 }  // namespace
 
-void obs_columns(Team& team, const ColumnsProblem& problem) { Columns(team, problem).run(); }
+void obs_columns(Team& team, const ColumnsProblem& problem) {
+  Columns columns(team, problem);
+  reconstruct::treat_columns(problem, columns);
+}
 
 }  // namespace mpfast::cpu

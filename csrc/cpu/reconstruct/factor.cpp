@@ -258,6 +258,55 @@ index_t inverse_factor(Team& team, const MatrixView& moment, double unit, const 
   return -1;
 }
 
+index_t positive_inverse(Team& team, index_t n, const double* h, double* inverse) {
+  const index_t ld = padded_leading_dimension(n);
+  Buffer<double> lower(ld, n, "the inverse of the second moment");
+  double* const x = lower.get();
+  for (index_t j = 0; j < n; ++j) {
+    for (index_t i = j; i < n; ++i) x[i + j * ld] = h[i * n + j];
+  }
+  const index_t finished = cholesky(team, n, x, ld);
+  if (finished < n) return finished;
+  invert_lower(team, n, x, ld);
+  for (index_t j = 1; j < n; ++j) std::fill_n(x + j * ld, j, 0.0);
+  // Tile (i, j), i >= j, of X^T X: the rows of X before the tile's are zero in its columns.
+  const index_t block = factor_block(n);
+  const index_t tiles = ceil_div(n, block);
+  team.parallel_for(tiles * (tiles + 1) / 2, [&](index_t task, int) {
+    index_t column = 0;
+    index_t rest = task;
+    while (rest >= tiles - column) rest -= tiles - column++;
+    const index_t i = (column + rest) * block;
+    const index_t j = column * block;
+    const index_t height = std::min(block, n - i);
+    const index_t width = std::min(block, n - j);
+    linalg::gemm(true, false, height, width, n - i, 1.0, x + i + i * ld, ld, x + i + j * ld, ld, 0.0,
+                 inverse + i + j * n, n);
+  });
+  for (index_t j = 0; j < n; ++j) {
+    for (index_t i = 0; i < j; ++i) inverse[i + j * n] = inverse[j + i * n];
+  }
+  return -1;
+}
+
+void removal_costs(Team& team, index_t count, index_t size, const double* b, const double* g, double* costs) {
+  const index_t square = size * size;
+  team.parallel_for(count, [&](index_t group, int) {
+    std::vector<double> root(b + group * square, b + (group + 1) * square);
+    std::vector<double> rest(g + group * square, g + (group + 1) * square);
+    if (linalg::cholesky_lower(size, root.data(), size) < size) {
+      costs[group] = std::nan("");
+      return;
+    }
+    // tr (L L^T)^-1 G = tr L^-1 (G L^-T)
+    linalg::divide_by_lower_transposed(size, size, root.data(), size, rest.data(), size);
+    linalg::solve_lower(size, size, root.data(), size, rest.data(), size);
+    double trace = 0;
+    for (index_t i = 0; i < size; ++i) trace += rest[position(i * size + i)];
+    costs[group] = trace;
+  });
+}
+
 void correlations(Team& team, const MatrixView& moment, const double* roots, float* result) {
   const index_t n = moment.rows;
   for_each_pair(team, moment, [&](index_t i, index_t j, double below, double above, index_t) {

@@ -26,6 +26,15 @@ MomentFacts examine_moment(Team& team, const MatrixView& moment, double* diagona
 // Returns the index of an input at which H is not positive definite, or -1; U is then of no use.
 index_t inverse_factor(Team& team, const MatrixView& moment, double unit, const double* diagonal, float* factor);
 
+// H^-1, both triangles, row-major, of the positive definite H (n x n, row-major without gaps, its lower triangle read):
+// X^T X with X = L^-1 of H = L L^T, n^3 flops in all. Returns -1, or the index at which H is not positive definite;
+// the inverse is then of no use.
+index_t positive_inverse(Team& team, index_t n, const double* h, double* inverse);
+
+// By group g of `count`, what removing it costs: tr B_g^-1 G_g of the symmetric size x size matrices B_g, positive
+// definite, and G_g, all row-major and one behind the other. NaN where B_g is not positive definite.
+void removal_costs(Team& team, index_t count, index_t size, const double* b, const double* g, double* costs);
+
 // The off-diagonal entries of C times roots_i roots_j, and 1 on the diagonal; row-major.
 void correlations(Team& team, const MatrixView& moment, const double* roots, float* result);
 

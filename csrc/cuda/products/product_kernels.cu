@@ -18,6 +18,7 @@
 #include "cuda/machine/platform.hpp"
 #include "cuda/products/product_kernels.hpp"
 #include "cuda/products/product_layout.hpp"
+#include "cuda/products/tile_energies.hpp"
 
 namespace mpfast::cuda {
 
@@ -341,7 +342,9 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) product_kernel(Pro
     const int c = i / (threads * kEach);
     const int j = i % (threads * kEach);
     const bool given = c < a.width && j < coordinates;
-    shared.x[j * kWidth + c] = given ? a.x[c * a.x_stride + first + j] * a.x_scale : Real{0};
+    Real entry = given ? a.x[c * a.x_stride + first + j] : Real{0};
+    if (given && a.factors.given()) entry = weighted(entry, a.factors.cols[first + j]);
+    shared.x[j * kWidth + c] = entry * a.x_scale;
   }
 
   const Fetch<storage> fetch(a.b, first, coordinates, threads * kEach);
@@ -356,7 +359,12 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) product_kernel(Pro
     wait_for_copies();
     __syncthreads();
     if (panel + 1 < end) fetch.prefetch((panel + 1) * Words::kRows);
-    if (a.stats != nullptr) fetch.add_to(stats, shared.tile, panel * Words::kRows, a.entry_scale, a.swapped);
+    const index_t row0 = panel * Words::kRows;
+    if (a.stats != nullptr) fetch.add_to(stats, shared.tile, row0, a.entry_scale, a.swapped);
+    if (a.row_energies != nullptr) {
+      const TileSquares<storage, Real> squares(a, shared.tile, first, row0);
+      add_energies(a, squares, first, coordinates, row0, panel == begin, reinterpret_cast<double*>(shared.warp_sums));
+    }
 
     Real* const own = shared.block_sums + (panel - begin) % 2 * Words::kRows * kWidth;
     block_product<storage, Real, kWidth, kEach>(shared, coordinates, own);
@@ -372,7 +380,10 @@ __global__ void __launch_bounds__(most_threads(sizeof(Real))) product_kernel(Pro
       for (int i = t; i < Words::kRows * kWidth; i += threads) {
         Real total = 0;
         for (unsigned rank = 0; rank < blocks; ++rank) total += *shared_memory_of(own + i, rank);
-        shared.y[i] = total * a.y_scale[0] * a.y_scale[1];
+        total = total * a.y_scale[0] * a.y_scale[1];
+        const index_t row = row0 + i / kWidth;
+        if (a.factors.given() && row < a.b.rows) total = weighted_twice(total, a.factors.rows[row]);
+        shared.y[i] = total;
       }
       __syncthreads();
       add_transposed_product<storage, Real, kWidth, kEach>(shared, z);

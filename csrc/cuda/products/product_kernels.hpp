@@ -3,6 +3,9 @@
 //   gram:     Z = B^T (B X)      X, Z  N x b
 //   plain:    Y = B X            X  N x b,  Y  M x b
 //
+// With factors of the rows and columns of B, X takes those of the columns on its way into shared memory, and in a Gram
+// product y those of the rows between the two halves; Z takes its own, and Y, where the partial results are added up.
+//
 // X is split along N into slices and B into panels of a few rows; see product_kernels.cu for what a block of threads
 // does with a tile, the part of a panel in a slice. In a Gram product the slices of a panel belong to the blocks of one
 // cluster, which add up y = panel X through each other's shared memory, so that B is read once. N is then at most what
@@ -10,6 +13,7 @@
 // is two products.
 #pragma once
 
+#include "core/factors.hpp"
 #include "core/types.hpp"
 #include "cuda/machine/grid.hpp"
 #include "cuda/machine/runtime.hpp"
@@ -55,13 +59,16 @@ template <class Real>
 struct ProductArguments {
   MatrixView b;
   bool swapped = false;      // B is W^T: positions of non-finite entries are those in W
+  Factors factors;           // of B, on the device; y = B X takes those of its rows twice, in a Gram product alone
   double entry_scale = 1;    // of the squares
   Real x_scale = 1;          // of X
   Real y_scale[2] = {1, 1};  // of B X, one after the other; in a plain one, applied by the sum of the partial results
   const Real* x = nullptr;   // vector c starts at x + c * x_stride
   index_t x_stride = 0;
-  Real* partial = nullptr;      // gram: [chunk][c][N]    plain: [slice][c][M]
-  BlockStats* stats = nullptr;  // one per block of the grid, or null
+  Real* partial = nullptr;         // gram: [chunk][c][N]    plain: [slice][c][M]
+  BlockStats* stats = nullptr;     // one per block of the grid, or null
+  double* row_energies = nullptr;  // [slice][M], or null
+  double* col_energies = nullptr;  // [chunk][N], or null
   int width = 0;
   index_t slice = 0;
   index_t chunk_panels = 0;

@@ -1,7 +1,9 @@
 #include "cuda/products/streamed.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
+#include <utility>
 
 namespace mpfast::cuda {
 
@@ -40,15 +42,20 @@ Operand StreamedGramProduct<Real>::panel_on_device(Pipeline& pipeline, index_t f
               static_cast<std::size_t>(b.row_stride * entry), static_cast<std::size_t>(b.cols * entry),
               static_cast<std::size_t>(rows));
   }
-  return {there, operand_.swapped, operand_.scale_exponent};
+  Factors factors = operand_.factors;
+  if (factors.given()) factors.rows += first;
+  return {there, operand_.swapped, operand_.scale_exponent, factors};
 }
 
 template <class Real>
-void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats) {
+void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats,
+                                      Energies* energies) {
   const MatrixView& b = operand_.b;
   const index_t size = width * b.cols;
   synchronize(stream);  // x is ready
   if (stats != nullptr) *stats = {};
+  Energies found;  // of B
+  if (energies != nullptr) found.cols.assign(static_cast<std::size_t>(b.cols), 0.0);
   int number = 0;
   for (index_t first = 0; first < b.rows; first += panel_rows_, ++number) {
     Pipeline& pipeline = *pipelines_[static_cast<std::size_t>(number % 2)];
@@ -56,9 +63,15 @@ void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, R
     const Operand panel = panel_on_device(pipeline, first, rows);
     Real* const sum = pipeline.sum.grown_to(pipeline.stream, size);
     linalg::OperatorStats seen;
+    Energies of_panel;
     gram_product(pipeline.workspace, panel, width, x, sum, number < 2 ? Into::store : Into::add,
-                 stats == nullptr ? nullptr : &seen);
+                 stats == nullptr ? nullptr : &seen, energies == nullptr ? nullptr : &of_panel);
     if (stats == nullptr) continue;
+    if (energies != nullptr) {
+      if (operand_.swapped) std::swap(of_panel.rows, of_panel.cols);
+      found.rows.insert(found.rows.end(), of_panel.rows.begin(), of_panel.rows.end());
+      std::transform(of_panel.cols.begin(), of_panel.cols.end(), found.cols.begin(), found.cols.begin(), std::plus());
+    }
     stats->trace += seen.trace;
     if (seen.nonfinite_count == 0) continue;
     // Positions are in the panel; the first in row-major order of W is the least.
@@ -72,11 +85,15 @@ void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, R
     }
     stats->nonfinite_count += seen.nonfinite_count;
   }
+  if (energies != nullptr) {
+    if (operand_.swapped) std::swap(found.rows, found.cols);
+    *energies = std::move(found);
+  }
   const int used = std::min(number, 2);
   for (int i = 0; i < used; ++i) synchronize(pipelines_[static_cast<std::size_t>(i)]->stream);
   for (int i = 0; i < used; ++i) {
     const Pipeline& pipeline = *pipelines_[static_cast<std::size_t>(i)];
-    sum_parts(stream, pipeline.sum.get(), 1, size, 1.0, i == 0 ? Into::store : Into::add, z);
+    sum_parts(stream, pipeline.sum.get(), 1, size, 1.0, {}, i == 0 ? Into::store : Into::add, z);
   }
   synchronize(stream);  // the pipelines' sums are free again
 }

@@ -19,8 +19,9 @@ class StreamedGramProduct {
   // (std::invalid_argument).
   StreamedGramProduct(int device, const Operand& operand, std::size_t panel_bytes);
 
-  // Z = B^T (B X); x and z are vectors in device memory, ready on, and for, `stream`.
-  void apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats);
+  // Z = B^T (B X); x and z are vectors in device memory, ready on, and for, `stream`. `energies`, when not null, goes
+  // with `stats`.
+  void apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats, Energies* energies);
 
  private:
   struct Pipeline {

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/factors.hpp"
 #include "cuda/machine/platform.hpp"
 #include "cuda/products/vector_kernels.hpp"
 
@@ -19,13 +20,15 @@ unsigned blocks_for(index_t items, index_t each) { return static_cast<unsigned>(
 __device__ index_t thread_number() { return static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 template <class Real, class Out>
-__global__ void sum_parts_kernel(const Real* partial, index_t parts, index_t size, double factor, Into into, Out* out) {
+__global__ void sum_parts_kernel(const Real* partial, index_t parts, index_t size, double factor, Weights weights,
+                                 Into into, Out* out) {
   const index_t i = thread_number();
   if (i >= size) return;
   double sum = 0;
 #pragma unroll 4
   for (index_t k = 0; k < parts; ++k) sum += static_cast<double>(partial[k * size + i]);
   sum *= factor;
+  if (weights.factors != nullptr) sum = weighted(sum, weights.factors[i % weights.dim]);
   if (into == Into::add) sum = static_cast<double>(out[i]) + sum;
   if (into == Into::subtract) sum = static_cast<double>(out[i]) - sum;
   out[i] = static_cast<Out>(sum);
@@ -133,9 +136,10 @@ __global__ void sample_kernel(MatrixView w, index_t row_step, index_t col_step, 
 }  // namespace
 
 template <class Real, class Out>
-void sum_parts(Stream stream, const Real* partial, index_t parts, index_t size, double factor, Into into, Out* out) {
+void sum_parts(Stream stream, const Real* partial, index_t parts, index_t size, double factor, const Weights& weights,
+               Into into, Out* out) {
   const Grid grid{.x = blocks_for(size, kThreads), .threads = kThreads};
-  launch(stream, grid, &sum_parts_kernel<Real, Out>, partial, parts, size, factor, into, out);
+  launch(stream, grid, &sum_parts_kernel<Real, Out>, partial, parts, size, factor, weights, into, out);
 }
 
 index_t gram_parts(index_t dim) { return blocks_for(dim, kGramChunk); }
@@ -147,7 +151,7 @@ void gram_of(Stream stream, const Real* z, index_t dim, int count, double* parti
                   .threads = kThreads,
                   .shared_bytes = static_cast<std::size_t>(count * (kGramTile + 1)) * sizeof(double)};
   launch(stream, grid, &gram_kernel<Real>, z, dim, count, partial);
-  sum_parts(stream, partial, parts, index_t{count} * count, 1.0, Into::store, out);
+  sum_parts(stream, partial, parts, index_t{count} * count, 1.0, {}, Into::store, out);
 }
 
 template <class Real>
@@ -185,9 +189,9 @@ void gather_sample(Stream stream, const MatrixView& w, index_t row_step, index_t
   });
 }
 
-template void sum_parts(Stream, const float*, index_t, index_t, double, Into, float*);
-template void sum_parts(Stream, const float*, index_t, index_t, double, Into, double*);
-template void sum_parts(Stream, const double*, index_t, index_t, double, Into, double*);
+template void sum_parts(Stream, const float*, index_t, index_t, double, const Weights&, Into, float*);
+template void sum_parts(Stream, const float*, index_t, index_t, double, const Weights&, Into, double*);
+template void sum_parts(Stream, const double*, index_t, index_t, double, const Weights&, Into, double*);
 template void gram_of(Stream, const float*, index_t, int, double*, double*);
 template void gram_of(Stream, const double*, index_t, int, double*, double*);
 template void transform(Stream, float*, index_t, int, const float*);

@@ -10,10 +10,17 @@ namespace mpfast::cuda {
 
 enum class Into { store, add, subtract };
 
-// out[i] (=, += or -=) factor * sum over k < parts of partial[k * size + i], in double and in this order.
-// Reads parts * size entries.
+// Factors of the entries of vectors of length dim; null where there are none.
+struct Weights {
+  const double* factors = nullptr;
+  index_t dim = 1;
+};
+
+// out[i] (=, += or -=) factor * weights of i * sum over k < parts of partial[k * size + i], in double and in this
+// order. Reads parts * size entries.
 template <class Real, class Out>
-void sum_parts(Stream stream, const Real* partial, index_t parts, index_t size, double factor, Into into, Out* out);
+void sum_parts(Stream stream, const Real* partial, index_t parts, index_t size, double factor, const Weights& weights,
+               Into into, Out* out);
 
 // out (count x count, column-major, on the device) = Z^T Z, products and sums in double. `partial` has room for
 // gram_parts(dim) * count^2 doubles. Reads Z once; count^2 dim fused multiply-adds.

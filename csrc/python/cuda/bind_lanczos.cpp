@@ -8,6 +8,7 @@
 #include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/dtype_names.hpp"
+#include "python/factors.hpp"
 #include "python/lanczos_run.hpp"
 
 namespace mpfast::python {
@@ -19,8 +20,11 @@ class DeviceRun : public Run {
  public:
   using Backend = cuda::DeviceBackend<Real>;
 
-  DeviceRun(cuda::Stream stream, index_t dim, index_t width, ProbeKey key, typename Backend::Apply apply)
-      : backend_(stream, dim, interruptible(std::move(apply))), lanczos_(backend_, width, key) {}
+  DeviceRun(cuda::Stream stream, index_t dim, index_t width, ProbeKey key, typename Backend::Apply apply,
+            std::shared_ptr<const Energies> energies)
+      : energies_(std::move(energies)),
+        backend_(stream, dim, interruptible(std::move(apply))),
+        lanczos_(backend_, width, key) {}
 
   void advance(index_t steps) override {
     const InCore core;
@@ -56,6 +60,7 @@ class DeviceRun : public Run {
   bool exhausted() const override { return lanczos_.exhausted(); }
   index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
   linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+  const Energies* energies() const override { return energies_.get(); }
 
  private:
   // Ctrl-C is looked for before each product.
@@ -67,34 +72,45 @@ class DeviceRun : public Run {
     };
   }
 
-  Poll poll_;  // of the call that runs
+  Poll poll_;                                 // of the call that runs
+  std::shared_ptr<const Energies> energies_;  // filled by the operator; null where it does not
   Backend backend_;
   linalg::BlockLanczos<Backend> lanczos_;
   std::mutex mutex_;
 };
 
 template <class Real>
-std::unique_ptr<Run> resident_run(const DeviceMatrix& w, index_t width, ProbeKey key, int scale_exponent) {
+std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, index_t width, ProbeKey key,
+                                  int scale_exponent, bool with_energies) {
   using Backend = cuda::DeviceBackend<Real>;
-  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
-  auto apply = [operand](cuda::Workspace<Real>& workspace, typename Backend::View x, typename Backend::View z,
-                         linalg::OperatorStats* stats) {
-    cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats);
+  const auto factors = std::make_shared<const cuda::DeviceFactors>(w.stream, own.view(), w.view);
+  const auto energies = with_energies ? std::make_shared<Energies>() : nullptr;
+  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors->view());
+  auto apply = [operand, factors, energies](cuda::Workspace<Real>& workspace, typename Backend::View x,
+                                            typename Backend::View z, linalg::OperatorStats* stats) {
+    cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats,
+                       stats == nullptr ? nullptr : energies.get());
   };
-  return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, key, std::move(apply));
+  return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, key, std::move(apply), energies);
 }
 
 // A run on its own stream.
 template <class Real>
 class StreamedRun : public Run {
  public:
-  StreamedRun(int device, const MatrixView& w, index_t width, ProbeKey key, int scale_exponent, std::size_t panel_bytes)
+  StreamedRun(int device, const MatrixView& w, const OwnFactors& own, index_t width, ProbeKey key, int scale_exponent,
+              bool with_energies, std::size_t panel_bytes)
       : stream_(device),
-        gram_(device, cuda::short_side(w, scale_exponent), panel_bytes),
-        run_(stream_, std::min(w.rows, w.cols), width, key,
-             [this](cuda::Workspace<Real>& workspace, auto x, auto z, linalg::OperatorStats* stats) {
-               gram_.apply(workspace.stream(), static_cast<int>(x.count), x.data, z.data, stats);
-             }) {}
+        factors_(stream_, own.view(), w),
+        energies_(with_energies ? std::make_shared<Energies>() : nullptr),
+        gram_(device, cuda::short_side(w, scale_exponent, factors_.view()), panel_bytes),
+        run_(
+            stream_, std::min(w.rows, w.cols), width, key,
+            [this](cuda::Workspace<Real>& workspace, auto x, auto z, linalg::OperatorStats* stats) {
+              gram_.apply(workspace.stream(), static_cast<int>(x.count), x.data, z.data, stats,
+                          stats == nullptr ? nullptr : energies_.get());
+            },
+            energies_) {}
 
   void advance(index_t steps) override { run_.advance(steps); }
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override { return run_.ritz(steps); }
@@ -104,9 +120,12 @@ class StreamedRun : public Run {
   bool exhausted() const override { return run_.exhausted(); }
   index_t zero_coordinates() const override { return run_.zero_coordinates(); }
   linalg::OperatorStats stats() const override { return run_.stats(); }
+  const Energies* energies() const override { return run_.energies(); }
 
  private:
   cuda::OwnStream stream_;
+  cuda::DeviceFactors factors_;
+  std::shared_ptr<Energies> energies_;
   cuda::StreamedGramProduct<Real> gram_;
   DeviceRun<Real> run_;
 };
@@ -118,33 +137,40 @@ void register_cuda_lanczos(py::module_& m) {
   m.def(
       "lanczos_run",
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
-         bool precise) {
+         bool precise, const FactorArrays& factors, bool energies) {
         const ProbeKey key{seed, stream};
-        auto run = precise || needs_double(w.view.dtype) ? resident_run<double>(w, width, key, scale_exponent)
-                                                         : resident_run<float>(w, width, key, scale_exponent);
+        const OwnFactors own(factors, w.view);
+        auto run = precise || needs_double(w.view.dtype)
+                       ? resident_run<double>(w, own, width, key, scale_exponent, energies)
+                       : resident_run<float>(w, own, width, key, scale_exponent, energies);
         run->hold(w.owner);
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
-      py::arg("precise").noconvert());
+      py::arg("precise").noconvert(), py::arg("factors").noconvert() = py::none(),
+      py::arg("energies").noconvert() = false);
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
-         std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes) -> std::unique_ptr<Run> {
+         std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes, const FactorArrays& factors,
+         bool energies) -> std::unique_ptr<Run> {
         const MatrixView w = view_of(array, parse_dtype(dtype), dtype);
         check_not_empty(w);
+        const OwnFactors own(factors, w);
         const ProbeKey key{seed, stream};
         std::unique_ptr<Run> run;
         if (precise || needs_double(w.dtype)) {
-          run = std::make_unique<StreamedRun<double>>(device, w, width, key, scale_exponent, panel_bytes);
+          run =
+              std::make_unique<StreamedRun<double>>(device, w, own, width, key, scale_exponent, energies, panel_bytes);
         } else {
-          run = std::make_unique<StreamedRun<float>>(device, w, width, key, scale_exponent, panel_bytes);
+          run = std::make_unique<StreamedRun<float>>(device, w, own, width, key, scale_exponent, energies, panel_bytes);
         }
         run->hold(array);
         return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
       py::arg("scale_exponent"), py::arg("precise").noconvert(), py::arg("panel_bytes"),
+      py::arg("factors").noconvert() = py::none(), py::arg("energies").noconvert() = false,
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 

@@ -7,6 +7,7 @@
 #include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
 #include "python/dtype_names.hpp"
+#include "python/factors.hpp"
 
 namespace mpfast::python {
 
@@ -16,8 +17,9 @@ template <class Real>
 using Block = py::array_t<Real, py::array::c_style>;
 
 // The sample of the entries that scale_exponent looks at, brought to the host.
-int scale_exponent_of(const DeviceMatrix& w) {
+int scale_exponent_of(const DeviceMatrix& w, const FactorArrays& arrays) {
   check_not_empty(w.view);
+  const OwnFactors own(arrays, w.view);
   const InCore core;
   const ScaleSample sample(w.view);
   const index_t rows = (w.view.rows + sample.row_step - 1) / sample.row_step;
@@ -26,7 +28,15 @@ int scale_exponent_of(const DeviceMatrix& w) {
   const cuda::DeviceBuffer<char> there(w.stream, bytes);
   cuda::gather_sample(w.stream, w.view, sample.row_step, sample.col_step, rows, cols, there.get());
   const std::vector<char> here = cuda::to_host(w.stream, there.get(), bytes);
-  return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1});
+  if (!own.view().given()) return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1});
+  const auto sampled = [](const double* factors, index_t step, index_t count) {
+    std::vector<double> some(static_cast<std::size_t>(count));
+    for (index_t k = 0; k < count; ++k) some[static_cast<std::size_t>(k)] = factors[k * step];
+    return some;
+  };
+  const std::vector<double> row_factors = sampled(own.view().rows, sample.row_step, rows);
+  const std::vector<double> col_factors = sampled(own.view().cols, sample.col_step, cols);
+  return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1}, {row_factors.data(), col_factors.data()});
 }
 
 // How a product would be cut on a device with these limits; needs no device. For the roofline account and for tests.
@@ -60,8 +70,8 @@ linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, s
                                       int scale_exponent, bool with_stats) {
   check_not_empty(w.view);
   if (x == 0 || z == 0) throw std::invalid_argument("vectors have no address");
-  const cuda::Operand operand =
-      right ? cuda::Operand{w.view, false, scale_exponent} : cuda::Operand{w.view.transposed(), true, scale_exponent};
+  const cuda::Operand operand = right ? cuda::Operand{w.view, false, scale_exponent, {}}
+                                      : cuda::Operand{w.view.transposed(), true, scale_exponent, {}};
   linalg::OperatorStats stats;
   const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
@@ -87,7 +97,7 @@ Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose
   const cuda::DeviceBuffer<Real> x_there(w.stream, width * b.cols);
   const cuda::DeviceBuffer<Real> y_there(w.stream, width * b.rows);
   cuda::copy(w.stream, x_there.get(), input, static_cast<std::size_t>(width * b.cols) * sizeof(Real));
-  cuda::multiply(workspace, cuda::Operand{b, transpose, scale_exponent}, width, x_there.get(), y_there.get(),
+  cuda::multiply(workspace, cuda::Operand{b, transpose, scale_exponent, {}}, width, x_there.get(), y_there.get(),
                  cuda::Into::store);
   cuda::copy(w.stream, output, y_there.get(), static_cast<std::size_t>(width * b.rows) * sizeof(Real));
   cuda::synchronize(w.stream);
@@ -115,10 +125,33 @@ py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, 
   return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
 }
 
-// Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
-py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
+// A Gram product with a vector of zeros, for what its pass learns.
+py::tuple energies(const DeviceMatrix& w, int scale_exponent, const FactorArrays& arrays) {
   check_not_empty(w.view);
-  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent);
+  const OwnFactors own(arrays, w.view);
+  linalg::OperatorStats stats;
+  Energies found;
+  {
+    const InCore core;
+    const cuda::DeviceFactors factors(w.stream, own.view(), w.view);
+    const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors.view());
+    cuda::Workspace<double> workspace(w.stream);
+    const cuda::DeviceBuffer<double> zeros(w.stream, operand.b.cols);
+    const cuda::DeviceBuffer<double> nothing(w.stream, operand.b.cols);
+    const std::vector<double> host(static_cast<std::size_t>(operand.b.cols));
+    cuda::copy(w.stream, zeros.get(), host.data(), host.size() * sizeof(double));
+    cuda::gram_product(workspace, operand, 1, zeros.get(), nothing.get(), cuda::Into::store, &stats, &found);
+  }
+  return energies_tuple(&found) +
+         py::make_tuple(stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
+}
+
+// Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
+py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent, const FactorArrays& arrays) {
+  check_not_empty(w.view);
+  const OwnFactors own(arrays, w.view);
+  const cuda::DeviceFactors factors(w.stream, own.view(), w.view);
+  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors.view());
   const index_t p = operand.b.cols;
   py::array_t<double> gram({p, p});
   double* const out = gram.mutable_data();
@@ -144,7 +177,8 @@ py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent) {
 }  // namespace
 
 void register_cuda_products(py::module_& m) {
-  m.def("scale_exponent", &scale_exponent_of, py::arg("matrix"), "As that of _core.");
+  m.def("scale_exponent", &scale_exponent_of, py::arg("matrix"), py::arg("factors").noconvert() = py::none(),
+        "As that of _core.");
   m.def("gram_product", &gram_product<float>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("right").noconvert(),
         py::arg("scale_exponent") = 0);
   m.def("gram_product", &gram_product<double>, py::arg("matrix"), py::arg("x").noconvert(),
@@ -170,7 +204,10 @@ void register_cuda_products(py::module_& m) {
   m.def("plan_product", &plan_of, py::arg("kind"), py::arg("dtype"), py::arg("rows"), py::arg("cols"),
         py::arg("real_bytes"), py::arg("width"), py::arg("shared_bytes"), py::arg("largest_cluster"),
         "How a 'gram' or a 'plain' product with a rows x cols matrix is cut.");
+  m.def("energies", &energies, py::arg("matrix"), py::arg("scale_exponent"),
+        py::arg("factors").noconvert() = py::none(), "As that of _core.");
   m.def("gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"),
+        py::arg("factors").noconvert() = py::none(),
         "Gram matrix of the short side in float64, and the non-finite entries of W.");
 }
 

@@ -25,5 +25,6 @@ void register_cuda_devices(py::module_& m);
 void register_cuda_products(py::module_& m);
 void register_cuda_lanczos(py::module_& m);
 void register_cuda_masks(py::module_& m);
+void register_cuda_reconstruct(py::module_& m);
 
 }  // namespace mpfast::python

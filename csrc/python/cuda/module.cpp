@@ -12,4 +12,5 @@ PYBIND11_MODULE(_cuda, m) {
   register_cuda_products(m);
   register_cuda_lanczos(m);
   register_cuda_masks(m);
+  register_cuda_reconstruct(m);
 }

@@ -7,13 +7,16 @@ import mpfast.integrations.torch.requirement  # isort: skip  # before PyTorch is
 
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.certificates import ModelCertificate, certify
+from mpfast.integrations.torch.gradients import output_gradients
+from mpfast.integrations.torch.layer_fits import LayerFit
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import LowRankPair, load_factors, split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
 from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 from mpfast.integrations.torch.texts import text_moments
-from mpfast.integrations.torch.whole_models import LayerFit, ReconstructedModel, reconstruct_model
+from mpfast.integrations.torch.whole_checkpoints import ReconstructedCheckpoint, reconstruct_checkpoint
+from mpfast.integrations.torch.whole_models import ReconstructedModel, reconstruct_model
 
 if TYPE_CHECKING:
     from mpfast.integrations.torch.sparsifier import SpectralSparsifier
@@ -28,6 +31,7 @@ __all__ = [
     "NOfM",
     "NoiseFloor",
     "PruneAndRestore",
+    "ReconstructedCheckpoint",
     "ReconstructedModel",
     "SecondMoments",
     "Selection",
@@ -39,7 +43,9 @@ __all__ = [
     "input_rows",
     "load_factors",
     "masks_of",
+    "output_gradients",
     "prunable_modules",
+    "reconstruct_checkpoint",
     "reconstruct_model",
     "release",
     "split",

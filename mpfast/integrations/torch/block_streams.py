@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 
+from mpfast.integrations.torch.sites import experts_one_by_one
 from mpfast.support import InvalidValueError
 
-__all__ = ["Call", "blocks_of", "call_block", "calls_of", "first_tensor", "undisturbed"]
+__all__ = ["Call", "blocks_of", "call_block", "calls_of", "first_tensor", "states_of", "undisturbed"]
 
 
 @dataclass
@@ -83,14 +85,46 @@ def call_block(block: torch.nn.Module, hidden: torch.Tensor, call: Call) -> torc
     return first_tensor(block(hidden, *call.args, **call.keywords))
 
 
+class _Alike:
+    """Keeps tensors that are equal, such as the positions of batches of one length, once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def calls(self, calls: Mapping[str, Call]) -> dict[str, Call]:
+        """The same calls of one batch with tensors that were there before, where there were equal ones."""
+        known: dict[int, torch.Tensor] = {}  # blocks mostly get the very same ones
+
+        def kept(value: Any) -> Any:
+            if type(value) in (tuple, list):
+                return type(value)(map(kept, value))
+            if type(value) is not torch.Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
+                return value
+            if id(value) not in known:
+                bits = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+                key = value.dtype, tuple(value.shape), value.stride(), hashlib.sha256(bits).digest()
+                known[id(value)] = self._kept.setdefault(key, value)
+            return known[id(value)]
+
+        return {
+            name: Call(
+                tuple(map(kept, call.args)), {key: kept(value) for key, value in call.keywords.items()}, call.keyword
+            )
+            for name, call in calls.items()
+        }
+
+
 class _EnoughError(Exception):
-    """Nothing after the last block is needed."""
+    """Nothing that comes after is needed."""
 
 
 def calls_of(
     model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batches: Iterable[Any]
 ) -> tuple[list[torch.Tensor], list[dict[str, Call]], list[torch.Tensor | None]]:
-    """Run the model over the batches, up to its last block; over the first one to its end, for what comes after.
+    """Run the model over the batches, up to its last block; over the first one up to its head, for what comes after.
+
+    A block that is called again after the last one shows only there. The logits of a language model take much memory,
+    and no block follows them.
 
     Returns
     -------
@@ -107,12 +141,13 @@ def calls_of(
         A block is not called once in each pass, or does not get what the one before it returned.
     """
     hidden, calls, valid = [], [], []
+    alike = _Alike()
     for number, batch in enumerate(batches):
-        first, found = _one_pass(model, blocks, batch, to_its_end=number == 0)
+        first, found = _one_pass(model, blocks, batch, to_its_head=number == 0)
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         fits = isinstance(mask, torch.Tensor) and mask.shape == first.shape[:-1]
         hidden.append(first)
-        calls.append(found)
+        calls.append(alike.calls(found))
         valid.append(mask.bool() if fits and mask is not None else None)
     if not hidden:
         raise InvalidValueError("batches", "are empty")
@@ -120,7 +155,7 @@ def calls_of(
 
 
 def _one_pass(
-    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batch: Any, *, to_its_end: bool
+    model: torch.nn.Module, blocks: Mapping[str, torch.nn.Module], batch: Any, *, to_its_head: bool
 ) -> tuple[torch.Tensor, dict[str, Call]]:
     names = list(blocks)
     found: dict[str, Call] = {}
@@ -130,8 +165,7 @@ def _one_pass(
     def before(name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if name in found:
             raise InvalidValueError("blocks", f"{name} is called more than once in a pass", "name other ones")
-        keyword = "" if args else _keyword(name, keywords)
-        states = args[0] if args else keywords[keyword]
+        states, keyword = states_of(name, args, keywords)
         if not start:
             start.append(states.detach().clone())
         elif not _is_as_returned(states, *returned[-1][1:]):
@@ -143,10 +177,15 @@ def _one_pass(
     def after(name: str, output: Any) -> None:
         output = first_tensor(output)
         returned.append((name, output, _version(output)))
-        if len(found) == len(names) and not to_its_end:
+        if len(found) == len(names) and not to_its_head:
             raise _EnoughError
 
-    hooks = []
+    def at_the_head(*_: Any) -> None:
+        if len(found) == len(names):
+            raise _EnoughError
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    hooks = [] if head is None else [head.register_forward_pre_hook(at_the_head)]
     for name, block in blocks.items():
         hooks.append(
             block.register_forward_pre_hook(
@@ -177,13 +216,16 @@ def _version(states: torch.Tensor) -> int | None:
     return None if states.is_inference() else states._version
 
 
-def _keyword(name: str, keywords: Mapping[str, Any]) -> str:
+def states_of(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the hidden states that a block is called with, and under which name they come; empty: first."""
+    if args:
+        return args[0], ""
     if isinstance(keywords.get("hidden_states"), torch.Tensor):
-        return "hidden_states"
+        return keywords["hidden_states"], "hidden_states"
     found = next((key for key, value in keywords.items() if isinstance(value, torch.Tensor)), None)
     if found is None:
         raise InvalidValueError("blocks", f"{name} is called without a tensor")
-    return found
+    return keywords[found], found
 
 
 def _run(model: torch.nn.Module, batch: Any) -> None:
@@ -202,19 +244,14 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     # A model of several parts has a configuration for each.
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
-    experts = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else None
     model.eval()
     for config in cached:
         config.use_cache = False
-    if experts is not None:
-        model.set_experts_implementation("eager")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), experts_one_by_one(model):
             yield
     finally:
         for module in training:
             module.training = True
         for config in cached:
             config.use_cache = True
-        if experts is not None:
-            model.set_experts_implementation(experts)

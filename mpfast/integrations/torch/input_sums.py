@@ -15,6 +15,9 @@ __all__ = ["InputMoments", "InputSums"]
 
 Array = NDArray[np.float64]
 
+# Rows that are mirrored at a time: no second matrix of the same size is needed.
+_MIRRORED_ROWS = 256
+
 
 @dataclass
 class InputMoments:
@@ -43,9 +46,11 @@ class InputSums:
         self.rows = 0
         self._sums: Array | None = None
         self._both = False
+        self._moments: InputMoments | None = None
 
     def add(self, own: torch.Tensor, dense: torch.Tensor | None, threads: int) -> None:
         """Add rows, (rows, inputs), of the compressed stream and, where they are the same ones, of the dense one."""
+        assert self._moments is None, "the means were taken"
         both = dense is not None
         if self._sums is None:
             self._both = both
@@ -62,24 +67,35 @@ class InputSums:
             _core.add_gram(as_matrix(joined.detach().cpu().contiguous(), name="x"), self._sums, threads)
 
     def sums(self) -> Array:
-        """The sum of ``y y^T``."""
+        """The sum of ``y y^T``, a copy."""
         assert self._sums is not None, "nothing was added"
+        assert self._moments is None, "the means were taken"
         half = len(self._sums) // 2 if self._both else 0
-        return _mirrored(self._sums[half:, half:])
+        whole = self._sums[half:, half:].copy()
+        _mirror(whole)
+        return whole
 
     def moments(self) -> InputMoments:
-        """The means; there must be rows."""
+        """The means, in the memory of the sums: nothing can be added any more. There must be rows."""
         assert self._sums is not None, "nothing was added"
-        own = self.sums() / self.rows
-        if not self._both:
-            return InputMoments(self.rows, own, own, own)
-        half = len(self._sums) // 2
-        cross = self._sums[:half, half:] / self.rows
-        return InputMoments(self.rows, own, cross, _mirrored(self._sums[:half, :half]) / self.rows)
+        if self._moments is None:
+            self._sums /= self.rows
+            if self._both:
+                half = len(self._sums) // 2
+                own, dense = self._sums[half:, half:], self._sums[:half, :half]
+                _mirror(own)
+                _mirror(dense)
+                self._moments = InputMoments(self.rows, own, self._sums[:half, half:], dense)
+            else:
+                _mirror(self._sums)
+                self._moments = InputMoments(self.rows, self._sums, self._sums, self._sums)
+        return self._moments
 
 
-def _mirrored(upper: Array) -> Array:
-    """A symmetric matrix of its upper triangle."""
-    whole: Array = np.triu(upper)
-    whole += np.triu(upper, 1).T
-    return whole
+def _mirror(square: Array) -> None:
+    """Make a symmetric matrix of its upper triangle, in place."""
+    for begin in range(0, len(square), _MIRRORED_ROWS):
+        end = begin + _MIRRORED_ROWS
+        square[begin:end, :begin] = square[:begin, begin:end].T
+        corner = square[begin:end, begin:end]
+        corner[...] = np.triu(corner) + np.triu(corner, 1).T

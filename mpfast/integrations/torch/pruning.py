@@ -57,7 +57,7 @@ class NoiseFloor(torch_prune.BasePruningMethod):
 
 @front_door
 def global_prune(
-    parameters: Iterable[tuple[torch.nn.Module, str]], amount: float, method: str = "spectral_budget", **options: Any
+    parameters: Iterable[tuple[torch.nn.Module, str]], amount: float, method: str = "magnitude", **options: Any
 ) -> None:
     """As ``torch.nn.utils.prune.global_unstructured``, with the masks of `mpfast.masks`.
 
@@ -68,7 +68,7 @@ def global_prune(
     amount : float
         Share of all their entries that is zero in the end; what is pruned already counts.
     method : str
-        ``"spectral_budget"`` or ``"magnitude"``; `options` go there.
+        ``"magnitude"`` or ``"spectral_budget"``; `options` go there.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mpfast.checkpoints import Role
 from mpfast.integrations.torch.layers import is_transposed, watch_input
 
-__all__ = ["Site", "sites_of", "watched"]
+__all__ = ["Site", "experts_one_by_one", "sites_of", "watched"]
 
 
 @dataclass
@@ -98,6 +98,21 @@ def sites_of(block: torch.nn.Module, prefix: str, roles: Mapping[str, Role]) -> 
             elif role.kind in ("linear", "conv", "conv_transposed", "experts", "head"):
                 skipped[tensor] = f"in a {type(module).__name__}, whose inputs are not watched"
     return sites, skipped
+
+
+@contextmanager
+def experts_one_by_one(model: torch.nn.Module) -> Iterator[None]:
+    """Have the models of transformers in a model multiply with one expert after the other; what was set comes back."""
+    models: list[Any] = [module for module in model.modules() if hasattr(module, "set_experts_implementation")]
+    before = [part.get_experts_implementation() for part in models]
+    for part in models:
+        part.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        for part, implementation in zip(models, before, strict=True):
+            if implementation is not None:
+                part.set_experts_implementation(implementation)
 
 
 @contextmanager

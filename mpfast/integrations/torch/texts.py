@@ -27,7 +27,7 @@ def text_moments(
     *,
     tokens: int = 16384,
     length: int = 256,
-    folds: int = 1,
+    folds: int = 4,
     include: NameFilter | None = None,
     exclude: NameFilter | None = None,
     device: str | None = None,

@@ -15,6 +15,7 @@ from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.layer_report import jsonable
 from mpfast.models.methods import METHODS
+from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import MarchenkoPastur
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def html_report(
         "layers": [_layer(row) for row in layers],
         "skipped": [list(tensor) for tensor in skipped],
         "budget": _budgets(source, layers),
+        "levels": LEVELS,
+        "normal": WHAT_IS_NORMAL,
     }
     data = json.dumps(jsonable(content), allow_nan=False, separators=(",", ":"))
     page = (files / "template.html").read_text(encoding="utf-8")
@@ -74,9 +77,16 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "threshold": row.threshold,
         "spikes": row.spikes,
         "bulk": row.bulk_fraction,
+        "signals": row.signals,
+        "strict": min(row.strict, row.signals),
+        "unevenness": row.unevenness,
         "ks": row.ks,
+        "ks_scaled": row.ks_scaled,
+        "share": row.share,
         "verdict": row.verdict,
+        "sentence": row.sentence,
         "hill_alpha": row.metrics.get("hill_alpha"),
+        "effective": row.metrics.get("entropy_rank"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
         "depth": int(found[0]) if found and len(found[0]) <= _MAX_DIGITS else None,

@@ -18,14 +18,14 @@ function element(tag, attributes = {}, ...children) {
 function summary() {
   document.getElementById("source").textContent = data.source;
   const totals = data.summary;
-  const judged = ["good", "fair", "poor"].filter((verdict) => totals.verdicts[verdict]);
-  const verdicts = judged.map((verdict) => `${totals.verdicts[verdict]} ${verdict}`).join(", ");
+  const found = data.levels.filter((level) => totals.verdicts[level]);
+  const verdicts = found.map((level) => `${totals.verdicts[level]} ${level}`).join(", ");
   const figures = {
     matrices: totals.layers,
     "million entries": (totals.entries / 1e6).toFixed(1),
     spikes: totals.spikes,
-    fits: verdicts || "none",
-    "median bulk": percent(totals.median_bulk_fraction),
+    signals: totals.signals,
+    "noise bulks": verdicts || "none fitted",
     "seconds": totals.seconds.toFixed(2),
   };
   const list = document.getElementById("summary");
@@ -41,9 +41,12 @@ const columns = [
   ["shape", (row) => row.shape[0] * row.shape[1], (row) => row.shape.join("x")],
   ["sigma+", (row) => row.sigma, (row) => significant(row.sigma) + (row.error > 0 ? " ±" + row.error.toPrecision(2) : "")],
   ["spikes", (row) => row.spikes, (row) => String(row.spikes)],
-  ["bulk", (row) => row.bulk, (row) => percent(row.bulk)],
-  ["KS", (row) => row.ks, (row) => fixed(3)(row.ks)],
-  ["fit", (row) => ({ good: 0, fair: 1, poor: 2 })[row.verdict], (row) => row.verdict],
+  ["signals", (row) => row.signals, (row) => (row.strict < row.signals ? `${row.strict}–${row.signals}` : String(row.signals))],
+  ["uneven", (row) => row.unevenness, (row) => percent(row.unevenness)],
+  ["KS", (row) => row.ks_scaled, (row) => fixed(3)(row.ks) + (row.ks === row.ks_scaled ? "" : "→" + fixed(3)(row.ks_scaled))],
+  ["noise", (row) => data.levels.indexOf(row.verdict), (row) => row.verdict],
+  ["share", (row) => row.share, (row) => percent(row.share)],
+  ["effective rank", (row) => row.effective, (row) => fixed(0)(row.effective)],
   ["hill_alpha", (row) => row.hill_alpha, (row) => fixed(2)(row.hill_alpha)],
   ["stable rank", (row) => row.stable, (row) => fixed(1)(row.stable)],
 ];
@@ -78,13 +81,13 @@ function layerTable() {
 function layerRow(row) {
   const made = element("tr", { class: "layer", tabindex: "0" });
   for (const [name, , text] of columns) {
-    made.append(element("td", name === "fit" ? { class: row.verdict } : {}, text(row)));
+    made.append(element("td", name === "noise" ? { title: row.sentence } : {}, text(row)));
   }
   const toggle = () => {
     const next = made.nextSibling;
     if (next && !next.classList.contains("layer")) return next.remove();
     const cell = element("td", { class: "chart", colspan: String(columns.length) });
-    cell.append(chart(row), ...row.warnings.map((text) => element("p", {}, "! " + text)));
+    cell.append(element("p", {}, row.sentence), chart(row), ...row.warnings.map((text) => element("p", {}, "! " + text)));
     made.after(element("tr", {}, cell));
   };
   made.addEventListener("click", toggle);
@@ -134,8 +137,10 @@ function chart(row) {
 // The heat map: one row per layer type, one column per depth.
 
 const measures = {
-  "bulk (share of noise)": (row) => row.bulk,
-  "spikes over rank": (row) => row.spikes / Math.min(...row.shape),
+  "signals over rank": (row) => row.signals / Math.min(...row.shape),
+  "energy in the fitted noise": (row) => row.share,
+  "effective rank over rank": (row) => (row.effective === null ? null : row.effective / Math.min(...row.shape)),
+  "unevenness": (row) => row.unevenness,
   "sigma+": (row) => row.sigma,
   "hill_alpha": (row) => row.hill_alpha,
   "KS": (row) => row.ks,
@@ -215,5 +220,6 @@ if (data.budget) {
   document.getElementById("budget-section").remove();
 }
 document.getElementById("filter").addEventListener("input", layerTable);
+document.getElementById("normal").textContent = data.normal;
 layerTable();
 skipped();

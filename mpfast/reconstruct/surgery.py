@@ -1,0 +1,108 @@
+"""Optimal brain surgeon on one layer and what follows it, where the layer's weights are: on the host or on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpfast import _core
+from mpfast.arrays import boolean_mask
+from mpfast.reconstruct.conjugate_gradients import finish
+from mpfast.reconstruct.cuda import DeviceSurgery, stays_on_device
+from mpfast.reconstruct.fit import Fit, Grid
+from mpfast.reconstruct.layer import Layer
+from mpfast.reconstruct.selection import Selection, parsed_group
+
+__all__ = ["Surgery", "open_surgery"]
+
+
+class Surgery(Protocol):
+    """One layer; its columns are treated once, and then its weights may be refitted.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (out, in).
+    unit : float
+        A power of two near the largest weight.
+    """
+
+    shape: tuple[int, int]
+    unit: float
+
+    def weigh_rows(self, roots: NDArray[np.float64]) -> None:
+        """Multiply the rows, (out,), before their columns are treated: some may lose more than others."""
+
+    def columns(
+        self,
+        *,
+        mask: Any = None,
+        selection: Selection | None = None,
+        grid: tuple[int, int] | None = None,
+        again: bool,
+    ) -> None:
+        """Drop what a mask drops, or what is to be selected, and round what stays to a grid of (bits, group).
+
+        `again`: the weights as they were are needed once more, by `finish`.
+        """
+
+    def finish(self, steps: int) -> None:
+        """Take steps of conjugate gradients, and then scale the rows to suit C undamped; no steps, no change."""
+
+    def fit(self) -> Fit:
+        """Return what has become of the weights."""
+
+
+class HostSurgery:
+    """On the host."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._grid: Grid | None = None
+        self.shape, self.unit = layer.shape, layer.unit
+
+    def weigh_rows(self, roots: NDArray[np.float64]) -> None:
+        self._layer.weigh_rows(roots)
+
+    def columns(
+        self,
+        *,
+        mask: Any = None,
+        selection: Selection | None = None,
+        grid: tuple[int, int] | None = None,
+        again: bool,
+    ) -> None:
+        layer = self._layer
+        pruned, pattern = selection.request if selection is not None else (None, None)
+        if mask is None:
+            self._keep = np.ones(layer.shape, np.bool_)
+        else:
+            self._keep = np.array(boolean_mask(mask, layer.shape, "W"), order="C")
+        target = None
+        if grid is not None:
+            bits, width = grid
+            scale, zero = np.empty((2, layer.shape[0], -(-layer.shape[1] // width)), np.float32)
+            self._grid = Grid(bits, width, scale, zero)
+            target = bits, width, scale, zero
+        # A refit of a delicate moment may have to be taken back; rounded weights are not refitted.
+        again = again or (grid is None and layer.factor.is_delicate)
+        self._values = layer.start(again=again)
+        _core.obs_columns(self._values, self._keep, layer.factor.upper, pruned, pattern, target, layer.threads)
+
+    def finish(self, steps: int) -> None:
+        finish(self._layer, self._values, self._keep, steps)
+
+    def fit(self) -> Fit:
+        return self._layer.fit(self._values, self._keep, self._grid)
+
+
+def open_surgery(W: Any, C: Any, threads: int, pattern: Any = None) -> Surgery:
+    """Check the weights and the moment of a layer, given the pattern that is asked for; errors as `Layer`."""
+    if stays_on_device(W, None if pattern is None else parsed_group(pattern)):
+        there = DeviceSurgery(W, C, threads)
+        if not there.factor.is_delicate:
+            return there
+        C = there.factor  # the host takes back what rounding has made worse
+    return HostSurgery(Layer(W, C, threads))

