@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from regularisations import DIAGONAL, MEAN, REGULARISATIONS, Moments
+from regularisations import DIAGONAL, HALF, MEAN, REGULARISATIONS, Moments
 from subjects import Task
 
 from mpfast import masks, reconstruct
@@ -148,10 +148,10 @@ def minilm_cases(task: Task) -> Iterable[Case]:
 
 
 def smollm2_cases(task: Task) -> Iterable[Case]:
-    """SmolLM2 has seen 4 to 11 rows for each input: 1 % of the mean for OBS alone, 30 % of each entry with a refit."""
+    """SmolLM2 has seen 4 to 11 rows for each input: 15 % of each entry for OBS alone, 30 % with a refit."""
     for goal in ("2:4", "60 %"):
         yield pruned(goal, REFIT, DIAGONAL)
-        yield pruned(goal, "OBS", MEAN)
+        yield pruned(goal, "OBS", HALF)
     yield pruned("60 %", REFIT, DIAGONAL, few=True)
     for goal in ("2:4", "60 %"):
         yield masked(goal, BY_LAYER)
@@ -161,11 +161,11 @@ def smollm2_cases(task: Task) -> Iterable[Case]:
     yield masked("2:4", MAGNITUDE)
     yield from (rounded(bits) for bits in (3, 4))
     yield from (without_neurons(percent) for percent in (25, 50))
-    yield from (pruned(goal, "OBS", DIAGONAL) for goal in ("2:4", "60 %"))
+    yield from (pruned(goal, "OBS", name) for goal in ("2:4", "60 %") for name in (MEAN, DIAGONAL))
     yield masked("60 %", BY_ROW)
     for goal in ("50 %", "70 %", "4:8", "30 %"):
         yield pruned(goal, REFIT, DIAGONAL)
-        yield pruned(goal, "OBS", MEAN)
+        yield pruned(goal, "OBS", HALF)
         yield masked(goal, BY_LAYER if ":" in goal else BY_ROW)
     for goal in ("20 % fewer parameters", "40 % fewer parameters", "60 % fewer parameters"):
         yield from low_rank(task, goal)

@@ -12,7 +12,7 @@ from mpfast.integrations.torch import SecondMoments
 from mpfast.spectra import clean, diagonal_weight, effective_rows
 
 Array = np.ndarray
-MEAN, DIAGONAL = "1 % of the mean", "30 % of each"
+MEAN, DIAGONAL, HALF = "1 % of the mean", "30 % of each", "15 % of each"
 
 
 class Inputs:
@@ -96,7 +96,7 @@ def nonlinear_shrinkage(values: Array, rows: float) -> Array:
 REGULARISATIONS: dict[str, Regularise] = {
     MEAN: of_mean(0.01),
     DIAGONAL: of_each(0.3),
-    "15 % of each": of_each(0.15),
+    HALF: of_each(0.15),
     "60 % of each": of_each(0.6),
     "0.4 of the likeliest weight of the diagonal": of_likeliest(0.4),
     "cross-validated eigenvalues, 10 % of each": cross_validated(0.1),

@@ -173,7 +173,7 @@ def prune(
         With `moments`: steps of conjugate gradients of the refit. Default 4; 0 with ``"obs"`` is SparseGPT.
     damping : float, optional
         With `moments`: the share of the mean of a moment's diagonal that is added to all of it. Default 0.01
-        where the moment is of many rows, else 30 % of each diagonal entry, see `mpfast.models.damping_for`.
+        where the moment is of many rows, else 30 or 15 % of each diagonal entry, see `mpfast.models.damping_for`.
     include, exclude
         As `mpfast.analyze`.
     embeddings : bool
