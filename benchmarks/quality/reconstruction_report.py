@@ -194,8 +194,8 @@ def report(task: Task, rows: list[Row], quick: bool) -> list[str]:
         "processors: seconds are processor time for all layers, without moments, gradients and factors. "
         + versions_of(task),
         "",
-        "Damping: 1 % of the mean diagonal entry of the second moment, added to all of them, or a share of each. Several "
-        "seeds: the mean, and from where to where.",
+        "Damping: 1 % of the mean diagonal entry of the second moment, added to all of them, or a share of each. "
+        "Several seeds: the mean, and from where to where.",
         "",
         f"Dense, {score}: " + ", ".join(f"{part} {shown(task, value(task, rows[0], part))}" for part in parts) + ".",
         "",
