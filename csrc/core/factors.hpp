@@ -11,8 +11,8 @@ struct Factors {
   const double* rows = nullptr;
   const double* cols = nullptr;
 
-  [[gnu::always_inline]] bool given() const { return rows != nullptr; }
-  [[gnu::always_inline]] Factors transposed() const { return {cols, rows}; }
+  [[gnu::always_inline]] constexpr bool given() const { return rows != nullptr; }
+  [[gnu::always_inline]] constexpr Factors transposed() const { return {cols, rows}; }
 };
 
 // Value times factor, in the precision of the value. (Inlined always: see dtype.hpp.)
