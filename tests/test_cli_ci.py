@@ -436,6 +436,11 @@ def test_what_cannot_be_carried_out_has_failed(run, model, arguments):
     assert run(*(model if argument == "MODEL" else argument for argument in arguments))[0] == 1
 
 
+def test_a_budget_that_is_neither_a_file_nor_a_method_is_told_so(run, model):
+    code, _, err = run("prune", model, "--dry-run", "--sparsity", "0.5", "--budget", "owll")
+    assert (code, "--budget owll is neither a file nor one of uniform, row, " in " ".join(err.split())) == (2, True)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("command", ["analyze", "inspect", "budget", "prune", "compress"])
 def test_a_full_disk_is_named(run, model, command):
