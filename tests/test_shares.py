@@ -275,9 +275,9 @@ class TestRefusals:
 
     def test_what_a_method_would_not_look_at_is_refused(self, known):
         weights, moments, gradients = known
-        with pytest.raises(ValueError, match=r"moments are nothing that method row looks at; .* one of owl, "):
+        with pytest.raises(ValueError, match=r"method row does not look at moments; .* one of owl, "):
             share_out(weights, 0.5, moments=moments)
-        with pytest.raises(ValueError, match=r"gradients are nothing that method owl looks at; .* one of gauss_newton"):
+        with pytest.raises(ValueError, match=r"method owl does not look at gradients; .* one of gauss_newton"):
             share_out(weights, 0.5, method="owl", moments=moments, gradients=gradients)
 
     def test_two_ways_at_once(self, known):

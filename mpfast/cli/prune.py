@@ -150,6 +150,8 @@ def prune_command(
         raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
     if moments is None and (refit is not None or damping is not None):
         raise typer.BadParameter("--refit and --damping go with --moments")
+    if gradients is not None and (sparsity is None or moments is None):
+        raise typer.BadParameter("--gradients goes with --sparsity and --moments")
     result = prune(
         model,
         out,

@@ -70,8 +70,8 @@ def check_no_more(method: Method, *, moments: bool, gradients: bool) -> None:
     for what, is_given in (("moments", moments), ("gradients", gradients)):
         if is_given and what not in method.needs:
             others = ", ".join(name for name, other in METHODS.items() if what in other.needs)
-            fact = f"are nothing that method {method.name} looks at"
-            raise InvalidValueError(what, fact, f"leave them out, or take one of {others}")
+            fact = f"{method.name} does not look at {what}"
+            raise InvalidValueError("method", fact, f"leave them out, or take one of {others}")
 
 
 def shared_counts(
