@@ -436,6 +436,21 @@ def test_what_cannot_be_carried_out_has_failed(run, model, arguments):
     assert run(*(model if argument == "MODEL" else argument for argument in arguments))[0] == 1
 
 
+def test_gradients_without_moments_are_wrong_usage(run, model):
+    code, _, err = run("prune", model, "--dry-run", "--sparsity", "0.5", "--gradients", "gradients.safetensors")
+    assert (code, "--gradients goes with --sparsity and --moments" in " ".join(err.split())) == (2, True)
+
+
+def test_what_a_budget_would_not_look_at_is_wrong_usage(run, model):
+    code, out, err = run("budget", model, "--sparsity", "0.5", "--moments", "moments.safetensors")
+    assert (code, out, "method row does not look at moments" in err) == (2, "", True)
+
+
+def test_a_budget_that_is_neither_a_file_nor_a_method_is_told_so(run, model):
+    code, _, err = run("prune", model, "--dry-run", "--sparsity", "0.5", "--budget", "owll")
+    assert (code, "--budget owll is neither a file nor one of uniform, row, " in " ".join(err.split())) == (2, True)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("command", ["analyze", "inspect", "budget", "prune", "compress"])
 def test_a_full_disk_is_named(run, model, command):

@@ -273,6 +273,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match="gradients go with sparsity and a budget that needs them"):
             mpfast.prune(weights, sparsity=0.5, gradients=gradients)
 
+    def test_what_a_method_would_not_look_at_is_refused(self, known):
+        weights, moments, gradients = known
+        with pytest.raises(ValueError, match=r"method row does not look at moments; .* one of owl, "):
+            share_out(weights, 0.5, moments=moments)
+        with pytest.raises(ValueError, match=r"method owl does not look at gradients; .* one of gauss_newton"):
+            share_out(weights, 0.5, method="owl", moments=moments, gradients=gradients)
+
     def test_two_ways_at_once(self, known):
         weights, moments, _ = known
         with pytest.raises(ValueError, match="budget='owl' and method='hill' both share it out"):

@@ -236,3 +236,12 @@ def test_without_transformers_it_says_what_to_install(llama, monkeypatch):
     )
     with pytest.raises(ImportError, match=r"pip install 'mpfast\[transformers\]'"):
         text_moments(llama, [TEXT])
+
+
+def test_a_model_without_a_tokenizer_is_named(llama, tmp_path):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((llama / name).read_bytes())
+    with pytest.raises(ValueError, match=r"bare: transformers finds no tokenizer beside the model; tokenizer\.save_"):
+        text_moments(folder, [TEXT])

@@ -93,6 +93,14 @@ def test_what_is_refused():
         output_gradients(model, [])
     with pytest.raises(ValueError, match="loss depends on no layer's outputs"):
         output_gradients(model, [x], loss=lambda *_: torch.tensor(1.0))
+    with pytest.raises(TypeError, match="loss must be a function of output and batch, not str"):
+        output_gradients(model, [x], loss="mean")
+    with pytest.raises(TypeError, match="loss must return a tensor of one number, not float"):
+        output_gradients(model, [x], loss=lambda *_: 1.0)
+    with pytest.raises(ValueError, match=r"loss must return one number, not shape .*; sum it"):
+        output_gradients(model, [x], loss=lambda output, _: output)
+    with pytest.raises(ValueError, match="loss is nan; look at what the model makes of the batches"):
+        output_gradients(model, [x], loss=lambda output, _: output.sum() * float("nan"))
     with pytest.raises(ValueError, match="no module is left to watch"):
         output_gradients(torch.nn.Tanh(), [x])
 
@@ -123,7 +131,7 @@ def test_the_budget_is_that_of_the_dense_models_moments(blocks):
 
 def test_names_of_budgets_are_checked(blocks):
     model, batches = blocks
-    with pytest.raises(ValueError, match="pass one of sparsity, pattern, rank and budget"):
+    with pytest.raises(ValueError, match="budget 'owl' shares out a sparsity, which is not given; pass sparsity="):
         reconstruct_model(model, batches, budget="owl")
     with pytest.raises(ValueError, match="budget 'owl' shares out a sparsity, which is not given"):
         reconstruct_model(model, batches, budget="owl", pattern="2:4")

@@ -239,6 +239,21 @@ def test_the_work_of_another_run_is_not_touched(tmp_path):
     assert not work.exists()
 
 
+def test_a_finished_block_that_was_cut_off_can_be_removed(tmp_path):
+    saved("llama", tmp_path / "model")
+    given = batches("llama")
+    stopped(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
+    block = tmp_path / ".out.mpfast-blocks" / "block-00000.safetensors"
+    block.write_bytes(block.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"block-00000\.safetensors: .*; remove it, and its block is done anew"):
+        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
+    block.unlink()
+    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
+    reconstruct_checkpoint(tmp_path / "model", tmp_path / "whole", given, sparsity=0.5)
+    whole, mended = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
+    assert mended.read_bytes() == whole.read_bytes()
+
+
 def test_another_model_is_another_run(tmp_path):
     saved("llama", tmp_path / "model")
     stopped(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)

@@ -81,7 +81,7 @@ def budget_command(
         "progress": progress and not quiet,
     }
     broken: tuple[SkippedTensor, ...] = ()
-    if {*METHODS[method].needs} <= {"spectra"}:
+    if moments is None and gradients is None and {*METHODS[method].needs} <= {"spectra"}:
         analysis = analyze(model, **options)
         budget, broken = analysis.budget(sparsity, method=method, **bounds), analysis.non_finite
     else:

@@ -140,6 +140,8 @@ def prune_command(
     budget_file = None if budget is None or budget in METHODS else Path(budget)
     check_files({"--json": json_file}, reads=(model, budget_file, masks, moments, gradients), out=out)
     wanted = conditions(fail_on, _FIGURES)
+    if sparsity is not None and budget_file is not None and not budget_file.exists():
+        raise typer.BadParameter(f"--budget {budget} is neither a file nor one of {', '.join(METHODS)}")
     if sum(option is not None for option in (sparsity, pattern, budget_file, masks)) != 1:
         raise typer.BadParameter("pass one of --sparsity, --pattern, --budget FILE and --masks")
     if budget in METHODS and method in METHODS:
@@ -148,6 +150,8 @@ def prune_command(
         raise typer.BadParameter("--method goes with --sparsity: patterns and budgets prune by magnitude")
     if moments is None and (refit is not None or damping is not None):
         raise typer.BadParameter("--refit and --damping go with --moments")
+    if gradients is not None and (sparsity is None or moments is None):
+        raise typer.BadParameter("--gradients goes with --sparsity and --moments")
     result = prune(
         model,
         out,

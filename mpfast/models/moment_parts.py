@@ -79,7 +79,7 @@ def parts_of(
         if parts:
             found[layer.name] = parts
         else:
-            reasons[layer.name] = "the moments hold none of its inputs"
+            reasons[layer.name] = _reason_against(name, labelled)
     if not found:
         raise _of_no_layer("moments", layers, given)
     return found, reasons
@@ -138,6 +138,21 @@ def _labelled(layer: Layer, modules: Mapping[str, str]) -> tuple[Part, ...]:
             for at, label in enumerate(_PROJECTIONS)
         )
     return ()
+
+
+def _reason_against(name: str, stacks: Mapping[str, Mapping[str, str]]) -> str:
+    """Why a layer, as whoever watched the model called it, has no moment.
+
+    transformers stacks experts that the files hold one by one, gate and up as one matrix.
+    """
+    holders = {stack.rpartition(".")[0] for stack in stacks}
+    parts = name.split(".")
+    if any(part.isdecimal() and ".".join(parts[:at]) in holders for at, part in enumerate(parts)):
+        return (
+            "the moments are of experts stacked as in the loaded model: prune that, "
+            "or take reconstruct_checkpoint for the files"
+        )
+    return "the moments hold none of its inputs"
 
 
 def _prefix(names: set[str], weights: set[str]) -> tuple[str, str]:

@@ -119,7 +119,9 @@ class PruneOptions:
             argument = "budget" if isinstance(self.budget, str) else "method"
             check_needs(self.sharing, moments=self.has_moments, gradients=self.has_gradients, argument=argument)
         if self.has_gradients and (self.sparsity is None or "gradients" not in self.sharing.needs):
-            raise InvalidValueError("gradients", "go with sparsity and a budget that needs them")
+            raise InvalidValueError(
+                "gradients", "go with sparsity and a budget that needs them", "pass moments, too, and leave budget out"
+            )
 
     def _check_refit(self) -> None:
         for name, value in (("refit", self.refit), ("damping", self.damping)):

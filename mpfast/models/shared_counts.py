@@ -19,12 +19,12 @@ from mpfast.models.layer_data import LayerData
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import cut_counts, stored_rows
-from mpfast.models.methods import Method
+from mpfast.models.methods import METHODS, Method
 from mpfast.models.moment_parts import gradients_of_layers
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, damping_for
 from mpfast.support import InvalidTypeError, InvalidValueError, floor_count
 
-__all__ = ["Knowledge", "check_needs", "gradients_of", "shared_counts", "spectra_of"]
+__all__ = ["Knowledge", "check_needs", "check_no_more", "gradients_of", "shared_counts", "spectra_of"]
 
 
 def _usual_damping(rows_per_input: float | None) -> tuple[float, float]:
@@ -63,6 +63,15 @@ def check_needs(method: Method, *, moments: bool, gradients: bool, argument: str
             f"{method.name} needs gradients",
             "mpfast.integrations.torch.output_gradients collects them",
         )
+
+
+def check_no_more(method: Method, *, moments: bool, gradients: bool) -> None:
+    """Raise InvalidValueError where a method is given what it would not look at."""
+    for what, is_given in (("moments", moments), ("gradients", gradients)):
+        if is_given and what not in method.needs:
+            others = ", ".join(name for name, other in METHODS.items() if what in other.needs)
+            fact = f"{method.name} does not look at {what}"
+            raise InvalidValueError("method", fact, f"leave them out, or take one of {others}")
 
 
 def shared_counts(

@@ -24,7 +24,7 @@ from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, skipped_tensors
 from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.models.provenance import provenance_of
-from mpfast.models.shared_counts import Knowledge, check_needs, gradients_of, shared_counts, spectra_of
+from mpfast.models.shared_counts import Knowledge, check_needs, check_no_more, gradients_of, shared_counts, spectra_of
 from mpfast.support import InvalidValueError, check_flag, check_sparsity, front_door, team_size, warn_caller
 
 __all__ = ["share_out"]
@@ -86,8 +86,8 @@ def share_out(
     Raises
     ------
     ValueError, TypeError
-        A bad option, a method that needs what is not given, no layer left, bounds that leave no room, or a layer with
-        NaN or infinities.
+        A bad option, a method that needs what is not given or would not look at what is, no layer left, bounds that
+        leave no room, or a layer with NaN or infinities.
     FileNotFoundError, CheckpointError
         As `mpfast.analyze`.
 
@@ -108,6 +108,7 @@ def share_out(
     sparsity = check_sparsity(sparsity)
     found = method_named(method)
     check_needs(found, moments=moments is not None, gradients=gradients is not None)
+    check_no_more(found, moments=moments is not None, gradients=gradients is not None)
     check_flag(embeddings, "embeddings")
     bounds = Bounds.checked(sparsity, floor, ceiling, groups)
     team = team_size(threads)

@@ -13,7 +13,6 @@ from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.gradients import output_gradients
 from mpfast.integrations.torch.sites import sites_of
 from mpfast.models import Budget, method_named, share_out
-from mpfast.support import InvalidValueError
 
 __all__ = ["budget_by_name"]
 
@@ -22,7 +21,7 @@ def budget_by_name(
     name: str,
     model: torch.nn.Module,
     batches: Sequence[Any],
-    sparsity: float | None,
+    sparsity: float,
     where: tuple[NameFilter | None, NameFilter | None, str | Sequence[str]],
     threads: int,
 ) -> Budget:
@@ -31,8 +30,6 @@ def budget_by_name(
     `where` are its `include`, `exclude` and `blocks`. Second moments, where the method needs them, are those of the
     dense model, of all blocks at once; experts of a stack have none, and are in no budget of such a method.
     """
-    if sparsity is None:
-        raise InvalidValueError("budget", f"{name!r} shares out a sparsity, which is not given")
     method = method_named(name, " or a Budget", "budget")
     tensors = _tensors(model, *where)
     known: dict[str, Any] = {}

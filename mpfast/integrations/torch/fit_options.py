@@ -40,11 +40,12 @@ class FitOptions:
     threads: int
 
     def __post_init__(self) -> None:
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            advice = "mpfast.models.share_out(model, sparsity, method=) makes one"
+            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}", advice)
         wanted = sum(option is not None for option in (self.sparsity, self.pattern, self.rank, self.budget))
         if wanted > 1 or (wanted == 0 and self.bits is None):
             raise InvalidValueError("", "pass one of sparsity, pattern, rank and budget, or bits")
-        if self.budget is not None and not isinstance(self.budget, Budget):
-            raise InvalidTypeError("budget", f"must be a Budget, not {type(self.budget).__name__}")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if self.wanted_pattern is not None and self.groups is None:

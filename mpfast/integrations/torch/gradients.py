@@ -11,7 +11,7 @@ import torch
 from mpfast.checkpoints import NameFilter
 from mpfast.integrations.torch.block_streams import first_tensor
 from mpfast.integrations.torch.layers import watchable_modules
-from mpfast.support import InvalidValueError, check_seed, front_door
+from mpfast.support import InvalidTypeError, InvalidValueError, check_seed, front_door
 
 __all__ = ["output_gradients"]
 
@@ -59,7 +59,9 @@ def output_gradients(
     Raises
     ------
     ValueError
-        There are no batches, no module is left, or the loss depends on the outputs of none.
+        There are no batches, no module is left, or the loss is not one finite number or depends on the outputs of none.
+    TypeError
+        `loss` is no function, or returns no tensor.
 
     Examples
     --------
@@ -68,6 +70,8 @@ def output_gradients(
     >>> found["2"].tolist()
     [1.0, 0.0]
     """
+    if loss is not None and not callable(loss):
+        raise InvalidTypeError("loss", f"must be a function of output and batch, not {type(loss).__name__}")
     modules = watchable_modules(model, include, exclude)
     if not modules:
         raise InvalidValueError("", "no module is left to watch")
@@ -80,8 +84,7 @@ def output_gradients(
             watched.valid = _valid(batch)
             output = model(**batch) if isinstance(batch, Mapping) else model(batch)
             value = _of_own_predictions(output, watched.valid, generator) if loss is None else loss(output, batch)
-            if not value.requires_grad:
-                raise InvalidValueError("loss", "depends on no layer's outputs")
+            _check_loss(value)
             value.backward()
     if not ran:
         raise InvalidValueError("batches", "are empty")
@@ -158,6 +161,18 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
 def _valid(batch: Any) -> torch.Tensor | None:
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, torch.Tensor) else None
+
+
+def _check_loss(value: Any) -> None:
+    """Raise unless it is one finite number that gradients flow back from."""
+    if not isinstance(value, torch.Tensor):
+        raise InvalidTypeError("loss", f"must return a tensor of one number, not {type(value).__name__}")
+    if value.numel() != 1:
+        raise InvalidValueError("loss", f"must return one number, not shape {tuple(value.shape)}", "sum it")
+    if not value.requires_grad:
+        raise InvalidValueError("loss", "depends on no layer's outputs")
+    if not bool(value.isfinite()):
+        raise InvalidValueError("loss", f"is {value.item()}", "look at what the model makes of the batches")
 
 
 def _of_own_predictions(output: Any, valid: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:

@@ -182,7 +182,10 @@ class KeptBlocks:
         return StoredTensor(info.dtype, file.read(info.name), keep)
 
     def _open(self, number: int) -> SafetensorsFile:
-        file = SafetensorsFile(self._path(number))
+        try:
+            file = SafetensorsFile(self._path(number))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove it, and its block is done anew", tensor=error.tensor) from None
         if file.metadata.get("run") != self._key:
             raise CheckpointError(f"{self._path(number)}: is of another run; restart=True discards what is there")
         return file

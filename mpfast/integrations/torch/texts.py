@@ -130,10 +130,14 @@ def _loaded(folder: str, device: torch.device) -> tuple[Any, Any]:
     builder = getattr(transformers, named, None)
     if builder is None:
         raise InvalidValueError("", f"{folder}: its configuration names the class {named}, which transformers lacks")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        advice = "tokenizer.save_pretrained puts one there"
+        raise InvalidValueError("", f"{folder}: transformers finds no tokenizer beside the model", advice) from error
     with _no_bars(transformers.utils.logging):
         network = builder.from_pretrained(folder, local_files_only=True).float().eval()
     network.config.use_cache = False
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return network.to(device), tokenizer
 
 

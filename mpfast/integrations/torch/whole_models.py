@@ -18,7 +18,7 @@ from mpfast.integrations.torch.hidden_states import HiddenStates
 from mpfast.integrations.torch.layer_fits import BlockFit, LayerFit, few_inputs, fit_block
 from mpfast.integrations.torch.site_choice import chosen_sites
 from mpfast.models import Budget
-from mpfast.support import front_door, thread_count, warn_caller
+from mpfast.support import InvalidValueError, front_door, thread_count, warn_caller
 
 __all__ = ["ReconstructedModel", "kept_back", "reconstruct_model", "team"]
 
@@ -159,13 +159,15 @@ def reconstruct_model(
     ([128, 128], True)
     """
     named, own = (budget, None) if isinstance(budget, str) else (None, budget)
+    if named is not None and sparsity is None:
+        raise InvalidValueError("budget", f"{named!r} shares out a sparsity, which is not given", "pass sparsity=")
     workers = team(threads)
     options = FitOptions(
         sparsity, pattern, rank, own, bits, group, method, refit, damping, sequential, toward, heldout, workers
     )
     network = model if inplace else copy.deepcopy(model)
     given = list(batches)
-    if named is not None:
+    if named is not None and sparsity is not None:
         training = given[: len(given) - kept_back(options, len(given))]
         shared = budget_by_name(named, network, training, sparsity, (include, exclude, blocks), workers)
         options = replace(options, sparsity=None, budget=shared)
