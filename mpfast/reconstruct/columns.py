@@ -52,7 +52,7 @@ def prune(
         ``"obs"``: optimal brain surgeon, column by column, as SparseGPT; for a pattern, the set that goes is the best
         of all sets of a group, exactly for m up to 16. ``"gradual"``: a little is pruned by magnitude times the input's
         norm, the rest refitted, and more pruned, in four rounds; about four times the time. ``"admm"``: mask and
-        weights together, as ALPS; ten to twenty times the time, with an eigendecomposition of C, and the least error.
+        weights together, as ALPS; some ten times the time, with an eigendecomposition of C, and the least error.
     refit
         Steps of conjugate gradients in the end, and a scale for each row, see `mpfast.reconstruct.refit`; 0: neither.
     gradients
