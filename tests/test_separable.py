@@ -139,6 +139,12 @@ def test_what_is_no_profile_is_refused(profile):
         SeparableLaw([1.0], profile)
 
 
+@pytest.mark.parametrize("profile", ["ab", [1 + 2j], np.array([1 + 2j]), [None], [True]])
+def test_what_are_no_numbers_is_refused(profile):
+    with pytest.raises(TypeError, match=r"separable_edge\(\): x must be an array of real numbers"):
+        separable_edge(profile, [1.0])
+
+
 def test_probabilities_outside_are_refused():
     with pytest.raises(ValueError, match="u must lie"):
         SeparableLaw(*TWO_LEVELS).ppf(1.5)

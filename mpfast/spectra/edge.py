@@ -22,6 +22,7 @@ from mpfast.spectra.estimators import (
     kolmogorov,
     residual,
 )
+from mpfast.spectra.noise import energy_share
 from mpfast.support import InvalidValueError, Record, front_door
 
 Array = NDArray[np.float64]
@@ -237,9 +238,9 @@ def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: f
 
 
 def has_variance(source: SpectrumLike) -> bool:
-    """Whether the variance, a square, is a float64."""
+    """Whether the variance, a square, and the sum of all squares are float64s."""
     size = _size_of_entries(source)
-    return size == 0 or 1e-152 < size < 1e152
+    return size == 0 or (size > 1e-152 and source.fro_norm < 1e153)
 
 
 def _size_of_entries(source: SpectrumLike) -> float:
@@ -252,7 +253,9 @@ def check_range(source: SpectrumLike) -> None:
     if not has_variance(source):
         size = _size_of_entries(source)
         raise InvalidValueError(
-            "", f"the entries of W are about {size:.1g}, and a variance of their square is no float64", "scale W"
+            "",
+            f"the entries of W are about {size:.1g}, and a variance or the sum of all squares is no float64",
+            "scale W",
         )
 
 
@@ -354,16 +357,14 @@ def _assemble(
 def _beside_the_edge(source: SpectrumLike, variance: float, beta: float) -> dict[str, Any]:
     """The fields of a fit that follow from the variance alone."""
     m, n = source.shape
-    whole = laws.tracy_widom_threshold(source.fro_norm**2 / (m * n), source.shape, beta)
+    whole = laws.tracy_widom_threshold(_size_of_entries(source) ** 2, source.shape, beta)
     sigma_minus = math.sqrt(variance) * abs(m - n) / (math.sqrt(m) + math.sqrt(n))
-    mass, energy = (
-        (m * n, source.fro_norm) if source.noise is None else (source.noise.noise_mass, source.noise.fro_norm)
-    )
+    mass, norm = (m * n, source.fro_norm) if source.noise is None else (source.noise.noise_mass, source.noise.fro_norm)
     return {
         "strict": count_above(source, whole)[0],
         "sigma_minus": sigma_minus,
         "below_edge": _count_below(source, sigma_minus),
-        "share": variance * mass / energy**2 if energy > 0 else math.nan,
+        "share": energy_share(variance, mass, norm),
         "unevenness": None if source.noise is None else source.noise.unevenness,
     }
 

@@ -16,16 +16,20 @@ Array = NDArray[np.float64]
 
 __all__ = [
     "DEAD",
+    "FEWEST_VALUES",
     "SETTLED",
     "Energies",
     "NoiseProfile",
     "edge_shift",
     "edge_shift_of",
+    "energy_share",
     "live_sides",
     "shrunk",
     "unevenness_of",
 ]
 
+#: Of fewer singular values than that the law is asymptotic, and scales of rows and columns are not told from signals.
+FEWEST_VALUES = 64
 #: Unevenness that would move the edge by less than this share of it is left alone.
 SETTLED = 0.01
 # Unevenness left over below this share of the edge is not seen in its error.
@@ -99,6 +103,14 @@ def _live(side: Array) -> NDArray[np.bool_]:
     nonzero = side[side > 0]
     live: NDArray[np.bool_] = side > (DEAD * float(np.median(nonzero)) if len(nonzero) else 0.0)
     return live
+
+
+def energy_share(variance: float, mass: float, norm: float) -> float:
+    """Share of the energy ``norm^2`` that noise of this variance has, ``mass`` times it; NaN where there is none."""
+    if not norm > 0:
+        return math.nan
+    relative = math.sqrt(variance) * math.sqrt(mass) / norm  # the squares may be beyond float64
+    return relative * relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +203,11 @@ class NoiseProfile:
 
     @property
     def share(self) -> float:
-        """Share of the energy of W that is fitted noise, signals' own noise included; NaN for the zero matrix."""
-        return self.variance * self.noise_mass / self.fro_norm**2 if self.fro_norm > 0 else math.nan
+        """Share of the energy of W that is fitted noise, signals' own noise included; NaN for the zero matrix.
+
+        Well above 1 where the scales stand for single huge entries: they put noise into whole rows and columns.
+        """
+        return energy_share(self.variance, self.noise_mass, self.fro_norm)
 
     @KeptProperty
     def edge_in_W(self) -> float:
