@@ -69,10 +69,12 @@ def _noise_warnings(noise: NoiseProfile, p: int, ks: float) -> list[str]:
             f"{_percent(noise.unevenness)}, or strong signals lie in few of them; {tells}"
         )
     if noise.unsettled and noise.left is not None:
-        found.append(
-            f"the scales of rows and columns did not settle: what is uneven after {noise.rounds} rounds would move the "
-            f"edge by {_percent(noise.left)}"
+        what = (
+            "the given scales of rows and columns do not make the noise even"
+            if noise.model == "known"
+            else f"the scales of rows and columns did not settle in {noise.rounds} rounds"
         )
+        found.append(f"{what}: what is uneven under them would move the edge by {_percent(noise.left)}")
     dead = noise.dead
     if dead:
         found.append(f"{dead} rows or columns are zero, or nearly, and left out")

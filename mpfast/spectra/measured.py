@@ -346,7 +346,7 @@ class Spectrum:
             fro_norm_exact=read.flag("fro_norm_exact"),
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),
-            noise=NoiseProfile.from_record(read.record("noise")) if read.has("noise") else None,
+            noise=NoiseProfile.from_record(read.record("noise"), shape) if read.has("noise") else None,
             of_outputs=read.flag("of_outputs"),
         )
 

@@ -241,16 +241,16 @@ class NoiseProfile:
         return record
 
     @classmethod
-    def from_record(cls, read: Record) -> NoiseProfile:
-        """Rebuild from `to_dict`; ValueError names the field that is missing, unknown or of a wrong kind."""
+    def from_record(cls, read: Record, shape: tuple[int, int]) -> NoiseProfile:
+        """Rebuild from `to_dict`, for a spectrum of this shape; ValueError names the field that is wrong or missing."""
         read.allow({field.name for field in fields(cls)})
         model = read.text("model")
         if model not in MODELS:
             raise read.refuse("model", f"one of {', '.join(MODELS)}")
         return cls(
             model=model,
-            row_scale=_scales(read, "row_scale"),
-            col_scale=_scales(read, "col_scale"),
+            row_scale=_scales(read, "row_scale", shape[0]),
+            col_scale=_scales(read, "col_scale", shape[1]),
             unevenness=read.optional_number("unevenness", 0),
             left=read.optional_number("left", 0),
             rounds=read.integer("rounds"),
@@ -267,12 +267,13 @@ def _spread(scale: Array) -> float:
     return float(np.log(scale[np.isfinite(scale)]).std())
 
 
-def _scales(read: Record, name: str) -> Array:
+def _scales(read: Record, name: str, live: int) -> Array:
     given = read.get(name)
+    wanted = f"a list of {live} positive numbers, and null for what is left out"
     kinds = isinstance(given, list) and all(entry is None or type(entry) in (int, float) for entry in given)
     if not kinds:
-        raise read.refuse(name, "a list of positive numbers, null for what is left out")
+        raise read.refuse(name, wanted)
     scale = np.array([math.inf if entry is None else float(entry) for entry in given])
-    if not (scale > 0).all() or not np.isfinite(scale).any():
-        raise read.refuse(name, "a list of positive numbers, null for what is left out")
+    if not (scale > 0).all() or np.count_nonzero(np.isfinite(scale)) != live:
+        raise read.refuse(name, wanted)
     return scale
