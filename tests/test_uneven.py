@@ -269,9 +269,7 @@ def test_known_scales_of_wrong_values_may_leave_something():
     found = mpfast.spectrum(W, noise=(np.ones(SHAPE[0]), np.ones(SHAPE[1])))
     assert not found.noise.settled
     assert found.edge.verdict == "poor"
-    assert any(
-        "the given scales of rows and columns do not make the noise even" in text for text in found.edge.warnings
-    )
+    assert any("do not make the noise even" in text for text in found.edge.warnings)
     assert found.edge.sigma_plus_error >= found.noise.left * found.edge.sigma_plus > 0
 
 
