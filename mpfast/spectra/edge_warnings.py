@@ -6,11 +6,10 @@ import math
 
 from mpfast.spectra.estimators import SpectrumLike
 from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, NoiseProfile
+from mpfast.spectra.rounding import SMALLEST_OF_BULK
 
-__all__ = ["SMALLEST_OF_BULK", "fit_warnings"]
+__all__ = ["fit_warnings"]
 
-#: Part of `sigma_plus / p` that no value of a square bulk lies below: the smallest is about an eighth.
-SMALLEST_OF_BULK = 1 / 64
 # Energy of the fitted noise over that of W, from where on the scales stand for single entries.
 MORE_THAN_ALL = 1.25
 # Kolmogorov distance with scales over the one without, from where on the scales have made the fit worse.

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
+from mpfast.spectra.edge import EdgeFit, fit_edge
 from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.rounding import GRAM_RESOLUTION, rounding_level
 from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 

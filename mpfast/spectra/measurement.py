@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from mpfast.operators import Source, open_source
-from mpfast.spectra.edge import check_range, fitted_variance
+from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
 from mpfast.spectra.output_spectrum import output_spectrum
 from mpfast.spectra.request import NoiseModel, Request, SpectrumMethod
+from mpfast.spectra.rounding import check_range
 from mpfast.spectra.uneven import Measured, measured_under, measured_with
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
