@@ -84,9 +84,11 @@ class _Profile:
         if len(ordered) <= groups + LARGEST_KEPT:
             means, counts = ordered, np.ones(len(ordered))
         else:
-            parts = np.array_split(ordered[:-LARGEST_KEPT], groups)
-            means = np.concatenate([[part.mean() for part in parts], ordered[-LARGEST_KEPT:]])
-            counts = np.concatenate([[float(len(part)) for part in parts], np.ones(LARGEST_KEPT)])
+            grouped, largest = ordered[:-LARGEST_KEPT], ordered[-LARGEST_KEPT:]
+            starts = np.arange(groups) * len(grouped) // groups
+            sizes = np.diff(starts, append=len(grouped))
+            means = np.concatenate([np.add.reduceat(grouped, starts) / sizes, largest])
+            counts = np.concatenate([sizes, np.ones(LARGEST_KEPT)])
         self.largest = float(ordered[-1])
         self.shares = means / self.largest
         self.counts = counts
