@@ -80,7 +80,8 @@ class _Profile:
     """Variances over the largest of them, each standing for ``counts`` rows, and the sums that the equations need."""
 
     def __init__(self, variances: Array, groups: int) -> None:
-        ordered = np.sort(variances)
+        self.largest = float(variances.max())
+        ordered = np.sort(variances) / self.largest  # before sums, which could leave float64
         if len(ordered) <= groups + LARGEST_KEPT:
             means, counts = ordered, np.ones(len(ordered))
         else:
@@ -89,8 +90,7 @@ class _Profile:
             sizes = np.diff(starts, append=len(grouped))
             means = np.concatenate([np.add.reduceat(grouped, starts) / sizes, largest])
             counts = np.concatenate([sizes, np.ones(LARGEST_KEPT)])
-        self.largest = float(ordered[-1])
-        self.shares = means / self.largest
+        self.shares = means
         self.counts = counts
 
     def at(self, logit: float) -> _Sums:
