@@ -61,6 +61,22 @@ def test_public_names_are_documented(name):
             assert parameter in text, f"{name}() does not document {parameter}"
 
 
+def described(function):
+    """Names at the left margin of the section Parameters of a docstring; None where it has none."""
+    section = re.search(r"Parameters\n-+\n(.*?)(?:\n\n\w+\n-{3,}|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+    lines = section[1].splitlines() if section else []
+    names = [line.split(":")[0].split(",") for line in lines if line and not line.startswith(" ")]
+    return {name.strip(" *") for names_of_line in names for name in names_of_line} if section else None
+
+
+@pytest.mark.parametrize("package", [mpfast, mpfast.lowrank, mpfast.masks, mpfast.reconstruct, mpfast.spectra])
+def test_sections_of_parameters_have_all_of_them(package):
+    for name in package.__all__:
+        function = getattr(package, name)
+        names = described(function) if inspect.isfunction(function) else None
+        assert names is None or names >= set(inspect.signature(function).parameters), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):

@@ -54,6 +54,12 @@ def test_each_level_has_its_sentence(analysis):
     )
 
 
+def test_where_both_counts_agree_the_sentence_has_one():
+    rng = np.random.default_rng(0)
+    sentences = {row.sentence for row in mpfast.analyze({"small.weight": rng.standard_normal((40, 50))})}
+    assert sentences <= {"Nearly noise: no directions stand out.", "Even noise and 0 signals."}
+
+
 def test_matrices_of_a_rank_have_no_noise():
     (row,) = mpfast.analyze({"rank.weight": np.outer(np.arange(1.0, 81), np.arange(1.0, 101))})
     assert (row.verdict, row.sentence) == ("none", "No noise at all: of rank 1 but for rounding.")

@@ -61,6 +61,16 @@ def test_what_is_no_scale_is_refused(scale):
         grid_variance(scale)
 
 
+def test_what_is_no_number_is_refused():
+    found = mpfast.spectrum(weights())
+    with pytest.raises(ValueError, match="variance must be"):
+        quantization_noise(found, np.array([0.1, 0.2]))
+    with pytest.raises(TypeError, match="variance must be"):
+        quantization_noise(found, "small")
+    with pytest.raises(TypeError, match="scale must be"):
+        grid_variance("small")
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="variance must be"):
         quantization_noise(mpfast.spectrum(weights()), -1.0)

@@ -139,6 +139,21 @@ def test_what_is_no_profile_is_refused(profile):
         SeparableLaw([1.0], profile)
 
 
+@pytest.mark.parametrize("largest", [1.7e308, 1.0, 1e-300])
+@pytest.mark.parametrize("length", [1, 50, 5000])
+def test_profiles_reach_from_one_end_of_float64_to_the_other(length, largest):
+    even = separable_edge(np.full(length, largest), np.ones(30))
+    assert even.sigma_plus == pytest.approx(math.sqrt(largest) * (math.sqrt(length) + math.sqrt(30)), rel=1e-9)
+    wide = separable_edge(np.geomspace(1e-307, 1, length) * largest if length > 1 else [largest], np.ones(30))
+    assert math.sqrt(largest) * math.sqrt(30) < wide.sigma_plus <= even.sigma_plus * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("profile", ["ab", [1 + 2j], np.array([1 + 2j]), [None], [True]])
+def test_what_are_no_numbers_is_refused(profile):
+    with pytest.raises(TypeError, match=r"separable_edge\(\): x must be an array of real numbers"):
+        separable_edge(profile, [1.0])
+
+
 def test_probabilities_outside_are_refused():
     with pytest.raises(ValueError, match="u must lie"):
         SeparableLaw(*TWO_LEVELS).ppf(1.5)

@@ -155,6 +155,15 @@ def test_passes_alone_find_what_all_values_show():
     assert found.passes <= 2 * 12 + 2 + 12
 
 
+@pytest.mark.parametrize("seed", [20, 21])
+def test_what_scales_leave_is_not_counted_in_large_matrices(seed):
+    # One round leaves unevenness that moves the edge by .8 %, seven times the way to the threshold: 3 or 4 "signals".
+    W = uneven_family("both", (1100, 1400), seed).astype(np.float32)
+    found = mpfast.spectrum(W, noise="auto", method="lanczos")
+    assert found.edge.spikes <= 1
+    assert found.noise.left < 0.0062
+
+
 def everything(spectrum):
     return json.dumps([spectrum.to_dict(), spectrum.edge.to_dict()])
 
@@ -269,7 +278,7 @@ def test_known_scales_of_wrong_values_may_leave_something():
     found = mpfast.spectrum(W, noise=(np.ones(SHAPE[0]), np.ones(SHAPE[1])))
     assert not found.noise.settled
     assert found.edge.verdict == "poor"
-    assert any("did not settle" in text for text in found.edge.warnings)
+    assert any("do not make the noise even" in text for text in found.edge.warnings)
     assert found.edge.sigma_plus_error >= found.noise.left * found.edge.sigma_plus > 0
 
 
@@ -279,6 +288,19 @@ def test_known_scales_of_wrong_values_may_leave_something():
 def test_what_is_no_model_of_noise_is_refused(noise):
     with pytest.raises(ValueError, match="noise"):
         mpfast.spectrum(np.ones(SHAPE), noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "reason"),
+    [
+        ("a", TypeError, "array of real numbers"),
+        (np.ones(300) * 1j, TypeError, "array of real numbers"),
+        (np.geomspace(1e-200, 1e200, 300), ValueError, "a square is no float64"),
+    ],
+)
+def test_scales_that_are_no_variances_are_refused(scale, error, reason):
+    with pytest.raises(error, match=rf"spectrum\(\): noise .*{reason}"):
+        mpfast.spectrum(np.ones(SHAPE), noise=(scale, np.ones(450)))
 
 
 def test_profile_survives_json():
@@ -299,7 +321,15 @@ def test_spectra_of_the_first_schema_have_no_profile():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model", "odd"), ("row_scale", [0.0]), ("row_scale", [None]), ("settled", 1), ("other", 1), ("rounds", -1)],
+    [
+        ("model", "odd"),
+        ("row_scale", [0.0]),
+        ("row_scale", [None]),
+        ("col_scale", [1.0] * 449),
+        ("settled", 1),
+        ("other", 1),
+        ("rounds", -1),
+    ],
 )
 def test_damaged_profiles_are_refused(field, value):
     record = mpfast.spectrum(uneven_family("gauss", SHAPE, 0)).to_dict()
@@ -323,6 +353,39 @@ def test_variances_beyond_float64_are_said():
         mpfast.spectrum(np.diag([1e200, 1.0, 1.0]), noise="uneven")
     # Its values are known all the same, as ever.
     assert mpfast.spectrum(np.diag([1e200, 1.0, 1.0])).values[0] == pytest.approx(1e200)
+
+
+@pytest.mark.parametrize("noise", ["even", "auto"])
+def test_squares_whose_sum_is_beyond_float64_are_said(noise):
+    W = 9e151 * uneven_family("cols", SHAPE, 0)
+    with pytest.raises(ValueError, match="the sum of all squares is no float64"):
+        _ = mpfast.spectrum(W, noise=noise).edge
+
+
+def test_known_scales_bring_any_matrix_into_range():
+    W = uneven_family("gauss", SHAPE, 0)
+    rows = np.repeat([1e60, 1e-60], 150)
+    found = mpfast.spectrum(rows[:, None] * W, noise=(rows, np.ones(450)))
+    assert found.edge.sigma_plus == pytest.approx(mpfast.spectrum(W).edge.sigma_plus)
+
+
+def test_single_huge_entries_are_not_described_by_scales():
+    W = uneven_family("gauss", SHAPE, 0)
+    W[5, 7] = 1e4
+    edge = mpfast.spectrum(W, noise="auto").edge
+    assert edge.share > 100
+    assert any("times the energy of W" in text for text in edge.warnings)
+    for family in ("cols", "both", "t3", "outliers"):
+        edge = mpfast.spectrum(uneven_family(family, SHAPE, 0), noise="auto").edge
+        assert not any("times the energy of W" in text for text in edge.warnings)
+
+
+def test_few_values_do_not_tell_scales():
+    W = uneven_family("cols", SHAPE, 0)[:63, :200]
+    even, auto = (mpfast.spectrum(W, noise=noise).edge for noise in ("even", "auto"))
+    assert auto == even
+    assert any("63 singular values are too few to tell" in text for text in auto.warnings)
+    assert mpfast.spectrum(W, noise="uneven").noise.scaled
 
 
 def test_counting_without_the_signals_takes_their_bias_out():

@@ -39,7 +39,7 @@ def noise_sentence(told: Spectrum, even_spikes: int) -> str:
     """Say what the level means for this spectrum; ``even_spikes`` is what the fit of even noise counts."""
     fit, noise = told.edge, told.noise
     low, high = min(fit.strict, fit.spikes), fit.spikes
-    between = f"between {low} and {high} directions stand out"
+    between = f"between {low} and {high} directions stand out" if low < high else f"{_directions(high)} out"
     level = noise_verdict(told)
     if level == "even":
         unknown = "; nobody has seen whether rows or columns differ" if noise is None else ""
@@ -58,6 +58,10 @@ def noise_sentence(told: Spectrum, even_spikes: int) -> str:
         f"No noise bulk. {between.capitalize()} of independent entries of these scales; the rest is not independent "
         "noise either, and cutting at the edge removes function."
     )
+
+
+def _directions(count: int) -> str:
+    return "1 direction stands" if count == 1 else f"{count or 'no'} directions stand"
 
 
 def _signals(count: int) -> str:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from mpfast.spectra import berlyand2026, laws
 from mpfast.spectra.distribution import Measure, jackknife_error
-from mpfast.spectra.edge_warnings import SMALLEST_OF_BULK, fit_warnings
+from mpfast.spectra.edge_warnings import fit_warnings
 from mpfast.spectra.estimators import (
+    DEFAULT_ALPHA,
     ESTIMATORS,
+    FAIR_KS,
+    GOOD_KS,
     SpectrumLike,
     bema,
     count_above,
@@ -22,33 +25,18 @@ from mpfast.spectra.estimators import (
     kolmogorov,
     residual,
 )
+from mpfast.spectra.noise import energy_share
+from mpfast.spectra.rounding import check_range, size_of_entries
 from mpfast.support import InvalidValueError, Record, front_door
 
 Array = NDArray[np.float64]
 
 __all__ = [
-    "GRAM_RESOLUTION",
-    "SQUARES_RESOLUTION",
     "EdgeFit",
-    "check_range",
     "fit_edge",
     "fitted_variance",
-    "has_variance",
-    "rounding_level",
 ]
 
-DEFAULT_ALPHA = 0.25
-GOOD_KS, FAIR_KS = 0.02, 0.05
-# Relative distance of one number of a type to the next.
-SPACING = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# The rounding of entries of one size is noise with an edge of .14 to .29 spacings times that of the entries; BEMA finds
-# less where rows differ.
-ROUNDING_OF_ENTRIES = (1 / 12, 1 / 3)
-# Share of the largest singular value below which a computed one may be rounding, from the eigenvalues of a Gram
-# operator.
-GRAM_RESOLUTION = 2.0**-22
-# The same for all eigenvalues of W^T W at once: zeros come out at up to 2.4 times 2^-26 s_1 (1000 x 20000).
-SQUARES_RESOLUTION = 2.0**-24
 VERDICTS = ("good", "fair", "poor")
 
 
@@ -236,58 +224,6 @@ def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: f
     return replace(fit, sigma_plus=level, warnings=(_rank_warning(fit.spikes_above_edge),))
 
 
-def has_variance(source: SpectrumLike) -> bool:
-    """Whether the variance, a square, is a float64."""
-    size = _size_of_entries(source)
-    return size == 0 or 1e-152 < size < 1e152
-
-
-def _size_of_entries(source: SpectrumLike) -> float:
-    rows, cols = source.shape
-    return source.fro_norm / math.sqrt(rows * cols)
-
-
-def check_range(source: SpectrumLike) -> None:
-    """Raise ValueError where the variance would leave the range of float64."""
-    if not has_variance(source):
-        size = _size_of_entries(source)
-        raise InvalidValueError(
-            "", f"the entries of W are about {size:.1g}, and a variance of their square is no float64", "scale W"
-        )
-
-
-def rounding_level(source: SpectrumLike) -> float:
-    """What a singular value may be for the rounding of the entries, or of the computation, alone.
-
-    Smaller ones count for nothing: not for a rank, nor as a spectrum to fit. 0 for the zero matrix.
-    """
-    rows, cols = source.shape
-    computed = source.resolution * float(source.ritz.max(initial=0.0))
-    # The edge of noise of that variance; rounding's is some three times less, but differs from entry to entry.
-    stored = SPACING.get(source.dtype, 0.0) * source.fro_norm * laws.sigma_plus(1 / (rows * cols), source.shape)
-    variance = bema(source, source.measure, DEFAULT_ALPHA)
-    sigma = laws.sigma_plus(variance, source.shape)
-    if 0 < sigma < max(stored, computed):
-        low, high = ROUNDING_OF_ENTRIES
-        # A bulk that follows the law is what it is, however small; but so may the rounding of the entries.
-        follows = kolmogorov(source, variance, DEFAULT_ALPHA) <= GOOD_KS
-        if follows and not low * stored < sigma < high * stored:
-            return min(computed, SMALLEST_OF_BULK * sigma / min(rows, cols))
-    elif stored > computed and not _is_more_than_bulk(source, variance, stored):
-        return computed
-    return max(stored, computed)
-
-
-def _is_more_than_bulk(source: SpectrumLike, variance: float, level: float) -> bool:
-    """Whether no value of a bulk should lie below ``level``, or many more do than the law has there."""
-    if variance <= 0:
-        return True
-    p = min(source.shape)
-    share = float(laws.MarchenkoPastur(variance, source.shape).cdf(level))
-    below = float(source.measure.weights[source.measure.nodes <= level].sum())
-    return p * share < 0.5 or below > share + GOOD_KS
-
-
 def _rank_warning(rank: int) -> str:
     return (
         f"of rank {rank} but for rounding: there is no noise to fit; sigma_plus is the level of the rounding, no edge "
@@ -354,16 +290,14 @@ def _assemble(
 def _beside_the_edge(source: SpectrumLike, variance: float, beta: float) -> dict[str, Any]:
     """The fields of a fit that follow from the variance alone."""
     m, n = source.shape
-    whole = laws.tracy_widom_threshold(source.fro_norm**2 / (m * n), source.shape, beta)
+    whole = laws.tracy_widom_threshold(size_of_entries(source) ** 2, source.shape, beta)
     sigma_minus = math.sqrt(variance) * abs(m - n) / (math.sqrt(m) + math.sqrt(n))
-    mass, energy = (
-        (m * n, source.fro_norm) if source.noise is None else (source.noise.noise_mass, source.noise.fro_norm)
-    )
+    mass, norm = (m * n, source.fro_norm) if source.noise is None else (source.noise.noise_mass, source.noise.fro_norm)
     return {
         "strict": count_above(source, whole)[0],
         "sigma_minus": sigma_minus,
         "below_edge": _count_below(source, sigma_minus),
-        "share": variance * mass / energy**2 if energy > 0 else math.nan,
+        "share": energy_share(variance, mass, norm),
         "unevenness": None if source.noise is None else source.noise.unevenness,
     }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from mpfast.spectra.estimators import SpectrumLike
-from mpfast.spectra.noise import SETTLED, NoiseProfile
+from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, NoiseProfile
+from mpfast.spectra.rounding import SMALLEST_OF_BULK
 
-__all__ = ["SMALLEST_OF_BULK", "fit_warnings"]
+__all__ = ["fit_warnings"]
 
-#: Part of `sigma_plus / p` that no value of a square bulk lies below: the smallest is about an eighth.
-SMALLEST_OF_BULK = 1 / 64
-SMALL_P = 64
+# Energy of the fitted noise over that of W, from where on the scales stand for single entries.
+MORE_THAN_ALL = 1.25
 # Kolmogorov distance with scales over the one without, from where on the scales have made the fit worse.
 WORSE = 1.5
 
@@ -30,7 +30,7 @@ def fit_warnings(
     m, n = source.shape
     p = min(m, n)
     found = []
-    if p < SMALL_P:
+    if p < FEWEST_VALUES:
         found.append(f"small: only {p} singular values, the law is asymptotic")
     # A square bulk reaches down to zero, but not below the size of its smallest value, about sigma / (8 p).
     zeros = float(source.measure.cdf(SMALLEST_OF_BULK * sigma / p)) if sigma > 0 else 1.0
@@ -54,23 +54,26 @@ def fit_warnings(
         found.append(
             f"the Frobenius norm implies {trace_ratio:.2f} times the fitted variance: the noise is not homogeneous"
         )
-    found += [] if source.noise is None else _noise_warnings(source.noise, ks)
+    found += [] if source.noise is None else _noise_warnings(source.noise, p, ks)
     return tuple(found)
 
 
-def _noise_warnings(noise: NoiseProfile, ks: float) -> list[str]:
+def _noise_warnings(noise: NoiseProfile, p: int, ks: float) -> list[str]:
     """Say what the scales of rows and columns leave open."""
     found = []
     if noise.model == "even" and noise.unevenness is not None and noise.unevenness >= SETTLED:
+        tells = f"{p} singular values are too few to tell" if p < FEWEST_VALUES else "noise='auto' tells which"
         found.append(
             "the energies of rows or columns differ: uneven noise would move the edge by "
-            f"{_percent(noise.unevenness)}, or strong signals lie in few of them; noise='auto' tells which"
+            f"{_percent(noise.unevenness)}, or strong signals lie in few of them; {tells}"
         )
     if noise.unsettled and noise.left is not None:
-        found.append(
-            f"the scales of rows and columns did not settle: what is uneven after {noise.rounds} rounds would move the "
-            f"edge by {_percent(noise.left)}"
+        what = (
+            "the given scales of rows and columns do not make the noise even"
+            if noise.model == "known"
+            else f"the scales of rows and columns did not settle in {noise.rounds} rounds"
         )
+        found.append(f"{what}: what is uneven under them would move the edge by {_percent(noise.left)}")
     dead = noise.dead
     if dead:
         found.append(f"{dead} rows or columns are zero, or nearly, and left out")
@@ -78,6 +81,11 @@ def _noise_warnings(noise: NoiseProfile, ks: float) -> list[str]:
         found.append(
             f"the scales make the fit worse (KS {noise.even_ks:.3f} without, {ks:.3f} with them): rows or columns hold "
             "a fixed structure rather than noise"
+        )
+    if noise.scaled and noise.share > MORE_THAN_ALL:
+        found.append(
+            f"noise of these scales has {noise.share:.3g} times the energy of W: scales of rows and columns do not "
+            "describe single huge entries"
         )
     return found
 

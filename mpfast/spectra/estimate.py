@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpfast.operators import Source, energies
-from mpfast.spectra.edge import SQUARES_RESOLUTION, has_variance
 from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import Energies
 from mpfast.spectra.request import Request
+from mpfast.spectra.rounding import SQUARES_RESOLUTION, has_variance
 from mpfast.spectra.session import MARGIN, Session
 from mpfast.spectra.work import (
     EXACT_UP_TO,

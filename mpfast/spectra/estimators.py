@@ -16,8 +16,24 @@ from mpfast.spectra.noise import NoiseProfile
 
 Array = NDArray[np.float64]
 
-__all__ = ["ESTIMATORS", "Sample", "SpectrumLike", "bema", "count_above", "fitted_part", "kolmogorov", "residual"]
+__all__ = [
+    "DEFAULT_ALPHA",
+    "ESTIMATORS",
+    "FAIR_KS",
+    "GOOD_KS",
+    "Sample",
+    "SpectrumLike",
+    "bema",
+    "count_above",
+    "fitted_part",
+    "kolmogorov",
+    "residual",
+]
 
+#: Share of the singular values at either end that a fit leaves out.
+DEFAULT_ALPHA = 0.25
+#: Kolmogorov distances up to which a spectrum follows the law well, and fairly.
+GOOD_KS, FAIR_KS = 0.02, 0.05
 # Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
 QUANTILES = 512
 # False-alarm level of the threshold above which `bema-counted` leaves values out, and the share of them that may be.

@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import like
 from mpfast.operators import Source, gram_memory, open_source, start_run
-from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit
+from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.measurement import measured_spectrum_of
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.request import NoiseModel, Request
+from mpfast.spectra.rounding import GRAM_RESOLUTION
 from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets, unmet_tolerance
 from mpfast.support import (
     ConvergenceWarning,

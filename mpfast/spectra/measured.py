@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import GRAM_RESOLUTION, EdgeFit, fit_edge, rounding_level
+from mpfast.spectra.edge import EdgeFit, fit_edge
 from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.rounding import GRAM_RESOLUTION, rounding_level
 from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
 from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
 
@@ -346,7 +347,7 @@ class Spectrum:
             fro_norm_exact=read.flag("fro_norm_exact"),
             zero_fraction=read.optional_number("zero_fraction", 0),
             unmet_tolerance=read.text("unmet_tolerance"),
-            noise=NoiseProfile.from_record(read.record("noise")) if read.has("noise") else None,
+            noise=NoiseProfile.from_record(read.record("noise"), shape) if read.has("noise") else None,
             of_outputs=read.flag("of_outputs"),
         )
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from mpfast.operators import Source, open_source
-from mpfast.spectra.edge import check_range, fitted_variance
+from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.noise import SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
+from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, Energies, NoiseProfile, edge_shift_of, live_sides
 from mpfast.spectra.output_spectrum import output_spectrum
 from mpfast.spectra.request import NoiseModel, Request, SpectrumMethod
+from mpfast.spectra.rounding import check_range
 from mpfast.spectra.uneven import Measured, measured_under, measured_with
-from mpfast.spectra.work import LANCZOS_FROM
 from mpfast.support import ConvergenceWarning, InvalidValueError, front_door, warn_caller
 
 __all__ = ["BothModels", "measured_both", "measured_spectrum", "measured_spectrum_of", "spectrum"]
@@ -64,6 +64,14 @@ def spectrum(
     device
         Where to compute: None, where W lives; ``"cuda"`` or ``"cuda:1"`` sends a host array to a GPU, in pieces when it
         is too large for it; ``"cpu"`` insists on the host.
+    noise
+        ``"even"``: one scale for all entries; the fit warns where the energies of rows and columns say otherwise.
+        ``"uneven"``: scales of rows and columns are measured and taken out, in up to three rounds: values, edge and
+        variance are those of ``W / (row_scale x col_scale)``, and ``.noise`` has the scales (`NoiseProfile`).
+        ``"auto"``: ``"uneven"`` where that would move the edge by 1 % or where rows or columns are dead, else to the
+        bit ``"even"``; ``"even"`` also below 64 singular values, and where nobody sees the entries. A pair
+        ``(row_scale, col_scale)``, shapes (m,) and (n,): scales that are known, positive, infinite for rows and columns
+        to leave out.
 
     Returns
     -------
@@ -73,8 +81,8 @@ def spectrum(
     ------
     ValueError
         W is empty, not 2-D, or has non-finite entries; an option is out of range; nobody sees the entries whose scales
-        are to be measured; `inputs` is of another number of inputs, not symmetric, not finite or has, beyond rounding,
-        a negative eigenvalue.
+        are to be measured, or their squares are no float64; `inputs` is of another number of inputs, not symmetric, not
+        finite or has, beyond rounding, a negative eigenvalue.
     TypeError
         W or `inputs` is complex, integer, boolean or an object array.
 
@@ -175,7 +183,7 @@ def measured_both(W: Any, **options: Any) -> BothModels:
 
 def _is_even(found: Energies) -> bool:
     """Whether no scales are needed: too few singular values to tell, or energies that hardly differ, none of them 0."""
-    if not found.rows.any() or min(len(found.rows), len(found.columns)) < LANCZOS_FROM:
+    if not found.rows.any() or min(len(found.rows), len(found.columns)) < FEWEST_VALUES:
         return True
     rows, columns = live_sides(found)
     return bool(rows.all() and columns.all()) and edge_shift_of(found) < SETTLED

@@ -16,16 +16,20 @@ Array = NDArray[np.float64]
 
 __all__ = [
     "DEAD",
+    "FEWEST_VALUES",
     "SETTLED",
     "Energies",
     "NoiseProfile",
     "edge_shift",
     "edge_shift_of",
+    "energy_share",
     "live_sides",
     "shrunk",
     "unevenness_of",
 ]
 
+#: Of fewer singular values than that the law is asymptotic, and scales of rows and columns are not told from signals.
+FEWEST_VALUES = 64
 #: Unevenness that would move the edge by less than this share of it is left alone.
 SETTLED = 0.01
 # Unevenness left over below this share of the edge is not seen in its error.
@@ -99,6 +103,14 @@ def _live(side: Array) -> NDArray[np.bool_]:
     nonzero = side[side > 0]
     live: NDArray[np.bool_] = side > (DEAD * float(np.median(nonzero)) if len(nonzero) else 0.0)
     return live
+
+
+def energy_share(variance: float, mass: float, norm: float) -> float:
+    """Share of the energy ``norm^2`` that noise of this variance has, ``mass`` times it; NaN where there is none."""
+    if not norm > 0:
+        return math.nan
+    relative = math.sqrt(variance) * math.sqrt(mass) / norm  # the squares may be beyond float64
+    return relative * relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +203,11 @@ class NoiseProfile:
 
     @property
     def share(self) -> float:
-        """Share of the energy of W that is fitted noise, signals' own noise included; NaN for the zero matrix."""
-        return self.variance * self.noise_mass / self.fro_norm**2 if self.fro_norm > 0 else math.nan
+        """Share of the energy of W that is fitted noise, signals' own noise included; NaN for the zero matrix.
+
+        Well above 1 where the scales stand for single huge entries: they put noise into whole rows and columns.
+        """
+        return energy_share(self.variance, self.noise_mass, self.fro_norm)
 
     @KeptProperty
     def edge_in_W(self) -> float:
@@ -226,16 +241,16 @@ class NoiseProfile:
         return record
 
     @classmethod
-    def from_record(cls, read: Record) -> NoiseProfile:
-        """Rebuild from `to_dict`; ValueError names the field that is missing, unknown or of a wrong kind."""
+    def from_record(cls, read: Record, shape: tuple[int, int]) -> NoiseProfile:
+        """Rebuild from `to_dict`, for a spectrum of this shape; ValueError names the field that is wrong or missing."""
         read.allow({field.name for field in fields(cls)})
         model = read.text("model")
         if model not in MODELS:
             raise read.refuse("model", f"one of {', '.join(MODELS)}")
         return cls(
             model=model,
-            row_scale=_scales(read, "row_scale"),
-            col_scale=_scales(read, "col_scale"),
+            row_scale=_scales(read, "row_scale", shape[0]),
+            col_scale=_scales(read, "col_scale", shape[1]),
             unevenness=read.optional_number("unevenness", 0),
             left=read.optional_number("left", 0),
             rounds=read.integer("rounds"),
@@ -252,12 +267,13 @@ def _spread(scale: Array) -> float:
     return float(np.log(scale[np.isfinite(scale)]).std())
 
 
-def _scales(read: Record, name: str) -> Array:
+def _scales(read: Record, name: str, live: int) -> Array:
     given = read.get(name)
+    wanted = f"a list of {live} positive numbers, and null for what is left out"
     kinds = isinstance(given, list) and all(entry is None or type(entry) in (int, float) for entry in given)
     if not kinds:
-        raise read.refuse(name, "a list of positive numbers, null for what is left out")
+        raise read.refuse(name, wanted)
     scale = np.array([math.inf if entry is None else float(entry) for entry in given])
-    if not (scale > 0).all() or not np.isfinite(scale).any():
-        raise read.refuse(name, "a list of positive numbers, null for what is left out")
+    if not (scale > 0).all() or np.count_nonzero(np.isfinite(scale)) != live:
+        raise read.refuse(name, wanted)
     return scale

@@ -14,9 +14,9 @@ import numpy as np
 
 from mpfast.operators import InputRoot, OutputSource, Source
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import SQUARES_RESOLUTION
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
+from mpfast.spectra.rounding import SQUARES_RESOLUTION
 from mpfast.spectra.session import MARGIN, MAX_BASIS, MAX_STEPS, SETTLED, STEP_GROWTH, Session
 from mpfast.spectra.truncation import rank_for_error, ranks_of
 from mpfast.spectra.work import LANCZOS_FROM, MAX_PROBES, exact_is_cheaper, exact_is_possible, first_probes

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from mpfast.spectra.laws import sigma_plus
 from mpfast.spectra.measured import Spectrum
-from mpfast.support import InvalidValueError, front_door
+from mpfast.support import InvalidValueError, float_array, front_door
 
 __all__ = ["QuantizationNoise", "grid_variance", "quantization_noise"]
 
@@ -48,13 +48,15 @@ def grid_variance(scale: ArrayLike) -> float:
     ------
     ValueError
         There is no scale, or one is negative or not finite.
+    TypeError
+        They are no real numbers.
 
     Examples
     --------
     >>> round(grid_variance([0.1, 0.2]), 6)
     0.002083
     """
-    scales = np.asarray(scale, dtype=np.float64)
+    scales = float_array(scale, "scale")
     if scales.size == 0 or not (np.isfinite(scales).all() and (scales >= 0).all()):
         raise InvalidValueError("scale", "must be distances of grid values: finite, at least 0, and at least one")
     return float(np.mean(scales**2) / 12)
@@ -74,7 +76,9 @@ def quantization_noise(spectrum: Spectrum, variance: float) -> QuantizationNoise
     Raises
     ------
     ValueError
-        The variance is negative or not finite, or there is no noise to compare it with.
+        The variance is not one number, is negative or not finite, or there is no noise to compare it with.
+    TypeError
+        It is no real number.
 
     Notes
     -----
@@ -90,7 +94,8 @@ def quantization_noise(spectrum: Spectrum, variance: float) -> QuantizationNoise
     >>> print(f"{found.share:.3f}", f"{found.sigma_plus / mpfast.spectrum(W).edge.sigma_plus - 1:+.4f}")
     0.020 -0.0013
     """
-    if not (np.isfinite(variance) and variance >= 0):
+    given = float_array(variance, "variance")
+    if given.ndim or not (np.isfinite(given) and given >= 0):
         raise InvalidValueError("variance", f"must be finite and at least 0, not {variance!r}")
     fit = spectrum.edge
     if not fit.variance > 0:

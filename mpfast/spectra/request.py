@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.support import InvalidValueError, check_seed, check_tolerance, positive_integer, thread_count
+from mpfast.support import InvalidValueError, check_seed, check_tolerance, float_array, positive_integer, thread_count
 
 __all__ = ["NoiseModel", "Request", "SpectrumMethod", "checked_scales"]
 
@@ -72,11 +72,11 @@ def checked_scales(noise: Sequence[ArrayLike], shape: tuple[int, int]) -> list[N
     Raises
     ------
     ValueError
-        They are not m and n positive numbers, or none is finite.
+        They are not m and n positive numbers, none is finite, or a variance is no float64.
     """
     scales = []
     for scale, name, count in zip(noise, ("row_scale", "col_scale"), shape, strict=True):
-        values = np.asarray(scale, dtype=np.float64)
+        values = float_array(scale, "noise")
         if values.shape != (count,):
             raise InvalidValueError(
                 "noise", f"has a {name} of shape {values.shape}, but W has shape {shape}", f"give {count} numbers"
@@ -84,5 +84,12 @@ def checked_scales(noise: Sequence[ArrayLike], shape: tuple[int, int]) -> list[N
         live = np.isfinite(values)
         if not (values > 0).all() or not live.any():
             raise InvalidValueError("noise", f"needs a {name} of positive numbers, infinite for what is left out")
-        scales.append(values / np.exp(np.log(values[live]).mean()))
+        values /= np.exp(np.log(values[live]).mean())
+        with np.errstate(over="ignore"):
+            variances = values[live] ** 2
+        if not (np.isfinite(variances) & (variances > 0)).all():
+            raise InvalidValueError(
+                "noise", f"has a {name} from {values.min():.3g} to {values[live].max():.3g}: a square is no float64"
+            )
+        scales.append(values)
     return scales

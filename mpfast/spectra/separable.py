@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.support import InvalidValueError, KeptProperty, front_door
+from mpfast.support import InvalidValueError, KeptProperty, float_array, front_door
 
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
@@ -45,7 +45,7 @@ class SeparableEdge(NamedTuple):
         Upper edge, singular-value scale.
     scale : float
         Of the fluctuations of the largest value, on the scale of squares: ``(s_1^2 - sigma_plus^2) / scale`` follows
-        the Tracy-Widom law.
+        the Tracy-Widom law. 0 or infinite where a square is no float64.
     a, b : float
         Where the minimum is; see `mpfast.spectra.separable`.
     """
@@ -80,7 +80,8 @@ class _Profile:
     """Variances over the largest of them, each standing for ``counts`` rows, and the sums that the equations need."""
 
     def __init__(self, variances: Array, groups: int) -> None:
-        ordered = np.sort(variances)
+        self.largest = float(variances.max())
+        ordered = np.sort(variances) / self.largest  # before sums, which could leave float64
         if len(ordered) <= groups + LARGEST_KEPT:
             means, counts = ordered, np.ones(len(ordered))
         else:
@@ -89,8 +90,7 @@ class _Profile:
             sizes = np.diff(starts, append=len(grouped))
             means = np.concatenate([np.add.reduceat(grouped, starts) / sizes, largest])
             counts = np.concatenate([sizes, np.ones(LARGEST_KEPT)])
-        self.largest = float(ordered[-1])
-        self.shares = means / self.largest
+        self.shares = means
         self.counts = counts
 
     def at(self, logit: float) -> _Sums:
@@ -155,6 +155,8 @@ def separable_edge(x: ArrayLike, y: ArrayLike) -> SeparableEdge:
     ------
     ValueError
         A profile is not 1-D, is empty, all zero, or has an entry that is negative or not finite.
+    TypeError
+        It is no array of real numbers.
 
     References
     ----------
@@ -186,7 +188,7 @@ def separable_edge(x: ArrayLike, y: ArrayLike) -> SeparableEdge:
 
 
 def _variances(profile: ArrayLike, name: str) -> Array:
-    values = np.asarray(profile, dtype=np.float64)
+    values = float_array(profile, name)
     if values.ndim != 1 or values.size == 0:
         raise InvalidValueError(name, f"must be the variances of rows or columns, but has shape {values.shape}")
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() > 0):
@@ -202,7 +204,7 @@ class SeparableLaw:
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         As `separable_edge`.
 
     Notes

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.operators import LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
-from mpfast.spectra.edge import GRAM_RESOLUTION
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.repeated import EQUAL, NEAR, ZERO_FP64, Atoms, atoms_of, closeness
 from mpfast.spectra.request import Request
+from mpfast.spectra.rounding import GRAM_RESOLUTION
 
 __all__ = ["Session"]
 

@@ -55,6 +55,8 @@ def uneven_family(
         Of the draw.
     strength
         Of ``count`` dense signals more, in units of the size that is critical once the scales are taken out.
+    count
+        How many signals ``strength`` adds; of ``"localcol"``, how many there are.
 
     Raises
     ------

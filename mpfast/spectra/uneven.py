@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.operators import RestrictedSource, Source, energies, scaled
+from mpfast.spectra import laws
 from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.measured import Spectrum
@@ -35,6 +36,9 @@ SPREAD = 4.0
 # A row that lies in the signals by more than this share has no noise left to measure, and keeps its whole energy.
 LEVERAGE = 0.5
 MAX_ROUNDS = 3
+# Scales that are taken out at all are good enough where what they leave moves the edge by less than so many times the
+# way from there to the threshold, which shrinks with the matrix: else it is counted as signals.
+WAYS_TO_THE_THRESHOLD, FALSE_ALARMS = 5, 0.1
 
 
 class Measured(NamedTuple):
@@ -143,7 +147,8 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
         slow = best is not None and now.left > best.left
         if best is None or now.left < best.left:
             best = now
-        if now.left < SETTLED or number == MAX_ROUNDS or slow:
+        enough = SETTLED if number == 0 else _good_enough(now.estimate.look.shape)
+        if now.left < enough or number == MAX_ROUNDS or slow:
             break
         scaling = scaling.times(now.reading.rows, now.reading.columns)
         number += 1
@@ -165,6 +170,12 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
     )
     passes += spectrum.passes - best.estimate.look.passes
     return Measured(_with_profile(spectrum, profile, passes), best.estimate.source)
+
+
+def _good_enough(shape: tuple[int, int]) -> float:
+    """What scales may leave, as a share of the edge."""
+    threshold = laws.tracy_widom_threshold(1.0, shape, FALSE_ALARMS) / laws.sigma_plus(1.0, shape)
+    return min(SETTLED, WAYS_TO_THE_THRESHOLD * (threshold - 1))
 
 
 def measured_with(source: Source, request: Request, scales: Sequence[ArrayLike]) -> Measured:

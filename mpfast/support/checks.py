@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.support.errors import InvalidTypeError, InvalidValueError
@@ -21,6 +22,7 @@ __all__ = [
     "check_seed",
     "check_sparsity",
     "check_tolerance",
+    "float_array",
     "floor_count",
     "parsed_pattern",
     "positive_integer",
@@ -42,6 +44,17 @@ def _is_real(value: Any) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def float_array(value: Any, name: str) -> NDArray[np.float64]:
+    """Return real numbers, of any shape, as float64; TypeError for anything else."""
+    try:
+        given = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(name, f"must be an array of real numbers: {error}") from error
+    if given.dtype.kind not in "fiu":
+        raise InvalidTypeError(name, f"must be an array of real numbers, not {given.dtype}")
+    return given.astype(np.float64)
 
 
 def positive_integer(value: Any, name: str, *, optional: bool = True) -> int:
