@@ -125,7 +125,7 @@ class LayerReport:
     threshold : float
         Tracy-Widom corrected edge; a singular value above it is a spike.
     spikes, spikes_above_edge : int
-        Number of singular values above `threshold`, above `sigma_plus`.
+        Number of singular values above ``threshold``, above ``sigma_plus``.
     bulk_fraction : float
         Share of the singular values that are no spikes; not the share of noise, and nothing that can go.
     ks : float
