@@ -122,13 +122,16 @@ def rounded(bits: int) -> Case:
 
 
 def without_neurons(percent: int) -> Case:
-    """Without this share of the inputs of the layers that neurons feed."""
+    """Without this share of the inputs of the layers that neurons feed: those of the most inputs."""
 
-    def fit(w: torch.Tensor, factor: reconstruct.Factor) -> reconstruct.Fit:
-        count = percent * w.shape[1] // 100 if w.shape[1] > w.shape[0] else 0
-        return reconstruct.drop_inputs(w, factor, count, threads=1)
+    def compress(weights: Weights, _: object, factors: dict[str, reconstruct.Factor]) -> Weights:
+        most = max(w.shape[1] for w in weights.values())
+        fed = {name: w for name, w in weights.items() if w.shape[1] == most}
+        count = percent * most // 100
+        fits = {name: reconstruct.drop_inputs(w, factors[name], count, threads=1) for name, w in fed.items()}
+        return weights | {name: fit.weights for name, fit in fits.items()}
 
-    return Case(f"{percent} % of the neurons", "drop_inputs", MEAN, fitted(fit))
+    return Case(f"{percent} % of the neurons", "drop_inputs", MEAN, compress)
 
 
 def minilm_cases(task: Task) -> Iterable[Case]:
