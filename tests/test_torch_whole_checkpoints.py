@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,9 +171,9 @@ def test_what_is_written(tmp_path):
 
 KILLED = """
     import os, signal, sys
-    from pathlib import Path
-    from tests.test_torch_whole_models import batches
     from mpfast.integrations.torch import reconstruct_checkpoint
+    sys.path.append(sys.argv[4])  # behind the installed mpfast: the sources beside the tests have no core
+    from tests.test_torch_whole_models import batches
 
     def progress(done, total):
         if done == int(sys.argv[3]):
@@ -184,8 +185,9 @@ KILLED = """
 
 def killed(folder, out, done):
     """Run the same in a process that is killed after so many blocks; 0: which is not."""
-    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), str(folder), str(out), str(done)]
-    return subprocess.run(script, check=False, capture_output=True, text=True).returncode
+    arguments = [str(folder), str(out), str(done), str(Path(__file__).resolve().parent.parent)]
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), *arguments]
+    return subprocess.run(script, check=False, capture_output=True, text=True, cwd=out.parent).returncode
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing kills so hard here")
