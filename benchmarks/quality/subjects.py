@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -13,27 +13,14 @@ import smollm2
 import torch
 from regularisations import Array, Moments
 
-from mpfast.integrations.torch import SecondMoments
+from mpfast.integrations.torch import SecondMoments, output_gradients
 
-Handle = torch.utils.hooks.RemovableHandle
 # Choosing half, and what is reported: a score for each query or segment.
 Scores = dict[str, Array]
 
 
-def squared_gradients(model: torch.nn.Module, names: list[str]) -> tuple[dict[str, Array], list[Handle]]:
-    """Sums that grow with every backward pass, over rows, of the squares of gradients in outputs; and their hooks."""
-    sums = dict.fromkeys(names, 0.0)
-
-    def add(name: str) -> Callable[..., None]:
-        def hook(_module: object, _given: object, output: torch.Tensor) -> None:
-            def count(gradient: torch.Tensor) -> None:
-                sums[name] = sums[name] + gradient.reshape(-1, gradient.shape[-1]).double().square().sum(0).numpy()
-
-            output.register_hook(count)
-
-        return hook
-
-    return sums, [model.get_submodule(name).register_forward_hook(add(name)) for name in names]
+def as_arrays(found: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    return {name: values.numpy() for name, values in found.items()}
 
 
 class MiniLM:
@@ -92,21 +79,26 @@ class MiniLM:
     @cached_property
     def gradients(self) -> dict[str, Array]:
         """Mean squares of the gradients in the layers' outputs, of random directions of the embeddings."""
-        generator, tokens = torch.Generator().manual_seed(0), 0
-        sums, handles = squared_gradients(self.model, self.names)
-        for start in range(0, min(64, len(self.seen)), 16):
-            documents = [document for _, document in self.seen[start : start + 16]]
-            batch = self.encoder.tokenizer(
-                documents, padding=True, truncation=True, max_length=retrieval.TOKENS, return_tensors="pt"
+        generator = torch.Generator().manual_seed(0)
+
+        def direction(output: object, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            mask = batch["attention_mask"][:, :, None]
+            vectors = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+            return (vectors * torch.randn(vectors.shape, generator=generator)).sum()
+
+        documents = [document for _, document in self.seen[:64]]
+        batches = [
+            self.encoder.tokenizer(
+                documents[start : start + 16],
+                padding=True,
+                truncation=True,
+                max_length=retrieval.TOKENS,
+                return_tensors="pt",
             )
-            hidden, mask = self.model(**batch).last_hidden_state, batch["attention_mask"][:, :, None]
-            vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
-            (vectors * torch.randn(vectors.shape, generator=generator)).sum().backward()
-            tokens += int(mask.sum())
-        for handle in handles:
-            handle.remove()
-        self.model.zero_grad()
-        return {name: total / tokens for name, total in sums.items()}
+            for start in range(0, len(documents), 16)
+        ]
+        return as_arrays(output_gradients(self.model, batches, loss=direction, include="encoder.*"))
 
 
 class SmolLM2:
@@ -147,17 +139,8 @@ class SmolLM2:
     @cached_property
     def gradients(self) -> dict[str, Array]:
         """Mean squares of the gradients in the layers' outputs, of the loss of tokens that the model draws itself."""
-        generator, segments = torch.Generator().manual_seed(0), self.pool[:8]
-        sums, handles = squared_gradients(self.model, self.names)
-        # Weights need no gradients, but something has to.
-        first = self.model.model.embed_tokens.register_forward_hook(lambda *call: call[2].requires_grad_())
-        for segment in segments.split(1):
-            logits = self.model(segment).logits[0]
-            drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-            torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
-        for handle in (first, *handles):
-            handle.remove()
-        return {name: total / segments.numel() for name, total in sums.items()}
+        batches = [{"input_ids": segment} for segment in self.pool[:8].split(1)]
+        return as_arrays(output_gradients(self.model, batches, include="model.layers.*"))
 
     def scores(self) -> Scores:
         with torch.autocast("cpu", torch.bfloat16):

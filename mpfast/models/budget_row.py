@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.support import InvalidTypeError, Record
 
-__all__ = ["LayerBudget", "along_inputs", "check_budget", "from_inputs", "is_stack", "module_of", "row_from"]
+if TYPE_CHECKING:
+    from mpfast.checkpoints import Layer
+    from mpfast.models.layer_report import LayerReport
+
+__all__ = ["LayerBudget", "along_inputs", "check_budget", "from_inputs", "is_stack", "module_of", "row_from", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,22 @@ def module_of(name: str) -> str:
 def is_stack(row: LayerBudget) -> bool:
     """Whether a row is a stack of matrices, as of fused experts, and no module's weight."""
     return row.kind in ("experts", "linear") and len(row.shape) == 3 and row.shape[0] > 1
+
+
+def row_of(layer: Layer | LayerReport, pruned: int, report: LayerReport | None, **written: Any) -> LayerBudget:
+    """The row of a layer of which `pruned` entries go, with what its spectrum says, and what was `written` of it."""
+    return LayerBudget(
+        layer.name,
+        layer.kind,
+        layer.tensor_shape,
+        layer.dtype,
+        pruned=pruned,
+        sparsity=pruned / math.prod(layer.tensor_shape),
+        sigma_plus=None if report is None else report.sigma_plus,
+        sigma_plus_error=None if report is None else report.sigma_plus_error,
+        rank=None if report is None else report.spikes,
+        **written,
+    )
 
 
 def row_from(record: Record) -> LayerBudget:

@@ -13,7 +13,7 @@ import numpy as np
 from mpfast.checkpoints import stays_dense
 from mpfast.models.bounds import Bound, Bounds, counts_within
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget
+from mpfast.models.budget_row import row_of
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_data import LayerData
 from mpfast.models.methods import DEFAULT_METHOD, method_named
@@ -62,7 +62,7 @@ def budget_from_reports(
         raise InvalidValueError("", "no layer is left to prune")
     layers = [LayerData(row.name, math.prod(row.tensor_shape), row) for row in rows]
     counts = _counts(layers, sparsity, method, bounds)
-    budgeted = tuple(_budgeted(row, count, layer.size) for row, layer, count in zip(rows, layers, counts, strict=True))
+    budgeted = tuple(row_of(row, count, row) for row, count in zip(rows, counts, strict=True))
     settings = {
         "sparsity": sparsity,
         "floor": bounds.floor,
@@ -106,20 +106,6 @@ def _counts(
         return counts_within(lambda *_: shares, layers, [], sparsity, bounds)
     values = [None if found.measure is None else found.measure(layer, sparsity) for layer in layers]
     return counts_within(found.rule, layers, values, sparsity, bounds, found.reach)
-
-
-def _budgeted(row: LayerReport, pruned: int, size: int) -> LayerBudget:
-    return LayerBudget(
-        row.name,
-        row.kind,
-        row.tensor_shape,
-        row.dtype,
-        pruned=pruned,
-        sparsity=pruned / size,
-        sigma_plus=row.sigma_plus,
-        sigma_plus_error=row.sigma_plus_error,
-        rank=row.spikes,
-    )
 
 
 def _by_tensor(reports: Iterable[LayerReport]) -> list[LayerReport]:

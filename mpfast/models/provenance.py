@@ -12,7 +12,7 @@ from typing import Any
 from mpfast.checkpoints import content_sample_hash, path_of
 from mpfast.support import Record
 
-__all__ = ["Provenance", "installed_version", "plain_options", "provenance_of"]
+__all__ = ["Provenance", "called", "installed_version", "plain_options", "provenance_of"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,13 @@ def installed_version() -> str:
         return metadata.version("mpfast")
     except metadata.PackageNotFoundError:
         return "unknown (not installed)"
+
+
+def called(given: Any) -> str | None:
+    """What a provenance calls something that was handed in: a file by its path, what is in memory by its type."""
+    if given is None:
+        return None
+    return str(given) if path_of(given) is not None else type(given).__name__
 
 
 def plain_options(value: Any) -> Any:

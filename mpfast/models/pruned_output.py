@@ -24,7 +24,7 @@ from mpfast.checkpoints import (
     read_layer,
 )
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget
+from mpfast.models.budget_row import LayerBudget, row_of
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import MaskPlan, Refit, stored_rows
 from mpfast.models.output_mark import mark_output
@@ -115,17 +115,10 @@ class MaskingPass:
         self.checkpoint.release(layer.file_name)
 
     def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
-        report = self.reports.get(layer.name)
-        return LayerBudget(
-            layer.name,
-            layer.kind,
-            layer.tensor_shape,
-            layer.dtype,
-            pruned=pruned,
-            sparsity=pruned / layer.size,
-            sigma_plus=None if report is None else report.sigma_plus,
-            sigma_plus_error=None if report is None else report.sigma_plus_error,
-            rank=None if report is None else report.spikes,
+        return row_of(
+            layer,
+            pruned,
+            self.reports.get(layer.name),
             content=content,
             stored=layer.stored or None,
             input_axes=layer.input_axes if self.pattern else None,

@@ -31,7 +31,7 @@ from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
-from mpfast.models.provenance import provenance_of
+from mpfast.models.provenance import called, provenance_of
 from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
@@ -280,9 +280,9 @@ def prune(
             method=options.label,
             pattern=pattern,
             budget=budget if budget is None or isinstance(budget, str) else "given",
-            masks=_named(masks),
-            moments=_named(moments),
-            gradients=_named(gradients),
+            masks=called(masks),
+            moments=called(moments),
+            gradients=called(gradients),
             moments_hash=None if known is None else known.hash,
             refit=None if known is None else options.steps,
             damping=None if known is None else options.damping,
@@ -389,13 +389,6 @@ def _opened_masks(masks: Any) -> Mapping[str, Any] | None:
     if isinstance(masks, str | os.PathLike):
         return MaskFile(check_path(masks, "masks"))
     raise InvalidTypeError("masks", f"must be a file or a mapping, not {type(masks).__name__}")
-
-
-def _named(given: Any) -> str | None:
-    """A file by its path; what is in memory by its type."""
-    if given is None:
-        return None
-    return str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
 
 
 def _spectra(checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions) -> dict[str, LayerReport]:

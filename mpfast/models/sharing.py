@@ -11,19 +11,18 @@ from mpfast.checkpoints import (
     Layer,
     NameFilter,
     open_checkpoint,
-    path_of,
     select_layers,
     stays_dense,
     telling_reason,
 )
 from mpfast.models.bounds import Bound, Bounds
 from mpfast.models.budget import Budget
-from mpfast.models.budget_row import LayerBudget
+from mpfast.models.budget_row import row_of
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport, skipped_tensors
+from mpfast.models.layer_report import skipped_tensors
 from mpfast.models.methods import DEFAULT_METHOD, method_named
-from mpfast.models.provenance import provenance_of
+from mpfast.models.provenance import called, provenance_of
 from mpfast.models.shared_counts import Knowledge, check_needs, check_no_more, gradients_of, shared_counts, spectra_of
 from mpfast.support import InvalidValueError, check_flag, check_sparsity, front_door, team_size, warn_caller
 
@@ -131,7 +130,7 @@ def share_out(
     counts = shared_counts(found, checkpoint, layers, Knowledge(reports, known, slopes), sparsity, bounds, team)
     stays = skipped_tensors(checkpoint, candidates, skipped)
     budget = Budget(
-        tuple(_row(layer, counts[layer.name], reports.get(layer.name)) for layer in layers),
+        tuple(row_of(layer, counts[layer.name], reports.get(layer.name)) for layer in layers),
         method,
         sparsity,
         None,
@@ -142,8 +141,8 @@ def share_out(
             model,
             sparsity=sparsity,
             method=method,
-            moments=_named(moments),
-            gradients=_named(gradients),
+            moments=called(moments),
+            gradients=called(gradients),
             floor=bounds.floor,
             ceiling=bounds.ceiling,
             groups=bounds.groups,
@@ -175,24 +174,3 @@ def _budgeted_layers(
         sizes = {info.name: info.size for info in checkpoint.tensors}
         raise InvalidValueError("", f"no layer is left to prune{telling_reason(skipped, sizes)}")
     return chosen
-
-
-def _row(layer: Layer, pruned: int, report: LayerReport | None) -> LayerBudget:
-    return LayerBudget(
-        layer.name,
-        layer.kind,
-        layer.tensor_shape,
-        layer.dtype,
-        pruned=pruned,
-        sparsity=pruned / layer.size,
-        sigma_plus=None if report is None else report.sigma_plus,
-        sigma_plus_error=None if report is None else report.sigma_plus_error,
-        rank=None if report is None else report.spikes,
-    )
-
-
-def _named(given: Any) -> str | None:
-    """A file by its path; what is in memory by its type."""
-    if given is None:
-        return None
-    return str(given) if path_of(given) is not None else type(given).__name__

@@ -12,6 +12,7 @@
 #include "core/changed.hpp"
 #include "core/dtype.hpp"
 #include "core/factors.hpp"
+#include "core/lower_tiles.hpp"
 #include "cpu/eigen/bidiagonal.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
 #include "linalg/lapack.hpp"
@@ -136,11 +137,9 @@ void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double
                 double* g, index_t ldg) {
   const index_t tile = gram_tile(p);
   const index_t count = ceil_div(p, tile);
-  team.parallel_for(count * (count + 1) / 2, [&](index_t task, int) {
-    index_t column = 0;
-    index_t rest = task;
-    while (rest >= count - column) rest -= count - column++;
-    const index_t i = (column + rest) * tile;
+  team.parallel_for(lower_tiles(count), [&](index_t task, int) {
+    const auto [row, column] = lower_tile(task, count);
+    const index_t i = row * tile;
     const index_t j = column * tile;
     const index_t height = std::min(tile, p - i);
     const index_t width = std::min(tile, p - j);

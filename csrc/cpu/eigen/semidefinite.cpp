@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/lower_tiles.hpp"
 #include "core/small_matrix.hpp"
 #include "linalg/lapack.hpp"
 
@@ -108,11 +109,9 @@ class Elimination {
     const index_t width = last - first;
     const index_t tiles = ceil_div(n_ - last, kTile);
     if (width == 0) return;
-    team.parallel_for(tiles * (tiles + 1) / 2, [&](index_t task, int) {
-      index_t column = 0;
-      index_t rest = task;
-      while (rest >= tiles - column) rest -= tiles - column++;
-      const index_t i = last + (column + rest) * kTile;
+    team.parallel_for(lower_tiles(tiles), [&](index_t task, int) {
+      const auto [row, column] = lower_tile(task, tiles);
+      const index_t i = last + row * kTile;
       const index_t j = last + column * kTile;
       const index_t height = std::min(kTile, n_ - i);
       if (i == j) {

@@ -10,6 +10,7 @@
 
 #include "core/abandonable.hpp"
 #include "core/buffer.hpp"
+#include "core/lower_tiles.hpp"
 #include "cpu/eigen/band_kernels.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "linalg/lapack.hpp"
@@ -156,16 +157,13 @@ class BandReduction {
     const index_t second = first + b_;
     const index_t tile0 = second / tile_;
     const index_t count = second < n_ ? ceil_div(n_, tile_) - tile0 : 0;
-    team_.parallel_for(1 + count * (count + 1) / 2, [&](index_t task, int) {
+    team_.parallel_for(1 + lower_tiles(count), [&](index_t task, int) {
       if (task == 0) {
         update_block(first, n_, first, std::min(second, n_));
         factor_panel(first, next_t);
         return;
       }
-      index_t column = 0;
-      index_t rest = task - 1;
-      while (rest >= count - column) rest -= count - column++;
-      const index_t row = column + rest;
+      const auto [row, column] = lower_tile(task - 1, count);
       update_block(tile_begin(tile0 + row, second), tile_end(tile0 + row), tile_begin(tile0 + column, second),
                    tile_end(tile0 + column));
     });

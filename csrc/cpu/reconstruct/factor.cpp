@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/lower_tiles.hpp"
 #include "core/small_matrix.hpp"
 #include "linalg/lapack.hpp"
 #include "linalg/triangular.hpp"
@@ -74,11 +75,9 @@ index_t cholesky(Team& team, index_t n, double* a, index_t ld) {
       const index_t row = after + tile * block;
       linalg::divide_by_lower_transposed(std::min(block, n - row), width, corner, ld, a + row + k * ld, ld);
     });
-    team.parallel_for(tiles * (tiles + 1) / 2, [&](index_t task, int) {
-      index_t column = 0;
-      index_t rest = task;
-      while (rest >= tiles - column) rest -= tiles - column++;
-      const index_t i = after + (column + rest) * block;
+    team.parallel_for(lower_tiles(tiles), [&](index_t task, int) {
+      const auto [row, column] = lower_tile(task, tiles);
+      const index_t i = after + row * block;
       const index_t j = after + column * block;
       const index_t height = std::min(block, n - i);
       double* const target = a + i + j * ld;
@@ -272,11 +271,9 @@ index_t positive_inverse(Team& team, index_t n, const double* h, double* inverse
   // Tile (i, j), i >= j, of X^T X: the rows of X before the tile's are zero in its columns.
   const index_t block = factor_block(n);
   const index_t tiles = ceil_div(n, block);
-  team.parallel_for(tiles * (tiles + 1) / 2, [&](index_t task, int) {
-    index_t column = 0;
-    index_t rest = task;
-    while (rest >= tiles - column) rest -= tiles - column++;
-    const index_t i = (column + rest) * block;
+  team.parallel_for(lower_tiles(tiles), [&](index_t task, int) {
+    const auto [row, column] = lower_tile(task, tiles);
+    const index_t i = row * block;
     const index_t j = column * block;
     const index_t height = std::min(block, n - i);
     const index_t width = std::min(block, n - j);
