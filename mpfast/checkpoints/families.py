@@ -12,7 +12,17 @@ from typing import Any
 
 from mpfast.support import CheckpointError, unique_keys
 
-__all__ = ["CONV1D", "FAMILIES", "Family", "experts_of", "family_of", "quantisation_of", "read_config", "setting"]
+__all__ = [
+    "CONV1D",
+    "FAMILIES",
+    "Family",
+    "experts_of",
+    "family_of",
+    "quantisation_of",
+    "quantisation_settings",
+    "read_config",
+    "setting",
+]
 
 #: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
 CONV1D = re.compile(r"(^|[./])(c_attn|c_fc|c_proj|q_attn)[./]weight$")
@@ -130,13 +140,23 @@ def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
 
 def quantisation_of(config: Mapping[str, Any] | None) -> str:
     """Name the method by which a configuration says that the weights are quantised; empty where it does not."""
+    for key, found in _quantisations(config):
+        method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
+        return method if isinstance(method, str) else key
+    return ""
+
+
+def quantisation_settings(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a configuration says of the quantisation of the weights; empty where it says nothing."""
+    return next((found for _, found in _quantisations(config)), {})
+
+
+def _quantisations(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for said in () if config is None else (config, _language(config)):
         for key in ("quantization_config", "quantization", "compression_config"):
             found = said.get(key)
             if isinstance(found, Mapping) and found:
-                method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
-                return method if isinstance(method, str) else key
-    return ""
+                yield key, found
 
 
 def _language(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
 from mpfast.checkpoints.lora import factor_roles
-from mpfast.checkpoints.quantised import companions_of, parent_of
+from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
 __all__ = [
     "LAYERS",
