@@ -20,6 +20,8 @@ Mask = NDArray[np.bool_]
 _MOST_STEPS = 10_000
 # By how much a row may be scaled: beyond, it says more about the moment than about the row.
 LEAST_SCALE, LARGEST_SCALE = 0.5, 2.0
+# Rows whose scales are computed at a time: as many as keep the product with C at its rate, and take little memory.
+_SCALED_ROWS = 128
 # What single precision may leave of a square that is zero, in units of that of uncorrelated inputs.
 ROUNDING = 1e-4
 
@@ -66,14 +68,17 @@ def _take_back(layer: Layer, values: Single, keep: Mask) -> None:
 def _row_scales(layer: Layer, values: Single) -> Single:
     """The factors of the rows v, (out,), with which these are nearest to those of W by C undamped, within limits."""
     factor = layer.factor
-    roots = factor.relative_roots
-    scaled = values * roots
-    image = _core.product(scaled, factor.correlations, layer.threads)
-    image -= scaled * factor.damping_shares
-    square = np.einsum("ij,ij->i", image, scaled, dtype=np.float64)
-    common = np.einsum("ij,ij->i", image, layer.weights * roots, dtype=np.float64)
-    # Of a row of zeros, or whose square is rounding, nothing is known.
-    known = square > ROUNDING * np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64)
-    scales = np.divide(common, square, out=np.ones_like(square), where=known)
+    roots, correlations, shares = factor.relative_roots, factor.correlations, factor.damping_shares
+    scales = np.ones(len(values))
+    for first in range(0, len(values), _SCALED_ROWS):
+        rows = slice(first, first + _SCALED_ROWS)
+        scaled = values[rows] * roots
+        image = _core.product(scaled, correlations, layer.threads)
+        image -= scaled * shares
+        square = np.einsum("ij,ij->i", image, scaled, dtype=np.float64)
+        common = np.einsum("ij,ij->i", image, layer.weights[rows] * roots, dtype=np.float64)
+        # Of a row of zeros, or whose square is rounding, nothing is known.
+        known = square > ROUNDING * np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64)
+        np.divide(common, square, out=scales[rows], where=known)
     limited: Single = np.clip(scales, LEAST_SCALE, LARGEST_SCALE).astype(np.float32)
     return limited

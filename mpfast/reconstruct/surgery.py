@@ -90,6 +90,7 @@ class HostSurgery:
         again = again or (grid is None and layer.factor.is_delicate)
         self._values = layer.start(again=again)
         _core.obs_columns(self._values, self._keep, layer.factor.upper, pruned, pattern, target, layer.threads)
+        layer.factor.end_columns()
 
     def finish(self, steps: int) -> None:
         finish(self._layer, self._values, self._keep, steps)
