@@ -7,7 +7,9 @@ import inspect
 from typing import Any
 
 if importlib.util.find_spec("transformers") is None:
-    raise ImportError("mpfast.integrations.transformers needs transformers and accelerate: pip install transformers accelerate")
+    raise ImportError(
+        "mpfast.integrations.transformers needs transformers and accelerate: pip install transformers accelerate"
+    )
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
