@@ -21,7 +21,7 @@ from mpfast.integrations.torch.skeletons import Skeleton
 from mpfast.integrations.torch.stand_ins import BlockOutput, check_calls, standing_in
 from mpfast.integrations.torch.whole_models import kept_back
 from mpfast.models import NewTensor
-from mpfast.support import give_back_freed_memory, logger
+from mpfast.support import arrays_given_back, give_back_freed_memory, logger
 
 __all__ = ["BlockByBlock", "KeptTensors"]
 
@@ -53,7 +53,7 @@ class BlockByBlock:
 
     def run(self, batches: list[Any], progress: Callable[[int, int], None] | None) -> list[str]:
         """Do all blocks, and return their names in the order in which they are called."""
-        with undisturbed(self.skeleton.model):
+        with undisturbed(self.skeleton.model), arrays_given_back():
             with (
                 self.skeleton.outside(list(self.blocks)),
                 standing_in(self.blocks, self.skeleton.loaded) as output,
