@@ -11,17 +11,19 @@ if importlib.util.find_spec("transformers") is None:
         "mpfast.integrations.transformers needs transformers and accelerate: pip install transformers accelerate"
     )
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+import transformers
 from transformers.trainer_callback import CallbackHandler
 
 from mpfast.integrations import monitor
 
 __all__ = ["SpectralMonitor"]
 
-_PRINTERS = (PrinterCallback, ProgressCallback)
+_PRINTERS = (transformers.PrinterCallback, transformers.ProgressCallback)
+# Types are checked with transformers and without.
+_Callback: Any = transformers.TrainerCallback
 
 
-class SpectralMonitor(monitor.SpectralMonitor, TrainerCallback):
+class SpectralMonitor(monitor.SpectralMonitor, _Callback):  # type: ignore[misc]
     """`mpfast.integrations.monitor.SpectralMonitor` as ``Trainer(..., callbacks=[SpectralMonitor(every=100)])``.
 
     The weights are measured before the first step, too: what cannot work fails there. Scalars go to
