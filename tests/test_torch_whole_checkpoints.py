@@ -153,6 +153,21 @@ def test_a_budget_of_the_checkpoint(tmp_path):
     assert class_.from_pretrained(tmp_path / "out") is not None
 
 
+def test_a_budget_of_either_names_fits_both(tmp_path):
+    """Files hold experts one by one, the model stacks them: the same entries go, whichever a budget was made for."""
+    class_, given = saved("moe", tmp_path / "model"), batches("moe")
+    found = []
+    for model in (tmp_path / "model", class_.from_pretrained(tmp_path / "model")):
+        budget = mpfast.prune(model, sparsity=0.4, method="magnitude").budget
+        live = reconstruct_model(class_.from_pretrained(tmp_path / "model"), given, budget=budget)
+        files = reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, budget=budget, overwrite=True)
+        assert files.report == live.report
+        assert sum(row.pruned for row in live.report) == budget.pruned
+        assert any(".experts." in row.name and row.pruned for row in live.report)
+        found.append({row.name for row in budget})
+    assert found[0] != found[1]
+
+
 def test_what_is_written(tmp_path):
     """The report lies beside the weights; what is no matrix of its own in the model has no error of its own."""
     saved("moe", tmp_path / "model")
