@@ -430,6 +430,16 @@ def test_no_model_of_transformers(tmp_path):
         reconstruct_checkpoint(tmp_path / "nowhere", tmp_path / "out", given, sparsity=0.5)
 
 
+def test_nothing_is_written_into_the_source(tmp_path):
+    saved("llama", tmp_path / "model")
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
+        reconstruct_checkpoint(tmp_path / "model", tmp_path / "model" / "out", batches("llama"), sparsity=0.5)
+    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
+        mpfast.prune(tmp_path / "model", tmp_path / "model" / "out", sparsity=0.5)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
+
+
 def test_one_block_at_a_time_has_weights(tmp_path, monkeypatch):
     """While a block is loaded, no other one has weights, and the model's parameters are views of the files at most."""
     saved("llama", tmp_path / "model", num_hidden_layers=3)

@@ -11,7 +11,7 @@ from mpfast import _core
 from mpfast.reconstruct.layer import Layer
 from mpfast.support import InvalidValueError
 
-__all__ = ["LARGEST_SCALE", "LEAST_SCALE", "ROUNDING", "check_steps", "finish", "settle"]
+__all__ = ["LARGEST_SCALE", "LEAST_SCALE", "ROUNDING", "check_steps", "finish", "settle", "worse_rows"]
 
 Single = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -56,13 +56,19 @@ def finish(layer: Layer, values: Single, keep: Mask, steps: int) -> None:
 
 def _take_back(layer: Layer, values: Single, keep: Mask) -> None:
     """Leave rows as the mask alone makes them that rounding has made worse than that, or no numbers, in place."""
-    moment = layer.factor.moment / layer.factor.root_unit / layer.factor.root_unit
     masked = np.where(keep, layer.weights, np.float32(0))
-    with np.errstate(over="ignore", invalid="ignore"):
-        changes = [layer.weights - rows.astype(np.float64) for rows in (values, masked)]
-        fitted, plain = (np.einsum("ij,ij->i", change @ moment, change) for change in changes)
-        worse = ~(fitted <= plain)
+    worse = worse_rows(layer, values, masked)
     values[worse] = masked[worse]
+
+
+def worse_rows(layer: Layer, values: Single, others: Single) -> Mask:
+    """Which rows, (out,), change outputs more than others in their place would, by C undamped, or are no numbers."""
+    moment = layer.factor.moment / layer.factor.root_unit / layer.factor.root_unit
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = [layer.weights - rows.astype(np.float64) for rows in (values, others)]
+        fitted, plain = (np.einsum("ij,ij->i", change @ moment, change) for change in changes)
+        worse: Mask = ~(fitted <= plain)
+    return worse
 
 
 def _row_scales(layer: Layer, values: Single) -> Single:

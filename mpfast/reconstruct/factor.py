@@ -102,6 +102,14 @@ class Factor:
     def __repr__(self) -> str:
         return f"Factor({self.inputs} inputs, damping={self.damping:g}, diagonal={self.diagonal:g})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or another process, makes the factor of; the rest it computes when it needs it."""
+        names = ("damping", "diagonal", "_threads", "_array", "_dtype", "_diagonal", "inputs", "_is_ending")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, on_devices={}, _matrix=_core.Matrix(state["_array"], state["_dtype"]))
+
     @KeptProperty
     def _unit(self) -> float:
         """A power of two near the mean of the diagonal: H is factored in its units."""
