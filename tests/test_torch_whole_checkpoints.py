@@ -268,9 +268,26 @@ def one_bit_changed(path):
     path.write_bytes(content)
 
 
+def one_tensor_renamed(path):
+    content = path.read_bytes()
+    at = content.index(b"weights:") + len(b"weights:")
+    path.write_bytes(content[:at] + b"M" + content[at + 1 :])
+
+
+def no_file_listed(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
+
+
+def a_list_written(path):
+    path.write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "fact"),
     [
+        (one_tensor_renamed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
+        (no_file_listed, "record.json", r"record\.json: is not as it was written"),
+        (a_list_written, "record.json", r"record\.json: is not as it was written"),
         (cut_off, "00001.safetensors", r"00001\.safetensors: .*"),
         (one_bit_changed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
         (Path.unlink, "00001.safetensors", ".*"),

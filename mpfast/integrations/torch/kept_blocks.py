@@ -2,8 +2,8 @@
 
 Beside ``out`` lies ``.out.mpfast-blocks`` while it is worked on: ``run.json``, which says what is done to what, and a
 directory for each block. In that there are files of safetensors, one for what was fitted together, and, when all of
-them are written, ``record.json`` with their hashes. The same run started again goes on from there; another one does not
-touch it.
+them are written, ``record.json`` with their hashes and its own. The same run started again goes on from there; another
+one does not touch it.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ class KeptBlocks:
         noted = self._folder / RUN_FILE
         if restart and self._folder.is_dir() and not self._folder.is_symlink():
             shutil.rmtree(self._folder)
+        if self._folder.is_symlink() or (self._folder.exists() and not self._folder.is_dir()):
+            raise FileExistsError(f"{self._folder}: is no directory, and blocks are to lie there; move it away")
         self._folder.mkdir(exist_ok=True)
         for leftover in self._folder.glob(".*.tmp"):  # of a file that was being written
             leftover.unlink()
@@ -134,8 +136,9 @@ class KeptBlocks:
     def begin(self, number: int) -> UnfinishedBlock:
         """Start on a block; what an earlier try has left of it goes."""
         folder = self._block(number)
-        if folder.exists():
+        if folder.is_dir():
             shutil.rmtree(folder)
+        folder.unlink(missing_ok=True)
         folder.mkdir()
         return UnfinishedBlock(folder, self._key)
 
@@ -180,6 +183,8 @@ class KeptBlocks:
         path = self._block(number) / RECORD_FILE
         try:
             found = parse_json(path.read_bytes())
+            if not isinstance(found, dict) or found.pop("hash", None) != _hash_of_record(found):
+                raise ValueError("is not as it was written")
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}; remove {path.parent.name}, and it is done anew") from None
         if found.get("run") != self._key:
@@ -236,22 +241,29 @@ class UnfinishedBlock:
         with replaced_file(path) as temporary, SafetensorsWriter.create(temporary, infos, {}) as writer:
             for name, (_, array) in arrays.items():
                 writer.write(name, array)
-        self._files[path.name] = _hash_of_arrays(array for _, array in arrays.values())
+        self._files[path.name] = _hash_of_tensors(zip(infos, (array for _, array in arrays.values()), strict=True))
 
     def finish(self, record: BlockRecord) -> None:
         """Note what has become of the block; from now on it is finished."""
         noted = {"run": self._key, "files": self._files, **asdict(record)}
-        write_text_atomically(self._folder / RECORD_FILE, json.dumps(noted, allow_nan=False))
+        text = json.dumps({**noted, "hash": _hash_of_record(noted)}, allow_nan=False)
+        write_text_atomically(self._folder / RECORD_FILE, text)
+
+
+def _hash_of_record(noted: Mapping[str, Any]) -> str:
+    text = json.dumps(noted, sort_keys=True, allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _hash_of(file: SafetensorsFile) -> str:
-    return _hash_of_arrays(file.read(info.name) for info in file.tensors)
+    return _hash_of_tensors((info, file.read(info.name)) for info in file.tensors)
 
 
-def _hash_of_arrays(arrays: Iterable[NDArray[Any]]) -> str:
-    """Hash of the bytes of arrays, one after the other."""
+def _hash_of_tensors(tensors: Iterable[tuple[TensorInfo, NDArray[Any]]]) -> str:
+    """Hash of names, types, shapes and bytes, one tensor after the other."""
     state = hashlib.sha256()
-    for array in arrays:
+    for info, array in tensors:
+        state.update(repr((info.name, info.dtype, tuple(info.shape))).encode())
         state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return f"sha256:{state.hexdigest()}"
 
