@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import mpfast
 from mpfast import _core
 
 EIGENVALUE_TOLERANCE = 1e-13
@@ -470,3 +471,11 @@ def test_lapack_gets_no_nan(function):
         getattr(_core, function)(np.full((3, 3), np.nan), 1)
     with pytest.raises(ValueError, match="image must be finite"):
         _core.singular_decomposition(np.eye(3), np.full((3, 3), np.inf), 1)
+
+
+@pytest.mark.parametrize(("largest", "other"), [(1.7e308, 1e306), (1e-308, 1e-310)])
+def test_spectra_at_the_ends_of_float64_keep_their_values(largest, other):
+    W = np.random.default_rng(0).standard_normal((30, 20)) * other
+    W[0, 0] = largest
+    found = mpfast.spectrum(W).values
+    np.testing.assert_allclose(found / largest, np.linalg.svd(W / largest, compute_uv=False), rtol=1e-9)

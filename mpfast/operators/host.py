@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 
 # A Gram matrix of up to so many entries, 8 MB, is kept from the singular values for what asks for it next.
 KEPT_ENTRIES = 1 << 20
+# Of the scale of a Gram matrix that the core forms: beyond, its inverse is no number.
+LARGEST_EXPONENT = 1022
 
 
 class MatrixSource:
@@ -63,10 +65,11 @@ class MatrixSource:
 
     def singular_values(self) -> tuple[Array, float, bool]:
         p, exponent = min(self.shape), self._exponent
+        is_kept = p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
         with gram_memory(self.shape):
-            gram = np.empty((p, p)) if p * p <= KEPT_ENTRIES else None
+            gram = np.empty((p, p)) if is_kept else None
             values, fro_norm, nonfinite, row, col, route = _core.exact_values(
-                self.matrix, self.threads, self._pair, gram, exponent
+                self.matrix, self.threads, self._pair, gram, exponent if is_kept else 0
             )
         raise_if_nonfinite("W", nonfinite, (row, col))
         self._kept_gram = None if gram is None else (gram, exponent)
