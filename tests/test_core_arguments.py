@@ -178,7 +178,7 @@ NAMES = [line.split('"')[1] for line in CALLS.splitlines() if line.strip().start
 # Where None is a value: every step that was taken, no mask that entries come from, no factors, and no energies to fill.
 NONE_IS_FINE = {("LanczosRun.ritz", 0), ("project_groups", 2), ("quadratic_error", 1)}
 NONE_IS_FINE |= {("scale_exponent", 1), ("gram_product", 5), ("gram_product", 6), ("energies", 3)}
-NONE_IS_FINE |= {("exact_values", 2), ("gram_matrix", 3), ("lanczos_run", 7)}
+NONE_IS_FINE |= {("exact_values", 2), ("exact_values", 3), ("gram_matrix", 3), ("lanczos_run", 7)}
 NONE_IS_FINE |= {(name, at) for name in NAMES if name.startswith("obs_columns") for at in (3, 4, 5)}
 
 
