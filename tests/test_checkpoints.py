@@ -332,4 +332,4 @@ def test_paths(tmp_path, save):
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_checkpoint(tmp_path / "missing.safetensors")
     with pytest.raises(CheckpointError, match="unknown kind of file"):
-        open_checkpoint(save(b"x", "model.gguf"))
+        open_checkpoint(save(b"x", "model.hdf5"))

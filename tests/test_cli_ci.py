@@ -520,7 +520,7 @@ def test_inspect_reads_headers_only(run, tmp_path):
         ),
         (b"<!DOCTYPE html>\n<html><head>", "a web page, not a checkpoint"),
         (b"\n  <HTML lang=en>", "a web page, not a checkpoint"),
-        (b"GGUF\x03\x00\x00\x00", "GGUF is not read"),
+        (b"GGUF\x03\x00\x00\x00", "the header needs 8 bytes at byte 8"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.gguf", "blob"])

@@ -64,10 +64,11 @@ CALLS = """
         "add_gram": lambda: (_core.add_gram, [matrix, np.zeros((16, 16)), 1]),
         "dense_product": lambda: (_core.dense_product, [np.ones((3, 12)), W, 1]),
         "read_pass": lambda: (_core.read_pass, [matrix, 1]),
-        "exact_values": lambda: (_core.exact_values, [matrix, 1, lines()]),
+        "exact_values": lambda: (_core.exact_values, [matrix, 1, lines(), np.empty((12, 12)), 0]),
         "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1, lines()]),
         "symmetric_eigenvalues": lambda: (_core.symmetric_eigenvalues, [np.eye(5), 1]),
         "symmetric_eigenvectors": lambda: (_core.symmetric_eigenvectors, [np.eye(5), 1]),
+        "largest_eigenvectors": lambda: (_core.largest_eigenvectors, [np.eye(5), 2, 1]),
         "singular_decomposition": lambda: (_core.singular_decomposition, [np.eye(3, 12), np.eye(3, 16), 1]),
         "orthonormal_rows": lambda: (_core.orthonormal_rows, [W, 1]),
         "positive_inverse": lambda: (_core.positive_inverse, [np.eye(16), 1]),
@@ -177,7 +178,7 @@ NAMES = [line.split('"')[1] for line in CALLS.splitlines() if line.strip().start
 # Where None is a value: every step that was taken, no mask that entries come from, no factors, and no energies to fill.
 NONE_IS_FINE = {("LanczosRun.ritz", 0), ("project_groups", 2), ("quadratic_error", 1)}
 NONE_IS_FINE |= {("scale_exponent", 1), ("gram_product", 5), ("gram_product", 6), ("energies", 3)}
-NONE_IS_FINE |= {("exact_values", 2), ("gram_matrix", 3), ("lanczos_run", 7)}
+NONE_IS_FINE |= {("exact_values", 2), ("exact_values", 3), ("gram_matrix", 3), ("lanczos_run", 7)}
 NONE_IS_FINE |= {(name, at) for name in NAMES if name.startswith("obs_columns") for at in (3, 4, 5)}
 
 

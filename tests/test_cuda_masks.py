@@ -132,6 +132,18 @@ def test_masks_of_device_arrays_are_those_of_host_arrays() -> None:
     assert (mpfast.masks.n_m(there["conv"], 1, 5) == mpfast.masks.n_m(weights["conv"], 1, 5)).all()
 
 
+def test_masks_are_written_into_arrays_of_the_caller() -> None:
+    W = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    for find in (lambda w, **to: mpfast.masks.n_m(w, 2, 4, **to), lambda w, **to: mpfast.masks.magnitude(w, 0.4, **to)):
+        out = on_device(np.zeros(W.shape, np.bool_))
+        assert find(on_device(W), out=out) is out
+        assert (np.asarray(out) == find(W)).all()
+        with pytest.raises(TypeError, match="on their GPU"):
+            find(on_device(W), out=np.zeros(W.shape, np.bool_))
+        with pytest.raises(ValueError, match="must be boolean of shape"):
+            find(on_device(W), out=on_device(np.zeros(W.shape, np.uint8)))
+
+
 def test_mask_errors_of_device_arrays() -> None:
     W = np.ones((6, 8), dtype=np.float32)
     with pytest.raises(ValueError, match="is on a GPU"):

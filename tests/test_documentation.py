@@ -29,9 +29,15 @@ REFERENCED = [
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
+    "mpfast.integrations.monitor",
     "mpfast.integrations.weightwatcher",
 ]
-OPTIONAL = {"mpfast.cli": "typer", "mpfast.integrations.torch": "torch"}
+OPTIONAL = {
+    "mpfast.cli": "typer",
+    "mpfast.integrations.torch": "torch",
+    "mpfast.integrations.transformers": "transformers",
+    "mpfast.integrations.lightning": "lightning",
+}
 
 
 def modules():

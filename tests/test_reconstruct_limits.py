@@ -62,6 +62,32 @@ class TestDelicateMoments:
                     assert found.error <= 1.01 * found.masked_error + 1e-9, (number, inputs)
 
     @pytest.mark.parametrize("kind", ["hilbert", "low rank", "repeated", "sums"])
+    @pytest.mark.parametrize("options", [{}, {"group": 16}, {"pattern": "2:4"}], ids=str)
+    def test_no_rounding_that_makes_up_for_itself_is_worse_than_rounding_alone(self, kind, options):
+        """Alone: with uncorrelated inputs. A hundredth more is for rounding of errors and of C."""
+        rng = np.random.default_rng(4)
+        tried = 0
+        for inputs, damping in ((64, 0.0), (64, 1e-13), (64, 1e-10), (160, 1e-7)):
+            C = near_singular(kind, inputs, rng)
+            W = rng.standard_normal((20, inputs)).astype(np.float32)
+            factor = reconstruct.Factor(C, damping)
+            fit = unless_refused(partial(reconstruct.quantize, bits=3, **options), W, factor)
+            if fit is None or not factor.is_delicate:
+                continue
+            tried += 1
+            alone = reconstruct.quantize(
+                W, reconstruct.Factor(np.eye(inputs)), 3, group=options.get("group", 64), mask=fit.mask
+            )
+            change = W.astype(np.float64) - alone.weights
+            error = np.trace(change @ C @ change.T) / np.trace(W @ C @ W.T.astype(np.float64))
+            assert fit.error <= 1.01 * error + 1e-9
+            scale, zero = (np.repeat(part, fit.grid.group, 1)[:, :inputs] for part in (fit.grid.scale, fit.grid.zero))
+            steps = fit.weights / scale + zero
+            # A quotient of single-precision numbers below 8.
+            assert np.abs(steps - np.round(steps)).max() < 8 * 2**-22
+        assert tried
+
+    @pytest.mark.parametrize("kind", ["hilbert", "low rank", "repeated", "sums"])
     def test_dropped_inputs_are_made_up_for_or_refused(self, kind):
         rng = np.random.default_rng(1)
         for inputs, damping in ((64, 0.0), (64, 1e-12), (64, 1e-9), (64, 1e-4), (150, 0.0), (150, 1e-6)):

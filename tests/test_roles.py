@@ -342,24 +342,26 @@ DBRX = {"model_type": "dbrx", "d_model": 64}
 def test_experts_that_lie_one_below_the_other(experts, tmp_path):
     names = {word: f"transformer.blocks.0.ffn.experts.mlp.{word}" for word in ("w1", "v1", "w2")}
     tensors = {name: weight(4 * 48, 64, seed=seed) for seed, name in enumerate(names.values())}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**DBRX, **experts}))
-    rows = {row.name: row for row in mpfast.analyze(tmp_path)}
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    save_file(tensors, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({**DBRX, **experts}))
+    rows = {row.name: row for row in mpfast.analyze(model)}
     assert set(rows) == {f"{name}[{e}]" for name in names.values() for e in range(4)}
     for name, tensor in tensors.items():
         for e in range(4):
             assert rows[f"{name}[{e}]"].shape == (48, 64)
             part = tensor[48 * e : 48 * (e + 1)]
             assert rows[f"{name}[{e}]"].fro_norm == pytest.approx(float(np.linalg.norm(part)), rel=1e-5)
-    result = mpfast.prune(tmp_path, tmp_path / "out", pattern="2:4")
+    result = mpfast.prune(model, out, pattern="2:4")
     assert {row.name: row.input_axes for row in result.budget} == {
         names["w1"]: (1,),
         names["v1"]: (1,),
         names["w2"]: (0,),
     }
-    pruned = load_file(tmp_path / "out" / "model.safetensors")
+    pruned = load_file(out / "model.safetensors")
     assert along(pruned[names["w2"]] != 0, (0,))
-    assert mpfast.verify(tmp_path / "out").ok
+    assert mpfast.verify(out).ok
 
 
 @pytest.mark.parametrize("config", [None, {"model_type": "dbrx"}, {**DBRX, "moe_num_experts": 5}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,21 @@ def test_a_budget_of_the_checkpoint(tmp_path):
     assert class_.from_pretrained(tmp_path / "out") is not None
 
 
+def test_a_budget_of_either_names_fits_both(tmp_path):
+    """Files hold experts one by one, the model stacks them: the same entries go, whichever a budget was made for."""
+    class_, given = saved("moe", tmp_path / "model"), batches("moe")
+    found = []
+    for model in (tmp_path / "model", class_.from_pretrained(tmp_path / "model")):
+        budget = mpfast.prune(model, sparsity=0.4, method="magnitude").budget
+        live = reconstruct_model(class_.from_pretrained(tmp_path / "model"), given, budget=budget)
+        files = reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, budget=budget, overwrite=True)
+        assert files.report == live.report
+        assert sum(row.pruned for row in live.report) == budget.pruned
+        assert any(".experts." in row.name and row.pruned for row in live.report)
+        found.append({row.name for row in budget})
+    assert found[0] != found[1]
+
+
 def test_what_is_written(tmp_path):
     """The report lies beside the weights; what is no matrix of its own in the model has no error of its own."""
     saved("moe", tmp_path / "model")
@@ -197,13 +213,13 @@ def test_a_killed_run_goes_on(tmp_path):
     assert killed(tmp_path / "model", tmp_path / "whole", 0) == 0
     assert killed(tmp_path / "model", tmp_path / "out", 1) == -signal.SIGKILL
     work = tmp_path / ".out.mpfast-blocks"
-    first = (work / "block-00000.safetensors").stat()
-    assert not (work / "block-00001.safetensors").exists()
+    first = (work / "block-00000" / "record.json").stat()
+    assert not (work / "block-00001").exists()
     assert not (tmp_path / "out").exists()
     assert killed(tmp_path / "model", tmp_path / "out", 3) == -signal.SIGKILL
-    assert len(list(work.glob("block-*"))) == 3
+    assert len(list(work.glob("block-*/record.json"))) == 3
     # Not made again.
-    assert (work / "block-00000.safetensors").stat().st_mtime_ns == first.st_mtime_ns
+    assert (work / "block-00000" / "record.json").stat().st_mtime_ns == first.st_mtime_ns
     assert killed(tmp_path / "model", tmp_path / "out", 0) == 0
     for name in ("model.safetensors", "masks.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -230,30 +246,84 @@ def test_the_work_of_another_run_is_not_touched(tmp_path):
     given, out = batches("llama"), tmp_path / "out"
     stopped(tmp_path / "model", out, given, sparsity=0.5)
     work = tmp_path / ".out.mpfast-blocks"
-    before = {path.name: path.read_bytes() for path in work.iterdir()}
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    assert len(before) > 2
     with pytest.raises(FileExistsError, match=r"1 finished blocks of another run \(sparsity differ\).*restart=True"):
         reconstruct_checkpoint(tmp_path / "model", out, given, sparsity=0.6)
     with pytest.raises(FileExistsError, match=r"another run \(data differ\)"):
         reconstruct_checkpoint(tmp_path / "model", out, given[:3], sparsity=0.5)
-    assert {path.name: path.read_bytes() for path in work.iterdir()} == before
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
     result = reconstruct_checkpoint(tmp_path / "model", out, given, sparsity=0.6, restart=True)
     assert result.budget.sparsity == 0.6
     assert not work.exists()
 
 
-def test_a_finished_block_that_was_cut_off_can_be_removed(tmp_path):
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def one_bit_changed(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def one_tensor_renamed(path):
+    content = path.read_bytes()
+    at = content.index(b"weights:") + len(b"weights:")
+    path.write_bytes(content[:at] + b"M" + content[at + 1 :])
+
+
+def no_file_listed(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
+
+
+def a_list_written(path):
+    path.write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "fact"),
+    [
+        (one_tensor_renamed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
+        (no_file_listed, "record.json", r"record\.json: is not as it was written"),
+        (a_list_written, "record.json", r"record\.json: is not as it was written"),
+        (cut_off, "00001.safetensors", r"00001\.safetensors: .*"),
+        (one_bit_changed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
+        (Path.unlink, "00001.safetensors", ".*"),
+        (cut_off, "record.json", r"record\.json: .*"),
+    ],
+)
+def test_a_finished_block_that_was_damaged_can_be_removed(damage, file, fact, tmp_path):
     saved("llama", tmp_path / "model")
     given = batches("llama")
     stopped(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    block = tmp_path / ".out.mpfast-blocks" / "block-00000.safetensors"
-    block.write_bytes(block.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"block-00000\.safetensors: .*; remove it, and its block is done anew"):
+    block = tmp_path / ".out.mpfast-blocks" / "block-00000"
+    damage(block / file)
+    with pytest.raises(CheckpointError, match=rf"{fact}; remove block-00000, and it is done anew"):
         reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    block.unlink()
+    shutil.rmtree(block)
     reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
     reconstruct_checkpoint(tmp_path / "model", tmp_path / "whole", given, sparsity=0.5)
     whole, mended = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
     assert mended.read_bytes() == whole.read_bytes()
+
+
+def test_what_is_fitted_of_a_block_is_let_go_of(tmp_path, monkeypatch):
+    """When the last matrix of a block is fitted, the others are in files and no longer in memory."""
+    saved("llama", tmp_path / "model")
+    left = []
+    unload = Skeleton.unload
+
+    def spy(self, names, tensors):
+        unload(self, names, tensors)
+        left.append({name for name in tensors if tensors[name].dim() == 2})
+        alive = {name for name, parameter in self.model.named_parameters() if not parameter.is_meta}
+        assert {name for name in alive if name in tensors or name.endswith("proj.weight")} == set(tensors)
+
+    monkeypatch.setattr(Skeleton, "unload", spy)
+    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
+    assert [len(names) for names in left] == [6, 5, 4, 3, 2, 1, 0] * 2
 
 
 def test_another_model_is_another_run(tmp_path):
@@ -375,6 +445,16 @@ def test_no_model_of_transformers(tmp_path):
         reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
     with pytest.raises(FileNotFoundError):
         reconstruct_checkpoint(tmp_path / "nowhere", tmp_path / "out", given, sparsity=0.5)
+
+
+def test_nothing_is_written_into_the_source(tmp_path):
+    saved("llama", tmp_path / "model")
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
+        reconstruct_checkpoint(tmp_path / "model", tmp_path / "model" / "out", batches("llama"), sparsity=0.5)
+    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
+        mpfast.prune(tmp_path / "model", tmp_path / "model" / "out", sparsity=0.5)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
 
 
 def test_one_block_at_a_time_has_weights(tmp_path, monkeypatch):

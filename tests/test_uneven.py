@@ -155,6 +155,20 @@ def test_passes_alone_find_what_all_values_show():
     assert found.passes <= 2 * 12 + 2 + 12
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize(
+    ("family", "shape", "strength", "least", "most"),
+    [("cols", (2048, 2048), None, 0, 1), ("both", (1536, 2048), 1.3, 8, 10), ("partly", (1536, 1536), None, 13, 15)],
+)
+def test_signals_of_large_matrices_are_counted_by_passes(family, shape, strength, least, most, seed):
+    W = uneven_family(family, shape, seed, strength).astype(np.float32)
+    found = mpfast.spectrum(W, noise="auto")
+    assert found.method == "lanczos"
+    assert least <= found.edge.spikes <= most
+    assert (found.edge.ks <= 0.01, found.edge.verdict, found.noise.settled) == (True, "good", True)
+    assert found.passes <= 1.5 * 48
+
+
 @pytest.mark.parametrize("seed", [20, 21])
 def test_what_scales_leave_is_not_counted_in_large_matrices(seed):
     # One round leaves unevenness that moves the edge by .8 %, seven times the way to the threshold: 3 or 4 "signals".

@@ -46,6 +46,7 @@ BARS: dict[str, tuple[Bar, ...]] = {
         Bar("60 %", "OBS", HALF, {"prose": 38, "code": 21.5}),
         Bar("60 %", REFIT, DIAGONAL, {"prose": 31.2, "code": 19.5}),
         Bar("60 %", REFIT, DIAGONAL, {"prose": 43, "code": 27}, few=True),
+        Bar("60 %", "ADMM + 4 steps", DIAGONAL, {"prose": 43, "code": 27}, few=True),
     ),
 }
 

@@ -40,6 +40,11 @@ void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* 
                    std::size_t, std::size_t);
 void scipy_dstedc_(const char* job, const blasint* n, double* d, double* e, double* z, const blasint* ldz, double* work,
                    const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info, std::size_t);
+void scipy_dstemr_(const char* job, const char* range, const blasint* n, double* d, double* e, const double* lower,
+                   const double* upper, const blasint* first, const blasint* last, blasint* found, double* w, double* z,
+                   const blasint* ldz, const blasint* columns, blasint* support, blasint* try_rac, double* work,
+                   const blasint* lwork, blasint* iwork, const blasint* liwork, blasint* info, std::size_t,
+                   std::size_t);
 void scipy_dormtr_(const char* side, const char* uplo, const char* trans, const blasint* m, const blasint* n,
                    const double* a, const blasint* lda, const double* tau, double* c, const blasint* ldc, double* work,
                    const blasint* lwork, blasint* info, std::size_t, std::size_t, std::size_t);
@@ -304,6 +309,20 @@ void tridiagonal_eigenvectors(index_t n, double* d, double* e, double* z, index_
   const CallOfBlas call;
   scipy_dstedc_("I", &n_, d, e, z, &ldz_, work.data(), &lwork, iwork.data(), &liwork, &info, 1);
   require_success(info, "dstedc");
+}
+
+void largest_tridiagonal_eigenvectors(index_t n, index_t count, double* d, double* e, double* values, double* z,
+                                      index_t ldz) {
+  const blasint n_ = narrow(n), columns = narrow(count), ldz_ = narrow(ldz), first = narrow(n - count + 1);
+  const blasint lwork = narrow(18 * n), liwork = narrow(10 * n);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<blasint> iwork(static_cast<std::size_t>(liwork)), support(static_cast<std::size_t>(2 * count));
+  const double unused = 0;
+  blasint found = 0, try_rac = 0, info = 0;
+  const CallOfBlas call;
+  scipy_dstemr_("V", "I", &n_, d, e, &unused, &unused, &first, &n_, &found, values, z, &ldz_, &columns, support.data(),
+                &try_rac, work.data(), &lwork, iwork.data(), &liwork, &info, 1, 1);
+  require_success(info, "dstemr");
 }
 
 void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values) {

@@ -93,6 +93,12 @@ void apply_tridiagonal_q(index_t n, index_t columns, const double* a, index_t ld
 // divide and conquer (LAPACK stedc); e is destroyed.
 void tridiagonal_eigenvectors(index_t n, double* d, double* e, double* z, index_t ldz);
 
+// The largest `count` (1 ... n) eigenvalues of the symmetric tridiagonal (d, e), ascending into values, which has n
+// entries, and their eigenvectors, one per column of z, by relatively robust representations (LAPACK stemr). d and e,
+// which has n entries here, are destroyed.
+void largest_tridiagonal_eigenvectors(index_t n, index_t count, double* d, double* e, double* values, double* z,
+                                      index_t ldz);
+
 // Eigenvalues of the symmetric A, ascending, from its lower triangle; A becomes its eigenvectors, one per column, by
 // divide and conquer (LAPACK syevd).
 void symmetric_eigenvectors(index_t n, double* a, index_t lda, double* values);

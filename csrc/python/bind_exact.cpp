@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,15 +22,40 @@ py::array_t<double> to_array(const std::vector<double>& values) {
   return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors) {
+using Doubles = py::array_t<double, py::array::c_style>;
+
+// Both triangles, as NumPy wants them, of a p x p matrix that has its lower one, column-major.
+void fill_upper(double* g, index_t p) {
+  for (index_t j = 0; j < p; ++j) {
+    for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];
+  }
+}
+
+void check_exponent(int scale_exponent) {
+  // Beyond, 2^-scale_exponent is no number.
+  constexpr int kLargestExponent = 1022;
+  if (scale_exponent < -kLargestExponent || scale_exponent > kLargestExponent) {
+    throw std::invalid_argument("scale_exponent must be between -1022 and 1022");
+  }
+}
+
+py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors, std::optional<Doubles> gram,
+                       int scale_exponent) {
   const OwnFactors own(factors, matrix.view);
-  std::vector<double> values(static_cast<std::size_t>(std::min(matrix.view.rows, matrix.view.cols)));
+  check_exponent(scale_exponent);
+  const index_t p = std::min(matrix.view.rows, matrix.view.cols);
+  if (gram && (gram->ndim() != 2 || gram->shape(0) != p || gram->shape(1) != p)) {
+    throw std::invalid_argument("gram must be a (p, p) array");
+  }
+  double* const g = gram ? gram->mutable_data() : nullptr;
+  std::vector<double> values(static_cast<std::size_t>(p));
   cpu::ExactStats stats;
   {
     const InCore core;
     with_blas_team(core, threads, cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
-      cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats);
+      cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats, g, scale_exponent);
     });
+    if (g != nullptr && stats.nonfinite_count == 0) fill_upper(g, p);
   }
   const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
   return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
@@ -52,8 +78,6 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
   }
   return to_array(values);
 }
-
-using Doubles = py::array_t<double, py::array::c_style>;
 
 // LAPACK may wait for ever for numbers that are none.
 void check_finite(const Doubles& array, const char* name) {
@@ -86,6 +110,23 @@ py::tuple symmetric_eigenvectors(const Doubles& a, int threads) {
     const InCore core;
     with_blas_team(core, threads, cpu::eigenvector_bytes(n),
                    [&](cpu::Team& team) { values = cpu::symmetric_eigenvectors(team, n, from, to); });
+  }
+  return py::make_tuple(to_array(values), vectors);
+}
+
+py::tuple largest_eigenvectors(const Doubles& a, index_t count, int threads) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1)) throw std::invalid_argument("a must be a square 2-D array");
+  check_finite(a, "a");
+  const index_t n = a.shape(0);
+  if (count < 0 || count > n) throw std::invalid_argument("count must be between 0 and the order of a");
+  Doubles vectors = matrix_of(count, n);
+  std::vector<double> values;
+  const double* from = a.data();
+  double* to = vectors.mutable_data();
+  {
+    const InCore core;
+    with_blas_team(core, threads, cpu::eigenvector_bytes(n),
+                   [&](cpu::Team& team) { values = cpu::largest_eigenvectors(team, n, count, from, to); });
   }
   return py::make_tuple(to_array(values), vectors);
 }
@@ -161,14 +202,9 @@ py::tuple semidefinite_root(const Doubles& a, int threads) {
   return py::make_tuple(factor, root.rest);
 }
 
-// Both triangles, as NumPy wants them.
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
   const OwnFactors own(factors, matrix.view);
-  // Beyond, 2^-scale_exponent is no number.
-  constexpr int kLargestExponent = 1022;
-  if (scale_exponent < -kLargestExponent || scale_exponent > kLargestExponent) {
-    throw std::invalid_argument("scale_exponent must be between -1022 and 1022");
-  }
+  check_exponent(scale_exponent);
   const index_t p = std::min(matrix.view.rows, matrix.view.cols);
   py::array_t<double> out({static_cast<py::ssize_t>(p), static_cast<py::ssize_t>(p)});
   double* g = out.mutable_data();
@@ -178,9 +214,7 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, con
     with_blas_team(core, threads, 0, [&](cpu::Team& team) {
       stats = cpu::gram_matrix(team, matrix.view, own.view(), scale_exponent, g, p);
     });
-    for (index_t j = 0; j < p; ++j) {
-      for (index_t i = 0; i < j; ++i) g[j * p + i] = g[i * p + j];
-    }
+    fill_upper(g, p);
   }
   return py::make_tuple(out, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
 }
@@ -189,10 +223,11 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, con
 
 void register_exact(py::module_& m) {
   m.def("exact_values", &exact_values, py::arg("matrix"), py::arg("threads"),
-        py::arg("factors").noconvert() = py::none(),
+        py::arg("factors").noconvert() = py::none(), py::arg("gram").noconvert() = py::none(),
+        py::arg("scale_exponent") = 0,
         "All singular values of the matrix, descending, with its Frobenius norm, the number of non-finite entries, the "
         "first one's row and column (-1 when there is none) and the method used, 'gram' or 'bidiagonal'. With "
-        "non-finite entries the values mean nothing.");
+        "non-finite entries the values mean nothing. gram (p, p), where given, gets what gram_matrix returns.");
   m.def(
       "gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
       py::arg("factors").noconvert() = py::none(),
@@ -204,6 +239,8 @@ void register_exact(py::module_& m) {
       "symmetric_eigenvectors", &symmetric_eigenvectors, py::arg("a"), py::arg("threads"),
       "Eigenvalues of a finite symmetric matrix, ascending, and its eigenvectors, one per row; only its upper triangle "
       "is read.");
+  m.def("largest_eigenvectors", &largest_eigenvectors, py::arg("a"), py::arg("count"), py::arg("threads"),
+        "The largest count of these eigenvalues, ascending, and their eigenvectors, one per row.");
   m.def(
       "singular_decomposition", &singular_decomposition, py::arg("basis").noconvert(), py::arg("image").noconvert(),
       py::arg("threads"),

@@ -3,6 +3,7 @@
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
+from mpfast.checkpoints.families import stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     MIN_SIDE,
@@ -118,6 +119,7 @@ __all__ = [
     "select_layers",
     "shards_of",
     "shares_memory",
+    "stacked_expert",
     "stays_dense",
     "stored",
     "stored_bits",

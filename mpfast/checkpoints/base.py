@@ -33,7 +33,7 @@ class Role:
         Why the tensor is no layer; empty where it is one.
     source : str
         Where that is known from: "type", "module class", "ONNX node", "config.json", "storage", "companions",
-        "names of a pair", "shape" or, as the last resort, "name".
+        "names of a pair", "GGUF name", "shape" or, as the last resort, "name".
     of : str
         The weight that a companion, an alias, a view, a mask or a factor belongs to.
     parts : tuple of (str, int, int, int)
@@ -119,6 +119,9 @@ class TensorInfo:
         the above. No part of equality.
     shared : tuple of str
         Other tensors that have entries in common with it in memory, and are no aliases. No part of equality.
+    stored : str
+        The format of a quantised tensor (``"Q4_1"``) that `read` dequantises to `dtype`; empty where it is stored as it
+        is read. No part of equality.
     """
 
     name: str
@@ -126,6 +129,7 @@ class TensorInfo:
     dtype: str
     known: Role | None = field(default=None, repr=False, compare=False)
     shared: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    stored: str = field(default="", repr=False, compare=False)
 
     @property
     def size(self) -> int:

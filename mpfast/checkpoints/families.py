@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +16,14 @@ __all__ = [
     "CONV1D",
     "FAMILIES",
     "Family",
+    "StackedExpert",
     "experts_of",
     "family_of",
     "quantisation_of",
     "quantisation_settings",
     "read_config",
     "setting",
+    "stacked_expert",
 ]
 
 #: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
@@ -117,6 +119,73 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 _NO_FAMILY = Family()
+# What the projections of experts that are stored one by one are called, two into an expert and one out of it, and what
+# transformers stacks them into when it loads them, the former two one below the other.
+_INTO_EXPERTS = (("gate_proj", "up_proj"), ("w1", "w3"))
+_OUT_OF_EXPERTS = ("down_proj", "w2")
+_STACKED_INTO, _STACKED_OUT = "gate_up_proj", "down_proj"
+_EXPERT = re.compile(r"(?P<holder>(.+\.)?experts)\.(?P<number>\d+)\.(?P<projection>[^.]+)\.weight")
+
+
+@dataclass(frozen=True)
+class StackedExpert:
+    """A matrix of an expert that is stored by itself, as it is called in the loaded model.
+
+    Attributes
+    ----------
+    stack : str
+        Name of the stack.
+    number : int
+        Of the expert in it.
+    rows : tuple of str
+        Names of the stored matrices that are its matrix in the stack, from above.
+    """
+
+    stack: str
+    number: int
+    rows: tuple[str, ...]
+
+
+def stacked_expert(name: str, stacks: Collection[str]) -> StackedExpert | None:
+    """Find the stack of a loaded model in which the matrix of an expert is; None where it is in none.
+
+    Some models call what holds their experts otherwise on disk (``block_sparse_moe``) than in memory (``mlp``): then it
+    is the only one of the same block.
+
+    Examples
+    --------
+    >>> stacks = {"layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.down_proj"}
+    >>> found = stacked_expert("layers.0.block_sparse_moe.experts.3.w1.weight", stacks)
+    >>> found.stack, found.number, [row.rpartition("experts.")[2] for row in found.rows]
+    ('layers.0.mlp.experts.gate_up_proj', 3, ['3.w1.weight', '3.w3.weight'])
+    """
+    found = _EXPERT.fullmatch(name)
+    if found is None:
+        return None
+    projection = found["projection"]
+    rows: tuple[str, ...] = (name,)
+    called = [projection]
+    if projection in _OUT_OF_EXPERTS:
+        called.append(_STACKED_OUT)
+    for both in _INTO_EXPERTS:
+        if projection in both:
+            called.append(_STACKED_INTO)
+            rows = tuple(f"{found['holder']}.{found['number']}.{each}.weight" for each in both)
+    for last in dict.fromkeys(called):
+        stack = f"{found['holder']}.{last}"
+        if stack not in stacks:
+            block = _block_of(stack)
+            alike = [each for each in stacks if _block_of(each) == block and each.endswith(f".experts.{last}")]
+            if len(alike) != 1:
+                continue
+            stack = alike[0]
+        return StackedExpert(stack, int(found["number"]), rows if last == _STACKED_INTO else (name,))
+    return None
+
+
+def _block_of(stack: str) -> str:
+    """The block that a stack of experts is in: of ``layers.0.mlp.experts.down_proj``, ``layers.0``."""
+    return stack.rsplit(".", 3)[0]
 
 
 def family_of(config: Mapping[str, Any] | None) -> Family:

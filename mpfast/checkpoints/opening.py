@@ -52,6 +52,10 @@ def _is_safetensors(path: Path, first: bytes) -> bool:
     return is_safetensors(first, path.stat().st_size)
 
 
+def _is_gguf(path: Path, first: bytes) -> bool:
+    return first.startswith(b"GGUF")
+
+
 def _is_npy(path: Path, first: bytes) -> bool:
     return first.startswith(b"\x93NUMPY")
 
@@ -96,6 +100,7 @@ FORMATS = (
     ),
     Format((".bin.index.json",), "the index of a PyTorch checkpoint in shards", "torch_state:open_torch_index"),
     Format((".onnx",), "the initialisers and constants of an ONNX model", "onnx_file:OnnxFile"),
+    Format((".gguf",), "GGUF, its blocks decoded to float32", "gguf_file:GgufFile", _is_gguf),
 )
 
 
@@ -196,8 +201,6 @@ def _refuse_what_only_looks_like_weights(path: Path) -> None:
         raise CheckpointError(f"{path}: a Git LFS pointer to a file{large}, not the file; git lfs pull fetches it")
     if _HTML.match(first):
         raise CheckpointError(f"{path}: a web page, not a checkpoint; download the file itself, not the page about it")
-    if first.startswith(b"GGUF"):
-        raise CheckpointError(f"{path}: GGUF is not read; pass the safetensors checkpoint that it was made from")
 
 
 @front_door

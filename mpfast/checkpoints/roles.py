@@ -72,6 +72,9 @@ def stays_dense(kind: str) -> bool:
 
 def quantised_weight(checkpoint: Checkpoint) -> str | None:
     """Name one quantised weight of a checkpoint; None where there is none."""
+    for info in checkpoint.tensors:
+        if info.stored:
+            return info.name
     roles = roles_of(checkpoint)
     for role in roles.values():
         if role.kind == "companion":

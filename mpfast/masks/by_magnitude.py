@@ -19,6 +19,7 @@ def magnitude(
     *,
     scope: str = "global",
     within: Any = None,
+    out: Any = None,
     threads: int | None = None,
 ) -> Any:
     """Keep the largest entries in magnitude.
@@ -36,13 +37,17 @@ def magnitude(
     within
         Masks of an earlier, lower sparsity, as this function returns them: what they prune stays pruned and counts, so
         that the masks of a growing sparsity are nested. Weights in host memory only.
+    out
+        C-contiguous boolean array of the shape of the weight to write the mask into, or a mapping of them by name:
+        NumPy or PyTorch in host memory, the weights' framework on a GPU. Memory that was in use before takes less time
+        than new pages. After an error its entries mean nothing. Not together with `within`.
     threads
         Number of threads; the result does not depend on it.
 
     Returns
     -------
     mask
-        Boolean array like each weight, on its device, or a dict of them.
+        Boolean array like each weight, on its device, or a dict of them; those of `out` themselves, if given.
 
     Raises
     ------
@@ -69,7 +74,7 @@ def magnitude(
         raise InvalidValueError("scope", f"must be 'global', 'layer' or 'row', not {scope!r}")
     count = thread_count(threads)
     warn_caller("magnitude", what_prune_would_protect(weights))
-    layers, mapping = open_layers(weights, within)
+    layers, mapping = open_layers(weights, within, out)
     groups = [layers] if scope == "global" else [[layer] for layer in layers]
     if isinstance(sparsity, Mapping):
         if not mapping:

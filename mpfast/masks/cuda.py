@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class DeviceLayer:
     """One weight array on a GPU; its mask comes back there."""
 
-    def __init__(self, weight: Any, name: str) -> None:
+    def __init__(self, weight: Any, name: str, out: Any = None) -> None:
         self.weight = weight
         self.name = name
         self.shape = tuple(int(n) for n in weight.shape)
@@ -28,7 +28,7 @@ class DeviceLayer:
         check_matrix(tuple(rows.shape), str(weight.dtype).removeprefix("torch."), name)
         self.backend = cuda_backend()
         self.matrix: _cuda.Matrix = device_matrix(rows, self.backend, name=name)
-        self.keep = empty_like(weight, mask=True)
+        self.keep = empty_like(weight, mask=True) if out is None else out
 
     def locate(self, flat: int) -> tuple[int, ...]:
         """Index in the array of the entry with row-major index ``flat``."""

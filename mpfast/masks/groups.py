@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, groups_on_device
+from mpfast.masks.outputs import check_device_mask, host_mask
 from mpfast.support import InvalidValueError, check_group, front_door, thread_count
 
 __all__ = ["GroupLayout", "n_m"]
@@ -34,6 +35,7 @@ def n_m(
     prior: float = 0.0,
     permute: bool = False,
     layout: GroupLayout = "flat",
+    out: Any = None,
     threads: int | None = None,
 ) -> Any:
     """Keep n of every m consecutive entries along a row: the largest, or those whose loss changes the output least.
@@ -52,14 +54,16 @@ def n_m(
     layout
         ``"flat"``: groups run along the flattened row ``in * kh * kw``. ``"channel"``: along ``in`` at each position of
         the kernel, the layout of sparse tensor cores.
+    out
+        As in `magnitude`: an array to write the mask into. Of the n largest only, and not with ``layout="channel"``.
     threads
         Number of threads; the result does not depend on it.
 
     Returns
     -------
     mask
-        Boolean array of the shape of W, exactly n of every m True. With ``permute=True`` the tuple (mask,
-        permutation): ``mask[:, permutation]`` has the pattern.
+        Boolean array of the shape of W, exactly n of every m True; `out` itself, if given. With ``permute=True`` the
+        tuple (mask, permutation): ``mask[:, permutation]`` has the pattern.
 
     Raises
     ------
@@ -81,6 +85,8 @@ def n_m(
         )
     if layout not in get_args(GroupLayout):
         raise InvalidValueError("layout", f"must be {' or '.join(map(repr, get_args(GroupLayout)))}, not {layout!r}")
+    if out is not None and (second_moment is not None or layout == "channel"):
+        raise InvalidValueError("out", "takes masks of the n largest along flat rows only")
     if second_moment is not None:
         from mpfast.masks.projection import project_mask
 
@@ -100,11 +106,11 @@ def n_m(
         raise InvalidValueError("", "source_mask, prior and permute need a second_moment")
     count = thread_count(threads)
     if is_on_gpu(W) and has_cuda_backend():
-        return _largest_on_device(W, n, m, layout)
-    return _largest_on_host(W, n, m, layout, count)
+        return _largest_on_device(W, n, m, layout, out)
+    return _largest_on_host(W, n, m, layout, out, count)
 
 
-def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, threads: int) -> Any:
+def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, out: Any, threads: int) -> Any:
     array, dtype = as_numpy(W)
     _check_dimensions(array.shape)
     channels = layout == "channel" and array.ndim > 2
@@ -112,7 +118,7 @@ def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, threads: int) 
         array = np.moveaxis(array, 1, -1)
     row = array.shape[-1] if channels else math.prod(array.shape[1:])
     _check_row(row, m)
-    keep = np.empty(array.shape, dtype=np.bool_)
+    keep = host_mask(out, array, "out")
     rows, done = keep.reshape(-1, row), 0
     for pieces in _kernel_positions(array) if channels else _flat_rows(array, row):
         length = sum(map(len, pieces))
@@ -123,7 +129,7 @@ def _largest_on_host(W: Any, n: int, m: int, layout: GroupLayout, threads: int) 
             position = np.unravel_index(done * row + which * pieces[0].size + first_bad, array.shape)
             _refuse_nonfinite(bad, tuple(int(i) for i in position), channels)
         done += length
-    return like(np.ascontiguousarray(np.moveaxis(keep, -1, 1)) if channels else keep, W)
+    return out if out is not None else like(np.ascontiguousarray(np.moveaxis(keep, -1, 1)) if channels else keep, W)
 
 
 def _flat_rows(array: NDArray[Any], row: int) -> Iterator[list[NDArray[Any]]]:
@@ -156,16 +162,18 @@ def _check_row(row: int, m: int) -> None:
         raise InvalidValueError("", f"rows of length {row} cannot be cut into groups of {m}")
 
 
-def _largest_on_device(W: Any, n: int, m: int, layout: GroupLayout) -> Any:
+def _largest_on_device(W: Any, n: int, m: int, layout: GroupLayout, out: Any) -> Any:
     shape = tuple(W.shape)
     _check_dimensions(shape)
     if layout == "channel" and len(shape) > 2:
         raise InvalidValueError(
             "", "layout='channel' of a convolution on a GPU", "move the channels to the end yourself"
         )
-    layer = DeviceLayer(W.reshape(shape[0], -1), "W")
+    if out is not None:
+        check_device_mask(out, W, "out")
+    layer = DeviceLayer(W.reshape(shape[0], -1), "W", None if out is None else out.reshape(shape[0], -1))
     _check_row(layer.shape[1], m)
     bad = groups_on_device(layer, n, m)
     if bad is not None:
         raise_if_nonfinite("W", *bad)
-    return layer.mask().reshape(shape)
+    return layer.mask().reshape(shape) if out is None else out

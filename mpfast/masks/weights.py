@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_numpy, boolean_mask, has_cuda_backend, is_on_gpu, like, raise_if_nonfinite
 from mpfast.masks.cuda import DeviceLayer, prune_on_device
+from mpfast.masks.outputs import check_device_mask, host_mask
 from mpfast.support import InvalidValueError, MissingKeyError, floor_count
 
 __all__ = [
@@ -29,13 +30,14 @@ Weights = Any | Mapping[str, Any]
 class HostLayer:
     """One weight array: its 2-D pieces for the core, and its mask."""
 
-    def __init__(self, weight: Any, name: str) -> None:
+    def __init__(self, weight: Any, name: str, out: Any = None) -> None:
         self.weight = weight
         self.name = name
+        self.out = out
         array, self.dtype = as_numpy(weight, name=name)
         if array.size == 0:
             raise InvalidValueError(name, f"is empty: its shape is {array.shape}")
-        self.keep: NDArray[np.bool_] = np.empty(array.shape, dtype=np.bool_)
+        self.keep: NDArray[np.bool_] = host_mask(out, array, f"out of {name}")
         self.pieces, self.masks = as_rows(array, self.keep)
 
     def matrices(self) -> list[_core.Matrix]:
@@ -59,8 +61,8 @@ class HostLayer:
         return tuple(int(i) for i in np.unravel_index(before + flat, self.keep.shape))
 
     def mask(self) -> Any:
-        """Return the mask in the caller's framework."""
-        return like(self.keep, self.weight)
+        """Return the mask in the caller's framework, or the caller's own array that it was written into."""
+        return like(self.keep, self.weight) if self.out is None else self.out
 
 
 class RestLayer(HostLayer):
@@ -108,13 +110,15 @@ def as_rows(array: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[list[NDArray[
     return [array[i] for i in leading], [keep[i] for i in leading]
 
 
-def _layer(weight: Any, name: str) -> HostLayer | DeviceLayer:
+def _layer(weight: Any, name: str, out: Any) -> HostLayer | DeviceLayer:
     if is_on_gpu(weight) and has_cuda_backend():
-        return DeviceLayer(weight, name)
-    return HostLayer(weight, name)
+        if out is not None:
+            check_device_mask(out, weight, f"out of {name}")
+        return DeviceLayer(weight, name, out)
+    return HostLayer(weight, name, out)
 
 
-def open_layers(weights: Weights, within: Any = None) -> tuple[list[HostLayer | DeviceLayer], bool]:
+def open_layers(weights: Weights, within: Any = None, out: Any = None) -> tuple[list[HostLayer | DeviceLayer], bool]:
     """Return the layers of one array or of a mapping, and which of the two it is."""
     mapping = isinstance(weights, Mapping)
     named = {f"weights[{name!r}]": (name, weight) for name, weight in weights.items()} if mapping else {}
@@ -123,7 +127,15 @@ def open_layers(weights: Weights, within: Any = None) -> tuple[list[HostLayer | 
     if not mapping:
         named = {"weights": ("", weights)}
     if within is None:
-        return [_layer(weight, label) for label, (_, weight) in named.items()], mapping
+        taken = (
+            (out if mapping else {"": out}) if out is not None else dict.fromkeys(name for name, _ in named.values())
+        )
+        missing = [name for name, _ in named.values() if name not in taken]
+        if missing:
+            raise MissingKeyError("out", f"has no array for {missing[0]!r}")
+        return [_layer(weight, label, taken[name]) for label, (name, weight) in named.items()], mapping
+    if out is not None:
+        raise InvalidValueError("", "out and within exclude each other")
     earlier = within if mapping else {"": within}
     missing = [name for name, _ in named.values() if name not in earlier]
     if missing:

@@ -24,7 +24,7 @@ from mpfast.checkpoints import (
     weight_of,
 )
 from mpfast.models.mask_plans import stored_rows
-from mpfast.models.moment_parts import Part, parts_of
+from mpfast.models.moment_parts import Part, experts_of_stacks, parts_of
 from mpfast.operators import InputRoot
 from mpfast.reconstruct import Factor
 from mpfast.support import InvalidTypeError, InvalidValueError, argument_called, check_path
@@ -85,6 +85,7 @@ class LayerMoments:
             )
         weights = given.weights if isinstance(given, MomentFile) else {name: weight_of(name) for name in given}
         self._parts, self.reasons = parts_of(layers, weights, given, self._input_of)
+        self._stacks = experts_of_stacks(weights)
         self._check_sizes(layers)
         if self._known is not None:
             self._check_model(self._known, model, checkpoint, layers)
@@ -186,9 +187,8 @@ class LayerMoments:
         rows = self._known.fold_rows(module) if self._known is not None and module is not None else ()
         count = None if self._known is None else sum(rows)
         share, diagonal = damping(None if count is None else count / layer.inputs)
-        is_expert = len(self._parts[layer.name]) > 1 and isinstance(part.index[0], int)
-        pools = self._pooled(layer) if is_expert else (None, None)
-        name = f"the mean of the moments of {layer.name}" if module is None else f"moments[{module!r}]"
+        pools = self._pooled(part.stack) if part.stack else (None, None)
+        name = f"the mean of the moments of {part.stack}" if module is None else f"moments[{module!r}]"
         with argument_called(name, within="C"):
             mean = None if module is None else self._given[module]
             whole = Factor(_borrowing(mean, count, pools[0], layer.inputs), share, diagonal=diagonal)
@@ -198,11 +198,11 @@ class LayerMoments:
             others = _borrowing(self._known.without(module, last), sum(rows[:-1]), pools[1], layer.inputs)
             return whole, Factor(others, share, diagonal=diagonal), Factor(self._known.fold(module, last))
 
-    def _pooled(self, layer: Layer) -> tuple[Array, Array | None]:
-        """The mean over a stack, and the same without the last parts of the data; of the latest layer alone."""
-        if self._pools is not None and self._pools[0] == layer.name:
+    def _pooled(self, stack: str) -> tuple[Array, Array | None]:
+        """The mean over a stack, and the same without the last parts of the data; of the latest stack alone."""
+        if self._pools is not None and self._pools[0] == stack:
             return self._pools[1]
-        modules = [part.module for part in self._parts[layer.name] if part.module is not None]
+        modules = self._stacks[stack]
         known = self._known
         if known is None:
             made: tuple[Array, Array | None] = (_mean((1, self._given[module]) for module in modules), None)
@@ -212,7 +212,7 @@ class LayerMoments:
             whole = _mean((sum(rows[module]), known[module]) for module in modules)
             others = ((sum(rows[m][:-1]), known.without(m, len(rows[m]) - 1)) for m in several)
             made = (whole, _mean(others) if several else None)
-        self._pools = (layer.name, made)
+        self._pools = (stack, made)
         return made
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
@@ -241,22 +241,27 @@ class LayerMoments:
         another = f"were collected from another model{f', {source}' if source else ''}"
         advice = "collect them anew, or pass a mapping of arrays if you know better"
         watched = known.watched_weights()
-        is_compared = False
+        compared: set[str] = set()
         for layer in layers:
             pieces = [piece for part in self._parts.get(layer.name, ()) for piece in part.pieces or (part,)]
             known_pieces = [(piece, watched[piece.module]) for piece in pieces if piece.module in watched]
-            to_compare = [(piece, before) for piece, before in known_pieces if before.dtype in FLOATS]
+            to_compare = [
+                (piece, before)
+                for piece, before in known_pieces
+                if before.dtype in FLOATS and not (piece.rows and piece.module in compared)
+            ]
             if not to_compare:
                 continue
-            is_compared = True
             tensor = stored_rows(read_layer(checkpoint, layer), layer).reshape(layer.tensor_shape)
             for piece, before in to_compare:
-                if _content(tensor[piece.index], layer.dtype, before.dtype) != before.hash:
+                entries = _joined(checkpoint, piece.rows) if len(piece.rows) > 1 else tensor[piece.index]
+                if _content(entries, layer.dtype, before.dtype) != before.hash:
                     raise InvalidValueError(
                         "moments", f"{another}: {layer.name}{piece.label} is not what it was", advice
                     )
+                compared.add(str(piece.module))
             checkpoint.release(layer.file_name)
-        if is_compared or not isinstance(known, MomentFile):
+        if compared or not isinstance(known, MomentFile):
             return
         path, before_hash = path_of(model), known.model.optional_text("source_hash")
         if path is not None and before_hash is not None and content_sample_hash(path) != before_hash:
@@ -282,6 +287,12 @@ def _borrowing(mean: Any, rows: int | None, pool: Array | None, inputs: int) -> 
     if rows is None or lacking == 0:
         return mean
     return (rows * as_wide(mean, name="moments") + lacking * pool) / (rows + lacking)
+
+
+def _joined(checkpoint: Checkpoint, names: Sequence[str]) -> NDArray[Any]:
+    """Matrices one below the other, as far as they are there: bits of types that NumPy lacks."""
+    there = {info.name for info in checkpoint.tensors}
+    return np.concatenate([checkpoint.read(name) for name in names if name in there])
 
 
 def _content(entries: NDArray[Any], dtype: str, wanted: str) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpfast.checkpoints import Layer
+from mpfast.checkpoints import Layer, stacked_expert
 from mpfast.support import InvalidValueError
 
-__all__ = ["Part", "gradients_of_layers", "parts_of"]
+__all__ = ["Part", "experts_of_stacks", "gradients_of_layers", "parts_of"]
 
 #: Of a projection whose three parts lie one below the other.
 _PROJECTIONS = ("query", "key", "value")
@@ -30,12 +30,18 @@ class Part:
         Its number or name in brackets; empty for all of the layer.
     pieces : tuple of Part
         What it is made up of, where that is watched piece by piece and has one input.
+    stack : str
+        Of an expert, what it is one of: the name of the tensor in the model that was watched.
+    rows : tuple of str
+        Of an expert that is stored by itself, the tensors that were watched as one matrix, from above.
     """
 
     index: tuple[int | slice, ...]
     module: str | None
     label: str = ""
     pieces: tuple[Part, ...] = ()
+    stack: str = ""
+    rows: tuple[str, ...] = ()
 
 
 def parts_of(
@@ -72,17 +78,32 @@ def parts_of(
     found, reasons = {}, {}
     for layer in layers:
         name = names[layer.name]
-        parts = (Part(layer.index, modules[name]),) if name in modules else _labelled(layer, labelled.get(name, {}))
+        if name in modules:
+            parts: tuple[Part, ...] = (Part(layer.index, modules[name]),)
+        else:
+            parts = _labelled(layer, name, labelled) or _expert(layer, name, labelled)
         if len({input_of(part.module) if part.module is not None else part for part in parts}) == 1:
             pieces = parts if len(parts) > 1 else ()
-            parts = (Part(layer.index, parts[0].module, pieces=pieces),)  # one input for all of it
+            only = parts[0]  # one input for all of it
+            stack = "" if pieces else only.stack
+            parts = (Part(layer.index, only.module, pieces=pieces, stack=stack, rows=only.rows),)
         if parts:
             found[layer.name] = parts
         else:
-            reasons[layer.name] = _reason_against(name, labelled)
+            reasons[layer.name] = "the moments hold none of its inputs"
     if not found:
         raise _of_no_layer("moments", layers, given)
     return found, reasons
+
+
+def experts_of_stacks(weights: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the modules that stand for the experts of each stack, in the order of these; see `parts_of`."""
+    found: dict[str, dict[int, str]] = {}
+    for module, weight in weights.items():
+        tensor, _, label = weight.removesuffix("]").rpartition("[")
+        if weight.endswith("]") and label.isdecimal():
+            found.setdefault(tensor, {})[int(label)] = module
+    return {tensor: [modules[number] for number in sorted(modules)] for tensor, modules in found.items()}
 
 
 def gradients_of_layers(
@@ -124,13 +145,13 @@ def _tensor_of(name: str) -> str:
     return name[:-1].rpartition("[")[0] if name.endswith("]") else name
 
 
-def _labelled(layer: Layer, modules: Mapping[str, str]) -> tuple[Part, ...]:
+def _labelled(layer: Layer, name: str, stacks: Mapping[str, Mapping[str, str]]) -> tuple[Part, ...]:
     """The parts of a layer that have moments by their labels: experts, or projections."""
-    shape = layer.tensor_shape
+    shape, modules = layer.tensor_shape, stacks.get(name, {})
     if not modules or layer.index:
         return ()
     if layer.kind == "experts" and len(shape) == 3:
-        return tuple(Part((e,), modules.get(str(e)), f"[{e}]") for e in range(shape[0]))
+        return tuple(Part((e,), modules.get(str(e)), f"[{e}]", stack=name) for e in range(shape[0]))
     if len(shape) == 2 and layer.input_axes == (1,) and modules.keys() == set(_PROJECTIONS) and shape[0] % 3 == 0:
         third = shape[0] // 3
         return tuple(
@@ -140,19 +161,14 @@ def _labelled(layer: Layer, modules: Mapping[str, str]) -> tuple[Part, ...]:
     return ()
 
 
-def _reason_against(name: str, stacks: Mapping[str, Mapping[str, str]]) -> str:
-    """Why a layer, as whoever watched the model called it, has no moment.
-
-    transformers stacks experts that the files hold one by one, gate and up as one matrix.
-    """
-    holders = {stack.rpartition(".")[0] for stack in stacks}
-    parts = name.split(".")
-    if any(part.isdecimal() and ".".join(parts[:at]) in holders for at, part in enumerate(parts)):
-        return (
-            "the moments are of experts stacked as in the loaded model: prune that, "
-            "or take reconstruct_checkpoint for the files"
-        )
-    return "the moments hold none of its inputs"
+def _expert(layer: Layer, name: str, stacks: Mapping[str, Mapping[str, str]]) -> tuple[Part, ...]:
+    """An expert that is stored by itself, and was watched as one of a stack."""
+    found = None if layer.index or layer.input_axes != (1,) else stacked_expert(name, stacks)
+    if found is None:
+        return ()
+    start = len(name) - len(layer.name)  # what the names differ by is a prefix
+    rows = tuple(each[start:] if start >= 0 else layer.name[:-start] + each for each in found.rows)
+    return (Part((), stacks[found.stack].get(str(found.number)), stack=found.stack, rows=rows),)
 
 
 def _prefix(names: set[str], weights: set[str]) -> tuple[str, str]:

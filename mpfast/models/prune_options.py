@@ -218,7 +218,7 @@ def check_that_it_can_be_changed(checkpoint: Checkpoint, *, written: bool) -> No
     """
     weight = quantised_weight(checkpoint)
     if weight is not None:
-        fact = f"is quantised: {weight} is packed, with its scales elsewhere"
+        fact = f"is quantised: {weight} is packed"
         raise InvalidValueError("model", fact, "dequantise it first, or take the checkpoint that it was made from")
     lost = [other for other in getattr(checkpoint, "others", ()) if other.lost]
     if written and lost:

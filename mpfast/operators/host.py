@@ -18,6 +18,12 @@ __all__ = ["MatrixSource"]
 Array = NDArray[np.float64]
 
 
+# A Gram matrix of up to so many entries, 8 MB, is kept from the singular values for what asks for it next.
+KEPT_ENTRIES = 1 << 20
+# Of the scale of a Gram matrix that the core forms: beyond, its inverse is no number.
+LARGEST_EXPONENT = 1022
+
+
 class MatrixSource:
     """A matrix in host memory, multiplied by the native kernels; methods as in `mpfast.operators.protocol.Source`."""
 
@@ -31,10 +37,12 @@ class MatrixSource:
         self.shape: tuple[int, int] = matrix.shape
         self.dtype: str = matrix.dtype
         self.scale_exponent: int = _core.scale_exponent(matrix)
+        self._kept_gram: tuple[Array, int] | None = None
 
     def scaled(self, factors: Factors) -> MatrixSource:
         other = copy.copy(self)
         other.factors = factors
+        other._kept_gram = None
         other.scale_exponent = _core.scale_exponent(self.matrix, factors.pair) + factors.exponent
         return other
 
@@ -56,13 +64,22 @@ class MatrixSource:
         return measured
 
     def singular_values(self) -> tuple[Array, float, bool]:
+        p, exponent = min(self.shape), self._exponent
+        is_kept = p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
         with gram_memory(self.shape):
-            values, fro_norm, nonfinite, row, col, route = _core.exact_values(self.matrix, self.threads, self._pair)
+            gram = np.empty((p, p)) if is_kept else None
+            values, fro_norm, nonfinite, row, col, route = _core.exact_values(
+                self.matrix, self.threads, self._pair, gram, exponent if is_kept else 0
+            )
         raise_if_nonfinite("W", nonfinite, (row, col))
+        self._kept_gram = None if gram is None else (gram, exponent)
         unit = 1.0 if self.factors is None else 2.0**self.factors.exponent
         return values * unit, fro_norm * unit, route == "gram"
 
     def gram(self) -> Array:
+        if self._kept_gram is not None:
+            (kept, exponent), self._kept_gram = self._kept_gram, None
+            return kept if exponent == self._exponent else np.ldexp(kept, 2 * (exponent - self._exponent))
         with gram_memory(self.shape):
             gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self._exponent, self.threads, self._pair)
         raise_if_nonfinite("W", nonfinite, (row, col))

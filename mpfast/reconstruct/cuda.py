@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,9 +116,9 @@ class DeviceSurgery:
             self.factor.damping,
             self.factor.diagonal,
             self._grid,
-            _target=lambda: as_matrix(host_copy(target)),
-            _values=lambda: as_matrix(host_copy(stored)),
-            _masked=lambda: _masked(target, mask),
+            _target=partial(_on_host, target),
+            _values=partial(_on_host, stored),
+            _masked=partial(_masked, target, mask),
             _factor=self.factor,
             _unit=self.unit,
             _threads=self._threads,
@@ -142,6 +143,10 @@ def _whole_mask(mask: Any, W: Any, shape: tuple[int, int]) -> Any:
     if both_cupy and mask.device == W.device and mask.dtype == np.bool_ and mask.shape == shape:
         return sys.modules["cupy"].ascontiguousarray(mask)
     return np.ascontiguousarray(boolean_mask(mask, shape, "W"))
+
+
+def _on_host(weights: Any) -> _core.Matrix:
+    return as_matrix(host_copy(weights))
 
 
 def _masked(target: Any, mask: Any) -> _core.Matrix:

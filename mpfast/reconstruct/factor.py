@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import SecondMoment, wide
-from mpfast.support import InvalidValueError, KeptProperty, front_door, power_near, thread_count
+from mpfast.support import (
+    InvalidValueError,
+    KeptProperty,
+    front_door,
+    give_back_freed_memory,
+    power_near,
+    thread_count,
+)
 
 __all__ = ["Factor", "as_factor"]
 
@@ -88,11 +95,20 @@ class Factor:
         largest = float(given.diagonal.max())
         if largest > sys.float_info.max / (self.inputs * (1 + self.damping + self.diagonal)):
             raise InvalidValueError("C", f"has entries whose sum no number holds, the largest {largest:g}", "scale it")
+        self._is_ending = False
         # By the number of a GPU, what is kept there: see mpfast.reconstruct.cuda.
         self.on_devices: dict[int, Any] = {}
 
     def __repr__(self) -> str:
         return f"Factor({self.inputs} inputs, damping={self.damping:g}, diagonal={self.diagonal:g})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or another process, makes the factor of; the rest it computes when it needs it."""
+        names = ("damping", "diagonal", "_threads", "_array", "_dtype", "_diagonal", "inputs", "_is_ending")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, on_devices={}, _matrix=_core.Matrix(state["_array"], state["_dtype"]))
 
     @KeptProperty
     def _unit(self) -> float:
@@ -144,6 +160,19 @@ class Factor:
         except InvalidValueError:
             return True
         return not float(explained.max()) <= _DELICATE
+
+    def begin_last_fit(self) -> None:
+        """Say that nothing is fitted with this any more after the next fit: what that is done with can go on the way.
+
+        Should it be needed after all, it is computed again.
+        """
+        self._is_ending = True
+
+    def end_columns(self) -> None:
+        """Let go of `upper`, in the last fit: what comes after the columns does not need it."""
+        if self._is_ending and self.is_delicate is not None:
+            vars(self).pop("upper", None)
+            give_back_freed_memory()
 
     @KeptProperty
     def roots(self) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ def relative_rows(roots: NDArray[np.float64]) -> Single:
     """Return what rows are multiplied with, (out,), over the largest, and not so little that it would be lost."""
     relative: Single = np.maximum((roots / roots.max()).astype(np.float32), np.float32(2.0**-30))
     return relative
+
+
+def _masked(target: NDArray[Any], keep: Mask, dtype: str) -> _core.Matrix:
+    """The weights that a mask keeps, as they were, zero elsewhere."""
+    return _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), dtype)
 
 
 class Layer:
@@ -99,9 +105,9 @@ class Layer:
             self.factor.damping,
             self.factor.diagonal,
             None if grid is None else Grid(grid.bits, grid.group, grid.scale * np.float32(self.unit), grid.zero),
-            _target=lambda: _core.Matrix(target, self._dtype),
-            _values=lambda: _core.Matrix(stored, self._dtype),
-            _masked=lambda: _core.Matrix(np.where(keep, target, np.zeros((), target.dtype)), self._dtype),
+            _target=partial(_core.Matrix, target, self._dtype),
+            _values=partial(_core.Matrix, stored, self._dtype),
+            _masked=partial(_masked, target, keep, self._dtype),
             _factor=self.factor,
             _unit=self.unit,
             _threads=self.threads,

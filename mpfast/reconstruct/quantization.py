@@ -30,6 +30,10 @@ def quantize(
 ) -> Fit:
     """Round weights to a grid, column by column, each time letting the columns to the right make up for it (GPTQ).
 
+    Where inputs are so nearly combinations of others that single precision may not hold what makes up for what, which
+    takes next to no damping, every row that would come out worse than by rounding alone is rounded alone: what the mask
+    keeps of it goes to the nearest value of a grid of its own.
+
     Parameters
     ----------
     W

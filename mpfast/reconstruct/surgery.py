@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import boolean_mask
-from mpfast.reconstruct.conjugate_gradients import finish
+from mpfast.reconstruct.conjugate_gradients import finish, worse_rows
 from mpfast.reconstruct.cuda import DeviceSurgery, stays_on_device
 from mpfast.reconstruct.fit import Fit, Grid
 from mpfast.reconstruct.layer import Layer
@@ -80,16 +80,35 @@ class HostSurgery:
             self._keep = np.ones(layer.shape, np.bool_)
         else:
             self._keep = np.array(boolean_mask(mask, layer.shape, "W"), order="C")
-        target = None
-        if grid is not None:
-            bits, width = grid
-            scale, zero = np.empty((2, layer.shape[0], -(-layer.shape[1] // width)), np.float32)
-            self._grid = Grid(bits, width, scale, zero)
-            target = bits, width, scale, zero
-        # A refit of a delicate moment may have to be taken back; rounded weights are not refitted.
-        again = again or (grid is None and layer.factor.is_delicate)
-        self._values = layer.start(again=again)
+        # What is fitted with a delicate moment may have to be taken back.
+        is_delicate = layer.factor.is_delicate
+        self._values = layer.start(again=again or is_delicate)
+        target = None if grid is None else self._new_grid(*grid)
         _core.obs_columns(self._values, self._keep, layer.factor.upper, pruned, pattern, target, layer.threads)
+        if grid is not None and is_delicate:
+            self._round_worse_rows(*grid)
+        layer.factor.end_columns()
+
+    def _new_grid(self, bits: int, width: int) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
+        """A grid whose scales and zeros are to be written, and the same as the core has it."""
+        rows, cols = self._layer.shape
+        scale, zero = np.empty((2, rows, -(-cols // width)), np.float32)
+        self._grid = Grid(bits, width, scale, zero)
+        return bits, width, scale, zero
+
+    def _round_worse_rows(self, bits: int, width: int) -> None:
+        """Round what the mask keeps of a row to the nearest, with a grid of its own, where that is better."""
+        layer, fitted = self._layer, self._grid
+        assert fitted is not None
+        rounded, keep = layer.weights.copy(), self._keep.copy()
+        # With uncorrelated inputs, no weight makes up for another.
+        plain = np.eye(layer.shape[1], dtype=np.float32)
+        _core.obs_columns(rounded, keep, plain, None, None, self._new_grid(bits, width), layer.threads)
+        worse = worse_rows(layer, self._values, rounded)
+        self._values[worse] = rounded[worse]
+        assert self._grid is not None
+        fitted.scale[worse], fitted.zero[worse] = self._grid.scale[worse], self._grid.zero[worse]
+        self._grid = fitted
 
     def finish(self, steps: int) -> None:
         finish(self._layer, self._values, self._keep, steps)

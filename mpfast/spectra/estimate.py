@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from mpfast.operators import Source, energies
 from mpfast.spectra.leading import Leading, leading_of_gram, leading_of_session
 from mpfast.spectra.measured import Spectrum
@@ -75,7 +77,9 @@ class Estimate:
         if self._session is not None:
             return leading_of_session(self._session, floor, limit)
         if min(self.source.shape) <= EXACT_UP_TO:
-            return leading_of_gram(self.source, floor, limit, self._request.thread_count)
+            assert self.look.values is not None  # of no session
+            count = min(limit, int(np.count_nonzero(self.look.values > floor)))
+            return leading_of_gram(self.source, count, self._request.thread_count)
         rough = replace(self._request, method="lanczos", probes=ROUGH_PROBES, steps=None)
         return leading_of_session(_begun(self.source, rough), floor, limit)
 

@@ -40,12 +40,12 @@ class Leading(NamedTuple):
         return Leading(self.energies[chosen], self.left[chosen], self.right[chosen])
 
 
-def leading_of_gram(source: Source, floor: float, limit: int, threads: int) -> Leading:
-    """Triplets of values above ``floor``, the largest ``limit`` of them, by all eigenvectors of the Gram matrix."""
-    values, vectors = _core.symmetric_eigenvectors(source.gram(), threads)
-    values, vectors = values[::-1][:limit], vectors[::-1][:limit]
-    count = int(np.count_nonzero(values > _square(floor, source)))
-    return _triplets(source, vectors[:count])
+def leading_of_gram(source: Source, count: int, threads: int) -> Leading:
+    """The largest ``count`` triplets, by eigenvectors of the Gram matrix."""
+    vectors = (
+        _core.largest_eigenvectors(source.gram(), count, threads)[1] if count else np.zeros((0, min(source.shape)))
+    )
+    return _triplets(source, vectors[::-1])
 
 
 def leading_of_session(session: Session, floor: float, limit: int) -> Leading:

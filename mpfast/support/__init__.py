@@ -50,7 +50,7 @@ from mpfast.support.json_records import (
 from mpfast.support.kept import KeptProperty
 
 if TYPE_CHECKING:
-    from mpfast.support.freed_memory import give_back_freed_memory
+    from mpfast.support.freed_memory import arrays_given_back, give_back_freed_memory
     from mpfast.support.log import logger
     from mpfast.support.output_directories import (
         MARK_FILE,
@@ -89,6 +89,7 @@ __all__ = [
     "UnreadableArrayError",
     "Workers",
     "argument_called",
+    "arrays_given_back",
     "check_directory",
     "check_flag",
     "check_group",

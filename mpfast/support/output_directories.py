@@ -132,13 +132,16 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
 
     What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast that holds what the
     mark lists and nothing else, or an empty one, is, and none that holds one of `sources` (those that are paths), under
-    this or another name, or the working directory. A link is not replaced by a directory.
+    this or another name, or the working directory. A link is not replaced by a directory. Nothing is written into a
+    directory that is a source.
     """
     target = Path(out).absolute()
     if target.name == "..":
         target = target.resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory")
+    sources = list(sources)
+    _check_that_it_lies_in_no_source(target, sources)
     if not os.access(target.parent, os.W_OK | os.X_OK):  # else some hidden file beside `out` would be named
         raise PermissionError(f"{target.parent}: is not writable, and {out} is to lie there; name another directory")
     if not os.path.lexists(target):
@@ -163,6 +166,14 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
             f"{_named(strangers)}; move these elsewhere, or name another directory"
         )
     return target
+
+
+def _check_that_it_lies_in_no_source(target: Path, sources: Iterable[Any]) -> None:
+    place = target.parent.resolve()
+    for source in sources:
+        folder = Path(os.fsdecode(source)).resolve() if isinstance(source, str | os.PathLike) else None
+        if folder in (place, *place.parents):
+            raise FileExistsError(f"{target}: lies in {source}, which is only read; name a directory outside of it")
 
 
 def _check_that_no_source_is_there(out: Any, target: Path, sources: Iterable[Any]) -> None:

@@ -73,6 +73,35 @@ std::vector<double> symmetric_eigenvectors(Team& team, index_t n, const double* 
   return std::move(state->d);
 }
 
+std::vector<double> largest_eigenvectors(Team& team, index_t n, index_t count, const double* a, double* z) {
+  struct State {
+    State(index_t n, index_t count)
+        : matrix(n, n, "a copy of the matrix"),
+          vectors(n, count, "eigenvectors"),
+          d(static_cast<std::size_t>(n)),
+          e(static_cast<std::size_t>(n)),
+          tau(static_cast<std::size_t>(n)),
+          values(static_cast<std::size_t>(n)) {}
+    Buffer<double> matrix, vectors;
+    std::vector<double> d, e, tau, values;
+  };
+  if (count == 0) return {};
+  const auto state = std::make_shared<State>(n, count);
+  std::copy_n(a, n * n, state->matrix.get());
+  in_lapack(team, n, [state, n, count] {
+    auto& s = *state;
+    linalg::tridiagonalize(n, s.matrix.get(), n, s.d.data(), s.e.data(), s.tau.data());
+    linalg::largest_tridiagonal_eigenvectors(n, count, s.d.data(), s.e.data(), s.values.data(), s.vectors.get(), n);
+  });
+  over_vectors(team, count, [&](index_t first, index_t number) {
+    double* mine = z + first * n;
+    std::copy_n(state->vectors.get() + first * n, number * n, mine);
+    linalg::apply_tridiagonal_q(n, number, state->matrix.get(), n, state->tau.data(), mine, n);
+  });
+  state->values.resize(static_cast<std::size_t>(count));
+  return std::move(state->values);
+}
+
 index_t eigenvector_bytes(index_t n) { return 3 * n * n * kDouble; }
 
 std::vector<double> decompose_to_singular(Team& team, Rows basis, Rows image, Rows right, Rows left) {

@@ -13,7 +13,11 @@ namespace mpfast::cpu {
 // eigenvectors, one per column of z. Error of each value: a modest multiple of machine epsilon times the largest.
 std::vector<double> symmetric_eigenvectors(Team& team, index_t n, const double* a, double* z);
 
-// What symmetric_eigenvectors allocates.
+// The largest `count` (up to n) of these eigenvalues, ascending, and their eigenvectors, one per column of z (n x
+// count): the reduction to a tridiagonal matrix, which is a third of the work, and next to nothing else.
+std::vector<double> largest_eigenvectors(Team& team, index_t n, index_t count, const double* a, double* z);
+
+// What each of these allocates.
 index_t eigenvector_bytes(index_t n);
 
 // Vectors as rows without gaps between them, as they come from NumPy.

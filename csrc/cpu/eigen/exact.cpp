@@ -250,7 +250,8 @@ index_t exact_work_bytes(const MatrixView& w) {
   return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
 }
 
-void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats) {
+void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats,
+                     double* gram, int scale_exponent) {
   const index_t p = std::min(w.rows, w.cols);
   *stats = {};
   if (p == 0) return;
@@ -268,6 +269,12 @@ void singular_values(Team& team, const MatrixView& w, const Factors& factors, do
     if (stats->nonfinite_count > 0) throw MatrixChanged();
   }
   stats->frobenius_norm = std::ldexp(stats->frobenius_norm, exponent);
+  if (gram != nullptr) {
+    const int shift = 2 * (exponent - scale_exponent);
+    for (index_t j = 0; j < p; ++j) {
+      for (index_t i = j; i < p; ++i) gram[i + j * p] = std::ldexp(g.get()[i + j * ldg], shift);
+    }
+  }
 
   std::vector<double> diagonal(static_cast<std::size_t>(p));
   for (index_t i = 0; i < p; ++i) diagonal[static_cast<std::size_t>(i)] = g.get()[i + i * ldg];

@@ -36,6 +36,8 @@ index_t exact_work_bytes(const MatrixView& w);
 // the lower quartile of the values that zero rows and columns leave free to be non-zero. Then (ExactMethod::bidiagonal)
 // they come from an orthogonal bidiagonalisation of a double copy of W, several times slower. Values below about
 // 1e-8 s_1 are noise in the first case, values below 1e-16 s_1 in the second.
-void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats);
+// `gram`, where given, gets G on the way (p x p without gaps, lower triangle), of 2^-scale_exponent W.
+void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats,
+                     double* gram = nullptr, int scale_exponent = 0);
 
 }  // namespace mpfast::cpu

@@ -10,10 +10,12 @@ namespace mpfast::cpu {
 
 namespace {
 
-// Rows under way, and tiles of the product with H: wide enough that packing takes a tenth of the time.
-constexpr index_t kChunkRows = 2048;
+// Tiles of the product with H: wide enough that packing takes a tenth of the time.
 constexpr index_t kProductRows = 512;
 constexpr index_t kProductColumns = 1024;
+// Tiles of rows that are under way at most, one for each thread: every one takes the memory of three copies of its
+// rows.
+constexpr index_t kMostTiles = 4;
 // Rows that a task takes between two products.
 constexpr index_t kTaskRows = 32;
 
@@ -182,10 +184,9 @@ class Chunk {
 }  // namespace
 
 void refit(Team& team, const RefitProblem& problem) {
-  Chunk chunk(team, problem, std::min(kChunkRows, problem.rows));
-  for (index_t first = 0; first < problem.rows; first += kChunkRows) {
-    chunk.run(first, std::min(kChunkRows, problem.rows - first));
-  }
+  const index_t rows = kProductRows * std::min(kMostTiles, index_t{team.size()});
+  Chunk chunk(team, problem, std::min(rows, problem.rows));
+  for (index_t first = 0; first < problem.rows; first += rows) chunk.run(first, std::min(rows, problem.rows - first));
 }
 
 void multiply(Team& team, index_t rows, index_t cols, index_t depth, const float* a, const float* b, float* product) {

@@ -39,7 +39,7 @@ struct RefitProblem {
 };
 
 // rows cols (2 cols + 4 width) flops a step, one product with H more for the first residual, and rows cols width^2 for
-// the preconditioner. The result is the same for any size of the team. 2048 rows at most are under way at a time.
+// the preconditioner. The result is the same for any size of the team, of which each thread has 512 rows under way.
 void refit(Team& team, const RefitProblem& problem);
 
 // product (rows x cols) = a (rows x depth) b (depth x cols), all row-major.

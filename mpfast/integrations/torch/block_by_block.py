@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,14 @@ from mpfast.checkpoints import content_hash, stored
 from mpfast.integrations.torch.block_streams import Call, calls_of, undisturbed
 from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.hidden_states import HiddenStates
-from mpfast.integrations.torch.kept_blocks import BlockRecord, KeptBlocks, StoredTensor
+from mpfast.integrations.torch.kept_blocks import BlockRecord, KeptBlocks, StoredTensor, UnfinishedBlock
 from mpfast.integrations.torch.layer_fits import BlockFit, LayerFit, fit_block
 from mpfast.integrations.torch.sites import Site
 from mpfast.integrations.torch.skeletons import Skeleton
 from mpfast.integrations.torch.stand_ins import BlockOutput, check_calls, standing_in
 from mpfast.integrations.torch.whole_models import kept_back
 from mpfast.models import NewTensor
-from mpfast.support import give_back_freed_memory, logger
+from mpfast.support import arrays_given_back, give_back_freed_memory, logger
 
 __all__ = ["BlockByBlock", "KeptTensors"]
 
@@ -52,7 +53,7 @@ class BlockByBlock:
 
     def run(self, batches: list[Any], progress: Callable[[int, int], None] | None) -> list[str]:
         """Do all blocks, and return their names in the order in which they are called."""
-        with undisturbed(self.skeleton.model):
+        with undisturbed(self.skeleton.model), arrays_given_back():
             with (
                 self.skeleton.outside(list(self.blocks)),
                 standing_in(self.blocks, self.skeleton.loaded) as output,
@@ -92,36 +93,72 @@ class BlockByBlock:
             self.skeleton.check_way_back({site.tensor for site in sites}, tensors)
             dense = _hash_of(tensors)
             sums = states.collect(block, sites, calls)
-            fitted = fit_block(sites, sums, self.options, self.counts)
-            self.kept.write(number, *self._results(fitted, tensors, dense))
+            there = _BlockTensors(self.skeleton, tensors, self.kept.begin(number), sites)
+            fitted = fit_block(sites, sums, self.options, self.counts, there.fitted)
+            there.unfinished.finish(BlockRecord(fitted.report, fitted.skipped, self._fits(fitted), dense))
 
     def _bound(self, site: Site, tensors: Mapping[str, torch.Tensor]) -> Site:
         """A matrix with the weights that its block has now."""
         return Site(site.name, site.tensor, tensors[site.tensor], site.expert, site.transposed, site.module)
 
-    def _results(
-        self, fitted: BlockFit, tensors: Mapping[str, torch.Tensor], dense: str
-    ) -> tuple[dict[str, StoredTensor], BlockRecord]:
-        """What has become of the tensors of the checkpoint."""
-        rows: dict[str, list[LayerFit]] = {}
-        for row in fitted.report:
-            rows.setdefault(row.name.rpartition("[")[0] if row.name.endswith("]") else row.name, []).append(row)
-        written = self.skeleton.stored(rows, tensors)
+    def _fits(self, fitted: BlockFit) -> dict[str, LayerFit]:
+        """By tensor of the checkpoint, the row of the matrix that it is."""
+        own = {row.name: self.skeleton.alone(row.name) for row in fitted.report if not row.name.endswith("]")}
+        return {name: row for row in fitted.report if (name := own.get(row.name)) is not None}
+
+
+class _BlockTensors:
+    """The tensors of a loaded block: what is fitted of them is written, and goes.
+
+    Parameters
+    ----------
+    skeleton, tensors
+        The model, and the block's tensors by their live names.
+    unfinished
+        Where they go.
+    sites
+        All matrices that are to be fitted.
+    """
+
+    def __init__(
+        self, skeleton: Skeleton, tensors: dict[str, torch.Tensor], unfinished: UnfinishedBlock, sites: Iterable[Site]
+    ) -> None:
+        self.unfinished = unfinished
+        self._skeleton = skeleton
+        self._tensors = tensors
+        self._left = Counter(skeleton.names.first_of(site.tensor) for site in sites)
+        self._changed: set[str] = set()
+
+    def fitted(self, site: Site, fitted: BlockFit, changed: bool) -> None:
+        """Take note of a matrix that has its new weights, or was left alone; write what waited for it."""
+        first = self._skeleton.names.first_of(site.tensor)
+        self._left[first] -= 1
+        if changed:
+            self._changed.add(site.tensor)
+        if self._left[first]:
+            return
+        together = self._skeleton.names.made_with(first)
+        rows = self._changed.intersection(together)
+        if rows:
+            self.unfinished.write(self._results(rows, fitted.masks))
+        for name in together:
+            fitted.masks.pop(name, None)
+        self._skeleton.unload(together, self._tensors)
+
+    def _results(self, rows: set[str], found: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
+        """What has become of the tensors of the checkpoint that these are made into."""
         masks = {
-            name: fitted.masks.get(name, torch.ones(()).bool().expand(tensor.shape)) for name, tensor in tensors.items()
+            name: found.get(name, torch.ones(()).bool().expand(tensor.shape)) for name, tensor in self._tensors.items()
         }
-        keeps = self.skeleton.stored_masks(rows, masks) if fitted.masks else {}
-        results = {
+        keeps = self._skeleton.stored_masks(rows, masks) if found else {}
+        return {
             name: StoredTensor(
-                self.skeleton.stored_type(name),
+                self._skeleton.stored_type(name),
                 stored(tensor, name),
                 stored(keeps[name], name) if name in keeps else None,
             )
-            for name, tensor in written.items()
+            for name, tensor in self._skeleton.stored(rows, self._tensors).items()
         }
-        own = {live: self.skeleton.alone(live) for live, found in rows.items() if len(found) == 1}
-        fits = {name: rows[live][0] for live, name in own.items() if name is not None}
-        return results, BlockRecord(fitted.report, fitted.skipped, fits, dense)
 
 
 def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:

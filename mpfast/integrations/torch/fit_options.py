@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from mpfast.checkpoints import stacked_expert
 from mpfast.integrations.torch.sites import Site
 from mpfast.models import DEFAULT_FIT, FITTED_METHODS, Budget
 from mpfast.support import (
@@ -107,12 +109,21 @@ class FitOptions:
         """Whether the hidden states of the dense model are needed beside those of the compressed one."""
         return self.sequential and self.toward == "dense"
 
-    def counts(self) -> Mapping[str, int] | None:
-        """How many entries of each tensor go, by its name; None where it is the same share of each."""
-        return None if self.budget is None else {row.name: row.pruned for row in self.budget}
+    def counts(self, tensors: Collection[str]) -> Mapping[str, int] | None:
+        """How many entries of each of a model's tensors go, by its name; None where it is the same share of each.
+
+        Of experts that the budget has one by one, as files do, what goes of them goes of their stack.
+        """
+        if self.budget is None:
+            return None
+        found: Counter[str] = Counter()
+        for row in self.budget:
+            expert = None if row.name in tensors else stacked_expert(row.name, tensors)
+            found[row.name if expert is None else expert.stack] += row.pruned
+        return found
 
     def stored_counts(self) -> Mapping[str, int] | None:
-        """As `counts`, by the tensors' names in the files."""
+        """How many entries of each tensor go, by its name in the files; None where it is the same share of each."""
         return None if self.budget is None else {row.file_name: row.pruned for row in self.budget}
 
     def pruned_of(self, site: Site, counts: Mapping[str, int] | None) -> int:

@@ -13,6 +13,7 @@ from mpfast.integrations.torch.block_streams import Call, call_block
 from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.input_sums import InputSums
 from mpfast.integrations.torch.sites import Site, watched
+from mpfast.support import give_back_freed_memory
 
 __all__ = ["HiddenStates"]
 
@@ -69,6 +70,8 @@ class HiddenStates:
             output, seen = self._watch(block, sites, self._own[number], call, number)
             self._add(sites, sums, seen, before, number)
             ahead.take(number, output)
+            del seen, before, output
+            give_back_freed_memory()
         ahead.done()
         return sums
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,15 @@ from mpfast.checkpoints import FEW_ROWS_PER_INPUT
 from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.input_sums import InputMoments, InputSums
 from mpfast.integrations.torch.sites import Site
-from mpfast.models import damping_for
+from mpfast.models import DEFAULT_FIT, damping_for
 from mpfast.support import give_back_freed_memory
 
 __all__ = ["BlockFit", "LayerFit", "few_inputs", "fit_block"]
 
 Array = NDArray[np.float64]
+
+# Rows whose errors are computed at a time: no second copy of a matrix, in double precision, is needed.
+_ERROR_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -105,17 +108,18 @@ class BlockFit:
 
 
 def fit_block(
-    sites: Sequence[Site],
+    sites: list[Site],
     sums: dict[str, tuple[InputSums, InputSums]],
     options: FitOptions,
     counts: Mapping[str, int] | None,
+    finished: Callable[[Site, BlockFit, bool], None] | None = None,
 ) -> BlockFit:
     """Fit the matrices of a block and put the results in their places.
 
     Parameters
     ----------
     sites
-        The matrices.
+        The matrices. The list is used up, so that who has taken note of a finished one can let go of it.
     sums
         What each has seen, of the batches that it is fitted to and of those that are kept back. They are used up: the
         matrices with the fewest inputs come first, and what they have seen is gone when the largest come.
@@ -123,15 +127,17 @@ def fit_block(
         Of the call.
     counts
         How many entries of each tensor go, see `FitOptions.pruned_of`.
+    finished
+        Called after each matrix, with what has become of the block so far and whether the matrix has new weights.
     """
-    fitting = _Fitting(options, counts)
+    order = {site.name: number for number, site in enumerate(sites)}
+    fitting = _Fitting(options, counts, finished)
     pools = _pools(sites, sums)
     groups: dict[int, list[Site]] = {}
-    for site in sites:
-        groups.setdefault(id(sums[site.name][0]), []).append(site)
+    for name in order:
+        groups.setdefault(id(sums[name][0]), []).append(sites.pop(0))
     for members in sorted(groups.values(), key=lambda members: members[0].inputs):
         fitting.replace_all(members, sums, pools.get(members[0].tensor))
-    order = {site.name: number for number, site in enumerate(sites)}
     fitting.fitted.report.sort(key=lambda row: order[row.name])
     return fitting.fitted
 
@@ -142,30 +148,40 @@ class _Fitting:
 
     options: FitOptions
     counts: Mapping[str, int] | None
+    finished: Callable[[Site, BlockFit, bool], None] | None
     fitted: BlockFit = field(default_factory=BlockFit)
 
-    def replace_all(
-        self, sites: Sequence[Site], sums: dict[str, tuple[InputSums, InputSums]], pool: Array | None
-    ) -> None:
-        """Fit matrices that have seen the same; what they have seen is gone afterwards."""
+    def replace_all(self, sites: list[Site], sums: dict[str, tuple[InputSums, InputSums]], pool: Array | None) -> None:
+        """Fit matrices that have seen the same; they and what they have seen are gone afterwards."""
         training = sums[sites[0].name][0]
-        if not training.rows and pool is None:
-            self.fitted.skipped |= {site.name: "has seen no inputs" for site in sites}
-            return
         rows = training.rows
-        moments = training.moments() if pool is None else _borrowing(training, pool, sites[0].inputs)
-        factor = self._factor(moments)
-        for site in sites:
+        factor = None
+        if rows or pool is not None:
+            moments = training.moments() if pool is None else _borrowing(training, pool, sites[0].inputs)
             give_back_freed_memory()
+            factor = self._factor(moments)
+        while sites:
+            site = sites.pop(0)
             kept_back = sums.pop(site.name)[1]
-            self._replace(site, moments, factor, rows, kept_back.moments() if kept_back.rows else None)
+            if factor is None:
+                self.fitted.skipped[site.name] = "has seen no inputs"
+            else:
+                if not sites:
+                    factor.begin_last_fit()
+                give_back_freed_memory()
+                self._replace(site, moments, factor, rows, kept_back.moments() if kept_back.rows else None)
+            if self.finished is not None:
+                self.finished(site, self.fitted, factor is not None)
 
     def _factor(self, moments: InputMoments) -> reconstruct.Factor:
         """Damp a moment by how much it has seen."""
         options = self.options
         rows = moments.rows / len(moments.own)
         damping, diagonal = damping_for(options.method, options.steps, options.damping, rows)
-        return reconstruct.Factor(moments.own, damping, diagonal=diagonal, threads=options.threads)
+        factor = reconstruct.Factor(moments.own, damping, diagonal=diagonal, threads=options.threads)
+        if options.rank is None and options.method == DEFAULT_FIT:
+            factor.upper  # noqa: B018  made while there are no copies of weights, since it takes the most memory
+        return factor
 
     def _replace(
         self,
@@ -176,10 +192,12 @@ class _Fitting:
         kept_back: InputMoments | None,
     ) -> None:
         """Fit a matrix, put the result in its place, and note what that changes."""
-        dense = site.matrix.double().cpu().numpy().copy()  # not what is written to below
-        mask, grid = self._put_fit(site, _target(dense, moments, factor), factor)
+        new, mask, grid = self._new_weights(site, moments, factor)
         give_back_freed_memory()
-        written = site.matrix.double().cpu().numpy()
+        dense, changed = site.matrix, [new]
+        if mask is not None:
+            changed.append(dense * torch.from_numpy(mask).to(dense.device))
+        error, *masked_error = _errors(dense, changed, moments)
         self.fitted.report.append(
             LayerFit(
                 site.name,
@@ -187,38 +205,37 @@ class _Fitting:
                 rows,
                 0 if mask is None else int(mask.size - np.count_nonzero(mask)),
                 self.options.rank,
-                None if mask is None else _error(dense, dense * mask, moments),
-                _error(dense, written, moments),
-                None if kept_back is None else _error(dense, written, kept_back),
+                masked_error[0] if masked_error else None,
+                error,
+                None if kept_back is None else _errors(dense, [new], kept_back)[0],
                 _reason_of_rows(rows, site),
                 None if grid is None else grid.bits,
                 None if grid is None else grid.group,
             )
         )
+        dense.copy_(new)
 
-    def _put_fit(
-        self, site: Site, target: Array, factor: reconstruct.Factor
-    ) -> tuple[NDArray[np.bool_] | None, reconstruct.Grid | None]:
-        """Write what comes in the place of a matrix; return the mask and the grid that it has now."""
-        mask, grid = None, None
+    def _new_weights(
+        self, site: Site, moments: InputMoments, factor: reconstruct.Factor
+    ) -> tuple[torch.Tensor, NDArray[np.bool_] | None, reconstruct.Grid | None]:
+        """Return what comes in the place of a matrix, in its type, and the mask and the grid that it has then."""
         if self.options.rank is not None:
-            left, right = reconstruct.lowrank(target, factor, self.options.rank)
-            new = left @ right
+            left, right = reconstruct.lowrank(_target(site, moments, factor), factor, self.options.rank)
             one, other = (torch.from_numpy(f).to(site.parameter) for f in (left, right))
             self.fitted.factors[site.name] = one, other
+            return torch.from_numpy(left @ right).to(site.parameter), None, None
+        if moments.cross is moments.own:
+            single = site.matrix.float().cpu().numpy()  # a view where it is that already
         else:
-            single = target.astype(np.float32)
-            del target
+            single = _target(site, moments, factor).astype(np.float32)
             give_back_freed_memory()
-            fit = self._fit(site, single, factor)
-            new, grid = fit.weights, fit.grid
-            if self.options.prunes:
-                mask = fit.mask
-                self._keep_mask(site, mask)
-            if grid is not None:
-                self.fitted.grids[site.name] = grid
-        site.matrix.copy_(torch.from_numpy(np.ascontiguousarray(new)))
-        return mask, grid
+        fit = self._fit(site, single, factor)
+        if fit.grid is not None:
+            self.fitted.grids[site.name] = fit.grid
+        mask = fit.mask if self.options.prunes else None
+        if mask is not None:
+            self._keep_mask(site, mask)
+        return torch.from_numpy(np.ascontiguousarray(fit.weights)).to(site.parameter), mask, fit.grid
 
     def _fit(self, site: Site, target: NDArray[np.float32], factor: reconstruct.Factor) -> Any:
         """Prune, or round, or both."""
@@ -278,13 +295,22 @@ def _borrowing(own: InputSums, pool: Array, inputs: int) -> InputMoments:
     return InputMoments(own.rows, mean, mean, mean)
 
 
-def _target(dense: Array, moments: InputMoments, factor: reconstruct.Factor) -> Array:
+def _wide(matrix: torch.Tensor) -> Array:
+    """A copy in double precision, in row-major order."""
+    exact = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
+    return np.array(exact.cpu().numpy(), np.float64, order="C")
+
+
+def _target(site: Site, moments: InputMoments, factor: reconstruct.Factor) -> Array:
     """The weights that, applied to what comes now, are closest to the dense ones applied to what came."""
+    dense = _wide(site.matrix)
     if moments.cross is moments.own:
         return dense
-    # The damped moment differs from the measured one on its diagonal alone.
     right = dense @ moments.cross
-    right += dense * (factor.damped_diagonal - np.diagonal(moments.own))
+    # The damped moment differs from the measured one on its diagonal alone.
+    dense *= factor.damped_diagonal - np.diagonal(moments.own)
+    right += dense
+    del dense
     damped = np.array(moments.own, order="C")
     np.fill_diagonal(damped, factor.damped_diagonal)
     lower = torch.linalg.cholesky(torch.from_numpy(damped))
@@ -297,16 +323,25 @@ def _target(dense: Array, moments: InputMoments, factor: reconstruct.Factor) -> 
     return found
 
 
-def _error(dense: Array, new: Array, moments: InputMoments) -> float:
-    """Mean squared distance of the outputs from the dense model's, over the mean square of these."""
-    whole = float(np.vdot(dense @ moments.dense, dense))
-    if moments.cross is moments.own:
-        change = dense - new
-        distance = float(np.vdot(change @ moments.own, change))
-    else:
-        distance = whole - 2 * float(np.vdot(dense @ moments.cross, new)) + float(np.vdot(new @ moments.own, new))
+def _errors(dense: torch.Tensor, changed: Sequence[torch.Tensor], moments: InputMoments) -> list[float]:
+    """Mean squared distance of outputs from the dense model's, over the mean square of these, of weights each."""
+    whole, distances = 0.0, [0.0 for _ in changed]
+    for first in range(0, len(dense), _ERROR_ROWS):
+        rows = _wide(dense[first : first + _ERROR_ROWS])
+        image = rows @ moments.dense
+        square = float(np.vdot(image, rows))
+        whole += square
+        if moments.cross is not moments.own:
+            image = rows @ moments.cross
+        for number, weights in enumerate(changed):
+            new = _wide(weights[first : first + _ERROR_ROWS])
+            if moments.cross is moments.own:
+                new -= rows
+                distances[number] += float(np.vdot(new @ moments.own, new))
+            else:
+                distances[number] += square - 2 * float(np.vdot(image, new)) + float(np.vdot(new @ moments.own, new))
     # Rounding may leave a distance of nothing below zero.
-    return max(distance, 0.0) / whole if whole > 0 else 0.0
+    return [max(distance, 0.0) / whole if whole > 0 else 0.0 for distance in distances]
 
 
 def _reason_of_rows(rows: int, site: Site) -> str | None:

@@ -116,6 +116,11 @@ class Skeleton:
             for give_back in held:
                 give_back()
 
+    def unload(self, names: Iterable[str], tensors: dict[str, torch.Tensor]) -> None:
+        """Let go of tensors of a module that is loaded, which is not to run any more, by their live names."""
+        for name in names:
+            self._put(name, torch.empty_like(tensors.pop(name), device="meta"))
+
     def _own(self, name: str, tensor: torch.Tensor, is_view: bool) -> torch.Tensor:
         """A tensor that can be written to, in the model's type; a copy where it is a view of a file."""
         self._check_shape(name, tensor)

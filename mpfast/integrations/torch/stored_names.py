@@ -84,11 +84,11 @@ class StoredNames:
             self._model._weight_conversions = [each for each in conversions if each.was_used()]
 
     def counts(self, stored: Mapping[str, int]) -> dict[str, int]:
-        """Sum up numbers of stored tensors over those that make up a live one, where all of these have one."""
+        """Sum up numbers of stored tensors over those that make up a live one, if all of these, or itself, have one."""
         return {
-            live: sum(stored[name] for name, _ in origin.sources)
+            live: stored[live] if live in stored else sum(stored[name] for name, _ in origin.sources)
             for live, origin in self._origins.items()
-            if all(name in stored for name, _ in origin.sources)
+            if live in stored or all(name in stored for name, _ in origin.sources)
         }
 
     def outside(self, prefixes: Iterable[str]) -> list[str]:

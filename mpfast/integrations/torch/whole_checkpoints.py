@@ -126,8 +126,9 @@ def reconstruct_checkpoint(
     batches : iterable
         As in `reconstruct_model`.
     sparsity, pattern, rank, budget, bits, group, method, refit, damping
-        As in `reconstruct_model`. Rows of a budget are called as the tensors of the checkpoint. Where several of these
-        make up one in the model (the experts of a mixture in transformers 5), what goes of them goes of the whole.
+        As in `reconstruct_model`. Rows of a budget are called as the tensors of the checkpoint, or as those of the
+        model. Where several of the former make up one of the latter (the experts of a mixture in transformers 5), what
+        goes of them goes of the whole.
     include, exclude : optional
         Names of tensors as they are called in the model.
     blocks, sequential, toward, heldout, threads

@@ -172,7 +172,7 @@ def reconstruct_model(
         shared = budget_by_name(named, network, training, sparsity, (include, exclude, blocks), workers)
         options = replace(options, sparsity=None, budget=shared)
     found = blocks_of(network, blocks)
-    counts = options.counts()
+    counts = options.counts(dict(network.named_parameters()))
     roles = roles_of(open_checkpoint(network))
     chosen, skipped = chosen_sites(network, roles, found, include, exclude, options, counts)
     whole = BlockFit(skipped=skipped)
