@@ -8,7 +8,7 @@ from typing import Any
 
 from mpfast.arrays import Decoder, QuantisedArray
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo
-from mpfast.checkpoints.quantised.formats import decoder_of
+from mpfast.checkpoints.quantised.formats import format_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, groups_of
 from mpfast.checkpoints.roles import LAYERS, companion_of
 
@@ -42,7 +42,7 @@ class Dequantised:
         for group in groups:
             codes = group.info
             try:
-                decoder = self._decoder(group)
+                decoder, role = self._decoder(group)
             except NotDecodedError as error:
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
                 source = "config.json" if group.method else "companions"
@@ -50,7 +50,7 @@ class Dequantised:
             else:
                 self._groups[group.name] = (group, decoder)
                 # What a live module says of its weight is true of the numbers, too.
-                known = codes.known if codes.known is not None and codes.known.kind in LAYERS else None
+                known = codes.known if codes.known is not None and codes.known.kind in LAYERS else role
                 seen[codes.name] = TensorInfo(group.name, decoder.shape, decoder.dtype, known, stored=decoder.stored)
             weight = seen[codes.name].name
             for part in group.parts.values():
@@ -58,10 +58,12 @@ class Dequantised:
                     seen[part.name] = replace(part, known=companion_of(weight))
         self._tensors = tuple(seen.get(info.name, info) for info in stored.tensors)
 
-    def _decoder(self, group: Group) -> Decoder:
+    def _decoder(self, group: Group) -> tuple[Decoder, Role | None]:
         if group.name in self._groups or (group.name in self._names and group.name != group.info.name):
             raise NotDecodedError(f"there is another tensor called {group.name}")
-        return decoder_of(group)
+        format = format_of(group)
+        decoder = format.decoder(group)
+        return decoder, format.role(group, decoder.shape)
 
     @property
     def source(self) -> str:
