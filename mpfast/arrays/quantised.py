@@ -143,12 +143,18 @@ class QuantisedArray:
                 yield slice(place, place + len(chosen)), numbers
                 place += len(chosen)
 
+    def decoded_panels(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield as `panels` does, in the type that `decoded` has."""
+        narrow = self._decoder.dtype == "bfloat16"
+        for place, numbers in self.panels():
+            yield place, narrowed(numbers) if narrow else numbers
+
     def decoded(self) -> tuple[NDArray[Any], str]:
         """Return the numbers and the name of their type: float32, or the bits of bfloat16 where that holds them."""
-        narrow = self._decoder.dtype == "bfloat16"
-        out = np.empty((len(self._matrices) * len(self._rows), self.shape[-1]), np.uint16 if narrow else np.float32)
-        for place, numbers in self.panels():
-            out[place] = narrowed(numbers) if narrow else numbers
+        kind = np.uint16 if self._decoder.dtype == "bfloat16" else np.float32
+        out = np.empty((len(self._matrices) * len(self._rows), self.shape[-1]), kind)
+        for place, numbers in self.decoded_panels():
+            out[place] = numbers
         return out.reshape(self.shape), self._decoder.dtype
 
     def rounding(self) -> float | None:

@@ -350,6 +350,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             "pruned, but not refitted:",
         ),
         *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
