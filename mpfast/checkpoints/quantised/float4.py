@@ -152,6 +152,7 @@ def _decoder(
         _TABLE,
         StoredCodes(group, group.codes, packed),
         _TwoLevels(scales, last, divisor) if last else scales,
+        largest_is_exact=bool(last),
     )
 
 
