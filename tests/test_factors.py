@@ -92,7 +92,7 @@ def test_product_is_that_of_the_matrix_that_the_factors_make(shape: tuple[int, i
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_energies_change_no_bit_of_a_product(shape: tuple[int, int], dtype: str) -> None:
-    """Beside vectors of float32 squares are added in short runs of float32, elsewhere in float64; all are the norm's."""
+    """Beside float32 vectors, squares are added in short runs of float32; the norm is the sum of them all."""
     rng = np.random.default_rng(2)
     entries, W = stored(rng.standard_normal(shape), dtype)
     side = "right" if shape[0] >= shape[1] else "left"
