@@ -42,7 +42,7 @@ from mpfast.cli.options import (
 )
 from mpfast.cli.tables import analysis_lines, counted
 from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
-from mpfast.support import write_text_atomically
+from mpfast.support import package_missing, write_text_atomically
 
 __all__ = ["analyze_command"]
 
@@ -178,7 +178,7 @@ def _dask_client(address: str) -> Any:
     try:
         distributed = importlib.import_module("distributed")
     except ImportError:
-        raise ImportError("--dask needs Dask: pip install 'mpfast[dask]'") from None
+        raise package_missing("--dask", "dask", "distributed", extra="dask") from None
     return distributed.Client(address)
 
 

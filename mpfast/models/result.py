@@ -28,7 +28,7 @@ from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
 from mpfast.models.provenance import Provenance
 from mpfast.models.rows import Rows
-from mpfast.support import InputError, InvalidValueError, front_door, read_document
+from mpfast.support import InputError, InvalidValueError, front_door, package_missing, read_document
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -197,7 +197,7 @@ class Analysis(Rows[LayerReport]):
         try:
             pandas = importlib.import_module("pandas")
         except ImportError:
-            raise ImportError("Analysis.to_pandas() needs pandas: pip install 'mpfast[pandas]'") from None
+            raise package_missing("Analysis.to_pandas()", "pandas", extra="pandas") from None
         return pandas.DataFrame([row.to_dict() for row in self.layers], columns=self._columns())
 
     def to_document(self) -> dict[str, Any]:
