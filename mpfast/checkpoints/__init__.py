@@ -3,7 +3,7 @@
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -107,6 +107,7 @@ __all__ = [
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "other_names",
     "overall_hash",
     "packed",
     "path_of",

@@ -19,6 +19,7 @@ __all__ = [
     "StackedExpert",
     "experts_of",
     "family_of",
+    "other_names",
     "quantisation_of",
     "read_config",
     "setting",
@@ -114,6 +115,14 @@ _NO_FAMILY = Family()
 _INTO_EXPERTS = (("gate_proj", "up_proj"), ("w1", "w3"))
 _OUT_OF_EXPERTS = ("down_proj", "w2")
 _STACKED_INTO, _STACKED_OUT = "gate_up_proj", "down_proj"
+# What else transformers calls otherwise when it has loaded it: on disk, and in memory.
+_RENAMED = (
+    ("block_sparse_moe.input_linear.weight", "block_sparse_moe.experts.gate_up_proj"),
+    ("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"),
+    ("block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"),
+    ("block_sparse_moe.gate.weight", "mlp.gate.weight"),
+    ("block_sparse_moe.gate.weight", "mlp.router.weight"),
+)
 _EXPERT = re.compile(r"(?P<holder>(.+\.)?experts)\.(?P<number>\d+)\.(?P<projection>[^.]+)\.weight")
 
 
@@ -171,6 +180,18 @@ def stacked_expert(name: str, stacks: Collection[str]) -> StackedExpert | None:
             stack = alike[0]
         return StackedExpert(stack, int(found["number"]), rows if last == _STACKED_INTO else (name,))
     return None
+
+
+def other_names(name: str) -> tuple[str, ...]:
+    """Return what a tensor of a mixture may be called in the loaded model if `name` is of a file, and the other way.
+
+    Examples
+    --------
+    >>> other_names("model.layers.0.mlp.gate.weight")
+    ('model.layers.0.block_sparse_moe.gate.weight',)
+    """
+    pairs = [*_RENAMED, *((live, stored) for stored, live in _RENAMED)]
+    return tuple(f"{name.removesuffix(one)}{other}" for one, other in pairs if name.endswith(f".{one}"))
 
 
 def _block_of(stack: str) -> str:
