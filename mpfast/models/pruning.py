@@ -157,8 +157,9 @@ def prune(
     budget : Budget or str, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
         `mpfast.models.share_out`. One of a mixture's files fits the loaded mixture, whose experts transformers stacks,
-        and the other way round: the same entries go. With `moments`, the method chooses which entries. Or with `sparsity` the name of one
-        of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments choose.
+        and the other way round: the same entries go. With `moments`, the method chooses which entries. Or with
+        `sparsity` the name of one of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments
+        choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
         True = kept. Other layers stay dense.
