@@ -82,7 +82,10 @@ def analysis_lines(
 
 def _layer_lines(rows: Sequence[LayerReport], experts: Sequence[ExpertSummary], width: int | None) -> list[Line]:
     if rows:
-        return [*table_lines(_HEADERS, [_row_cells(row) for row in rows], width), plain()]
+        quantised = any(row.stored for row in rows)
+        headers = (*_HEADERS, "stored", "rounding") if quantised else _HEADERS
+        cells = [_row_cells(row) + (_stored_cells(row) if quantised else []) for row in rows]
+        return [*table_lines(headers, cells, width), plain()]
     return [] if experts else [plain("no weight matrices found"), plain()]
 
 
@@ -101,6 +104,11 @@ def _row_cells(row: LayerReport) -> Line:
         (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
         (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
     ]
+
+
+def _stored_cells(row: LayerReport) -> Line:
+    """How a matrix is stored, and what share of its noise that explains."""
+    return [(row.stored, ""), (share_text(row.quantization_noise) if row.stored else "", "")]
 
 
 def _expert_lines(experts: Sequence[ExpertSummary], width: int | None, verbose: bool) -> list[Line]:

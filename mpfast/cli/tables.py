@@ -264,6 +264,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             "pruned, but not refitted:",
         ),
         *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
@@ -334,7 +335,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
         text_cells(
             row.name,
             row.shape,
-            row.dtype,
+            row.stored or row.dtype,
             f"{row.entries:,}",
             f"{row.role} ({row.known_from})",
             f"{row.matrices}" if row.matrices else f"- {row.reason}",
