@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.quantised import dequantised
 from mpfast.checkpoints.safetensors import is_safetensors
 from mpfast.support import CheckpointError, check_path, front_door, restore_directory
 
@@ -225,6 +226,10 @@ def open_checkpoint(model: Any) -> Checkpoint:
     ValueError
         Two arrays of a mapping come out with the same name.
 
+    Notes
+    -----
+    Quantised weights are seen as the numbers that they stand for, and decoded as they are read; see `Dequantised`.
+
     Examples
     --------
     >>> import numpy as np
@@ -234,6 +239,11 @@ def open_checkpoint(model: Any) -> Checkpoint:
     """
     if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
         return model  # type: ignore[no-any-return]
+    return dequantised(_as_stored(model))
+
+
+def _as_stored(model: Any) -> Checkpoint:
+    """Open what is no checkpoint yet, its tensors as they are stored."""
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 

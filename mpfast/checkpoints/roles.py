@@ -20,6 +20,7 @@ from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
 __all__ = [
     "LAYERS",
+    "companion_of",
     "fused_parts",
     "parameter_role",
     "quantised_weight",
@@ -132,10 +133,11 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     infos = {info.name: info for info in tensors}
     roles: dict[str, Role] = {}
     method = quantisation_of(config)
-    companions, packed = companions_of(tensors, quantised=bool(method))
+    # What is seen as numbers, and what is stored of it, has its roles.
+    unseen = [info for info in tensors if info.known is None or info.known.kind not in ("companion", "quantised")]
+    companions, packed = companions_of(unseen, quantised=bool(method))
     for name, weight in companions.items():
-        reason = f"scale of the quantised {weight}, or what else belongs to it"
-        roles[name] = Role("companion", reason=reason, source="companions", of=weight)
+        roles[name] = companion_of(weight)
     quantised = set(packed) if method else set(companions.values())
     for name in packed:
         if name in quantised:
@@ -153,6 +155,12 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
         for name, info in infos.items()
     }
     return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
+
+
+def companion_of(weight: str) -> Role:
+    """Return the role of what belongs to a quantised weight."""
+    reason = f"scale of the quantised {weight}, or what else belongs to it"
+    return Role("companion", reason=reason, source="companions", of=weight)
 
 
 def _kept_whole(role: Role, shared: tuple[str, ...]) -> Role:

@@ -89,6 +89,7 @@ _OF_INPUTS = frozenset(
     (
         "input_scale",
         "input_scale_inv",
+        "input_scale_ub",
         "input_global_scale",
         "input_amax",
         "activation_scale",

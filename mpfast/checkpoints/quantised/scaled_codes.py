@@ -61,7 +61,8 @@ class ScaledCodes:
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
         """Return the mean variance of rounding to the grid of the table, by the codes that occur."""
-        squares = np.square(self._scales_of(matrix, rows))
+        with np.errstate(all="ignore"):
+            squares = np.square(self._scales_of(matrix, rows))
         found = self._decoded(self._variances, matrix, rows, squares)
         return float(found.mean(dtype=np.float64)) if found.size else None
 
@@ -82,7 +83,8 @@ class ScaledCodes:
     ) -> NDArray[np.float32]:
         codes = self.codes.read(matrix, rows)
         numbers: NDArray[np.float32] = np.take(table, codes, axis=0).reshape(len(codes), self.shape[-1])
-        return times_blocks(numbers, scales, self.scales.block[1])
+        with np.errstate(all="ignore"):  # scales may be anything: whoever uses the numbers says so
+            return times_blocks(numbers, scales, self.scales.block[1])
 
 
 def times_blocks(numbers: NDArray[np.float32], scales: NDArray[np.float32], width: int) -> NDArray[np.float32]:
