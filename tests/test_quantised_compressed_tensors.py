@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mpfast.checkpoints.quantised import compressed_tensors
-from mpfast.checkpoints.quantised.group import NotDecodedError
-from mpfast.checkpoints.quantised.group import groups_of
+from mpfast.checkpoints.quantised.group import NotDecodedError, groups_of
 from tests.quantised_encoders import check, group, model, packed
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.quantised.group import NotDecodedError
-from mpfast.checkpoints.quantised.scaled_codes import Scales
+from mpfast.checkpoints.quantised.scaled_codes import Scales, by_rows, in_blocks
 
 __all__ = ["Affine", "described", "group_width"]
 
@@ -57,17 +57,17 @@ class Affine:
         if isinstance(self.zeros, float):
             numbers -= np.float32(self.zeros)
         else:
-            _apply(np.subtract, numbers, self.zeros, matrix, rows)
-        _apply(np.multiply, numbers, self.scales, matrix, rows)
+            _combine(np.subtract, numbers, self.zeros, matrix, rows)
+        _combine(np.multiply, numbers, self.scales, matrix, rows)
         if self.biases is not None:
-            _apply(np.add, numbers, self.biases, matrix, rows)
+            _combine(np.add, numbers, self.biases, matrix, rows)
         return numbers
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
         """Return the mean of ``scale^2 / 12`` over the entries; None where they were not rounded to the nearest."""
         if not self.nearest:
             return None
-        scales = _by_rows(self.scales, matrix, rows)
+        scales = by_rows(self.scales, matrix, rows)
         width, columns = self.scales.block[1], self.shape[-1]
         # The last block may be cut off, and counts by what there is of it.
         widths = np.diff(np.minimum(np.arange(scales.shape[1] + 1) * width, columns))
@@ -75,26 +75,8 @@ class Affine:
         return float(squares.mean() / (12 * columns)) if squares.size else None
 
 
-def _by_rows(part: Scales, matrix: int, rows: slice) -> NDArray[np.float32]:
-    """The values of a part for every row: (rows, columns of blocks)."""
-    height = part.block[0]
-    first, last = rows.start // height, -(-rows.stop // height)
-    values = part.read(matrix, slice(first, last))
-    chosen: NDArray[np.float32] = values[np.arange(rows.start, rows.stop, rows.step or 1) // height - first]
-    return chosen
-
-
-def _apply(operation: np.ufunc, numbers: NDArray[np.float32], part: Scales, matrix: int, rows: slice) -> None:
-    """Combine (rows, K) in place with the values of their blocks; the last blocks may be narrower."""
-    values, width = _by_rows(part, matrix, rows), part.block[1]
-    whole = numbers.shape[1] // width
-    blocks = numbers[:, : whole * width].reshape(len(numbers), whole, width)
-    if numbers.shape[1] == whole * width:
-        operation(blocks, values[..., None], out=blocks)
-        return
-    # What is cut from longer rows is a copy.
-    numbers[:, : whole * width] = operation(blocks, values[:, :whole, None], out=blocks).reshape(len(numbers), -1)
-    operation(numbers[:, whole * width :], values[:, whole:], out=numbers[:, whole * width :])
+def _combine(operation: np.ufunc, numbers: NDArray[np.float32], part: Scales, matrix: int, rows: slice) -> None:
+    in_blocks(operation, numbers, by_rows(part, matrix, rows), part.block[1])
 
 
 def group_width(columns: int, groups: int, said: Any) -> int:

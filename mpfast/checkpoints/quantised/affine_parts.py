@@ -1,4 +1,4 @@
-"""Parts of uniformly quantised weights as `Affine` takes them: whichever way they lie in the file, by rows of outputs."""
+"""Parts of uniformly quantised weights as `Affine` takes them: by rows of outputs, whichever way they are stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpfast.support import CheckpointError
 __all__ = [
     "CodesOfZero",
     "Indexed",
-    "Numbers",
+    "ScalesAcross",
     "StoredIntegers",
     "Stream",
     "StreamAcross",
@@ -51,33 +51,29 @@ def _matrix_of(group: Group, word: str, matrix: int) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Values of blocks, floating-point or integers, as they are stored: `Scales`.
+class ScalesAcross:
+    """Scales of neighbouring columns that are stored below each other: `Scales` of a part (G, N).
 
     Attributes
     ----------
     group, word
-        The part: (R, C) values of R rows and C columns of blocks, a stack of that, R of whole rows, or a single one.
-    block : (int, int)
-        Rows and columns of a block.
-    transposed : bool
-        Whether the part is (C, R), or a stack of that.
+        The part.
+    width : int
+        Columns of a group.
     """
 
     group: Group
     word: str
-    block: tuple[int, int]
-    transposed: bool = False
+    width: int
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """One row, as many columns."""
+        return 1, self.width
 
     def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
-        """Return the values of some rows of blocks."""
-        dimensions = len(self.group.parts[self.word].shape)
-        index: tuple[Any, ...] = (slice(None), rows) if self.transposed else (rows,)
-        index = () if dimensions == 0 else (matrix, *index) if dimensions == 3 else index
-        values = as_float32(self.group, self.word, index)
-        if self.transposed:
-            return values.T
-        return values.reshape(-1, 1) if dimensions < 2 else values
+        """Return the scales of some rows."""
+        return as_float32(self.group, self.word, (slice(None), rows)).T
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.affine import Affine, described, group_width
-from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, Numbers, check_floats, check_type
+from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, ScalesAcross, check_floats, check_type
 from mpfast.checkpoints.quantised.bit_streams import WORDS, unpacked
 from mpfast.checkpoints.quantised.gptq import AUTO_ROUND, auto_round_packing
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
@@ -72,7 +72,7 @@ def decoder(group: Group) -> Decoder:
         (8 * words, inputs),
         described(_BITS, width, inputs),
         _Words(group, "qweight"),
-        Numbers(group, "scales", (1, width), transposed=True),
+        ScalesAcross(group, "scales", width),
         float(1 << _BITS - 1) if symmetric else CodesOfZero(_Words(group, "qzeros"), width),
         # The ends of the grids are searched for, and most often cut entries off.
         nearest=False,

@@ -1,9 +1,9 @@
 """Integers of compressed-tensors: ``W = (code - zero) * scale``, packed into words or one in a byte.
 
 ``pack-quantized`` holds codes of one to eight bits along the inputs, and zero points along the outputs, both with
-``2^(bits - 1)`` added; ``int-quantized`` and ``naive-quantized`` hold them as they are. Formats may differ from layer to
-layer, and the configuration names layers by their classes, which are not known here: a layer is read by its parts, of
-which only as much is taken from the configuration as fits their shapes.
+``2^(bits - 1)`` added; ``int-quantized`` and ``naive-quantized`` hold them as they are. Formats may differ from layer
+to layer, and the configuration names layers by their classes, which are not known here: a layer is read by its parts,
+and what their shapes leave open by what fits them of the configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from mpfast.checkpoints.quantised.affine import Affine, described
 from mpfast.checkpoints.quantised.affine_parts import (
     CodesOfZero,
     Indexed,
-    Numbers,
     StoredIntegers,
     Stream,
     StreamAcross,
@@ -24,7 +23,9 @@ from mpfast.checkpoints.quantised.affine_parts import (
     check_type,
 )
 from mpfast.checkpoints.quantised.bit_streams import words_for
+from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
+from mpfast.checkpoints.quantised.parts import BlockScales
 from mpfast.checkpoints.quantised.scaled_codes import Scales
 
 __all__ = ["METHODS", "decoder_of_packs", "decoder_of_stored", "is_packed", "is_stored"]
@@ -76,33 +77,27 @@ def _decoder(
 ) -> Decoder:
     """The decoder of either kind: what is packed has an offset, and zero points that may be packed, too."""
     scale = check_floats(group, "weight_scale")
-    block = _block(scale.shape, shape, schemes)
-    scales: Scales = Numbers(group, "weight_scale", block)
+    grid = _grid(scale.shape, shape, schemes, bits or int(group.info.dtype.removeprefix("int")))
+    scales: Scales = BlockScales(group, "weight_scale", grid)
     zeros: Scales | float = float(offset)
     if group.has("weight_zero_point"):
-        zeros = _zeros(group, shape, scale.shape, block, bits)
+        zeros = _zeros(group, shape, scale.shape, grid, bits)
     elif schemes and all(scheme.get("symmetric") is False for scheme in schemes):
         raise NotDecodedError("has no weight_zero_point, and is not symmetric")
     if _is_indexed(group, shape):
-        count = scale.shape[-1]
-        if block[0] != 1 or count == 1:
+        count = grid.shape[-1]
+        if grid.block[0] != 1 or count == 1:
             raise NotDecodedError("has groups of inputs by weight_g_idx, and scales that are of no groups")
         scales = Indexed(scales, group, "weight_g_idx", count)
         zeros = zeros if isinstance(zeros, float) else Indexed(zeros, group, "weight_g_idx", count)
     return Affine(
         shape,
-        _label(bits or int(group.info.dtype.removeprefix("int")), block, shape),
+        grid.described,
         codes,
         scales,
         zeros,
         nearest=all(scheme.get("observer") in _WHOLE_RANGE for scheme in schemes),
     )
-
-
-def _label(bits: int, block: tuple[int, int], shape: tuple[int, ...]) -> str:
-    if block == shape[-2:]:
-        return f"int{bits}"
-    return described(bits, block[1], shape[-1]) if block[0] == 1 else f"int{bits} {block[0]}x{block[1]}"
 
 
 def _shape(group: Group) -> tuple[int, ...]:
@@ -138,39 +133,44 @@ def _schemes(group: Group) -> Iterator[Mapping[str, Any]]:
             yield weights
 
 
-def _block(scales: tuple[int, ...], shape: tuple[int, ...], schemes: list[Mapping[str, Any]]) -> tuple[int, int]:
-    """Rows and columns that a scale is of: by its shape, and of what the shape leaves open by the configuration."""
+def _grid(scales: tuple[int, ...], shape: tuple[int, ...], schemes: list[Mapping[str, Any]], bits: int) -> Grid:
+    """What every scale is of: by their shape, and what it leaves open by the configuration."""
     rows, columns = shape[-2:]
-    if scales in ((), (1,)) and len(shape) == 2:
-        return rows, columns
-    if scales == (rows,) and len(shape) == 2:
-        return 1, columns
+    if len(shape) == 2 and scales in ((), (1,), (rows,)):
+        scales = (*scales, *(1, 1)[len(scales) :])
     if len(scales) != len(shape) or scales[:-2] != shape[:-2] or 0 in scales:
         raise NotDecodedError(f"has scales of the shape {scales}, which are not those of {shape}")
     down, across = scales[-2:]
+    each = (shape[0] if len(shape) == 3 else 1, down, across)
     if (down, across) == (1, 1):
-        return rows, columns
+        return Grid(each, (rows, columns), f"int{bits}")
     if down == rows and columns % across == 0:
-        return 1, columns // across
-    for scheme in schemes:
-        found = scheme.get("block_structure") if down != rows else [1, scheme.get("group_size")]
-        if isinstance(found, list) and len(found) == 2 and all(type(side) is int and side > 0 for side in found):
-            if (-(-rows // found[0]), -(-columns // found[1])) == (down, across):
-                return found[0], found[1]
+        return Grid(each, (1, columns // across), described(bits, columns // across, columns))
+    for height, width in _blocks_said(schemes):
+        if (-(-rows // height), -(-columns // width)) == (down, across):
+            return Grid(each, (height, width), f"int{bits} {height}x{width}")
     raise NotDecodedError(f"has scales of the shape {scales} for {shape}, and nothing says of which blocks they are")
 
 
-def _zeros(group: Group, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int], bits: int) -> Scales:
+def _blocks_said(schemes: list[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
+    """Rows and columns of a block, as the configuration says."""
+    for scheme in schemes:
+        said = scheme.get("block_structure")
+        if isinstance(said, list) and len(said) == 2 and all(type(side) is int and side > 0 for side in said):
+            yield said[0], said[1]
+
+
+def _zeros(group: Group, shape: tuple[int, ...], scales: tuple[int, ...], grid: Grid, bits: int) -> Scales:
     """Zero points: packed along the outputs like the codes, or as they are."""
     info = check_type(group, "weight_zero_point", "int8", "int32")
     if info.dtype == "int32" and bits:
         check_shape(group, "weight_zero_point", (*shape[:-2], words_for(shape[-2], bits), scales[-1]))
-        return CodesOfZero(StreamAcross(group, "weight_zero_point", bits, transposed=True), block[1])
+        return CodesOfZero(StreamAcross(group, "weight_zero_point", bits, transposed=True), grid.block[1])
     if bits:
         raise NotDecodedError(f"has packed codes, and zero points of {info.dtype} that are not")
     check_type(group, "weight_zero_point", "int8")
     check_shape(group, "weight_zero_point", scales)
-    return Numbers(group, "weight_zero_point", block)
+    return BlockScales(group, "weight_zero_point", grid)
 
 
 def _is_indexed(group: Group, shape: tuple[int, ...]) -> bool:

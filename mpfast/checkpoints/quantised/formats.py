@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
-from mpfast.checkpoints.quantised import float4, float8
+from mpfast.checkpoints.quantised import awq, compressed_tensors, float4, float8, gptq
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
@@ -56,6 +56,20 @@ QUANTISED_FORMATS = (
         "MXFP4 in rows (compressed-tensors, DeepSeek-V4)", float4.MXFP4_METHODS, float4.is_mxfp4, float4.mxfp4
     ),
     QuantisedFormat("NVFP4 (compressed-tensors, ModelOpt)", float4.NVFP4_METHODS, float4.is_nvfp4, float4.nvfp4),
+    QuantisedFormat("GPTQ, versions 1 and 2 (AutoRound, too)", gptq.METHODS, gptq.is_gptq, gptq.decoder),
+    QuantisedFormat("AWQ, version gemm (AutoRound, too)", awq.METHODS, awq.is_awq, awq.decoder),
+    QuantisedFormat(
+        "packed integers of compressed-tensors",
+        compressed_tensors.METHODS,
+        compressed_tensors.is_packed,
+        compressed_tensors.decoder_of_packs,
+    ),
+    QuantisedFormat(
+        "integers of compressed-tensors, one for each entry",
+        compressed_tensors.METHODS,
+        compressed_tensors.is_stored,
+        compressed_tensors.decoder_of_stored,
+    ),
 )
 
 

@@ -1,7 +1,7 @@
 """GPTQ: ``W[n, k] = (code[k, n] - zero[g, n]) * scale[g, n]``, where g is the group of the input k.
 
-``qweight`` holds the codes in words of 32 bits along the inputs, ``qzeros`` the zero points along the outputs, ``g_idx``
-the group of every input. Zero points are stored less one in the first version of the format, which is what there is
+``qweight`` holds the codes in words of 32 bits along the inputs, ``qzeros`` the zero points along the outputs, and
+``g_idx`` the group of every input. Zero points are stored less one in the first version of the format, which is the one
 where the configuration names none, and as they are in the second. AutoRound writes either.
 """
 
@@ -12,7 +12,7 @@ from mpfast.checkpoints.quantised.affine import Affine, described, group_width
 from mpfast.checkpoints.quantised.affine_parts import (
     CodesOfZero,
     Indexed,
-    Numbers,
+    ScalesAcross,
     Stream,
     StreamAcross,
     check_floats,
@@ -60,7 +60,7 @@ def decoder(group: Group) -> Decoder:
         inputs = info.shape[0] * 32 // bits
         width = group_width(inputs, groups, said)
     check_shape(group, "qweight", (words_for(inputs, bits), outputs))
-    scales: Scales = Numbers(group, "scales", (1, width), transposed=True)
+    scales: Scales = ScalesAcross(group, "scales", width)
     zeros: Scales = CodesOfZero(StreamAcross(group, "qzeros", bits), width, bits, missing)
     if group.has("g_idx"):
         scales, zeros = (Indexed(part, group, "g_idx", groups) for part in (scales, zeros))
@@ -113,7 +113,7 @@ def _missing_from_zeros(group: Group) -> int:
 
 
 def _bits(group: Group, groups: int, outputs: int) -> int:
-    """How many bits a code has, by the zero points of all outputs, and by the configuration where that is not enough."""
+    """How many bits a code has, by the zero points of all outputs; of several that fit, what the configuration says."""
     stored, said = group.parts["qzeros"].shape, group.settings.get("bits")
     fitting = [bits for bits in _BITS if stored == (groups, words_for(outputs, bits))]
     if said in fitting:
