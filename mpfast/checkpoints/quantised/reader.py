@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpfast.arrays import Decoder, QuantisedArray
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo
-from mpfast.checkpoints.quantised.formats import format_of
+from mpfast.checkpoints.quantised.formats import QuantisedFormat, format_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, groups_of
 from mpfast.checkpoints.roles import LAYERS, companion_of
 
-__all__ = ["Dequantised", "dequantised"]
+__all__ = ["Dequantised", "QuantisedWeight", "dequantised"]
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A quantised weight that is read.
+
+    Attributes
+    ----------
+    group : Group
+        What is stored of it.
+    format : QuantisedFormat
+        How.
+    decoder : Decoder
+        What its numbers come out by.
+    """
+
+    group: Group
+    format: QuantisedFormat
+    decoder: Decoder
+
+    @property
+    def info(self) -> TensorInfo:
+        """The weight as a tensor."""
+        codes, decoder = self.group.info, self.decoder
+        # What a live module says of its weight is true of the numbers, too.
+        of_module = codes.known is not None and codes.known.kind in LAYERS
+        known = codes.known if of_module else self.format.role(self.group, decoder.shape)
+        return TensorInfo(self.group.name, decoder.shape, decoder.dtype, known, stored=decoder.stored)
 
 
 class Dequantised:
@@ -32,38 +60,35 @@ class Dequantised:
     ----------
     stored : Checkpoint
         As it is stored.
+    weights : dict of str to QuantisedWeight
+        Those that are read, by name.
     """
 
     def __init__(self, stored: Checkpoint, groups: Iterable[Group]) -> None:
         self.stored = stored
-        self._groups: dict[str, tuple[Group, Decoder]] = {}
+        self.weights: dict[str, QuantisedWeight] = {}
         self._names = {info.name for info in stored.tensors}
         seen: dict[str, TensorInfo] = {}
         for group in groups:
             codes = group.info
             try:
-                decoder, role = self._decoder(group)
+                weight = self._decoded(group)
             except NotDecodedError as error:
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
                 source = "config.json" if group.method else "companions"
                 seen[codes.name] = replace(codes, known=Role("quantised", reason=reason, source=source))
             else:
-                self._groups[group.name] = (group, decoder)
-                # What a live module says of its weight is true of the numbers, too.
-                known = codes.known if codes.known is not None and codes.known.kind in LAYERS else role
-                seen[codes.name] = TensorInfo(group.name, decoder.shape, decoder.dtype, known, stored=decoder.stored)
-            weight = seen[codes.name].name
+                self.weights[group.name] = weight
+                seen[codes.name] = weight.info
             for part in group.parts.values():
-                if part.name not in seen:
-                    seen[part.name] = replace(part, known=companion_of(weight))
+                seen.setdefault(part.name, replace(part, known=companion_of(seen[codes.name].name)))
         self._tensors = tuple(seen.get(info.name, info) for info in stored.tensors)
 
-    def _decoder(self, group: Group) -> tuple[Decoder, Role | None]:
-        if group.name in self._groups or (group.name in self._names and group.name != group.info.name):
+    def _decoded(self, group: Group) -> QuantisedWeight:
+        if group.name in self.weights or (group.name in self._names and group.name != group.info.name):
             raise NotDecodedError(f"there is another tensor called {group.name}")
         format = format_of(group)
-        decoder = format.decoder(group)
-        return decoder, format.role(group, decoder.shape)
+        return QuantisedWeight(group, format, format.decoder(group))
 
     @property
     def source(self) -> str:
@@ -92,8 +117,8 @@ class Dequantised:
 
     def read(self, name: str) -> Any:
         """Return one tensor: of a quantised weight a `QuantisedArray`, of any other what is stored."""
-        if name in self._groups:
-            return QuantisedArray(self._groups[name][1])
+        if name in self.weights:
+            return QuantisedArray(self.weights[name].decoder)
         return self.stored.read(name)
 
     def prefetch(self, name: str) -> None:
@@ -107,9 +132,9 @@ class Dequantised:
             self.stored.release(part)
 
     def _parts(self, name: str) -> list[str]:
-        if name not in self._groups:
+        if name not in self.weights:
             return [name]
-        return [info.name for info in self._groups[name][0].parts.values()]
+        return [info.name for info in self.weights[name].group.parts.values()]
 
 
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:
