@@ -38,7 +38,7 @@ def check(decoder, numbers, rounding=None):
     assert array.shape == numbers.shape
     np.testing.assert_array_equal(np.asarray(array), numbers)
     rows = numbers.shape[-2]
-    for part in (slice(1, rows), slice(0, rows, 2), slice(rows // 3, rows - rows // 4, 3)):
+    for part in (slice(1, rows), slice(0, rows, 2), slice(1, rows, 2), slice(rows // 3, rows - rows // 4, 3)):
         index = part if numbers.ndim == 2 else (len(numbers) - 1, part)
         np.testing.assert_array_equal(np.asarray(array[index]), numbers[index])
     if rounding is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
-from mpfast.checkpoints.quantised import awq, compressed_tensors, float4, float8, gptq
+from mpfast.checkpoints.quantised import awq, bitsandbytes, compressed_tensors, float4, float8, gptq, mlx
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
@@ -70,6 +70,11 @@ QUANTISED_FORMATS = (
         compressed_tensors.is_stored,
         compressed_tensors.decoder_of_stored,
     ),
+    QuantisedFormat(
+        "NF4 and FP4 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_four_bits, bitsandbytes.four_bits
+    ),
+    QuantisedFormat("int8 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_int8, bitsandbytes.int8),
+    QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
 )
 
 
