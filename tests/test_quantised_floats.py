@@ -15,7 +15,7 @@ from mpfast.checkpoints.layers import Views, layer_matrix
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.quantised import dequantised
 
-from .quantised_weights import CASES, CONFIG, block_float8, ml_dtypes, nvfp4_parts, said_by, write
+from .quantised_weights import CASES, CONFIG, block_float8, ml_dtypes, nvfp4_parts, said_by, weights, write
 
 
 def opened(folder, case, *, said=True):
@@ -114,6 +114,8 @@ def test_a_quantised_checkpoint_is_analysed_as_its_numbers_are(tmp_path):
     (row,) = found.layers
     (dense,) = mpfast.analyze({"l.weight": numbers}).layers
     assert (row.name, row.shape, row.sigma_plus) == ("l.weight", (300, 260), dense.sigma_plus)
+    assert (row.stored, dense.stored, row.dtype) == ("fp8 128x128", "", "float32")
+    assert np.isnan(dense.quantization_noise)
     assert {tensor.name: tensor.reason for tensor in found.skipped}["l.weight_scale_inv"].startswith(
         "scale of the quantised l.weight"
     )
@@ -215,3 +217,16 @@ def test_experts_of_gpt_oss_are_out_in_with_gate_and_up_in_turn(stem):
     square = ArrayMapping(down)
     square.config = config
     assert select_layers(dequantised(square), None, None)[0][0].input_axes == (2,)
+
+
+@pytest.mark.parametrize("case", ["block float8", "gpt-oss", "compressed-tensors NVFP4", "MXFP8"])
+def test_the_share_of_the_noise_that_is_rounding(case):
+    """As much as the noise has more than the weights before: here these are noise, and the difference is known."""
+    tensors, _, _, numbers = CASES[case]()
+    rows = mpfast.analyze(tensors).layers
+    W = weights(numbers.shape)
+    for matrix, row in enumerate(rows):
+        before, after = (stack[matrix] if stack.ndim == 3 else stack for stack in (W, numbers))
+        share = np.square(before - after).mean(dtype=np.float64) / row.variance
+        # Taken evenly between two codes, where the density of the weights falls: to a tenth.
+        assert row.quantization_noise == pytest.approx(share, rel=0.1), row.stored

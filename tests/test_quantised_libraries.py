@@ -32,6 +32,7 @@ def parts_and_numbers(case):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["DeepSeek-V4", "exponents", "experts of DeepSeek-V4", "MXFP8 in bytes"])
 def test_transformers_fp8(case):
     quantised = pytest.importorskip("transformers.integrations.finegrained_fp8")
@@ -41,6 +42,7 @@ def test_transformers_fp8(case):
     np.testing.assert_array_equal(found.numpy(), numbers)
 
 
+@pytest.mark.slow
 def test_transformers_gpt_oss():
     """Its parameter is the transpose."""
     quantised = pytest.importorskip("transformers.integrations.mxfp4")
@@ -67,6 +69,7 @@ COMPRESSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPRESSED)
 def test_compressed_tensors(case):
     compressors = pytest.importorskip("compressed_tensors.compressors")

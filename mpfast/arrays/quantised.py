@@ -15,6 +15,8 @@ __all__ = ["PANEL_BYTES", "Decoder", "QuantisedArray"]
 
 #: What one panel may take in float32: small enough for a cache, large enough for NumPy's calls not to matter.
 PANEL_BYTES = 1 << 22
+#: Of how many entries the variance of the rounding is taken: as many as its share of a noise needs.
+SAMPLED = 1 << 20
 
 
 class Decoder(Protocol):
@@ -143,17 +145,27 @@ class QuantisedArray:
                 yield slice(place, place + len(chosen)), numbers
                 place += len(chosen)
 
+    def decoded_panels(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield as `panels` does, in the type that `decoded` has."""
+        narrow = self._decoder.dtype == "bfloat16"
+        for place, numbers in self.panels():
+            yield place, narrowed(numbers) if narrow else numbers
+
     def decoded(self) -> tuple[NDArray[Any], str]:
         """Return the numbers and the name of their type: float32, or the bits of bfloat16 where that holds them."""
-        narrow = self._decoder.dtype == "bfloat16"
-        out = np.empty((len(self._matrices) * len(self._rows), self.shape[-1]), np.uint16 if narrow else np.float32)
-        for place, numbers in self.panels():
-            out[place] = narrowed(numbers) if narrow else numbers
+        kind = np.uint16 if self._decoder.dtype == "bfloat16" else np.float32
+        out = np.empty((len(self._matrices) * len(self._rows), self.shape[-1]), kind)
+        for place, numbers in self.decoded_panels():
+            out[place] = numbers
         return out.reshape(self.shape), self._decoder.dtype
 
     def rounding(self) -> float | None:
-        """Mean variance of the rounding of an entry to the grid of the format; None where it is not defined."""
-        found = [self._decoder.rounding(matrix, _as_slice(self._rows)) for matrix in self._matrices]
+        """Mean variance of the rounding of an entry to the grid of the format; None where it is not defined.
+
+        Of large arrays it is that of some rows at even distances, of `SAMPLED` entries in all.
+        """
+        rows = self._rows[:: max(1, self.size // SAMPLED)]
+        found = [self._decoder.rounding(matrix, _as_slice(rows)) for matrix in self._matrices]
         known = [value for value in found if value is not None]
         return float(np.mean(known)) if known and len(known) == len(found) else None
 

@@ -38,7 +38,8 @@ from mpfast.checkpoints.moments import (
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
+from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
@@ -52,10 +53,12 @@ from mpfast.checkpoints.tensor_bits import (
     shards_of,
     stored,
     stored_bits,
+    stored_chunks,
 )
 from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
+    "DENSE_TYPES",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
@@ -65,6 +68,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointOutput",
     "ConvView",
+    "DenseCopy",
+    "Dequantised",
     "Difference",
     "ExpertsView",
     "Format",
@@ -96,6 +101,7 @@ __all__ = [
     "content_sample_hash",
     "copy_companions",
     "counterparts",
+    "dense_copy",
     "files_behind",
     "files_of",
     "format_of",
@@ -123,9 +129,11 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
     "unseen_quantisation",
     "weight_of",
+    "write_index",
     "write_moments",
 ]

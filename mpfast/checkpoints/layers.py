@@ -107,6 +107,8 @@ class Layer:
         Other names of the same memory: what is written for the tensor is written for them.
     shared : tuple of str
         Tensors that have entries in common with it in memory, and are no aliases.
+    packed : str
+        The format of a quantised tensor, as `TensorInfo.stored`.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Layer:
     fixed: str = ""
     aliases: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    packed: str = ""
 
     @property
     def file_name(self) -> str:
@@ -192,6 +195,7 @@ def as_layers(
             role.fixed,
             aliases,
             tensor.shared,
+            tensor.stored,
         )
         for label, extents, index in parts
     ]

@@ -67,9 +67,10 @@ def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: in
     verbose : bool
         List every skipped tensor and every warning by name.
     """
-    lines = (
-        table_lines(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
-    )
+    quantised = any(row.stored for row in rows)
+    headers = (*_HEADERS, "stored", "rounding") if quantised else _HEADERS
+    body = [_row_cells(row) + (_stored_cells(row) if quantised else []) for row in rows]
+    lines = table_lines(headers, body, width) if rows else [plain("no weight matrices found")]
     return [
         *lines,
         plain(),
@@ -125,6 +126,11 @@ def _row_cells(row: LayerReport) -> Line:
         (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
         (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
     ]
+
+
+def _stored_cells(row: LayerReport) -> Line:
+    """How a matrix is stored, and what share of its noise that explains."""
+    return [(row.stored, ""), (_share(row.quantization_noise) if row.stored else "", "")]
 
 
 def _range(row: LayerReport) -> str:
@@ -350,6 +356,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             "pruned, but not refitted:",
         ),
         *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -87,6 +89,9 @@ def layer_outcome(
     started = time.perf_counter()
     try:
         matrix = layer_matrix(read_layer(checkpoint, layer), layer)
+        rounding = _rounding(checkpoint, layer, matrix)
+        if isinstance(matrix, QuantisedArray):
+            matrix = as_matrix(matrix)  # decoded once
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
@@ -100,7 +105,8 @@ def layer_outcome(
             threads=threads,
             device=None if product else device,
         )
-        report = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = LayerReport.from_spectra(layer, found, seconds=seconds, rounding=rounding)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except UnreadableArrayError as error:  # of the object, which other layers may have, too
@@ -112,6 +118,14 @@ def layer_outcome(
     if settings.cache is not None and key is not None:
         settings.cache.put(key, report)
     return _completed(report, layer, checkpoint)
+
+
+def _rounding(checkpoint: Checkpoint, layer: Layer, matrix: Any) -> float | None:
+    """The variance of the rounding to the grid of the stored format; None where it is not known."""
+    if isinstance(matrix, QuantisedArray):
+        return matrix.rounding()
+    of_tensor: Callable[[str], float | None] | None = getattr(checkpoint, "rounding_variance", None)
+    return of_tensor(layer.file_name) if of_tensor is not None and layer.packed and not layer.index else None
 
 
 def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> LayerReport:

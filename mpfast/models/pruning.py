@@ -32,7 +32,7 @@ from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tenso
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
-from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
+from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
@@ -72,6 +72,8 @@ class PruneResult:
         Wall time.
     not_copied : tuple of str
         Files beside the weights that `out` lacks, and why: weights in other forms, links that leave the directory.
+    notes : tuple of str
+        What else is otherwise than in the source: of a quantised one.
     """
 
     budget: Budget
@@ -81,6 +83,7 @@ class PruneResult:
     seconds: float
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -103,6 +106,7 @@ class PruneResult:
             "provenance": None if self.budget.provenance is None else self.budget.provenance.to_dict(),
             "budget": self.budget.to_document(),
             "skipped": [tensor._asdict() for tensor in self.skipped],
+            "notes": list(self.notes),
         }
 
 
@@ -124,6 +128,7 @@ def prune(
     exclude: NameFilter = None,
     embeddings: bool = False,
     ceiling: float | None = None,
+    dequantize: str | None = None,
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -181,6 +186,9 @@ def prune(
     ceiling : float, optional
         Largest sparsity of a layer where they differ. Default 0.9, or half way from `sparsity` to 1
         where that is more; 1 lifts it.
+    dequantize : {"bfloat16"}, optional
+        Prune a quantised model as the dense one that its numbers are, rounded to this type, and write that:
+        scales and the like are gone, and ``config.json`` does not speak of them. Default: a quantised model is refused.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     threads : int, optional
@@ -246,8 +254,7 @@ def prune(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(model)
-    check_that_it_can_be_changed(checkpoint, written=out is not None)
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
@@ -290,6 +297,7 @@ def prune(
             exclude=exclude,
             embeddings=embeddings,
             ceiling=None if sparsity is None else options.highest,
+            dequantize=dequantize,
             tol=tol,
             seed=seed,
             device=device,
@@ -328,6 +336,7 @@ def prune(
         weights=weights,
         seconds=time.perf_counter() - started,
         not_copied=left,
+        notes=getattr(checkpoint, "notes", ()),
     )
 
 

@@ -103,20 +103,18 @@ def _block(grid: tuple[int, int], sides: tuple[int, int], said: tuple[int, int] 
         return said
     if said is not None and grid == (1, 1):
         return None
-    height, width = (_side(count, side) for count, side in zip(grid, sides, strict=True))
-    if height is None or width is None or _is_cut_off(grid, sides, (height, width)):
+    sizes = [_side(count, side) for count, side in zip(grid, sides, strict=True)]
+    for axis, other in ((0, 1), (1, 0)):
+        size = sizes[other]
+        if size is not None and grid[axis] == 1 and 1 < grid[other] < sides[other]:
+            # A side within one block, if blocks are square; or longer than any, and scales are missing.
+            sizes[axis] = size if sides[axis] <= size else None
+    height, width = sizes
+    if height is None or width is None:
         return None
     # Of blocks that are cut off only square ones are taken: a grid that lacks scales fits some others.
     whole = sides[0] % height == 0 and sides[1] % width == 0
     return (height, width) if whole or (height == width and said is None) else None
-
-
-def _is_cut_off(grid: tuple[int, int], sides: tuple[int, int], block: tuple[int, int]) -> bool:
-    """Whether there is one scale along an axis, which is longer than the blocks that the other is cut into."""
-    for axis, other in ((0, 1), (1, 0)):
-        if grid[axis] == 1 and 1 < grid[other] < sides[other] and sides[axis] > block[other]:
-            return True
-    return False
 
 
 def _side(count: int, side: int) -> int | None:

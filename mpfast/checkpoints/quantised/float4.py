@@ -7,6 +7,7 @@ compressed-tensors divides by and ModelOpt multiplies with.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "is_blocks",
     "is_mxfp4",
     "is_nvfp4",
+    "is_transposed",
     "mxfp4",
     "nvfp4",
     "stack_role",
@@ -39,6 +41,8 @@ GPT_OSS_METHODS = frozenset({"mxfp4"})
 MXFP4_METHODS = frozenset({"compressed-tensors", "fp8"})
 NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4"})
 _TABLE = pairs(E2M1)
+# What OpenAI calls the projections into experts and out of them.
+_OPENAI = re.compile(r"(^|\.)mlp[12]_weight$")
 _MX, _NV = 32, 16
 
 
@@ -65,9 +69,14 @@ def stack_role(group: Group, shape: tuple[int, ...]) -> Role | None:
         return None
     config = getattr(group.checkpoint, "config", None)
     parts = fused_parts(group.name, shape, (2,), config, family_of(config))
-    if group.name.endswith("mlp1_weight"):  # OpenAI's own name of the projection to both, row by row in turn
+    if group.name.endswith("mlp1_weight"):  # to both, row by row in turn
         parts = (("gate", 0, shape[1], 2), ("up", 1, shape[1], 2))
     return Role("experts", (2,), source="storage", parts=parts)
+
+
+def is_transposed(group: Group) -> bool:
+    """Whether the dense model has (E, in, out): transformers' has, OpenAI's own has not."""
+    return len(group.info.shape) == 4 and not _OPENAI.search(group.name)
 
 
 def is_mxfp4(group: Group) -> bool:
@@ -143,6 +152,7 @@ def _decoder(
         _TABLE,
         StoredCodes(group, group.codes, packed),
         _TwoLevels(scales, last, divisor) if last else scales,
+        largest_is_exact=bool(last),
     )
 
 

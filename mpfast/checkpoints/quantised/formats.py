@@ -31,6 +31,8 @@ class QuantisedFormat:
         What the numbers come out by; raises NotDecodedError where a part is missing or does not fit. No code is read.
     role : function, optional
         What a weight of this shape is to its model, where the format tells more than names and configuration do.
+    transposed : function, optional
+        Whether the model without quantisation stores the transposes of the matrices.
     """
 
     description: str
@@ -38,6 +40,7 @@ class QuantisedFormat:
     recognises: Callable[[Group], bool]
     decoder: Callable[[Group], Decoder]
     role: Callable[[Group, tuple[int, ...]], Role | None] = lambda group, shape: None
+    transposed: Callable[[Group], bool] = lambda group: False
 
 
 #: Every format, once. The first one that recognises a weight has it.
@@ -51,6 +54,7 @@ QUANTISED_FORMATS = (
         float4.is_blocks,
         float4.gpt_oss_mxfp4,
         float4.stack_role,
+        float4.is_transposed,
     ),
     QuantisedFormat(
         "MXFP4 in rows (compressed-tensors, DeepSeek-V4)", float4.MXFP4_METHODS, float4.is_mxfp4, float4.mxfp4

@@ -10,6 +10,7 @@ from mpfast.arrays import Decoder, QuantisedArray
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo
 from mpfast.checkpoints.quantised.formats import QuantisedFormat, format_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, groups_of
+from mpfast.checkpoints.quantised.transposed import Transposed
 from mpfast.checkpoints.roles import LAYERS, companion_of
 
 __all__ = ["Dequantised", "QuantisedWeight", "dequantised"]
@@ -41,6 +42,12 @@ class QuantisedWeight:
         of_module = codes.known is not None and codes.known.kind in LAYERS
         known = codes.known if of_module else self.format.role(self.group, decoder.shape)
         return TensorInfo(self.group.name, decoder.shape, decoder.dtype, known, stored=decoder.stored)
+
+    def dense(self) -> tuple[Decoder, Role | None]:
+        """Return the numbers as the model without quantisation stores them, and what they are to it."""
+        if self.format.transposed(self.group):
+            return Transposed(self.decoder), None
+        return self.decoder, self.info.known
 
 
 class Dequantised:

@@ -46,6 +46,10 @@ class ScaledCodes:
         What is looked up.
     scales : Scales
         What the values are multiplied by.
+    largest_is_exact : bool
+        Whether the scales are such that the largest entry of every block, which is of one row, is the outermost code.
+        It has no rounding then, which weighs in blocks of sixteen: without that, the variance of NVFP4 comes out 1.35
+        times what it is.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +58,7 @@ class ScaledCodes:
     table: NDArray[np.float32]
     codes: Codes
     scales: Scales
+    largest_is_exact: bool = False
 
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return some rows in float32."""
@@ -64,7 +69,21 @@ class ScaledCodes:
         with np.errstate(all="ignore"):
             squares = np.square(by_rows(self.scales, matrix, rows))
         found = self._decoded(self._variances, matrix, rows, squares)
-        return float(found.mean(dtype=np.float64)) if found.size else None
+        if not found.size:
+            return None
+        total = float(found.sum(dtype=np.float64))
+        if self.largest_is_exact:
+            total -= self._of_largest(matrix, rows, squares)
+        return total / found.size
+
+    def _of_largest(self, matrix: int, rows: slice, squares: NDArray[np.float32]) -> float:
+        """What the largest entries of the blocks have in the sum of all variances, by their codes."""
+        values = np.abs(self.table)
+        outermost = np.where(values == np.nanmax(values), self._variances, 0)
+        codes = self.codes.read(matrix, rows)
+        there = np.take(outermost, codes, axis=0).reshape(len(codes), -1, self.scales.block[1])
+        with np.errstate(all="ignore"):
+            return float((there.max(axis=-1) * squares).sum(dtype=np.float64))
 
     @cached_property
     def _variances(self) -> NDArray[np.float32]:
