@@ -28,7 +28,7 @@ def affine_parts(rng, shape, bits, width, *, bias="biases", dtype=np.float16):
 def test_affine(bits, width, dtype):
     rng = np.random.default_rng(bits)
     for shape in ((33, 192), (3, 10, 128)):
-        parts, numbers, rounding = affine_parts(rng, shape, bits, width, dtype=dtype)
+        parts, numbers, _ = affine_parts(rng, shape, bits, width, dtype=dtype)
         for said in (
             {"quantization": {"bits": bits, "group_size": width}},
             {"quantization": {"bits": 1, "group_size": 16, "m.l": {"bits": bits, "group_size": width}, "m.k": False}},
@@ -39,7 +39,7 @@ def test_affine(bits, width, dtype):
             assert found.method.lower() in mlx.METHODS
             decoder = mlx.decoder(found)
             assert decoder.stored == f"int{bits} g{width}"
-            check(decoder, numbers, rounding)
+            check(decoder, numbers)  # grids of MLX may stop short of an end
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
