@@ -32,7 +32,7 @@ def group(arrays, quantization=None, **config):
     return found
 
 
-def check(decoder, numbers, rounding=None):
+def check(decoder, numbers, rounding=None, *, rtol=1e-6):
     """Compare what a decoder gives, whole and in parts, with its numbers and the variance of its rounding."""
     array = QuantisedArray(decoder)
     assert array.shape == numbers.shape
@@ -44,4 +44,4 @@ def check(decoder, numbers, rounding=None):
     if rounding is None:
         assert array.rounding() is None
     else:
-        np.testing.assert_allclose(array.rounding(), rounding, rtol=1e-6)
+        np.testing.assert_allclose(array.rounding(), rounding, rtol=rtol)

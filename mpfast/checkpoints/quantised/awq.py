@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.affine import Affine, described, group_width
 from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, ScalesAcross, check_floats, check_type
-from mpfast.checkpoints.quantised.bit_streams import WORDS, unpacked
+from mpfast.checkpoints.quantised.bit_streams import WORDS
 from mpfast.checkpoints.quantised.gptq import AUTO_ROUND, auto_round_packing
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 
@@ -23,7 +23,7 @@ __all__ = ["METHODS", "decoder", "is_awq"]
 METHODS = frozenset({"awq"}) | AUTO_ROUND
 _BITS = 4
 # In which four bits of a word, from the lowest, the eight outputs are.
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 
 
 def is_awq(group: Group) -> bool:
@@ -40,11 +40,10 @@ class _Words:
 
     def read(self, matrix: int, rows: slice) -> NDArray[np.uint8]:
         """Return those of some rows."""
-        first, last = rows.start // 8, -(-rows.stop // 8)
-        words = self.group.read(self.word)[:, first:last]
-        codes = unpacked(words, _BITS, slice(0, 8 * (last - first))).reshape(*words.shape, 8)[..., _PLACES]
-        within = slice(rows.start - 8 * first, rows.stop - 8 * first, rows.step)
-        return codes.reshape(len(words), 8 * (last - first))[:, within].T
+        chosen = np.arange(rows.start, rows.stop, rows.step or 1)
+        words = self.group.read(self.word)[:, chosen // 8].view(np.uint32)
+        codes: NDArray[np.uint8] = (words >> (_BITS * _PLACES[chosen % 8]) & (1 << _BITS) - 1).astype(np.uint8)
+        return codes.T
 
 
 def decoder(group: Group) -> Decoder:

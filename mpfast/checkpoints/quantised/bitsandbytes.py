@@ -8,7 +8,7 @@ nested_blocksize] + nested_offset``. Of eight bits: ``W[n, k] = code[n, k] * SCB
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,29 +97,45 @@ class FlatBlocks:
 
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return some rows in float32."""
-        return self._decoded(self._table(), matrix, rows, 1)
+        table, columns = self._table(), self.shape[-1]
+        found = [self._decoded(table, *ends, 1) for ends in self._pieces(matrix, rows)]
+        return np.concatenate([np.empty(0, np.float32), *found]).reshape(-1, columns)
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
-        """Return the mean variance of rounding to the table, by the codes that occur."""
-        found = self._decoded(rounding_of(self._table()), matrix, rows, 2)
-        return float(found.mean(dtype=np.float64)) if found.size else None
+        """Return the mean variance of rounding to the table, by the codes that occur; none of the largest of a block."""
+        table = self._table()
+        variances = rounding_of(table)
+        outermost = np.where(np.abs(table) == np.abs(table).max(), variances, 0)
+        total, count = 0.0, 0
+        for first, last in self._pieces(matrix, rows):
+            found = self._decoded(variances, first, last, 2)
+            of_largest = self._decoded(outermost, first, last, 2)
+            begins = np.arange(first // self.block, -(-last // self.block)) * self.block - first
+            total += float(found.sum(dtype=np.float64))
+            total -= float(np.maximum.reduceat(of_largest, np.maximum(begins, 0)).sum(dtype=np.float64))
+            count += found.size
+        return total / count if count else None
 
     def _table(self) -> NDArray[np.float32]:
         return as_float32(self.group, _prefix(self.group) + "quant_map")
 
-    def _decoded(self, table: NDArray[np.float32], matrix: int, rows: slice, power: int) -> NDArray[np.float32]:
-        """The values of a table by the codes, times a power of the maxima."""
+    def _pieces(self, matrix: int, rows: slice) -> Iterator[tuple[int, int]]:
+        """Where rows begin and end among all entries: those that follow each other at once."""
         height, columns = self.shape[-2:]
-        first, last = ((matrix * height + row) * columns for row in (rows.start, rows.stop))
+        step = rows.step or 1
+        for row in range(rows.start, rows.stop, step) if step > 1 else [rows.start][: rows.stop - rows.start]:
+            last = row + 1 if step > 1 else rows.stop
+            yield (matrix * height + row) * columns, (matrix * height + last) * columns
+
+    def _decoded(self, table: NDArray[np.float32], first: int, last: int, power: int) -> NDArray[np.float32]:
+        """The values of a table by the codes of some entries, times a power of the maxima."""
         codes = self.group.read(self.group.codes).reshape(-1)[first // 2 : -(-last // 2)]
         numbers: NDArray[np.float32] = np.take(pairs(table, high_first=True), codes, axis=0).reshape(-1)
         numbers = numbers[first % 2 :][: last - first]
-        blocks = slice(first // self.block, -(-last // self.block))
-        with np.errstate(all="ignore"):
-            maxima = self._maxima(blocks) ** power
+        with np.errstate(all="ignore"):  # the maxima may be anything: whoever uses the numbers says so
+            maxima = self._maxima(slice(first // self.block, -(-last // self.block))) ** power
             numbers *= maxima.repeat(self.block)[first % self.block :][: last - first]
-        chosen: NDArray[np.float32] = numbers.reshape(-1, columns)[:: rows.step]
-        return chosen
+        return numbers
 
     def _maxima(self, blocks: slice) -> NDArray[np.float32]:
         prefix = _prefix(self.group)
