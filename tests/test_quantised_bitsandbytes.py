@@ -154,8 +154,8 @@ REFUSED = [
     (with_state(shape=None), "2 or 3 numbers"),
     (with_state(blocksize=0), "blocksize 0"),
     (with_state(blocksize=32), r"shape \(60,\)"),
-    (with_state(quant_type="fp4"), "says the type fp4"),
-    (with_state(nested_offset="x"), "nested_offset x"),
+    (with_state(quant_type="fp4"), "says the type .fp4"),
+    (with_state(nested_offset="x"), "nested_offset .x"),
     (with_state(nested_offset=True), "nested_offset True"),
     (with_state(nested_blocksize=None), "nested_blocksize None"),
 ]

@@ -114,14 +114,14 @@ REFUSED = [
     (with_part("g_idx", np.zeros(120, np.int32)), {}, r"shape \(16, 64\), where \(15, 64\)"),
     (with_part("g_idx", np.zeros((2, 64), np.int32)), {}, "g_idx has the shape"),
     (with_part("perm", np.zeros(128, np.int32)), {}, "perm belongs to it"),
-    (lambda parts: None, {"checkpoint_format": "marlin"}, "packed as marlin"),
-    (lambda parts: None, {"checkpoint_format": "gptq_p"}, "packed as gptq_p"),
+    (lambda parts: None, {"checkpoint_format": "marlin"}, "packed as .marlin"),
+    (lambda parts: None, {"checkpoint_format": "gptq_p"}, "packed as .gptq_p"),
     (
         lambda parts: None,
         {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"},
-        "packed as auto",
+        "packed as .auto",
     ),
-    (lambda parts: None, {"quant_method": "auto-round"}, "packed as an unnamed"),
+    (lambda parts: None, {"quant_method": "auto-round"}, "packed as .an unnamed"),
 ]
 
 
@@ -186,7 +186,7 @@ def test_awq(outputs, inputs, width, said):
 @pytest.mark.parametrize("version", ["gemv", "gemv_fast", "marlin", "exllama"])
 def test_other_versions_of_awq_are_refused_by_name(version):
     parts, _ = awq_parts(np.random.default_rng(6), 64, 128, 32)
-    with pytest.raises(NotDecodedError, match=f"version {version} of AWQ"):
+    with pytest.raises(NotDecodedError, match=f"version {version!r} of AWQ"):
         awq.decoder(group(parts, {"quant_method": "awq", "version": version}))
 
 

@@ -126,7 +126,7 @@ REFUSED = [
     (nothing, {"bits": None}, "no configuration"),
     (nothing, {"group_size": 1 << 60}, "no configuration"),
     (nothing, {"mode": "mxfp4"}, "which mxfp4 does not have"),
-    (nothing, {"mode": "int3"}, "the mode int3"),
+    (nothing, {"mode": "int3"}, "the mode .int3"),
 ]
 
 

@@ -16,6 +16,7 @@ from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, ScalesAcross,
 from mpfast.checkpoints.quantised.bit_streams import WORDS
 from mpfast.checkpoints.quantised.gptq import AUTO_ROUND, auto_round_packing
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
+from mpfast.support import short
 
 __all__ = ["METHODS", "decoder", "is_awq"]
 
@@ -53,7 +54,7 @@ def decoder(group: Group) -> Decoder:
     if said.get("backend") == "llm-awq":
         version = "llm-awq"
     if not isinstance(version, str) or version.lower() != "gemm":
-        raise NotDecodedError(f"is stored as version {version} of AWQ, where gemm is read")
+        raise NotDecodedError(f"is stored as version {short(version)} of AWQ, where gemm is read")
     group.only("qweight", "qzeros", "scales")
     info = check_type(group, "qweight", *WORDS)
     if len(info.shape) != 2 or 0 in info.shape:

@@ -20,7 +20,7 @@ from mpfast.checkpoints.quantised.affine import Affine
 from mpfast.checkpoints.quantised.affine_parts import StoredIntegers, check_type
 from mpfast.checkpoints.quantised.codes import pairs, rounding_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, as_float32, check_shape
-from mpfast.support import parse_json
+from mpfast.support import parse_json, short
 
 __all__ = ["METHODS", "four_bits", "int8", "is_four_bits", "is_int8"]
 
@@ -102,7 +102,7 @@ class FlatBlocks:
         return np.concatenate([np.empty(0, np.float32), *found]).reshape(-1, columns)
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
-        """Return the mean variance of rounding to the table, by the codes that occur; none of the largest of a block."""
+        """Return the mean variance of rounding to the table, by the codes that occur, the largest of a block aside."""
         table = self._table()
         variances = rounding_of(table)
         outermost = np.where(np.abs(table) == np.abs(table).max(), variances, 0)
@@ -161,9 +161,11 @@ def four_bits(group: Group) -> Decoder:
     state = _state(group, word)
     shape, block = state.get("shape"), _positive(state, "blocksize")
     if not isinstance(shape, list) or len(shape) not in (2, 3) or not all(_is_count(extent) for extent in shape):
-        raise NotDecodedError(f"{group.parts[word].name} says the shape {shape}, where 2 or 3 numbers are expected")
+        raise NotDecodedError(
+            f"{group.parts[word].name} says the shape {short(shape)}, where 2 or 3 numbers are expected"
+        )
     if state.get("quant_type") != word.removeprefix(prefix + _STATE):
-        raise NotDecodedError(f"{group.parts[word].name} says the type {state.get('quant_type')}")
+        raise NotDecodedError(f"{group.parts[word].name} says the type {short(state.get('quant_type'))}")
     count = math.prod(shape)
     if group.info.size != -(-count // 2):
         raise NotDecodedError(f"has {group.info.size} bytes, where {shape} takes {-(-count // 2)}")
@@ -185,7 +187,7 @@ def _nested(group: Group, prefix: str, state: Mapping[str, Any], blocks: int) ->
     """How many maxima have one themselves, and what is added."""
     size, offset = _positive(state, "nested_blocksize"), state.get("nested_offset")
     if type(offset) is not float or not math.isfinite(offset):
-        raise NotDecodedError(f"has maxima that are quantised themselves, with nested_offset {offset}")
+        raise NotDecodedError(f"has maxima that are quantised themselves, with nested_offset {short(offset)}")
     check_shape(group, prefix + "nested_absmax", (-(-blocks // size),))
     check_shape(group, prefix + "nested_quant_map", (256,))
     for part in _NESTED:
@@ -214,7 +216,7 @@ def _state(group: Group, word: str) -> Mapping[str, Any]:
 def _positive(state: Mapping[str, Any], key: str) -> int:
     value = state.get(key)
     if not _is_count(value):
-        raise NotDecodedError(f"says {key} {value}, where a positive number is expected")
+        raise NotDecodedError(f"says {key} {short(value)}, where a positive number is expected")
     return int(value)  # type: ignore[arg-type]
 
 

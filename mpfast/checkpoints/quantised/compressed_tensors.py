@@ -27,6 +27,7 @@ from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales
 from mpfast.checkpoints.quantised.scaled_codes import Scales
+from mpfast.support import short
 
 __all__ = ["METHODS", "decoder_of_packs", "decoder_of_stored", "is_packed", "is_stored"]
 
@@ -119,7 +120,7 @@ def _bits(group: Group, shape: tuple[int, ...]) -> int:
     if len(fitting) > 1:
         fitting = [bits for bits in fitting if bits in said]
     if len(fitting) != 1 or (said and fitting[0] not in said):
-        named = f", where the configuration says {sorted(map(str, said))} bits" if said else ""
+        named = f", where the configuration says {short(sorted(map(str, said)))} bits" if said else ""
         raise NotDecodedError(f"has {words} words for {shape[-1]} inputs{named}")
     return fitting[0]
 

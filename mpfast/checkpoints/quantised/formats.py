@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
-from mpfast.checkpoints.quantised import awq, bitsandbytes, compressed_tensors, float4, float8, gptq, mlx
+from mpfast.checkpoints.quantised import awq, bitsandbytes, compressed_tensors, float4, float8, gptq, mlx, torchao
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
@@ -79,6 +79,9 @@ QUANTISED_FORMATS = (
     ),
     QuantisedFormat("int8 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_int8, bitsandbytes.int8),
     QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
+    QuantisedFormat(
+        "torchao in safetensors, float8 and integers in bytes", torchao.METHODS, torchao.is_torchao, torchao.decoder
+    ),
 )
 
 

@@ -21,6 +21,7 @@ from mpfast.checkpoints.quantised.affine_parts import (
 from mpfast.checkpoints.quantised.bit_streams import WORDS, words_for
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.scaled_codes import Scales
+from mpfast.support import short
 
 __all__ = ["METHODS", "auto_round_packing", "decoder", "is_gptq"]
 
@@ -108,7 +109,7 @@ def _missing_from_zeros(group: Group) -> int:
     if not version:
         version = group.settings.get("checkpoint_format", group.settings.get("format", "gptq"))
     if not isinstance(version, str) or version.lower() not in _VERSIONS:
-        raise NotDecodedError(f"is packed as {version}, where {' or '.join(_VERSIONS)} is read")
+        raise NotDecodedError(f"is packed as {short(version)}, where {' or '.join(_VERSIONS)} is read")
     return _VERSIONS[version.lower()]
 
 

@@ -22,6 +22,7 @@ from mpfast.checkpoints.quantised.codes import E2M1, FLOAT8, pairs
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
+from mpfast.support import short
 
 __all__ = ["METHODS", "decoder", "is_mlx"]
 
@@ -56,7 +57,9 @@ def decoder(group: Group) -> Decoder:
     mode = said.get("mode", "affine")
     known = _MODES.get(mode) if isinstance(mode, str) else None
     if known is None and mode != "affine":
-        raise NotDecodedError(f"is stored in the mode {mode} of MLX, where affine or one of {sorted(_MODES)} is read")
+        raise NotDecodedError(
+            f"is stored in the mode {short(mode)} of MLX, where affine or one of {sorted(_MODES)} is read"
+        )
     bits, width = said.get("bits", known and known.bits), said.get("group_size", known and known.width)
     if not _is_count(bits, 8) or not _is_count(width, 1 << 20):
         raise NotDecodedError("has no configuration beside it that says of how many bits its codes are, and its groups")
