@@ -76,8 +76,8 @@ def test_pruned_as_the_dense_model(tmp_path):
     assert set(index["weight_map"]) == {info.name for info in written.tensors}
     assert json.loads((out / "config.json").read_text()) == {"model_type": "llama", "hidden_size": 64}
     assert result.notes == (
-        "3 quantised weights are bfloat16 now",
-        "config.json no longer says that the weights are quantised",
+        "written in bfloat16: 3 weights that are quantised in the source",
+        "config.json: no longer says that the weights are quantised",
     )
     assert result.not_copied == ("hf_quant_config.json: says how the weights were quantised",)
     found = mpfast.verify(out)
@@ -94,7 +94,7 @@ def test_compressed_as_the_dense_model(tmp_path, format):
     out = tmp_path / "out"
     result = mpfast.compress(tmp_path / "model", out, rank=4, format=format, dequantize="bfloat16")
     assert [layer.rank for layer in result.layers] == [4, 4, 4]
-    assert "3 quantised weights are bfloat16 now" in result.notes
+    assert "written in bfloat16: 3 weights that are quantised in the source" in result.notes
     written = open_checkpoint(out)
     assert {info.dtype for info in written.tensors} == {"bfloat16"}
     name = next(iter(numbers))

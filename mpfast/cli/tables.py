@@ -427,7 +427,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
         text_cells(
             row.name,
             row.shape,
-            row.dtype,
+            row.stored or row.dtype,
             f"{row.entries:,}",
             f"{row.role} ({row.known_from})",
             f"{row.matrices}" if row.matrices else f"- {row.reason}",

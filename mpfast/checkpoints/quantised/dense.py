@@ -85,10 +85,12 @@ class DenseCopy:
         self.files = self._files()
         self.config = None if quantised.config is None else without_quantisation(quantised.config)
         self.documents: dict[str, str] = {}
-        self.notes: tuple[str, ...] = (f"{len(self._decoders):,} quantised weights are {self.dtype} now",)
+        count = len(self._decoders)
+        what = "1 weight that is" if count == 1 else f"{count:,} weights that are"
+        self.notes: tuple[str, ...] = (f"written in {self.dtype}: {what} quantised in the source",)
         if self.config is not None and self.config != quantised.config:
             self.documents["config.json"] = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
-            self.notes += ("config.json no longer says that the weights are quantised",)
+            self.notes += ("config.json: no longer says that the weights are quantised",)
         # An index of these files is written with them.
         self.left_out = {**_LEFT_OUT, f"model{INDEX_SUFFIX}": ""}
         if quantised.source.endswith(INDEX_SUFFIX):
