@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "StreamAcross",
     "check_floats",
     "check_type",
+    "runs",
 ]
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -41,6 +43,16 @@ def check_floats(group: Group, word: str, *shapes: tuple[int, ...]) -> TensorInf
     """Return a part of floating-point numbers; NotDecodedError where it is missing, or of another type or shape."""
     info = check_type(group, word, *_FLOATS)
     return check_shape(group, word, *(shapes or [info.shape]))
+
+
+def runs(shape: tuple[int, ...], matrix: int, rows: slice) -> Iterator[tuple[int, int]]:
+    """Yield where rows begin and end among all entries of a tensor: those together that follow each other at once."""
+    height, columns = shape[-2:]
+    step = rows.step or 1
+    height_of_run = 1 if step > 1 else rows.stop - rows.start
+    for row in range(rows.start, rows.stop, max(step, height_of_run, 1)):
+        first = (matrix * height + row) * columns
+        yield first, first + height_of_run * columns
 
 
 def _matrix_of(group: Group, word: str, matrix: int) -> NDArray[Any]:

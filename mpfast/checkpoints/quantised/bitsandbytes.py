@@ -8,7 +8,7 @@ nested_blocksize] + nested_offset``. Of eight bits: ``W[n, k] = code[n, k] * SCB
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.affine import Affine
-from mpfast.checkpoints.quantised.affine_parts import StoredIntegers, check_type
+from mpfast.checkpoints.quantised.affine_parts import StoredIntegers, check_type, runs
 from mpfast.checkpoints.quantised.codes import pairs, rounding_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, as_float32, check_shape
 from mpfast.support import parse_json, short
@@ -98,7 +98,7 @@ class FlatBlocks:
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return some rows in float32."""
         table, columns = self._table(), self.shape[-1]
-        found = [self._decoded(table, *ends, 1) for ends in self._pieces(matrix, rows)]
+        found = [self._decoded(table, *ends, 1) for ends in runs(self.shape, matrix, rows)]
         return np.concatenate([np.empty(0, np.float32), *found]).reshape(-1, columns)
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
@@ -107,7 +107,7 @@ class FlatBlocks:
         variances = rounding_of(table)
         outermost = np.where(np.abs(table) == np.abs(table).max(), variances, 0)
         total, count = 0.0, 0
-        for first, last in self._pieces(matrix, rows):
+        for first, last in runs(self.shape, matrix, rows):
             found = self._decoded(variances, first, last, 2)
             of_largest = self._decoded(outermost, first, last, 2)
             begins = np.arange(first // self.block, -(-last // self.block)) * self.block - first
@@ -118,14 +118,6 @@ class FlatBlocks:
 
     def _table(self) -> NDArray[np.float32]:
         return as_float32(self.group, _prefix(self.group) + "quant_map")
-
-    def _pieces(self, matrix: int, rows: slice) -> Iterator[tuple[int, int]]:
-        """Where rows begin and end among all entries: those that follow each other at once."""
-        height, columns = self.shape[-2:]
-        step = rows.step or 1
-        for row in range(rows.start, rows.stop, step) if step > 1 else [rows.start][: rows.stop - rows.start]:
-            last = row + 1 if step > 1 else rows.stop
-            yield (matrix * height + row) * columns, (matrix * height + last) * columns
 
     def _decoded(self, table: NDArray[np.float32], first: int, last: int, power: int) -> NDArray[np.float32]:
         """The values of a table by the codes of some entries, times a power of the maxima."""

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
-from mpfast.checkpoints.quantised import awq, bitsandbytes, compressed_tensors, float4, float8, gptq, mlx, torchao
+from mpfast.checkpoints.quantised import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    float4,
+    float8,
+    gptq,
+    mlx,
+    onnx_nodes,
+    torchao,
+)
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
@@ -81,6 +91,19 @@ QUANTISED_FORMATS = (
     QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
     QuantisedFormat(
         "torchao in safetensors, float8 and integers in bytes", torchao.METHODS, torchao.is_torchao, torchao.decoder
+    ),
+    QuantisedFormat(
+        "ONNX, weights that DequantizeLinear takes",
+        onnx_nodes.METHODS,
+        onnx_nodes.is_dequantize_linear,
+        onnx_nodes.dequantize_linear,
+    ),
+    QuantisedFormat(
+        "ONNX, weights that MatMulNBits takes",
+        onnx_nodes.METHODS,
+        onnx_nodes.is_mat_mul_n_bits,
+        onnx_nodes.mat_mul_n_bits,
+        onnx_nodes.role_of,
     ),
 )
 

@@ -82,7 +82,7 @@ class Dequantised:
                 weight = self._decoded(group)
             except NotDecodedError as error:
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
-                source = "config.json" if group.method else "companions"
+                source = group.source if group.method else "companions"
                 seen[codes.name] = replace(codes, known=Role("quantised", reason=reason, source=source))
             else:
                 self.weights[group.name] = weight
