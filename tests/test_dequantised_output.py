@@ -121,7 +121,7 @@ def test_what_is_not_read_is_not_dequantised(tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     del tensors[f"{name}_scale_inv"]
     sharded(tmp_path / "model", tensors)
-    with pytest.raises(ValueError, match=rf"dequantize cannot be done: {name}: .* has no scale, and is never cast"):
+    with pytest.raises(ValueError, match=rf"dequantize is not possible: {name} has no scale, and is never cast"):
         mpfast.prune(tmp_path / "model", sparsity=0.5, dequantize="bfloat16")
     with pytest.raises(ValueError, match="has nothing to do: no weight of the model is quantised"):
         mpfast.prune({"l.weight": np.ones((16, 16))}, sparsity=0.5, dequantize="bfloat16")

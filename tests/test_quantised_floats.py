@@ -15,7 +15,7 @@ from mpfast.checkpoints.layers import Views, layer_matrix
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.quantised import dequantised
 
-from .quantised_weights import CASES, CONFIG, block_float8, ml_dtypes, nvfp4_parts, said_by, weights, write
+from .quantised_weights import CASES, CONFIG, as_float8, block_float8, ml_dtypes, nvfp4_parts, said_by, weights, write
 
 
 def opened(folder, case, *, said=True):
@@ -187,6 +187,16 @@ FOUR_BITS = {
 def test_four_bits_that_do_not_fit_are_refused(case, tmp_path):
     (tensors, config), reason = FOUR_BITS[case]
     assert re.search(reason, refused(tmp_path, tensors, config))
+
+
+@pytest.mark.parametrize("size", [128, 2**31, 2**70])
+def test_blocks_larger_than_the_matrix(size, tmp_path):
+    """As a configuration may say, whatever its numbers."""
+    codes, scales, numbers = as_float8(weights((96, 80)), (None, None))
+    write(tmp_path / "model.safetensors", {"l.weight": codes, "l.weight_scale_inv": scales})
+    said = {"quant_method": "fp8", "weight_block_size": [size, size]}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    np.testing.assert_array_equal(np.asarray(open_checkpoint(tmp_path).read("l.weight")), numbers)
 
 
 def test_a_group_of_three_dimensions_has_a_scale_for_each_matrix():

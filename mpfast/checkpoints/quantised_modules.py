@@ -5,6 +5,7 @@ No list of formats: a module that holds a tensor of a packed type is quantised, 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -183,6 +184,7 @@ def _place(name: str) -> str:
     return module if nested and _word_of(parent_of(module)[1]) in _NESTED else name
 
 
+@functools.lru_cache(maxsize=1 << 12)  # thousands of experts have the same few
 def _word_of(base: str) -> str:
     """The word of the lists that a name is or ends in; empty where it is none."""
     return next((word for word in _WORDS if base == word or base.lstrip("_") == word or base.endswith(f"_{word}")), "")

@@ -54,9 +54,8 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     block = _block(found[1:], (rows, columns), said)
     if block is None:
         raise _misfit(group, word, shape)
-    if block == (1, columns):
-        return Grid(found, block, "by row")
-    return Grid(found, block, "by column" if block == (rows, 1) else f"{block[0]}x{block[1]}")
+    described = {(1, columns): "by row", (rows, 1): "by column"}.get(block, f"{block[0]}x{block[1]}")
+    return Grid(found, (min(block[0], rows), min(block[1], columns)), described)
 
 
 def _misfit(group: Group, word: str, shape: tuple[int, ...]) -> NotDecodedError:

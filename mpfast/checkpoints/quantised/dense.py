@@ -14,7 +14,6 @@ from mpfast.arrays import Decoder, QuantisedArray, narrowed, widened
 from mpfast.checkpoints.base import Checkpoint, NoTensor, TensorInfo
 from mpfast.checkpoints.families import without_quantisation
 from mpfast.checkpoints.quantised.reader import Dequantised
-from mpfast.checkpoints.roles import roles_of
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.sharded import INDEX_SUFFIX
 from mpfast.checkpoints.tensor_bits import shards_of
@@ -67,25 +66,22 @@ class DenseCopy:
         self.stored = quantised.stored
         self._quantised = quantised
         self.others: tuple[NoTensor, ...] = quantised.others
-        self._decoders: dict[str, Decoder] = {}
-        self._infos: dict[str, TensorInfo] = {}
+        for name, why in quantised.refused.items():
+            raise InvalidValueError("dequantize", f"is not possible: {name} {why}")
+        infos = {}
         for name, weight in quantised.weights.items():
             decoder, known = weight.dense()
-            self._decoders[name] = _Rounded(decoder)
-            self._infos[name] = TensorInfo(name, decoder.shape, self.dtype, known)
-        roles = roles_of(quantised)
-        for name, role in roles.items():
-            if role.kind == "quantised":
-                raise InvalidValueError("dequantize", f"cannot be done: {name}: {role.reason}")
+            infos[name] = TensorInfo(name, decoder.shape, self.dtype, known)
+        parts = {part.name for weight in quantised.weights.values() for part in weight.group.parts.values()}
         self._tensors = tuple(
-            self._infos.get(info.name, info)
+            infos.get(info.name, info)
             for info in quantised.tensors
-            if roles[info.name].kind != "companion" and info.name.rpartition(".")[2] != _MARKER
+            if info.name in infos or (info.name not in parts and info.name.rpartition(".")[2] != _MARKER)
         )
         self.files = self._files()
         self.config = None if quantised.config is None else without_quantisation(quantised.config)
         self.documents: dict[str, str] = {}
-        count = len(self._decoders)
+        count = len(infos)
         what = "1 weight that is" if count == 1 else f"{count:,} weights that are"
         self.notes: tuple[str, ...] = (f"written in {self.dtype}: {what} quantised in the source",)
         if self.config is not None and self.config != quantised.config:
@@ -122,8 +118,8 @@ class DenseCopy:
 
     def read(self, name: str) -> Any:
         """Return one tensor: of what was quantised a `QuantisedArray` of bfloat16, of any other what is stored."""
-        decoder = self._decoders.get(name)
-        return self.stored.read(name) if decoder is None else QuantisedArray(decoder)
+        weight = self._quantised.weights.get(name)
+        return self.stored.read(name) if weight is None else QuantisedArray(_Rounded(weight.dense()[0]))
 
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor."""

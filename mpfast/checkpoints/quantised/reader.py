@@ -69,11 +69,14 @@ class Dequantised:
         As it is stored.
     weights : dict of str to QuantisedWeight
         Those that are read, by name.
+    refused : dict of str to str
+        Why others are not, by the name of their codes.
     """
 
     def __init__(self, stored: Checkpoint, groups: Iterable[Group]) -> None:
         self.stored = stored
         self.weights: dict[str, QuantisedWeight] = {}
+        self.refused: dict[str, str] = {}
         self._names = {info.name for info in stored.tensors}
         seen: dict[str, TensorInfo] = {}
         for group in groups:
@@ -81,6 +84,7 @@ class Dequantised:
             try:
                 weight = self._decoded(group)
             except NotDecodedError as error:
+                self.refused[codes.name] = str(error)
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
                 source = group.source if group.method else "companions"
                 seen[codes.name] = replace(codes, known=Role("quantised", reason=reason, source=source))
