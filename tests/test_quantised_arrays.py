@@ -63,6 +63,7 @@ INDICES = [
     (0, slice(1, None, 2)),
     (slice(None), slice(0, 200)),
     (1, slice(None), slice(5, 9)),
+    (1, slice(1, None, 7)),
     (slice(0, 2), slice(10, 20), slice(3, 4)),
     (2, 7),
 ]

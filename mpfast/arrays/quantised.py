@@ -186,4 +186,5 @@ class QuantisedArray:
 
 
 def _as_slice(rows: range) -> slice:
-    return slice(rows.start, rows.stop, rows.step)
+    # The end of a range may lie beyond its last row by up to a step.
+    return slice(rows.start, rows[-1] + 1 if rows else rows.start, rows.step)

@@ -1,22 +1,17 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
-from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
+from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
-    MIN_SIDE,
-    WHOLE,
-    ConvView,
-    ExpertsView,
     Layer,
     NameFilter,
-    QkvView,
-    Views,
     as_layer,
     as_layers,
     layer_matrix,
+    layer_part,
     name_filter,
     read_layer,
     select_layers,
@@ -26,6 +21,7 @@ from mpfast.checkpoints.layers import (
 from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
+from mpfast.checkpoints.matrices import MIN_SIDE, WHOLE, ConvView, ExpertsView, QkvView, Views
 from mpfast.checkpoints.moments import (
     FEW_ROWS_PER_INPUT,
     InputSum,
@@ -84,6 +80,7 @@ __all__ = [
     "NameFilter",
     "NoTensor",
     "NpyFile",
+    "OutputPart",
     "QkvView",
     "Role",
     "SafetensorsFile",
@@ -113,10 +110,12 @@ __all__ = [
     "is_moment_file",
     "is_report",
     "layer_matrix",
+    "layer_part",
     "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "other_names",
     "overall_hash",
     "packed",
     "path_of",

@@ -26,7 +26,7 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import SpectrumMethod, measured_both
+from mpfast.spectra import PERHAPS_FUSED, SpectrumMethod, measured_both
 from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
 
 __all__ = ["Settings", "checked_views", "layer_outcome", "layer_seed", "open_derived"]
@@ -133,6 +133,10 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
 
     Where there is no difference to the base, nothing was fitted and nothing is warned of.
     """
+    if layer.input_axes:  # known for what it is, whatever its shape suggests
+        report = replace(report, warnings=tuple(text for text in report.warnings if text != PERHAPS_FUSED))
+    if layer.unsplit:
+        report = replace(report, warnings=(*report.warnings, f"several matrices are seen as one: {layer.unsplit}"))
     if layer.kind == "lora":
         report = replace(report, warnings=(*report.warnings, UNSCALED))
     if layer.shared:

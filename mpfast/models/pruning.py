@@ -26,6 +26,7 @@ from mpfast.checkpoints import (
 )
 from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
+from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
@@ -160,8 +161,10 @@ def prune(
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget or str, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
-        `mpfast.models.share_out`. With `moments`, the method chooses which entries. Or with `sparsity` the name of one
-        of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments choose.
+        `mpfast.models.share_out`. One of a mixture's files fits the loaded mixture, whose experts transformers stacks,
+        and the other way round: the same entries go. With `moments`, the method chooses which entries. Or with
+        `sparsity` the name of one of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments
+        choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
         True = kept. Other layers stay dense.
@@ -261,7 +264,8 @@ def prune(
     warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(checkpoint, candidates, skipped, options)
+    fitted = None if options.given_budget is None else FittedBudget(options.given_budget, candidates)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options, fitted)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
@@ -310,7 +314,7 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, counts, reports = _plan(checkpoint, layers, options, known, slopes)
+        plan, counts, reports = _plan(checkpoint, layers, options, fitted, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
@@ -321,6 +325,7 @@ def prune(
                 options.steps,
                 options.factor_damping,
                 options.team,
+                {} if fitted is None else fitted.pieces,
             )
         masking = MaskingPass(checkpoint, layers, plan, reports, kept, options.groups is not None, weights)
         if place is None:
@@ -344,6 +349,7 @@ def _plan(
     checkpoint: Checkpoint,
     layers: Sequence[Layer],
     options: PruneOptions,
+    budget: FittedBudget | None,
     moments: LayerMoments | None,
     gradients: Mapping[str, Any],
 ) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
@@ -352,10 +358,10 @@ def _plan(
         return GivenMasks(options.masks), {}, {}
     if options.groups is not None:
         return Pattern(*options.groups, options.team), {}, {}
-    if options.given_budget is not None:
-        counts = {row.name: row.pruned for row in options.given_budget}
+    if budget is not None:
         by_row = options.label in METHODS and METHODS[options.label].per_row
-        return (RowCuts if by_row else LayerCuts)(counts, options.team), counts, {}
+        plan, counts = plan_of_budget(budget, checkpoint, layers, per_row=by_row, threads=options.team)
+        return plan, counts, {}
     method = options.sharing
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
     if method.cuts_globally and not options.chooser:

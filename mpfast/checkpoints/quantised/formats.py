@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
-from mpfast.checkpoints.quantised import float4, float8
+from mpfast.checkpoints.quantised import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    float4,
+    float8,
+    gptq,
+    mlx,
+    onnx_nodes,
+    torchao,
+)
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
@@ -60,6 +70,41 @@ QUANTISED_FORMATS = (
         "MXFP4 in rows (compressed-tensors, DeepSeek-V4)", float4.MXFP4_METHODS, float4.is_mxfp4, float4.mxfp4
     ),
     QuantisedFormat("NVFP4 (compressed-tensors, ModelOpt)", float4.NVFP4_METHODS, float4.is_nvfp4, float4.nvfp4),
+    QuantisedFormat("GPTQ, versions 1 and 2 (AutoRound, too)", gptq.METHODS, gptq.is_gptq, gptq.decoder),
+    QuantisedFormat("AWQ, version gemm (AutoRound, too)", awq.METHODS, awq.is_awq, awq.decoder),
+    QuantisedFormat(
+        "packed integers of compressed-tensors",
+        compressed_tensors.METHODS,
+        compressed_tensors.is_packed,
+        compressed_tensors.decoder_of_packs,
+    ),
+    QuantisedFormat(
+        "integers of compressed-tensors, one for each entry",
+        compressed_tensors.METHODS,
+        compressed_tensors.is_stored,
+        compressed_tensors.decoder_of_stored,
+    ),
+    QuantisedFormat(
+        "NF4 and FP4 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_four_bits, bitsandbytes.four_bits
+    ),
+    QuantisedFormat("int8 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_int8, bitsandbytes.int8),
+    QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
+    QuantisedFormat(
+        "torchao in safetensors, float8 and integers in bytes", torchao.METHODS, torchao.is_torchao, torchao.decoder
+    ),
+    QuantisedFormat(
+        "ONNX, weights that DequantizeLinear takes",
+        onnx_nodes.METHODS,
+        onnx_nodes.is_dequantize_linear,
+        onnx_nodes.dequantize_linear,
+    ),
+    QuantisedFormat(
+        "ONNX, weights that MatMulNBits takes",
+        onnx_nodes.METHODS,
+        onnx_nodes.is_mat_mul_n_bits,
+        onnx_nodes.mat_mul_n_bits,
+        onnx_nodes.role_of,
+    ),
 )
 
 

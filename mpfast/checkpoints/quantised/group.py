@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class Group:
         The configuration's part on quantisation, empty where there is none.
     metadata : mapping of str to str
         Of the headers of the files.
+    source : str
+        Where the method is known from.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +54,7 @@ class Group:
     method: str
     settings: Mapping[str, Any]
     metadata: Mapping[str, str]
+    source: str = "config.json"
 
     @property
     def name(self) -> str:
@@ -108,7 +111,14 @@ _OF_INPUTS = frozenset(
 
 
 def groups_of(checkpoint: Checkpoint) -> Iterator[Group]:
-    """Yield the quantised weights of a checkpoint that have something beside them, in its order."""
+    """Yield the quantised weights of a checkpoint that have something beside them, in its order.
+
+    A reader that knows them by more than names, from the nodes of a graph, yields its own: ``quantised_groups()``.
+    """
+    own: Callable[[], Iterator[Group]] | None = getattr(checkpoint, "quantised_groups", None)
+    if own is not None:
+        yield from own()
+        return
     config: Mapping[str, Any] | None = getattr(checkpoint, "config", None)
     method, settings = quantisation_of(config), quantisation_settings(config)
     infos = {info.name: info for info in checkpoint.tensors}

@@ -86,7 +86,7 @@ class Dequantised:
             except NotDecodedError as error:
                 self.refused[codes.name] = str(error)
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
-                source = "config.json" if group.method else "companions"
+                source = group.source if group.method else "companions"
                 seen[codes.name] = replace(codes, known=Role("quantised", reason=reason, source=source))
             else:
                 self.weights[group.name] = weight

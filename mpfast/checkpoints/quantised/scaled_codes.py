@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast.checkpoints.quantised.codes import rounding_of
 
-__all__ = ["ScaledCodes", "Scales", "times_blocks"]
+__all__ = ["ScaledCodes", "Scales", "by_rows", "in_blocks"]
 
 
 class Scales(Protocol):
@@ -62,12 +62,12 @@ class ScaledCodes:
 
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return some rows in float32."""
-        return self._decoded(self.table, matrix, rows, self._scales_of(matrix, rows))
+        return self._decoded(self.table, matrix, rows, by_rows(self.scales, matrix, rows))
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
         """Return the mean variance of rounding to the grid of the table, by the codes that occur."""
         with np.errstate(all="ignore"):
-            squares = np.square(self._scales_of(matrix, rows))
+            squares = np.square(by_rows(self.scales, matrix, rows))
         found = self._decoded(self._variances, matrix, rows, squares)
         if not found.size:
             return None
@@ -89,32 +89,31 @@ class ScaledCodes:
     def _variances(self) -> NDArray[np.float32]:
         return rounding_of(self.table.reshape(-1)).reshape(self.table.shape)
 
-    def _scales_of(self, matrix: int, rows: slice) -> NDArray[np.float32]:
-        """The scales of every row: (rows, columns of blocks)."""
-        height = self.scales.block[0]
-        first, last = rows.start // height, -(-rows.stop // height)
-        scales = self.scales.read(matrix, slice(first, last))
-        chosen: NDArray[np.float32] = scales[np.arange(rows.start, rows.stop, rows.step or 1) // height - first]
-        return chosen
-
     def _decoded(
         self, table: NDArray[np.float32], matrix: int, rows: slice, scales: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         codes = self.codes.read(matrix, rows)
         numbers: NDArray[np.float32] = np.take(table, codes, axis=0).reshape(len(codes), self.shape[-1])
-        with np.errstate(all="ignore"):  # scales may be anything: whoever uses the numbers says so
-            return times_blocks(numbers, scales, self.scales.block[1])
+        in_blocks(np.multiply, numbers, scales, self.scales.block[1])
+        return numbers
 
 
-def times_blocks(numbers: NDArray[np.float32], scales: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Multiply (rows, K) in place by scales (rows, ceil(K / width)); the last block may be narrower."""
+def by_rows(scales: Scales, matrix: int, rows: slice) -> NDArray[np.float32]:
+    """Return the scales of every row: (rows, columns of blocks)."""
+    height = scales.block[0]
+    first, last = rows.start // height, -(-rows.stop // height)
+    stored = scales.read(matrix, slice(first, last))
+    chosen: NDArray[np.float32] = stored[np.arange(rows.start, rows.stop, rows.step or 1) // height - first]
+    return chosen
+
+
+def in_blocks(operation: np.ufunc, numbers: NDArray[np.float32], values: NDArray[np.float32], width: int) -> None:
+    """Combine (rows, K) in place with values (rows, ceil(K / width)); the last block may be narrower."""
     columns = numbers.shape[1]
     whole = columns // width
     blocks = numbers[:, : whole * width].reshape(len(numbers), whole, width)
-    if np.may_share_memory(blocks, numbers):
-        blocks *= scales[:, :whole, None]
-    else:
-        numbers[:, : whole * width] = (blocks * scales[:, :whole, None]).reshape(len(numbers), whole * width)
-    if columns % width:
-        numbers[:, whole * width :] *= scales[:, whole:]
-    return numbers
+    with np.errstate(all="ignore"):  # the values may be anything: whoever uses the numbers says so
+        operation(blocks, values[:, :whole, None], out=blocks)
+        if columns % width:
+            numbers[:, : whole * width] = blocks.reshape(len(numbers), whole * width)  # what is cut out is a copy
+            operation(numbers[:, whole * width :], values[:, whole:], out=numbers[:, whole * width :])
