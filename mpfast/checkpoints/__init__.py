@@ -1,5 +1,16 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
+from mpfast.checkpoints.adapter_names import factor_roles
+from mpfast.checkpoints.adapter_products import AdapterProducts, has_updates
+from mpfast.checkpoints.adapter_settings import (
+    ADAPTER_CONFIG,
+    METADATA_KEY,
+    AdapterSettings,
+    packed_settings,
+    settings_beside,
+    unpacked_settings,
+)
+from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
@@ -23,7 +34,7 @@ from mpfast.checkpoints.layers import (
     telling_reason,
     unmatched_patterns,
 )
-from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
+from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.moments import (
@@ -56,11 +67,15 @@ from mpfast.checkpoints.tensor_bits import (
 from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
+    "METADATA_KEY",
     "MIN_SIDE",
     "WHOLE",
+    "AdapterProducts",
+    "AdapterSettings",
     "ArrayMapping",
     "Checkpoint",
     "CheckpointOutput",
@@ -69,8 +84,8 @@ __all__ = [
     "ExpertsView",
     "Format",
     "InputSum",
+    "KroneckerProduct",
     "Layer",
-    "LoraProducts",
     "LowRankProduct",
     "MaskFile",
     "MomentFile",
@@ -85,6 +100,7 @@ __all__ = [
     "SourceFiles",
     "TensorInfo",
     "TorchModules",
+    "Update",
     "Views",
     "WatchedWeight",
     "as_layer",
@@ -96,10 +112,11 @@ __all__ = [
     "content_sample_hash",
     "copy_companions",
     "counterparts",
+    "factor_roles",
     "files_behind",
     "files_of",
     "format_of",
-    "has_lora_pairs",
+    "has_updates",
     "home_directory",
     "index_name",
     "is_moment_file",
@@ -111,12 +128,14 @@ __all__ = [
     "open_checkpoint",
     "overall_hash",
     "packed",
+    "packed_settings",
     "path_of",
     "prefetched",
     "quantised_weight",
     "read_layer",
     "roles_of",
     "select_layers",
+    "settings_beside",
     "shards_of",
     "shares_memory",
     "stacked_expert",
@@ -125,7 +144,10 @@ __all__ = [
     "stored_bits",
     "telling_reason",
     "unmatched_patterns",
+    "unpacked_settings",
     "unseen_quantisation",
+    "updated_modules",
+    "updates_of",
     "weight_of",
     "write_moments",
 ]

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
-from mpfast.checkpoints.lora import factor_roles
 from mpfast.checkpoints.quantised import companions_of, parent_of
 
 __all__ = [
