@@ -92,7 +92,10 @@ class AdapterSettings:
             The other modules that have updates, whose ranks stay.
         """
         modules = [*wanted, *kept]
-        keys = {key: wanted.get(module) for module in reversed(modules) for key in self.keys_of(module)}
+        keys: dict[str, int | None] = {}
+        for module in modules:
+            for key in self.keys_of(module):
+                keys.setdefault(key, wanted.get(module))
         ranks: dict[str, float] = {}
         alphas: dict[str, float] = {}
         for key, rank in keys.items():

@@ -135,8 +135,9 @@ def _passed_over(paths: Iterable[Path]) -> tuple[NoTensor, ...]:
 def _open_torch_directory(directory: Path) -> Checkpoint:
     from mpfast.checkpoints.torch_state import TorchState, open_torch_index
 
-    if (directory / "pytorch_model.bin").is_file():
-        return TorchState(directory, [directory / "pytorch_model.bin"])
+    for name in ("pytorch_model.bin", "adapter_model.bin"):
+        if (directory / name).is_file():
+            return TorchState(directory, [directory / name])
     if (directory / "pytorch_model.bin.index.json").is_file():
         return open_torch_index(directory / "pytorch_model.bin.index.json")
     # A file that was downloaded under the hash of its content, and what is written from one.

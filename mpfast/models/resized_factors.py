@@ -107,7 +107,7 @@ def _alpha(update: Update, read: Read, rank: int) -> tuple[NDArray[Any] | None, 
         values = np.array(max(1.0, np.rint(exact)), info.dtype)
     else:
         values = stored_as(np.array(exact), info.dtype)
-    return values.reshape(info.shape), exact / float(wide(values, info.dtype))
+    return values.reshape(info.shape), exact / float(wide(values, info.dtype).reshape(-1)[0])
 
 
 def _stored(values: NDArray[np.float64], dtype: str, name: str) -> NDArray[Any]:
