@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.directories import open_directory, refuse_pickled_pieces
 from mpfast.checkpoints.safetensors import is_safetensors
 from mpfast.support import CheckpointError, check_path, front_door, restore_directory
 
@@ -88,7 +89,7 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 #: Every format, once: what is opened, what error messages and the documentation name.
 FORMATS = (
-    Format((".safetensors",), "safetensors, memory-mapped", "safetensors:SafetensorsFile", _is_safetensors),
+    Format((".safetensors",), "safetensors, memory-mapped", "distributed:open_whole_file", _is_safetensors),
     Format((".safetensors.index.json",), "the index of a safetensors checkpoint in shards", "sharded:open_index"),
     Format((".npz",), "arrays that `numpy.savez` wrote", "numpy_files:NpzFile", _is_npz),
     Format((".npy",), "one array that `numpy.save` wrote", "numpy_files:NpyFile", _is_npy),
@@ -241,9 +242,8 @@ def open_checkpoint(model: Any) -> Checkpoint:
     check_path(model, "model")
     path = located(model)
     if path.is_dir():
-        from mpfast.checkpoints.sharded import open_directory
-
         return open_directory(path)
+    refuse_pickled_pieces(path)
     _refuse_what_only_looks_like_weights(path)
     found = format_of(path)
     if found is None:
