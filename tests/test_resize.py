@@ -220,7 +220,7 @@ def test_the_entry_of_diffusers_in_the_header_follows(tmp_path):
 
 
 def test_diffusers_is_told_that_scales_are_1_where_ranks_come_to_differ(tmp_path):
-    """It takes the first rank for the alpha of all layers where a file has none."""
+    """Older releases take the first rank for the alpha of all layers where a file has none."""
     save_file(diffusers(8, 8), tmp_path / "a.safetensors", {"format": "pt"})
     mpfast.resize(tmp_path / "a.safetensors", tmp_path / "same", rank=3)
     assert SafetensorsFile(tmp_path / "same" / "a.safetensors").metadata == {"format": "pt"}
@@ -231,6 +231,25 @@ def test_diffusers_is_told_that_scales_are_1_where_ranks_come_to_differ(tmp_path
     alphas = [found["transformer.alpha_pattern"].get(f"b.{at}.q", found["transformer.lora_alpha"]) for at in (0, 1)]
     assert (ranks, alphas) == ([4, 3], [4, 3])
     assert found["transformer.target_modules"] == ["b.0.q", "b.1.q"]
+
+
+def test_factors_in_several_files_stay_in_theirs(tmp_path):
+    model = kohya()
+    halves = [{name: model[name] for name in sorted(model)[at::2]} for at in (0, 1)]
+    (tmp_path / "a").mkdir()
+    files = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    for file, half in zip(files, halves, strict=True):
+        save_file(half, tmp_path / "a" / file)
+    index = {"metadata": {}, "weight_map": {name: files[at] for at in (0, 1) for name in halves[at]}}
+    (tmp_path / "a" / "model.safetensors.index.json").write_text(json.dumps(index))
+    layers = mpfast.resize(tmp_path / "a", tmp_path / "out", rank=3).layers
+    assert layers == mpfast.resize(model, rank=3).layers
+    written = [load_file(tmp_path / "out" / file) for file in files]
+    assert [set(half) for half in written] == [set(half) for half in halves]
+    assert {row.fro_norm for row in mpfast.analyze(tmp_path / "out", progress=False)}
+    found = kohya_updates(written[0] | written[1])
+    for name, W in kohya_updates(model).items():
+        assert np.linalg.norm(found[name] - truncated(W, 3)) <= ROUNDING * np.linalg.norm(W)
 
 
 # What stays, and what is refused --------------------------------------------------------------------------------------
@@ -412,6 +431,43 @@ def cut_in_place(torch, module, rank, experts):
     root, inner = (s * keep).sqrt(), first.shape[1]
     A.copy_((root[..., None] * Vh)[:, :inner].reshape(A.shape))
     B.copy_((U * root[:, None])[..., :inner].permute(1, 2, 0).reshape(B.shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("options", [{"rank": 5}, {"error": 0.35}])
+def test_diffusers_loads_what_is_written_at_the_same_scales(tmp_path, noted, options):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+
+    def transformer():
+        torch.manual_seed(0)
+        sizes = {"caption_projection_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32}
+        heads = {"attention_head_dim": 8, "num_attention_heads": 4, "num_layers": 1}
+        return diffusers.SD3Transformer2DModel(
+            sample_size=8, patch_size=1, in_channels=4, out_channels=4, **heads, **sizes
+        )
+
+    model = {}
+    for number, (name, rank) in enumerate((("to_q", 8), ("to_k", 8), ("to_v", 4))):
+        A, B = falling(32, 32, rank, seed=number)
+        module = f"transformer.transformer_blocks.0.attn.{name}"
+        model |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+    entry = {"r": 8, "lora_alpha": 2, "rank_pattern": {"to_v": 4}, "target_modules": ["to_q", "to_k", "to_v"]}
+    text = json.dumps({f"transformer.{key}": value for key, value in entry.items()})
+    header = {"format": "pt"} | ({"lora_adapter_metadata": text} if noted else {})
+    save_file(model, tmp_path / "style.safetensors", header)
+    result = mpfast.resize(tmp_path / "style.safetensors", tmp_path / "out", **options)
+    loaded = transformer()
+    loaded.load_lora_adapter(str(tmp_path / "out"), prefix="transformer", weight_name="style.safetensors")
+    modules = dict(loaded.named_modules())
+    for layer in result.layers:
+        name = layer.name.removesuffix(".lora")
+        W = product(model[f"{name}.lora_A.weight"], model[f"{name}.lora_B.weight"]) * (
+            2 / layer.old_rank if noted else 1
+        )
+        module = modules[name.removeprefix("transformer.")]
+        found = module.get_delta_weight(next(iter(module.lora_A))).detach().double().numpy()
+        assert np.linalg.norm(found - truncated(W, layer.rank)) <= 4 * ROUNDING * np.linalg.norm(W)
 
 
 def test_an_adapter_of_torch_files_becomes_one_of_safetensors(peft, tmp_path):

@@ -104,7 +104,7 @@ def _alpha(update: Update, read: Read, rank: int) -> tuple[NDArray[Any] | None, 
     if exact == 0 or not np.isfinite(exact):
         return None, 1.0
     if info.dtype.startswith(("int", "uint")):
-        values = np.array(max(1.0, np.rint(exact)), info.dtype)
+        values = np.array(np.rint(exact) or np.copysign(1.0, exact), info.dtype)
     else:
         values = stored_as(np.array(exact), info.dtype)
     return values.reshape(info.shape), exact / float(wide(values, info.dtype).reshape(-1)[0])

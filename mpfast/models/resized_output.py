@@ -35,8 +35,8 @@ _PEFT_FILE = "adapter_model.safetensors"
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 # What kohya's own script writes where ranks differ.
 _SEVERAL = "Dynamic"
-# Parts of a pipeline, as diffusers calls them: it takes one alpha for all where neither tensors nor its entry in the
-# header say otherwise, so that other ranks would be other scales.
+# Parts of a pipeline, as diffusers calls them. Releases before 0.42 take one alpha for all layers where neither tensors
+# nor the entry in the header say otherwise, and with other ranks the scales would be others.
 _DIFFUSERS_PARTS = ("transformer.", "transformer_2.", "unet.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
 
 
@@ -128,7 +128,7 @@ def _header(
     found = {key: value for key, value in metadata.items() if key not in _HASHES}
     if "ss_network_dim" in found:
         found |= _kohya_entries(updates, ranks, checkpoint)
-    settings = unpacked_settings(metadata) or _settings_of_units(updates.values(), ranks)
+    settings = unpacked_settings(metadata) or _settings_of_units(checkpoint, updates.values(), ranks)
     if settings:
         found[METADATA_KEY] = packed_settings(
             {
@@ -150,7 +150,9 @@ def _kohya_entries(updates: Mapping[str, Update], ranks: Mapping[str, int], chec
     }
 
 
-def _settings_of_units(updates: Iterable[Update], ranks: Mapping[str, int]) -> dict[str, AdapterSettings]:
+def _settings_of_units(
+    checkpoint: Checkpoint, updates: Iterable[Update], ranks: Mapping[str, int]
+) -> dict[str, AdapterSettings]:
     """What diffusers must be told where a file has no alphas and its ranks are to differ: that all scales are 1."""
     found = {}
     members = list(updates)
@@ -159,6 +161,14 @@ def _settings_of_units(updates: Iterable[Update], ranks: Mapping[str, int]) -> d
         plain = all(not update.alpha and update.settings is None for update in here)
         if plain and len({ranks.get(update.name, update.rank) for update in here}) > 1:
             modules = {update.module.removeprefix(prefix): update.rank for update in here}
-            values = {"r": 1, "lora_alpha": 1, "rank_pattern": modules, "alpha_pattern": modules}
-            found[prefix] = AdapterSettings({**values, "target_modules": sorted(modules)}, prefix)
+            values = {
+                "r": 1,
+                "lora_alpha": 1,
+                "rank_pattern": modules,
+                "alpha_pattern": modules,
+                "target_modules": sorted(modules),
+                "use_dora": any(update.magnitude for update in here),
+                "lora_bias": any(info.name.endswith("lora_B.bias") for info in checkpoint.tensors),
+            }
+            found[prefix] = AdapterSettings(values, prefix)
     return found
