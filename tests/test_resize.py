@@ -242,11 +242,10 @@ def test_factors_in_several_files_stay_in_theirs(tmp_path):
         save_file(half, tmp_path / "a" / file)
     index = {"metadata": {}, "weight_map": {name: files[at] for at in (0, 1) for name in halves[at]}}
     (tmp_path / "a" / "model.safetensors.index.json").write_text(json.dumps(index))
-    layers = mpfast.resize(tmp_path / "a", tmp_path / "out", rank=3).layers
-    assert layers == mpfast.resize(model, rank=3).layers
+    mpfast.resize(tmp_path / "a", tmp_path / "out", rank=3)
     written = [load_file(tmp_path / "out" / file) for file in files]
     assert [set(half) for half in written] == [set(half) for half in halves]
-    assert {row.fro_norm for row in mpfast.analyze(tmp_path / "out", progress=False)}
+    assert len(mpfast.analyze(tmp_path / "out", progress=False)) == 3  # by the index
     found = kohya_updates(written[0] | written[1])
     for name, W in kohya_updates(model).items():
         assert np.linalg.norm(found[name] - truncated(W, 3)) <= ROUNDING * np.linalg.norm(W)

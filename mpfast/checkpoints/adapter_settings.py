@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,24 @@ class AdapterSettings:
 
 def _matches(expression: Any, name: str) -> bool:
     """Whether PEFT takes a pattern for a module of this name: it is a regular expression for the end of it."""
-    try:
-        return isinstance(expression, str) and re.match(rf"(.*\.)?({expression})$", name) is not None
-    except re.error:
+    if not isinstance(expression, str):
         return False
+    end, pattern = _compiled(expression)
+    return name.endswith(end) and pattern is not None and pattern.match(name) is not None
+
+
+@lru_cache(maxsize=1 << 14)
+def _compiled(expression: str) -> tuple[str, re.Pattern[str] | None]:
+    """What names that a pattern matches end with, as far as that shows, and the pattern; None where it is none.
+
+    An adapter with a rank for each of a thousand modules has a thousand patterns.
+    """
+    try:
+        pattern = re.compile(rf"(.*\.)?({expression})$")
+    except (re.error, RecursionError, OverflowError):
+        pattern = None
+    plain = re.fullmatch(r"(\w+\.)*(\w+)", expression)
+    return ("" if plain is None else plain[2]), pattern
 
 
 def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
@@ -196,7 +211,9 @@ def unpacked_settings(metadata: Mapping[str, str]) -> dict[str, AdapterSettings]
     except ValueError:
         return {}
     values = found if isinstance(found, dict) else {}
-    prefixes = {name[: -len("r")] for name in values if name == "r" or name.endswith(".r")}
+    found_prefixes = {name[: -len("r")] for name in values if name == "r" or name.endswith(".r")}
+    # An empty one, of a file of one component that is not named, begins every name: it comes last.
+    prefixes = sorted(found_prefixes, key=len, reverse=True)
     return {
         prefix: AdapterSettings(
             {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}, prefix

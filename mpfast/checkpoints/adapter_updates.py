@@ -26,8 +26,6 @@ _UNIT_WORDS = re.compile(r"lora_(down|up)$|\.(down|up)$|^(hada|lokr)_")
 _UNIT_PARTS = re.compile(r"(transformer(_\d)?|unet|text_encoder(_\d)?|text_model|diffusion_model)\.")
 _PEFT = re.compile(r"base_model\.")
 _MAGNITUDES = ("lora_magnitude_vector", "dora_scale")
-_HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-_KRONECKER = ("lokr_w1", "lokr_w2")
 
 Read = Callable[[str], Any]
 
@@ -106,9 +104,11 @@ class Update:
 
     def pair(self, read: Read, expert: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return A (r, in) and B (out, r) of a pair, of one expert."""
-        A, B = (_numbers(read, self.factors[word]) for word in ("A", "B"))
-        A, B = A.reshape(self.count, self.rank, -1), B.reshape(len(B), self.rank, self.count)
-        return A[expert], B[:, :, expert]
+        a, b = self.factors["A"], self.factors["B"]
+        # Of a stack, the rows and columns of the one expert, before they are widened.
+        A = numbers(read(a.name)[expert * self.rank : (expert + 1) * self.rank], a)
+        B = numbers(read(b.name)[:, expert :: self.count], b)
+        return A.reshape(self.rank, -1), B.reshape(-1, self.rank)
 
 
 def updates_of(checkpoint: Checkpoint) -> dict[str, Update]:
@@ -149,7 +149,6 @@ class _Settings:
     def of(self, module: str) -> AdapterSettings | None:
         if self._beside is not None:
             return self._beside
-        # An empty prefix, where the file has one component that is not named, begins every name.
         return next((found for prefix, found in self._inside.items() if module.startswith(prefix)), None)
 
 
