@@ -198,6 +198,22 @@ def test_the_difference_of_two_adapters_is_not_that_of_their_factors():
         mpfast.analyze(pair, base={name: 2 * tensor for name, tensor in pair.items()})
 
 
+def test_inspect_lists_an_update_with_the_first_of_its_factors():
+    A, B, alpha = single(4, 64), single(48, 4), np.array(2.0, np.float32)
+    model = {"lora_unet_a.alpha": alpha, "lora_unet_a.lora_down.weight": A, "lora_unet_a.lora_up.weight": B}
+    model |= {"lora_unet_b.lora_down.weight": A[:, :4], "lora_unet_b.lora_up.weight": B, "w.weight": single(16, 16)}
+    rows = {row.name: (row.role, row.matrices, row.reason) for row in mpfast.inspect(model)}
+    of_a = "a factor of lora_unet_a.lora"
+    assert rows == {
+        "lora_unet_a.alpha": ("vector", 0, of_a),
+        "lora_unet_a.lora_down.weight": ("factor", 1, None),
+        "lora_unet_a.lora_up.weight": ("factor", 0, of_a),
+        "lora_unet_b.lora_down.weight": ("factor", 0, "too small: fewer than 8 rows or columns"),
+        "lora_unet_b.lora_up.weight": ("factor", 0, "a factor of lora_unet_b.lora"),
+        "w.weight": ("linear", 1, None),
+    }
+
+
 # LyCORIS --------------------------------------------------------------------------------------------------------------
 
 

@@ -291,6 +291,11 @@ PAIR = {"q.lora_A.weight": np.ones((4, 16)), "q.lora_B.weight": np.ones((16, 4))
         ({"q.weight": np.ones((16, 16))}, {"rank": 2}, "no pair of factors among its 1 tensors; pass a LoRA adapter"),
         ({"q.lokr_w1": np.ones((4, 4)), "q.lokr_w2": np.ones((4, 4))}, {"rank": 2}, "q.lokr: a Kronecker product"),
         (
+            {"q.weight": np.ones((16, 8), np.int8), "q.scale": np.ones((16, 1)), **PAIR},
+            {"rank": 2},
+            "adapter is quantised: q.weight is packed",
+        ),
+        (
             {"unet.q.lora.down.weight": np.full((4, 16), np.nan), "unet.q.lora.up.weight": np.ones((16, 4))},
             {"rank": 2},
             r"unet.q.lora is a product of factors with non-finite entries",

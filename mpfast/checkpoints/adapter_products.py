@@ -48,6 +48,13 @@ class AdapterProducts:
         self.others: tuple[NoTensor, ...] = getattr(checkpoint, "others", ())
 
     @property
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """The tensors that each product is made of, by its name; the experts of a stack have theirs in common."""
+        return {
+            name: tuple(info.name for info in update.factors.values()) for name, (update, _) in self._products.items()
+        }
+
+    @property
     def source(self) -> str:
         """The source of the factors."""
         return self._checkpoint.source

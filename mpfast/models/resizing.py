@@ -24,10 +24,12 @@ from mpfast.models.factoring import Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
+from mpfast.models.prune_options import check_that_it_can_be_changed
 from mpfast.models.resized_factors import ResizedUpdate, rank_of, resized
 from mpfast.models.resized_output import write_resized
 from mpfast.support import (
     InvalidValueError,
+    argument_called,
     check_flag,
     check_path,
     claimed_directory,
@@ -136,7 +138,7 @@ def resize(
     ValueError, TypeError
         A bad option; nothing to resize (Hadamard and Kronecker products have no two factors of a smaller rank); a scale
         that nothing says, and that would change with the rank; factors with NaN or infinities, or that the type of the
-        file cannot hold.
+        file cannot hold; factors that belong to quantised weights; entries that are no tensors and would be lost.
 
     Examples
     --------
@@ -154,7 +156,9 @@ def resize(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(adapter)
+    with argument_called("adapter"):
+        checkpoint = open_checkpoint(adapter)
+        check_that_it_can_be_changed(checkpoint, written=out is not None)
     check_writable(checkpoint)
     updates = updates_of(checkpoint)
     reasons = {name: reason for name, update in updates.items() if (reason := _obstacle(update, checkpoint))}
