@@ -1,8 +1,8 @@
 """What every tensor of a checkpoint is to its model, decided once, for the whole checkpoint, from what is known.
 
-In this order: the types of the tensors beside it (quantised weights and their companions), names of LoRA factors, what
-the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the configuration,
-shapes, and as the last resort the name.
+In this order: the types of the tensors beside it (quantised weights and their companions), names of factors of updates,
+what the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the
+configuration, shapes, and as the last resort the name.
 """
 
 from __future__ import annotations

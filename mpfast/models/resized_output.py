@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpfast.checkpoints import (
@@ -62,18 +63,18 @@ def write_resized(
     left : tuple of str
         What lies beside the weights and was not copied, and why.
     """
+    plan = _Plan(checkpoint, updates, ranks)
     beside = settings_beside(checkpoint) if any(updates[name].settings is not None for name in ranks) else None
     files = files_of(checkpoint)
     if beside is not None and not shards_of(checkpoint):
         files = {_PEFT_FILE: [info.name for info in checkpoint.tensors]}
-    infos = _resized_infos(checkpoint, updates, ranks)
-    headers = {shard.path.name: shard.metadata for shard in shards_of(checkpoint)}
+    infos, headers = plan.infos(), {shard.path.name: shard.metadata for shard in shards_of(checkpoint)}
     home = {name: file for file, names in files.items() for name in names}
     reports = []
     with contextlib.ExitStack() as stack:
         writers = {}
         for file, names in files.items():
-            header = _header(headers.get(file, {"format": "pt"}), updates, ranks, checkpoint)
+            header = plan.header(headers.get(file, {"format": "pt"}))
             writer = SafetensorsWriter.create(staging / file, [infos[name] for name in names], header)
             writers[file] = stack.enter_context(writer)
         for name, rank in ranks.items():
@@ -86,8 +87,8 @@ def write_resized(
                 writer.write(name, stored_bits(checkpoint, name))
     left = copy_companions(checkpoint, staging, leave_out=(ADAPTER_CONFIG,))
     if beside is not None:
-        values = beside.with_ranks(*_ranks_of_modules(checkpoint, updates.values(), ranks))
-        (staging / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(beside.with_ranks(*plan.modules()), indent=2) + "\n"
+        (staging / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     if len(files) > 1:
         size = sum((staging / file).stat().st_size for file in files)
         index = {"metadata": {"total_size": size}, "weight_map": home}
@@ -95,80 +96,72 @@ def write_resized(
     return reports, left
 
 
-def _resized_infos(
-    checkpoint: Checkpoint, updates: Mapping[str, Update], ranks: Mapping[str, int]
-) -> dict[str, TensorInfo]:
-    """All tensors by name, in the shapes that they are to have."""
-    infos = {info.name: info for info in checkpoint.tensors}
-    for name, rank in ranks.items():
-        A, B = (updates[name].factors[word] for word in ("A", "B"))
-        rows = updates[name].count * rank
-        infos[A.name] = TensorInfo(A.name, (rows, *A.shape[1:]), A.dtype)
-        infos[B.name] = TensorInfo(B.name, (B.shape[0], rows, *B.shape[2:]), B.dtype)
-    return infos
+@dataclass(frozen=True)
+class _Plan:
+    """An adapter, its updates by name, and the ranks that some of them are to have."""
 
+    checkpoint: Checkpoint
+    updates: Mapping[str, Update]
+    ranks: Mapping[str, int]
 
-def _ranks_of_modules(
-    checkpoint: Checkpoint, updates: Iterable[Update], ranks: Mapping[str, int], prefix: str = ""
-) -> tuple[dict[str, int], list[str]]:
-    """Ranks of the modules whose update is resized, and the modules that have another."""
-    wanted = {
-        update.module: ranks[update.name]
-        for update in updates
-        if update.name in ranks and update.module.startswith(prefix)
-    }
-    others = (module for module in updated_modules(checkpoint) if module.startswith(prefix))
-    return wanted, [module for module in others if module not in wanted]
+    def infos(self) -> dict[str, TensorInfo]:
+        """All tensors by name, in the shapes that they are to have."""
+        infos = {info.name: info for info in self.checkpoint.tensors}
+        for name, rank in self.ranks.items():
+            A, B = (self.updates[name].factors[word] for word in ("A", "B"))
+            rows = self.updates[name].count * rank
+            infos[A.name] = TensorInfo(A.name, (rows, *A.shape[1:]), A.dtype)
+            infos[B.name] = TensorInfo(B.name, (B.shape[0], rows, *B.shape[2:]), B.dtype)
+        return infos
 
+    def modules(self, prefix: str = "") -> tuple[dict[str, int], list[str]]:
+        """Ranks of the modules whose update is resized, and the modules that have another."""
+        pairs = ((self.updates[name].module, rank) for name, rank in self.ranks.items())
+        wanted = {module: rank for module, rank in pairs if module.startswith(prefix)}
+        others = (module for module in updated_modules(self.checkpoint) if module.startswith(prefix))
+        return wanted, [module for module in others if module not in wanted]
 
-def _header(
-    metadata: Mapping[str, str], updates: Mapping[str, Update], ranks: Mapping[str, int], checkpoint: Checkpoint
-) -> dict[str, str]:
-    """The text entries of a file, without the hashes of what it held."""
-    found = {key: value for key, value in metadata.items() if key not in _HASHES}
-    if "ss_network_dim" in found:
-        found |= _kohya_entries(updates, ranks, checkpoint)
-    settings = unpacked_settings(metadata) or _settings_of_units(checkpoint, updates.values(), ranks)
-    if settings:
-        found[METADATA_KEY] = packed_settings(
-            {
-                prefix: one.with_ranks(*_ranks_of_modules(checkpoint, updates.values(), ranks, prefix))
-                for prefix, one in settings.items()
-            }
+    def header(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """The text entries of a file, as they are to be, without the hashes of what it held."""
+        found = {key: value for key, value in metadata.items() if key not in _HASHES}
+        if "ss_network_dim" in found:
+            found |= self._kohya_entries()
+        settings = unpacked_settings(metadata) or self._settings_of_units()
+        if settings:
+            values = {prefix: one.with_ranks(*self.modules(prefix)) for prefix, one in settings.items()}
+            found[METADATA_KEY] = packed_settings(values)
+        return found
+
+    def _kohya_entries(self) -> dict[str, str]:
+        """Rank and alpha of all updates, where they are one."""
+        scales = ((self.updates[name].scale(self.checkpoint.read), rank) for name, rank in self.ranks.items())
+        dims, alphas = (
+            {str(rank) for rank in self.ranks.values()},
+            {str(rank * (scale or 0.0)) for scale, rank in scales},
         )
-    return found
+        return {
+            "ss_network_dim": dims.pop() if len(dims) == 1 else _SEVERAL,
+            "ss_network_alpha": alphas.pop() if len(alphas) == 1 else _SEVERAL,
+        }
 
-
-def _kohya_entries(updates: Mapping[str, Update], ranks: Mapping[str, int], checkpoint: Checkpoint) -> dict[str, str]:
-    """Rank and alpha of all updates, where they are one."""
-    scales = {name: updates[name].scale(checkpoint.read) for name in ranks}
-    pairs = {(rank, rank * (scales[name] or 0.0)) for name, rank in ranks.items()}
-    dims, alphas = ({str(pair[at]) for pair in pairs} for at in (0, 1))
-    return {
-        "ss_network_dim": dims.pop() if len(dims) == 1 else _SEVERAL,
-        "ss_network_alpha": alphas.pop() if len(alphas) == 1 else _SEVERAL,
-    }
-
-
-def _settings_of_units(
-    checkpoint: Checkpoint, updates: Iterable[Update], ranks: Mapping[str, int]
-) -> dict[str, AdapterSettings]:
-    """What diffusers must be told where a file has no alphas and its ranks are to differ: that all scales are 1."""
-    found = {}
-    members = list(updates)
-    for prefix in _DIFFUSERS_PARTS:
-        here = [update for update in members if update.module.startswith(prefix)]
-        plain = all(not update.alpha and update.settings is None for update in here)
-        if plain and len({ranks.get(update.name, update.rank) for update in here}) > 1:
-            modules = {update.module.removeprefix(prefix): update.rank for update in here}
-            values = {
-                "r": 1,
-                "lora_alpha": 1,
-                "rank_pattern": modules,
-                "alpha_pattern": modules,
-                "target_modules": sorted(modules),
-                "use_dora": any(update.magnitude for update in here),
-                "lora_bias": any(info.name.endswith("lora_B.bias") for info in checkpoint.tensors),
-            }
-            found[prefix] = AdapterSettings(values, prefix)
-    return found
+    def _settings_of_units(self) -> dict[str, AdapterSettings]:
+        """What diffusers must be told where a file has no alphas and its ranks are to differ: that all scales are 1."""
+        found = {}
+        for prefix in _DIFFUSERS_PARTS:
+            here = [update for update in self.updates.values() if update.module.startswith(prefix)]
+            # Of its older names (``processor.to_q_lora``) the module is not the one that is updated.
+            plain = all(update.is_unit and update.name == f"{update.module}.lora" for update in here)
+            alphas = any(update.alpha or update.settings is not None for update in here)
+            if plain and not alphas and len({self.ranks.get(update.name, update.rank) for update in here}) > 1:
+                modules = {update.module.removeprefix(prefix): update.rank for update in here}
+                values = {
+                    "r": 1,
+                    "lora_alpha": 1,
+                    "rank_pattern": modules,
+                    "alpha_pattern": modules,
+                    "target_modules": sorted(modules),
+                    "use_dora": any(update.magnitude for update in here),
+                    "lora_bias": any(info.name.endswith("lora_B.bias") for info in self.checkpoint.tensors),
+                }
+                found[prefix] = AdapterSettings(values, prefix)
+        return found
