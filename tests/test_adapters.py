@@ -187,6 +187,42 @@ def test_a_scale_that_nothing_says_is_said_to_be_missing(tmp_path):
         mpfast.analyze(wrong)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"r": "4", "lora_alpha": 4},
+        {"r": 0, "lora_alpha": 4},
+        {"r": -4, "lora_alpha": 4},
+        {"r": True, "lora_alpha": 4},
+        {"r": 4.5, "lora_alpha": 4},
+        {"r": 4, "lora_alpha": None},
+        {"r": 4, "lora_alpha": [4]},
+        {"r": 4, "lora_alpha": 4, "rank_pattern": {"q": "4"}},
+        {"r": 4, "lora_alpha": 4, "target_parameters": ["q.weight"], "rank_pattern": {"weight": 3}},
+    ],
+)
+def test_settings_that_are_none_leave_the_scale_unknown(tmp_path, config):
+    pair = {"base_model.model.q.lora_A.weight": single(4, 32), "base_model.model.q.lora_B.weight": single(24, 4)}
+    place = peft_directory(tmp_path / "a", pair, **config)
+    analysis = mpfast.analyze(place, progress=False)
+    assert all(any("without the scale" in text for text in row.warnings) for row in analysis)
+    with pytest.raises(ValueError, match=r"no update to resize|no pair of factors"):
+        mpfast.resize(place, rank=2)
+
+
+def test_patterns_that_are_none_match_nothing(tmp_path):
+    pair = {"base_model.model.q.lora_A.weight": single(4, 32), "base_model.model.q.lora_B.weight": single(24, 4)}
+    patterns = {"(": 9, "": 9, "x" * 3 + "*+" * 50: 9}
+    place = peft_directory(tmp_path / "a", pair, r=4, lora_alpha=8, rank_pattern=patterns, alpha_pattern=["q"])
+    W = product_of(pair, "base_model.model.q")
+    assert norms(place) == pytest.approx({"base_model.model.q.lora": 2 * np.linalg.norm(W)}, rel=1e-12)
+
+
+def product_of(model, name):
+    return model[f"{name}.lora_B.weight"].astype(float) @ model[f"{name}.lora_A.weight"].astype(float)
+
+
 def test_factors_in_codes_are_no_products():
     pair = {"unet.q.lora.down.weight": np.ones((4, 32), np.int8), "unet.q.lora.up.weight": single(24, 4)}
     assert updates_of(open_checkpoint(pair)) == {}
