@@ -319,6 +319,10 @@ def test_updates_are_those_that_peft_adds(tmp_path):
         }
         found = {name.rpartition(".")[0]: norm for name, norm in norms(tmp_path / f"{number}").items()}
         assert found == pytest.approx(expected, rel=1e-5)  # PEFT's are of float32
+        live = {name.rsplit(".", 2)[0]: norm for name, norm in norms(model).items() if name.endswith(".default")}
+        assert live == pytest.approx(found, rel=1e-12)
+        with pytest.raises(ValueError, match="live model"):
+            mpfast.resize(model, rank=2)
 
 
 def test_fused_experts_are_one_matrix_each(tmp_path):

@@ -19,6 +19,7 @@ __all__ = [
     "ADAPTER_CONFIG",
     "METADATA_KEY",
     "AdapterSettings",
+    "live_settings",
     "packed_settings",
     "settings_beside",
     "unpacked_settings",
@@ -175,6 +176,12 @@ def _plain(value: float) -> float:
     """A whole number without a fraction, which is how alphas are written."""
     near = round(value)
     return near if math.isclose(value, near, rel_tol=1e-12) and near else value
+
+
+def live_settings(checkpoint: Checkpoint) -> dict[str, AdapterSettings]:
+    """Return what PEFT's configurations in a live model say, by the names of its adapters."""
+    adapters: Mapping[str, Mapping[str, Any]] = getattr(checkpoint, "adapters", {})
+    return {name: AdapterSettings(values, _PEFT_PREFIX) for name, values in adapters.items()}
 
 
 def settings_beside(checkpoint: Checkpoint) -> AdapterSettings | None:

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import FLOATS
 from mpfast.checkpoints.adapter_names import FactorName, is_of_parameters, names_between, parsed_factor
-from mpfast.checkpoints.adapter_settings import AdapterSettings, settings_beside, unpacked_settings
+from mpfast.checkpoints.adapter_settings import (
+    AdapterSettings,
+    live_settings,
+    settings_beside,
+    unpacked_settings,
+)
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
 from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct, hadamard_product
 from mpfast.checkpoints.tensor_bits import shards_of
@@ -139,17 +144,19 @@ def updated_modules(checkpoint: Checkpoint) -> list[str]:
 
 
 class _Settings:
-    """What the configurations of an adapter say of its modules: one beside the file, or in its header."""
+    """What the configurations of an adapter say of its modules: in a live model, beside the file, or in its header."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         shards = shards_of(checkpoint)
+        self._live = live_settings(checkpoint)
         self._beside = settings_beside(checkpoint)
         self._inside = unpacked_settings(shards[0].metadata) if shards else {}
 
-    def of(self, module: str) -> AdapterSettings | None:
-        if self._beside is not None:
-            return self._beside
-        return next((found for prefix, found in self._inside.items() if module.startswith(prefix)), None)
+    def of(self, factor: FactorName) -> AdapterSettings | None:
+        live = self._live.get(factor.adapter[1:])  # without the dot before it
+        if live is not None or self._beside is not None:
+            return live or self._beside
+        return next((found for prefix, found in self._inside.items() if factor.module.startswith(prefix)), None)
 
 
 def _pair(info: TensorInfo, factor: FactorName, infos: Mapping[str, TensorInfo], settings: _Settings) -> Update | None:
@@ -234,7 +241,7 @@ class _Found:
         return cls(
             factor.module,
             alpha,
-            None if alpha is not None else settings.of(factor.module),
+            None if alpha is not None else settings.of(factor),
             unit is not None and _PEFT.match(factor.module) is None,
             next((name for name in magnitudes if name in infos), ""),
         )

@@ -17,6 +17,7 @@ from mpfast.checkpoints import (
     check_writable,
     factor_roles,
     files_behind,
+    live_settings,
     open_checkpoint,
     updates_of,
 )
@@ -159,6 +160,9 @@ def resize(
     with argument_called("adapter"):
         checkpoint = open_checkpoint(adapter)
         check_that_it_can_be_changed(checkpoint, written=out is not None)
+    if live_settings(checkpoint):
+        fact = "is a live model, whose modules have the ranks that it was made with"
+        raise InvalidValueError("adapter", fact, "save it (save_pretrained) and pass the directory")
     check_writable(checkpoint)
     updates = updates_of(checkpoint)
     reasons = {name: reason for name, update in updates.items() if (reason := _obstacle(update, checkpoint))}
