@@ -217,10 +217,24 @@ def pipeline(tmp_path):
 def test_a_pipeline_lists_its_components(pipeline):
     with pytest.raises(CheckpointError) as caught:
         mpfast.analyze(pipeline)
-    expected = "pass one of its components: sd/unet (UNet2DConditionModel), sd/text_encoder (CLIPTextModel)"
+    expected = "pass the directory of one of its components: unet (UNet2DConditionModel), text_encoder (CLIPTextModel)"
     assert str(caught.value).endswith(expected)
     for name in ("unet", "text_encoder"):
         assert [row.name for row in mpfast.analyze(pipeline / name, progress=False)] == ["fc.weight"]
+
+
+def test_a_component_of_a_pipeline_in_the_cache_is_named_below_its_id(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--org--sd"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots").mkdir()
+    pipeline.rename(folder / "snapshots" / "abc")
+    assert [row.name for row in mpfast.analyze("org/sd/unet", progress=False)] == ["fc.weight"]
+    assert open_checkpoint("org/sd/text_encoder/model.safetensors").tensors[0].name == "fc.weight"
+    for name in ("org/sd/vae", "org/sd/../sd", "org/other/unet", "org/sd/unet/../unet"):
+        with pytest.raises(FileNotFoundError, match=r"no such file or directory$"):
+            open_checkpoint(name)
 
 
 def test_of_the_variants_of_a_component_the_plain_one_is_taken(pipeline):

@@ -100,8 +100,8 @@ def _open_without_safetensors(directory: Path) -> Checkpoint:
     components = _components(directory)
     if components:
         raise CheckpointError(
-            f"{directory}: a pipeline of Diffusers; pass one of its components: "
-            + ", ".join(f"{directory.name}/{name} ({kind})" for name, kind in components.items())
+            f"{directory}: a pipeline of Diffusers; pass the directory of one of its components: "
+            + ", ".join(f"{name} ({kind})" for name, kind in components.items())
         )
     parts = sorted({path.parent.name for path in directory.glob("*/*.safetensors")})
     advice = f"pass one of its parts: {', '.join(parts)}" if parts else "pass the path of the checkpoint file"

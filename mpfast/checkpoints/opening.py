@@ -148,7 +148,8 @@ def located(model: str | os.PathLike[str]) -> Path:
     """Return the path of a checkpoint that is named by its path, or by its Hugging Face id where the cache has it.
 
     Nothing is fetched: of ``org/name`` the snapshot is taken that ``refs/main`` of the local cache names, below
-    ``HF_HUB_CACHE``, or ``hub`` in ``HF_HOME``, or ``~/.cache/huggingface/hub``. A path goes before an id.
+    ``HF_HUB_CACHE``, or ``hub`` in ``HF_HOME``, or ``~/.cache/huggingface/hub``; of ``org/name/unet`` what is called so
+    in there. A path goes before an id.
 
     Raises
     ------
@@ -162,11 +163,16 @@ def located(model: str | os.PathLike[str]) -> Path:
     address = _address(text)
     if address is not None:
         raise FileNotFoundError(f"{address}: nothing is fetched from the network; download it and pass the path")
-    if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
-        raise FileNotFoundError(f"{path}: no such file or directory")
     home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-    folder = cache / f"models--{text.replace('/', '--')}"
+    found = _HUB_PATH.fullmatch(text)
+    if found is not None and (cache / _folder(found["id"])).is_dir():
+        inside = located(found["id"]) / found["inside"]
+        if inside.exists():
+            return inside
+    if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    folder = cache / _folder(text)
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -184,8 +190,16 @@ def located(model: str | os.PathLike[str]) -> Path:
     return snapshot
 
 
+def _folder(hub_id: str) -> str:
+    """What the cache calls the folder of a model."""
+    return f"models--{hub_id.replace('/', '--')}"
+
+
 # One or two names; the hub's own rule, and what would be a path with a suffix is none.
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_ID = r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID = re.compile(_ID)
+# What lies in a model: a component of a pipeline, a file.
+_HUB_PATH = re.compile(rf"(?P<id>{_ID})/(?P<inside>[\w.-]+(/[\w.-]+)*)")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(rb"\s*<(!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
 
