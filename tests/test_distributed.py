@@ -92,9 +92,11 @@ def test_pieces_of_two_types_and_headers_that_say_nothing_are_refused(tmp_path):
     pieces = [{"w": (np.zeros((4, 8)), (0, 0))}, {"w": (np.zeros((4, 8), np.float32), (4, 0))}]
     with pytest.raises(CheckpointError, match="is float64 in one file and float32"):
         open_checkpoint(save_pieces(tmp_path / "m", pieces))
-    save_file({"w": np.zeros((4, 8))}, tmp_path / "m" / "shard-00002-model-00001-of-00001.safetensors")
-    with pytest.raises(CheckpointError, match="DCP_SHARDING_INFO does not say"):
-        open_checkpoint(tmp_path / "m")
+    for number in (1, 2):
+        save_pieces(tmp_path / "m", pieces)
+        save_file({"v": np.zeros((4, 8))}, tmp_path / "m" / f"shard-{number:05}-model-00001-of-00001.safetensors")
+        with pytest.raises(CheckpointError, match="DCP_SHARDING_INFO does not say"):
+            open_checkpoint(tmp_path / "m")
 
 
 def test_a_file_of_pieces_by_itself_is_no_checkpoint(tmp_path):

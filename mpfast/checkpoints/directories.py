@@ -59,7 +59,7 @@ def open_directory(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory}: holds several checkpoints ({names}); pass the index that is meant")
     if not files:
         return _open_without_safetensors(directory)
-    if is_distributed(files[0]):
+    if is_distributed(files):
         return DistributedSafetensors(directory, files)
     return SafetensorsFile(files[0]) if len(files) == 1 else ShardedSafetensors(directory, files)
 

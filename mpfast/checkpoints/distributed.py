@@ -7,7 +7,7 @@ PyTorch's `HuggingFaceStorageWriter` with ``save_distributed=True`` writes them:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -28,9 +28,9 @@ _MOST_CELLS = 1 << 22
 _LARGEST_OFFSET = 2**62
 
 
-def is_distributed(path: Path) -> bool:
-    """Whether a safetensors file holds pieces of tensors; errors as `SafetensorsFile`."""
-    return _KEY in SafetensorsFile(path).metadata
+def is_distributed(files: Iterable[Path]) -> bool:
+    """Whether any of these safetensors files holds pieces of tensors; errors as `SafetensorsFile`."""
+    return any(_KEY in SafetensorsFile(path).metadata for path in files)
 
 
 def open_whole_file(path: Path) -> SafetensorsFile:
@@ -94,9 +94,10 @@ class DistributedSafetensors:
                 if dtypes.setdefault(info.name, info.dtype) != info.dtype:
                     raise self._error(info.name, f"is {dtypes[info.name]} in one file and {info.dtype} in {shard.path}")
                 self._pieces.setdefault(info.name, []).append(_Piece(shard, begins[info.name], info.shape))
-        self._tensors = tuple(
-            TensorInfo(name, self._whole_shape(name, pieces), dtypes[name]) for name, pieces in self._pieces.items()
-        )
+        self._infos = {
+            name: TensorInfo(name, self._whole_shape(name, pieces), dtypes[name])
+            for name, pieces in self._pieces.items()
+        }
 
     @property
     def source(self) -> str:
@@ -111,15 +112,14 @@ class DistributedSafetensors:
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors, whole, in the order of their first pieces."""
-        return self._tensors
+        return tuple(self._infos.values())
 
     def read(self, name: str) -> Any:
         """Return one tensor: put together in memory, or a view of the mapped file where it is one piece."""
         pieces = self._pieces[name]
         if len(pieces) == 1:
             return pieces[0].file.read(name)
-        first = pieces[0].file.read(name)
-        whole = np.empty(next(info.shape for info in self._tensors if info.name == name), first.dtype)
+        whole = np.empty(self._infos[name].shape, pieces[0].file.read(name).dtype)
         for piece in pieces:
             whole[piece.place] = piece.file.read(name)
             piece.file.release(name)
