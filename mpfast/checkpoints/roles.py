@@ -1,8 +1,8 @@
 """What every tensor of a checkpoint is to its model, decided once, for the whole checkpoint, from what is known.
 
-In this order: the types of the tensors beside it (quantised weights and their companions), names of LoRA factors, what
-the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the configuration,
-shapes, and as the last resort the name.
+In this order: the types of the tensors beside it (quantised weights and their companions), names of factors of updates,
+what the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the
+configuration, shapes, and as the last resort the name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import Checkpoint, OutputPart, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
 from mpfast.checkpoints.fused import consecutive, fused_parts, is_fused_qkv
-from mpfast.checkpoints.lora import factor_roles
 from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
 __all__ = [

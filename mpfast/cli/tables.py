@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, DiffRow, Inventory, ModelDiff, PruneResult
+    from mpfast.models import CompressResult, DiffRow, Inventory, ModelDiff, PruneResult, ResizeResult
     from mpfast.spectra import Spectrum
 
 
@@ -300,6 +300,31 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         *_sentences("not copied:", result.not_copied),
         *_sentences("note:", result.notes),
         plain(done),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
+def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out the ranks before and after, what stayed and why, and the total."""
+    body = [
+        text_cells(
+            layer.name,
+            (layer.experts, *layer.shape) if layer.experts > 1 else layer.shape,
+            str(layer.old_rank),
+            str(layer.rank),
+            f"{100 * layer.error:.2f}%",
+        )
+        for layer in result.layers
+    ]
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    updates = counted(len(result.layers), "update")
+    return [
+        *table_lines(("update", "shape", "had", "rank", "error"), body, width),
+        plain(),
+        *skipped_lines(result.skipped, verbose),
+        *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
+        plain(f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(body) == 1 else 'their'} entries"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 

@@ -28,6 +28,8 @@ from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
+from mpfast.models.resized_factors import ResizedUpdate
+from mpfast.models.resizing import ResizeResult, resize
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
 from mpfast.models.shared_counts import check_needs
 from mpfast.models.sharing import share_out
@@ -76,6 +78,8 @@ __all__ = [
     "PruneResult",
     "Quartiles",
     "RankRow",
+    "ResizeResult",
+    "ResizedUpdate",
     "SkippedTensor",
     "Verification",
     "analyze",
@@ -92,6 +96,7 @@ __all__ = [
     "provenance_of",
     "prune",
     "ranks",
+    "resize",
     "share_out",
     "sorted_rows",
     "split_experts",

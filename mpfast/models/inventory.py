@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpfast.checkpoints import (
+    AdapterProducts,
     NameFilter,
     TensorInfo,
     Views,
+    has_updates,
     open_checkpoint,
     roles_of,
     select_layers,
@@ -161,11 +163,18 @@ def inspect(
     """
     checkpoint = open_checkpoint(model)
     warn_caller("", unseen_quantisation(checkpoint))
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
+    products = AdapterProducts(checkpoint) if has_updates(checkpoint) else None
+    layers, skipped, doubts = select_layers(products or checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)
     matrices = Counter(layer.tensor for layer in layers)
+    for product, (first, *others) in (products.factors if products is not None else {}).items():
+        # What is analysed is listed with the first of its factors: the product is no tensor of the file.
+        matrices[first] += matrices.pop(product, 0)
+        skipped |= dict.fromkeys(others, f"a factor of {product}")
+        if product in skipped:
+            skipped[first] = skipped.pop(product)
 
     def row(info: TensorInfo) -> InventoryRow:
         role = roles[info.name]
