@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.arrays import narrowed
 from mpfast.checkpoints import open_checkpoint, roles_of
 from tests import test_quantised_bitsandbytes as bitsandbytes
 from tests import test_quantised_compressed_tensors as compressed_tensors
@@ -128,15 +127,3 @@ def test_no_part_but_indices_can_be_left_out(family, tmp_path):
         assert all(not info.stored for info in checkpoint.tensors), left_out
         (reason,) = (role.reason for role in roles_of(checkpoint).values() if role.kind == "quantised")
         assert "never cast" in reason or "not symmetric" in reason, reason
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__[3:])
-def test_each_is_written_dense_where_asked_to(family, tmp_path):
-    parts, config, numbers = family(np.random.default_rng(4))
-    model, out = write(tmp_path / "model", parts, config), tmp_path / "out"
-    mpfast.prune(model, out, sparsity=0.0, method="magnitude", dequantize="bfloat16")
-    written = open_checkpoint(out)
-    assert [info.name for info in written.tensors] == ["l.weight"]
-    np.testing.assert_array_equal(written.read("l.weight"), narrowed(numbers))
-    assert json.loads((out / "config.json").read_text()) == {}
-    assert mpfast.verify(out).ok
