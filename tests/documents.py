@@ -26,6 +26,7 @@ NEEDS = {
     "docs/how-to/calibration.md": ("torch",),
     "docs/how-to/compress-with-data.md": ("torch", "transformers"),
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
+    "docs/how-to/quantised-checkpoints.md": ("typer", "torch", "safetensors"),
     "docs/how-to/two-four.md": ("typer",),
     "docs/how-to/training-loop.md": ("torch",),
     "docs/how-to/gpu.md": ("typer", "torch"),

@@ -12,23 +12,18 @@ from mpfast.checkpoints.adapter_settings import (
     unpacked_settings,
 )
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
-from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
+from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
-    MIN_SIDE,
-    WHOLE,
-    ConvView,
-    ExpertsView,
     Layer,
     NameFilter,
-    QkvView,
-    Views,
     as_layer,
     as_layers,
     layer_matrix,
+    layer_part,
     name_filter,
     read_layer,
     select_layers,
@@ -38,6 +33,7 @@ from mpfast.checkpoints.layers import (
 from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
+from mpfast.checkpoints.matrices import MIN_SIDE, WHOLE, ConvView, ExpertsView, QkvView, Views
 from mpfast.checkpoints.moments import (
     FEW_ROWS_PER_INPUT,
     InputSum,
@@ -50,7 +46,8 @@ from mpfast.checkpoints.moments import (
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.rewriter import CheckpointOutput, files_of
+from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
@@ -64,11 +61,13 @@ from mpfast.checkpoints.tensor_bits import (
     shards_of,
     stored,
     stored_bits,
+    stored_chunks,
 )
 from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
     "ADAPTER_CONFIG",
+    "DENSE_TYPES",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
@@ -81,6 +80,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointOutput",
     "ConvView",
+    "DenseCopy",
+    "Dequantised",
     "Difference",
     "ExpertsView",
     "Format",
@@ -94,6 +95,7 @@ __all__ = [
     "NameFilter",
     "NoTensor",
     "NpyFile",
+    "OutputPart",
     "QkvView",
     "Role",
     "SafetensorsFile",
@@ -113,6 +115,7 @@ __all__ = [
     "content_sample_hash",
     "copy_companions",
     "counterparts",
+    "dense_copy",
     "factor_roles",
     "files_behind",
     "files_of",
@@ -123,11 +126,13 @@ __all__ = [
     "is_moment_file",
     "is_report",
     "layer_matrix",
+    "layer_part",
     "live_settings",
     "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "other_names",
     "overall_hash",
     "packed",
     "packed_settings",
@@ -144,6 +149,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
     "unpacked_settings",
@@ -151,5 +157,6 @@ __all__ = [
     "updated_modules",
     "updates_of",
     "weight_of",
+    "write_index",
     "write_moments",
 ]

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.directories import open_directory, refuse_pickled_pieces
+from mpfast.checkpoints.quantised import dequantised
 from mpfast.checkpoints.safetensors import is_safetensors
 from mpfast.support import CheckpointError, check_path, front_door, restore_directory
 
@@ -240,6 +241,10 @@ def open_checkpoint(model: Any) -> Checkpoint:
     ValueError
         Two arrays of a mapping come out with the same name.
 
+    Notes
+    -----
+    Quantised weights are seen as the numbers that they stand for, and decoded as they are read; see `Dequantised`.
+
     Examples
     --------
     >>> import numpy as np
@@ -249,6 +254,11 @@ def open_checkpoint(model: Any) -> Checkpoint:
     """
     if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
         return model  # type: ignore[no-any-return]
+    return dequantised(_as_stored(model))
+
+
+def _as_stored(model: Any) -> Checkpoint:
+    """Open what is no checkpoint yet, its tensors as they are stored."""
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 

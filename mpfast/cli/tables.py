@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import VERDICTS, WHAT_IS_NORMAL, Analysis, LayerReport, SkippedTensor
+from mpfast.models import LayerReport, SkippedTensor
 from mpfast.support import printable
 
 if TYPE_CHECKING:
@@ -23,61 +22,33 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Line",
-    "analysis_lines",
     "benchmark_table",
     "compress_lines",
     "counted",
     "diff_lines",
+    "distances",
     "inventory_lines",
+    "listed_names",
     "plain",
     "printable",
     "prune_lines",
+    "share_text",
+    "signal_range",
     "skipped_lines",
+    "some_names",
     "spectrum_lines",
     "table_lines",
     "text_cells",
+    "with_error",
 ]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_HEADERS = (
-    *("layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"),
-    *("hill_alpha", "stable"),
-)
 _GAP = "  "
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
-_NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
-    """Lay out an analysis: the table, what its verdicts mean, warnings, skipped tensors, totals.
-
-    Parameters
-    ----------
-    analysis : Analysis
-        For the skipped tensors and the totals.
-    rows : sequence of LayerReport
-        The rows in the order wanted.
-    width : int or None
-        Columns of the terminal. Where rows do not fit, the layers' names, never cut, get lines of their own.
-        None: no limit.
-    verbose : bool
-        List every skipped tensor and every warning by name.
-    """
-    lines = (
-        table_lines(_HEADERS, [_row_cells(row) for row in rows], width) if rows else [plain("no weight matrices found")]
-    )
-    return [
-        *lines,
-        plain(),
-        *_verdict_lines(rows, verbose),
-        *_warning_lines(rows, verbose),
-        *skipped_lines(analysis.skipped, verbose),
-        *_total_lines(analysis),
-    ]
 
 
 def plain(text: str = "") -> Line:
@@ -110,34 +81,18 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ±{error:.{decimals}f}"
 
 
-def _row_cells(row: LayerReport) -> Line:
-    return [
-        (printable(row.name) + (" !" if row.warnings else ""), "cyan"),
-        ("x".join(map(str, row.shape)), ""),
-        (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
-        (str(row.spikes), ""),
-        (_range(row), ""),
-        (_share(row.unevenness), ""),
-        (_distances(row, 3), ""),
-        (row.verdict, ""),
-        (_share(row.share), ""),
-        (f"{row.metrics.get('entropy_rank', math.nan):.0f}", ""),
-        (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
-        (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
-    ]
-
-
-def _range(row: LayerReport) -> str:
+def signal_range(row: LayerReport) -> str:
     """What stands out of independent entries, and what stands out of the bulk."""
     low = min(row.strict, row.signals)
     return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
 
 
-def _share(value: float) -> str:
+def share_text(value: float) -> str:
+    """Write a share in percent, ``?`` where it is not known."""
     return "?" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
-def _distances(row: LayerReport, digits: int) -> str:
+def distances(row: LayerReport, digits: int) -> str:
     """Kolmogorov distance to even noise, and once scales are taken out."""
     before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
     return before if row.ks == row.ks_scaled else f"{before}→{after}"
@@ -165,34 +120,6 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
     return pieces
 
 
-def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
-    lines: list[Line] = []
-    for level in VERDICTS:
-        found = [row for row in rows if row.verdict == level]
-        for row in found if verbose else found[:1]:
-            others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
-            lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
-    return [*lines, plain(WHAT_IS_NORMAL), plain()] if lines else []
-
-
-def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        for warning in row.warnings:
-            key = warning if verbose else _NUMBER.sub("#", warning)
-            texts[key].append(printable(warning))
-            names[key].append(printable(row.name))
-    lines: list[Line] = []
-    for key, layers in names.items():
-        differ = " (numbers of the first; --verbose lists all)" if len(set(texts[key])) > 1 else ""
-        lines.append([("! ", "yellow"), (f"{_some(layers, verbose)}: {texts[key][0]}{differ}", "")])
-        lines += _listed(layers, verbose)
-    return [*lines, plain()] if lines else []
-
-
 def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
     """List tensors by the reason why they were skipped."""
     if not skipped:
@@ -204,8 +131,8 @@ def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = 
         by_reason[printable(tensor.reason)].append(printable(text))
     lines = [plain(title)]
     for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
-        lines.append(plain(f"  {_some(names, verbose)}: {reason}"))
-        lines += _listed(names, verbose)
+        lines.append(plain(f"  {some_names(names, verbose)}: {reason}"))
+        lines += listed_names(names, verbose)
     return [*lines, plain()]
 
 
@@ -215,29 +142,16 @@ def _sentences(title: str, sentences: Sequence[str]) -> list[Line]:
     return [plain(title), *(plain(f"  {printable(sentence)}") for sentence in sentences), plain()]
 
 
-def _some(names: Sequence[str], verbose: bool) -> str:
+def some_names(names: Sequence[str], verbose: bool) -> str:
+    """Write how many tensors there are, with the first as an example unless they are listed below; of one its name."""
     if len(names) == 1:
         return names[0]
     return f"{len(names)} tensors" if verbose else f"{len(names)} tensors ({names[0]}, ...)"
 
 
-def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
+def listed_names(names: Sequence[str], verbose: bool) -> list[Line]:
+    """List names, one a line, if verbose and where there are several."""
     return [plain(f"    {name}") for name in names] if verbose and len(names) > 1 else []
-
-
-def _total_lines(analysis: Analysis) -> list[Line]:
-    totals = analysis.summary()
-    counts = totals["verdicts"]
-    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
-    fits = f" (noise: {verdicts})" if verdicts else ""
-    return [
-        plain(
-            f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{counted(totals['spikes'], 'spike')}, {counted(totals['signals'], 'signal')}, "
-            f"{counted(totals['skipped'], 'tensor')} skipped"
-        ),
-        plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
-    ]
 
 
 def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Line]:
@@ -259,10 +173,10 @@ def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Li
         ("threshold", f"{row.threshold:.5g}"),
         ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
         ("spikes", _spikes_text(row, spectrum)),
-        ("signals", f"{_range(row)} whatever the scales of rows and columns"),
-        ("unevenness", f"{_share(row.unevenness)} of the edge, if all of it were noise"),
-        ("share", f"{_share(row.share)} of the energy is fitted noise"),
-        ("KS", f"{_distances(row, 4)}"),
+        ("signals", f"{signal_range(row)} whatever the scales of rows and columns"),
+        ("unevenness", f"{share_text(row.unevenness)} of the edge, if all of it were noise"),
+        ("share", f"{share_text(row.share)} of the energy is fitted noise"),
+        ("KS", f"{distances(row, 4)}"),
         ("verdict", f"{row.verdict}: {row.sentence}"),
         *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
     ]
@@ -350,6 +264,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             "pruned, but not refitted:",
         ),
         *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
@@ -445,7 +360,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
         text_cells(
             row.name,
             row.shape,
-            row.dtype,
+            row.stored or row.dtype,
             f"{row.entries:,}",
             f"{row.role} ({row.known_from})",
             f"{row.matrices}" if row.matrices else f"- {row.reason}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mpfast.support import package_missing
+
 if TYPE_CHECKING:
     from mpfast.models import Analysis, LayerReport
 
@@ -46,7 +48,7 @@ def details(analysis: Analysis) -> Any:
     try:
         import pandas as pd
     except ImportError:
-        raise ImportError("details() needs pandas: pip install 'mpfast[pandas]'") from None
+        raise package_missing("details()", "pandas", extra="pandas") from None
     return pd.DataFrame([_row(number, layer) for number, layer in enumerate(analysis)])
 
 

@@ -5,6 +5,15 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.comparison import DIFF_COLUMNS, DiffRow, ModelDiff, diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
+from mpfast.models.expert_summary import (
+    FENCE,
+    FEWEST_EXPERTS,
+    ExpertRows,
+    ExpertSummary,
+    OutlyingExpert,
+    Quartiles,
+    split_experts,
+)
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
@@ -37,6 +46,8 @@ __all__ = [
     "DIFF_COLUMNS",
     "EXPORTERS",
     "FACTORS_FORMAT",
+    "FENCE",
+    "FEWEST_EXPERTS",
     "FITTED_METHODS",
     "METHODS",
     "NUMBER_COLUMNS",
@@ -48,6 +59,8 @@ __all__ = [
     "Budget",
     "CompressResult",
     "DiffRow",
+    "ExpertRows",
+    "ExpertSummary",
     "Exporter",
     "FactoredLayer",
     "FittedMethod",
@@ -60,8 +73,10 @@ __all__ = [
     "ModelDiff",
     "ModelRanks",
     "NewTensor",
+    "OutlyingExpert",
     "Provenance",
     "PruneResult",
+    "Quartiles",
     "RankRow",
     "ResizeResult",
     "ResizedUpdate",
@@ -84,6 +99,7 @@ __all__ = [
     "resize",
     "share_out",
     "sorted_rows",
+    "split_experts",
     "verify",
     "write_reconstructed",
 ]

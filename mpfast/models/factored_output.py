@@ -22,8 +22,8 @@ from mpfast.checkpoints import (
     copy_companions,
     files_behind,
     files_of,
-    index_name,
-    stored_bits,
+    stored_chunks,
+    write_index,
 )
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
 from mpfast.support import InvalidValueError
@@ -93,18 +93,15 @@ def write_factors(
     source = SourceFiles(files_behind(checkpoint))
     wanted = {layer.name: layer for layer in chosen}
     reports: list[FactoredLayer] = []
-    weight_map: dict[str, str] = {}
+    written: dict[str, list[str]] = {}
     files = files_of(checkpoint)
     for file, names in files.items():
         factors = {name: found for name in names if name in wanted and (found := factoring.factored(wanted[name]))}
         tensors = _write_file(checkpoint, staging / file, names, factors)
-        weight_map |= {tensor.name: file for tensor in tensors}
+        written[file] = [tensor.name for tensor in tensors]
         reports += [found[0] for found in factors.values()]
     left = copy_companions(checkpoint, staging, leave_out=_CONFIGURATIONS)
-    if len(files) > 1:
-        size = sum((staging / file).stat().st_size for file in files)
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (staging / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_index(checkpoint, staging, written)
     source.check()
     return tuple(reports), left
 
@@ -131,7 +128,7 @@ def _write_file(
                 writer.write(f"{name}_A", stored_as(left, infos[name].dtype))
                 writer.write(f"{name}_B", stored_as(right, infos[name].dtype))
             else:
-                writer.write(name, stored_bits(checkpoint, name))
+                writer.write_chunks(name, stored_chunks(checkpoint, name))
                 checkpoint.release(name)
     return tensors
 

@@ -39,7 +39,9 @@ class InventoryRow:
     shape : tuple of int
         As stored.
     dtype : str
-        As stored.
+        As stored; of a quantised weight as it is read.
+    stored : str
+        How a quantised weight is stored, ``"fp8 128x128"``; empty of any other tensor.
     entries : int
         Their number.
     role : str
@@ -56,6 +58,7 @@ class InventoryRow:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    stored: str
     entries: int
     role: str
     known_from: str
@@ -179,6 +182,7 @@ def inspect(
             info.name,
             info.shape,
             info.dtype,
+            info.stored,
             info.size,
             role.kind,
             role.source,

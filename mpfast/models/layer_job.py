@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.checkpoints import (
     AdapterProducts,
     Checkpoint,
@@ -25,7 +27,7 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import SpectrumMethod, measured_both
+from mpfast.spectra import PERHAPS_FUSED, SpectrumMethod, measured_both
 from mpfast.support import (
     InputError,
     InvalidTypeError,
@@ -107,6 +109,9 @@ def layer_outcome(
     started = time.perf_counter()
     try:
         matrix = layer_matrix(read_layer(checkpoint, layer), layer)
+        rounding = _rounding(checkpoint, layer, matrix)
+        if isinstance(matrix, QuantisedArray):
+            matrix = as_matrix(matrix)  # decoded once
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
@@ -120,7 +125,8 @@ def layer_outcome(
             threads=threads,
             device=None if product else device,
         )
-        report = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = LayerReport.from_spectra(layer, found, seconds=seconds, rounding=rounding)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except UnreadableArrayError as error:  # of the object, which other layers may have, too
@@ -134,11 +140,23 @@ def layer_outcome(
     return _completed(report, layer, checkpoint)
 
 
+def _rounding(checkpoint: Checkpoint, layer: Layer, matrix: Any) -> float | None:
+    """The variance of the rounding to the grid of the stored format; None where it is not known."""
+    if isinstance(matrix, QuantisedArray):
+        return matrix.rounding()
+    of_tensor: Callable[[str], float | None] | None = getattr(checkpoint, "rounding_variance", None)
+    return of_tensor(layer.file_name) if of_tensor is not None and layer.packed and not layer.index else None
+
+
 def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> LayerReport:
     """Add to the report of a matrix what is known of its layer.
 
     Where there is no difference to the base, nothing was fitted and nothing is warned of.
     """
+    if layer.input_axes:  # known for what it is, whatever its shape suggests
+        report = replace(report, warnings=tuple(text for text in report.warnings if text != PERHAPS_FUSED))
+    if layer.unsplit:
+        report = replace(report, warnings=(*report.warnings, f"several matrices are seen as one: {layer.unsplit}"))
     if layer.kind == "lora" and isinstance(checkpoint, AdapterProducts):
         report = replace(report, warnings=(*report.warnings, *checkpoint.remarks(layer.tensor)))
     if layer.shared:

@@ -25,7 +25,7 @@ from mpfast.models.factoring import Wanted
 from mpfast.models.layer_report import SkippedTensor, jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
-from mpfast.models.prune_options import check_that_it_can_be_changed
+from mpfast.models.prune_options import changeable
 from mpfast.models.resized_factors import ResizedUpdate, rank_of, resized
 from mpfast.models.resized_output import write_resized
 from mpfast.support import (
@@ -159,7 +159,7 @@ def resize(
         check_path(out, "out")
     with argument_called("adapter"):
         checkpoint = open_checkpoint(adapter)
-        check_that_it_can_be_changed(checkpoint, written=out is not None)
+        checkpoint = changeable(checkpoint, dequantize=None, written=out is not None)
     if live_settings(checkpoint):
         fact = "is a live model, whose modules have the ranks that it was made with"
         raise InvalidValueError("adapter", fact, "save it (save_pretrained) and pass the directory")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.support import package_missing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -39,7 +41,7 @@ def current_axes(ax: Axes | None) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'mpfast[plot]'") from error
+        raise package_missing("plot()", "matplotlib", extra="plot") from error
     return plt.gca() if ax is None else ax
 
 
