@@ -21,6 +21,7 @@ NEEDS = {
     "docs/how-to/choose-ranks.md": ("typer",),
     "docs/how-to/ci.md": ("typer",),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
+    "docs/how-to/notebooks.md": ("matplotlib",),
     "docs/how-to/prune.md": ("typer",),
     "docs/how-to/calibration.md": ("torch",),
     "docs/how-to/compress-with-data.md": ("torch", "transformers"),

@@ -40,9 +40,9 @@ from mpfast.cli.options import (
     VerboseOption,
     word_option,
 )
-from mpfast.cli.tables import analysis_lines, counted
+from mpfast.cli.tables import analysis_lines
 from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
-from mpfast.support import write_text_atomically
+from mpfast.support import counted, write_text_atomically
 
 __all__ = ["analyze_command"]
 
@@ -193,7 +193,7 @@ def _write(
     documents = [found.to_document() for found in analyses]
     write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
-        _write_text(csv_of(analyses, several), csv_file)
+        _write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
     if html_file is not None:
         _write_text(analyses[0].to_html(), html_file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
@@ -36,6 +37,7 @@ from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_chang
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     InvalidTypeError,
     check_flag,
@@ -44,13 +46,15 @@ from mpfast.support import (
     floor_count,
     front_door,
     logger,
+    percent,
+    printable,
     warn_caller,
 )
 
 __all__ = ["PruneResult", "prune"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What `mpfast.prune` did.
 
@@ -81,6 +85,14 @@ class PruneResult:
     seconds: float
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.masks is not None else "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return f"PruneResult({percent(self.sparsity, 2)} of {len(self.budget)} layers, {where}, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the budget as it was met."""
+        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
 
     @property
     def sparsity(self) -> float:

@@ -19,7 +19,7 @@ from mpfast.arrays import as_matrix
 from mpfast.arrays.array_interfaces import CudaRecord
 from mpfast.checkpoints import open_checkpoint
 from mpfast.models import Analysis, Budget, LayerBudget, verify
-from mpfast.models.layer_report import layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
