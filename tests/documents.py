@@ -27,7 +27,7 @@ NEEDS = {
     "docs/how-to/compress-with-data.md": ("torch", "transformers"),
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
     "docs/how-to/two-four.md": ("typer",),
-    "docs/how-to/training-loop.md": ("torch",),
+    "docs/how-to/training-loop.md": ("torch", "typer", "matplotlib"),
     "docs/how-to/gpu.md": ("typer", "torch"),
     "docs/how-to/cluster.md": ("typer", "dask", "distributed"),
 }
