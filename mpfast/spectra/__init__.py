@@ -28,6 +28,7 @@ from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
     from mpfast.spectra.plot import current_axes, draw_picture
+    from mpfast.spectra.power_tail import PowerLaw, power_law
     from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
@@ -47,6 +48,7 @@ __all__ = [
     "NoiseModel",
     "NoiseProfile",
     "Picture",
+    "PowerLaw",
     "PrincipalOutputs",
     "QuantizationNoise",
     "Randomness",
@@ -75,6 +77,7 @@ __all__ = [
     "measured_both",
     "measured_spectrum",
     "optimal_threshold",
+    "power_law",
     "quantization_noise",
     "randomness",
     "separable_edge",
@@ -95,6 +98,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         files = (
             "plot",
+            "power_tail",
             "synthetic",
             "synthetic_noise",
             "singular_vectors",
