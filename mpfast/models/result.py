@@ -43,6 +43,9 @@ _LEFT_OUT = "left out of this selection"
 class Analysis(Rows[LayerReport]):
     """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
 
+    ``analysis["name"]`` is the row of a layer; a slice is an analysis itself, as what `filter` returns, with the other
+    layers among its skipped tensors.
+
     Attributes
     ----------
     layers : tuple of LayerReport

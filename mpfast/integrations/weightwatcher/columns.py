@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "constraint_columns",
     "norm_columns",
     "number_of_draws",
+    "places_of",
     "power_law_columns",
     "random_columns",
     "spectra_of",
@@ -84,12 +86,12 @@ class LayerSpectra:
 
 
 def spectra_of(
-    model: WatchedModel, watched: WatchedLayer, threads: int | None, rng: np.random.Generator | None = None
+    model: WatchedModel, watched: WatchedLayer, threads: int | None = None, rng: np.random.Generator | None = None
 ) -> LayerSpectra:
     """Measure the matrices of a layer; with a generator, with their entries in random places."""
     found = []
     for matrix in model.matrices(watched):
-        entries = matrix * watched.scale
+        entries = matrix if watched.scale == 1 else matrix * watched.scale
         if rng is not None:
             entries = rng.permutation(entries.reshape(-1)).reshape(entries.shape)
         found.append(spectrum(entries, method="exact", threads=threads))
@@ -170,6 +172,11 @@ def random_columns(found: LayerSpectra, draws: Sequence[LayerSpectra]) -> dict[s
         "num_traps": baseline["rand_num_spikes"],
         **baseline,
     }
+
+
+def places_of(watched: WatchedLayer, seed: int) -> np.random.Generator:
+    """Return what draws random places for a layer, whichever others there are."""
+    return np.random.default_rng((seed, zlib.crc32(watched.longname.encode())))
 
 
 def number_of_draws(watched: WatchedLayer) -> int:

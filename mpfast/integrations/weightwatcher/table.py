@@ -14,6 +14,7 @@ from mpfast.integrations.weightwatcher.columns import (
     constraint_columns,
     norm_columns,
     number_of_draws,
+    places_of,
     power_law_columns,
     random_columns,
     spectra_of,
@@ -41,8 +42,8 @@ DIFFERENCES = {
     "matrix_rank": "num_evals without rank_loss",
     "status": "failed where there are no two different eigenvalues above 1e-5; the columns of the power law are NaN "
     "then and warning is empty, where WeightWatcher has -1 and over-trained",
-    "layer_type": "dense, conv1d, conv2d or embedding by what the tensor is; a one-dimensional convolution is a matrix "
-    "per position, too, and any weight that is no other kind is dense",
+    "layer_type": "dense, conv1d, conv2d or embedding by what the tensor is; WeightWatcher goes by the class of a live "
+    "module, and by the number of dimensions in a file",
 }
 
 _IDENTITY = ("layer_id", "name", "longname", "layer_type", "N", "M", "rf")
@@ -108,7 +109,7 @@ def details(
     rows: list[dict[str, Any]] = []
     for layer in watched.layers:
         try:
-            rows.append(_row(watched, layer, randomize, detx, np.random.default_rng((seed, len(rows))), threads))
+            rows.append(_row(watched, layer, randomize, detx, places_of(layer, seed), threads))
         except InputError as error:
             skipped[layer.longname] = error.reason
     return _frame(rows, skipped)
@@ -181,8 +182,8 @@ def esd(model: Any, layer: int | str, *, randomize: bool = False, seed: int = 0)
     """
     check_flag(randomize, "randomize")
     watched = _opened(model, None, None, None)
-    rng = np.random.default_rng(check_seed(seed)) if randomize else None
-    return spectra_of(watched, watched.called(layer), None, rng).eigenvalues
+    found, seed = watched.called(layer), check_seed(seed)
+    return spectra_of(watched, found, rng=places_of(found, seed) if randomize else None).eigenvalues
 
 
 def _opened(model: Any, base: Any, include: NameFilter, exclude: NameFilter) -> WatchedModel:
