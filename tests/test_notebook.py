@@ -152,3 +152,33 @@ def test_a_heat_map_shows_every_layer():
     assert analysis.plot(figure.add_subplot(), measure=lambda row: row.fro_norm).images
     with pytest.raises(ValueError, match=r"plot.*measure must be"):
         analysis.plot(measure="loss")
+
+
+CELLS = (
+    "import numpy as np, mpfast; rng = np.random.default_rng(0)",
+    "analysis = mpfast.analyze({f'{i}.weight': rng.standard_normal((48, 64)) for i in range(3)})",
+    "analysis",
+    "analysis['1.weight']",
+    "analysis.budget(0.5)",
+    "mpfast.spectrum(np.eye(40)).edge",
+)
+
+
+@pytest.mark.slow
+def test_a_real_notebook():
+    client = pytest.importorskip("nbclient")
+    for package in ("ipykernel", "ipywidgets", "rich"):
+        pytest.importorskip(package)
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    notebook = new_notebook(cells=[new_code_cell(code) for code in CELLS])
+    client.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    made, *shown = notebook.cells[1:]
+    # The bar is a widget that closes when it is done: no text of it stays.
+    assert all(output.output_type == "display_data" for output in made.outputs)
+    _, widgets = notebook.metadata.widgets.popitem()
+    assert "OutputModel" in [state["model_name"] for state in widgets["state"].values()]
+    for cell in shown:
+        (output,) = cell.outputs
+        assert Checked(output.data["text/html"]).texts
+        assert "\n" not in output.data["text/plain"]

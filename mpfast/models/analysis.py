@@ -111,7 +111,8 @@ def analyze(
         Spread the layers over this Dask cluster. Its workers open `model` and `base` themselves when they are paths,
         which must be good there too; arrays in memory are sent to them. `threads` is then the threads of one layer.
     progress : bool
-        Show a progress bar on standard error, if that is a terminal and rich is installed.
+        Show a progress bar, where rich is installed: on standard error if that is a terminal, or in a notebook with
+        ipywidgets.
 
     Returns
     -------

@@ -100,7 +100,7 @@ def ranks(
     threads : int, optional
         Number of threads; the result does not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar, as `mpfast.analyze`.
 
     Returns
     -------

@@ -201,7 +201,7 @@ def prune(
         Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
-        Show a progress bar of the spectra on a terminal.
+        Show a progress bar of the spectra, as `mpfast.analyze`.
 
     Returns
     -------
