@@ -11,7 +11,7 @@ import typer
 from mpfast.cli.console import check_files, reports_errors
 from mpfast.cli.options import IncludeOption, QuietOption, StrictOption, word_option
 from mpfast.integrations.monitor import MEASURES, plot_log, read_log
-from mpfast.support import counted, printable
+from mpfast.support import counted, package_missing, printable
 
 __all__ = ["plot_command"]
 
@@ -42,7 +42,7 @@ def plot_command(
     # A log is no picture of ours, and so never replaced.
     check_files({"-o": target}, kinds={"-o": _is_picture_of_ours})
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("mpfast plot needs matplotlib, as the extra `plot` installs it")
+        raise package_missing("mpfast plot", "matplotlib", extra="plot")
     from matplotlib.figure import Figure
 
     runs = {str(path): read_log(path) for path in logs}

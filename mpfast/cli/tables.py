@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import (
-    ROW_FIGURES,
-    VERDICTS,
-    WHAT_IS_NORMAL,
-    Analysis,
-    LayerReport,
-    SkippedTensor,
-    diff_figures,
-    distances,
-    signals_range,
-)
+from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, signals_range
 from mpfast.support import counted, percent, printable, with_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, Inventory, ModelDiff, PruneResult
+    from mpfast.models import CompressResult, Inventory, ModelDiff, PruneResult, ResizeResult
     from mpfast.spectra import Spectrum
 
 
 __all__ = [
     "Line",
-    "analysis_lines",
     "benchmark_table",
     "compress_lines",
     "diff_lines",
     "inventory_lines",
+    "listed_names",
     "plain",
     "printable",
     "prune_lines",
     "skipped_lines",
+    "some_names",
     "spectrum_lines",
     "table_lines",
     "text_cells",
@@ -50,52 +40,15 @@ __all__ = [
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_STYLES = {"layer": "cyan", "sigma+": "bold"}
 _GAP = "  "
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
-_NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
-    """Lay out an analysis: the table, what its verdicts mean, warnings, skipped tensors, totals.
-
-    Parameters
-    ----------
-    analysis : Analysis
-        For the skipped tensors and the totals.
-    rows : sequence of LayerReport
-        The rows in the order wanted.
-    width : int or None
-        Columns of the terminal. Where rows do not fit, the layers' names, never cut, get lines of their own.
-        None: no limit.
-    verbose : bool
-        List every skipped tensor and every warning by name.
-    """
-    lines = (
-        table_lines(list(ROW_FIGURES), [_row_cells(row) for row in rows], width)
-        if rows
-        else [plain("no weight matrices found")]
-    )
-    return [
-        *lines,
-        plain(),
-        *_verdict_lines(rows, verbose),
-        *_warning_lines(rows, verbose),
-        *skipped_lines(analysis.skipped, verbose),
-        *_total_lines(analysis),
-    ]
 
 
 def plain(text: str = "") -> Line:
     """Return a line without style."""
     return [(text, "")]
-
-
-def _row_cells(row: LayerReport) -> Line:
-    (name, style), *others = ((printable(cell(row)), _STYLES.get(head, "")) for head, cell in ROW_FIGURES.items())
-    return [(name + (" !" if row.warnings else ""), style), *others]
 
 
 def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
@@ -120,34 +73,6 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
     return pieces
 
 
-def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
-    lines: list[Line] = []
-    for level in VERDICTS:
-        found = [row for row in rows if row.verdict == level]
-        for row in found if verbose else found[:1]:
-            others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
-            lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
-    return [*lines, plain(WHAT_IS_NORMAL), plain()] if lines else []
-
-
-def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        for warning in row.warnings:
-            key = warning if verbose else _NUMBER.sub("#", warning)
-            texts[key].append(printable(warning))
-            names[key].append(printable(row.name))
-    lines: list[Line] = []
-    for key, layers in names.items():
-        differ = " (numbers of the first; --verbose lists all)" if len(set(texts[key])) > 1 else ""
-        lines.append([("! ", "yellow"), (f"{_some(layers, verbose)}: {texts[key][0]}{differ}", "")])
-        lines += _listed(layers, verbose)
-    return [*lines, plain()] if lines else []
-
-
 def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
     """List tensors by the reason why they were skipped."""
     if not skipped:
@@ -159,8 +84,8 @@ def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = 
         by_reason[printable(tensor.reason)].append(printable(text))
     lines = [plain(title)]
     for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
-        lines.append(plain(f"  {_some(names, verbose)}: {reason}"))
-        lines += _listed(names, verbose)
+        lines.append(plain(f"  {some_names(names, verbose)}: {reason}"))
+        lines += listed_names(names, verbose)
     return [*lines, plain()]
 
 
@@ -170,29 +95,16 @@ def _sentences(title: str, sentences: Sequence[str]) -> list[Line]:
     return [plain(title), *(plain(f"  {printable(sentence)}") for sentence in sentences), plain()]
 
 
-def _some(names: Sequence[str], verbose: bool) -> str:
+def some_names(names: Sequence[str], verbose: bool) -> str:
+    """Write how many tensors there are, with the first as an example unless they are listed below; of one its name."""
     if len(names) == 1:
         return names[0]
     return f"{len(names)} tensors" if verbose else f"{len(names)} tensors ({names[0]}, ...)"
 
 
-def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
+def listed_names(names: Sequence[str], verbose: bool) -> list[Line]:
+    """List names, one a line, if verbose and where there are several."""
     return [plain(f"    {name}") for name in names] if verbose and len(names) > 1 else []
-
-
-def _total_lines(analysis: Analysis) -> list[Line]:
-    totals = analysis.summary()
-    counts = totals["verdicts"]
-    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
-    fits = f" (noise: {verdicts})" if verdicts else ""
-    return [
-        plain(
-            f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{counted(totals['spikes'], 'spike')}, {counted(totals['signals'], 'signal')}, "
-            f"{counted(totals['skipped'], 'tensor')} skipped"
-        ),
-        plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
-    ]
 
 
 def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Line]:
@@ -301,6 +213,7 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             "pruned, but not refitted:",
         ),
         *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
@@ -340,6 +253,31 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
     ]
 
 
+def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out the ranks before and after, what stayed and why, and the total."""
+    body = [
+        text_cells(
+            layer.name,
+            (layer.experts, *layer.shape) if layer.experts > 1 else layer.shape,
+            str(layer.old_rank),
+            str(layer.rank),
+            f"{100 * layer.error:.2f}%",
+        )
+        for layer in result.layers
+    ]
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    updates = counted(len(result.layers), "update")
+    return [
+        *table_lines(("update", "shape", "had", "rank", "error"), body, width),
+        plain(),
+        *skipped_lines(result.skipped, verbose),
+        *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
+        plain(f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(body) == 1 else 'their'} entries"),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
 def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what changed: the tensors or matrices that did, how many did not, what has no partner, and the total."""
     figures = diff_figures(found.analyses)
@@ -363,7 +301,7 @@ def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]
         text_cells(
             row.name,
             row.shape,
-            row.dtype,
+            row.stored or row.dtype,
             f"{row.entries:,}",
             f"{row.role} ({row.known_from})",
             f"{row.matrices}" if row.matrices else f"- {row.reason}",

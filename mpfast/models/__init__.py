@@ -7,6 +7,15 @@ from mpfast.models.comparison import diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
 from mpfast.models.csv_text import csv_of
 from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, ModelDiff, diff_figures
+from mpfast.models.expert_summary import (
+    FENCE,
+    FEWEST_EXPERTS,
+    ExpertRows,
+    ExpertSummary,
+    OutlyingExpert,
+    Quartiles,
+    split_experts,
+)
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
@@ -30,6 +39,8 @@ from mpfast.models.pruning import PruneResult, prune
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
+from mpfast.models.resized_factors import ResizedUpdate
+from mpfast.models.resizing import ResizeResult, resize
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.shared_counts import check_needs
 from mpfast.models.sharing import share_out
@@ -47,6 +58,8 @@ __all__ = [
     "DIFF_COLUMNS",
     "EXPORTERS",
     "FACTORS_FORMAT",
+    "FENCE",
+    "FEWEST_EXPERTS",
     "FITTED_METHODS",
     "METHODS",
     "NUMBER_COLUMNS",
@@ -59,6 +72,8 @@ __all__ = [
     "Budget",
     "CompressResult",
     "DiffRow",
+    "ExpertRows",
+    "ExpertSummary",
     "Exporter",
     "FactoredLayer",
     "FittedMethod",
@@ -71,9 +86,13 @@ __all__ = [
     "ModelDiff",
     "ModelRanks",
     "NewTensor",
+    "OutlyingExpert",
     "Provenance",
     "PruneResult",
+    "Quartiles",
     "RankRow",
+    "ResizeResult",
+    "ResizedUpdate",
     "SkippedTensor",
     "Verification",
     "analyze",
@@ -92,9 +111,11 @@ __all__ = [
     "provenance_of",
     "prune",
     "ranks",
+    "resize",
     "share_out",
     "signals_range",
     "sorted_rows",
+    "split_experts",
     "verify",
     "write_reconstructed",
 ]

@@ -90,8 +90,8 @@ def analyze(
         The checkpoint that `model` was tuned from: the differences are analysed, each formed when its turn comes.
     views : Views, optional
         How tensors are seen as matrices, see `mpfast.checkpoints.Views`: convolutions unfolded or position by position,
-        projections to query, key and value split in three or not, stacks of experts matrix by matrix or as one. LoRA
-        pairs are analysed as their product B A, which is never formed.
+        projections to query, key and value split in three or not, stacks of experts matrix by matrix or as one. The
+        factors of an adapter's update are analysed as its product, at its scale, which is never formed.
     method : {"auto", "exact", "lanczos"}
         See `mpfast.spectrum`.
     tol : float

@@ -39,7 +39,7 @@ from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
 from mpfast.models.layer_json import jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
-from mpfast.models.prune_options import check_that_it_can_be_changed
+from mpfast.models.prune_options import changeable
 from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     ConvergenceWarning,
@@ -142,6 +142,7 @@ def compress(
     include: NameFilter = None,
     exclude: NameFilter = None,
     embeddings: bool = False,
+    dequantize: str | None = None,
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
@@ -176,6 +177,8 @@ def compress(
         As `mpfast.analyze`.
     embeddings : bool
         Factor embeddings and the output heads of language models (``lm_head``), too. Not embeddings with `base`.
+    dequantize
+        As `mpfast.prune`.
     seed, device
         As `mpfast.svd`.
     threads : int, optional
@@ -226,10 +229,10 @@ def compress(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(model)
+    written = out is not None and base is None
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=written)
     with argument_called("base"):
         reference = None if base is None else open_checkpoint(base)
-    check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
@@ -258,7 +261,7 @@ def compress(
         if reference is None:
             factored, left = _write_model(factoring, chosen, place, format)
             whole: tuple[str, ...] = ()
-            notes: tuple[str, ...] = ()
+            notes: tuple[str, ...] = getattr(checkpoint, "notes", ())
         else:
             factored, notes, whole = _write_difference(factoring, chosen, place, (model, base), reference, base_id)
             left = ()

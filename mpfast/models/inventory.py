@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpfast.checkpoints import (
+    AdapterProducts,
     NameFilter,
     TensorInfo,
     Views,
+    has_updates,
     open_checkpoint,
     roles_of,
     select_layers,
@@ -38,7 +40,9 @@ class InventoryRow:
     shape : tuple of int
         As stored.
     dtype : str
-        As stored.
+        As stored; of a quantised weight as it is read.
+    stored : str
+        How a quantised weight is stored, ``"fp8 128x128"``; empty of any other tensor.
     entries : int
         Their number.
     role : str
@@ -55,6 +59,7 @@ class InventoryRow:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    stored: str
     entries: int
     role: str
     known_from: str
@@ -169,11 +174,18 @@ def inspect(
     """
     checkpoint = open_checkpoint(model)
     warn_caller("", unseen_quantisation(checkpoint))
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
+    products = AdapterProducts(checkpoint) if has_updates(checkpoint) else None
+    layers, skipped, doubts = select_layers(products or checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)
     matrices = Counter(layer.tensor for layer in layers)
+    for product, (first, *others) in (products.factors if products is not None else {}).items():
+        # What is analysed is listed with the first of its factors: the product is no tensor of the file.
+        matrices[first] += matrices.pop(product, 0)
+        skipped |= dict.fromkeys(others, f"a factor of {product}")
+        if product in skipped:
+            skipped[first] = skipped.pop(product)
 
     def row(info: TensorInfo) -> InventoryRow:
         role = roles[info.name]
@@ -181,6 +193,7 @@ def inspect(
             info.name,
             info.shape,
             info.dtype,
+            info.stored,
             info.size,
             role.kind,
             role.source,

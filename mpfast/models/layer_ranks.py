@@ -19,6 +19,7 @@ from mpfast.checkpoints import (
     Layer,
     NameFilter,
     Views,
+    layer_part,
     open_checkpoint,
     read_layer,
     select_layers,
@@ -243,7 +244,7 @@ class _Job:
     def _matrix(self, layer: Layer) -> _core.Matrix:
         """The matrix as (out, in), where it is known which axes the inputs are."""
         whole: NDArray[Any] = stored(read_layer(self.checkpoint, layer), layer.name)
-        part = whole[layer.index] if layer.index else whole
+        part = layer_part(whole, layer)
         # What an index takes away lies before the axes of the matrix.
         axes = tuple(axis - (whole.ndim - part.ndim) for axis in layer.input_axes)
         turned = along_inputs(part, axes) if axes else part.reshape(layer.shape)

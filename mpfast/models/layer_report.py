@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.models.noise_verdict import noise_sentence, noise_verdict
-from mpfast.spectra import METRICS, Histogram, Picture, current_axes, draw_picture
+from mpfast.spectra import METRICS, Histogram, Picture, current_axes, draw_picture, quantization_noise
 from mpfast.support import (
     InvalidValueError,
     facts_as_html,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mpfast.checkpoints import Layer
-    from mpfast.spectra import BothModels
+    from mpfast.spectra import BothModels, Spectrum
 
 
 __all__ = [
@@ -58,7 +58,9 @@ class LayerReport:
     tensor_shape, shape : tuple of int
         Shape as stored, and of the matrix analysed.
     dtype : str
-        Element type as stored.
+        Element type as stored; of a quantised tensor as it is read.
+    stored : str
+        How a quantised tensor is stored, "fp8 128x128"; empty of any other.
     method : str
         "exact" (all singular values) or "lanczos" (quadrature).
     fro_norm : float
@@ -88,6 +90,9 @@ class LayerReport:
         Kolmogorov distance once scales are taken out.
     share : float
         Share of the energy ``fro_norm^2`` that is fitted noise.
+    quantization_noise : float
+        Share of ``variance`` that the rounding of the stored format explains, see
+        `mpfast.spectra.quantization_noise`; NaN where that is not known, and of what is not quantised.
     verdict : str
         What the bulk is: "even" noise, "uneven" noise, "nearly" noise, or "none"; "equal" of a difference to a base
         that is all zero: there is no fit. No judgement of the layer: most trained ones have "none".
@@ -111,6 +116,7 @@ class LayerReport:
     tensor_shape: tuple[int, ...]
     shape: tuple[int, int]
     dtype: str
+    stored: str
     method: str
     fro_norm: float
     variance: float
@@ -128,6 +134,7 @@ class LayerReport:
     col_spread: float
     ks_scaled: float
     share: float
+    quantization_noise: float
     verdict: str
     sentence: str
     metrics: Mapping[str, float] = field(hash=False)
@@ -137,8 +144,13 @@ class LayerReport:
     histogram: Histogram | None = None
 
     @classmethod
-    def from_spectra(cls, layer: Layer, both: BothModels, *, seconds: float) -> LayerReport:
-        """Summarise what even noise, and what noise as the energies tell it, makes of the spectrum of `layer`."""
+    def from_spectra(
+        cls, layer: Layer, both: BothModels, *, seconds: float, rounding: float | None = None
+    ) -> LayerReport:
+        """Summarise what even noise, and what noise as the energies tell it, makes of the spectrum of `layer`.
+
+        ``rounding`` is the variance of the rounding of an entry to the grid of the stored format, where that is known.
+        """
         spectrum, told = both
         edge, noise = spectrum.edge, told.noise
         unmet = spectrum.unmet_tolerance or told.unmet_tolerance
@@ -150,6 +162,7 @@ class LayerReport:
             tensor_shape=layer.tensor_shape,
             shape=layer.shape,
             dtype=layer.dtype,
+            stored=layer.packed,
             method=str(spectrum.method),
             fro_norm=float(spectrum.fro_norm),
             variance=float(edge.variance),
@@ -167,6 +180,7 @@ class LayerReport:
             col_spread=0.0 if noise is None else noise.col_spread,
             ks_scaled=float(told.edge.ks),
             share=float(told.edge.share),
+            quantization_noise=_rounding_share(spectrum, rounding),
             verdict=noise_verdict(told),
             sentence=noise_sentence(told, int(edge.spikes)),
             metrics=metrics,
@@ -250,6 +264,12 @@ class LayerReport:
             raise _column_error("shape", row["shape"])
         metrics = {key: converted(key, value, number) for key, value in row.items() if key not in COLUMNS}
         return cls(**values, metrics=metrics)
+
+
+def _rounding_share(spectrum: Spectrum, rounding: float | None) -> float:
+    if rounding is None or not math.isfinite(rounding) or not spectrum.edge.variance > 0:
+        return math.nan
+    return quantization_noise(spectrum, rounding).share
 
 
 def converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:

@@ -27,13 +27,14 @@ from mpfast.checkpoints import (
 )
 from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
+from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
-from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
+from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
@@ -76,6 +77,8 @@ class PruneResult:
         Wall time.
     not_copied : tuple of str
         Files beside the weights that `out` lacks, and why: weights in other forms, links that leave the directory.
+    notes : tuple of str
+        What else is otherwise than in the source: of a quantised one.
     """
 
     budget: Budget
@@ -85,6 +88,7 @@ class PruneResult:
     seconds: float
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         where = "in memory" if self.masks is not None else "dry run" if self.out is None else f"in {str(self.out)!r}"
@@ -115,6 +119,7 @@ class PruneResult:
             "provenance": None if self.budget.provenance is None else self.budget.provenance.to_dict(),
             "budget": self.budget.to_document(),
             "skipped": [tensor._asdict() for tensor in self.skipped],
+            "notes": list(self.notes),
         }
 
 
@@ -136,6 +141,7 @@ def prune(
     exclude: NameFilter = None,
     embeddings: bool = False,
     ceiling: float | None = None,
+    dequantize: str | None = None,
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -167,8 +173,10 @@ def prune(
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget or str, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
-        `mpfast.models.share_out`. With `moments`, the method chooses which entries. Or with `sparsity` the name of one
-        of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments choose.
+        `mpfast.models.share_out`. One of a mixture's files fits the loaded mixture, whose experts transformers stacks,
+        and the other way round: the same entries go. With `moments`, the method chooses which entries. Or with
+        `sparsity` the name of one of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments
+        choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
         True = kept. Other layers stay dense.
@@ -193,6 +201,9 @@ def prune(
     ceiling : float, optional
         Largest sparsity of a layer where they differ. Default 0.9, or half way from `sparsity` to 1
         where that is more; 1 lifts it.
+    dequantize : {"bfloat16"}, optional
+        Prune a quantised model as the dense one that its numbers are, rounded to this type, and write that:
+        scales and the like are gone, and ``config.json`` does not speak of them. Default: a quantised model is refused.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     threads : int, optional
@@ -258,15 +269,15 @@ def prune(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(model)
-    check_that_it_can_be_changed(checkpoint, written=out is not None)
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
     warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(checkpoint, candidates, skipped, options)
+    fitted = None if options.given_budget is None else FittedBudget(options.given_budget, candidates)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options, fitted)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
@@ -302,6 +313,7 @@ def prune(
             exclude=exclude,
             embeddings=embeddings,
             ceiling=None if sparsity is None else options.highest,
+            dequantize=dequantize,
             tol=tol,
             seed=seed,
             device=device,
@@ -314,7 +326,7 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, counts, reports = _plan(checkpoint, layers, options, known, slopes)
+        plan, counts, reports = _plan(checkpoint, layers, options, fitted, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
@@ -325,6 +337,7 @@ def prune(
                 options.steps,
                 options.factor_damping,
                 options.team,
+                {} if fitted is None else fitted.pieces,
             )
         masking = MaskingPass(checkpoint, layers, plan, reports, kept, options.groups is not None, weights)
         if place is None:
@@ -340,6 +353,7 @@ def prune(
         weights=weights,
         seconds=time.perf_counter() - started,
         not_copied=left,
+        notes=getattr(checkpoint, "notes", ()),
     )
 
 
@@ -347,6 +361,7 @@ def _plan(
     checkpoint: Checkpoint,
     layers: Sequence[Layer],
     options: PruneOptions,
+    budget: FittedBudget | None,
     moments: LayerMoments | None,
     gradients: Mapping[str, Any],
 ) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
@@ -355,10 +370,10 @@ def _plan(
         return GivenMasks(options.masks), {}, {}
     if options.groups is not None:
         return Pattern(*options.groups, options.team), {}, {}
-    if options.given_budget is not None:
-        counts = {row.name: row.pruned for row in options.given_budget}
+    if budget is not None:
         by_row = options.label in METHODS and METHODS[options.label].per_row
-        return (RowCuts if by_row else LayerCuts)(counts, options.team), counts, {}
+        plan, counts = plan_of_budget(budget, checkpoint, layers, per_row=by_row, threads=options.team)
+        return plan, counts, {}
     method = options.sharing
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
     if method.cuts_globally and not options.chooser:

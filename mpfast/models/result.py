@@ -15,15 +15,23 @@ from mpfast.checkpoints import NameFilter, name_filter
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.csv_text import columns_of, csv_of
 from mpfast.models.diff_rows import ModelDiff, diff_of_rows
+from mpfast.models.expert_summary import ExpertRows, ExpertSummary, check_expert_rows, split_experts
 from mpfast.models.html_report.page import html_report
 from mpfast.models.layer_json import jsonable, layer_from_json, with_histogram
 from mpfast.models.layer_report import ROW_FIGURES, LayerReport
 from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
 from mpfast.models.provenance import Provenance, provenance_of
-from mpfast.models.rows import Rows
+from mpfast.models.rows import Rows, json_text
 from mpfast.models.skipped import SkippedTensor, is_non_finite
-from mpfast.support import InputError, InvalidTypeError, InvalidValueError, front_door, read_document
+from mpfast.support import (
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    front_door,
+    package_missing,
+    read_document,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,6 +146,10 @@ class Analysis(Rows[LayerReport]):
             "seconds": self.seconds,
         }
 
+    def expert_summaries(self) -> tuple[ExpertSummary, ...]:
+        """Sum up the experts of mixtures, one projection of one block at a time, where there are at least 8 of them."""
+        return tuple(split_experts(self.layers)[1])
+
     @front_door
     def budget(
         self,
@@ -217,11 +229,13 @@ class Analysis(Rows[LayerReport]):
         try:
             pandas = importlib.import_module("pandas")
         except ImportError:
-            raise ImportError("Analysis.to_pandas() needs pandas: pip install 'mpfast[pandas]'") from None
+            raise package_missing("Analysis.to_pandas()", "pandas", extra="pandas") from None
         return pandas.DataFrame([row.to_dict() for row in self.layers], columns=columns_of([self.layers]))
 
-    def to_document(self) -> dict[str, Any]:
+    @front_door
+    def to_document(self, *, expert_rows: ExpertRows = "all") -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
+        rows, experts = split_experts(self.layers, check_expert_rows(expert_rows))
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -229,9 +243,36 @@ class Analysis(Rows[LayerReport]):
             "seed": self.seed,
             "seconds": self.seconds,
             "provenance": None if self.provenance is None else self.provenance.to_dict(),
-            "layers": [jsonable(with_histogram(row)) for row in self.layers],
+            "expert_rows": "all" if len(rows) == len(self.layers) else "summary",
+            "layers": [jsonable(with_histogram(row)) for row in rows],
+            "experts": [jsonable(summary.to_dict()) for summary in experts],
             "skipped": [tensor._asdict() for tensor in self.skipped],
         }
+
+    @overload
+    def to_json(self, path: None = None, *, expert_rows: ExpertRows = "all") -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str], *, expert_rows: ExpertRows = "all") -> None: ...
+    @front_door
+    def to_json(self, path: str | os.PathLike[str] | None = None, *, expert_rows: ExpertRows = "all") -> str | None:
+        """Return the analysis as JSON text, or write it to `path`, whole or not at all.
+
+        NaN becomes ``null`` and an infinity the string ``"inf"`` or ``"-inf"``: JSON has neither.
+
+        Parameters
+        ----------
+        path : path, optional
+            File to write.
+        expert_rows : {"all", "summary"}
+            With ``"summary"``, the rows of the experts that `expert_summaries` sums up are left out. `from_json`
+            reads nothing that lacks rows.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
+        """
+        return self._return_or_write(json_text(self.to_document(expert_rows=expert_rows)), path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -253,22 +294,24 @@ class Analysis(Rows[LayerReport]):
         return self._return_or_write(csv_of([(self.source, self.layers)]), path)
 
     @overload
-    def to_html(self, path: None = None) -> str: ...
+    def to_html(self, path: None = None, *, expert_rows: ExpertRows = "summary") -> str: ...
     @overload
-    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str], *, expert_rows: ExpertRows = "summary") -> None: ...
     @front_door
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, expert_rows: ExpertRows = "summary") -> str | None:
         """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
 
         The page needs no network: a sortable table with the spectrum of every layer, a heat map over depth and layer
-        type, and a preview of budgets.
+        type, and a preview of budgets. Experts are summed up, see `expert_summaries`; with ``expert_rows="all"`` the
+        table has every one, too.
 
         Raises
         ------
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped), path)
+        rows = check_expert_rows(expert_rows)
+        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped, rows), path)
 
     @front_door
     def plot(self, ax: Axes | None = None, *, measure: str | Callable[[LayerReport], float] = "share") -> Axes:
@@ -381,6 +424,9 @@ class Analysis(Rows[LayerReport]):
         """
         try:
             record = read_document(source, SCHEMA)
+            if record.has("expert_rows") and record.text("expert_rows") != "all":
+                fact = "the analysis has summaries of experts in place of their rows"
+                raise InvalidValueError("", fact, "write it with expert_rows='all' (--expert-rows all)")
             rows = record.get("layers")
             if not isinstance(rows, list):
                 raise record.refuse("layers", "a list")

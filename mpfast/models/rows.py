@@ -13,7 +13,7 @@ from mpfast.checkpoints import check_target
 from mpfast.models.provenance import Provenance
 from mpfast.support import MissingKeyError, check_path, front_door, return_or_write, rows_as_html
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "json_text"]
 
 
 class Named(Protocol):
@@ -100,4 +100,9 @@ class Rows(Sequence[Row]):
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return self._return_or_write(json.dumps(self.to_document(), indent=1, allow_nan=False) + "\n", path)
+        return self._return_or_write(json_text(self.to_document()), path)
+
+
+def json_text(document: dict[str, Any]) -> str:
+    """Return a document as JSON text; NaN and infinities are no part of it."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"

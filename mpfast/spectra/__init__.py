@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mpfast.spectra import lowrank
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.edge_warnings import PERHAPS_FUSED
 from mpfast.spectra.krylov_svd import SVD, svd
 from mpfast.spectra.laws import (
     MarchenkoPastur,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "PERHAPS_FUSED",
     "SVD",
     "BothModels",
     "EdgeFit",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.spectra import berlyand2026, laws
-from mpfast.spectra.distribution import Measure, jackknife_error
+from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge_warnings import fit_warnings
 from mpfast.spectra.estimators import (
     DEFAULT_ALPHA,
@@ -26,6 +26,7 @@ from mpfast.spectra.estimators import (
     residual,
 )
 from mpfast.spectra.noise import energy_share
+from mpfast.spectra.probe_noise import expected_error, jackknife_error
 from mpfast.spectra.rounding import check_range, size_of_entries
 from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, percent, with_error
 
@@ -256,7 +257,7 @@ def _standard_error(
     alpha: float,
     sigma: float,
 ) -> float:
-    """Jackknife over the probes, with the errors of a finite run and of the scales in quadrature; same scale."""
+    """Of the probes, with the errors of a finite run and of the scales in quadrature; same scale."""
     scales = 0.0 if source.noise is None else source.noise.relative_error * sigma
     if source.values is not None:
         return scales
@@ -264,7 +265,7 @@ def _standard_error(
         return math.inf
     extra = source.extra_error * sigma if scales == 0 else math.hypot(source.extra_error * sigma, scales)
     sigmas = [laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
-    return math.hypot(jackknife_error(sigmas), extra)
+    return math.hypot(jackknife_error(sigmas, expected_error(source.shape, source.probes) * sigma), extra)
 
 
 def _verdict(ks: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpfast.spectra.picture import Drawable, Histogram, Picture
+from mpfast.support import package_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ def current_axes(ax: Axes | None) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'mpfast[plot]'") from error
+        raise package_missing("plot()", "matplotlib", extra="plot") from error
     return plt.gca() if ax is None else ax
 
 

@@ -31,6 +31,7 @@ from mpfast.support.errors import (
     UnreadableArrayError,
     argument_called,
     front_door,
+    package_missing,
     summary_of_unmet,
     warn_caller,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "logger",
     "named_errors",
     "no_constant",
+    "package_missing",
     "parse_json",
     "parsed_pattern",
     "percent",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mpfast.integrations.weightwatcher.columns import tail_of
 from mpfast.integrations.weightwatcher.table import esd
 from mpfast.spectra import PowerLaw, power_law
-from mpfast.support import InvalidValueError, front_door
+from mpfast.support import InvalidValueError, front_door, package_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def _new_figure() -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("plot_esd() needs matplotlib, as the extra `plot` installs it") from None
+        raise package_missing("plot_esd()", "matplotlib", extra="plot") from None
     return Figure(figsize=(10, 7), layout="constrained")
 
 

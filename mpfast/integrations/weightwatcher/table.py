@@ -21,7 +21,7 @@ from mpfast.integrations.weightwatcher.columns import (
 )
 from mpfast.integrations.weightwatcher.layers import WatchedLayer, WatchedModel
 from mpfast.models import Analysis
-from mpfast.support import InputError, InvalidTypeError, check_flag, check_seed, front_door
+from mpfast.support import InputError, InvalidTypeError, check_flag, check_seed, front_door, package_missing
 
 __all__ = ["DIFFERENCES", "SUMMARISED", "describe", "details", "esd", "summary"]
 
@@ -221,7 +221,7 @@ def _frame(rows: Iterable[Mapping[str, Any]], skipped: Mapping[str, str]) -> Any
     try:
         pandas = importlib.import_module("pandas")
     except ImportError:
-        raise ImportError("WeightWatcher's tables need pandas, as the extra `pandas` installs it") from None
+        raise package_missing("WeightWatcher's table", "pandas", extra="pandas") from None
     table = pandas.DataFrame(list(rows))
     table.attrs["skipped"] = dict(skipped)
     return table
