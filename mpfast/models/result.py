@@ -370,9 +370,10 @@ class Analysis(Rows[LayerReport]):
         --------
         >>> import numpy as np, mpfast
         >>> rng = np.random.default_rng(0)
-        >>> analysis = mpfast.analyze({f"{i}.{part}": rng.standard_normal((64, 96)) for i in (0, 1) for part in "qk"})
-        >>> [row.name for row in analysis.filter("*.q", exclude="0.*")], analysis["1.k"].shape
-        (['1.q'], (64, 96))
+        >>> names = ("0.q.weight", "0.k.weight", "1.q.weight", "1.k.weight")
+        >>> analysis = mpfast.analyze({name: rng.standard_normal((64, 96)) for name in names})
+        >>> [row.name for row in analysis.filter("*.q.*", exclude="0.*")], analysis["1.k.weight"].shape
+        (['1.q.weight'], (64, 96))
         """
         wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
         rows = [row for row in self.layers if wanted is None or wanted(row.name)]
