@@ -21,7 +21,7 @@ from mpfast.arrays.array_interfaces import CudaRecord
 from mpfast.checkpoints import AdapterProducts, dense_copy, open_checkpoint, select_layers, stored_chunks
 from mpfast.checkpoints.safetensors import stored_bytes
 from mpfast.models import Analysis, Budget, LayerBudget, verify
-from mpfast.models.layer_report import layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError, InvalidValueError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
