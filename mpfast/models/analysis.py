@@ -22,11 +22,12 @@ from mpfast.checkpoints import (
     unseen_quantisation,
 )
 from mpfast.models.layer_job import Settings, checked_views, layer_outcome, open_derived
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.progress import progress_bar
 from mpfast.models.provenance import provenance_of
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.spectra import SpectrumMethod
 from mpfast.support import (
     ConvergenceWarning,
@@ -110,7 +111,8 @@ def analyze(
         Spread the layers over this Dask cluster. Its workers open `model` and `base` themselves when they are paths,
         which must be good there too; arrays in memory are sent to them. `threads` is then the threads of one layer.
     progress : bool
-        Show a progress bar on standard error, if that is a terminal and rich is installed.
+        Show a progress bar, where rich is installed: on standard error if that is a terminal, or in a notebook with
+        ipywidgets.
 
     Returns
     -------

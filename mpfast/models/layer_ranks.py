@@ -31,10 +31,10 @@ from mpfast.checkpoints import (
 from mpfast.models.budget_row import along_inputs
 from mpfast.models.layer_job import layer_seed
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import skipped_tensors
 from mpfast.models.progress import progress_bar
 from mpfast.models.provenance import provenance_of
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
+from mpfast.models.skipped import skipped_tensors
 from mpfast.spectra import Spectrum, SpectrumMethod, checked_error, measured_spectrum
 from mpfast.support import (
     ConvergenceWarning,
@@ -101,7 +101,7 @@ def ranks(
     threads : int, optional
         Number of threads; the result does not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar, as `mpfast.analyze`.
 
     Returns
     -------
