@@ -109,7 +109,8 @@ class AdapterSettings:
             return dict(self.values)
         # What parameters need is the default where it can be: PEFT warns of patterns that match no module.
         parameters = [key for module in modules if self.is_of_parameters(module) for key in self.keys_of(module)]
-        r, alpha = _most_common((ranks[key], alphas[key]) for key in parameters or ranks if key in ranks)
+        among = [key for key in parameters if key in ranks] or list(ranks)
+        r, alpha = Counter((ranks[key], alphas[key]) for key in among).most_common(1)[0][0]
         return {
             **self.values,
             "r": r,
@@ -166,10 +167,6 @@ def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
     differing = [key for key, value in values.items() if value != default]
     taken = [key for key in values if any(_matches(other, key) for other in differing)]
     return {key: values[key] for key in sorted(taken, key=lambda key: (-len(key), key))}
-
-
-def _most_common(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    return Counter(pairs).most_common(1)[0][0]
 
 
 def _plain(value: float) -> float:

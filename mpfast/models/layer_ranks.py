@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import parse_device
+from mpfast.arrays import QuantisedArray, parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -243,8 +243,10 @@ class _Job:
 
     def _matrix(self, layer: Layer) -> _core.Matrix:
         """The matrix as (out, in), where it is known which axes the inputs are."""
-        whole: NDArray[Any] = stored(read_layer(self.checkpoint, layer), layer.name)
-        part = layer_part(whole, layer)
+        whole = read_layer(self.checkpoint, layer)
+        # Of a quantised stack only the part is decoded.
+        whole = whole if isinstance(whole, QuantisedArray) else stored(whole, layer.name)
+        part: NDArray[Any] = stored(layer_part(whole, layer), layer.name)
         # What an index takes away lies before the axes of the matrix.
         axes = tuple(axis - (whole.ndim - part.ndim) for axis in layer.input_axes)
         turned = along_inputs(part, axes) if axes else part.reshape(layer.shape)
