@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.models.layer_report import Histogram
+from mpfast.models.histogram import Histogram
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

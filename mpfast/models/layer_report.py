@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mpfast.models.histogram import Histogram
 from mpfast.models.noise_verdict import noise_sentence, noise_verdict
 from mpfast.spectra import METRICS
 from mpfast.support import InvalidValueError, Record, front_door, is_shape, is_text, parse_json, short
 
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint, Layer
-    from mpfast.spectra import BothModels, Spectrum
+    from mpfast.spectra import BothModels
 
 
 __all__ = [
     "COLUMNS",
     "NUMBER_COLUMNS",
     "SORT_COLUMNS",
-    "Histogram",
     "LayerReport",
     "SkippedTensor",
     "integers",
@@ -37,8 +37,6 @@ __all__ = [
     "with_histogram",
 ]
 
-HISTOGRAM_BINS = 48
-SPIKES_KEPT = 32
 # As `mpfast.arrays.raise_if_nonfinite` says it.
 _NON_FINITE = re.compile(r"\bnon-finite\b")
 
@@ -57,37 +55,6 @@ def is_non_finite(tensor: SkippedTensor) -> bool:
     return _NON_FINITE.search(tensor.reason) is not None
 
 
-class Histogram(NamedTuple):
-    """The distribution of a layer's singular values, as much of it as a chart shows.
-
-    Attributes
-    ----------
-    low, high : float
-        Where the bins begin and end, singular-value scale; they are equally wide.
-    shares : tuple of float
-        Share of the singular values in each bin.
-    spikes : tuple of float
-        The largest singular values that are known one by one, descending.
-    """
-
-    low: float
-    high: float
-    shares: tuple[float, ...]
-    spikes: tuple[float, ...]
-
-    @classmethod
-    def of(cls, spectrum: Spectrum) -> Histogram | None:
-        """Summarise a spectrum; None where it is all zero."""
-        top = max(spectrum.edge.threshold, spectrum.edge.sigma_plus, float(spectrum.quantile(0.98)))
-        if not 0 < top < math.inf:
-            return None
-        edges = np.linspace(0.0, 1.1 * top, HISTOGRAM_BINS + 1)
-        cdf = np.asarray(spectrum.cdf(edges), dtype=np.float64)
-        shares = np.diff(np.concatenate([[0.0], cdf[1:]]))
-        known = spectrum.values if spectrum.values is not None else spectrum.outliers
-        return cls(0.0, float(edges[-1]), tuple(shares.round(7).tolist()), tuple(known[:SPIKES_KEPT].tolist()))
-
-
 def skipped_tensors(
     checkpoint: Checkpoint, layers: Iterable[Layer], reasons: Mapping[str, str]
 ) -> tuple[SkippedTensor, ...]:
@@ -100,7 +67,7 @@ def skipped_tensors(
     return (*found, *others)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LayerReport:
     """One row: what the spectrum of one layer says. Singular-value scale throughout.
 
@@ -365,7 +332,7 @@ def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:
 
 def with_histogram(row: LayerReport) -> dict[str, Any]:
     """Return the row as `to_dict`, and its histogram."""
-    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram._asdict()}
+    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram.to_dict()}
 
 
 def layer_to_json(row: LayerReport) -> str:
@@ -390,7 +357,7 @@ def _histogram(found: Any) -> Histogram:
     if not isinstance(shares, list) or not isinstance(spikes, list):
         raise TypeError("expected lists")
     numbers = tuple(map(_number, shares)), tuple(map(_number, spikes))
-    return Histogram(_number(record.get("low")), _number(record.get("high")), *numbers)
+    return Histogram.from_numbers(_number(record.get("low")), _number(record.get("high")), *numbers)
 
 
 def jsonable(value: Any) -> Any:
