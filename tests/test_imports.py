@@ -144,7 +144,7 @@ def test_what_is_imported_is_there(file):
             continue  # something optional is not installed
         if f"{module}.{name}" in STUBS:
             continue
-        found = getattr(source, name, None) or importlib.import_module(f"{module}.{name}")
+        found = getattr(source, name) if hasattr(source, name) else importlib.import_module(f"{module}.{name}")
         if inspect.ismodule(found):
             missing = {used for owner, used in attributes if owner == called and not hasattr(found, used)}
             assert not missing, f"{found.__name__} has no {sorted(missing)}"

@@ -603,7 +603,8 @@ def test_pairs_of_other_tools_are_products_too(first, second, product):
     A, B = weight(4, 64), weight(48, 4, seed=1)
     (row,) = mpfast.analyze({first: A, second: B})
     assert (row.name, row.shape, row.spikes) == (product, (48, 64), 4)
-    assert any("without the scale" in text for text in row.warnings)
+    # kohya and diffusers multiply by 1 where no alpha is stored; the others have it in a file that is not there.
+    assert any("without the scale" in text for text in row.warnings) == ("down" not in first)
     assert row.fro_norm == pytest.approx(np.linalg.norm(B @ A), rel=1e-5)
     conv = mpfast.analyze({first: A.reshape(4, 16, 2, 2), second: B.reshape(48, 4, 1, 1)})
     assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)

@@ -13,6 +13,7 @@ from mpfast.arrays.devices import (
     is_on_gpu,
     parse_device,
 )
+from mpfast.arrays.quantised import Decoder, QuantisedArray
 from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
@@ -36,7 +37,9 @@ from mpfast.arrays.views import (
 
 __all__ = [
     "FLOATS",
+    "Decoder",
     "Device",
+    "QuantisedArray",
     "SecondMoment",
     "address_of",
     "as_bits",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays.array_interfaces import HostRecord
 from mpfast.arrays.bfloat16 import narrowed, widened
+from mpfast.arrays.quantised import QuantisedArray
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError, argument_called
 
 __all__ = [
@@ -95,6 +96,8 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     """
     module = type(W).__module__.split(".")[0]
     refuse_masked(W, name)
+    if isinstance(W, QuantisedArray):
+        return W.decoded()
     if "torch" in sys.modules and isinstance(W, sys.modules["torch"].Tensor):
         array = _from_torch(W, name)
         dtype = str(W.dtype).removeprefix("torch.")

@@ -53,10 +53,10 @@ class Role:
     ----------
     kind : str
         A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
-        (a stack of matrices, one per expert), "lora" (the product of a pair of factors). No matrix: "vector" (biases,
-        normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight), "quantised", "factor"
-        (of a LoRA update), "alias" (the same memory as another), "view" (the same memory as another, seen otherwise),
-        "part" (of a parametrised weight), "unknown".
+        (a stack of matrices, one per expert), "lora" (the update of an adapter, a product of factors). No matrix:
+        "vector" (biases, normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight),
+        "quantised", "factor" (of an update), "alias" (the same memory as another), "view" (the same memory as another,
+        seen otherwise), "part" (of a parametrised weight), "unknown".
     input_axes : tuple of int
         Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
     reason : str

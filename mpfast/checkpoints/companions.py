@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mpfast.checkpoints.adapter_settings import ADAPTER_CONFIG
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.opening import FORMATS
-from mpfast.checkpoints.sharded import INDEX_SUFFIX, ShardedSafetensors
-from mpfast.checkpoints.tensor_bits import shards_of
+from mpfast.checkpoints.sharded import INDEX_SUFFIX
+from mpfast.checkpoints.tensor_bits import as_stored, shards_of
 from mpfast.support import MARK_FILE
 
-__all__ = ["copy_companions", "home_directory", "index_name"]
+__all__ = ["copy_companions", "home_directory", "index_name", "is_model_directory"]
 
-CONFIGURATION = "config.json"
+# Of a model, and of an adapter.
+_CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
 DEFAULT_INDEX = "model.safetensors.index.json"
 _INDEX_SUFFIXES = tuple(suffix for format in FORMATS for suffix in format.suffixes if suffix.endswith(".json"))
 # Parts of names, between dots, of files that hold weights: beside a changed checkpoint they would be stale, whatever
@@ -47,18 +49,23 @@ _OURS = ("budget.json", "masks.safetensors", "reconstruction.json")
 def index_name(checkpoint: Checkpoint) -> str:
     """Name of the index of several files: the source's, or ``model.safetensors.index.json``."""
     name = Path(checkpoint.source).name
-    return name if isinstance(checkpoint, ShardedSafetensors) and name.endswith(INDEX_SUFFIX) else DEFAULT_INDEX
+    return name if name.endswith(INDEX_SUFFIX) else DEFAULT_INDEX
+
+
+def is_model_directory(directory: Path) -> bool:
+    """Whether the configuration of a model, or of an adapter, lies in a directory."""
+    return any((directory / name).exists() for name in _CONFIGURATIONS)
 
 
 def home_directory(checkpoint: Checkpoint) -> Path | None:
     """Return the model directory that a checkpoint comes from; None for a file of its own or what is in memory."""
-    shards = shards_of(checkpoint)
+    shards = shards_of(as_stored(checkpoint))
     try:
         source = shards[0].path.parent if shards else Path(checkpoint.source)
         if not shards and not source.exists():
             return None
         directory = source if source.is_dir() else source.parent
-        if len(shards) > 1 or source.name.endswith(_INDEX_SUFFIXES) or (directory / CONFIGURATION).exists():
+        if len(shards) > 1 or source.name.endswith(_INDEX_SUFFIXES) or is_model_directory(directory):
             return directory
     except (OSError, ValueError):  # no name that the system takes
         pass
@@ -82,18 +89,22 @@ def copy_companions(checkpoint: Checkpoint, target: Path, *, leave_out: tuple[st
     tuple of str
         What was not copied and why, a sentence each: other forms of the same weights, and symbolic links that lead out
         of the directory, which are not followed. Links of a Hugging Face cache into the blobs of the same repository
-        are.
+        are. What a `DenseCopy` has another text of is written as it says.
     """
     directory = home_directory(checkpoint)
     if directory is None:
         return ()
-    shards = shards_of(checkpoint)
+    shards = shards_of(as_stored(checkpoint))
+    left_out = dict.fromkeys(leave_out, "") | getattr(checkpoint, "left_out", {})
+    documents: Mapping[str, str] = getattr(checkpoint, "documents", {})
     written = {shard.path.name for shard in shards}
     index = index_name(checkpoint) if len(shards) > 1 else None
     left = []
     for path in _files(directory):
         relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts) or path.name in (*_OURS, *leave_out):
+        if any(part.startswith(".") for part in relative.parts) or path.name in (*_OURS, *left_out):
+            if left_out.get(path.name):
+                left.append(f"{relative.as_posix()}: {left_out[path.name]}")
             continue
         if str(relative) in written or (shards == [] and str(relative) == Path(checkpoint.source).name):
             continue
@@ -108,6 +119,9 @@ def copy_companions(checkpoint: Checkpoint, target: Path, *, leave_out: tuple[st
         if path.is_file():
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path.resolve(), target / relative)
+    for name, text in documents.items():
+        if name not in left_out:
+            (target / name).write_text(text, encoding="utf-8")
     return tuple(left)
 
 

@@ -21,9 +21,11 @@ __all__ = [
     "family_of",
     "other_names",
     "quantisation_of",
+    "quantisation_settings",
     "read_config",
     "setting",
     "stacked_expert",
+    "without_quantisation",
 ]
 
 #: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
@@ -110,6 +112,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 _NO_FAMILY = Family()
+# What configurations say of quantisation is under one of these, by itself or in the part on the language model.
+_ON_QUANTISATION = ("quantization_config", "quantization", "compression_config")
+_ON_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 # What the projections of experts that are stored one by one are called, two into an expert and one out of it, and what
 # transformers stacks them into when it loads them, the former two one below the other.
 _INTO_EXPERTS = (("gate_proj", "up_proj"), ("w1", "w3"))
@@ -224,17 +229,36 @@ def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
 
 def quantisation_of(config: Mapping[str, Any] | None) -> str:
     """Name the method by which a configuration says that the weights are quantised; empty where it does not."""
-    for said in () if config is None else (config, _language(config)):
-        for key in ("quantization_config", "quantization", "compression_config"):
-            found = said.get(key)
-            if isinstance(found, Mapping) and found:
-                method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
-                return method if isinstance(method, str) else key
+    for key, found in _quantisations(config):
+        method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
+        return method if isinstance(method, str) else key
     return ""
 
 
+def quantisation_settings(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a configuration says of the quantisation of the weights; empty where it says nothing."""
+    return next((found for _, found in _quantisations(config)), {})
+
+
+def _quantisations(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for said in () if config is None else (config, _language(config)):
+        for key in _ON_QUANTISATION:
+            found = said.get(key)
+            if isinstance(found, Mapping) and found:
+                yield key, found
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that says nothing of the quantisation of the weights."""
+    kept = {key: value for key, value in config.items() if key not in _ON_QUANTISATION}
+    for key in _ON_LANGUAGE:
+        if isinstance(kept.get(key), Mapping):
+            kept[key] = {name: value for name, value in kept[key].items() if name not in _ON_QUANTISATION}
+    return kept
+
+
 def _language(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(_parts_of(config, "text_config", "llm_config", "language_config", "thinker_config"), {})
+    return next(_parts_of(config, *_ON_LANGUAGE), {})
 
 
 def _parts_of(config: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpfast.checkpoints.base import OutputPart
 from mpfast.checkpoints.families import Family, setting
-from mpfast.checkpoints.quantised import parent_of
+from mpfast.checkpoints.quantised_modules import parent_of
 
 __all__ = ["LAYOUTS", "FusedParts", "consecutive", "fused_parts", "is_fused_qkv"]
 

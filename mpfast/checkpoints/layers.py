@@ -73,6 +73,8 @@ class Layer:
         own.
     unsplit : str
         Why a fused projection is one matrix, where it should be several.
+    packed : str
+        The format of a quantised tensor, as `TensorInfo.stored`.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Layer:
     shared: tuple[str, ...] = ()
     folded: tuple[int, ...] = ()
     unsplit: str = ""
+    packed: str = ""
 
     @property
     def file_name(self) -> str:
@@ -162,6 +165,7 @@ def as_layers(
             tensor.shared,
             part.folded,
             role.unsplit if views.qkv == "split" else "",
+            tensor.stored,
         )
         for part in parts
     ]

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpfast.checkpoints.base import NoTensor, Role
 
-__all__ = ["OnnxTensors", "tensors_of"]
+__all__ = ["OnnxTensors", "QuantisedInput", "tensors_of"]
 
 _SOURCE = "ONNX node"
 # Operators whose output is their first input, entry by entry.
 _SAME = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
-# Operators that take packed weights, and where their scales and zero points are among the inputs.
-_QUANTISED: Mapping[str, tuple[int, tuple[int, ...]]] = {
-    "DequantizeLinear": (0, (1, 2)),
-    "MatMulNBits": (1, (2, 3, 4)),
-    "QLinearMatMul": (3, (4, 5)),
-    "QLinearConv": (3, (4, 5)),
-    "QGemm": (3, (4, 5)),
-    "DynamicQuantizeMatMul": (1, (2, 3)),
-    "MatMulIntegerToFloat": (1, (3, 5)),
+# Operators that take packed weights: which input these are, and which ones belong to them.
+_QUANTISED: Mapping[str, tuple[int, Mapping[str, int]]] = {
+    "DequantizeLinear": (0, {"scale": 1, "zero_point": 2}),
+    "MatMulNBits": (1, {"scales": 2, "zero_points": 3, "g_idx": 4}),
+    "QLinearMatMul": (3, {"scale": 4, "zero_point": 5}),
+    "QLinearConv": (3, {"scale": 4, "zero_point": 5}),
+    "QGemm": (3, {"scale": 4, "zero_point": 5}),
+    "DynamicQuantizeMatMul": (1, {"scale": 2, "zero_point": 3}),
+    "MatMulIntegerToFloat": (1, {"scale": 3, "zero_point": 5}),
 }
+
+
+@dataclass(frozen=True)
+class QuantisedInput:
+    """How a node takes a tensor for packed weights.
+
+    Attributes
+    ----------
+    operator : str
+        The node's type.
+    parts : dict of str to str
+        The tensors that belong to it, by what they are to the node.
+    attributes : dict of str to int
+        The node's.
+    unknown : str
+        What keeps the weights from being known; empty where nothing does.
+    """
+
+    operator: str
+    parts: Mapping[str, str]
+    attributes: Mapping[str, int]
+    unknown: str = ""
 
 
 @dataclass
@@ -35,6 +57,8 @@ class OnnxTensors:
         By name; where two graphs of one model use a name, the second has the path to its graph before it.
     roles : dict of str to Role
         Of those that a node multiplies with or looks up in.
+    quantised : dict of str to QuantisedInput
+        What nodes take for packed weights.
     others : list of NoTensor
         Sparse initialisers and constants.
     repeated : list of str
@@ -43,6 +67,7 @@ class OnnxTensors:
 
     tensors: dict[str, Any] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
+    quantised: dict[str, QuantisedInput] = field(default_factory=dict)
     others: list[NoTensor] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
 
@@ -87,6 +112,7 @@ def _nodes(nodes: Any, path: str, scope: dict[str, _View], found: OnnxTensors) -
                 _add_sparse(attributes["sparse_value"].sparse_tensor, node.output[0], path, found)
             continue
         _follow(node, attributes, scope)
+        _take_packed(node, attributes, scope, found)
         for key, role in _roles(node, attributes, scope, found.tensors):
             earlier = found.roles.get(key)
             if earlier is None or (role.kind in ("embedding", "companion") and earlier.kind != "companion"):
@@ -126,6 +152,31 @@ def _follow(node: Any, attributes: Mapping[str, Any], scope: dict[str, _View]) -
             scope[node.output[0]] = _View(view.key, view.transposed != (order == [1, 0]))
 
 
+def _take_packed(node: Any, attributes: Mapping[str, Any], scope: dict[str, _View], found: OnnxTensors) -> None:
+    """Record what a node says of packed weights, and let those that it dequantises stand for them."""
+    if node.op_type not in _QUANTISED:
+        return
+    place, words = _QUANTISED[node.op_type]
+    names = dict(enumerate(node.input))
+    view = scope.get(names.get(place, ""))
+    if view is None:
+        return
+    given = {word: names[at] for word, at in words.items() if names.get(at)}
+    computed = [word for word, name in given.items() if name not in scope]
+    unknown = f"its {computed[0]} is computed by the graph" if computed else ""
+    unknown = "it is transposed before it is dequantised" if view.transposed else unknown
+    entry = QuantisedInput(
+        node.op_type,
+        {word: scope[name].key for word, name in given.items() if name in scope},
+        {name: attribute.i for name, attribute in attributes.items()},
+        unknown,
+    )
+    if found.quantised.setdefault(view.key, entry) != entry:
+        found.quantised[view.key] = replace(entry, unknown="several nodes take it in different ways")
+    elif node.op_type == "DequantizeLinear" and node.output and not unknown:
+        scope[node.output[0]] = view
+
+
 def _roles(
     node: Any, attributes: Mapping[str, Any], scope: Mapping[str, _View], tensors: Mapping[str, Any]
 ) -> Iterator[tuple[str, Role]]:
@@ -138,9 +189,9 @@ def _roles(
         return name in attributes and attributes[name].i != 0
 
     if node.op_type in _QUANTISED:
-        weight_at, scales_at = _QUANTISED[node.op_type]
+        weight_at, parts = _QUANTISED[node.op_type]
         weight = taken(weight_at)
-        for place in scales_at:
+        for place in parts.values():
             scale = taken(place)
             if weight is not None and scale is not None:
                 reason = f"scale of the quantised {weight.key}, or what else belongs to it"

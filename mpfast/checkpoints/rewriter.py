@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from mpfast.checkpoints.base import Checkpoint
-from mpfast.checkpoints.companions import copy_companions
+from mpfast.checkpoints.companions import copy_companions, index_name
+from mpfast.checkpoints.quantised import DenseCopy
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
+from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
-from mpfast.checkpoints.tensor_bits import check_writable, shards_of, stored_bits
+from mpfast.checkpoints.tensor_bits import check_writable, shards_of, stored_chunks
 
-__all__ = ["CheckpointOutput", "files_of"]
-
-DEFAULT_NAME = "model.safetensors"
+__all__ = ["CheckpointOutput", "files_of", "write_index"]
 
 
 class CheckpointOutput:
@@ -44,9 +45,8 @@ class CheckpointOutput:
         self._checkpoint = checkpoint
         self._staging = staging
         self._shards = {shard.path.name: shard for shard in shards_of(checkpoint)}
-        self._home = {name: file for file, shard in self._shards.items() for name in shard.spans}
-        if not self._shards:
-            self._home = dict.fromkeys((info.name for info in checkpoint.tensors), DEFAULT_NAME)
+        self._files = files_of(checkpoint)
+        self._home = {name: file for file, names in self._files.items() for name in names}
         self._source = SourceFiles(files_behind(checkpoint))
         self._done: set[str] = set()
         self._current: SafetensorsWriter | None = None
@@ -55,11 +55,10 @@ class CheckpointOutput:
 
     def _remove_strangers(self) -> None:
         """Leave nothing of an earlier try but files that are to be written again, in regular files of their own."""
-        wanted = set(self._shards) or {DEFAULT_NAME}
         for path in self._staging.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name not in wanted or path.is_symlink() or not path.is_file() or path.stat().st_nlink > 1:
+            elif path.name not in self._files or path.is_symlink() or not path.is_file() or path.stat().st_nlink > 1:
                 path.unlink()
 
     def write(self, name: str, chunks: Iterable[memoryview]) -> None:
@@ -75,7 +74,9 @@ class CheckpointOutput:
             if self._shards:
                 self._current = SafetensorsWriter.like(self._shards[file], target)
             else:
-                self._current = SafetensorsWriter.create(target, self._checkpoint.tensors, {"format": "pt"})
+                infos = {info.name: info for info in self._checkpoint.tensors}
+                tensors = [infos[name] for name in self._files[file]]
+                self._current = SafetensorsWriter.create(target, tensors, {"format": "pt"})
             self._file = file
         return self._current
 
@@ -84,7 +85,7 @@ class CheckpointOutput:
         if self._current is None:
             return
         for name in self._current.missing:
-            self._current.write(name, stored_bits(self._checkpoint, name))
+            self._current.write_chunks(name, stored_chunks(self._checkpoint, name))
             self._checkpoint.release(name)
         self._current.close()
         self._current = None
@@ -113,18 +114,31 @@ class CheckpointOutput:
             The source was changed meanwhile.
         """
         self._close()
-        for file in self._shards or [DEFAULT_NAME]:
+        for file in self._files:
             if file not in self._done:
                 self._open(file)
                 self._close()
         left = copy_companions(self._checkpoint, self._staging)
+        if not self._shards:
+            write_index(self._checkpoint, self._staging, self._files)
         self._source.check()
         return left
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the tensors of every file to write: the source's files, or one ``model.safetensors``."""
+    if isinstance(checkpoint, DenseCopy):
+        return checkpoint.files
     shards = shards_of(checkpoint)
     if not shards:
-        return {DEFAULT_NAME: [info.name for info in checkpoint.tensors]}
+        return {WEIGHTS_FILE: [info.name for info in checkpoint.tensors]}
     return {shard.path.name: list(shard.spans) for shard in shards}
+
+
+def write_index(checkpoint: Checkpoint, folder: Path, files: Mapping[str, Iterable[str]]) -> None:
+    """Write the index of several files, by the names of the tensors in each; nothing where there is one."""
+    if len(files) > 1:
+        size = sum((folder / file).stat().st_size for file in files)
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -1,8 +1,8 @@
 """What every tensor of a checkpoint is to its model, decided once, for the whole checkpoint, from what is known.
 
-In this order: the types of the tensors beside it (quantised weights and their companions), names of LoRA factors, what
-the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the configuration,
-shapes, and as the last resort the name.
+In this order: the types of the tensors beside it (quantised weights and their companions), names of factors of updates,
+what the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the
+configuration, shapes, and as the last resort the name.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import Checkpoint, OutputPart, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
 from mpfast.checkpoints.fused import consecutive, fused_parts, is_fused_qkv
-from mpfast.checkpoints.lora import factor_roles
-from mpfast.checkpoints.quantised import companions_of, parent_of
+from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
 __all__ = [
     "LAYERS",
+    "companion_of",
     "parameter_role",
     "quantised_weight",
     "role_of",
@@ -130,10 +131,11 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
     infos = {info.name: info for info in tensors}
     roles: dict[str, Role] = {}
     method = quantisation_of(config)
-    companions, packed = companions_of(tensors, quantised=bool(method))
+    # What is seen as numbers, and what is stored of it, has its roles.
+    unseen = [info for info in tensors if info.known is None or info.known.kind not in ("companion", "quantised")]
+    companions, packed = companions_of(unseen, quantised=bool(method))
     for name, weight in companions.items():
-        reason = f"scale of the quantised {weight}, or what else belongs to it"
-        roles[name] = Role("companion", reason=reason, source="companions", of=weight)
+        roles[name] = companion_of(weight)
     quantised = set(packed) if method else set(companions.values())
     for name in packed:
         if name in quantised:
@@ -151,6 +153,12 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
         for name, info in infos.items()
     }
     return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
+
+
+def companion_of(weight: str) -> Role:
+    """Return the role of what belongs to a quantised weight."""
+    reason = f"scale of the quantised {weight}, or what else belongs to it"
+    return Role("companion", reason=reason, source="companions", of=weight)
 
 
 def _kept_whole(role: Role, shared: tuple[str, ...]) -> Role:

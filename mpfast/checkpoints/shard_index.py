@@ -6,7 +6,10 @@ from pathlib import Path
 
 from mpfast.support import CheckpointError, parse_json, plain_name
 
-__all__ = ["weight_map_of"]
+__all__ = ["WEIGHTS_FILE", "weight_map_of"]
+
+#: What a file of all weights of a model is called.
+WEIGHTS_FILE = "model.safetensors"
 
 
 def weight_map_of(index: Path) -> dict[str, str]:

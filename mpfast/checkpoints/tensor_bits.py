@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.arrays import as_numpy, native
+from mpfast.arrays import QuantisedArray, as_numpy, native
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
 from mpfast.checkpoints.safetensors import METADATA_KEY, SafetensorsFile, element_code
 from mpfast.checkpoints.sharded import ShardedSafetensors
 from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError, is_text, short
 
 __all__ = [
+    "as_stored",
     "check_writable",
     "content_hash",
     "content_hashes",
@@ -25,7 +26,11 @@ __all__ = [
     "shards_of",
     "stored",
     "stored_bits",
+    "stored_chunks",
 ]
+
+# What is handed on at a time: a copy of a large tensor is never in memory as a whole.
+_CHUNK_BYTES = 16 << 20
 
 
 def stored(tensor: Any, name: str) -> NDArray[Any]:
@@ -87,12 +92,31 @@ def shards_of(checkpoint: Checkpoint) -> list[SafetensorsFile]:
     return checkpoint.shards if isinstance(checkpoint, ShardedSafetensors) else []
 
 
+def as_stored(checkpoint: Checkpoint) -> Checkpoint:
+    """Return what a checkpoint is read from, where it shows that in another form; else the given one."""
+    found: Checkpoint = getattr(checkpoint, "stored", checkpoint)
+    return found
+
+
 def stored_bits(checkpoint: Checkpoint, name: str) -> memoryview:
     """Return the bytes of one tensor of a checkpoint as a safetensors file holds them; errors as `stored`."""
     for shard in shards_of(checkpoint):
         with contextlib.suppress(KeyError):
             return shard.raw(name)
     return _bytes(stored(checkpoint.read(name), name))
+
+
+def stored_chunks(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
+    """Yield `stored_bits` in pieces, in order; of a quantised tensor no more than a piece is decoded at a time."""
+    if not shards_of(checkpoint):
+        tensor = checkpoint.read(name)
+        if isinstance(tensor, QuantisedArray):
+            for _, numbers in tensor.decoded_panels():
+                yield _bytes(numbers)
+            return
+    whole = stored_bits(checkpoint, name)
+    for at in range(0, whole.nbytes, _CHUNK_BYTES):
+        yield whole[at : at + _CHUNK_BYTES]
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
@@ -114,7 +138,10 @@ def content_hashes(checkpoint: Checkpoint, known: Mapping[str, str]) -> Iterator
         if info.name in known:
             yield info.name, known[info.name]
             continue
-        yield info.name, _hash(stored_bits(checkpoint, info.name))
+        state = hashlib.sha256()
+        for chunk in stored_chunks(checkpoint, info.name):
+            state.update(chunk)
+        yield info.name, f"sha256:{state.hexdigest()}"
         checkpoint.release(info.name)
 
 

@@ -41,12 +41,15 @@ class TorchModules:
         Weights that a parametrisation computes, by the names that they have in the model.
     config : mapping or None
         Of a model of transformers, as in its ``config.json``.
+    adapters : dict of str to mapping
+        Of a model with PEFT's adapters, as in the ``adapter_config.json`` of each, by the name of the adapter.
     """
 
     def __init__(self, model: Any) -> None:
         self.roles: dict[str, Role] = {}
         self.computed: dict[str, Callable[[], Any]] = {}
         self.config = _config_of(model)
+        self.adapters = _adapters_of(model)
         self._family = family_of(self.config)
         heads = _output_embeddings(model)
         for name, module in model.named_modules(remove_duplicate=False):
@@ -190,6 +193,18 @@ class TorchModules:
             paired = mask.removeprefix(prefix) in module._buffers or lengths in infos
             if len(info.shape) >= 2 and name not in self.roles and not paired:
                 self.roles[name] = parameter_role(info, infos, self.config)
+
+
+def _adapters_of(model: Any) -> dict[str, Mapping[str, Any]]:
+    """The configurations of PEFT's adapters, which its models and those of transformers hold."""
+    configs = getattr(model, "peft_config", None)
+    found = {}
+    for name, config in configs.items() if isinstance(configs, Mapping) else ():
+        to_dict = getattr(config, "to_dict", None)
+        values = to_dict() if callable(to_dict) else None
+        if isinstance(values, Mapping):
+            found[str(name)] = values
+    return found
 
 
 def _config_of(model: Any) -> Mapping[str, Any] | None:

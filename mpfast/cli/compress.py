@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from mpfast.checkpoints import DENSE_TYPES
 from mpfast.cli.console import check_files, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import (
     BaseOption,
+    DequantizeOption,
     DeviceOption,
     DryRunOption,
     EmbeddingsOption,
@@ -75,6 +77,7 @@ def compress_command(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
+    dequantize: DequantizeOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
@@ -108,6 +111,7 @@ def compress_command(
         include=include or None,
         exclude=exclude or None,
         embeddings=embeddings,
+        dequantize=None if dequantize is None else DENSE_TYPES[dequantize],
         seed=seed,
         device=device,
         threads=threads,
@@ -122,6 +126,7 @@ def compress_command(
         "include": include,
         "exclude": exclude,
         "embeddings": embeddings,
+        "dequantize": dequantize,
         "seed": seed,
     }
     document = result.to_document(provenance_of(model, base, device=device, **chosen))

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
+from mpfast.checkpoints import DENSE_TYPES
 from mpfast.spectra import SpectrumMethod
 
 __all__ = [
     "BaseOption",
     "CeilingOption",
+    "DequantizeOption",
     "DeviceOption",
     "DryRunOption",
     "EmbeddingsOption",
@@ -114,6 +116,15 @@ CeilingOption = Annotated[
     ),
 ]
 EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
+DequantizeOption = Annotated[
+    str | None,
+    word_option(
+        tuple(DENSE_TYPES),
+        "TYPE",
+        "Write a quantised model as a dense one of this type: bf16.",
+        show_default="it is refused",
+    ),
+]
 QuietOption = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print errors only, and what - asks for; no table, warning or progress.")
 ]

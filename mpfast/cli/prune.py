@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mpfast.checkpoints import DENSE_TYPES
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -21,6 +22,7 @@ from mpfast.cli.console import (
 )
 from mpfast.cli.options import (
     CeilingOption,
+    DequantizeOption,
     DeviceOption,
     DryRunOption,
     EmbeddingsOption,
@@ -43,7 +45,7 @@ from mpfast.cli.options import (
     require_out_or_dry_run,
     word_option,
 )
-from mpfast.cli.tables import counted, printable, prune_lines
+from mpfast.cli.tables import printable, prune_lines
 from mpfast.models import (
     DEFAULT_FIT,
     DEFAULT_METHOD,
@@ -55,7 +57,7 @@ from mpfast.models import (
     prune,
     verify,
 )
-from mpfast.support import LARGEST_GROUP, parsed_pattern
+from mpfast.support import LARGEST_GROUP, counted, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
 
@@ -118,6 +120,7 @@ def prune_command(
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
     ceiling: CeilingOption = None,
+    dequantize: DequantizeOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     tol: TolOption = 5e-3,
@@ -167,6 +170,7 @@ def prune_command(
         include=include or None,
         exclude=exclude or None,
         embeddings=embeddings,
+        dequantize=None if dequantize is None else DENSE_TYPES[dequantize],
         ceiling=ceiling,
         tol=tol,
         seed=seed,

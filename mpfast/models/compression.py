@@ -36,10 +36,11 @@ from mpfast.models.adapter_output import (
 from mpfast.models.compression_check import facts_of
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
-from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
+from mpfast.models.layer_json import jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
-from mpfast.models.prune_options import check_that_it_can_be_changed
+from mpfast.models.prune_options import changeable
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -51,6 +52,7 @@ from mpfast.support import (
     claimed_directory,
     front_door,
     logger,
+    percent,
     summary_of_unmet,
     team_size,
     warn_caller,
@@ -62,7 +64,7 @@ __all__ = ["COMPRESS_FORMATS", "CompressResult", "compress"]
 COMPRESS_FORMATS = ("dense", "factors", "lora")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressResult:
     """What `mpfast.compress` did.
 
@@ -95,6 +97,13 @@ class CompressResult:
     not_in_adapter: tuple[SkippedTensor, ...] = ()
     not_copied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        where = "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return (
+            f"CompressResult({len(self.layers)} matrices to {percent(self.ratio)} of their entries, {self.format}, "
+            f"{where}, {self.seconds:.2f} s)"
+        )
 
     @property
     def ratio(self) -> float:
@@ -133,6 +142,7 @@ def compress(
     include: NameFilter = None,
     exclude: NameFilter = None,
     embeddings: bool = False,
+    dequantize: str | None = None,
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
@@ -167,6 +177,8 @@ def compress(
         As `mpfast.analyze`.
     embeddings : bool
         Factor embeddings and the output heads of language models (``lm_head``), too. Not embeddings with `base`.
+    dequantize
+        As `mpfast.prune`.
     seed, device
         As `mpfast.svd`.
     threads : int, optional
@@ -217,10 +229,10 @@ def compress(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(model)
+    written = out is not None and base is None
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=written)
     with argument_called("base"):
         reference = None if base is None else open_checkpoint(base)
-    check_that_it_can_be_changed(checkpoint, written=out is not None and base is None)
     if reference is None:
         check_writable(checkpoint)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
@@ -249,7 +261,7 @@ def compress(
         if reference is None:
             factored, left = _write_model(factoring, chosen, place, format)
             whole: tuple[str, ...] = ()
-            notes: tuple[str, ...] = ()
+            notes: tuple[str, ...] = getattr(checkpoint, "notes", ())
         else:
             factored, notes, whole = _write_difference(factoring, chosen, place, (model, base), reference, base_id)
             left = ()

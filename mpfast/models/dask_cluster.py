@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mpfast.arrays import QuantisedArray
 from mpfast.checkpoints import ArrayMapping, Checkpoint, Layer, read_layer
 from mpfast.models.layer_job import Settings, layer_outcome, open_derived
 from mpfast.models.layer_report import LayerReport
@@ -49,7 +50,7 @@ def outcomes_on_cluster(
         # What is sent is the weight as the model computes with it; what opens the file itself finds it there.
         sent = layer if paths else replace(layer, stored="", masked_by="", scaled_by="")
         task = (shared, replace(settings, gpus=()), sent)
-        tensor = None if paths else client.scatter(read_layer(checkpoint, layer))
+        tensor = None if paths else client.scatter(_sent(read_layer(checkpoint, layer)))
         key = f"mpfast-{run}-{layer.name}"
         futures[client.submit(_remote_outcome, *task, tensor, pure=False, retries=RETRIES, key=key)] = layer
     try:
@@ -57,6 +58,11 @@ def outcomes_on_cluster(
             yield futures[future], future.result()
     finally:
         client.cancel(list(futures))
+
+
+def _sent(tensor: Any) -> Any:
+    """Return what is sent of a tensor: of a quantised one its numbers, for what is stored stays where it is."""
+    return tensor.decoded()[0] if isinstance(tensor, QuantisedArray) else tensor
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,13 +22,13 @@ from mpfast.checkpoints import (
     copy_companions,
     files_behind,
     files_of,
-    index_name,
-    stored_bits,
+    stored_chunks,
+    write_index,
 )
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
 from mpfast.support import InvalidValueError
 
-__all__ = ["FACTORS_FORMAT", "check_factor_names", "write_dense", "write_factors"]
+__all__ = ["FACTORS_FORMAT", "check_factor_names", "stored_as", "write_dense", "write_factors"]
 
 FACTORS_FORMAT = "mpfast.factors/1"
 # What makes other libraries load a directory as a model: of one with factors they would initialise what they miss.
@@ -64,7 +64,7 @@ def _product(left: NDArray[Any], right: NDArray[Any], dtype: str, threads: int) 
     step = max(1, CHUNK_ENTRIES // right.shape[1])
     wide = right.astype(np.float64)
     for at in range(0, len(left), step):
-        rows = _stored_as(_core.dense_product(left[at : at + step].astype(np.float64), wide, threads), dtype)
+        rows = stored_as(_core.dense_product(left[at : at + step].astype(np.float64), wide, threads), dtype)
         yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
@@ -93,18 +93,15 @@ def write_factors(
     source = SourceFiles(files_behind(checkpoint))
     wanted = {layer.name: layer for layer in chosen}
     reports: list[FactoredLayer] = []
-    weight_map: dict[str, str] = {}
+    written: dict[str, list[str]] = {}
     files = files_of(checkpoint)
     for file, names in files.items():
         factors = {name: found for name in names if name in wanted and (found := factoring.factored(wanted[name]))}
         tensors = _write_file(checkpoint, staging / file, names, factors)
-        weight_map |= {tensor.name: file for tensor in tensors}
+        written[file] = [tensor.name for tensor in tensors]
         reports += [found[0] for found in factors.values()]
     left = copy_companions(checkpoint, staging, leave_out=_CONFIGURATIONS)
-    if len(files) > 1:
-        size = sum((staging / file).stat().st_size for file in files)
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (staging / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_index(checkpoint, staging, written)
     source.check()
     return tuple(reports), left
 
@@ -128,13 +125,14 @@ def _write_file(
         for name in names:
             if name in factors:
                 _, left, right = factors[name]
-                writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
-                writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
+                writer.write(f"{name}_A", stored_as(left, infos[name].dtype))
+                writer.write(f"{name}_B", stored_as(right, infos[name].dtype))
             else:
-                writer.write(name, stored_bits(checkpoint, name))
+                writer.write_chunks(name, stored_chunks(checkpoint, name))
                 checkpoint.release(name)
     return tensors
 
 
-def _stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return the values in an element type; bfloat16 as its bits."""
     return narrowed(values) if dtype == "bfloat16" else values.astype(dtype)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.checkpoints import (
+    AdapterProducts,
     Checkpoint,
     Difference,
+    KroneckerProduct,
     Layer,
-    LoraProducts,
     LowRankProduct,
     TensorInfo,
     Views,
-    has_lora_pairs,
+    has_updates,
     layer_matrix,
     open_checkpoint,
     read_layer,
@@ -25,7 +28,14 @@ from mpfast.models.layer_report import LayerReport
 from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
 from mpfast.spectra import PERHAPS_FUSED, SpectrumMethod, measured_both
-from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
+from mpfast.support import (
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    OutOfMemoryError,
+    UnreadableArrayError,
+    argument_called,
+)
 
 __all__ = ["Settings", "checked_views", "layer_outcome", "layer_seed", "open_derived"]
 
@@ -39,12 +49,20 @@ def checked_views(views: Any) -> Views:
     return views
 
 
-# Of the product of a LoRA pair; what the update is multiplied by stands in other files, or nowhere.
-UNSCALED = "the product of the factors, without the scale of the update (alpha / r)"
-
-
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
-    """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
+    """Open a model, or its difference to a base, and see factors of updates as products.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+    unmatched : list of (TensorInfo, str)
+        The tensors that have no partner in the base, and why.
+
+    Raises
+    ------
+    InvalidValueError
+        Both are adapters: products of differences of factors are no differences of updates.
+    """
     checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
@@ -52,8 +70,12 @@ def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorIn
             reference = open_checkpoint(base)
         checkpoint = Difference(checkpoint, reference)
         unmatched = checkpoint.unmatched
-    if has_lora_pairs(checkpoint):
-        checkpoint = LoraProducts(checkpoint)
+        if has_updates(checkpoint):
+            raise InvalidValueError(
+                "base", "is an adapter, too: factors cannot be subtracted", "merge both into their model first"
+            )
+    elif has_updates(checkpoint):
+        checkpoint = AdapterProducts(checkpoint)
     return checkpoint, unmatched
 
 
@@ -87,11 +109,14 @@ def layer_outcome(
     started = time.perf_counter()
     try:
         matrix = layer_matrix(read_layer(checkpoint, layer), layer)
+        rounding = _rounding(checkpoint, layer, matrix)
+        if isinstance(matrix, QuantisedArray):
+            matrix = as_matrix(matrix)  # decoded once
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
             return _completed(kept, layer, checkpoint)
-        product = isinstance(matrix, LowRankProduct)
+        product = isinstance(matrix, LowRankProduct | KroneckerProduct)
         found = measured_both(
             matrix,
             method="exact" if product else settings.method,
@@ -100,7 +125,8 @@ def layer_outcome(
             threads=threads,
             device=None if product else device,
         )
-        report = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = LayerReport.from_spectra(layer, found, seconds=seconds, rounding=rounding)
     except OutOfMemoryError:
         raise  # of the machine, not of the layer
     except UnreadableArrayError as error:  # of the object, which other layers may have, too
@@ -114,6 +140,14 @@ def layer_outcome(
     return _completed(report, layer, checkpoint)
 
 
+def _rounding(checkpoint: Checkpoint, layer: Layer, matrix: Any) -> float | None:
+    """The variance of the rounding to the grid of the stored format; None where it is not known."""
+    if isinstance(matrix, QuantisedArray):
+        return matrix.rounding()
+    of_tensor: Callable[[str], float | None] | None = getattr(checkpoint, "rounding_variance", None)
+    return of_tensor(layer.file_name) if of_tensor is not None and layer.packed and not layer.index else None
+
+
 def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> LayerReport:
     """Add to the report of a matrix what is known of its layer.
 
@@ -123,8 +157,8 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
         report = replace(report, warnings=tuple(text for text in report.warnings if text != PERHAPS_FUSED))
     if layer.unsplit:
         report = replace(report, warnings=(*report.warnings, f"several matrices are seen as one: {layer.unsplit}"))
-    if layer.kind == "lora":
-        report = replace(report, warnings=(*report.warnings, UNSCALED))
+    if layer.kind == "lora" and isinstance(checkpoint, AdapterProducts):
+        report = replace(report, warnings=(*report.warnings, *checkpoint.remarks(layer.tensor)))
     if layer.shared:
         report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpfast.checkpoints import Checkpoint, content_hashes, overall_hash
+from mpfast.checkpoints import DENSE_TYPES, Checkpoint, DenseCopy, content_hashes, overall_hash
 from mpfast.support import is_text, read_mark, write_mark
 
 __all__ = ["SourceRecord", "mark_output", "noted_source"]
@@ -23,10 +23,13 @@ class SourceRecord:
         Of all tensors together.
     tensors : mapping of str to str
         Content hash of every tensor by name.
+    dequantized : str or None
+        The type that its quantised weights were rounded to before anything was done; None where there were none.
     """
 
     hash: str
     tensors: Mapping[str, str]
+    dequantized: str | None = None
 
     @classmethod
     def of(cls, directory: Path) -> SourceRecord | None:
@@ -38,7 +41,8 @@ class SourceRecord:
         tensors = source.get("tensors")
         if not is_text(source.get("hash")) or not isinstance(tensors, dict) or not all(map(is_text, tensors.values())):
             return None
-        return cls(str(source["hash"]), tensors)
+        dequantized = source.get("dequantized")
+        return cls(str(source["hash"]), tensors, str(dequantized) if dequantized in DENSE_TYPES.values() else None)
 
 
 def noted_source(directory: Path) -> Path | None:
@@ -69,4 +73,6 @@ def mark_output(
     """
     hashes = dict(content_hashes(checkpoint, known or {}))
     source = {"path": checkpoint.source, "hash": overall_hash(checkpoint.tensors, hashes), "tensors": hashes}
+    if isinstance(checkpoint, DenseCopy):
+        source["dequantized"] = checkpoint.dtype
     write_mark(staging, command, source=source, **facts)

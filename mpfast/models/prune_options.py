@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from mpfast.arrays import parse_device
-from mpfast.checkpoints import Checkpoint, Layer, quantised_weight, stays_dense, telling_reason
+from mpfast.checkpoints import Checkpoint, Dequantised, Layer, dense_copy, quantised_weight, stays_dense, telling_reason
 from mpfast.models.budget import Budget
 from mpfast.models.budget_fit import FittedBudget
 from mpfast.models.budget_row import LayerBudget
@@ -37,7 +37,7 @@ from mpfast.support import (
     team_size,
 )
 
-__all__ = ["PruneOptions", "check_that_it_can_be_changed", "layers_to_prune"]
+__all__ = ["PruneOptions", "changeable", "layers_to_prune"]
 
 
 @dataclass(frozen=True)
@@ -209,24 +209,30 @@ class PruneOptions:
         return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
 
 
-def check_that_it_can_be_changed(checkpoint: Checkpoint, *, written: bool) -> None:
-    """Refuse a quantised checkpoint, and to write one that would lack what is no tensor.
+def changeable(checkpoint: Checkpoint, *, dequantize: str | None, written: bool) -> Checkpoint:
+    """Return what is changed of a checkpoint: without its quantisation, where that was asked for.
 
     Raises
     ------
     InvalidValueError
+        It is quantised and is to stay so, or the other way round; or it would be written without what is no tensor.
         Names a quantised weight, or what would be lost.
     """
+    if dequantize is not None:
+        checkpoint = dense_copy(checkpoint, dequantize)
     weight = quantised_weight(checkpoint)
     if weight is not None:
-        fact = f"is quantised: {weight} is packed"
-        raise InvalidValueError("model", fact, "dequantise it first, or take the checkpoint that it was made from")
+        advice = "dequantise it first, or take the checkpoint that it was made from"
+        if isinstance(checkpoint, Dequantised) and weight in checkpoint.weights:
+            advice = "pass dequantize='bfloat16' (--dequantize bf16), or take the checkpoint that it was made from"
+        raise InvalidValueError("model", f"is quantised: {weight} is packed", advice)
     lost = [other for other in getattr(checkpoint, "others", ()) if other.lost]
     if written and lost:
         fact = f"has {len(lost)} entries that no file of tensors holds, {lost[0].name!r} ({lost[0].type}) first"
         raise InvalidValueError(
             "model", fact, "take them out of its state first, or prune without out and use the masks"
         )
+    return checkpoint
 
 
 def layers_to_prune(

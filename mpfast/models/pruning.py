@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,14 +30,15 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
-from mpfast.models.prune_options import PruneOptions, check_that_it_can_be_changed, layers_to_prune
+from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prune
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     InvalidTypeError,
     check_flag,
@@ -45,13 +47,15 @@ from mpfast.support import (
     floor_count,
     front_door,
     logger,
+    percent,
+    printable,
     warn_caller,
 )
 
 __all__ = ["PruneResult", "prune"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What `mpfast.prune` did.
 
@@ -73,6 +77,8 @@ class PruneResult:
         Wall time.
     not_copied : tuple of str
         Files beside the weights that `out` lacks, and why: weights in other forms, links that leave the directory.
+    notes : tuple of str
+        What else is otherwise than in the source: of a quantised one.
     """
 
     budget: Budget
@@ -82,6 +88,15 @@ class PruneResult:
     seconds: float
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.masks is not None else "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return f"PruneResult({percent(self.sparsity, 2)} of {len(self.budget)} layers, {where}, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the budget as it was met."""
+        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
 
     @property
     def sparsity(self) -> float:
@@ -104,6 +119,7 @@ class PruneResult:
             "provenance": None if self.budget.provenance is None else self.budget.provenance.to_dict(),
             "budget": self.budget.to_document(),
             "skipped": [tensor._asdict() for tensor in self.skipped],
+            "notes": list(self.notes),
         }
 
 
@@ -125,6 +141,7 @@ def prune(
     exclude: NameFilter = None,
     embeddings: bool = False,
     ceiling: float | None = None,
+    dequantize: str | None = None,
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -184,6 +201,9 @@ def prune(
     ceiling : float, optional
         Largest sparsity of a layer where they differ. Default 0.9, or half way from `sparsity` to 1
         where that is more; 1 lifts it.
+    dequantize : {"bfloat16"}, optional
+        Prune a quantised model as the dense one that its numbers are, rounded to this type, and write that:
+        scales and the like are gone, and ``config.json`` does not speak of them. Default: a quantised model is refused.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     threads : int, optional
@@ -192,7 +212,7 @@ def prune(
         Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
-        Show a progress bar of the spectra on a terminal.
+        Show a progress bar of the spectra, as `mpfast.analyze`.
 
     Returns
     -------
@@ -249,8 +269,7 @@ def prune(
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = open_checkpoint(model)
-    check_that_it_can_be_changed(checkpoint, written=out is not None)
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
@@ -294,6 +313,7 @@ def prune(
             exclude=exclude,
             embeddings=embeddings,
             ceiling=None if sparsity is None else options.highest,
+            dequantize=dequantize,
             tol=tol,
             seed=seed,
             device=device,
@@ -333,6 +353,7 @@ def prune(
         weights=weights,
         seconds=time.perf_counter() - started,
         not_copied=left,
+        notes=getattr(checkpoint, "notes", ()),
     )
 
 

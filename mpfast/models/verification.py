@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from mpfast.checkpoints import (
     MASKS_FILE,
     Checkpoint,
+    Dequantised,
     MaskFile,
     content_hash,
+    dense_copy,
     home_directory,
     open_checkpoint,
     prefetched,
@@ -137,7 +139,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     directory = Path(check_path(out, "out"))
     restore_directory(directory)
     mark = read_mark(directory)
-    if mark is not None and mark.get("command") == "compress":
+    if mark is not None and mark.get("command") in ("compress", "resize"):
         return _verify_compressed(directory, mark, source)
     for file in (BUDGET_FILE, MASKS_FILE):
         if not (directory / file).is_file():
@@ -158,7 +160,10 @@ def _opened(directory: Path, source: Any, noted: Any, done: str) -> WrittenTenso
         source = noted
     with argument_called("source"):
         dense = None if source is None else open_checkpoint(source)
-    return WrittenTensors(open_checkpoint(directory), dense, SourceRecord.of(directory), done)
+        record = SourceRecord.of(directory)
+        if record is not None and record.dequantized and isinstance(dense, Dequantised):
+            dense = dense_copy(dense, record.dequantized)
+    return WrittenTensors(open_checkpoint(directory), dense, record, done)
 
 
 def _verify_compressed(directory: Path, mark: Mapping[str, Any], source: Any) -> Verification:

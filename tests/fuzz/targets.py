@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 
 import mpfast
-from mpfast.arrays import as_matrix
+from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.arrays.array_interfaces import CudaRecord
-from mpfast.checkpoints import open_checkpoint
+from mpfast.checkpoints import AdapterProducts, dense_copy, open_checkpoint, select_layers, stored_chunks
+from mpfast.checkpoints.safetensors import stored_bytes
 from mpfast.models import Analysis, Budget, LayerBudget, verify
-from mpfast.models.layer_report import layer_from_json, layer_to_json
-from mpfast.support import CheckpointError
+from mpfast.models.layer_json import layer_from_json, layer_to_json
+from mpfast.support import CheckpointError, InvalidValueError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
 
@@ -56,6 +58,9 @@ def read_all(path: Path) -> None:
         assert tuple(found.shape) == info.shape
         if isinstance(found, np.ndarray) and 0 < found.size < MODERATE:
             found.tobytes()
+        if isinstance(found, QuantisedArray) and found.size < MODERATE:
+            assert np.asarray(found).shape == info.shape
+            found.rounding()
         checkpoint.release(info.name)
 
 
@@ -90,6 +95,92 @@ def fuzz_safetensors(content: bytes) -> None:
     return _file("w.safetensors", safetensors(altered(document, data), bytes(32), data))
 
 
+# Names of the parts of quantised weights, types of codes and scales, and extents that fit each other by chance.
+_WORDS = (
+    *("weight", "weight_packed", "experts.up_proj", "experts.up_proj_blocks", "experts.up_proj_scales", "comfy_quant"),
+    *("weight_scale_inv", "weight_scale", "scale", "scale_weight", "weight_scale_2", "weight_global_scale"),
+    *("experts.up_proj_scale_inv", "input_scale", "pre_quant_scale", "bias", "qweight", "qzeros", "scales", "g_idx"),
+    *("weight_shape", "weight_zero_point", "biases", "weight.absmax", "weight.quant_map", "SCB"),
+)
+_KINDS = {
+    **dict.fromkeys(("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("F16", "BF16"), 2),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    "I64": 8,
+}
+_EXTENTS = (0, 1, 2, 3, 4, 8, 16, 32, 33, 64, 128, 129, 256)
+_METHODS = ("fp8", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "gptq", "awq", "bitsandbytes", "new", None, 7)
+# Parts that fit each other, of which some are then changed: word, type, shape.
+_FITTING = (
+    (("weight", "F8_E4M3", (129, 64)), ("weight_scale_inv", "F32", (2, 1))),
+    (("weight", "F8_E5M2", (32, 64)), ("weight_scale", "U8", (32, 2))),
+    (("weight", "I8", (8, 32)), ("scale", "F8_E8M0", (8, 2))),
+    (("experts.up_proj_blocks", "U8", (2, 8, 2, 16)), ("experts.up_proj_scales", "U8", (2, 8, 2))),
+    (("weight_packed", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_global_scale", "F32", (1,))),
+    (("weight", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_scale_2", "F32", ())),
+    (("experts.up_proj", "F8_E4M3", (2, 64, 32)), ("experts.up_proj_scale_inv", "BF16", (2, 1, 1))),
+    (("qweight", "I32", (8, 16)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16)), ("g_idx", "I32", (64,))),
+    (("qweight", "I32", (64, 2)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16))),
+    (("weight_packed", "I32", (8, 8)), ("weight_scale", "F32", (8, 8)), ("weight_shape", "I64", (2,))),
+    (("weight", "I8", (8, 16)), ("SCB", "F32", (8,))),
+    (("weight", "U8", (64, 1)), ("weight.absmax", "F32", (2,)), ("weight.quant_map", "F32", (16,))),
+    (("weight", "U32", (8, 8)), ("scales", "F16", (8, 8)), ("biases", "F16", (8, 8))),
+)
+
+
+def _tiled(parts: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[dict[str, Any], int]:
+    """A header in which the tensors follow each other, and the bytes that they take."""
+    header: dict[str, Any] = {}
+    at = 0
+    for word, kind, shape in parts:
+        end = at + _KINDS[kind] * math.prod(shape)
+        if f"l.{word}" not in header and end < MODERATE:
+            header[f"l.{word}"] = _header(kind, shape, at, end)
+            at = end
+    return header, at
+
+
+def fuzz_quantised(content: bytes) -> None:
+    data = Bytes(content)
+    parts = list(data.choose(_FITTING))
+    for _ in range(data.byte() % 4):
+        at = data.byte() % (len(parts) + 1)
+        word, kind, shape = parts.pop(at) if at < len(parts) else ("weight", "U8", (8, 32))
+        change = data.byte() % 5
+        word = data.choose(_WORDS) if change == 0 else word
+        kind = data.choose(tuple(_KINDS)) if change == 1 else kind
+        if change == 2:
+            shape = tuple(data.choose(_EXTENTS) for _ in range(data.byte() % 5))
+        elif change == 3 and shape:
+            shape = (*shape[:-1], data.choose(_EXTENTS))
+        if change < 4:
+            parts.insert(at, (word, kind, shape))
+    header, size = _tiled(parts)
+    said = {"format": data.choose(("float8_e4m3fn", "nvfp4", "x"))}
+    if data.byte() > 200:
+        metadata = {
+            "_quantization_metadata": json_bytes(altered({"layers": {"l": said}}, data), data).decode("latin-1")
+        }
+        header["__metadata__"] = metadata
+    quantisation = {"quant_method": data.choose(_METHODS), "weight_block_size": [128, data.choose((128, 0, -1, 64))]}
+    quantisation |= {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((8, 8, -1, 0, 64))}
+    key = data.choose(("quantization_config", "quantization_config", "quantization"))
+    config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), key: quantisation}
+    with Folder() as folder:
+        if data.byte() % 4:
+            (folder / "config.json").write_bytes(json_bytes(altered(config, data), data))
+        written = altered(header, data) if data.byte() > 220 else header
+        repeated = (data.take(16) or b"\x38") * (size // 16 + 16)
+        (folder / "model.safetensors").write_bytes(safetensors(written, repeated[:size], data))
+        read_all(folder)
+        with contextlib.suppress(CheckpointError, MemoryError, InvalidValueError):
+            checkpoint = open_checkpoint(folder)
+            select_layers(checkpoint, None, None)
+            dense = dense_copy(checkpoint, "bfloat16")
+            for info in dense.tensors:
+                assert sum(chunk.nbytes for chunk in stored_chunks(dense, info.name)) == stored_bytes(info)
+
+
 def fuzz_sharded(content: bytes) -> None:
     data = Bytes(content)
     with Folder() as folder:
@@ -103,6 +194,67 @@ def fuzz_sharded(content: bytes) -> None:
         (folder / "m.safetensors.index.json").write_bytes(text)
         read_all(folder)
         read_all(folder / "m.safetensors.index.json")
+
+
+def fuzz_distributed(content: bytes) -> None:
+    data = Bytes(content)
+    with Folder() as folder:
+        for file, begin in (("a.safetensors", 0), ("b.safetensors", data.choose((2, 2, 2, 0, 3)))):
+            places = altered({"w": {"saved_offsets": [begin, 0]}, "b": {"saved_offsets": [4]}}, data)
+            text = json_bytes(places, data).decode("utf-8", "replace") if data.byte() % 8 else data.text()
+            header = {"__metadata__": {"DCP_SHARDING_INFO": text}, "w": _header()}
+            header = altered(header, data) if data.byte() > 200 else header
+            (folder / file).write_bytes(safetensors(header, bytes(24), data))
+        read_all(folder)
+        read_all(folder / "a.safetensors")
+
+
+_PAIRS = {
+    "base_model.model.q.lora_A.weight": (4, 6),
+    "base_model.model.q.lora_B.weight": (5, 4),
+    "base_model.model.experts.lora_A.weight": (4, 6),
+    "base_model.model.experts.lora_B.weight": (5, 4),
+    "transformer.k.lora_A.weight": (4, 6),
+    "transformer.k.lora_B.weight": (5, 4),
+    "transformer.k.alpha": (),
+    "v.hada_w1_a": (5, 2),
+    "v.hada_w1_b": (2, 6),
+    "v.hada_w2_a": (5, 2),
+    "v.hada_w2_b": (2, 6),
+    "o.lokr_w1": (2, 3),
+    "o.lokr_w2_a": (4, 2),
+    "o.lokr_w2_b": (2, 3),
+}
+
+
+def fuzz_adapters(content: bytes) -> None:
+    data = Bytes(content)
+    settings = {"r": 2, "lora_alpha": 4, "use_rslora": False, "init_lora_weights": True}
+    settings |= {"rank_pattern": {"q": 4}, "alpha_pattern": {}, "target_parameters": ["experts.w"]}
+    noted = {f"transformer.{key}": value for key, value in settings.items()}
+    text = json_bytes(altered(noted, data), data).decode("utf-8", "replace") if data.byte() % 8 else data.text()
+    header: dict[str, Any] = {"__metadata__": {"lora_adapter_metadata": text, "ss_network_dim": "4"}}
+    end = 0
+    for name, shape in _PAIRS.items():
+        extents = tuple(data.choose((1, 2, 4, 6)) if data.byte() > 240 else extent for extent in shape)
+        begin, end = end, end + 4 * int(np.prod(extents))
+        header[name] = _header(data.choose(("F32",) * 7 + ("I32",)), extents, begin, end)
+    entries = (
+        np.frombuffer(data.rest().ljust(end, b"?")[:end], "<f4") if data.byte() % 4 == 3 else np.ones(end // 4, "<f4")
+    )
+    with Folder() as folder:
+        (folder / "adapter_model.safetensors").write_bytes(safetensors(header, entries.tobytes(), data))
+        if data.byte() % 4:
+            (folder / "adapter_config.json").write_bytes(json_bytes(altered(settings, data), data))
+        with contextlib.suppress(CheckpointError):
+            view = AdapterProducts(open_checkpoint(folder))
+            for info in view.tensors:
+                found = view.read(info.name)
+                assert tuple(found.shape) == info.shape
+                with contextlib.suppress(ValueError):
+                    getattr(found, "singular_values", list)()
+        with Folder() as place, contextlib.suppress(ValueError):
+            mpfast.resize(folder, place / "out" if data.byte() % 4 == 3 else None, rank=1)
 
 
 @lru_cache

@@ -5,12 +5,13 @@ No list of formats: a module that holds a tensor of a packed type is quantised, 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
 from mpfast.checkpoints.base import TensorInfo
 
-__all__ = ["companions_of", "parent_of"]
+__all__ = ["companions_of", "parent_of", "stem_of"]
 
 _PACKED = re.compile(r"(float[864]_|q?u?int(2|3|4|8|16|32)$|quint)")
 # Codes in types that most often hold indices: packed where the name, the configuration or a scale beside them says so.
@@ -32,7 +33,6 @@ _WEIGHTS = (
     "W_q",
     "codes",
     "weight_sf_packed",
-    "comfy_quant",
     "Qidxs",
     "dense_weights",
     "weight_bits",
@@ -49,6 +49,7 @@ _COMPANIONS = (
     "scale",
     "scales",
     "input_scale",
+    "input_scale_ub",
     "input_global_scale",
     "activation_scale",
     "scale_weight",
@@ -63,6 +64,7 @@ _COMPANIONS = (
     "weight_shape",
     "SCB",
     "weight_format",
+    "comfy_quant",
     "absmax",
     "quant_map",
     "nested_absmax",
@@ -120,7 +122,7 @@ def companions_of(tensors: Iterable[TensorInfo], *, quantised: bool = False) -> 
     by_stem: dict[str, str] = {}
     for name in packed:
         by_module.setdefault(parent_of(name)[0], []).append(name)
-        by_stem.setdefault(_stem(name), name)
+        by_stem.setdefault(stem_of(name), name)
         by_stem.setdefault(name, name)
     found = {}
     known = set(packed)
@@ -182,12 +184,13 @@ def _place(name: str) -> str:
     return module if nested and _word_of(parent_of(module)[1]) in _NESTED else name
 
 
+@functools.lru_cache(maxsize=1 << 12)  # thousands of experts have the same few
 def _word_of(base: str) -> str:
     """The word of the lists that a name is or ends in; empty where it is none."""
     return next((word for word in _WORDS if base == word or base.lstrip("_") == word or base.endswith(f"_{word}")), "")
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """What a quantised weight and its companions have in common: the module, or the name before the word."""
     module, base = parent_of(name)
     word = _word_of(base)
@@ -205,7 +208,7 @@ def _weight_of(
     module, base = parent_of(name)
     if re.search("(^|_)bias$", base):
         return None
-    stem = _stem(name)
+    stem = stem_of(name)
     if stem != name and stem in by_stem and (stem or _word_of(parent_of(by_stem[stem])[1])):
         return by_stem[stem]
     above = module
@@ -219,7 +222,7 @@ def _weight_of(
     if beside is not None and len(beside.shape) >= 2 and not _PACKED.match(beside.dtype):
         return None  # the weight of the module is a plain one
     # A module with several weights, each with a word at its end, has companions by stem only.
-    shared = [weight for weight in by_module[module] if _stem(weight) in (module, weight)]
+    shared = [weight for weight in by_module[module] if stem_of(weight) in (module, weight)]
     if _word_of(base) in _COMPANIONS and by_module[module]:
         shared = shared or by_module[module]
     return shared[0] if shared else None

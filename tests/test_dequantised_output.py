@@ -1,0 +1,218 @@
+"""What is written of quantised checkpoints: nothing, or the dense model that other libraries load."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import mpfast
+from mpfast.arrays import narrowed, widened
+from mpfast.checkpoints import open_checkpoint
+
+from .quantised_weights import CASES, CONFIG, as_float4, as_float8, exponents, ml_dtypes, powers_for, weights, write
+
+DENSE = ml_dtypes.bfloat16
+
+
+def layers(count=3, side=64):
+    """Block float8 with a norm and a head, and the numbers of the weights."""
+    tensors, numbers = {}, {}
+    for layer in range(count):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        codes, scales, numbers[name] = as_float8(weights((2 * side, side), layer), (128, 128))
+        tensors |= {name: codes, f"{name}_scale_inv": scales}
+    tensors["model.norm.weight"] = np.ones(side, DENSE)
+    return tensors, numbers
+
+
+def sharded(folder, tensors, config=CONFIG):
+    """Scales in files of their own."""
+    folder.mkdir(exist_ok=True)
+    names = list(tensors)
+    homes = {
+        "model-00001-of-00003.safetensors": [name for name in names if "layers.0" in name and "scale" not in name],
+        "model-00002-of-00003.safetensors": [name for name in names if "layers.0" not in name and "scale" not in name],
+        "model-00003-of-00003.safetensors": [name for name in names if "scale" in name],
+    }
+    for file, members in homes.items():
+        write(folder / file, {name: tensors[name] for name in members})
+    weight_map = {name: file for file, members in homes.items() for name in members}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama", "hidden_size": 64}))
+    (folder / "hf_quant_config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize("write_out", [True, False])
+def test_a_quantised_checkpoint_is_refused_in_one_sentence(tmp_path, write_out):
+    sharded(tmp_path / "model", layers()[0])
+    with pytest.raises(ValueError, match=r"is quantised: model\.layers\.0\.mlp\.up_proj\.weight is packed; pass dequ"):
+        mpfast.prune(tmp_path / "model", tmp_path / "out" if write_out else None, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"--dequantize bf16"):
+        mpfast.compress(tmp_path / "model", tmp_path / "out" if write_out else None, rank=4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pruned_as_the_dense_model(tmp_path):
+    tensors, numbers = layers()
+    sharded(tmp_path / "model", tensors)
+    out = tmp_path / "out"
+    result = mpfast.prune(tmp_path / "model", out, sparsity=0.5, method="magnitude", dequantize="bfloat16")
+    dense = {name: found.astype(DENSE) for name, found in numbers.items()}
+    expected = mpfast.prune({**dense, "model.norm.weight": np.ones(64, DENSE)}, sparsity=0.5, method="magnitude")
+    assert [row.content for row in result.budget] == [row.content for row in expected.budget]
+    written = open_checkpoint(out)
+    assert {info.name: info.dtype for info in written.tensors} == dict.fromkeys(
+        [*numbers, "model.norm.weight"], "bfloat16"
+    )
+    for name, kept in expected.masks.items():
+        np.testing.assert_array_equal(widened(written.read(name)), np.where(kept, dense[name].astype(np.float32), 0))
+    files = {path.name for path in out.iterdir()}
+    assert {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "tokenizer.json"} <= files
+    assert files.isdisjoint({"model-00003-of-00003.safetensors", "hf_quant_config.json"})
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {info.name for info in written.tensors}
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "llama", "hidden_size": 64}
+    assert result.notes == (
+        "written in bfloat16: 3 weights that are quantised in the source",
+        "config.json: no longer says that the weights are quantised",
+    )
+    assert result.not_copied == ("hf_quant_config.json: says how the weights were quantised",)
+    found = mpfast.verify(out)
+    assert (found.problems, found.layers, found.untouched) == ((), 3, 1)
+    changed = {**tensors, "model.norm.weight": np.zeros(64, DENSE)}
+    sharded(tmp_path / "model", changed)
+    assert "the source is not the one" in mpfast.verify(out).problems[0]
+
+
+@pytest.mark.parametrize("format", ["dense", "factors"])
+def test_compressed_as_the_dense_model(tmp_path, format):
+    tensors, numbers = layers()
+    sharded(tmp_path / "model", tensors)
+    out = tmp_path / "out"
+    result = mpfast.compress(tmp_path / "model", out, rank=4, format=format, dequantize="bfloat16")
+    assert [layer.rank for layer in result.layers] == [4, 4, 4]
+    assert "written in bfloat16: 3 weights that are quantised in the source" in result.notes
+    written = open_checkpoint(out)
+    assert {info.dtype for info in written.tensors} == {"bfloat16"}
+    name = next(iter(numbers))
+    if format == "dense":
+        left = widened(written.read(name))
+    else:
+        left = widened(written.read(f"{name}_A")) @ widened(written.read(f"{name}_B"))
+    u, s, v = np.linalg.svd(numbers[name].astype(DENSE).astype(np.float32), full_matrices=False)
+    # Two factors in bfloat16, or their product: within two roundings of 2^-9 of its norm.
+    np.testing.assert_allclose(left, (u[:, :4] * s[:4]) @ v[:4], atol=2 * 2**-8 * s[0])
+    assert mpfast.verify(out).ok
+
+
+def test_one_file_for_what_is_in_memory(tmp_path):
+    tensors, numbers = layers()
+    mpfast.prune(tensors, tmp_path / "out", sparsity=0.0, method="magnitude", dequantize="bfloat16")
+    written = open_checkpoint(tmp_path / "out")
+    for name, found in numbers.items():
+        np.testing.assert_array_equal(written.read(name), narrowed(found))
+
+
+def test_what_is_not_read_is_not_dequantised(tmp_path):
+    tensors, _ = layers()
+    name = "model.layers.1.mlp.up_proj.weight"
+    del tensors[f"{name}_scale_inv"]
+    sharded(tmp_path / "model", tensors)
+    with pytest.raises(ValueError, match=rf"dequantize is not possible: {name} has no scale, and is never cast"):
+        mpfast.prune(tmp_path / "model", sparsity=0.5, dequantize="bfloat16")
+    with pytest.raises(ValueError, match="has nothing to do: no weight of the model is quantised"):
+        mpfast.prune({"l.weight": np.ones((16, 16))}, sparsity=0.5, dequantize="bfloat16")
+    with pytest.raises(ValueError, match="must be 'bfloat16', not 'bf16'"):
+        mpfast.prune(tmp_path / "model", sparsity=0.5, dequantize="bf16")
+
+
+def test_comfyui_is_told_that_nothing_is_scaled(tmp_path):
+    tensors, *_ = CASES["ComfyUI"]()
+    write(tmp_path / "model.safetensors", tensors, {"_quantization_metadata": "{}"})
+    mpfast.prune(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.1, dequantize="bfloat16")
+    written = open_checkpoint(tmp_path / "out")
+    assert [info.name for info in written.tensors] == ["b.l.weight"]
+    assert written.metadata == {"format": "pt"}
+
+
+def saved(model, folder, replaced, method):
+    """Save a model of transformers with some tensors quantised, and a configuration that says so."""
+    model.save_pretrained(folder)
+    stored = open_checkpoint(folder)
+    tensors = {info.name: stored.read(info.name).copy() for info in stored.tensors if info.name not in replaced}
+    tensors |= {name: part for parts in replaced.values() for name, part in parts.items()}
+    stored = {name: array.view(DENSE) if array.dtype == np.uint16 else array for name, array in tensors.items()}
+    write(folder / "model.safetensors", stored, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+
+
+def numbers_in(tensor):
+    return tensor.detach().float().numpy()
+
+
+@pytest.mark.slow
+def test_transformers_loads_what_was_float8(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    )
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    replaced, expected = {}, {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("proj.weight"):
+            codes, scales, expected[name] = as_float8(numbers_in(tensor), (128, 128))
+            replaced[name] = {name: codes, f"{name}_scale_inv": scales}
+    saved(model, tmp_path / "model", replaced, "fp8")
+    mpfast.prune(tmp_path / "model", tmp_path / "out", sparsity=0.0, method="magnitude", dequantize="bfloat16")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    for name, tensor in loaded.state_dict().items():
+        before = numbers_in(model.state_dict()[name])
+        wanted = expected[name].astype(DENSE).astype(np.float32) if name in expected else before
+        np.testing.assert_array_equal(numbers_in(tensor), wanted, err_msg=name)
+
+
+@pytest.mark.slow
+def test_transformers_loads_what_was_mxfp4(tmp_path):
+    """Square experts, which no shape tells from their transposes."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.GptOssConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        layer_types=["full_attention"],
+    )
+    model = transformers.GptOssForCausalLM(config).to(torch.bfloat16)
+    replaced, expected = {}, {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            W = numbers_in(tensor).transpose(0, 2, 1) + np.float32(1e-6)
+            scales = powers_for(W)
+            packed, found = as_float4(W, 32, scales)
+            expected[name] = found.transpose(0, 2, 1)
+            blocks = packed.reshape(*W.shape[:2], -1, 16)
+            replaced[name] = {f"{name}_blocks": blocks, f"{name}_scales": exponents(scales).view(np.uint8)}
+    assert len(replaced) == 2
+    saved(model, tmp_path / "model", replaced, "mxfp4")
+    result = mpfast.prune(tmp_path / "model", tmp_path / "out", sparsity=0.0, method="magnitude", dequantize="bfloat16")
+    assert {row.name for row in result.budget} >= set(replaced)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    for name, tensor in loaded.state_dict().items():
+        wanted = expected.get(name, numbers_in(model.state_dict()[name]))
+        np.testing.assert_array_equal(numbers_in(tensor), wanted, err_msg=name)
+    assert mpfast.verify(tmp_path / "out").ok
