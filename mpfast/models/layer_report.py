@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class LayerReport:
     """One row: what the spectrum of one layer says. Singular-value scale throughout.
 
