@@ -159,10 +159,13 @@ def dense_copy(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
     Raises
     ------
     InvalidValueError
-        No weight is quantised, or the type is none of `DENSE_TYPES`.
+        No weight is quantised, the type is none of `DENSE_TYPES`, or the checkpoint is a GGUF file.
     """
     if dtype not in DENSE_TYPES.values():
         raise InvalidValueError("dequantize", f"must be {' or '.join(map(repr, DENSE_TYPES.values()))}, not {dtype!r}")
+    if any(info.stored for info in checkpoint.tensors) and not isinstance(checkpoint, Dequantised):
+        fact = "is not there for GGUF, whose names are not those that other libraries load"
+        raise InvalidValueError("dequantize", fact, "convert it by its own tools")
     if not isinstance(checkpoint, Dequantised):
-        raise InvalidValueError("dequantize", "has nothing to do: no weight of the model is quantised, or none is read")
+        raise InvalidValueError("dequantize", "has nothing to do: no weight of the model is quantised")
     return DenseCopy(checkpoint)
