@@ -36,6 +36,7 @@ def sharded(folder, tensors, config=CONFIG):
         "model-00002-of-00003.safetensors": [name for name in names if "layers.0" not in name and "scale" not in name],
         "model-00003-of-00003.safetensors": [name for name in names if "scale" in name],
     }
+    homes = {file: members for file, members in homes.items() if members}
     for file, members in homes.items():
         write(folder / file, {name: tensors[name] for name in members})
     weight_map = {name: file for file, members in homes.items() for name in members}
@@ -153,6 +154,17 @@ def test_stacks_are_written_as_the_dense_model_has_them(case, transposed, tmp_pa
     expected = numbers.transpose(0, 2, 1) if transposed else numbers
     assert info.shape == expected.shape
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "out").read(info.name), narrowed(expected))
+
+
+def test_the_file_that_is_left_of_several_has_no_number(tmp_path):
+    """Scales had one of their own; without an index, nobody would look for the first of two."""
+    tensors, _ = layers(1)
+    sharded(tmp_path / "model", {name: tensors[name] for name in tensors if "norm" not in name})
+    mpfast.prune(tmp_path / "model", tmp_path / "out", sparsity=0.5, dequantize="bfloat16")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in files
+    assert not any("model-0000" in name or "index" in name for name in files)
+    assert mpfast.verify(tmp_path / "out").ok
 
 
 def test_what_stays_is_decoded_in_pieces(monkeypatch):

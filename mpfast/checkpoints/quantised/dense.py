@@ -99,6 +99,9 @@ class DenseCopy:
             weight = self._quantised.weights.get(info.name)
             stored = info.name if weight is None else weight.group.info.name
             found.setdefault(home.get(stored, WEIGHTS_FILE), []).append(info.name)
+        if len(found) == 1 < len(set(home.values())):  # the one that is left of several has no number
+            (names,) = found.values()
+            return {WEIGHTS_FILE: names}
         return found
 
     @property
