@@ -31,7 +31,7 @@ from mpfast.spectra.synthetic import FAMILIES
 Draw = Callable[[str, tuple[int, int], int], NDArray[np.float64]]
 
 FIRST_SEED = 90000
-SHAPES = ((1100, 1400), (1100, 4400))  # just beyond where all singular values are computed
+SHAPES = ((1100, 1400), (1100, 4400))  # estimated by default, and small enough for the truth
 DETECTION_SHAPE = (400, 600)
 STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
 

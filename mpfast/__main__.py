@@ -14,7 +14,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise
-        print("the command line needs two more packages: pip install 'mpfast[cli]'", file=sys.stderr)
+        from mpfast.support import package_missing
+
+        print(package_missing("the command line", "typer", "rich", extra="cli"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("mpfast: interrupted", file=sys.stderr)

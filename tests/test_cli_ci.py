@@ -578,6 +578,8 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
     mpfast.analyze(model).to_json(tmp_path / "a.json")
     mpfast.analyze({"zero.weight": np.zeros((64, 64)), "fc.weight": np.eye(64)}).to_json(tmp_path / "odd.json")
     mpfast.compress(model, tmp_path / "small", rank=4)
+    pair = {"lora_unet_q.lora_down.weight": np.ones((4, 32)), "lora_unet_q.lora_up.weight": np.ones((24, 4))}
+    save_file(pair, tmp_path / "lora.safetensors")
     calls = {
         "analysis": [
             ("analyze", model),
@@ -592,6 +594,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
         ],
         "verify": [("verify", tmp_path / "out"), ("verify", tmp_path / "small")],
         "compress": [("compress", model, "--dry-run", "--rank", "4")],
+        "resize": [("resize", tmp_path / "lora.safetensors", "--dry-run", "--rank", "2")],
         "diff": [("diff", model, tmp_path / "tuned.safetensors"), ("diff", tmp_path / "a.json", tmp_path / "a.json")],
         "inspect": [("inspect", model)],
         "spectrum": [("spectrum", tmp_path / "w.npy")],
@@ -608,7 +611,7 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
             jsonschema.validate(document, schema(name), cls=jsonschema.Draft202012Validator)
             found = document.get("provenance") or {}
             with_provenance += found.get("version") == mpfast.__version__
-    assert with_provenance == 16
+    assert with_provenance == 17
     for file in ("a.json", "odd.json"):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))

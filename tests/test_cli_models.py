@@ -90,6 +90,17 @@ def test_compress(model, tmp_path):
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight"].shape == (150, 200)
 
 
+def test_resize(tmp_path):
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((2, 48)), rng.standard_normal((40, 2))
+    pair = {"unet.q.lora.down.weight": np.tile(A, (3, 1)), "unet.q.lora.up.weight": np.tile(B, (1, 3))}
+    save_file(pair, tmp_path / "a.safetensors")
+    run = mpfast("resize", tmp_path / "a.safetensors", "-o", tmp_path / "out", "--error", "0.01")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "1 update resized to 33.3% of its entries" in run.stdout
+    assert load_file(tmp_path / "out" / "a.safetensors")["unet.q.lora.up.weight"].shape == (40, 2)
+
+
 @pytest.mark.slow
 def test_compress_to_factors_and_adapters(model, tmp_path):
     run = mpfast("compress", model, "-o", tmp_path / "factors", "--error", "0.8", "--format", "factors")
@@ -181,6 +192,9 @@ def test_mistakes_are_told_in_one_line(model, arguments, message):
         ["compress", "MODEL", "-o", "OUT", "--rank", "2", "--format", "zip"],
         ["compress", "MODEL", "-o", "OUT", "--rank", "2", "--base-id", "a/b"],
         ["budget", "MODEL"],
+        ["resize", "MODEL", "-o", "OUT"],
+        ["resize", "MODEL", "-o", "OUT", "--rank", "2", "--energy", "0.5"],
+        ["resize", "MODEL", "--rank", "2"],
     ],
 )
 def test_wrong_usage(model, arguments):

@@ -68,7 +68,7 @@ WOKEN = """
             looks = looks + 1 if found == before and all(state == "S" for state, _ in found) else 0
         return found
     import mpfast
-    from mpfast.checkpoints.lora import LowRankProduct
+    from mpfast.checkpoints import LowRankProduct
     from mpfast.spectra import singular_vectors
     rng = np.random.default_rng(0)
     gauss = rng.standard_normal((300, 500), dtype=np.float32)

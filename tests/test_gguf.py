@@ -152,7 +152,7 @@ def test_without_the_package_plain_files_are_read_and_others_say_what_to_install
 
     assert GgufFile(plain).read("l.weight").shape == (16, 32)
     packed = write({"l.weight": (weights(16, 32), Type.Q8_0)})
-    with pytest.raises(ImportError, match=r"decoding Q8_0 needs gguf: pip install 'mpfast\[gguf\]'"):
+    with pytest.raises(ImportError, match=r'decoding Q8_0 needs the package gguf \(extra "gguf"\)'):
         GgufFile(packed)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpfast import _core
-from mpfast.spectra.synthetic import family
+from mpfast.spectra.synthetic import family, low_rank
 
 from .references import singular_values
 
@@ -130,6 +130,52 @@ def test_matrix_runs_agree_with_a_full_decomposition(shape, dtype):
     trace, nonfinite, _, _ = run.stats
     assert trace == pytest.approx((W.astype(float) ** 2).sum(), rel=1e-6)
     assert nonfinite == 0
+
+
+@pytest.mark.parametrize("shape", [(300, 170), (170, 300)])
+@pytest.mark.parametrize("energies", [False, True])
+def test_parts_of_a_run_are_runs_of_their_own(shape, energies):
+    """Each has its own stream of probes and its own space; a pass multiplies for all of them."""
+    W = np.random.default_rng(5).standard_normal(shape)
+    matrix = _core.Matrix(W, "float64")
+    run = _core.lanczos_run(matrix, 11, 3, 4, 0, True, 2, None, energies, 3)
+    alone = [_core.lanczos_run(matrix, width, 3, 4 + part, 0, True, 1) for part, width in enumerate((4, 4, 3))]
+    for steps in (4, 2):
+        run.advance(steps)
+        for each in alone:
+            each.advance(steps)
+    assert (run.width, run.steps, run.exhausted, run.parts) == (11, 6, False, [(6, False)] * 3)
+    assert run.stats[0] == pytest.approx((W**2).sum(), rel=1e-12)
+    assert (run.energies is not None) == energies
+    for part, each in enumerate(alone):
+        for found, expected in zip(run.ritz(part=part), each.ritz(), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        mine, theirs = run.ritz_vectors(2, part), each.ritz_vectors(2)
+        np.testing.assert_allclose(np.abs((mine * theirs).sum(axis=1)), 1, rtol=1e-9)
+    with pytest.raises(ValueError, match="no such part"):
+        run.ritz(part=3)
+    with pytest.raises(ValueError, match="no such part"):
+        run.ritz_vectors(1, -1)
+
+
+def test_parts_whose_spaces_close_at_different_steps():
+    """Five vectors fill a space of rank 12 in three steps, four in as many and one more to see it."""
+    W = low_rank((90, 60), np.linspace(3, 1, 12), np.random.default_rng(1))
+    run = _core.lanczos_run(_core.Matrix(W, "float64"), 9, 0, 0, 0, True, 1, None, False, 2)
+    run.advance(12)
+    assert run.exhausted
+    expected = singular_values(W)[:12]
+    for part, (steps, closed) in enumerate(run.parts):
+        assert closed
+        theta = run.ritz(part=part)[0]
+        assert len(theta) == steps * (5 - part)
+        np.testing.assert_allclose(np.sqrt(theta[:12]), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("parts", [0, -1, 6])
+def test_parts_that_a_run_cannot_have_are_refused(parts):
+    with pytest.raises(ValueError, match="parts"):
+        _core.lanczos_run(_core.Matrix(np.eye(20), "float64"), 5, 0, 0, 0, True, 1, None, False, parts)
 
 
 def test_ritz_vectors_are_eigenvectors():

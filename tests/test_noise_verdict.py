@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.cli.tables import analysis_lines
+from mpfast.cli.analysis_table import analysis_lines
 from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import uneven_family
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mpfast
 from mpfast import _core, lowrank, reconstruct
-from mpfast.spectra.distribution import jackknife_error
+from mpfast.spectra.probe_noise import jackknife_error
 
 from .references import bfloat16_bits, from_bfloat16_bits, singular_values
 

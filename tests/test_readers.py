@@ -103,7 +103,7 @@ def test_without_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True, cwd=tmp_path
     )
-    assert "needs PyTorch: pip install torch" in done.stderr
+    assert 'needs the package torch (extra "torch")' in done.stderr
 
 
 @pytest.fixture

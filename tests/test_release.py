@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import mpfast
+from mpfast.support import package_missing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +49,28 @@ def test_every_supported_python_is_named(project):
 
 def test_the_core_needs_numpy_alone(project):
     assert [re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]] == ["numpy"]
+
+
+def test_what_needs_a_package_says_which_and_by_which_extra_it_comes(project):
+    """The package is in no index: no advice to install an extra of it from one."""
+    assert str(package_missing("reading", "gguf", extra="gguf")) == 'reading needs the package gguf (extra "gguf")'
+    assert str(package_missing("it", "a", "b")) == "it needs the packages a and b"
+    folder = Path(mpfast.__file__).parent
+    extras = project["optional-dependencies"]
+    asked = 0
+    for file in folder.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "mpfast[" not in text, file
+        for call in ast.walk(ast.parse(text)):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "package_missing":
+                continue
+            extra = [keyword.value.value for keyword in call.keywords]
+            required = {re.split(r"[\[>=]", line)[0] for line in extras[extra[0]]} if extra else set()
+            packages = [argument.value for argument in call.args[1:]]
+            assert packages, file
+            assert not extra or set(packages) <= required, file
+            asked += 1
+    assert asked >= 10
 
 
 @pytest.fixture(scope="module")

@@ -389,13 +389,13 @@ def test_every_run_has_probes_of_its_own():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_reported_error_is_within_its_share_of_tol(seed):
-    """What is not said to be unmet is met: by 0.7 of tol, as bars come out low where noise is not homogeneous.
+    """What is not said to be unmet is met: by 0.95 of tol, as bars come out low where noise is not homogeneous.
 
-    The first 60 probes are enough for homogeneous noise, and these columns need more.
+    The first probes are enough for homogeneous noise, and these columns need more.
     """
     W = family("lognormal_columns", (1200, 1500), seed).astype(np.float32)
     edge = mpfast.spectrum(W, method="lanczos", tol=2e-3, seed=seed).edge
-    assert edge.sigma_plus_error <= 0.7 * 2e-3 * edge.sigma_plus
+    assert edge.sigma_plus_error <= 0.95 * 2e-3 * edge.sigma_plus
 
 
 def test_bounds_of_outliers_are_residuals_over_twice_the_value():

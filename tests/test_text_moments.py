@@ -234,7 +234,7 @@ def test_without_transformers_it_says_what_to_install(llama, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "transformers" else found(name, *a)
     )
-    with pytest.raises(ImportError, match=r"pip install 'mpfast\[transformers\]'"):
+    with pytest.raises(ImportError, match=r'needs the package transformers \(extra "transformers"\)'):
         text_moments(llama, [TEXT])
 
 

@@ -476,6 +476,21 @@ def test_one_block_at_a_time_has_weights(tmp_path, monkeypatch):
         assert all(name.startswith(f"{prefix}.") for name in names)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
+@pytest.mark.parametrize("toward", ["own", "dense"])
+def test_peak_memory(toward, tmp_path):
+    """A block, its moments, two sets of hidden states and a tenth; with a limit that is 16 MiB above that."""
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "streaming.py"
+    arguments = ["--toward", toward, "--hidden", "768", "--layers", "3"]
+    found = subprocess.run(
+        [sys.executable, script, *arguments], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    (line,) = (line for line in found.stdout.splitlines() if "peak over block" in line)
+    assert float(line.split("**")[3]) <= 1.1
+
+
 def test_rounding_goes_with_what_it_goes_with():
     model, given = tiny("llama"), batches("llama")
     result = reconstruct_model(model, given, bits=4, group=None, heldout=0)

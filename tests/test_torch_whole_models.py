@@ -381,3 +381,18 @@ def test_second_moments_of_weights_stored_as_in_out(tmp_path):
     assert len(result.budget) == 8
     assert all(row.updated and row.error < row.masked_error for row in result.budget)
     assert mpfast.verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize(
+    ("batch", "fact"),
+    [
+        ({"nothing": 1}, "TypeError|ValueError"),
+        ({"input_ids": torch.full((1, 8), 10**6)}, "IndexError"),
+        ({"input_ids": torch.ones(1, 8)}, "RuntimeError"),
+        ("text", "AttributeError|TypeError"),
+    ],
+    ids=["names", "range", "type", "text"],
+)
+def test_a_batch_that_the_model_does_not_run_on_is_named(batch, fact):
+    with pytest.raises(ValueError, match=rf"batches hold one that the model does not run on, number 2: ({fact}): "):
+        reconstruct_model(tiny("llama"), [*batches("llama")[:2], batch], sparsity=0.5)

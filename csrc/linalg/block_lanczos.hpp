@@ -68,11 +68,50 @@ class BlockLanczos {
 
   // Takes up to `count` further steps; stops early when exhausted.
   void advance(index_t count) {
-    if (count < 1 || exhausted_) return;
-    const index_t target = steps_ + std::min(count, max_steps() - steps_);
+    const index_t target = steps_ + count;
+    for (prepare(target); can_step(target); step()) {
+      if (!has_product()) take_product(multiplied());
+    }
+  }
+
+  // The parts of `advance`, for whoever forms the products of several runs in one pass: as long as a run can take a
+  // step, it needs the product of its operand, unless it has it already, and takes the step.
+
+  // Makes room for the steps up to `target`. An interrupted start is simply made again.
+  void prepare(index_t target) {
+    target = std::min(target, max_steps());
+    if (target <= steps_ || exhausted_) return;
     reserve(target + 1);
-    if (steps_ == 0) start();  // an interrupted start is simply made again
-    while (steps_ < target && !exhausted_) step();
+    if (steps_ == 0 && !product_ready_) backend_->fill_probes(operand(), key_, 0);
+  }
+
+  bool can_step(index_t target) const { return steps_ < std::min(target, max_steps()) && !exhausted_; }
+  bool has_product() const { return product_ready_; }
+  View operand() { return basis_.slice(steps_ * width_, width_); }
+  View product() { return basis_.slice((steps_ + 1) * width_, width_); }
+
+  // Once `product()` holds A times the operand; `stats` are those of a first pass.
+  void take_product(const OperatorStats& stats) {
+    if (steps_ == 0) start(stats);
+    product_ready_ = true;
+  }
+
+  void step() {
+    if (exhausted_) return;  // what the first pass has seen leaves nothing to do
+    const index_t size = (steps_ + 1) * width_;
+    const View v = basis_.slice(0, size);
+    const View z = product();
+    product_ready_ = false;
+
+    SmallMatrix c(size, width_);
+    backend_->inner(v, z, c);
+    backend_->subtract(v, c, z);
+    const bool room = size + width_ <= backend_->dim();
+    SmallMatrix coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
+    symmetrise_last_block(c);
+    columns_.push_back(std::move(c));
+    couplings_.push_back(std::move(coupling));
+    ++steps_;
     if (steps_ == max_steps()) exhausted_ = true;
   }
 
@@ -150,13 +189,19 @@ class BlockLanczos {
     capacity_ = wanted;
   }
 
+  // A times the operand, in one pass of its own.
+  OperatorStats multiplied() {
+    OperatorStats stats;
+    backend_->apply(operand(), product(), steps_ == 0 ? &stats : nullptr);
+    return stats;
+  }
+
   // The first pass runs on the raw probes, so that what it learns (zero coordinates, finiteness) is known before
   // anything is orthonormalised; A Q_1 follows from A X by linearity.
-  void start() {
-    View x = basis_.slice(0, width_);
-    View z = basis_.slice(width_, width_);
-    backend_->fill_probes(x, key_, 0);
-    backend_->apply(x, z, &stats_);
+  void start(const OperatorStats& stats) {
+    const View x = operand();
+    const View z = product();
+    stats_ = stats;
     // The caller reports non-finite entries, and scales W when its trace is too large.
     if (stats_.nonfinite_count > 0 || !(stats_.trace < kLargestTrace)) {
       exhausted_ = true;
@@ -177,25 +222,6 @@ class BlockLanczos {
       backend_->transform(z, inverse);
       r1_ = upper_product(r, r1_);
     }
-    first_product_ready_ = true;
-  }
-
-  void step() {
-    const index_t size = (steps_ + 1) * width_;
-    const View v = basis_.slice(0, size);
-    View z = basis_.slice(size, width_);
-    if (!first_product_ready_) backend_->apply(basis_.slice(steps_ * width_, width_), z, nullptr);
-    first_product_ready_ = false;
-
-    SmallMatrix c(size, width_);
-    backend_->inner(v, z, c);
-    backend_->subtract(v, c, z);
-    const bool room = size + width_ <= backend_->dim();
-    SmallMatrix coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
-    symmetrise_last_block(c);
-    columns_.push_back(std::move(c));
-    couplings_.push_back(std::move(coupling));
-    ++steps_;
   }
 
   // Second projection: takes out of Z what rounding left of it in V. `b` is what Z has been divided by since the first.
@@ -354,7 +380,7 @@ class BlockLanczos {
   index_t zero_coordinates_ = 0;
   index_t next_column_ = 1 << 20;  // columns of replacement vectors: far from those of the probes
   OperatorStats stats_;
-  bool first_product_ready_ = false;
+  bool product_ready_ = false;
   bool exhausted_ = false;
   double largest_ = 0;  // largest norm of a column of A Q_j seen
   SmallMatrix r1_;

@@ -14,6 +14,7 @@
 #include "cpu/products/host_backend.hpp"
 #include "cpu/products/products.hpp"
 #include "linalg/quadrature.hpp"
+#include "linalg/side_by_side.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
 #include "python/lanczos_run.hpp"
@@ -32,7 +33,7 @@ class HostRun : public Run {
   // Builds the operator for one call; called with the team that the call runs on.
   using MakeApply = std::function<typename Backend::Apply(cpu::Team&)>;
 
-  HostRun(index_t dim, index_t width, ProbeKey key, int threads, MakeApply make_apply,
+  HostRun(index_t dim, index_t width, index_t parts, ProbeKey key, int threads, MakeApply make_apply,
           std::shared_ptr<const Energies> energies)
       : dim_(dim),
         threads_(threads),
@@ -40,7 +41,7 @@ class HostRun : public Run {
         make_apply_(std::move(make_apply)),
         idle_team_(1),
         backend_(idle_team_, dim, {}),
-        lanczos_(backend_, width, key) {}
+        lanczos_(backend_, width, parts, key) {}
 
   void advance(index_t steps) override {
     // The new part of the basis, and the vectors of a product.
@@ -51,26 +52,33 @@ class HostRun : public Run {
     with_team(static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps, core.poll());
+    return lanczos_.part(part).ritz(steps, core.poll());
   }
 
-  py::array ritz_vectors(index_t count) override {
-    const auto found = ritz(lanczos_.steps());
+  py::array ritz_vectors(index_t count, index_t part) override {
+    const auto found = ritz(lanczos_.part(part).steps(), part);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
-    with_team(0, [&] { lanczos_.combine(coefficients, {data, dim_, count}); });
+    with_team(0, [&] { lanczos_.part(part).combine(coefficients, {data, dim_, count}); });
     return out;
   }
 
+  std::vector<std::pair<index_t, bool>> parts() const override {
+    std::vector<std::pair<index_t, bool>> out;
+    for (index_t i = 0; i < lanczos_.parts(); ++i) {
+      out.emplace_back(lanczos_.part(i).steps(), lanczos_.part(i).exhausted());
+    }
+    return out;
+  }
   index_t steps() const override { return lanczos_.steps(); }
   index_t width() const override { return lanczos_.width(); }
   bool exhausted() const override { return lanczos_.exhausted(); }
-  index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
-  linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+  index_t zero_coordinates() const override { return lanczos_.part(0).zero_coordinates(); }
+  linalg::OperatorStats stats() const override { return lanczos_.part(0).stats(); }
   const Energies* energies() const override { return energies_.get(); }
 
  private:
@@ -98,13 +106,13 @@ class HostRun : public Run {
   MakeApply make_apply_;
   cpu::Team idle_team_;
   Backend backend_;
-  linalg::BlockLanczos<Backend> lanczos_;
+  linalg::SideBySide<Backend> lanczos_;
   std::mutex mutex_;
 };
 
 template <class Real>
-std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t width, ProbeKey key, int scale_exponent,
-                                bool with_energies, int threads) {
+std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t width, index_t parts, ProbeKey key,
+                                int scale_exponent, bool with_energies, int threads) {
   const MatrixView view = w.view;
   const cpu::Side side = view.rows >= view.cols ? cpu::Side::right : cpu::Side::left;
   const index_t dim = std::min(view.rows, view.cols);
@@ -116,7 +124,7 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t wid
                               stats == nullptr ? nullptr : energies.get());
     };
   };
-  return std::make_unique<HostRun<Real>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply),
+  return std::make_unique<HostRun<Real>>(dim, width, parts, key, cpu::resolve_threads(threads), std::move(make_apply),
                                          energies);
 }
 
@@ -143,7 +151,7 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
       std::copy_n(result.data(), count * dim, z);
     };
   };
-  return std::make_unique<HostRun<double>>(dim, width, key, cpu::resolve_threads(threads), std::move(make_apply),
+  return std::make_unique<HostRun<double>>(dim, width, 1, key, cpu::resolve_threads(threads), std::move(make_apply),
                                            nullptr);
 }
 
@@ -233,18 +241,18 @@ void register_lanczos(py::module_& m) {
   m.def(
       "lanczos_run",
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
-         int threads, const FactorArrays& factors, bool energies) {
+         int threads, const FactorArrays& factors, bool energies, index_t parts) {
         const ProbeKey key{seed, stream};
         OwnFactors own(factors, w.view);
         auto run = precise || needs_double(w.view.dtype)
-                       ? matrix_run<double>(w, std::move(own), width, key, scale_exponent, energies, threads)
-                       : matrix_run<float>(w, std::move(own), width, key, scale_exponent, energies, threads);
+                       ? matrix_run<double>(w, std::move(own), width, parts, key, scale_exponent, energies, threads)
+                       : matrix_run<float>(w, std::move(own), width, parts, key, scale_exponent, energies, threads);
         run->hold(w.owner);
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
       py::arg("precise").noconvert(), py::arg("threads"), py::arg("factors").noconvert() = py::none(),
-      py::arg("energies").noconvert() = false);
+      py::arg("energies").noconvert() = false, py::arg("parts") = 1);
   m.def(
       "scale_exponent",
       [](const Matrix& w, const FactorArrays& factors) {

@@ -31,8 +31,11 @@ class Run {
  public:
   virtual ~Run() = default;
   virtual void advance(index_t steps) = 0;
-  virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) = 0;
-  virtual py::array ritz_vectors(index_t count) = 0;
+  // Of a part: a run beside others, with a Krylov space of its own.
+  virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) = 0;
+  virtual py::array ritz_vectors(index_t count, index_t part) = 0;
+  // Steps that each has taken, and whether its space has closed.
+  virtual std::vector<std::pair<index_t, bool>> parts() const { return {{steps(), exhausted()}}; }
   virtual index_t steps() const = 0;
   virtual index_t width() const = 0;
   virtual bool exhausted() const = 0;
@@ -55,8 +58,16 @@ inline ConstSmallView leading_vectors(const linalg::RitzValues& ritz, index_t co
   return ritz.vectors.columns(0, count);
 }
 
-inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps) {
-  const auto r = run.ritz(steps.value_or(run.steps()));
+// Steps that a part has taken.
+inline index_t steps_of(const Run& run, index_t part) {
+  const auto parts = run.parts();
+  if (part < 0 || part >= std::ssize(parts)) throw std::invalid_argument("the run has no such part");
+  return parts[static_cast<std::size_t>(part)].first;
+}
+
+inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps, index_t part) {
+  const index_t taken = steps_of(run, part);
+  const auto r = run.ritz(steps.value_or(taken), part);
   // Weights go out as (width, size): one row per probe.
   return py::make_tuple(to_array(r->theta, {r->size()}), to_array(r->residual, {r->size()}),
                         py::array_t<double>({r->width(), r->size()}, r->weight.data()));
@@ -67,9 +78,16 @@ inline void register_run(py::module_& m) {
   whole_class<Run>(m, "LanczosRun", py::module_local(),
                    "A block Lanczos run on the Gram operator of the short side of a matrix.")
       .def("advance", &Run::advance, py::arg("steps"))
-      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(),
-           "Ritz values (descending), residuals and probe weights (width, size) after `steps` steps.")
-      .def("ritz_vectors", &Run::ritz_vectors, py::arg("count"), "Leading Ritz vectors, (count, dim).")
+      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(), py::arg("part") = 0,
+           "Ritz values (descending), residuals and probe weights (width, size) of a part after `steps` steps.")
+      .def(
+          "ritz_vectors",
+          [](Run& run, index_t count, index_t part) {
+            steps_of(run, part);
+            return run.ritz_vectors(count, part);
+          },
+          py::arg("count"), py::arg("part") = 0, "Leading Ritz vectors of a part, (count, dim).")
+      .def_property_readonly("parts", &Run::parts)
       .def_property_readonly("steps", &Run::steps)
       .def_property_readonly("width", &Run::width)
       .def_property_readonly("exhausted", &Run::exhausted)

@@ -1,31 +1,39 @@
 """Readers and writers of checkpoints: one module per format, all with the interface of `Checkpoint`."""
 
-from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo, prefetched
+from mpfast.checkpoints.adapter_names import factor_roles
+from mpfast.checkpoints.adapter_products import AdapterProducts, has_updates
+from mpfast.checkpoints.adapter_settings import (
+    ADAPTER_CONFIG,
+    METADATA_KEY,
+    AdapterSettings,
+    live_settings,
+    packed_settings,
+    settings_beside,
+    unpacked_settings,
+)
+from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
+from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
-    MIN_SIDE,
-    WHOLE,
-    ConvView,
-    ExpertsView,
     Layer,
     NameFilter,
-    QkvView,
-    Views,
     as_layer,
     as_layers,
     layer_matrix,
+    layer_part,
     name_filter,
     read_layer,
     select_layers,
     telling_reason,
     unmatched_patterns,
 )
-from mpfast.checkpoints.lora import LoraProducts, LowRankProduct, has_lora_pairs
+from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
+from mpfast.checkpoints.matrices import MIN_SIDE, WHOLE, ConvView, ExpertsView, QkvView, Views
 from mpfast.checkpoints.moments import (
     FEW_ROWS_PER_INPUT,
     InputSum,
@@ -46,6 +54,7 @@ from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
 from mpfast.checkpoints.targets import check_target, is_report
 from mpfast.checkpoints.tensor_bits import (
+    as_stored,
     check_writable,
     content_hash,
     content_hashes,
@@ -58,12 +67,16 @@ from mpfast.checkpoints.tensor_bits import (
 from mpfast.checkpoints.torch_modules import TorchModules
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "DENSE_TYPES",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
     "MASKS_FILE",
+    "METADATA_KEY",
     "MIN_SIDE",
     "WHOLE",
+    "AdapterProducts",
+    "AdapterSettings",
     "ArrayMapping",
     "Checkpoint",
     "CheckpointOutput",
@@ -74,8 +87,8 @@ __all__ = [
     "ExpertsView",
     "Format",
     "InputSum",
+    "KroneckerProduct",
     "Layer",
-    "LoraProducts",
     "LowRankProduct",
     "MaskFile",
     "MomentFile",
@@ -83,6 +96,7 @@ __all__ = [
     "NameFilter",
     "NoTensor",
     "NpyFile",
+    "OutputPart",
     "QkvView",
     "Role",
     "SafetensorsFile",
@@ -90,10 +104,12 @@ __all__ = [
     "SourceFiles",
     "TensorInfo",
     "TorchModules",
+    "Update",
     "Views",
     "WatchedWeight",
     "as_layer",
     "as_layers",
+    "as_stored",
     "check_target",
     "check_writable",
     "content_hash",
@@ -102,27 +118,33 @@ __all__ = [
     "copy_companions",
     "counterparts",
     "dense_copy",
+    "factor_roles",
     "files_behind",
     "files_of",
     "format_of",
-    "has_lora_pairs",
+    "has_updates",
     "home_directory",
     "index_name",
     "is_moment_file",
     "is_report",
     "layer_matrix",
+    "layer_part",
+    "live_settings",
     "located",
     "mask_writer",
     "name_filter",
     "open_checkpoint",
+    "other_names",
     "overall_hash",
     "packed",
+    "packed_settings",
     "path_of",
     "prefetched",
     "quantised_weight",
     "read_layer",
     "roles_of",
     "select_layers",
+    "settings_beside",
     "shards_of",
     "shares_memory",
     "stacked_expert",
@@ -132,7 +154,10 @@ __all__ = [
     "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
+    "unpacked_settings",
     "unseen_quantisation",
+    "updated_modules",
+    "updates_of",
     "weight_of",
     "write_index",
     "write_moments",

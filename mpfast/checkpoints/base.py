@@ -12,7 +12,37 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import as_numpy, widened
 
-__all__ = ["Checkpoint", "NoTensor", "Role", "TensorInfo", "numbers", "prefetched"]
+__all__ = ["Checkpoint", "NoTensor", "OutputPart", "Role", "TensorInfo", "numbers", "prefetched"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPart:
+    """The outputs of a fused projection that make up one matrix: runs of consecutive ones, equally far apart.
+
+    Attributes
+    ----------
+    label : str
+        What the matrix is: "query", "gate".
+    start : int
+        Its first output.
+    length : int
+        Number of outputs in a run.
+    runs : int
+        Number of runs.
+    stride : int
+        From the beginning of a run to that of the next; the runs of all parts fill it. 0 where there is one run.
+    """
+
+    label: str
+    start: int
+    length: int
+    runs: int = 1
+    stride: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return self.length * self.runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +53,10 @@ class Role:
     ----------
     kind : str
         A matrix: "linear", "conv" (1-D to 3-D), "conv_transposed", "embedding", "head" (of a language model), "experts"
-        (a stack of matrices, one per expert), "lora" (the product of a pair of factors). No matrix: "vector" (biases,
-        normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight), "quantised", "factor"
-        (of a LoRA update), "alias" (the same memory as another), "view" (the same memory as another, seen otherwise),
-        "part" (of a parametrised weight), "unknown".
+        (a stack of matrices, one per expert), "lora" (the update of an adapter, a product of factors). No matrix:
+        "vector" (biases, normalisation), "buffer", "mask", "companion" (scales and the like of a quantised weight),
+        "quantised", "factor" (of an update), "alias" (the same memory as another), "view" (the same memory as another,
+        seen otherwise), "part" (of a parametrised weight), "unknown".
     input_axes : tuple of int
         Axes of the tensor that run along the inputs, slowest first; empty where that is not known.
     reason : str
@@ -36,8 +66,10 @@ class Role:
         "names of a pair", "GGUF name", "shape" or, as the last resort, "name".
     of : str
         The weight that a companion, an alias, a view, a mask or a factor belongs to.
-    parts : tuple of (str, int, int, int)
-        Of a fused projection: label, start, stop and step along the outputs of each matrix in it.
+    parts : tuple of OutputPart
+        Of a fused projection: the matrices in it.
+    unsplit : str
+        Of one that is seen as one matrix all the same: why.
     called : str
         The weight's name to who uses the model, where it is stored under another: ``0.weight`` for ``0.weight_orig``.
     shape : tuple of int or None
@@ -60,7 +92,7 @@ class Role:
     reason: str = ""
     source: str = "name"
     of: str = ""
-    parts: tuple[tuple[str, int, int, int], ...] = ()
+    parts: tuple[OutputPart, ...] = ()
     called: str = ""
     shape: tuple[int, ...] | None = None
     masked_by: str = ""
@@ -69,6 +101,7 @@ class Role:
     groups: int = 1
     rows: int = 1
     stacked: int = 0
+    unsplit: str = ""
 
     @property
     def input_axis(self) -> int | None:

@@ -7,15 +7,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mpfast.checkpoints.adapter_settings import ADAPTER_CONFIG
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.opening import FORMATS
 from mpfast.checkpoints.sharded import INDEX_SUFFIX
 from mpfast.checkpoints.tensor_bits import as_stored, shards_of
 from mpfast.support import MARK_FILE
 
-__all__ = ["copy_companions", "home_directory", "index_name"]
+__all__ = ["copy_companions", "home_directory", "index_name", "is_model_directory"]
 
-CONFIGURATION = "config.json"
+# Of a model, and of an adapter.
+_CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
 DEFAULT_INDEX = "model.safetensors.index.json"
 _INDEX_SUFFIXES = tuple(suffix for format in FORMATS for suffix in format.suffixes if suffix.endswith(".json"))
 # Parts of names, between dots, of files that hold weights: beside a changed checkpoint they would be stale, whatever
@@ -50,6 +52,11 @@ def index_name(checkpoint: Checkpoint) -> str:
     return name if name.endswith(INDEX_SUFFIX) else DEFAULT_INDEX
 
 
+def is_model_directory(directory: Path) -> bool:
+    """Whether the configuration of a model, or of an adapter, lies in a directory."""
+    return any((directory / name).exists() for name in _CONFIGURATIONS)
+
+
 def home_directory(checkpoint: Checkpoint) -> Path | None:
     """Return the model directory that a checkpoint comes from; None for a file of its own or what is in memory."""
     shards = shards_of(as_stored(checkpoint))
@@ -58,7 +65,7 @@ def home_directory(checkpoint: Checkpoint) -> Path | None:
         if not shards and not source.exists():
             return None
         directory = source if source.is_dir() else source.parent
-        if len(shards) > 1 or source.name.endswith(_INDEX_SUFFIXES) or (directory / CONFIGURATION).exists():
+        if len(shards) > 1 or source.name.endswith(_INDEX_SUFFIXES) or is_model_directory(directory):
             return directory
     except (OSError, ValueError):  # no name that the system takes
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ __all__ = [
     "StackedExpert",
     "experts_of",
     "family_of",
+    "other_names",
     "quantisation_of",
     "quantisation_settings",
     "read_config",
@@ -41,13 +42,8 @@ class Family:
         Projections called as in `CONV1D` are (in, out).
     experts : {"out_in", "in_out", ""}
         Order of the last two axes of stacks of experts; empty where there are no stacks or only their shapes tell.
-    gate_up : {"halves", "alternating", ""}
-        How gate and up lie in a projection to both; empty where there is none.
-    qkv : str
-        Last part of the name of a projection to all queries, then all keys, then all values, of as many rows as heads
-        ask for; empty where there is none, or they alternate head by head.
-    mixed : str
-        Last part of the name of one in which they alternate, under a name that means thirds elsewhere: it stays whole.
+    fused : mapping of str to str
+        Projections that hold several matrices: the last part of a name, and one of `mpfast.checkpoints.fused.LAYOUTS`.
     merged : bool
         The experts' matrices of one projection are one matrix, each below the one before: those into an expert as
         (out, in), those out of it as (in, out).
@@ -55,10 +51,15 @@ class Family:
 
     conv1d: bool = False
     experts: str = ""
-    gate_up: str = ""
-    qkv: str = ""
-    mixed: str = ""
+    fused: Mapping[str, str] = field(default_factory=dict)
     merged: bool = False
+
+
+_GATE_UP = {"gate_up_proj": "gate, up"}
+
+
+def _families(names: str, **options: Any) -> dict[str, Family]:
+    return dict.fromkeys(names.split(), Family(**options))
 
 
 #: One entry per family that differs from PyTorch's own layout, or fuses projections.
@@ -70,53 +71,44 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "imagegpt": Family(conv1d=True),
         "decision_transformer": Family(conv1d=True),
         "clvp": Family(conv1d=True),
-        # (E, in, out)
-        "gpt_oss": Family(experts="in_out", gate_up="alternating"),
-        "openai_privacy_filter": Family(experts="in_out", gate_up="halves"),
-        "llama4": Family(experts="in_out", gate_up="halves"),
-        "llama4_text": Family(experts="in_out", gate_up="halves"),
-        "aria": Family(experts="in_out"),
-        "aria_text": Family(experts="in_out"),
-        # gate and up in one; the shapes tell how stacks are stored
-        "qwen3_vl_moe": Family(gate_up="halves"),
-        "qwen3_vl_moe_text": Family(gate_up="halves"),
-        **dict.fromkeys(
-            (
-                "qwen2_moe",
-                "qwen3_moe",
-                "qwen3_next",
-                "qwen3_5_moe",
-                "qwen3_5_moe_text",
-                "qwen3_omni_moe",
-                "mixtral",
-                "deepseek_v2",
-                "deepseek_v3",
-                "glm4_moe",
-                "granitemoe",
-                "ernie4_5_moe",
-                "flex_olmo",
-                "dots1",
-                "hunyuan_v1_moe",
-                "jamba",
-                "longcat_flash",
-                "mistral4",
-            ),
-            Family(experts="out_in", gate_up="halves"),
+        # stacks (E, in, out)
+        "gpt_oss": Family(experts="in_out", fused={"gate_up_proj": "gate and up alternating"}),
+        **_families("openai_privacy_filter llama4 llama4_text aria aria_text", experts="in_out", fused=_GATE_UP),
+        # stacks of which the shapes tell how they are stored
+        **_families("qwen3_vl_moe qwen3_vl_moe_text", fused=_GATE_UP),
+        # stacks (E, out, in), where the experts are not stored one by one
+        **_families(
+            "qwen2_moe qwen3_moe qwen3_omni_moe mixtral deepseek_v2 deepseek_v3 glm4_moe glm4v_moe ernie4_5_moe "
+            "flex_olmo dots1 hunyuan_v1_moe jamba longcat_flash mistral4 olmoe phimoe gemma4 gemma4_text",
+            experts="out_in",
+            fused=_GATE_UP,
+        ),
+        **_families(
+            "granitemoe granitemoeshared granitemoehybrid",
+            experts="out_in",
+            fused={**_GATE_UP, "input_linear": "gate, up"},
+        ),
+        "minimax": Family(experts="out_in", fused={**_GATE_UP, "qkv_proj": "qkv by head"}),
+        "qwen3_next": Family(experts="out_in", fused={**_GATE_UP, "in_proj_qkvz": "linear qkv by head"}),
+        **_families(
+            "qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text",
+            experts="out_in",
+            fused={**_GATE_UP, "in_proj_qkv": "linear qkv in turn"},
         ),
         # fused in dense models
-        "phi3": Family(gate_up="halves", qkv="qkv_proj"),
-        "phi4_multimodal": Family(gate_up="halves", qkv="qkv_proj"),
-        "glm": Family(gate_up="halves"),
-        "glm4": Family(gate_up="halves"),
-        "modernbert": Family(qkv="Wqkv"),
-        "mpt": Family(qkv="Wqkv"),
-        "gpt_bigcode": Family(qkv="c_attn"),
-        "qwen": Family(qkv="c_attn"),
-        # queries, values and keys of every quarter of the heads
-        "codegen": Family(mixed="qkv_proj"),
-        "moss": Family(mixed="qkv_proj"),
-        "baichuan": Family(qkv="W_pack"),
-        "dbrx": Family(merged=True),
+        **_families("phi3 phi4_multimodal", fused={**_GATE_UP, "qkv_proj": "qkv in turn"}),
+        **_families("glm glm4 glm4v glm4v_text glm_ocr glm_ocr_text glm_image glm_image_text dia", fused=_GATE_UP),
+        "modernbert": Family(fused={"Wqkv": "qkv in turn", "Wi": "gate, up"}),
+        "mpt": Family(fused={"Wqkv": "qkv in turn"}),
+        "dbrx": Family(fused={"Wqkv": "qkv in turn"}, merged=True),
+        "qwen": Family(fused={"c_attn": "qkv in turn"}),
+        "baichuan": Family(fused={"W_pack": "qkv in turn"}),
+        "gpt_bigcode": Family(fused={"c_attn": "qkv by group"}),
+        "internlm2": Family(fused={"wqkv": "qkv by group"}),
+        **_families("falcon RefinedWeb RefinedWebModel", fused={"query_key_value": "qkv by group"}),
+        **_families("gpt_neox gpt_neox_japanese bloom persimmon", fused={"query_key_value": "qkv by head"}),
+        "deberta": Family(fused={"in_proj": "qkv by head"}),
+        **_families("codegen moss", fused={"qkv_proj": "qvk by quarter"}),
     }
 )
 _NO_FAMILY = Family()
@@ -128,6 +120,14 @@ _ON_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config"
 _INTO_EXPERTS = (("gate_proj", "up_proj"), ("w1", "w3"))
 _OUT_OF_EXPERTS = ("down_proj", "w2")
 _STACKED_INTO, _STACKED_OUT = "gate_up_proj", "down_proj"
+# What else transformers calls otherwise when it has loaded it: on disk, and in memory.
+_RENAMED = (
+    ("block_sparse_moe.input_linear.weight", "block_sparse_moe.experts.gate_up_proj"),
+    ("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"),
+    ("block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"),
+    ("block_sparse_moe.gate.weight", "mlp.gate.weight"),
+    ("block_sparse_moe.gate.weight", "mlp.router.weight"),
+)
 _EXPERT = re.compile(r"(?P<holder>(.+\.)?experts)\.(?P<number>\d+)\.(?P<projection>[^.]+)\.weight")
 
 
@@ -187,6 +187,18 @@ def stacked_expert(name: str, stacks: Collection[str]) -> StackedExpert | None:
     return None
 
 
+def other_names(name: str) -> tuple[str, ...]:
+    """Return what a tensor of a mixture may be called in the loaded model if `name` is of a file, and the other way.
+
+    Examples
+    --------
+    >>> other_names("model.layers.0.mlp.gate.weight")
+    ('model.layers.0.block_sparse_moe.gate.weight',)
+    """
+    pairs = [*_RENAMED, *((live, stored) for stored, live in _RENAMED)]
+    return tuple(f"{name.removesuffix(one)}{other}" for one, other in pairs if name.endswith(f".{one}"))
+
+
 def _block_of(stack: str) -> str:
     """The block that a stack of experts is in: of ``layers.0.mlp.experts.down_proj``, ``layers.0``."""
     return stack.rsplit(".", 3)[0]
@@ -202,8 +214,12 @@ def family_of(config: Mapping[str, Any] | None) -> Family:
 
 
 def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
-    """Return the first positive integer that a configuration, or its part on the language model, has by these names."""
-    for said in () if config is None else (config, _language(config)):
+    """Return the first positive integer that a configuration has by these names, or one of its parts.
+
+    These are those on the language model, its attention and its feed-forward layers.
+    """
+    parts = () if config is None else (config, _language(config), *_parts_of(config, "attn_config", "ffn_config"))
+    for said in parts:
         for name in names:
             value = said.get(name)
             if type(value) is int and value > 0:
@@ -250,10 +266,8 @@ def _parts_of(config: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, An
 
 
 def experts_of(config: Mapping[str, Any] | None) -> int | None:
-    """Return the number of experts that a configuration, or its part on the feed-forward layers, says."""
-    names = ("moe_num_experts", "num_local_experts", "num_experts")
-    counts = (setting(said, *names) for said in (config, *_parts_of(config or {}, "ffn_config")))
-    return next((count for count in counts if count), None)
+    """Return the number of experts that a configuration says."""
+    return setting(config, "moe_num_experts", "num_local_experts", "num_experts")
 
 
 def read_config(directory: Path) -> Mapping[str, Any] | None:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
+from mpfast.checkpoints.base import NoTensor, OutputPart, Role, TensorInfo
+from mpfast.checkpoints.fused import consecutive
 from mpfast.checkpoints.gguf_header import Entry, read_header
-from mpfast.support import CheckpointError, short
+from mpfast.support import CheckpointError, package_missing, short
 
 __all__ = ["GgufFile"]
 
@@ -67,9 +68,7 @@ class GgufFile:
                 self._quants = importlib.import_module("gguf.quants")
                 self._types = importlib.import_module("gguf.constants").GGMLQuantizationType
             except ImportError:
-                raise ImportError(
-                    f"{path}: decoding {packed.type.name} needs gguf: pip install 'mpfast[gguf]'"
-                ) from None
+                raise package_missing(f"{path}: decoding {packed.type.name}", "gguf", extra="gguf") from None
 
     @property
     def source(self) -> str:
@@ -184,14 +183,14 @@ def _role(entry: Entry, settings: Mapping[str, Any]) -> Role | None:
         # Gate first, up second.
         half = entry.shape[1] // 2
         merged = part == "ffn_gate_up_exps" and entry.shape[1] % 2 == 0
-        halves = (("gate", 0, half, 1), ("up", half, 2 * half, 1)) if merged else ()
+        halves = consecutive(("gate", half), ("up", half)) if merged else ()
         return Role("experts", (2,), source=_SOURCE, parts=halves)
     if len(entry.shape) == 2 and part == "attn_qkv":
         return Role("linear", (1,), source=_SOURCE, parts=_heads(entry.shape[0], settings))
     return None
 
 
-def _heads(rows: int, settings: Mapping[str, Any]) -> tuple[tuple[str, int, int, int], ...]:
+def _heads(rows: int, settings: Mapping[str, Any]) -> tuple[OutputPart, ...]:
     """Queries, keys and values of a fused projection, where the settings account for all of its rows."""
     prefix = f"{settings.get('general.architecture')}."
 
@@ -206,7 +205,5 @@ def _heads(rows: int, settings: Mapping[str, Any]) -> tuple[tuple[str, int, int,
         return ()
     key = setting("attention.key_length", width // heads)
     value = setting("attention.value_length", width // heads)
-    ends = [heads * key, (heads + pairs) * key, (heads + pairs) * key + pairs * value]
-    if ends[-1] != rows:
-        return ()
-    return ("query", 0, ends[0], 1), ("key", ends[0], ends[1], 1), ("value", ends[1], ends[2], 1)
+    sizes = (heads * key, pairs * key, pairs * value)
+    return consecutive(*zip(("query", "key", "value"), sizes, strict=True)) if sum(sizes) == rows else ()

@@ -6,28 +6,24 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.effective import read_as_used
+from mpfast.checkpoints.matrices import MIN_SIDE, SPLIT, WHOLE, Views, matrices_of
 from mpfast.checkpoints.roles import LAYERS, role_of, roles_of
-from mpfast.support import InvalidValueError, check_patterns, front_door
+from mpfast.support import InvalidValueError, check_patterns
 
 __all__ = [
-    "MIN_SIDE",
-    "WHOLE",
-    "ConvView",
-    "ExpertsView",
     "Layer",
     "NameFilter",
-    "QkvView",
-    "Views",
     "as_layer",
     "as_layers",
     "layer_matrix",
+    "layer_part",
     "name_filter",
     "read_layer",
     "select_layers",
@@ -36,43 +32,8 @@ __all__ = [
 ]
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
-ConvView = Literal["im2col", "positions"]
-QkvView = Literal["split", "fused"]
-ExpertsView = Literal["split", "stack"]
 
 _LEFT_OUT = "left out by include or exclude"
-#: Fewer singular values than this cannot be told from any law: the fit's central window would be empty.
-MIN_SIDE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """How tensors are seen as matrices.
-
-    Attributes
-    ----------
-    conv : {"im2col", "positions"}
-        A convolution (Co, Ci, kh, kw) is one Co x (Ci kh kw) matrix, or kh kw matrices Co x Ci.
-    qkv : {"split", "fused"}
-        A fused projection (query, key and value; gate and up; the gates of a recurrent layer) is its parts, or whole.
-    experts : {"split", "stack"}
-        A stack (E, a, b) is E matrices a x b, or one E a x b.
-    """
-
-    conv: ConvView = "im2col"
-    qkv: QkvView = "split"
-    experts: ExpertsView = "split"
-
-    @front_door
-    def __post_init__(self) -> None:
-        for name, words in (("conv", ConvView), ("qkv", QkvView), ("experts", ExpertsView)):
-            choices = get_args(words)
-            if getattr(self, name) not in choices:
-                raise InvalidValueError(name, f"must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-
-
-#: One matrix per tensor.
-WHOLE = Views(qkv="fused", experts="stack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +68,11 @@ class Layer:
         Other names of the same memory: what is written for the tensor is written for them.
     shared : tuple of str
         Tensors that have entries in common with it in memory, and are no aliases.
+    folded : tuple of int
+        Shape in which the tensor is seen when the part is taken, where its outputs lie in runs; empty where it is its
+        own.
+    unsplit : str
+        Why a fused projection is one matrix, where it should be several.
     packed : str
         The format of a quantised tensor, as `TensorInfo.stored`.
     """
@@ -126,6 +92,8 @@ class Layer:
     fixed: str = ""
     aliases: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    folded: tuple[int, ...] = ()
+    unsplit: str = ""
     packed: str = ""
 
     @property
@@ -159,7 +127,7 @@ def as_layer(tensor: TensorInfo) -> Layer | str:
 
 
 def as_layers(
-    tensor: TensorInfo, views: Views = Views(), role: Role | None = None, aliases: tuple[str, ...] = ()
+    tensor: TensorInfo, views: Views = SPLIT, role: Role | None = None, aliases: tuple[str, ...] = ()
 ) -> list[Layer] | str:
     """Return the matrices that a tensor holds, or why it holds none; without a role, it is decided by itself.
 
@@ -172,21 +140,21 @@ def as_layers(
     if role.kind not in LAYERS:
         return role.reason
     shape = tensor.shape if role.shape is None else role.shape
-    parts = _parts(shape, role, views)
-    if min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
-        parts = _parts(shape, role, WHOLE) if role.parts and len(shape) == 2 else parts
-    if min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
+    parts = matrices_of(shape, role, views)
+    if min(min(part.shape) for part in parts) < MIN_SIDE:
+        parts = matrices_of(shape, role, WHOLE) if role.parts and len(shape) == 2 else parts
+    if min(min(part.shape) for part in parts) < MIN_SIDE:
         return f"too small: fewer than {MIN_SIDE} rows or columns"
     name = role.called or tensor.name
     return [
         Layer(
-            f"{name}[{label}]" if label else name,
+            f"{name}[{part.label}]" if part.label else name,
             role.kind,
             shape,
-            extents,
+            part.shape,
             tensor.dtype,
             name,
-            index,
+            part.index,
             role.input_axes,
             role.source,
             tensor.name if role.called else "",
@@ -195,9 +163,11 @@ def as_layers(
             role.fixed,
             aliases,
             tensor.shared,
+            part.folded,
+            role.unsplit if views.qkv == "split" else "",
             tensor.stored,
         )
-        for label, extents, index in parts
+        for part in parts
     ]
 
 
@@ -280,9 +250,16 @@ def name_filter(chosen: NameFilter, argument: str) -> Callable[[str], bool] | No
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def layer_part(tensor: Any, layer: Layer) -> Any:
+    """Return the part of a tensor that `layer` is, its axes in their order; a view unless its outputs lie in runs."""
+    if layer.folded:
+        return tensor.reshape(layer.folded)[layer.index].reshape(layer.shape)
+    return tensor[layer.index] if layer.index else tensor
+
+
 def layer_matrix(tensor: Any, layer: Layer) -> Any:
     """View a tensor as the matrix of `layer`, in a form that `mpfast.spectrum` takes."""
-    part = tensor[layer.index] if layer.index else tensor
+    part = layer_part(tensor, layer)
     matrix = part if tuple(part.shape) == layer.shape else part.reshape(layer.shape)
     if layer.dtype == "bfloat16" and isinstance(matrix, np.ndarray) and matrix.dtype == np.uint16:
         return _core.Matrix(matrix, "bfloat16")  # a reader's raw bits: NumPy has no such type
@@ -292,60 +269,3 @@ def layer_matrix(tensor: Any, layer: Layer) -> Any:
 def read_layer(checkpoint: Checkpoint, layer: Layer) -> Any:
     """Read the tensor of a layer as the model computes with it: multiplied by its mask, brought to its lengths."""
     return read_as_used(checkpoint, layer.tensor, layer.file_name, layer.masked_by, layer.scaled_by)
-
-
-# Label, shape of the matrix, and index of a part of a tensor.
-_Part = tuple[str, tuple[int, int], tuple[int | slice, ...]]
-
-
-def _parts(shape: tuple[int, ...], role: Role, views: Views) -> list[_Part]:
-    """Matrices of a tensor of two or more dimensions."""
-    convolution = role.kind in ("conv", "conv_transposed")
-    if role.stacked:
-        if views.experts == "stack":
-            return [("", (shape[0], shape[1]), ())]
-        rows = shape[0] // role.stacked
-        return [(str(e), (rows, shape[1]), (slice(e * rows, (e + 1) * rows),)) for e in range(role.stacked)]
-    if role.kind == "experts":
-        if views.experts == "stack":
-            return [("", (shape[0] * shape[1], shape[2]), ())]
-        parts = _fused_parts(shape[1:], role, 1) if views.qkv == "split" else []
-        if not parts or min(min(extents) for _, extents, _ in parts) < MIN_SIDE:
-            parts = [("", (shape[1], shape[2]), ())]
-        return [
-            (f"{e},{label}" if label else str(e), extents, (e, *index))
-            for e in range(shape[0])
-            for label, extents, index in parts
-        ]
-    if convolution and views.conv == "positions":
-        return _positions(shape, channels_last=role.rows > 1)
-    if len(shape) == 2 and role.parts and views.qkv == "split":
-        return _fused_parts(shape, role, 0)
-    return [("", (math.prod(shape[: role.rows]), math.prod(shape[role.rows :])), ())]
-
-
-def _fused_parts(shape: tuple[int, ...], role: Role, before: int) -> list[_Part]:
-    """Parts along the outputs of a matrix, which `before` axes of the tensor come before."""
-    if not role.parts or not role.input_axes:
-        return []
-    outputs = 1 - (role.input_axes[0] - before)
-    parts: list[_Part] = []
-    for label, start, stop, step in role.parts:
-        count = len(range(start, stop, step))
-        along = slice(start, stop, step if step > 1 else None)
-        if outputs == 0:
-            parts.append((label, (count, shape[1]), (along,)))
-        else:
-            parts.append((label, (shape[0], count), (slice(None), along)))
-    return parts
-
-
-def _positions(shape: tuple[int, ...], channels_last: bool) -> list[_Part]:
-    """One matrix for every position of the kernel."""
-    window = shape[:-2] if channels_last else shape[2:]
-    sides = shape[-2:] if channels_last else shape[:2]
-    both = (slice(None), slice(None))
-    return [
-        (",".join(map(str, at)), (sides[0], sides[1]), at if channels_last else (*both, *at))
-        for at in np.ndindex(*window)
-    ]

@@ -30,11 +30,19 @@ class ArrayMapping:
         `model` is neither, or a value is no array.
     ValueError
         Two arrays come out with the same name.
+
+    Attributes
+    ----------
+    config : mapping or None
+        As of `Checkpoint`.
+    adapters : mapping of str to mapping
+        The configurations of PEFT's adapters in a live model, by their names.
     """
 
     def __init__(self, model: Any) -> None:
         self._source = type(model).__name__
         self.config: Mapping[str, Any] | None = None
+        self.adapters: Mapping[str, Mapping[str, Any]] = {}
         self._computed: dict[str, Callable[[], Any]] = {}
         known: dict[str, Role] = {}
         live = not isinstance(model, Mapping) and _is_torch_module(model)
@@ -43,6 +51,7 @@ class ArrayMapping:
 
             modules = TorchModules(model)
             known, self._computed, self.config = modules.roles, modules.computed, modules.config
+            self.adapters = modules.adapters
         arrays = model if isinstance(model, Mapping) else _state(model)
         self._arrays: dict[str, Any] = {}
         others: list[NoTensor] = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import Role, TensorInfo
 from mpfast.checkpoints.onnx_graph import tensors_of
 from mpfast.checkpoints.quantised.group import Group
-from mpfast.support import CheckpointError, is_shape, plain_name, short, storage_bits
+from mpfast.support import CheckpointError, is_shape, package_missing, plain_name, short, storage_bits
 
 __all__ = ["OnnxFile"]
 
@@ -43,7 +43,7 @@ class OnnxFile:
             self._helper = importlib.import_module("onnx.numpy_helper")
             self._types = importlib.import_module("onnx.helper").tensor_dtype_to_np_dtype
         except ImportError:
-            raise ImportError(f"{path}: reading an ONNX model needs onnx: pip install 'mpfast[onnx]'") from None
+            raise package_missing(f"{path}: reading an ONNX model", "onnx", extra="onnx") from None
         self._path = path
         with path.open("rb") as stream:
             content = stream.read()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.directories import open_directory, refuse_pickled_pieces
 from mpfast.checkpoints.quantised import dequantised
 from mpfast.checkpoints.safetensors import is_safetensors
 from mpfast.support import CheckpointError, check_path, front_door, restore_directory
@@ -89,7 +90,7 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 #: Every format, once: what is opened, what error messages and the documentation name.
 FORMATS = (
-    Format((".safetensors",), "safetensors, memory-mapped", "safetensors:SafetensorsFile", _is_safetensors),
+    Format((".safetensors",), "safetensors, memory-mapped", "distributed:open_whole_file", _is_safetensors),
     Format((".safetensors.index.json",), "the index of a safetensors checkpoint in shards", "sharded:open_index"),
     Format((".npz",), "arrays that `numpy.savez` wrote", "numpy_files:NpzFile", _is_npz),
     Format((".npy",), "one array that `numpy.save` wrote", "numpy_files:NpyFile", _is_npy),
@@ -148,7 +149,8 @@ def located(model: str | os.PathLike[str]) -> Path:
     """Return the path of a checkpoint that is named by its path, or by its Hugging Face id where the cache has it.
 
     Nothing is fetched: of ``org/name`` the snapshot is taken that ``refs/main`` of the local cache names, below
-    ``HF_HUB_CACHE``, or ``hub`` in ``HF_HOME``, or ``~/.cache/huggingface/hub``. A path goes before an id.
+    ``HF_HUB_CACHE``, or ``hub`` in ``HF_HOME``, or ``~/.cache/huggingface/hub``; of ``org/name/unet`` what is called so
+    in there. A path goes before an id.
 
     Raises
     ------
@@ -162,11 +164,16 @@ def located(model: str | os.PathLike[str]) -> Path:
     address = _address(text)
     if address is not None:
         raise FileNotFoundError(f"{address}: nothing is fetched from the network; download it and pass the path")
-    if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
-        raise FileNotFoundError(f"{path}: no such file or directory")
     home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-    folder = cache / f"models--{text.replace('/', '--')}"
+    found = _HUB_PATH.fullmatch(text)
+    if found is not None and (cache / _folder(found["id"])).is_dir():
+        inside = located(found["id"]) / found["inside"]
+        if inside.exists():
+            return inside
+    if not _HUB_ID.fullmatch(text) or format_of(path) is not None:
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    folder = cache / _folder(text)
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -184,8 +191,16 @@ def located(model: str | os.PathLike[str]) -> Path:
     return snapshot
 
 
+def _folder(hub_id: str) -> str:
+    """What the cache calls the folder of a model."""
+    return f"models--{hub_id.replace('/', '--')}"
+
+
 # One or two names; the hub's own rule, and what would be a path with a suffix is none.
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_ID = r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID = re.compile(_ID)
+# What lies in a model: a component of a pipeline, a file.
+_HUB_PATH = re.compile(rf"(?P<id>{_ID})/(?P<inside>[\w.-]+(/[\w.-]+)*)")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(rb"\s*<(!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
 
@@ -251,9 +266,8 @@ def _as_stored(model: Any) -> Checkpoint:
     check_path(model, "model")
     path = located(model)
     if path.is_dir():
-        from mpfast.checkpoints.sharded import open_directory
-
         return open_directory(path)
+    refuse_pickled_pieces(path)
     _refuse_what_only_looks_like_weights(path)
     found = format_of(path)
     if found is None:

@@ -1,8 +1,8 @@
 """What every tensor of a checkpoint is to its model, decided once, for the whole checkpoint, from what is known.
 
-In this order: the types of the tensors beside it (quantised weights and their companions), names of LoRA factors, what
-the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the configuration,
-shapes, and as the last resort the name.
+In this order: the types of the tensors beside it (quantised weights and their companions), names of factors of updates,
+what the reader knows (classes of modules, nodes of a graph, storage), pairs of a weight and its mask, the
+configuration, shapes, and as the last resort the name.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
-from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
+from mpfast.checkpoints.base import Checkpoint, OutputPart, Role, TensorInfo
 from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
-from mpfast.checkpoints.lora import factor_roles
+from mpfast.checkpoints.fused import consecutive, fused_parts, is_fused_qkv
 from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
 __all__ = [
     "LAYERS",
     "companion_of",
-    "fused_parts",
     "parameter_role",
     "quantised_weight",
     "role_of",
@@ -57,8 +57,6 @@ _NO_TOKENS = re.compile(r"pos|type|segment|wpe|time|class|label|relative", re.IG
 _TRANSPOSED = re.compile(r"(conv|de)_?transposed?|deconv|up_?conv|(^|[._])ups[._]", re.IGNORECASE)
 _PYTORCH = re.compile(r"^((in|[qkv])_proj_)?weight$|^weight_(ih|hh|hr)(_l\d+(_reverse)?)?$")
 _RECURRENT = re.compile(r"weight_(ih|hh)(?P<place>(_l\d+)?(_reverse)?)$")
-# Projections that hold query, key and value one after the other. Not "query_key_value": those alternate head by head.
-_FUSED_QKV = re.compile(r"(^|[._/])(c_attn|qkv|qkv_proj|Wqkv|in_proj|in_proj_weight|W_pack)([._/]|$)")
 _INTO_EXPERT = re.compile(r"(^|[._/])(gate_up_proj|gate_proj|up_proj|w1|w3|v1|wi|fc1|input_linear|mlp1)(_weight)?$")
 _OUT_OF_EXPERT = re.compile(r"(^|[._/])(down_proj|w2|wo|fc2|output_linear|mlp2)(_weight)?$")
 _ATTENTION_IN = re.compile(r"^(query|key|value|[qkv](_proj)?|(query|key|value)_(dense|proj))$")
@@ -114,7 +112,7 @@ def parameter_role(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Ma
     said = role.source != "name" or role.kind == "embedding" or _by_bias(info, infos) is not None
     if said or not role.input_axes:
         return role
-    return replace(role, input_axes=(), parts=())
+    return replace(role, input_axes=(), parts=(), unsplit="")
 
 
 def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
@@ -282,11 +280,10 @@ def _matrix(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[s
         return Role(kind, (1,), source=source)
     inputs, how = _orientation(info, infos, config, family)
     role = Role(kind, inputs, source=how if kind == "linear" else source)
-    parts = fused_parts(info.name, info.shape, inputs, config, family)
-    if not parts and not inputs and _FUSED_QKV.search(info.name) and max(info.shape) == 3 * min(info.shape):
+    if not inputs and is_fused_qkv(info.name) and max(info.shape) == 3 * min(info.shape):
         role = replace(role, input_axes=(int(info.shape[1] < info.shape[0]),), source="shape")
-        parts = fused_parts(info.name, info.shape, role.input_axes, config, family)
-    return replace(role, parts=parts or _gates(info, infos))
+    split = fused_parts(info.name, info.shape, role.input_axes, config, family)
+    return replace(role, parts=split.parts or _gates(info, infos), unsplit=split.reason)
 
 
 def _kind_of_matrix(
@@ -386,49 +383,14 @@ def _experts(info: TensorInfo, config: Mapping[str, Any] | None) -> Role:
     if width in info.shape[1:] and info.shape[1] != info.shape[2] and bool(into) != bool(out_of):
         axis = 1 + info.shape[1:].index(width or 0)
         inputs, source = ((axis,) if into else (3 - axis,)), "shape"
-    parts = fused_parts(info.name, info.shape, inputs, config, family) if inputs else ()
-    return Role("experts", inputs, source=source if inputs else "shape", parts=parts)
+    elif width and width not in info.shape[1:] and (into or out_of):
+        reason = f"neither of its sides is the {width} of the model, as config.json has it"
+        return Role("experts", source="shape", unsplit=reason if into else "")
+    split = fused_parts(info.name, info.shape, inputs, config, family)
+    return Role("experts", inputs, source=source if inputs else "shape", parts=split.parts, unsplit=split.reason)
 
 
-def fused_parts(
-    name: str, shape: tuple[int, ...], inputs: tuple[int, ...], config: Mapping[str, Any] | None, family: Family
-) -> tuple[tuple[str, int, int, int], ...]:
-    """How a projection that its family fuses splits along the outputs."""
-    if len(inputs) != 1 or len(shape) not in (2, 3):
-        return ()
-    outputs = shape[2 * len(shape) - 3 - inputs[0]]
-    module, base = parent_of(name)
-    owner = parent_of(module)[1] if base == "weight" else base
-    if owner == "gate_up_proj" and family.gate_up and outputs % 2 == 0:
-        if family.gate_up == "alternating":
-            return ("gate", 0, outputs, 2), ("up", 1, outputs, 2)
-        return _consecutive((("gate", outputs // 2), ("up", outputs // 2)))
-    inputs_count = shape[inputs[0]]
-    if family.qkv and owner == family.qkv and config is not None:
-        return _by_heads(outputs, config)
-    if family.mixed and owner == family.mixed:
-        return ()
-    if len(shape) == 2 and outputs == 3 * inputs_count and _FUSED_QKV.search(name):
-        return _consecutive((("query", outputs // 3), ("key", outputs // 3), ("value", outputs // 3)))
-    return ()
-
-
-def _by_heads(outputs: int, config: Mapping[str, Any]) -> tuple[tuple[str, int, int, int], ...]:
-    """Queries, keys and values, where there may be fewer heads of the latter two."""
-    heads = setting(config, "num_attention_heads", "n_head", "n_heads")
-    width = setting(config, "hidden_size", "n_embd", "d_model")
-    if heads is None or width is None:
-        return ()
-    if config.get("multi_query") is False:  # GPT-BigCode: without it, they alternate head by head
-        return ()
-    pairs = 1 if config.get("multi_query") is True else setting(config, "num_key_value_heads") or heads
-    length = setting(config, "head_dim") or width // heads
-    if outputs != (heads + 2 * pairs) * length:
-        return ()
-    return _consecutive((("query", heads * length), ("key", pairs * length), ("value", pairs * length)))
-
-
-def _gates(info: TensorInfo, infos: Mapping[str, TensorInfo]) -> tuple[tuple[str, int, int, int], ...]:
+def _gates(info: TensorInfo, infos: Mapping[str, TensorInfo]) -> tuple[OutputPart, ...]:
     """The gates of a recurrent layer, as many as its square part has."""
     found = _RECURRENT.search(info.name)
     if found is None:
@@ -439,15 +401,7 @@ def _gates(info: TensorInfo, infos: Mapping[str, TensorInfo]) -> tuple[tuple[str
     labels = _GATES.get(square.shape[0] // max(square.shape[1], 1), ())
     if not labels or info.shape[0] % len(labels):
         return ()
-    return _consecutive(tuple((label, info.shape[0] // len(labels)) for label in labels))
-
-
-def _consecutive(lengths: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int, int, int], ...]:
-    parts, start = [], 0
-    for label, length in lengths:
-        parts.append((label, start, start + length, 1))
-        start += length
-    return tuple(parts)
+    return consecutive(*((label, info.shape[0] // len(labels)) for label in labels))
 
 
 def _unsupported_dtype(dtype: str) -> str | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mpfast.checkpoints.companions import CONFIGURATION
+from mpfast.checkpoints.companions import is_model_directory
 from mpfast.checkpoints.opening import format_of, path_of
 
 __all__ = ["check_target", "is_report"]
@@ -61,7 +61,7 @@ def _check_against(path: object, target: Path, source: Path) -> None:
     if target.samefile(source):
         raise FileExistsError(f"{path}: not written, for it is {source}, which is read; name another file")
     directory = source if source.is_dir() else source.parent
-    if not source.is_dir() and not (directory / CONFIGURATION).exists() and not source.name.endswith(".index.json"):
+    if not source.is_dir() and not is_model_directory(directory) and not source.name.endswith(".index.json"):
         return  # a file of its own
     # As it is named, where its links lead, and what has another name there.
     places = (target.parent.resolve() / target.name, target.resolve())

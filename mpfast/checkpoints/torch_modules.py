@@ -14,7 +14,8 @@ from typing import Any
 
 from mpfast.checkpoints.base import Role, TensorInfo
 from mpfast.checkpoints.families import Family, family_of
-from mpfast.checkpoints.roles import LAYERS, fused_parts, parameter_role, role_of
+from mpfast.checkpoints.fused import consecutive, fused_parts
+from mpfast.checkpoints.roles import LAYERS, parameter_role, role_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["TorchModules"]
@@ -24,6 +25,8 @@ _CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
 _TRANSPOSED = {"ConvTranspose1d": 1, "ConvTranspose2d": 2, "ConvTranspose3d": 3}
 _NORMALISATIONS = {"LayerNorm", "RMSNorm", "_NormBase", "GroupNorm", "PReLU", "LocalResponseNorm", "_BatchNorm"}
 _GATES = {"LSTM": ("input", "forget", "cell", "output"), "GRU": ("reset", "update", "new")}
+# Subclasses with a forward pass of their own that is their parent's written otherwise.
+_AS_THEIR_PARENT = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 _computing = threading.Lock()
 
 
@@ -38,12 +41,15 @@ class TorchModules:
         Weights that a parametrisation computes, by the names that they have in the model.
     config : mapping or None
         Of a model of transformers, as in its ``config.json``.
+    adapters : dict of str to mapping
+        Of a model with PEFT's adapters, as in the ``adapter_config.json`` of each, by the name of the adapter.
     """
 
     def __init__(self, model: Any) -> None:
         self.roles: dict[str, Role] = {}
         self.computed: dict[str, Callable[[], Any]] = {}
         self.config = _config_of(model)
+        self.adapters = _adapters_of(model)
         self._family = family_of(self.config)
         heads = _output_embeddings(model)
         for name, module in model.named_modules(remove_duplicate=False):
@@ -52,7 +58,7 @@ class TorchModules:
                 continue
             own = self._of_module(name, module, module is heads)
             if not _computes_as_its_class(module):
-                own = {key: replace(role, input_axes=(), parts=()) for key, role in own.items()}
+                own = {key: replace(role, input_axes=(), parts=(), unsplit="") for key, role in own.items()}
             own |= {
                 key: Role("buffer", reason="buffer: no weight", source=_SOURCE)
                 for key, buffer in module._buffers.items()
@@ -68,11 +74,9 @@ class TorchModules:
         classes = {base.__name__ for base in type(module).__mro__}
         weight = _shape(module, "weight")
         if "Linear" in classes and len(weight) == 2:
-            parts = fused_parts(f"{name}.weight", weight, (1,), self.config, self._family)
-            return {"weight": Role("head" if is_head else "linear", (1,), source=_SOURCE, parts=parts)}
+            return {"weight": self._linear(name, weight, 1, is_head)}
         if "Conv1D" in classes and hasattr(module, "nf") and len(weight) == 2:  # of transformers: (in, out)
-            parts = fused_parts(f"{name}.weight", weight, (0,), self.config, self._family)
-            return {"weight": Role("head" if is_head else "linear", (0,), source=_SOURCE, parts=parts)}
+            return {"weight": self._linear(name, weight, 0, is_head)}
         if classes & {"Embedding", "EmbeddingBag"} and len(weight) == 2:
             return {"weight": Role("embedding", (1,), source=_SOURCE)}
         for known, kind in ((_CONVOLUTIONS, "conv"), (_TRANSPOSED, "conv_transposed")):
@@ -92,15 +96,21 @@ class TorchModules:
             return self._experts(module)
         return {}
 
+    def _linear(self, name: str, shape: tuple[int, ...], inputs: int, is_head: bool) -> Role:
+        split = fused_parts(f"{name}.weight", shape, (inputs,), self.config, self._family)
+        kind = "head" if is_head else "linear"
+        return Role(kind, (inputs,), source=_SOURCE, parts=split.parts, unsplit=split.reason)
+
     def _experts(self, module: Any) -> dict[str, Role]:
         """Stacks of transformers' experts, whose classes say how they are stored."""
         inputs = (1,) if module.is_transposed else (2,)
-        gate_up = "halves" if getattr(module, "is_concatenated", True) else "alternating"
+        layout = "gate, up" if getattr(module, "is_concatenated", True) else "gate and up alternating"
+        family = Family(fused={"gate_up_proj": layout})
         found = {}
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.dim() == 3:
                 shape = tuple(parameter.shape)
-                parts = fused_parts(key, shape, inputs, self.config, Family(gate_up=gate_up))
+                parts = fused_parts(key, shape, inputs, None, family).parts
                 found[key] = Role("experts", inputs, source=_SOURCE, parts=parts)
         return found
 
@@ -185,6 +195,18 @@ class TorchModules:
                 self.roles[name] = parameter_role(info, infos, self.config)
 
 
+def _adapters_of(model: Any) -> dict[str, Mapping[str, Any]]:
+    """The configurations of PEFT's adapters, which its models and those of transformers hold."""
+    configs = getattr(model, "peft_config", None)
+    found = {}
+    for name, config in configs.items() if isinstance(configs, Mapping) else ():
+        to_dict = getattr(config, "to_dict", None)
+        values = to_dict() if callable(to_dict) else None
+        if isinstance(values, Mapping):
+            found[str(name)] = values
+    return found
+
+
 def _config_of(model: Any) -> Mapping[str, Any] | None:
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if not callable(to_dict) or not hasattr(model.config, "model_type"):
@@ -201,6 +223,8 @@ def _computes_as_its_class(module: Any) -> bool:
     if hasattr(module, "is_transposed"):  # experts of transformers, which say how they are stored
         return True
     for base in type(module).__mro__:
+        if f"{base.__module__}.{base.__qualname__}" in _AS_THEIR_PARENT:
+            return True
         if base.__module__.startswith("torch.") or (base.__name__ == "Conv1D" and hasattr(module, "nf")):
             return True
         for name in {"forward", "_conv_forward"} & base.__dict__.keys():
@@ -251,7 +275,7 @@ def _attention(module: Any) -> dict[str, Role]:
     """The projections of MultiheadAttention: one for queries, keys and values, or three."""
     found = {}
     width = int(module.embed_dim)
-    parts = tuple((label, at * width, (at + 1) * width, 1) for at, label in enumerate(("query", "key", "value")))
+    parts = consecutive(("query", width), ("key", width), ("value", width))
     if _shape(module, "in_proj_weight"):
         found["in_proj_weight"] = Role("linear", (1,), source=_SOURCE, parts=parts)
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
@@ -270,7 +294,7 @@ def _recurrent(module: Any, classes: set[str]) -> dict[str, Role]:
         if name.startswith(("weight_ih", "weight_hh", "weight_hr")):
             size = int(module.hidden_size)
             gates = () if name.startswith("weight_hr") else labels
-            parts = tuple((label, at * size, (at + 1) * size, 1) for at, label in enumerate(gates))
+            parts = consecutive(*((label, size) for label in gates))
             found[name] = Role("linear", (1,), source=_SOURCE, parts=parts)
     return found
 

@@ -13,7 +13,7 @@ from mpfast.checkpoints.base import NoTensor, TensorInfo
 from mpfast.checkpoints.families import read_config
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.shard_index import weight_map_of
-from mpfast.support import CheckpointError, is_text, short
+from mpfast.support import CheckpointError, is_text, package_missing, short
 
 __all__ = ["TorchState", "open_torch_file", "open_torch_index"]
 
@@ -109,7 +109,7 @@ def _load(path: Path) -> Any:
     try:
         torch = importlib.import_module("torch")
     except ImportError:
-        raise ImportError(f"{path}: reading a PyTorch file needs PyTorch: pip install torch") from None
+        raise package_missing(f"{path}: reading a file of PyTorch", "torch", extra="torch") from None
     with path.open("rb"):
         pass  # a file that cannot be opened is not damaged
     # What PyTorch raises for a damaged file depends on where the damage is: RuntimeError, KeyError, struct.error...

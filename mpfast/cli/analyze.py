@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, telling_reason
+from mpfast.cli.analysis_table import analysis_lines
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -40,9 +41,17 @@ from mpfast.cli.options import (
     VerboseOption,
     word_option,
 )
-from mpfast.cli.tables import analysis_lines, counted
-from mpfast.models import ANALYSES_SCHEMA, NUMBER_COLUMNS, SORT_COLUMNS, Analysis, analyze, csv_of, sorted_rows
-from mpfast.support import write_text_atomically
+from mpfast.models import (
+    ANALYSES_SCHEMA,
+    NUMBER_COLUMNS,
+    SORT_COLUMNS,
+    Analysis,
+    ExpertRows,
+    analyze,
+    csv_of,
+    sorted_rows,
+)
+from mpfast.support import counted, package_missing, write_text_atomically
 
 __all__ = ["analyze_command"]
 
@@ -70,6 +79,13 @@ def analyze_command(
     conv: Annotated[ConvView, typer.Option(help="Convolutions as one matrix, or one per position.")] = "im2col",
     qkv: Annotated[QkvView, typer.Option(help="Fused query, key and value as three matrices or one.")] = "split",
     experts: Annotated[ExpertsView, typer.Option(help="A stack of experts as matrices or as one.")] = "split",
+    expert_rows: Annotated[
+        ExpertRows,
+        typer.Option(
+            help="Rows of experts in the table, the JSON and the page, where a block has 8 or more: summed up, or all. "
+            "CSV has all."
+        ),
+    ] = "summary",
     method: MethodOption = "auto",
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
@@ -145,13 +161,13 @@ def analyze_command(
                 continue
             analyses.append(found)
             findings += [_of(model, models, text) for text in _findings(found, wanted, allow_nonfinite)]
-    _write(analyses, len(models) > 1, *files)
+    _write(analyses, len(models) > 1, expert_rows, *files)
     for found in analyses:
         for text in dict.fromkeys(text for row in found for text in row.warnings):
             warn(text)
         if "-" not in files and not quiet:
             rows = found.layers if sort is None else sorted_rows(found, sort)
-            print_lines(analysis_lines(found, rows, width=terminal_width(), verbose=verbose))
+            print_lines(analysis_lines(found, rows, expert_rows, width=terminal_width(), verbose=verbose))
     if findings:
         fail(findings)
 
@@ -178,24 +194,25 @@ def _dask_client(address: str) -> Any:
     try:
         distributed = importlib.import_module("distributed")
     except ImportError:
-        raise ImportError("--dask needs Dask: pip install 'mpfast[dask]'") from None
+        raise package_missing("--dask", "dask", "distributed", extra="dask") from None
     return distributed.Client(address)
 
 
 def _write(
     analyses: Sequence[Analysis],
     several: bool,
+    expert_rows: ExpertRows,
     json_file: str | None,
     csv_file: str | None,
     html_file: str | None,
 ) -> None:
     """Write the analyses in every form that a file is named for; ``-`` is standard output."""
-    documents = [found.to_document() for found in analyses]
+    documents = [found.to_document(expert_rows=expert_rows) for found in analyses]
     write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
-        _write_text(csv_of(analyses, several), csv_file)
+        _write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
     if html_file is not None:
-        _write_text(analyses[0].to_html(), html_file)
+        _write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)
 
 
 def _write_text(text: str, file: str) -> None:

@@ -15,8 +15,10 @@ from mpfast.cli.compress import compress_command
 from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
 from mpfast.cli.moments import moments_command
+from mpfast.cli.plot import plot_command
 from mpfast.cli.prune import prune_command, verify_command
 from mpfast.cli.ranks import ranks_command
+from mpfast.cli.resize import resize_command
 from mpfast.cli.spectrum import spectrum_command
 from mpfast.cli.tools import bench_command, info_command
 from mpfast.models import installed_version
@@ -54,10 +56,12 @@ app.command("moments", cls=Command, short_help="Collect what the layers of a mod
 app.command("prune", cls=Command, short_help="Write a copy of a model with weights set to zero.")(prune_command)
 app.command("ranks", cls=Command, short_help="Say which rank leaves which error of outputs.")(ranks_command)
 app.command("compress", cls=Command, short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
+app.command("resize", cls=Command, short_help="Give a LoRA adapter fewer ranks.")(resize_command)
 app.command("verify", cls=Command, short_help="Check a model that prune or compress wrote.")(verify_command)
 app.command("spectrum", cls=Command, short_help="Report on one matrix.")(spectrum_command)
 app.command("inspect", cls=Command, short_help="List the tensors of a model, from its headers.")(inspect_command)
 app.command("diff", cls=Command, short_help="Compare two models, or two analyses.")(diff_command)
+app.command("plot", cls=Command, short_help="Draw what a training monitor has written.")(plot_command)
 app.command("bench", cls=Command, short_help="Time mpfast against others on this machine.")(bench_command)
 app.command("info", cls=Command, short_help="Show versions, threads and GPUs.")(info_command)
 

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import VERDICTS, WHAT_IS_NORMAL, Analysis, LayerReport, SkippedTensor
-from mpfast.support import printable
+from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, signals_range
+from mpfast.support import counted, percent, printable, with_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, DiffRow, Inventory, ModelDiff, PruneResult
+    from mpfast.models import CompressResult, Inventory, ModelDiff, PruneResult, ResizeResult
     from mpfast.spectra import Spectrum
 
 
 __all__ = [
     "Line",
-    "analysis_lines",
     "benchmark_table",
     "compress_lines",
-    "counted",
     "diff_lines",
     "inventory_lines",
+    "listed_names",
     "plain",
     "printable",
     "prune_lines",
     "skipped_lines",
+    "some_names",
     "spectrum_lines",
     "table_lines",
     "text_cells",
@@ -41,112 +40,15 @@ __all__ = [
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
-_HEADERS = (
-    *("layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"),
-    *("hill_alpha", "stable"),
-)
 _GAP = "  "
 _SPIKES_SHOWN = 12
 _CHART_BINS = 16
 _CHART_WIDTH = 48
-_NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def analysis_lines(analysis: Analysis, rows: Sequence[LayerReport], *, width: int | None, verbose: bool) -> list[Line]:
-    """Lay out an analysis: the table, what its verdicts mean, warnings, skipped tensors, totals.
-
-    Parameters
-    ----------
-    analysis : Analysis
-        For the skipped tensors and the totals.
-    rows : sequence of LayerReport
-        The rows in the order wanted.
-    width : int or None
-        Columns of the terminal. Where rows do not fit, the layers' names, never cut, get lines of their own.
-        None: no limit.
-    verbose : bool
-        List every skipped tensor and every warning by name.
-    """
-    quantised = any(row.stored for row in rows)
-    headers = (*_HEADERS, "stored", "rounding") if quantised else _HEADERS
-    body = [_row_cells(row) + (_stored_cells(row) if quantised else []) for row in rows]
-    lines = table_lines(headers, body, width) if rows else [plain("no weight matrices found")]
-    return [
-        *lines,
-        plain(),
-        *_verdict_lines(rows, verbose),
-        *_warning_lines(rows, verbose),
-        *skipped_lines(analysis.skipped, verbose),
-        *_total_lines(analysis),
-    ]
 
 
 def plain(text: str = "") -> Line:
     """Return a line without style."""
     return [(text, "")]
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a number and what it counts.
-
-    Examples
-    --------
-    >>> counted(1, "layer"), counted(1234, "matrix", "matrices")
-    ('1 layer', '1,234 matrices')
-    """
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def with_error(value: float, error: float) -> str:
-    """Write a value with one standard error, both to the error's leading digits; exact values to five digits.
-
-    Examples
-    --------
-    >>> with_error(4.51234, 0.0087), with_error(4.51234, 0.0), with_error(1234.5, 12.0)
-    ('4.5123 ±0.0087', '4.5123', '1234 ±12')
-    """
-    if not error > 0 or not math.isfinite(error) or not math.isfinite(value):
-        return f"{value:.5g}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{decimals}f} ±{error:.{decimals}f}"
-
-
-def _row_cells(row: LayerReport) -> Line:
-    return [
-        (printable(row.name) + (" !" if row.warnings else ""), "cyan"),
-        ("x".join(map(str, row.shape)), ""),
-        (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
-        (str(row.spikes), ""),
-        (_range(row), ""),
-        (_share(row.unevenness), ""),
-        (_distances(row, 3), ""),
-        (row.verdict, ""),
-        (_share(row.share), ""),
-        (f"{row.metrics.get('entropy_rank', math.nan):.0f}", ""),
-        (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
-        (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
-    ]
-
-
-def _stored_cells(row: LayerReport) -> Line:
-    """How a matrix is stored, and what share of its noise that explains."""
-    return [(row.stored, ""), (_share(row.quantization_noise) if row.stored else "", "")]
-
-
-def _range(row: LayerReport) -> str:
-    """What stands out of independent entries, and what stands out of the bulk."""
-    low = min(row.strict, row.signals)
-    return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
-
-
-def _share(value: float) -> str:
-    return "?" if math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def _distances(row: LayerReport, digits: int) -> str:
-    """Kolmogorov distance to even noise, and once scales are taken out."""
-    before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
-    return before if row.ks == row.ks_scaled else f"{before}→{after}"
 
 
 def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
@@ -171,34 +73,6 @@ def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
     return pieces
 
 
-def _verdict_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Say what each verdict of the table means: of every layer if verbose, else in the numbers of its first."""
-    lines: list[Line] = []
-    for level in VERDICTS:
-        found = [row for row in rows if row.verdict == level]
-        for row in found if verbose else found[:1]:
-            others = f" and {len(found) - 1} more (numbers of the first)" if not verbose and len(found) > 1 else ""
-            lines.append([(f"{level}: ", "dim"), (f"{printable(row.name)}{others}: {row.sentence}", "")])
-    return [*lines, plain(WHAT_IS_NORMAL), plain()] if lines else []
-
-
-def _warning_lines(rows: Sequence[LayerReport], verbose: bool) -> list[Line]:
-    """Each warning once: by its exact text if verbose, else whatever its numbers are, with those of the first layer."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        for warning in row.warnings:
-            key = warning if verbose else _NUMBER.sub("#", warning)
-            texts[key].append(printable(warning))
-            names[key].append(printable(row.name))
-    lines: list[Line] = []
-    for key, layers in names.items():
-        differ = " (numbers of the first; --verbose lists all)" if len(set(texts[key])) > 1 else ""
-        lines.append([("! ", "yellow"), (f"{_some(layers, verbose)}: {texts[key][0]}{differ}", "")])
-        lines += _listed(layers, verbose)
-    return [*lines, plain()] if lines else []
-
-
 def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = "skipped:") -> list[Line]:
     """List tensors by the reason why they were skipped."""
     if not skipped:
@@ -210,8 +84,8 @@ def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = 
         by_reason[printable(tensor.reason)].append(printable(text))
     lines = [plain(title)]
     for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
-        lines.append(plain(f"  {_some(names, verbose)}: {reason}"))
-        lines += _listed(names, verbose)
+        lines.append(plain(f"  {some_names(names, verbose)}: {reason}"))
+        lines += listed_names(names, verbose)
     return [*lines, plain()]
 
 
@@ -221,29 +95,16 @@ def _sentences(title: str, sentences: Sequence[str]) -> list[Line]:
     return [plain(title), *(plain(f"  {printable(sentence)}") for sentence in sentences), plain()]
 
 
-def _some(names: Sequence[str], verbose: bool) -> str:
+def some_names(names: Sequence[str], verbose: bool) -> str:
+    """Write how many tensors there are, with the first as an example unless they are listed below; of one its name."""
     if len(names) == 1:
         return names[0]
     return f"{len(names)} tensors" if verbose else f"{len(names)} tensors ({names[0]}, ...)"
 
 
-def _listed(names: Sequence[str], verbose: bool) -> list[Line]:
+def listed_names(names: Sequence[str], verbose: bool) -> list[Line]:
+    """List names, one a line, if verbose and where there are several."""
     return [plain(f"    {name}") for name in names] if verbose and len(names) > 1 else []
-
-
-def _total_lines(analysis: Analysis) -> list[Line]:
-    totals = analysis.summary()
-    counts = totals["verdicts"]
-    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
-    fits = f" (noise: {verdicts})" if verdicts else ""
-    return [
-        plain(
-            f"{counted(totals['layers'], 'matrix', 'matrices')}{fits}, {totals['entries'] / 1e6:.1f} M entries, "
-            f"{counted(totals['spikes'], 'spike')}, {counted(totals['signals'], 'signal')}, "
-            f"{counted(totals['skipped'], 'tensor')} skipped"
-        ),
-        plain(f"{printable(analysis.source)} in {analysis.seconds:.2f} s"),
-    ]
 
 
 def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Line]:
@@ -265,10 +126,10 @@ def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Li
         ("threshold", f"{row.threshold:.5g}"),
         ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
         ("spikes", _spikes_text(row, spectrum)),
-        ("signals", f"{_range(row)} whatever the scales of rows and columns"),
-        ("unevenness", f"{_share(row.unevenness)} of the edge, if all of it were noise"),
-        ("share", f"{_share(row.share)} of the energy is fitted noise"),
-        ("KS", f"{_distances(row, 4)}"),
+        ("signals", f"{signals_range(row)} whatever the scales of rows and columns"),
+        ("unevenness", f"{percent(row.unevenness)} of the edge, if all of it were noise"),
+        ("share", f"{percent(row.share)} of the energy is fitted noise"),
+        ("KS", f"{distances(row, 4)}"),
         ("verdict", f"{row.verdict}: {row.sentence}"),
         *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
     ]
@@ -325,10 +186,6 @@ def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
 _ERRORS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f}%"
-
-
 def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
     budget = result.budget
@@ -339,8 +196,8 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             row.name,
             row.shape,
             f"{row.pruned:,}",
-            f"{100 * row.sparsity:.2f}%",
-            *(_percent(getattr(row, column)) for column in errors),
+            percent(row.sparsity, 2),
+            *("" if getattr(row, column) is None else percent(getattr(row, column), 2) for column in errors),
         )
         for row in budget
     ]
@@ -396,11 +253,36 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
     ]
 
 
+def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+    """Lay out the ranks before and after, what stayed and why, and the total."""
+    body = [
+        text_cells(
+            layer.name,
+            (layer.experts, *layer.shape) if layer.experts > 1 else layer.shape,
+            str(layer.old_rank),
+            str(layer.rank),
+            f"{100 * layer.error:.2f}%",
+        )
+        for layer in result.layers
+    ]
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    updates = counted(len(result.layers), "update")
+    return [
+        *table_lines(("update", "shape", "had", "rank", "error"), body, width),
+        plain(),
+        *skipped_lines(result.skipped, verbose),
+        *_sentences("not copied:", result.not_copied),
+        *_sentences("note:", result.notes),
+        plain(f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(body) == 1 else 'their'} entries"),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
+
+
 def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what changed: the tensors or matrices that did, how many did not, what has no partner, and the total."""
-    figures = ("norm", "sigma+", "KS", "spikes", "fit") if found.analyses else ("change", "largest")
+    figures = diff_figures(found.analyses)
     shown = found.rows if verbose else [row for row in found if not row.equal]
-    body = [_diff_cells(row, found.analyses) for row in shown]
+    body = [text_cells(row.name, row.shape, *(cell(row) for cell in figures.values())) for row in shown]
     equal = len(found) - found.changed
     lines = [*table_lines((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
@@ -411,14 +293,6 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
         plain(f"{found.changed} of {counted(len(found), *found.nouns)} changed from {printable(found.a)}"),
         plain(f"to {printable(found.b)}"),
     ]
-
-
-def _diff_cells(row: DiffRow, analyses: bool) -> Line:
-    if not analyses:
-        return text_cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
-    verdicts = " -> ".join(dict.fromkeys(row.verdicts))
-    figures = (f"{row.change:.2%}", f"{row.sigma_plus:+.2%}", f"{row.ks:+.3f}", f"{row.spikes:+d}", verdicts)
-    return text_cells(row.name, row.shape, *figures)
 
 
 def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:

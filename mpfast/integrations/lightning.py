@@ -7,13 +7,14 @@ import importlib.util
 from typing import Any
 
 from mpfast.integrations import monitor
+from mpfast.support import package_missing
 
 __all__ = ["SpectralMonitor"]
 
 _PACKAGES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 _found = next((module for name, module in _PACKAGES.items() if importlib.util.find_spec(name)), None)
 if _found is None:
-    raise ImportError("mpfast.integrations.lightning needs Lightning: pip install lightning")
+    raise package_missing("mpfast.integrations.lightning", "lightning")
 _Callback: Any = importlib.import_module(_found).Callback
 
 

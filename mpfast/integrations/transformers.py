@@ -6,10 +6,10 @@ import importlib.util
 import inspect
 from typing import Any
 
+from mpfast.support import package_missing
+
 if importlib.util.find_spec("transformers") is None:
-    raise ImportError(
-        "mpfast.integrations.transformers needs transformers and accelerate: pip install transformers accelerate"
-    )
+    raise package_missing("mpfast.integrations.transformers", "transformers", "accelerate")
 
 import transformers
 from transformers.trainer_callback import CallbackHandler

@@ -19,9 +19,9 @@ __all__ = ["prune_by_row", "prune_rows"]
 
 
 def prune_rows(
-    bits: NDArray[Any], dtype: str, keep: NDArray[np.bool_], pruned: int, threads: int
+    bits: NDArray[Any], dtype: str, keep: NDArray[np.bool_], counts: NDArray[np.int64], threads: int
 ) -> tuple[int, int] | None:
-    """Prune this many entries of a matrix, the smallest of each row, as many of every row as of another.
+    """Prune the smallest entries of each row of a matrix, so many of each.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def prune_rows(
         Element type.
     keep
         Where the mask goes, of the same shape and order.
-    pruned
-        How many entries go; rows differ by one at most.
+    counts
+        How many entries go of each row.
     threads
         Number of threads; the result does not depend on it.
 
@@ -42,7 +42,6 @@ def prune_rows(
         How many entries of a row are not finite, and the place of the first in the matrix, flat.
     """
     lengths = [bits.shape[1]] * len(bits)
-    counts = row_counts(pruned, len(bits))
     return _prune_parts(bits.reshape(-1), dtype, keep.reshape(-1), lengths, counts, threads)
 
 

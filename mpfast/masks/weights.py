@@ -127,9 +127,7 @@ def open_layers(weights: Weights, within: Any = None, out: Any = None) -> tuple[
     if not mapping:
         named = {"weights": ("", weights)}
     if within is None:
-        taken = (
-            (out if mapping else {"": out}) if out is not None else dict.fromkeys(name for name, _ in named.values())
-        )
+        taken = out if mapping and out is not None else {name: out for name, _ in named.values()}
         missing = [name for name, _ in named.values() if name not in taken]
         if missing:
             raise MissingKeyError("out", f"has no array for {missing[0]!r}")

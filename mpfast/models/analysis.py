@@ -22,11 +22,12 @@ from mpfast.checkpoints import (
     unseen_quantisation,
 )
 from mpfast.models.layer_job import Settings, checked_views, layer_outcome, open_derived
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.progress import progress_bar
 from mpfast.models.provenance import provenance_of
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.spectra import SpectrumMethod
 from mpfast.support import (
     ConvergenceWarning,
@@ -89,8 +90,8 @@ def analyze(
         The checkpoint that `model` was tuned from: the differences are analysed, each formed when its turn comes.
     views : Views, optional
         How tensors are seen as matrices, see `mpfast.checkpoints.Views`: convolutions unfolded or position by position,
-        projections to query, key and value split in three or not, stacks of experts matrix by matrix or as one. LoRA
-        pairs are analysed as their product B A, which is never formed.
+        projections to query, key and value split in three or not, stacks of experts matrix by matrix or as one. The
+        factors of an adapter's update are analysed as its product, at its scale, which is never formed.
     method : {"auto", "exact", "lanczos"}
         See `mpfast.spectrum`.
     tol : float
@@ -110,7 +111,8 @@ def analyze(
         Spread the layers over this Dask cluster. Its workers open `model` and `base` themselves when they are paths,
         which must be good there too; arrays in memory are sent to them. `threads` is then the threads of one layer.
     progress : bool
-        Show a progress bar on standard error, if that is a terminal and rich is installed.
+        Show a progress bar, where rich is installed: on standard error if that is a terminal, or in a notebook with
+        ipywidgets.
 
     Returns
     -------

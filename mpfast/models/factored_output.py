@@ -28,7 +28,7 @@ from mpfast.checkpoints import (
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
 from mpfast.support import InvalidValueError
 
-__all__ = ["FACTORS_FORMAT", "check_factor_names", "write_dense", "write_factors"]
+__all__ = ["FACTORS_FORMAT", "check_factor_names", "stored_as", "write_dense", "write_factors"]
 
 FACTORS_FORMAT = "mpfast.factors/1"
 # What makes other libraries load a directory as a model: of one with factors they would initialise what they miss.
@@ -64,7 +64,7 @@ def _product(left: NDArray[Any], right: NDArray[Any], dtype: str, threads: int) 
     step = max(1, CHUNK_ENTRIES // right.shape[1])
     wide = right.astype(np.float64)
     for at in range(0, len(left), step):
-        rows = _stored_as(_core.dense_product(left[at : at + step].astype(np.float64), wide, threads), dtype)
+        rows = stored_as(_core.dense_product(left[at : at + step].astype(np.float64), wide, threads), dtype)
         yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
@@ -125,13 +125,14 @@ def _write_file(
         for name in names:
             if name in factors:
                 _, left, right = factors[name]
-                writer.write(f"{name}_A", _stored_as(left, infos[name].dtype))
-                writer.write(f"{name}_B", _stored_as(right, infos[name].dtype))
+                writer.write(f"{name}_A", stored_as(left, infos[name].dtype))
+                writer.write(f"{name}_B", stored_as(right, infos[name].dtype))
             else:
                 writer.write_chunks(name, stored_chunks(checkpoint, name))
                 checkpoint.release(name)
     return tensors
 
 
-def _stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def stored_as(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return the values in an element type; bfloat16 as its bits."""
     return narrowed(values) if dtype == "bfloat16" else values.astype(dtype)

@@ -68,7 +68,7 @@ class Wanted:
 
     @classmethod
     def of(cls, rank: Any, energy: Any, error: Any, *, has_base: bool) -> Wanted:
-        """Check what the caller of `compress` asked for; InvalidValueError says what cannot be asked."""
+        """Check what the caller of `compress` or `resize` asked for; InvalidValueError says what cannot be asked."""
         given = [name for name, value in (("rank", rank), ("energy", energy), ("error", error)) if value is not None]
         if len(given) > 1:
             raise InvalidValueError("", f"{' and '.join(given)} do not go together", "pass one of them")

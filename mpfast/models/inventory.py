@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpfast.checkpoints import (
+    AdapterProducts,
     NameFilter,
     TensorInfo,
     Views,
+    has_updates,
     open_checkpoint,
     roles_of,
     select_layers,
     unseen_quantisation,
 )
 from mpfast.models.layer_job import checked_views
-from mpfast.models.layer_report import jsonable
+from mpfast.models.layer_json import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
 from mpfast.support import front_door, warn_caller
@@ -87,6 +90,16 @@ class Inventory(Rows[InventoryRow]):
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    def _columns_shown(self) -> dict[str, Callable[[InventoryRow], str]]:
+        return {
+            "tensor": lambda row: row.name,
+            "shape": lambda row: "x".join(map(str, row.shape)),
+            "type": lambda row: row.dtype,
+            "entries": lambda row: f"{row.entries:,}",
+            "role": lambda row: row.role,
+            "matrices": lambda row: str(row.matrices) if row.matrices else f"none: {row.reason}",
+        }
 
     def __repr__(self) -> str:
         return f"Inventory({self.source!r}: {len(self)} tensors, {self.matrices} matrices)"
@@ -161,11 +174,18 @@ def inspect(
     """
     checkpoint = open_checkpoint(model)
     warn_caller("", unseen_quantisation(checkpoint))
-    layers, skipped, doubts = select_layers(checkpoint, include, exclude, checked_views(views))
+    products = AdapterProducts(checkpoint) if has_updates(checkpoint) else None
+    layers, skipped, doubts = select_layers(products or checkpoint, include, exclude, checked_views(views))
     for doubt in doubts:
         warn_caller("inspect", doubt)
     roles = roles_of(checkpoint)
     matrices = Counter(layer.tensor for layer in layers)
+    for product, (first, *others) in (products.factors if products is not None else {}).items():
+        # What is analysed is listed with the first of its factors: the product is no tensor of the file.
+        matrices[first] += matrices.pop(product, 0)
+        skipped |= dict.fromkeys(others, f"a factor of {product}")
+        if product in skipped:
+            skipped[first] = skipped.pop(product)
 
     def row(info: TensorInfo) -> InventoryRow:
         role = roles[info.name]

@@ -10,14 +10,15 @@ from typing import Any
 
 from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.checkpoints import (
+    AdapterProducts,
     Checkpoint,
     Difference,
+    KroneckerProduct,
     Layer,
-    LoraProducts,
     LowRankProduct,
     TensorInfo,
     Views,
-    has_lora_pairs,
+    has_updates,
     layer_matrix,
     open_checkpoint,
     read_layer,
@@ -26,8 +27,15 @@ from mpfast.checkpoints import (
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.noise_verdict import EQUAL, EQUAL_SENTENCE
 from mpfast.models.report_cache import LayerCache
-from mpfast.spectra import SpectrumMethod, measured_both
-from mpfast.support import InputError, InvalidTypeError, OutOfMemoryError, UnreadableArrayError, argument_called
+from mpfast.spectra import PERHAPS_FUSED, SpectrumMethod, measured_both
+from mpfast.support import (
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    OutOfMemoryError,
+    UnreadableArrayError,
+    argument_called,
+)
 
 __all__ = ["Settings", "checked_views", "layer_outcome", "layer_seed", "open_derived"]
 
@@ -41,12 +49,20 @@ def checked_views(views: Any) -> Views:
     return views
 
 
-# Of the product of a LoRA pair; what the update is multiplied by stands in other files, or nowhere.
-UNSCALED = "the product of the factors, without the scale of the update (alpha / r)"
-
-
 def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorInfo, str]]]:
-    """Open a model, or its difference to a base; LoRA pairs become products. Also the tensors that have no partner."""
+    """Open a model, or its difference to a base, and see factors of updates as products.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+    unmatched : list of (TensorInfo, str)
+        The tensors that have no partner in the base, and why.
+
+    Raises
+    ------
+    InvalidValueError
+        Both are adapters: products of differences of factors are no differences of updates.
+    """
     checkpoint = open_checkpoint(model)
     unmatched: list[tuple[TensorInfo, str]] = []
     if base is not None:
@@ -54,8 +70,12 @@ def open_derived(model: Any, base: Any) -> tuple[Checkpoint, list[tuple[TensorIn
             reference = open_checkpoint(base)
         checkpoint = Difference(checkpoint, reference)
         unmatched = checkpoint.unmatched
-    if has_lora_pairs(checkpoint):
-        checkpoint = LoraProducts(checkpoint)
+        if has_updates(checkpoint):
+            raise InvalidValueError(
+                "base", "is an adapter, too: factors cannot be subtracted", "merge both into their model first"
+            )
+    elif has_updates(checkpoint):
+        checkpoint = AdapterProducts(checkpoint)
     return checkpoint, unmatched
 
 
@@ -96,7 +116,7 @@ def layer_outcome(
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:
             return _completed(kept, layer, checkpoint)
-        product = isinstance(matrix, LowRankProduct)
+        product = isinstance(matrix, LowRankProduct | KroneckerProduct)
         found = measured_both(
             matrix,
             method="exact" if product else settings.method,
@@ -133,8 +153,12 @@ def _completed(report: LayerReport, layer: Layer, checkpoint: Checkpoint) -> Lay
 
     Where there is no difference to the base, nothing was fitted and nothing is warned of.
     """
-    if layer.kind == "lora":
-        report = replace(report, warnings=(*report.warnings, UNSCALED))
+    if layer.input_axes:  # known for what it is, whatever its shape suggests
+        report = replace(report, warnings=tuple(text for text in report.warnings if text != PERHAPS_FUSED))
+    if layer.unsplit:
+        report = replace(report, warnings=(*report.warnings, f"several matrices are seen as one: {layer.unsplit}"))
+    if layer.kind == "lora" and isinstance(checkpoint, AdapterProducts):
+        report = replace(report, warnings=(*report.warnings, *checkpoint.remarks(layer.tensor)))
     if layer.shared:
         report = replace(report, warnings=(*report.warnings, shares_memory(layer.shared)))
     if report.fro_norm == 0 and isinstance(checkpoint, Difference):

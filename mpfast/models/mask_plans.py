@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import boolean_mask, raise_if_nonfinite, wide
 from mpfast.checkpoints import Checkpoint, Layer, prefetched, read_layer, stored
-from mpfast.masks import prune_rows
+from mpfast.masks import prune_rows, row_counts
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.support import InvalidValueError, floor_count
 
@@ -219,18 +219,25 @@ class LayerCuts:
 class RowCuts:
     """In each layer, the given number of entries goes, the smallest of each row, as many of every one as of another.
 
-    A row runs along the inputs; where it is not known which axes these are, as the tensor is stored.
+    A row runs along the inputs; where it is not known which axes these are, as the tensor is stored. Of layers that
+    `rows` has, so many go of each row.
     """
 
-    def __init__(self, pruned: Mapping[str, int], threads: int) -> None:
+    def __init__(
+        self, pruned: Mapping[str, int], threads: int, rows: Mapping[str, NDArray[np.int64]] | None = None
+    ) -> None:
         self._pruned = pruned
         self._threads = threads
+        self._rows = rows or {}
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
         turned = along_inputs(rows.reshape(layer.tensor_shape), layer.input_axes) if layer.input_axes else rows
         kept = np.empty(turned.shape, np.bool_)
         bits = turned.view(np.uint16) if layer.dtype == "bfloat16" else turned
-        if prune_rows(bits, layer.dtype, kept, self._pruned[layer.name], self._threads) is not None:
+        counts = self._rows.get(layer.name)
+        if counts is None:
+            counts = row_counts(self._pruned[layer.name], len(turned))
+        if prune_rows(bits, layer.dtype, kept, counts, self._threads) is not None:
             bad = np.flatnonzero(~np.isfinite(wide(rows, layer.dtype)))
             _raise_if_bad((0, len(bad), int(bad[0])), layer, rows)
         back = from_inputs(kept, layer.tensor_shape, layer.input_axes) if layer.input_axes else kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from mpfast.arrays import parse_device
 from mpfast.checkpoints import Checkpoint, Dequantised, Layer, dense_copy, quantised_weight, stays_dense, telling_reason
 from mpfast.models.budget import Budget
+from mpfast.models.budget_fit import FittedBudget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
 from mpfast.models.mask_plans import name_in
@@ -235,7 +236,11 @@ def changeable(checkpoint: Checkpoint, *, dequantize: str | None, written: bool)
 
 
 def layers_to_prune(
-    checkpoint: Checkpoint, layers: list[Layer], skipped: dict[str, str], options: PruneOptions
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    skipped: dict[str, str],
+    options: PruneOptions,
+    budget: FittedBudget | None = None,
 ) -> list[Layer]:
     """Leave out what stays dense.
 
@@ -249,31 +254,32 @@ def layers_to_prune(
         Why a tensor is left out, by its name; more are entered here.
     options
         Of the call.
+    budget
+        The one that was given, laid out over the layers.
 
     Raises
     ------
     InvalidValueError
         No layer is left, or the budget does not fit the layers.
     """
-    budgeted = None if options.given_budget is None else {row.name: row for row in options.given_budget}
     chosen = []
     for layer in layers:
         if options.masks is not None:
             reason = _reason_of_masks(layer, options.masks)
-        elif budgeted is None:
+        elif budget is None:
             reason = _reason_to_skip(layer, options)
         else:
-            reason = _reason_of_budget(layer, budgeted.get(layer.name), options.groups)
+            reason = _reason_of_budget(layer, budget.answers(layer), options.groups)
         if reason is None:
             chosen.append(layer)
         else:
             skipped[layer.name] = reason
-    if budgeted is not None:
-        _check_that_none_is_missing("budget", budgeted, {layer.name for layer in chosen}, skipped)
+    if budget is not None:
+        missing = {row: budget.layer_of(row) for row in budget.unanswered(chosen)}
+        _check_that_none_is_missing("the budget names", missing, skipped)
     if options.masks is not None:
-        _check_that_none_is_missing(
-            "masks", options.masks, {name_in(options.masks, layer) for layer in chosen}, skipped
-        )
+        missing = {name: name for name in set(options.masks) - {name_in(options.masks, layer) for layer in chosen}}
+        _check_that_none_is_missing("the masks name", missing, skipped)
     if not chosen:
         sizes = {info.name: info.size for info in checkpoint.tensors}
         raise InvalidValueError("", f"no layer is left to prune{telling_reason(skipped, sizes)}")
@@ -299,24 +305,22 @@ def _reason_for_no_pattern(layer: Layer, m: int) -> str | None:
     return None
 
 
-def _reason_of_budget(layer: Layer, row: LayerBudget | None, groups: tuple[int, int] | None) -> str | None:
-    if row is None:
+def _reason_of_budget(layer: Layer, rows: Sequence[LayerBudget], groups: tuple[int, int] | None) -> str | None:
+    if not rows:
         return "not in the budget"
     if layer.fixed:
         return layer.fixed
-    if row.shape != layer.tensor_shape:
-        raise InvalidValueError("", f"the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}")
     if groups is not None:
         n, m = groups
         reason = _reason_for_no_pattern(layer, m)
         if reason is not None:
             return reason
-        if row.pruned * m != layer.size * (m - n):
-            raise InvalidValueError(
-                "",
-                f"the budget's pattern {n}:{m} does not prune {row.pruned} entries of {layer.name}, whose shape is "
-                f"{layer.shape}",
-            )
+        for row in rows:
+            if row.pruned * m != row.size * (m - n):
+                what = f"{row.pruned} entries of {row.name}, whose shape is {row.shape}"
+                raise InvalidValueError("", f"the budget's pattern {n}:{m} does not prune {what}")
+        if sum(row.size for row in rows) < layer.size:
+            raise InvalidValueError("", f"the budget has a pattern for some of the matrices in {layer.name} only")
     return None
 
 
@@ -324,12 +328,9 @@ def _reason_of_masks(layer: Layer, masks: Mapping[str, Any]) -> str | None:
     return layer.fixed or None if name_in(masks, layer) in masks else "has no mask"
 
 
-def _check_that_none_is_missing(
-    what: str, given: Mapping[str, Any], chosen: set[str], skipped: Mapping[str, str]
-) -> None:
-    missing = set(given) - chosen
+def _check_that_none_is_missing(what: str, missing: Mapping[str, str], skipped: Mapping[str, str]) -> None:
+    """Refuse names that no layer answers to; `missing` has with each that of the layer which should."""
     if missing:
         name = min(missing)
-        reason = skipped.get(name, "which is no layer of this checkpoint")
-        verb = "names" if what == "budget" else "name"
-        raise InvalidValueError("", f"the {what} {verb} {name!r}, {reason}")
+        reason = skipped.get(missing[name], "which is no layer of this checkpoint")
+        raise InvalidValueError("", f"{what} {name!r}, {reason}")

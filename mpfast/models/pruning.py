@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,10 @@ from mpfast.checkpoints import (
 )
 from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
+from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
@@ -36,6 +38,7 @@ from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prun
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     InvalidTypeError,
     check_flag,
@@ -44,13 +47,15 @@ from mpfast.support import (
     floor_count,
     front_door,
     logger,
+    percent,
+    printable,
     warn_caller,
 )
 
 __all__ = ["PruneResult", "prune"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What `mpfast.prune` did.
 
@@ -84,6 +89,14 @@ class PruneResult:
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.masks is not None else "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return f"PruneResult({percent(self.sparsity, 2)} of {len(self.budget)} layers, {where}, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the budget as it was met."""
+        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
 
     @property
     def sparsity(self) -> float:
@@ -160,8 +173,10 @@ def prune(
         to 64. A layer of which it is not known whether it is stored as (out, in) or (in, out) is left out.
     budget : Budget or str, optional
         Prune these layers, these numbers of entries each, by ``|w|``, and in its pattern if it has one; see
-        `mpfast.models.share_out`. With `moments`, the method chooses which entries. Or with `sparsity` the name of one
-        of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments choose.
+        `mpfast.models.share_out`. One of a mixture's files fits the loaded mixture, whose experts transformers stacks,
+        and the other way round: the same entries go. With `moments`, the method chooses which entries. Or with
+        `sparsity` the name of one of `mpfast.models.METHODS`, which shares it out. Default ``"uniform"`` where moments
+        choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
         True = kept. Other layers stay dense.
@@ -197,7 +212,7 @@ def prune(
         Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
-        Show a progress bar of the spectra on a terminal.
+        Show a progress bar of the spectra, as `mpfast.analyze`.
 
     Returns
     -------
@@ -261,7 +276,8 @@ def prune(
     warn_caller("", unseen_quantisation(checkpoint))
     for text in without_effect:
         warn_caller("prune", text)
-    layers = layers_to_prune(checkpoint, candidates, skipped, options)
+    fitted = None if options.given_budget is None else FittedBudget(options.given_budget, candidates)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options, fitted)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
@@ -310,7 +326,7 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, counts, reports = _plan(checkpoint, layers, options, known, slopes)
+        plan, counts, reports = _plan(checkpoint, layers, options, fitted, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
@@ -321,6 +337,7 @@ def prune(
                 options.steps,
                 options.factor_damping,
                 options.team,
+                {} if fitted is None else fitted.pieces,
             )
         masking = MaskingPass(checkpoint, layers, plan, reports, kept, options.groups is not None, weights)
         if place is None:
@@ -344,6 +361,7 @@ def _plan(
     checkpoint: Checkpoint,
     layers: Sequence[Layer],
     options: PruneOptions,
+    budget: FittedBudget | None,
     moments: LayerMoments | None,
     gradients: Mapping[str, Any],
 ) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
@@ -352,10 +370,10 @@ def _plan(
         return GivenMasks(options.masks), {}, {}
     if options.groups is not None:
         return Pattern(*options.groups, options.team), {}, {}
-    if options.given_budget is not None:
-        counts = {row.name: row.pruned for row in options.given_budget}
+    if budget is not None:
         by_row = options.label in METHODS and METHODS[options.label].per_row
-        return (RowCuts if by_row else LayerCuts)(counts, options.team), counts, {}
+        plan, counts = plan_of_budget(budget, checkpoint, layers, per_row=by_row, threads=options.team)
+        return plan, counts, {}
     method = options.sharing
     reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
     if method.cuts_globally and not options.chooser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpfast import _core, reconstruct
 from mpfast.arrays import in_storage, raise_if_nonfinite, widened
 from mpfast.checkpoints import Layer
+from mpfast.models.budget_fit import Piece
 from mpfast.models.budget_row import along_inputs, from_inputs
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import MaskPlan, Refit, matrix_of
@@ -111,6 +112,8 @@ class Refitting:
         What `damping_for` gives for so many rows per input.
     threads
         Number of threads.
+    pieces
+        By layer that is a stack, what goes of each of its matrices, where that is known.
     """
 
     masking: MaskPlan
@@ -121,6 +124,7 @@ class Refitting:
     steps: int
     damping: Callable[[float | None], tuple[float, float]]
     threads: int
+    pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> Refit:
         """Write the mask of the next layer, and return what its weights become; see `MaskPlan`."""
@@ -143,6 +147,8 @@ class Refitting:
             pruned = 0
             if self.chooser and not self.groups:
                 pruned = self.pruned[layer.name] * seen // layer.size - gone
+                if layer.name in self.pieces:
+                    pruned = sum(piece.row.pruned for piece in self.pieces[layer.name] if _is_in(piece, part))
                 gone += pruned
             changes.append(self._refit(layer, part, tensor, updated, kept, pruned))
         # A zero of either sign, where the mask is.
@@ -208,6 +214,11 @@ class Refitting:
         change = _core.quadratic_error(target, matrix_of(after, layer), factor.moment, unit, self.threads)
         # Rounding may leave a change of nothing below zero.
         return total, max(change, 0.0)
+
+
+def _is_in(piece: Piece, part: Part) -> bool:
+    """Whether a matrix of a stack is in a part of it: all of it, or one expert's."""
+    return not part.index or part.index[0] == piece.index[0]
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
+from mpfast.checkpoints import NameFilter, name_filter
 from mpfast.models.budgeting import budget_from_reports
+from mpfast.models.csv_text import columns_of, csv_of
+from mpfast.models.diff_rows import ModelDiff, diff_of_rows
+from mpfast.models.expert_summary import ExpertRows, ExpertSummary, check_expert_rows, split_experts
 from mpfast.models.html_report.page import html_report
-from mpfast.models.layer_report import (
-    COLUMNS,
-    LayerReport,
-    SkippedTensor,
-    is_non_finite,
-    jsonable,
-    layer_from_json,
-    with_histogram,
-)
+from mpfast.models.layer_json import jsonable, layer_from_json, with_histogram
+from mpfast.models.layer_report import ROW_FIGURES, LayerReport
 from mpfast.models.methods import DEFAULT_METHOD
 from mpfast.models.plot import plot_analysis
-from mpfast.models.provenance import Provenance
-from mpfast.models.rows import Rows
-from mpfast.support import InputError, InvalidValueError, front_door, read_document
+from mpfast.models.provenance import Provenance, provenance_of
+from mpfast.models.rows import Rows, json_text
+from mpfast.models.skipped import SkippedTensor, is_non_finite
+from mpfast.support import (
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    front_door,
+    package_missing,
+    read_document,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,18 +39,20 @@ if TYPE_CHECKING:
     from mpfast.models.budget import Budget
 
 
-__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis", "csv_of"]
+__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis"]
 
 SCHEMA = "mpfast.analysis/1"
 #: Of what `mpfast analyze` writes of several models.
 ANALYSES_SCHEMA = "mpfast.analyses/1"
-# How cells begin from which spreadsheets compute, and what marks one as text.
-_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+_LEFT_OUT = "left out of this selection"
 
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Rows[LayerReport]):
     """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
+
+    ``analysis["name"]`` is the row of a layer; a slice is an analysis itself, as what `filter` returns, with the other
+    layers among its skipped tensors.
 
     Attributes
     ----------
@@ -80,6 +85,29 @@ class Analysis(Rows[LayerReport]):
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    @overload
+    def __getitem__(self, index: int | str) -> LayerReport: ...
+    @overload
+    def __getitem__(self, index: slice) -> Analysis: ...
+    def __getitem__(self, index: int | slice | str) -> LayerReport | Analysis:
+        if isinstance(index, slice):
+            return self._selected(self.layers[index])
+        return super().__getitem__(index)
+
+    def _selected(self, rows: Iterable[LayerReport]) -> Analysis:
+        """Return an analysis of some of the rows; the others are among its skipped tensors."""
+        kept = tuple(rows)
+        names = {row.name for row in kept}
+        others = (
+            SkippedTensor(row.name, row.tensor_shape if row.name == row.tensor else row.shape, row.dtype, _LEFT_OUT)
+            for row in self.layers
+            if row.name not in names
+        )
+        return replace(self, layers=kept, skipped=(*self.skipped, *others))
+
+    def _columns_shown(self) -> dict[str, Callable[[LayerReport], str]]:
+        return ROW_FIGURES
 
     def __repr__(self) -> str:
         return (
@@ -117,6 +145,10 @@ class Analysis(Rows[LayerReport]):
             "median_stable_rank": _median(row.metrics.get("stable_rank", math.nan) for row in self.layers),
             "seconds": self.seconds,
         }
+
+    def expert_summaries(self) -> tuple[ExpertSummary, ...]:
+        """Sum up the experts of mixtures, one projection of one block at a time, where there are at least 8 of them."""
+        return tuple(split_experts(self.layers)[1])
 
     @front_door
     def budget(
@@ -197,11 +229,13 @@ class Analysis(Rows[LayerReport]):
         try:
             pandas = importlib.import_module("pandas")
         except ImportError:
-            raise ImportError("Analysis.to_pandas() needs pandas: pip install 'mpfast[pandas]'") from None
-        return pandas.DataFrame([row.to_dict() for row in self.layers], columns=self._columns())
+            raise package_missing("Analysis.to_pandas()", "pandas", extra="pandas") from None
+        return pandas.DataFrame([row.to_dict() for row in self.layers], columns=columns_of([self.layers]))
 
-    def to_document(self) -> dict[str, Any]:
+    @front_door
+    def to_document(self, *, expert_rows: ExpertRows = "all") -> dict[str, Any]:
         """Return what `to_json` writes, as dictionaries and lists."""
+        rows, experts = split_experts(self.layers, check_expert_rows(expert_rows))
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -209,9 +243,36 @@ class Analysis(Rows[LayerReport]):
             "seed": self.seed,
             "seconds": self.seconds,
             "provenance": None if self.provenance is None else self.provenance.to_dict(),
-            "layers": [jsonable(with_histogram(row)) for row in self.layers],
+            "expert_rows": "all" if len(rows) == len(self.layers) else "summary",
+            "layers": [jsonable(with_histogram(row)) for row in rows],
+            "experts": [jsonable(summary.to_dict()) for summary in experts],
             "skipped": [tensor._asdict() for tensor in self.skipped],
         }
+
+    @overload
+    def to_json(self, path: None = None, *, expert_rows: ExpertRows = "all") -> str: ...
+    @overload
+    def to_json(self, path: str | os.PathLike[str], *, expert_rows: ExpertRows = "all") -> None: ...
+    @front_door
+    def to_json(self, path: str | os.PathLike[str] | None = None, *, expert_rows: ExpertRows = "all") -> str | None:
+        """Return the analysis as JSON text, or write it to `path`, whole or not at all.
+
+        NaN becomes ``null`` and an infinity the string ``"inf"`` or ``"-inf"``: JSON has neither.
+
+        Parameters
+        ----------
+        path : path, optional
+            File to write.
+        expert_rows : {"all", "summary"}
+            With ``"summary"``, the rows of the experts that `expert_summaries` sums up are left out. `from_json`
+            reads nothing that lacks rows.
+
+        Raises
+        ------
+        OSError
+            `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
+        """
+        return self._return_or_write(json_text(self.to_document(expert_rows=expert_rows)), path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -230,33 +291,41 @@ class Analysis(Rows[LayerReport]):
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return self._return_or_write(csv_of([self]), path)
+        return self._return_or_write(csv_of([(self.source, self.layers)]), path)
 
     @overload
-    def to_html(self, path: None = None) -> str: ...
+    def to_html(self, path: None = None, *, expert_rows: ExpertRows = "summary") -> str: ...
     @overload
-    def to_html(self, path: str | os.PathLike[str]) -> None: ...
+    def to_html(self, path: str | os.PathLike[str], *, expert_rows: ExpertRows = "summary") -> None: ...
     @front_door
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | None:
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, expert_rows: ExpertRows = "summary") -> str | None:
         """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
 
         The page needs no network: a sortable table with the spectrum of every layer, a heat map over depth and layer
-        type, and a preview of budgets.
+        type, and a preview of budgets. Experts are summed up, see `expert_summaries`; with ``expert_rows="all"`` the
+        table has every one, too.
 
         Raises
         ------
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped), path)
+        rows = check_expert_rows(expert_rows)
+        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped, rows), path)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw each layer's edge and its largest singular value; needs matplotlib. ``show()`` is never called.
+    @front_door
+    def plot(self, ax: Axes | None = None, *, measure: str | Callable[[LayerReport], float] = "share") -> Axes:
+        """Draw a measure of all layers as a heat map of depth by type; ``show()`` is never called.
+
+        The depth is the first number in a layer's name, ``-`` where there is none; its type the name without numbers. A
+        cell with several layers, experts for example, is of their mean, and says how many they are.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
             Axes to draw on; default the current ones.
+        measure : str or callable
+            One of `mpfast.models.NUMBER_COLUMNS`, or a function from a `LayerReport` to a number.
 
         Returns
         -------
@@ -264,10 +333,83 @@ class Analysis(Rows[LayerReport]):
 
         Raises
         ------
+        ValueError
+            There is no such measure, or no layer.
         ImportError
             matplotlib is not installed.
         """
-        return plot_analysis(self.layers, ax)
+        return plot_analysis(self.layers, measure, ax)
+
+    @front_door
+    def filter(
+        self,
+        include: NameFilter = None,
+        *,
+        exclude: NameFilter = None,
+        where: Callable[[LayerReport], bool] | None = None,
+    ) -> Analysis:
+        """Return the analysis of some of the layers; the others are among its skipped tensors.
+
+        Parameters
+        ----------
+        include, exclude : str, iterable of str or callable, optional
+            Glob patterns of names, or functions of a name, as in `mpfast.analyze`.
+        where : callable, optional
+            A function from a `LayerReport` to whether it stays.
+
+        Returns
+        -------
+        Analysis
+
+        Raises
+        ------
+        ValueError
+            No layer has a name that `include` matches.
+
+        Examples
+        --------
+        >>> import numpy as np, mpfast
+        >>> rng = np.random.default_rng(0)
+        >>> names = ("0.q.weight", "0.k.weight", "1.q.weight", "1.k.weight")
+        >>> analysis = mpfast.analyze({name: rng.standard_normal((64, 96)) for name in names})
+        >>> [row.name for row in analysis.filter("*.q.*", exclude="0.*")], analysis["1.k.weight"].shape
+        (['1.q.weight'], (64, 96))
+        """
+        wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
+        rows = [row for row in self.layers if wanted is None or wanted(row.name)]
+        if wanted is not None and not rows:
+            raise InvalidValueError("include", f"matches none of the {len(self.layers)} layers")
+        return self._selected(
+            row for row in rows if not (unwanted is not None and unwanted(row.name)) and (where is None or where(row))
+        )
+
+    @front_door
+    def compare(self, other: Analysis | str | os.PathLike[str]) -> ModelDiff:
+        """Say, layer by layer, how the figures of another analysis differ from these; see `mpfast.diff`.
+
+        Parameters
+        ----------
+        other : Analysis or path
+            The later one, or its JSON.
+
+        Returns
+        -------
+        ModelDiff
+            One row per layer that both have, their names with or without what only one side puts in front of all of
+            them; ``unmatched`` names the others.
+
+        Raises
+        ------
+        TypeError
+            The other is no analysis.
+        ValueError
+            The two have no name in common.
+        """
+        if isinstance(other, str | os.PathLike):
+            other = Analysis.from_json(other)
+        if not isinstance(other, Analysis):
+            raise InvalidTypeError("other", "must be an analysis or its path", "mpfast.diff compares checkpoints")
+        return diff_of_rows(self, other, (self.source, other.source), provenance_of(other, self))
 
     @classmethod
     @front_door
@@ -283,6 +425,9 @@ class Analysis(Rows[LayerReport]):
         """
         try:
             record = read_document(source, SCHEMA)
+            if record.has("expert_rows") and record.text("expert_rows") != "all":
+                fact = "the analysis has summaries of experts in place of their rows"
+                raise InvalidValueError("", fact, "write it with expert_rows='all' (--expert-rows all)")
             rows = record.get("layers")
             if not isinstance(rows, list):
                 raise record.refuse("layers", "a list")
@@ -302,38 +447,6 @@ class Analysis(Rows[LayerReport]):
             raise
         except ValueError as error:
             raise InvalidValueError("", str(error)) from None
-
-    def _columns(self) -> list[str]:
-        return columns_of([self])
-
-
-def columns_of(analyses: Iterable[Analysis]) -> list[str]:
-    """All columns in the order of the first row that has them."""
-    return list(dict.fromkeys(key for found in analyses for row in found for key in row.to_dict())) or list(COLUMNS)
-
-
-def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
-    """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
-    columns = (["source"] if with_source else []) + columns_of(analyses)
-    lines = [csv_line(columns)]
-    for found in analyses:
-        for row in found:
-            cells = row.to_dict()
-            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
-            cells["shape"] = "x".join(map(str, row.shape))
-            cells["warnings"] = "; ".join(row.warnings)
-            cells |= {"source": found.source} if with_source else {}
-            lines.append(csv_line([cells.get(column, "") for column in columns]))
-    return "".join(lines)
-
-
-def csv_line(cells: Sequence[Any]) -> str:
-    """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
-    stream = io.StringIO()
-    # With this end of line, a cell with either of its characters is quoted.
-    writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_COMPUTED) else cell for cell in cells])
-    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _median(values: Iterator[float]) -> float:

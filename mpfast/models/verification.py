@@ -139,7 +139,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     directory = Path(check_path(out, "out"))
     restore_directory(directory)
     mark = read_mark(directory)
-    if mark is not None and mark.get("command") == "compress":
+    if mark is not None and mark.get("command") in ("compress", "resize"):
         return _verify_compressed(directory, mark, source)
     for file in (BUDGET_FILE, MASKS_FILE):
         if not (directory / file).is_file():

@@ -13,7 +13,7 @@ from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.host import MatrixSource
-from mpfast.operators.protocol import LanczosRun, gram_memory
+from mpfast.operators.protocol import WIDE_RUN, LanczosRun, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class DeviceSource:
     """A matrix in device memory."""
 
     exact_norm = True
+    part_width = WIDE_RUN
     factors: Factors | None = None
 
     def __init__(self, matrix: _cuda.Matrix, threads: int) -> None:
@@ -62,7 +63,9 @@ class DeviceSource:
         raise_if_nonfinite("W", nonfinite, (row, col))
         return rows, columns
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> _cuda.LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> _cuda.LanczosRun:
         double = precise or (self.factors is not None and self.factors.need_double)
         run: _cuda.LanczosRun = self.backend.lanczos_run(
             self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies
@@ -72,7 +75,7 @@ class DeviceSource:
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
-    def singular_values(self) -> tuple[Array, float, bool]:
+    def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
         gram = self.gram()
         unit = 2.0**self.scale_exponent
         fro_norm = float(np.sqrt(np.trace(gram))) * unit
@@ -133,12 +136,16 @@ class DeviceSource:
 class StreamedSource(MatrixSource):
     """A matrix in host memory, too large for the device: Lanczos runs stream it through, all else happens here."""
 
+    part_width = WIDE_RUN
+
     def __init__(self, matrix: _core.Matrix, device: Device, threads: int) -> None:
         super().__init__(matrix, threads)
         self.target = device
         self.device = str(device)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
         run: _cuda.LanczosRun = self.target.backend.lanczos_run_streamed(
             self.matrix.owner,
             self.dtype,

@@ -192,7 +192,9 @@ class DaskSource(OperatorSource):
         super().__init__(operator, threads)
         self.exact_norm = True
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
         if energies:
             self.operator.ask_for_energies()
         return super().start(width, seed, stream, precise=precise, energies=energies)

@@ -20,6 +20,9 @@ Array = NDArray[np.float64]
 
 # A Gram matrix of up to so many entries, 8 MB, is kept from the singular values for what asks for it next.
 KEPT_ENTRIES = 1 << 20
+# Probes of one part of a Lanczos run: the group of vectors that the kernels multiply at a time. Wider parts would be
+# multiplied no faster, and their Ritz values and their orthogonalisation cost more.
+PART_WIDTH = 8
 # Of the scale of a Gram matrix that the core forms: beyond, its inverse is no number.
 LARGEST_EXPONENT = 1022
 
@@ -29,6 +32,7 @@ class MatrixSource:
 
     device = "cpu"
     exact_norm = True
+    part_width = PART_WIDTH
     factors: Factors | None = None
 
     def __init__(self, matrix: _core.Matrix, threads: int) -> None:
@@ -46,7 +50,9 @@ class MatrixSource:
         other.scale_exponent = _core.scale_exponent(self.matrix, factors.pair) + factors.exponent
         return other
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
         double = precise or (self.factors is not None and self.factors.need_double)
         return _core.lanczos_run(
             self.matrix,
@@ -58,14 +64,15 @@ class MatrixSource:
             self.threads,
             factors=self._pair,
             energies=energies,
+            parts=parts,
         )
 
     def squared_norm(self, measured: float) -> float | None:
         return measured
 
-    def singular_values(self) -> tuple[Array, float, bool]:
+    def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
         p, exponent = min(self.shape), self._exponent
-        is_kept = p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
+        is_kept = keep_gram and p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
         with gram_memory(self.shape):
             gram = np.empty((p, p)) if is_kept else None
             values, fro_norm, nonfinite, row, col, route = _core.exact_values(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
-from mpfast.operators.protocol import LanczosRun, Multiplier, gram_memory
+from mpfast.operators.protocol import WIDE_RUN, LanczosRun, Multiplier, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 Array = NDArray[np.float64]
@@ -243,6 +243,7 @@ class OperatorSource:
     device = "cpu"
     scale_exponent = 0
     factors: Factors | None = None
+    part_width = WIDE_RUN
 
     def __init__(self, operator: Multiplier, threads: int) -> None:
         self.operator = operator
@@ -263,7 +264,9 @@ class OperatorSource:
     def energies(self, run: LanczosRun | None) -> Energies | None:
         return self.operator.energies()
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
         return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
 
     def squared_norm(self, measured: float) -> float | None:
@@ -278,7 +281,7 @@ class OperatorSource:
             gram[first : first + len(unit)] = self.operator.apply(unit)
         return 0.5 * (gram + gram.T)
 
-    def singular_values(self) -> tuple[Array, float, bool]:
+    def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
         known = self.operator.singular_values()
         if known is not None:
             return known, float(np.linalg.norm(known)), False

@@ -15,17 +15,24 @@ from mpfast.arrays import raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors
 from mpfast.support import InvalidValueError, OutOfMemoryError
 
-__all__ = ["LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
+__all__ = ["WIDE_RUN", "LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
 
 Array = NDArray[np.float64]
 
+# Probes of one Lanczos run: a pass takes no more vectors at a time.
+WIDE_RUN = 32
+
 
 class LanczosRun(Protocol):
-    """A block Lanczos run of either backend."""
+    """A block Lanczos run of either backend, in one part or several."""
 
     @property
     def steps(self) -> int:
-        """Steps taken so far."""
+        """Steps taken so far by every part that was not exhausted before."""
+
+    @property
+    def parts(self) -> list[tuple[int, bool]]:
+        """Steps taken so far by each part, and whether its Krylov space has closed."""
 
     @property
     def width(self) -> int:
@@ -50,11 +57,11 @@ class LanczosRun(Protocol):
     def advance(self, steps: int) -> None:
         """Take up to ``steps`` further steps."""
 
-    def ritz(self, steps: int | None = None) -> tuple[Array, Array, Array]:
-        """Ritz values, descending, their residuals, and the weights of the probes on them, (width, size)."""
+    def ritz(self, steps: int | None = None, part: int = 0) -> tuple[Array, Array, Array]:
+        """Ritz values of a part, descending, their residuals, and the weights of its probes on them, (width, size)."""
 
-    def ritz_vectors(self, count: int) -> NDArray[Any]:
-        """Leading Ritz vectors, (count, p)."""
+    def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
+        """Leading Ritz vectors of a part, (count, p)."""
 
 
 class Multiplier(Protocol):
@@ -95,15 +102,26 @@ class Source(Protocol):
     scale_exponent: int
     exact_norm: bool
     factors: Factors | None
+    #: Probes of one part of a Lanczos run; `WIDE_RUN` where it has only one.
+    part_width: int
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
-        """Begin a block Lanczos run; ``precise`` asks for fp64 products, ``energies`` for those of the first pass."""
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
+        """Begin a block Lanczos run; ``precise`` asks for fp64 products, ``energies`` for those of the first pass.
+
+        Its ``parts``, of nearly equal widths and with streams of probes from ``stream`` on, have Krylov spaces of their
+        own; a pass multiplies for all.
+        """
 
     def squared_norm(self, measured: float) -> float | None:
         """Squared Frobenius norm of the scaled matrix; ``measured`` is what the first pass saw. None if unknown."""
 
-    def singular_values(self) -> tuple[Array, float, bool]:
-        """All p singular values, descending, the Frobenius norm, and whether the values are roots of those of W^T W."""
+    def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
+        """All p singular values, descending, the Frobenius norm, and whether the values are roots of those of W^T W.
+
+        ``keep_gram`` announces that `gram` is asked for next: a Gram matrix that is formed may then be kept for it.
+        """
 
     def gram(self) -> Array:
         """Gram matrix of the short side of the scaled matrix, (p, p)."""
@@ -122,7 +140,15 @@ SourceT = TypeVar("SourceT", bound=Source)
 
 
 def start_run(
-    source: SourceT, width: int, seed: int, stream: int, steps: int, *, precise: bool, energies: bool = False
+    source: SourceT,
+    width: int,
+    seed: int,
+    stream: int,
+    steps: int,
+    *,
+    precise: bool,
+    energies: bool = False,
+    parts: int = 1,
 ) -> tuple[LanczosRun, SourceT]:
     """Begin a block Lanczos run and take its first steps; return it, and the source that it multiplies with.
 
@@ -135,7 +161,7 @@ def start_run(
     ValueError
         W has non-finite entries, or its squared Frobenius norm is no float64.
     """
-    run = source.start(width, seed, stream, precise=precise, energies=energies)
+    run = source.start(width, seed, stream, precise=precise, energies=energies, parts=parts)
     run.advance(steps)
     squared_norm, nonfinite, row, col = run.stats
     raise_if_nonfinite("W", nonfinite, (row, col))
@@ -145,7 +171,7 @@ def start_run(
         raise InvalidValueError("", "the squares of the entries of W leave the range of float64", "scale W")
     rescaled = copy.copy(source)
     rescaled.scale_exponent += math.frexp(math.sqrt(squared_norm))[1]
-    run = rescaled.start(width, seed, stream, precise=precise, energies=energies)
+    run = rescaled.start(width, seed, stream, precise=precise, energies=energies, parts=parts)
     run.advance(steps)
     return run, rescaled
 

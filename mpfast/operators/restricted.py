@@ -49,7 +49,9 @@ class RestrictedSource(OperatorSource):
         operator = self.restricted.scaled(factors)
         return RestrictedSource(operator.source, operator.rows, operator.columns, self.threads)
 
-    def start(self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False) -> LanczosRun:
+    def start(
+        self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
+    ) -> LanczosRun:
         source = self.restricted.source
         tall = source.shape[0] >= source.shape[1]
         if tall != (self.shape[0] >= self.shape[1]):
@@ -57,7 +59,7 @@ class RestrictedSource(OperatorSource):
         run = source.start(width, seed, stream, precise=precise)
         return _RestrictedRun(run, self.restricted.columns if tall else self.restricted.rows)
 
-    def singular_values(self) -> tuple[Array, float, bool]:
+    def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
         values, norm, by_squares = self.restricted.source.singular_values()
         return values[: min(self.shape)], norm, by_squares
 
@@ -74,6 +76,11 @@ class _RestrictedRun:
     def steps(self) -> int:
         """As of the run."""
         return self._run.steps
+
+    @property
+    def parts(self) -> list[tuple[int, bool]]:
+        """As of the run."""
+        return self._run.parts
 
     @property
     def width(self) -> int:
@@ -99,13 +106,13 @@ class _RestrictedRun:
         """As of the run."""
         self._run.advance(steps)
 
-    def ritz(self, steps: int | None = None) -> tuple[Array, Array, Array]:
+    def ritz(self, steps: int | None = None, part: int = 0) -> tuple[Array, Array, Array]:
         """As of the run."""
-        return self._run.ritz(steps)
+        return self._run.ritz(steps, part)
 
-    def ritz_vectors(self, count: int) -> NDArray[Any]:
-        """Leading Ritz vectors, (count, number kept): all others are zero there."""
-        return np.ascontiguousarray(self._run.ritz_vectors(count)[:, self._kept])
+    def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
+        """Leading Ritz vectors of a part, (count, number kept): all others are zero there."""
+        return np.ascontiguousarray(self._run.ritz_vectors(count, part)[:, self._kept])
 
 
 class _Restricted:

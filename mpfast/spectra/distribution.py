@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +11,7 @@ from mpfast.support import KeptProperty
 
 Array = NDArray[np.float64]
 
-__all__ = ["Measure", "jackknife_error"]
+__all__ = ["Measure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +92,3 @@ class Measure:
     def moment(self, power: int) -> float:
         """Mean of ``s**power``."""
         return float(self.weights @ self.nodes**power)
-
-
-def jackknife_error(replicates: Sequence[float]) -> float:
-    """Return one standard error of an estimate, of those without one probe each; 0 where there are none."""
-    count = len(replicates)
-    if count < 2:
-        return 0.0
-    values = np.asarray(replicates)
-    jackknife = math.sqrt((count - 1) / count * float(((values - values.mean()) ** 2).sum()))
-    # The jackknife of few probes scatters itself. For intervals of one and of two standard errors to cover what they
-    # should, Student's law asks for 1.08 and 1.21 times as much with 8 probes, 1.02 and 1.04 with 32; this is between.
-    return jackknife * math.sqrt((count + 1) / (count - 1))

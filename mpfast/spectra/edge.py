@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.spectra import berlyand2026, laws
-from mpfast.spectra.distribution import Measure, jackknife_error
+from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge_warnings import fit_warnings
 from mpfast.spectra.estimators import (
     DEFAULT_ALPHA,
@@ -26,8 +26,9 @@ from mpfast.spectra.estimators import (
     residual,
 )
 from mpfast.spectra.noise import energy_share
+from mpfast.spectra.probe_noise import expected_error, jackknife_error
 from mpfast.spectra.rounding import check_range, size_of_entries
-from mpfast.support import InvalidValueError, Record, front_door
+from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, percent, with_error
 
 Array = NDArray[np.float64]
 
@@ -40,7 +41,7 @@ __all__ = [
 VERDICTS = ("good", "fair", "poor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EdgeFit:
     """A fitted Marchenko-Pastur edge.
 
@@ -110,6 +111,25 @@ class EdgeFit:
     beta: float
     compat: str | None
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        edge = with_error(self.sigma_plus, self.sigma_plus_error)
+        return f"EdgeFit({self.shape[0]}x{self.shape[1]}: sigma+ {edge}, {self.spikes} spikes, fit {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        facts = {
+            "edge sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
+            "threshold": f"{self.threshold:.5g}",
+            "spikes": f"{self.spikes} above the threshold, {self.spikes_above_edge} above the edge",
+            "strict": str(self.strict),
+            "standard deviation of the noise": f"{math.sqrt(self.variance):.5g}",
+            "energy in the noise": percent(self.share),
+            "unevenness": percent(self.unevenness),
+            "KS": f"{self.ks:.4f}",
+            "estimator": self.estimator,
+        }
+        return facts_as_html(repr(self), facts, self.warnings)
 
     @property
     def law(self) -> laws.MarchenkoPastur:
@@ -237,7 +257,7 @@ def _standard_error(
     alpha: float,
     sigma: float,
 ) -> float:
-    """Jackknife over the probes, with the errors of a finite run and of the scales in quadrature; same scale."""
+    """Of the probes, with the errors of a finite run and of the scales in quadrature; same scale."""
     scales = 0.0 if source.noise is None else source.noise.relative_error * sigma
     if source.values is not None:
         return scales
@@ -245,7 +265,7 @@ def _standard_error(
         return math.inf
     extra = source.extra_error * sigma if scales == 0 else math.hypot(source.extra_error * sigma, scales)
     sigmas = [laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
-    return math.hypot(jackknife_error(sigmas), extra)
+    return math.hypot(jackknife_error(sigmas, expected_error(source.shape, source.probes) * sigma), extra)
 
 
 def _verdict(ks: float) -> str:

@@ -8,7 +8,10 @@ from mpfast.spectra.estimators import SpectrumLike
 from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, NoiseProfile
 from mpfast.spectra.rounding import SMALLEST_OF_BULK
 
-__all__ = ["fit_warnings"]
+__all__ = ["PERHAPS_FUSED", "fit_warnings"]
+
+#: Said of a matrix whose shape alone is known.
+PERHAPS_FUSED = "the shape suggests fused query, key and value matrices: fit the three parts separately"
 
 # Energy of the fitted noise over that of W, from where on the scales stand for single entries.
 MORE_THAN_ALL = 1.25
@@ -49,7 +52,7 @@ def fit_warnings(
     if verdict == "poor":
         found.append(f"the bulk is not Marchenko-Pastur (KS {ks:.2f}): sigma_plus describes it, no more")
     if verdict != "good" and (m == 3 * n or n == 3 * m):
-        found.append("the shape suggests fused query, key and value matrices: fit the three parts separately")
+        found.append(PERHAPS_FUSED)
     if math.isfinite(trace_ratio) and not 0.9 <= trace_ratio <= 1.1:
         found.append(
             f"the Frobenius norm implies {trace_ratio:.2f} times the fitted variance: the noise is not homogeneous"

@@ -18,7 +18,6 @@ from mpfast.spectra.request import Request
 from mpfast.spectra.rounding import SQUARES_RESOLUTION, has_variance
 from mpfast.spectra.session import MARGIN, Session
 from mpfast.spectra.work import (
-    EXACT_UP_TO,
     LANCZOS_FROM,
     MAX_PROBES,
     exact_is_cheaper,
@@ -30,6 +29,8 @@ from mpfast.support import InvalidValueError, KeptProperty
 __all__ = ["Estimate"]
 
 
+# Up to here leading triplets come from the Gram matrix.
+GRAM_UP_TO = 1024
 # Probes of a run that is only to find strong triplets.
 ROUGH_PROBES = 8
 
@@ -45,7 +46,9 @@ class Estimate:
                 "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
             )
         wants_exact = (
-            request.method == "auto" and not request.fixed and exact_is_cheaper(source, first_probes(p, request))
+            request.method == "auto"
+            and not request.fixed
+            and exact_is_cheaper(source, first_probes(source.shape, request))
         )
         exact = request.method == "exact" or p < LANCZOS_FROM or wants_exact
         self.source = source
@@ -53,7 +56,9 @@ class Estimate:
         self._session = None if exact else _begun(source, request)
         #: Every singular value, or what the first steps say.
         self.look = (
-            exact_spectrum(source, request) if self._session is None else self._session.after(self._session.steps)
+            exact_spectrum(source, request, keep_gram=request.noise != "even")
+            if self._session is None
+            else self._session.after(self._session.steps)
         )
 
     @KeptProperty
@@ -76,7 +81,7 @@ class Estimate:
         """At most ``limit`` singular triplets of values above ``floor``; asked for before `finished`."""
         if self._session is not None:
             return leading_of_session(self._session, floor, limit)
-        if min(self.source.shape) <= EXACT_UP_TO:
+        if min(self.source.shape) <= GRAM_UP_TO:
             assert self.look.values is not None  # of no session
             count = min(limit, int(np.count_nonzero(self.look.values > floor)))
             return leading_of_gram(self.source, count, self._request.thread_count)
@@ -84,9 +89,9 @@ class Estimate:
         return leading_of_session(_begun(self.source, rough), floor, limit)
 
 
-def exact_spectrum(source: Source, request: Request) -> Spectrum:
+def exact_spectrum(source: Source, request: Request, *, keep_gram: bool = False) -> Spectrum:
     """Every singular value."""
-    values, fro_norm, by_squares = source.singular_values()
+    values, fro_norm, by_squares = source.singular_values(keep_gram=keep_gram)
     return Spectrum.from_values(
         values,
         source.shape,
@@ -100,8 +105,7 @@ def exact_spectrum(source: Source, request: Request) -> Spectrum:
 
 def _begun(source: Source, request: Request) -> Session:
     """A session after its first steps, in fp64 where fp32 leaves the bulk too few digits."""
-    p = min(source.shape)
-    probes = int(request.probes) if request.probes is not None else first_probes(p, request)
+    probes = int(request.probes) if request.probes is not None else first_probes(source.shape, request)
     session = Session(source, request, precise=False)
     session.add_probes(probes)
     if session.needs_double():

@@ -51,16 +51,17 @@ def leading_of_gram(source: Source, count: int, threads: int) -> Leading:
 def leading_of_session(session: Session, floor: float, limit: int) -> Leading:
     """The same from the run that has found most of them; those that stand."""
     source = session.source
-    best, chosen = session.runs[0], np.zeros(0, dtype=bool)
-    for run in session.runs:
-        theta, residual, _ = (values[:limit] for values in run.ritz())
+    best, chosen = session.parts[0], np.zeros(0, dtype=bool)
+    for run, part in session.parts:
+        theta, residual, _ = (values[:limit] for values in run.ritz(part=part))
         stands = (theta > _square(floor, source)) & (residual < STANDS * theta)
         if stands.sum() > chosen.sum():
-            best, chosen = run, stands
+            best, chosen = (run, part), stands
     if not chosen.any():
         return _triplets(source, np.zeros((0, min(source.shape))))
     count = int(np.flatnonzero(chosen)[-1]) + 1
-    return _triplets(source, best.ritz_vectors(count)[chosen[:count]])
+    run, part = best
+    return _triplets(source, run.ritz_vectors(count, part)[chosen[:count]])
 
 
 def _square(floor: float, source: Source) -> float:

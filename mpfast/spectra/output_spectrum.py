@@ -17,15 +17,21 @@ from mpfast.spectra.distribution import Measure
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
 from mpfast.spectra.rounding import SQUARES_RESOLUTION
-from mpfast.spectra.session import MARGIN, MAX_BASIS, MAX_STEPS, SETTLED, STEP_GROWTH, Session
+from mpfast.spectra.session import SETTLED, STEP_GROWTH, Session
 from mpfast.spectra.truncation import rank_for_error, ranks_of
-from mpfast.spectra.work import LANCZOS_FROM, MAX_PROBES, exact_is_cheaper, exact_is_possible, first_probes
+from mpfast.spectra.work import LANCZOS_FROM, MAX_PROBES, exact_is_cheaper, exact_is_possible
 from mpfast.support import InvalidValueError
 
 __all__ = ["output_spectrum"]
 
 # Relative errors whose ranks have to stand still.
 REFERENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+# Up to here every singular value is computed: products with a layer and its moment are dear.
+EXACT_UP_TO = 1024
+# Probes times p to begin with.
+PROBE_MASS = 32768
+# Share of `tol` that the reported error has to meet.
+MARGIN = 0.7
 
 
 def output_spectrum(source: Source, inputs: Any, request: Request) -> Spectrum:
@@ -49,8 +55,8 @@ def output_spectrum(source: Source, inputs: Any, request: Request) -> Spectrum:
 
 def _estimated(outputs: OutputSource, request: Request) -> Spectrum:
     p = min(outputs.shape)
-    probes = first_probes(p, request)
-    wants_exact = request.method == "auto" and not request.fixed and exact_is_cheaper(outputs, probes)
+    probes = min(4 * math.ceil(max(PROBE_MASS / p, 4) / 4), MAX_PROBES)
+    wants_exact = request.method == "auto" and not request.fixed and _exact_is_cheaper(outputs, probes)
     if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
         return _exact(outputs)
     may_be_exact = request.method == "auto" and exact_is_possible(outputs)
@@ -74,8 +80,8 @@ def _estimated(outputs: OutputSource, request: Request) -> Spectrum:
         error = max(rank_for_error(found, reference).rank_error for reference in REFERENCES) / p
         if error <= MARGIN * request.tol:
             return found
-        more = session.probes_missing(error)
-        if request.method == "auto" and exact_is_cheaper(outputs, more):
+        more = session.probes_missing(error, MARGIN)
+        if request.method == "auto" and _exact_is_cheaper(outputs, more):
             return _exact(outputs)
         more = min(more, MAX_PROBES - session.probes)
         if more < 1:
@@ -87,11 +93,14 @@ def _estimated(outputs: OutputSource, request: Request) -> Spectrum:
         session.add_probes(more)
 
 
+def _exact_is_cheaper(outputs: OutputSource, probes: int) -> bool:
+    return min(outputs.shape) <= EXACT_UP_TO or exact_is_cheaper(outputs, probes)
+
+
 def _settle(session: Session, request: Request) -> None:
     """Take further steps until the ranks stand still, and note by how much the last two of them moved these."""
     p = min(session.source.shape)
-    width = max(run.width for run in session.runs)
-    limit = min(MAX_STEPS, MAX_BASIS // width, p // 2 // width)
+    limit = session.most_steps
     while session.steps > 2:  # fewer: the space has closed, nothing is left to settle
         now, before = (ranks_of(session.after(at).measure, p, REFERENCES) for at in (session.steps, session.steps - 2))
         session.settling = float(np.abs(now - before).max()) / p

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.operators import LanczosRun, Source, start_run
+from mpfast.operators import WIDE_RUN, LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.repeated import EQUAL, NEAR, ZERO_FP64, Atoms, atoms_of, closeness
@@ -29,9 +29,8 @@ INITIAL_STEPS = 12
 STEP_GROWTH = 4
 MAX_STEPS = 40
 MAX_BASIS = 768
-MAX_WIDTH = 32
 # Share of `tol` that the reported error has to meet: it comes out up to a fifth low where the noise is not homogeneous.
-MARGIN = 0.7
+MARGIN = 0.95
 # Share of `tol` that sigma_plus may still move in the last two steps.
 SETTLED = 0.25
 # Share of `tol` that the rounding of fp32 products may take.
@@ -60,6 +59,8 @@ class Session:
         self.request = request
         self.precise = precise
         self.runs: list[LanczosRun] = []
+        #: Every part of every run: a Krylov space of its own, and the number of its stream of probes.
+        self.parts: list[tuple[LanczosRun, int]] = []
         self.settling = 0.0
         self._trace: float | None = None
         self._ritz: dict[tuple[int, int], tuple[Array, Array, Array]] = {}  # by run and steps
@@ -81,20 +82,33 @@ class Session:
         """Number of singular values that are not known to be zero."""
         return min(self.source.shape) - self.runs[0].zero_coordinates
 
+    @property
+    def most_steps(self) -> int:
+        """Up to which a basis stays small next to W."""
+        width = max(math.ceil(run.width / len(run.parts)) for run in self.runs)
+        return min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
+
     def add_probes(self, count: int) -> None:
         """Start runs for ``count`` more probes, in blocks of equal width, and bring them up to the others."""
         p = min(self.source.shape)
         first_steps = self.request.steps or min(INITIAL_STEPS, p // 2 // 4)
         steps = self.steps if self.runs else int(first_steps)
-        widest = max(1, min(MAX_WIDTH, p // 2 // steps))
-        blocks = math.ceil(count / widest)
-        for width in _split(count, blocks):
-            seed = int(self.request.seed)
-            stream = len(self.runs)
+        part_width = max(1, min(self.source.part_width, p // 2 // steps))
+        parts_of_run = 1 if self.source.part_width == WIDE_RUN else WIDE_RUN // part_width
+        for width in _split(count, math.ceil(count / (parts_of_run * part_width))):
+            stream, parts = len(self.parts), math.ceil(width / part_width)
             run, self.source = start_run(
-                self.source, width, seed, stream, steps, precise=self.precise, energies=stream == 0
+                self.source,
+                width,
+                int(self.request.seed),
+                stream,
+                steps,
+                precise=self.precise,
+                energies=stream == 0,
+                parts=parts,
             )
             self.runs.append(run)
+            self.parts += [(run, part) for part in range(parts)]
 
     def advance(self, steps: int) -> None:
         """Take ``steps`` further steps in every run."""
@@ -105,8 +119,7 @@ class Session:
         """Take further steps until sigma_plus and the number of spikes stand still."""
         if self.atoms is not None:
             return
-        width = max(run.width for run in self.runs)
-        limit = min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
+        limit = self.most_steps
         while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
             now = self.after(self.steps)
             before = self.after(self.steps - 2)
@@ -141,10 +154,13 @@ class Session:
         # Equal values of the bulk have to stand out from the rounding, too, to be told from zeros.
         return 4e-6 * ratio / self.dim > FP32_SHARE * self.request.tol or EQUAL * ratio > FP32_SHARE
 
-    def probes_missing(self, relative_error: float) -> int:
-        """How many more probes bring the error down to tol, a tenth in reserve; 0 when probes are not what is short."""
+    def probes_missing(self, relative_error: float, margin: float = MARGIN) -> int:
+        """How many more probes bring the error down to a share of tol; 0 when probes are not what is short.
+
+        A tenth is in reserve.
+        """
         from_probes = relative_error**2 - (0.5 * self.settling) ** 2
-        allowed = (MARGIN * self.request.tol) ** 2 - (0.5 * self.settling) ** 2
+        allowed = (margin * self.request.tol) ** 2 - (0.5 * self.settling) ** 2
         if allowed <= 0:
             return 0
         return 4 * math.ceil(self.probes * (1.1 * from_probes / allowed - 1) / 4)
@@ -295,17 +311,19 @@ class Session:
         )
 
     def _blocks(self, steps: int) -> list[Any]:
-        """Ritz values, residuals and weights of every run, its steps, and whether its space has closed."""
+        """Ritz values, residuals and weights of every part, its steps, and whether its space has closed."""
         blocks: list[Any] = []
-        for stream, run in enumerate(self.runs):
-            at = min(steps, run.steps)
-            blocks.append((*self._ritz_values(stream, at), at, run.exhausted and at == run.steps))
+        for stream, (run, part) in enumerate(self.parts):
+            taken, closed = run.parts[part]
+            at = min(steps, taken)
+            blocks.append((*self._ritz_values(stream, at), at, closed and at == taken))
         return blocks
 
     def _ritz_values(self, stream: int, steps: int) -> tuple[Array, Array, Array]:
         """Of a run after ``steps`` steps; further steps do not change them."""
         if (stream, steps) not in self._ritz:
-            self._ritz[stream, steps] = self.runs[stream].ritz(steps)
+            run, part = self.parts[stream]
+            self._ritz[stream, steps] = run.ritz(steps, part)
         return self._ritz[stream, steps]
 
     def _squared_norm(self, blocks: list[Any]) -> float:

@@ -17,7 +17,7 @@ from mpfast.arrays import as_wide, check_matrix, like
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.krylov_svd import leading_triplets
 from mpfast.spectra.measurement import spectrum
-from mpfast.support import InvalidValueError, floor_count, front_door, positive_integer, thread_count
+from mpfast.support import InvalidValueError, floor_count, front_door, package_missing, positive_integer, thread_count
 
 __all__ = ["Randomness", "drop_bulk", "haar_sparsify", "randomness", "sparsify_vectors"]
 
@@ -182,7 +182,7 @@ def randomness(
     try:
         from scipy import stats
     except ImportError:
-        raise ImportError("randomness() needs SciPy: pip install scipy") from None
+        raise package_missing("randomness()", "scipy") from None
     U, s, Vh, edge = _decomposed(W)
     if min(len(U), Vh.shape[1]) < 20:
         raise InvalidValueError("W", f"must have at least 20 rows and columns, not {(len(U), Vh.shape[1])}")

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra.distribution import Measure, jackknife_error
+from mpfast.spectra.distribution import Measure
+from mpfast.spectra.probe_noise import jackknife_error
 from mpfast.support import InvalidValueError
 
 __all__ = ["TruncationRank", "checked_error", "rank_for_error", "ranks_of"]

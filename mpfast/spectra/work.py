@@ -5,25 +5,27 @@ See ``docs/numerics.md`` for the measurements behind the constants.
 
 from __future__ import annotations
 
-import math
-
 from mpfast.operators import Source
+from mpfast.spectra.probe_noise import expected_error, likely_error
 from mpfast.spectra.request import Request
-from mpfast.spectra.session import INITIAL_STEPS, MAX_WIDTH
+from mpfast.spectra.session import INITIAL_STEPS, MARGIN
 
 __all__ = ["EXACT_UP_TO", "LANCZOS_FROM", "MAX_PROBES", "exact_is_cheaper", "exact_is_possible", "first_probes"]
 
-# Up to here every singular value costs no more than an estimate of their distribution.
-EXACT_UP_TO = 1024
+# Up to here every singular value is computed: it costs hardly more than an estimate of their distribution.
+EXACT_UP_TO = 640
 # Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
 EXACT_FLOPS = 5.6e12
 # The smallest p a block Krylov space is worth the name for.
 LANCZOS_FROM = 64
 MAX_PROBES = 512
-# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.007.
-PROBE_MASS = 32768
-# sd(sigma_plus) / sigma_plus = EDGE_NOISE / sqrt(p b) for a noise bulk; trained layers lie up to 60 % above.
-EDGE_NOISE = 0.4
+# Probes times p: keeps the Kolmogorov noise 0.87 sqrt(2 / (p b)) of the measured distribution below 0.016.
+PROBE_MASS = 6144
+# Share of `tol` that is expected of the first probes.
+EXPECTED = 0.6
+# What an estimate takes in units of a multiply-add of an exact decomposition, as measured: a fixed part, one for each
+# probe (Ritz values, quadratures), and a multiply-add of a product.
+LANCZOS_FIXED, LANCZOS_PROBE, LANCZOS_PRODUCT = 7e8, 5e7, 2.4
 
 
 def exact_is_possible(source: Source) -> bool:
@@ -32,11 +34,15 @@ def exact_is_possible(source: Source) -> bool:
     return 2.0 * q * p * p + 8.0 * p**3 <= EXACT_FLOPS
 
 
-def first_probes(p: int, request: Request) -> int:
-    """Probes to start with: for `tol` with some reserve, and for a usable distribution."""
-    for_tol = (EDGE_NOISE / (0.75 * request.tol)) ** 2 / p
-    wanted = max(for_tol, PROBE_MASS / p, 4.0)
-    return min(4 * math.ceil(wanted / 4), MAX_PROBES)
+def first_probes(shape: tuple[int, int], request: Request) -> int:
+    """Probes to start with: for `tol`, which then nearly always holds, and for a usable distribution."""
+    tol = request.tol
+    counts: list[int] = [4, *range(8, MAX_PROBES, 8)]
+    for count in counts:
+        meets = expected_error(shape, count) <= EXPECTED * tol and likely_error(shape, count) <= MARGIN * tol
+        if meets and count * min(shape) >= PROBE_MASS:
+            return count
+    return MAX_PROBES
 
 
 def exact_is_cheaper(source: Source, probes: int) -> bool:
@@ -46,5 +52,6 @@ def exact_is_cheaper(source: Source, probes: int) -> bool:
         return True
     # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
     exact = 2.0 * q * p * p + 8.0 * p**3
-    lanczos = 4.0 * q * p * INITIAL_STEPS * probes / 2 + 4.0 * p * (INITIAL_STEPS * min(probes, MAX_WIDTH)) ** 2
+    products = 2.0 * q * p * INITIAL_STEPS * probes
+    lanczos = LANCZOS_FIXED + LANCZOS_PROBE * probes + LANCZOS_PRODUCT * products
     return exact < lanczos and 8 * p * p < 2**32

@@ -26,6 +26,7 @@ __all__ = [
     "UnreadableArrayError",
     "argument_called",
     "front_door",
+    "package_missing",
     "summary_of_unmet",
     "warn_caller",
 ]
@@ -108,6 +109,23 @@ class CheckpointError(ValueError):
         super().__init__(message)
         self.tensor = tensor
         self.offset = offset
+
+
+def package_missing(what: str, *packages: str, extra: str = "") -> ImportError:
+    """Return the error for what needs packages that are not installed.
+
+    Parameters
+    ----------
+    what
+        What needs them, in the singular.
+    packages
+        Their names in the package index.
+    extra
+        Of mpfast, that asks for all of them; empty where none does.
+    """
+    noun = "package" if len(packages) == 1 else "packages"
+    said = f' (extra "{extra}")' if extra else ""
+    return ImportError(f"{what} needs the {noun} {' and '.join(packages)}{said}")
 
 
 class ConvergenceWarning(UserWarning):

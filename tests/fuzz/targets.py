@@ -18,10 +18,10 @@ import numpy as np
 import mpfast
 from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.arrays.array_interfaces import CudaRecord
-from mpfast.checkpoints import dense_copy, open_checkpoint, select_layers, stored_chunks
+from mpfast.checkpoints import AdapterProducts, dense_copy, open_checkpoint, select_layers, stored_chunks
 from mpfast.checkpoints.safetensors import stored_bytes
 from mpfast.models import Analysis, Budget, LayerBudget, verify
-from mpfast.models.layer_report import layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError, InvalidValueError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
@@ -59,7 +59,7 @@ def read_all(path: Path) -> None:
         if isinstance(found, np.ndarray) and 0 < found.size < MODERATE:
             found.tobytes()
         if isinstance(found, QuantisedArray) and found.size < MODERATE:
-            with contextlib.suppress(CheckpointError):  # indices of groups that are not there
+            with contextlib.suppress(CheckpointError):  # of parts that are damaged inside
                 assert np.asarray(found).shape == info.shape
                 found.rounding()
         checkpoint.release(info.name)
@@ -117,8 +117,6 @@ _METHODS = (
 )
 # What else configurations say, and what the header of a file says of a tensor.
 _SAID: dict[str, Any] = {
-    "bits": 4,
-    "group_size": 32,
     "packing_format": "auto_round:auto_gptq",
     "config_groups": {"a": {"weights": {"num_bits": 4, "symmetric": False, "block_structure": [8, 32]}}},
 }
@@ -200,8 +198,9 @@ def fuzz_quantised(content: bytes) -> None:
     if "l._weight_qdata" in header:
         header["__metadata__"] = {"l.weight": json_bytes(altered(_CLASS, data), data).decode("latin-1")}
     quantisation = {"quant_method": data.choose(_METHODS), "weight_block_size": [128, data.choose((128, 0, -1, 64))]}
-    quantisation |= _SAID
-    config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), "quantization_config": quantisation}
+    quantisation |= _SAID | {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((32, 32, -1, 0, 64))}
+    key = data.choose(("quantization_config", "quantization_config", "quantization"))
+    config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), key: quantisation}
     with Folder() as folder:
         if data.byte() % 4:
             (folder / "config.json").write_bytes(json_bytes(altered(config, data), data))
@@ -230,6 +229,67 @@ def fuzz_sharded(content: bytes) -> None:
         (folder / "m.safetensors.index.json").write_bytes(text)
         read_all(folder)
         read_all(folder / "m.safetensors.index.json")
+
+
+def fuzz_distributed(content: bytes) -> None:
+    data = Bytes(content)
+    with Folder() as folder:
+        for file, begin in (("a.safetensors", 0), ("b.safetensors", data.choose((2, 2, 2, 0, 3)))):
+            places = altered({"w": {"saved_offsets": [begin, 0]}, "b": {"saved_offsets": [4]}}, data)
+            text = json_bytes(places, data).decode("utf-8", "replace") if data.byte() % 8 else data.text()
+            header = {"__metadata__": {"DCP_SHARDING_INFO": text}, "w": _header()}
+            header = altered(header, data) if data.byte() > 200 else header
+            (folder / file).write_bytes(safetensors(header, bytes(24), data))
+        read_all(folder)
+        read_all(folder / "a.safetensors")
+
+
+_PAIRS = {
+    "base_model.model.q.lora_A.weight": (4, 6),
+    "base_model.model.q.lora_B.weight": (5, 4),
+    "base_model.model.experts.lora_A.weight": (4, 6),
+    "base_model.model.experts.lora_B.weight": (5, 4),
+    "transformer.k.lora_A.weight": (4, 6),
+    "transformer.k.lora_B.weight": (5, 4),
+    "transformer.k.alpha": (),
+    "v.hada_w1_a": (5, 2),
+    "v.hada_w1_b": (2, 6),
+    "v.hada_w2_a": (5, 2),
+    "v.hada_w2_b": (2, 6),
+    "o.lokr_w1": (2, 3),
+    "o.lokr_w2_a": (4, 2),
+    "o.lokr_w2_b": (2, 3),
+}
+
+
+def fuzz_adapters(content: bytes) -> None:
+    data = Bytes(content)
+    settings = {"r": 2, "lora_alpha": 4, "use_rslora": False, "init_lora_weights": True}
+    settings |= {"rank_pattern": {"q": 4}, "alpha_pattern": {}, "target_parameters": ["experts.w"]}
+    noted = {f"transformer.{key}": value for key, value in settings.items()}
+    text = json_bytes(altered(noted, data), data).decode("utf-8", "replace") if data.byte() % 8 else data.text()
+    header: dict[str, Any] = {"__metadata__": {"lora_adapter_metadata": text, "ss_network_dim": "4"}}
+    end = 0
+    for name, shape in _PAIRS.items():
+        extents = tuple(data.choose((1, 2, 4, 6)) if data.byte() > 240 else extent for extent in shape)
+        begin, end = end, end + 4 * int(np.prod(extents))
+        header[name] = _header(data.choose(("F32",) * 7 + ("I32",)), extents, begin, end)
+    entries = (
+        np.frombuffer(data.rest().ljust(end, b"?")[:end], "<f4") if data.byte() % 4 == 3 else np.ones(end // 4, "<f4")
+    )
+    with Folder() as folder:
+        (folder / "adapter_model.safetensors").write_bytes(safetensors(header, entries.tobytes(), data))
+        if data.byte() % 4:
+            (folder / "adapter_config.json").write_bytes(json_bytes(altered(settings, data), data))
+        with contextlib.suppress(CheckpointError):
+            view = AdapterProducts(open_checkpoint(folder))
+            for info in view.tensors:
+                found = view.read(info.name)
+                assert tuple(found.shape) == info.shape
+                with contextlib.suppress(ValueError):
+                    getattr(found, "singular_values", list)()
+        with Folder() as place, contextlib.suppress(ValueError):
+            mpfast.resize(folder, place / "out" if data.byte() % 4 == 3 else None, rank=1)
 
 
 @lru_cache

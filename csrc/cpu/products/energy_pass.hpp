@@ -17,6 +17,7 @@ namespace mpfast::cpu {
 struct EnergyTarget {
   double scale = 1;
   Factors factors;
+  Squares squares = Squares::in_double;
   double* rows = nullptr;
   double* cols = nullptr;
 };
@@ -28,7 +29,7 @@ class EnergyPass {
   EnergyPass(const EnergyTarget& target, DType panels, index_t tasks, index_t first_col, index_t cols)
       : target_(target), first_col_(first_col), cols_(cols) {
     if (target.rows == nullptr) return;
-    add_ = for_active_isa([&]<class Isa>() { return energy_kernel<Isa>(panels); });
+    add_ = for_active_isa([&]<class Isa>() { return energy_kernel<Isa>(panels, target.squares); });
     columns_.emplace(tasks, cols);
   }
 

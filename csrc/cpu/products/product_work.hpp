@@ -80,7 +80,15 @@ struct Product {
     if (learned.energies == nullptr) return {};
     auto* const rows = learned.energies->rows.data();
     auto* const cols = learned.energies->cols.data();
-    return {scale.whole, factors, swapped ? cols : rows, swapped ? rows : cols};
+    return {scale.whole, factors, squares(), swapped ? cols : rows, swapped ? rows : cols};
+  }
+
+  // How energies are formed while this product is: with single precision vectors in runs of single precision, unless
+  // factors or entries far from one leave too little room.
+  Squares squares() const {
+    constexpr double kFar = 0x1p40;
+    const bool near = scale.whole <= kFar && scale.whole >= 1 / kFar;
+    return sizeof(Real) == sizeof(float) && near && !factors.given() ? Squares::in_single_runs : Squares::in_double;
   }
 
   // The kernels take contiguous rows. Others are packed first, and thereby widened.

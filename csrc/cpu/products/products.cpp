@@ -33,6 +33,13 @@ Energies zero_energies(const MatrixView& w) {
   return {std::vector<double>(static_cast<std::size_t>(w.rows)), std::vector<double>(static_cast<std::size_t>(w.cols))};
 }
 
+// Whether squares in single precision may have lost what is needed of a row or a column. Of energies of more than this
+// least, of `count` entries each, at most the 2^-30th part was lost.
+bool loses(const std::vector<double>& sums, std::size_t count, double scale) {
+  const double least = 0x1p-96 * static_cast<double>(count) * scale * scale;
+  return !std::ranges::all_of(sums, [=](double sum) { return sum >= least && std::isfinite(sum); });
+}
+
 double sum_of_rows(const Energies& energies) {
   return std::accumulate(energies.rows.begin(), energies.rows.end(), 0.0);
 }
@@ -78,12 +85,14 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
     double squares = 0;
     double* const sum_squares = learned.stats == nullptr ? nullptr : &squares;
     if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
-      const Panel panel{part(b, first, 1, 0, 1).data, b.row_stride, last - first, b.cols};
-      kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
-                    product.row_factors(first), partial.get(), sum_squares);
-      for (index_t row = first; energies.wanted() && row < last; row += kMaxPanelRows) {
-        const index_t rows = std::min(kMaxPanelRows, last - row);
-        energies.add({part(b, row, 1, 0, 1).data, b.row_stride, rows, b.cols}, row, column_energies);
+      // Energies are read off rows that the cache still holds.
+      const index_t step = energies.wanted() ? kMaxPanelRows : last - first;
+      for (index_t row = first; row < last; row += step) {
+        const index_t rows = std::min(step, last - row);
+        const Panel panel{part(b, row, 1, 0, 1).data, b.row_stride, rows, b.cols};
+        kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
+                      product.row_factors(row), partial.get(), sum_squares);
+        energies.add(panel, row, column_energies);
       }
     } else {
       for (index_t row = first; row < last; row += blocks.panel) {
@@ -237,8 +246,7 @@ void unweighted_product(Team& team, const Product<Real>& product, const Real* x,
   }
 }
 
-// The same between the factors of the columns of B. The squared norm of W is then that of its energies: what the
-// kernels add up while they multiply knows no factors.
+// The same between the factors of the columns of B.
 template <class Real>
 void weighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
   const index_t dim = product.b.cols;
@@ -247,8 +255,6 @@ void weighted_product(Team& team, const Product<Real>& product, const Real* x, R
   weight_entries(factors, dim, product.width, x, weighted_x.get());
   unweighted_product(team, product, weighted_x.get(), z, learned);
   weight_entries(factors, dim, product.width, z, z);
-  if (learned.stats == nullptr) return;
-  learned.stats->trace = sum_of_rows(*learned.energies);
 }
 
 }  // namespace
@@ -266,9 +272,22 @@ void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side 
   Energies own;
   if (energies == nullptr && stats != nullptr && factors.given()) energies = &own;
   if (energies != nullptr) *energies = zero_energies(w);
-  const Learned learned{stats, energies};
-  if (factors.given()) return weighted_product(team, product, x, z, learned);
-  unweighted_product(team, product, x, z, learned);
+  // Where there are energies, the squared norm is theirs: what the kernels add up while they multiply knows no factors.
+  const Learned learned{energies == nullptr ? stats : nullptr, energies};
+  if (factors.given()) {
+    weighted_product(team, product, x, z, learned);
+  } else {
+    unweighted_product(team, product, x, z, learned);
+  }
+  if (energies == nullptr) return;
+  linalg::OperatorStats found{.trace = sum_of_rows(*energies)};
+  const bool lost = product.squares() == Squares::in_single_runs &&
+                    (loses(energies->rows, energies->cols.size(), product.scale.whole) ||
+                     loses(energies->cols, energies->rows.size(), product.scale.whole));
+  if (lost || !std::isfinite(found.trace)) {
+    *energies = mpfast::cpu::energies(team, w, factors, scale_exponent, &found);
+  }
+  if (stats != nullptr) *stats = found;
 }
 
 Energies energies(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent,

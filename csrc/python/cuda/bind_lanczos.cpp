@@ -33,14 +33,14 @@ class DeviceRun : public Run {
     lanczos_.advance(steps);
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t /*part*/) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
     return lanczos_.ritz(steps, core.poll());
   }
 
-  py::array ritz_vectors(index_t count) override {
-    const auto found = ritz(lanczos_.steps());
+  py::array ritz_vectors(index_t count, index_t part) override {
+    const auto found = ritz(lanczos_.steps(), part);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
@@ -113,8 +113,10 @@ class StreamedRun : public Run {
             energies_) {}
 
   void advance(index_t steps) override { run_.advance(steps); }
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps) override { return run_.ritz(steps); }
-  py::array ritz_vectors(index_t count) override { return run_.ritz_vectors(count); }
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
+    return run_.ritz(steps, part);
+  }
+  py::array ritz_vectors(index_t count, index_t part) override { return run_.ritz_vectors(count, part); }
   index_t steps() const override { return run_.steps(); }
   index_t width() const override { return run_.width(); }
   bool exhausted() const override { return run_.exhausted(); }

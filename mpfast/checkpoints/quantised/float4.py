@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
-from mpfast.checkpoints.base import Role
+from mpfast.checkpoints.base import OutputPart, Role
 from mpfast.checkpoints.families import family_of
+from mpfast.checkpoints.fused import FusedParts, fused_parts
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.codes import E2M1, pairs
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, is_exponents, scale_numbers
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
-from mpfast.checkpoints.roles import fused_parts
 
 __all__ = [
     "GPT_OSS_METHODS",
@@ -39,7 +39,7 @@ __all__ = [
 
 GPT_OSS_METHODS = frozenset({"mxfp4"})
 MXFP4_METHODS = frozenset({"compressed-tensors", "fp8"})
-NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4"})
+NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4", "nvfp4"})
 _TABLE = pairs(E2M1)
 # What OpenAI calls the projections into experts and out of them.
 _OPENAI = re.compile(r"(^|\.)mlp[12]_weight$")
@@ -68,10 +68,11 @@ def stack_role(group: Group, shape: tuple[int, ...]) -> Role | None:
     if len(shape) != 3:
         return None
     config = getattr(group.checkpoint, "config", None)
-    parts = fused_parts(group.name, shape, (2,), config, family_of(config))
-    if group.name.endswith("mlp1_weight"):  # to both, row by row in turn
-        parts = (("gate", 0, shape[1], 2), ("up", 1, shape[1], 2))
-    return Role("experts", (2,), source="storage", parts=parts)
+    found = fused_parts(group.name, shape, (2,), config, family_of(config))
+    if group.name.endswith("mlp1_weight") and shape[1] % 2 == 0:  # to both, row by row in turn
+        runs = shape[1] // 2
+        found = FusedParts((OutputPart("gate", 0, 1, runs, 2), OutputPart("up", 1, 1, runs, 2)))
+    return Role("experts", (2,), source="storage", parts=found.parts, unsplit=found.reason)
 
 
 def is_transposed(group: Group) -> bool:

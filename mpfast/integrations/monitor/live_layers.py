@@ -6,12 +6,12 @@ import sys
 from typing import Any
 
 from mpfast.checkpoints import (
+    AdapterProducts,
     Checkpoint,
     Layer,
-    LoraProducts,
     NameFilter,
     Views,
-    has_lora_pairs,
+    has_updates,
     layer_matrix,
     open_checkpoint,
     read_layer,
@@ -43,8 +43,8 @@ class LiveLayers:
 
     def __init__(self, model: Any, include: NameFilter, exclude: NameFilter) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(model)
-        if has_lora_pairs(self._checkpoint):
-            self._checkpoint = LoraProducts(self._checkpoint)
+        if has_updates(self._checkpoint):
+            self._checkpoint = AdapterProducts(self._checkpoint)
         parameters = getattr(model, "named_parameters", None)
         self._parameters = dict(parameters(remove_duplicate=False)) if callable(parameters) else {}
         layers, skipped, _ = select_layers(self._checkpoint, include, exclude, Views())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mpfast.integrations.torch.sites import experts_one_by_one
-from mpfast.support import InvalidValueError
+from mpfast.support import CheckpointError, InputError, InvalidValueError
 
 __all__ = ["Call", "blocks_of", "call_block", "calls_of", "first_tensor", "states_of", "undisturbed"]
 
@@ -138,12 +138,14 @@ def calls_of(
     Raises
     ------
     InvalidValueError
-        A block is not called once in each pass, or does not get what the one before it returned.
+        A block is not called once in each pass, or does not get what the one before it returned; or the model does not
+        run on a batch.
     """
     hidden, calls, valid = [], [], []
     alike = _Alike()
     for number, batch in enumerate(batches):
-        first, found = _one_pass(model, blocks, batch, to_its_head=number == 0)
+        with _named_batch(number):
+            first, found = _one_pass(model, blocks, batch, to_its_head=number == 0)
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         fits = isinstance(mask, torch.Tensor) and mask.shape == first.shape[:-1]
         hidden.append(first)
@@ -152,6 +154,21 @@ def calls_of(
     if not hidden:
         raise InvalidValueError("batches", "are empty")
     return hidden, calls, valid
+
+
+@contextmanager
+def _named_batch(number: int) -> Iterator[None]:
+    """Say which batch a model has failed on, unless it is something of ours that was wrong, or memory."""
+    try:
+        yield
+    except (InputError, CheckpointError, torch.cuda.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InvalidValueError(
+            "batches",
+            f"hold one that the model does not run on, number {number}: {type(error).__name__}: {error}",
+            "each is what a forward pass takes: a tensor, a tuple, or a mapping of arguments",
+        ) from error
 
 
 def _one_pass(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from mpfast.checkpoints import stacked_expert
+from mpfast.checkpoints import other_names, stacked_expert
 from mpfast.integrations.torch.sites import Site
 from mpfast.models import DEFAULT_FIT, FITTED_METHODS, Budget
 from mpfast.support import (
@@ -118,8 +118,9 @@ class FitOptions:
             return None
         found: Counter[str] = Counter()
         for row in self.budget:
-            expert = None if row.name in tensors else stacked_expert(row.name, tensors)
-            found[row.name if expert is None else expert.stack] += row.pruned
+            name = next((name for name in (row.name, *other_names(row.name)) if name in tensors), row.name)
+            expert = None if name in tensors else stacked_expert(name, tensors)
+            found[name if expert is None else expert.stack] += row.pruned
         return found
 
     def stored_counts(self) -> Mapping[str, int] | None:

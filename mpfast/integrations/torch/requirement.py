@@ -2,5 +2,7 @@
 
 import importlib.util
 
+from mpfast.support import package_missing
+
 if importlib.util.find_spec("torch") is None:
-    raise ImportError("mpfast.integrations.torch needs PyTorch: pip install 'mpfast[torch]'")
+    raise package_missing("mpfast.integrations.torch", "torch", extra="torch")

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mpfast.checkpoints import Checkpoint
 from mpfast.integrations.torch.stored_names import StoredNames
-from mpfast.support import InvalidValueError
+from mpfast.support import InvalidValueError, package_missing
 
 __all__ = ["Skeleton", "skeleton_of"]
 
@@ -243,7 +243,7 @@ def skeleton_of(folder: Path, checkpoint: Checkpoint) -> Skeleton:
     try:
         import transformers  # late: it takes seconds, and is optional
     except ImportError:
-        raise ImportError("checkpoints are reconstructed by transformers: pip install 'mpfast[transformers]'") from None
+        raise package_missing("reconstructing a checkpoint", "transformers", extra="transformers") from None
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     named = (config.architectures or ["none"])[0]
     builder = getattr(transformers, named, None)

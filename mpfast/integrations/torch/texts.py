@@ -13,7 +13,7 @@ import torch
 
 from mpfast.checkpoints import NameFilter, located
 from mpfast.integrations.torch.calibration import SecondMoments
-from mpfast.support import InvalidValueError, front_door, positive_integer
+from mpfast.support import InvalidValueError, front_door, package_missing, positive_integer
 
 __all__ = ["text_moments"]
 
@@ -102,7 +102,7 @@ def text_moments(
 
 def _model_folder(model: str | os.PathLike[str]) -> str:
     if importlib.util.find_spec("transformers") is None:
-        raise ImportError("moments of texts need transformers: pip install 'mpfast[transformers]'")
+        raise package_missing("measuring moments of texts", "transformers", extra="transformers")
     folder = located(model)
     if not (folder / "config.json").is_file():
         raise InvalidValueError("", f"{folder}: is no directory with a config.json of transformers")

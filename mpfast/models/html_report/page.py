@@ -5,36 +5,38 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
-from mpfast.models.layer_report import jsonable
+from mpfast.models.depth import depth_and_type
+from mpfast.models.expert_summary import FENCE, ExpertRows, ExpertSummary, expert_of, split_experts
+from mpfast.models.layer_json import jsonable
 from mpfast.models.methods import METHODS
 from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
-from mpfast.spectra import MarchenkoPastur
 
 if TYPE_CHECKING:
-    from mpfast.models.layer_report import LayerReport, SkippedTensor
+    from mpfast.models.budget_row import LayerBudget
+    from mpfast.models.layer_report import LayerReport
+    from mpfast.models.skipped import SkippedTensor
 
 
 __all__ = ["html_report"]
 
 BUDGET_STEPS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-CURVE_POINTS = 80
-_NUMBER = re.compile(r"\d+")
-# A longer number is no depth; Python refuses to read one of thousands of digits.
-_MAX_DIGITS = 9
 
 
 def html_report(
-    source: str, summary: Mapping[str, Any], layers: Sequence[LayerReport], skipped: Sequence[SkippedTensor]
+    source: str,
+    summary: Mapping[str, Any],
+    layers: Sequence[LayerReport],
+    skipped: Sequence[SkippedTensor],
+    expert_rows: ExpertRows = "all",
 ) -> str:
-    """Lay an analysis out as a page: totals, a heat map over depth and layer type, a budget, a table with charts.
+    """Lay an analysis out as a page: totals, a heat map over depth and layer type, a budget, tables, charts.
 
     Parameters
     ----------
@@ -42,14 +44,19 @@ def html_report(
         As in `mpfast.Analysis`.
     summary
         As `mpfast.Analysis.summary` returns it.
+    expert_rows
+        Whether the table has the rows of experts that are summed up.
     """
+    shown, experts = split_experts(layers, expert_rows)
     files = resources.files(__package__)
     content = {
         "source": source,
         "summary": summary,
-        "layers": [_layer(row) for row in layers],
+        "layers": [_layer(row) for row in shown],
+        "experts": [_experts(found) for found in experts],
+        "fence": FENCE,
         "skipped": [list(tensor) for tensor in skipped],
-        "budget": _budgets(source, layers),
+        "budget": _budgets(source, layers, {found.name for found in experts}),
         "levels": LEVELS,
         "normal": WHAT_IS_NORMAL,
     }
@@ -65,10 +72,32 @@ def html_report(
     return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], page)
 
 
-def _layer(row: LayerReport) -> dict[str, Any]:
-    found = _NUMBER.search(row.name)
+def _placed(name: str) -> dict[str, Any]:
+    """Where a layer stands in the heat map: its depth and its type, by the numbers in its name."""
+    depth, kind = depth_and_type(name)
+    return {"name": name, "depth": depth, "type": kind}
+
+
+def _experts(found: ExpertSummary) -> dict[str, Any]:
     return {
-        "name": row.name,
+        **_placed(found.name),
+        "shape": found.shape,
+        "sigma": found.sigma_plus.median,
+        "signals": found.signals.median,
+        "ks": found.ks.median,
+        "experts": found.experts,
+        "quartiles": {"sigma+": found.sigma_plus, "signals": found.signals, "KS": found.ks},
+        "verdicts": found.verdicts,
+        "warnings": found.warnings,
+        "outliers": [[outlier.expert, outlier.measure, outlier.value] for outlier in found.outliers],
+    }
+
+
+def _layer(row: LayerReport) -> dict[str, Any]:
+    picture = row.picture
+    law = None if picture is None else picture.law
+    return {
+        **_placed(row.name),
         "kind": row.kind,
         "shape": row.shape,
         "dtype": row.dtype,
@@ -89,30 +118,34 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "effective": row.metrics.get("entropy_rank"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
-        "depth": int(found[0]) if found and len(found[0]) <= _MAX_DIGITS else None,
-        "type": _NUMBER.sub("#", row.name),
         "histogram": None if row.histogram is None else row.histogram._asdict(),
-        "law": _law(row),
+        "law": None if law is None else [curve.tolist() for curve in law],
+        "end": None if picture is None else picture.end,
+        "beyond": None if picture is None else picture.beyond,
     }
 
 
-def _law(row: LayerReport) -> list[list[float]] | None:
-    """Density of the fitted law as a curve, scaled to the share of the bulk."""
-    if row.histogram is None or not row.variance > 0:
-        return None
-    law = MarchenkoPastur(row.variance, row.shape)
-    low, high = law.support
-    s = np.linspace(low, high, CURVE_POINTS)
-    return [s.tolist(), (row.bulk_fraction * law.pdf(s)).tolist()]
-
-
-def _budgets(source: str, layers: Sequence[LayerReport]) -> dict[str, Any] | None:
-    """Sparsity per layer at every step of the slider; None where there is nothing to prune."""
+def _budgets(source: str, layers: Sequence[LayerReport], summed: Collection[str]) -> dict[str, Any] | None:
+    """Sparsity per layer at every step of the slider, of experts summed up together; None where nothing is to prune."""
     if all(stays_dense(row.kind) or row.kind == "lora" for row in layers):
         return None
     methods = {}
+    names: list[str] = []
     for method in (name for name, entry in METHODS.items() if entry.previewed):
         steps = [budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS]
-        methods[method] = [[row.sparsity for row in budget] for budget in steps]
-        names = [row.name for row in steps[0]]
+        shares = [_shares(budget, summed) for budget in steps]
+        methods[method] = [list(found.values()) for found in shares]
+        names = list(shares[0])
     return {"steps": BUDGET_STEPS, "names": names, "methods": methods}
+
+
+def _shares(budget: Iterable[LayerBudget], summed: Collection[str]) -> dict[str, float]:
+    """Sparsity by name, one for all experts whose matrices are summed up."""
+    pruned: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for row in budget:
+        expert = expert_of(row.name, row.kind)
+        name = expert[0] if expert is not None and expert[0] in summed else row.name
+        pruned[name] += row.pruned
+        sizes[name] += row.size
+    return {name: pruned[name] / size for name, size in sizes.items()}

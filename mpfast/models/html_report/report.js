@@ -102,7 +102,7 @@ function chart(row) {
   const [width, height, left, bottom] = [700, 260, 10, 24];
   const step = (found.high - found.low) / found.shares.length;
   const spikes = found.spikes.filter((s) => s > row.threshold);
-  const end = Math.max(found.high, Math.min(spikes[0] ?? 0, 2.5 * found.high)) * 1.02;
+  const end = row.end;
   const densities = found.shares.map((share) => share / step);
   const top = 1.08 * Math.max(...densities, ...(row.law ? row.law[1] : []), 1e-30);
   const x = (s) => left + ((width - 2 * left) * s) / end;
@@ -129,26 +129,55 @@ function chart(row) {
     svg.append(element("text", { x: x(s), y: height - 7, "text-anchor": anchor }, String(Number(s.toPrecision(3)))));
   }
   svg.append(element("text", { x: x(row.sigma) + 4, y: 12 }, "sigma+"));
-  const beyond = spikes.filter((s) => s > end).length;
-  if (beyond) svg.append(element("text", { x: width - 4, y: 28, "text-anchor": "end" }, `${beyond} spikes further out →`));
+  if (row.beyond) svg.append(element("text", { x: width - 4, y: 28, "text-anchor": "end" }, `${row.beyond} more to the right →`));
   return svg;
+}
+
+// Experts, summed up.
+
+function quartiles(found, text) {
+  const [lowest, first, median, third, highest] = found.map(text);
+  return `${median} (${first}–${third}; ${lowest}–${highest})`;
+}
+
+function experts() {
+  const table = document.getElementById("experts");
+  document.getElementById("fence").textContent = data.fence;
+  const heading = ["experts", "of", "shape", "sigma+", "signals", "KS", "noise", "outlying"];
+  table.tHead.append(element("tr", {}, ...heading.map((name) => element("th", { scope: "col" }, name))));
+  for (const row of data.experts) {
+    const found = data.levels.filter((level) => row.verdicts[level]).map((level) => `${row.verdicts[level]} ${level}`);
+    const outlying = row.outliers.map(([expert, measure, value]) => `${expert} (${measure} ${significant(value)})`);
+    const texts = [
+      row.name + (row.warnings.length ? " !" : ""),
+      String(row.experts),
+      row.shape.join("x"),
+      quartiles(row.quartiles["sigma+"], significant),
+      quartiles(row.quartiles.signals, significant),
+      quartiles(row.quartiles.KS, fixed(3)),
+      found.join(", "),
+      outlying.join(", "),
+    ];
+    const title = row.warnings.length ? { title: row.warnings.join("\n") } : {};
+    table.tBodies[0].append(element("tr", title, ...texts.map((text) => element("td", {}, text))));
+  }
 }
 
 // The heat map: one row per layer type, one column per depth.
 
 const measures = {
   "signals over rank": (row) => row.signals / Math.min(...row.shape),
-  "energy in the fitted noise": (row) => row.share,
-  "effective rank over rank": (row) => (row.effective === null ? null : row.effective / Math.min(...row.shape)),
-  "unevenness": (row) => row.unevenness,
+  "energy in the fitted noise": (row) => row.share ?? null,
+  "effective rank over rank": (row) => (row.effective == null ? null : row.effective / Math.min(...row.shape)),
+  "unevenness": (row) => row.unevenness ?? null,
   "sigma+": (row) => row.sigma,
-  "hill_alpha": (row) => row.hill_alpha,
+  "hill_alpha": (row) => row.hill_alpha ?? null,
   "KS": (row) => row.ks,
 };
 
 function heatMap() {
   const value = measures[document.getElementById("measure").value];
-  const deep = data.layers.filter((row) => row.depth !== null && value(row) !== null);
+  const deep = [...data.layers, ...data.experts].filter((row) => row.depth !== null && value(row) !== null);
   const depths = [...new Set(deep.map((row) => row.depth))].sort((a, b) => a - b);
   const types = [...new Set(deep.map((row) => row.type))];
   const values = deep.map(value);
@@ -210,6 +239,11 @@ function options(id, names, changed) {
 summary();
 options("measure", Object.keys(measures), heatMap);
 heatMap();
+if (data.experts.length) {
+  experts();
+} else {
+  document.getElementById("experts-section").remove();
+}
 if (data.budget) {
   const slider = document.getElementById("sparsity");
   slider.max = data.budget.steps.length - 1;
