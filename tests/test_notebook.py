@@ -51,6 +51,7 @@ def results(analysis):
     yield from (analysis, analysis[0], analysis.budget(0.5), analysis.budget(0.5)[0])
     yield from (mpfast.spectrum(W), mpfast.spectrum(W).edge, mpfast.spectrum(W, inputs=np.eye(64)))
     yield from (mpfast.prune(weights(), sparsity=0.5, progress=False), mpfast.inspect(weights()))
+    yield from (mpfast.svd(W, 3), mpfast.spectrum(W, noise="uneven").noise, mpfast.spectrum(W).measure)
     yield from (analysis.compare(analysis), mpfast.diff(weights(), weights(2)), ranks(weights(), errors=[0.1]))
 
 

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from mpfast.checkpoints import NameFilter, name_filter
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.csv_text import columns_of, csv_of
 from mpfast.models.diff_rows import ModelDiff, diff_of_rows
 from mpfast.models.expert_summary import ExpertRows, ExpertSummary, check_expert_rows, split_experts
 from mpfast.models.html_report.page import html_report
 from mpfast.models.layer_json import jsonable, layer_from_json, with_histogram
-from mpfast.models.layer_report import ROW_FIGURES, LayerReport
+from mpfast.models.layer_report import LayerReport
+from mpfast.models.layer_rows import LayerRows
 from mpfast.models.methods import DEFAULT_METHOD
-from mpfast.models.plot import plot_analysis
 from mpfast.models.provenance import Provenance, provenance_of
-from mpfast.models.rows import Rows, json_text
+from mpfast.models.rows import json_text
 from mpfast.models.skipped import SkippedTensor, is_non_finite
 from mpfast.support import (
     InputError,
@@ -34,8 +33,6 @@ from mpfast.support import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from mpfast.models.budget import Budget
 
 
@@ -44,11 +41,10 @@ __all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis"]
 SCHEMA = "mpfast.analysis/1"
 #: Of what `mpfast analyze` writes of several models.
 ANALYSES_SCHEMA = "mpfast.analyses/1"
-_LEFT_OUT = "left out of this selection"
 
 
 @dataclass(frozen=True, repr=False)
-class Analysis(Rows[LayerReport]):
+class Analysis(LayerRows):
     """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
 
     ``analysis["name"]`` is the row of a layer; a slice is an analysis itself, as what `filter` returns, with the other
@@ -80,34 +76,11 @@ class Analysis(Rows[LayerReport]):
     seconds: float
     provenance: Provenance | None = field(default=None, compare=False)
 
-    def _rows(self) -> tuple[LayerReport, ...]:
-        return self.layers
+    def _with(self, layers: tuple[LayerReport, ...], skipped: tuple[SkippedTensor, ...]) -> Analysis:
+        return replace(self, layers=layers, skipped=skipped)
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
-
-    @overload
-    def __getitem__(self, index: int | str) -> LayerReport: ...
-    @overload
-    def __getitem__(self, index: slice) -> Analysis: ...
-    def __getitem__(self, index: int | slice | str) -> LayerReport | Analysis:
-        if isinstance(index, slice):
-            return self._selected(self.layers[index])
-        return super().__getitem__(index)
-
-    def _selected(self, rows: Iterable[LayerReport]) -> Analysis:
-        """Return an analysis of some of the rows; the others are among its skipped tensors."""
-        kept = tuple(rows)
-        names = {row.name for row in kept}
-        others = (
-            SkippedTensor(row.name, row.tensor_shape if row.name == row.tensor else row.shape, row.dtype, _LEFT_OUT)
-            for row in self.layers
-            if row.name not in names
-        )
-        return replace(self, layers=kept, skipped=(*self.skipped, *others))
-
-    def _columns_shown(self) -> dict[str, Callable[[LayerReport], str]]:
-        return ROW_FIGURES
 
     def __repr__(self) -> str:
         return (
@@ -312,76 +285,6 @@ class Analysis(Rows[LayerReport]):
         """
         rows = check_expert_rows(expert_rows)
         return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped, rows), path)
-
-    @front_door
-    def plot(self, ax: Axes | None = None, *, measure: str | Callable[[LayerReport], float] = "share") -> Axes:
-        """Draw a measure of all layers as a heat map of depth by type; ``show()`` is never called.
-
-        The depth is the first number in a layer's name, ``-`` where there is none; its type the name without numbers. A
-        cell with several layers, experts for example, is of their mean, and says how many they are.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Axes to draw on; default the current ones.
-        measure : str or callable
-            One of `mpfast.models.NUMBER_COLUMNS`, or a function from a `LayerReport` to a number.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-
-        Raises
-        ------
-        ValueError
-            There is no such measure, or no layer.
-        ImportError
-            matplotlib is not installed.
-        """
-        return plot_analysis(self.layers, measure, ax)
-
-    @front_door
-    def filter(
-        self,
-        include: NameFilter = None,
-        *,
-        exclude: NameFilter = None,
-        where: Callable[[LayerReport], bool] | None = None,
-    ) -> Analysis:
-        """Return the analysis of some of the layers; the others are among its skipped tensors.
-
-        Parameters
-        ----------
-        include, exclude : str, iterable of str or callable, optional
-            Glob patterns of names, or functions of a name, as in `mpfast.analyze`.
-        where : callable, optional
-            A function from a `LayerReport` to whether it stays.
-
-        Returns
-        -------
-        Analysis
-
-        Raises
-        ------
-        ValueError
-            No layer has a name that `include` matches.
-
-        Examples
-        --------
-        >>> import numpy as np, mpfast
-        >>> rng = np.random.default_rng(0)
-        >>> names = ("0.q.weight", "0.k.weight", "1.q.weight", "1.k.weight")
-        >>> analysis = mpfast.analyze({name: rng.standard_normal((64, 96)) for name in names})
-        >>> [row.name for row in analysis.filter("*.q.*", exclude="0.*")], analysis["1.k.weight"].shape
-        (['1.q.weight'], (64, 96))
-        """
-        wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
-        rows = [row for row in self.layers if wanted is None or wanted(row.name)]
-        if wanted is not None and not rows:
-            raise InvalidValueError("include", f"matches none of the {len(self.layers)} layers")
-        return self._selected(
-            row for row in rows if not (unwanted is not None and unwanted(row.name)) and (where is None or where(row))
-        )
 
     @front_door
     def compare(self, other: Analysis | str | os.PathLike[str]) -> ModelDiff:
