@@ -40,7 +40,7 @@ class Group:
     method : str
         By which the configuration says that the weights are quantised; empty where it says nothing.
     settings : mapping
-        The configuration's part on quantisation, empty where there is none.
+        The configuration's part on quantisation, empty where there is none; or what a node of a graph says.
     metadata : mapping of str to str
         Of the headers of the files.
     source : str
