@@ -23,6 +23,7 @@ STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -43,35 +44,18 @@ def minilm() -> Path | None:
     return Path(package.origin).parent / "model" / "model.safetensors"
 
 
-def histogram(ax: plt.Axes, values: np.ndarray, edge: mpfast.EdgeFit, top: float) -> None:
-    """Histogram of singular values, the fitted law, and what lies above the threshold."""
-    bins = np.linspace(0, edge.sigma_plus * 1.02, 46)
-    counts, _ = np.histogram(values, bins)
-    density = counts / len(values) / np.diff(bins)
-    ax.stairs(density, bins, fill=True, color=BLUE, alpha=0.35, label="singular values")
-    s = np.linspace(0.001, edge.sigma_plus, 300)
-    ax.plot(s, edge.law.pdf(s), color=BLUE, lw=1.6, label="fitted law")
-    ax.axvline(edge.sigma_plus, color="0.25", lw=1, ls="--", label=r"edge $\sigma_+$")
-    spikes = values[values > edge.threshold]
-    if len(spikes):
-        ax.plot(spikes, np.zeros(len(spikes)), "v", color=ORANGE, ms=4, clip_on=False, zorder=5, label="spikes")
-    ax.set(xlim=(0, top), ylim=(0, None), xlabel="singular value", ylabel="density")
-
-
 def law_and_spikes() -> plt.Figure:
     """Noise, noise with five planted directions, and the noise that a histogram of them shows."""
     rng = np.random.default_rng(1)
     shape = (600, 900)
     noise = rng.standard_normal(shape)
     signal = low_rank(shape, critical_signal(shape) * np.array([1.4, 1.7, 2.0, 2.4, 2.8]), rng)
-    fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), sharex=True, sharey=True, layout="constrained")
     for ax, W, title in zip(axes, (noise, noise + signal), ("noise", "noise and five directions"), strict=True):
         spectrum = mpfast.spectrum(W, method="exact")
-        assert spectrum.values is not None
-        histogram(ax, spectrum.values, spectrum.edge, 110)
-        ax.set_title(f"{title}: {spectrum.edge.spikes} spikes")
+        spectrum.plot(ax).set_title(f"{title}: {spectrum.edge.spikes} spikes")
     axes[1].set_ylabel("")
-    axes[1].legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
+    axes[0].get_legend().remove()
     return fig
 
 
@@ -81,15 +65,16 @@ def real_layer() -> plt.Figure:
     assert file is not None
     W = np.array(open_checkpoint(file).read(LAYER), dtype=np.float64)
     shuffled = np.random.default_rng(0).permuted(W.reshape(-1)).reshape(W.shape)
-    fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), sharex=True, sharey=True, layout="constrained")
+    ends = []
     for ax, matrix, title in zip(axes, (W, shuffled), ("as trained", "entries shuffled"), strict=True):
         spectrum = mpfast.spectrum(matrix, method="exact")
-        assert spectrum.values is not None
         edge = spectrum.edge
-        histogram(ax, spectrum.values, edge, 9)
-        ax.set_title(f"{title}: KS {edge.ks:.3f} ({edge.verdict}), {edge.spikes} spikes")
+        spectrum.plot(ax).set_title(f"{title}: KS {edge.ks:.3f} ({edge.verdict}), {edge.spikes} spikes")
+        ends.append(ax.get_xlim()[1])
+    axes[0].set_xlim(0, max(ends))
     axes[1].set_ylabel("")
-    axes[0].legend(loc="upper right")
+    axes[1].get_legend().remove()
     return fig
 
 

@@ -21,6 +21,7 @@ NEEDS = {
     "docs/how-to/choose-ranks.md": ("typer",),
     "docs/how-to/ci.md": ("typer",),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
+    "docs/how-to/notebooks.md": ("matplotlib",),
     "docs/how-to/resize-adapters.md": ("typer", "safetensors"),
     "docs/how-to/prune.md": ("typer",),
     "docs/how-to/calibration.md": ("torch",),
@@ -28,7 +29,7 @@ NEEDS = {
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
     "docs/how-to/quantised-checkpoints.md": ("typer", "torch", "safetensors"),
     "docs/how-to/two-four.md": ("typer",),
-    "docs/how-to/training-loop.md": ("torch",),
+    "docs/how-to/training-loop.md": ("torch", "typer", "matplotlib"),
     "docs/how-to/gpu.md": ("typer", "torch"),
     "docs/how-to/cluster.md": ("typer", "dask", "distributed"),
 }

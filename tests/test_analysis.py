@@ -156,7 +156,7 @@ def test_foreign_json(text):
 def test_sequence_protocol(analysis):
     assert len(analysis) == 3
     assert analysis[-1] is analysis.layers[2]
-    assert analysis[:2] == analysis.layers[:2]
+    assert analysis[:2].layers == analysis.layers[:2]
     assert "3 layers, 3 tensors skipped" in repr(analysis)
     summary = analysis.summary()
     assert summary["layers"] == 3

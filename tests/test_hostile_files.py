@@ -16,7 +16,8 @@ from mpfast import CheckpointError
 from mpfast.checkpoints.mask_files import MaskFile
 from mpfast.checkpoints.opening import open_checkpoint
 from mpfast.models.budget import Budget
-from mpfast.models.layer_report import LayerReport, layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.result import Analysis
 from mpfast.models.verification import verify
 from mpfast.support.json_records import Record, parse_json, storage_bits

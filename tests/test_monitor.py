@@ -266,3 +266,57 @@ def test_a_picture_of_layers_over_steps(tmp_path):
     for wrong in ({"measure": "loss"}, {"include": "2.*"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             plot_log(log, **wrong)
+
+
+def test_runs_are_laid_over_each_other(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from mpfast.integrations.monitor import plot_log
+
+    for name, layers in (("a", 2), ("b", 3)):
+        monitor = SpectralMonitor(every=1, seconds=None, to=tmp_path / f"{name}.jsonl")
+        for step in (1, 2):
+            monitor.update(weights(layers), step)
+    runs = {name: read_log(tmp_path / f"{name}.jsonl") for name in "ab"}
+    ax = plot_log(runs, "fro_norm", ax=Figure().add_subplot())
+    drawn = [(line.get_color(), line.get_linestyle()) for line in ax.get_lines() if len(line.get_xdata())]
+    assert drawn == [("C0", "-"), ("C1", "-"), ("C0", "--"), ("C1", "--"), ("C2", "--")]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "0.weight", "1.weight", "2.weight", "b"]
+
+
+def test_the_command_draws_the_file_of_a_monitor(tmp_path, capsys, monkeypatch):
+    main = pytest.importorskip("mpfast.cli").main
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["plot", *arguments])
+        return end.value.code, *capsys.readouterr()
+
+    for name in ("spectral", "other"):
+        monitor = SpectralMonitor(every=1, seconds=None, to=f"{name}.jsonl")
+        for step in (1, 2, 5):
+            monitor.update(weights(2), step)
+    assert run("spectral.jsonl") == (0, "spectral.png: stable_rank of 1 run, steps 1 to 5\n", "")
+    assert run("spectral.jsonl")[0] == 0  # its own picture is replaced
+    assert (tmp_path / "spectral.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("spectral.jsonl", "other.jsonl", "--metric", "spikes", "--include", "1.*", "-o", "both.svg")
+    assert (code, out) == (0, "both.svg: spikes of 2 runs, steps 1 to 5\n")
+    assert "<svg" in (tmp_path / "both.svg").read_text()
+    (tmp_path / "mine.png").write_bytes(b"\x89PNG, a photograph")
+    before = (tmp_path / "spectral.jsonl").read_bytes()
+    for wrong, code, message in (
+        (("spectral.jsonl", "-o", "mine.png"), 1, "not replaced"),
+        (("spectral.jsonl", "-o", "spectral.jsonl"), 2, "must end in .png or .svg"),
+        (("spectral.jsonl", "--metric", "loss"), 2, "'loss' is not one of stable_rank"),
+        (("spectral.jsonl", "--include", "9.*"), 2, "include matches no layer"),
+        (("missing.jsonl",), 1, "missing.jsonl: no such file"),
+        (("mine.png",), 1, "not replaced"),
+    ):
+        found = run(*wrong)
+        assert found[0] == code, found
+        assert message in found[2]
+    assert (tmp_path / "spectral.jsonl").read_bytes() == before
+    assert (tmp_path / "mine.png").read_bytes() == b"\x89PNG, a photograph"

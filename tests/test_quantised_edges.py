@@ -23,7 +23,7 @@ def weights():
 @pytest.fixture(scope="module")
 def dense():
     W = weights()
-    return W, mpfast.spectrum(W).edge.sigma_plus
+    return W, mpfast.spectrum(W, method="exact").edge.sigma_plus
 
 
 def symmetric(W, bits, width):
@@ -53,7 +53,7 @@ def from_end_to_end(W, bits, width):
 def edges(decoder):
     """Return the edge of what comes out of the codes, and that without the rounding."""
     array = QuantisedArray(decoder)
-    spectrum = mpfast.spectrum(np.asarray(array))
+    spectrum = mpfast.spectrum(np.asarray(array), method="exact")
     return spectrum.edge.sigma_plus, quantization_noise(spectrum, array.rounding()).sigma_plus
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mpfast
+from mpfast.arrays import widened
 from mpfast.checkpoints import open_checkpoint, roles_of
 from tests import test_quantised_bitsandbytes as bitsandbytes
 from tests import test_quantised_compressed_tensors as compressed_tensors
@@ -127,3 +128,20 @@ def test_no_part_but_indices_can_be_left_out(family, tmp_path):
         assert all(not info.stored for info in checkpoint.tensors), left_out
         (reason,) = (role.reason for role in roles_of(checkpoint).values() if role.kind == "quantised")
         assert "never cast" in reason or "not symmetric" in reason, reason
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__[3:])
+def test_the_dense_model_is_what_is_written(family, tmp_path):
+    parts, config, numbers = family(np.random.default_rng(4))
+    source = write(tmp_path / "model", {**parts, "norm.weight": np.ones(7, np.float32)}, {**config, "vocab_size": 7})
+    mpfast.prune(source, tmp_path / "dense", sparsity=0.5, dequantize="bfloat16")
+    written = open_checkpoint(tmp_path / "dense")
+    assert {info.name for info in written.tensors} == {"l.weight", "norm.weight"}
+    assert written.config == {"vocab_size": 7}
+    (row,) = mpfast.analyze(tmp_path / "dense").layers
+    assert (row.shape, row.stored) == (SHAPE, "")
+    found = widened(written.read("l.weight"))
+    kept = found != 0
+    # Half of each row is left, to the eight digits of bfloat16.
+    assert (kept.sum(axis=1) == SHAPE[1] // 2).all()
+    np.testing.assert_allclose(found[kept], numbers[kept], rtol=2**-8)

@@ -13,7 +13,7 @@ from mpfast.arrays import QuantisedArray, narrowed
 from mpfast.checkpoints import open_checkpoint, roles_of, select_layers
 from mpfast.checkpoints.layers import Views, layer_matrix
 from mpfast.checkpoints.mapping import ArrayMapping
-from mpfast.checkpoints.quantised import dequantised
+from mpfast.checkpoints.quantised import ScaledCodes, dequantised
 
 from .quantised_weights import CASES, CONFIG, as_float8, block_float8, ml_dtypes, nvfp4_parts, said_by, weights, write
 
@@ -240,3 +240,20 @@ def test_the_share_of_the_noise_that_is_rounding(case):
         share = np.square(before - after).mean(dtype=np.float64) / row.variance
         # Taken evenly between two codes, where the density of the weights falls: to a tenth.
         assert row.quantization_noise == pytest.approx(share, rel=0.1), row.stored
+
+
+def test_of_a_stack_one_expert_is_decoded_at_a_time(monkeypatch):
+    """Whatever looks at the experts one by one."""
+    tensors, *_, numbers = CASES["a stack of experts"]()
+    decoded = []
+    rows = ScaledCodes.rows
+
+    def counted(self, matrix, chosen):
+        decoded.append(len(range(chosen.start, chosen.stop, chosen.step)))
+        return rows(self, matrix, chosen)
+
+    monkeypatch.setattr(ScaledCodes, "rows", counted)
+    for look in (mpfast.analyze, mpfast.models.ranks):
+        decoded.clear()
+        assert len(look(tensors)) == 3
+        assert sum(decoded) == numbers.shape[0] * numbers.shape[1]

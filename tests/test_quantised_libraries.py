@@ -7,7 +7,7 @@ import pytest
 
 from mpfast.checkpoints import open_checkpoint
 
-from .quantised_weights import CASES
+from .quantised_weights import CASES, as_float8, weights
 
 torch = pytest.importorskip("torch")
 # Each rounds to bfloat16 somewhere: to its spacing of 2^-8.
@@ -81,3 +81,46 @@ def test_compressed_tensors(case):
     )
     found = getattr(compressors, name).decompress(parts, scheme)["weight"].to(torch.float32).numpy()
     np.testing.assert_allclose(found, numbers, rtol=2 * BFLOAT16, atol=0)
+
+
+def test_live_experts_of_float8_are_not_refitted():
+    """They are seen as numbers where they are analysed, and as they are stored where they would be changed."""
+    import mpfast
+    from mpfast.integrations.torch import reconstruct_model
+
+    codes, scales, _ = as_float8(weights((2, 32, 32)), (None, None))
+
+    class Experts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down_proj = torch.nn.Parameter(as_torch(codes), requires_grad=False)
+            self.down_proj_scale_inv = torch.nn.Parameter(as_torch(scales), requires_grad=False)
+
+        def forward(self, x):
+            return x @ (self.down_proj.float() * self.down_proj_scale_inv)[0]
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(32, 32)
+            self.experts = Experts()
+
+        def forward(self, x):
+            return x + self.experts(self.fc(x))
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([Block(), Block()])
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x))
+
+    model = Model()
+    analysed = {row.tensor for row in mpfast.analyze(model)}
+    assert {"layers.0.fc.weight", "layers.0.experts.down_proj"} <= analysed
+    result = reconstruct_model(model, [torch.randn(256, 32)], sparsity=0.5)
+    assert {row.name for row in result.report} == {"layers.0.fc.weight", "layers.1.fc.weight"}
+    kept = result.model.layers[0].experts.down_proj
+    np.testing.assert_array_equal(kept.view(torch.uint8), codes.view(np.uint8))
+    assert "quantised" in result.skipped["layers.0.experts.down_proj"]

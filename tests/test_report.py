@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.models.layer_report import Histogram
+from mpfast.spectra import Histogram, Picture
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -107,9 +107,60 @@ def test_results_are_kept_and_used_again(tmp_path, monkeypatch):
     model["a.weight"][3, 4] += 1e-9
     changed = mpfast.analyze(model, cache=tmp_path / "kept")
     assert changed[0].fro_norm != first[0].fro_norm
-    assert changed[1:] == first[1:]
+    assert changed.layers[1:] == first.layers[1:]
     for file in (tmp_path / "kept").iterdir():
         file.write_text("{")
     assert [row.sigma_plus for row in mpfast.analyze(model, cache=tmp_path / "kept")] == [
         row.sigma_plus for row in changed
     ]
+
+
+def bars(ax):
+    """Heights and places of the bars of a picture."""
+    (found,) = ax.patches
+    return found.get_data().values, found.get_data().edges
+
+
+def test_all_pictures_of_a_layer_are_one(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((120, 160)) + 90 * np.outer(rng.standard_normal(120), rng.standard_normal(160)) / 120
+    spectrum, analysis = mpfast.spectrum(W), mpfast.analyze({"fc.weight": W}, progress=False)
+    one, other = spectrum.plot(figure.add_subplot()), analysis["fc.weight"].plot(figure.add_subplot())
+    for mine, theirs in zip(bars(one), bars(other), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert one.get_xlim() == other.get_xlim()
+    page = re.search(r'id="data">(.*?)</script>', analysis.to_html(), re.DOTALL)[1]
+    (drawn,) = json.loads(page)["layers"]
+    assert drawn["end"] == one.get_xlim()[1]
+    np.testing.assert_array_equal(drawn["law"], one.lines[0].get_data())
+    np.testing.assert_array_equal(other.lines[0].get_data(), one.lines[0].get_data())
+    heights, edges = bars(one)
+    # Areas are shares of all values; those that the picture does not show are counted.
+    assert heights @ np.diff(edges) == pytest.approx(float(spectrum.cdf(edges[-1])), abs=1e-6)
+    (text,) = (text.get_text() for text in one.texts)
+    assert text.startswith(f"{np.count_nonzero(spectrum.values > one.get_xlim()[1])} more to the right")
+    s, law = drawn["law"]
+    assert np.trapezoid(law, s) == pytest.approx(spectrum.edge.bulk_fraction, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spikes", "outside", "end", "beyond"),
+    [
+        ((), 0, 10.0, 0),
+        ((12.0, 11.0), 2, 12.0, 0),
+        ((90.0, 80.0, 12.0), 3, 25.0, 2),  # no wider than two and a half times the bars
+        ((90.0, 80.0), 7, 10.0, 7),  # where the other five lie is not known
+        ((90.0, 12.0), 7, 25.0, 1),  # the other five are below 12
+        ((), 7, 10.0, 7),
+    ],
+)
+def test_a_picture_knows_how_many_values_it_does_not_show(spikes, outside, end, beyond):
+    shares = (1 - outside / 100,) + (0.0,) * 47
+    picture = Picture.of(Histogram(0.0, 10.0, shares, spikes), (100, 200), None)
+    assert (picture.end, picture.beyond) == (pytest.approx(1.02 * end), beyond)
+
+
+def test_pictures_of_a_zero_matrix():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    assert "zero" in mpfast.spectrum(np.zeros((20, 30))).plot(figure.add_subplot()).texts[0].get_text()

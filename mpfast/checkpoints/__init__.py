@@ -54,6 +54,7 @@ from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
 from mpfast.checkpoints.targets import check_target, is_report
 from mpfast.checkpoints.tensor_bits import (
+    as_stored,
     check_writable,
     content_hash,
     content_hashes,
@@ -108,6 +109,7 @@ __all__ = [
     "WatchedWeight",
     "as_layer",
     "as_layers",
+    "as_stored",
     "check_target",
     "check_writable",
     "content_hash",

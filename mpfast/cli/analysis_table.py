@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 from mpfast.cli.tables import (
     Line,
-    counted,
-    distances,
     listed_names,
     plain,
     printable,
-    share_text,
-    signal_range,
     skipped_lines,
     some_names,
     table_lines,
-    with_error,
 )
 from mpfast.models import (
     FENCE,
+    ROW_FIGURES,
     VERDICTS,
     WHAT_IS_NORMAL,
     Analysis,
@@ -32,13 +27,11 @@ from mpfast.models import (
     Quartiles,
     split_experts,
 )
+from mpfast.support import counted, percent
 
 __all__ = ["analysis_lines"]
 
-_HEADERS = (
-    *("layer", "shape", "sigma+", "spikes", "signals", "uneven", "KS", "noise", "share", "eff.rank"),
-    *("hill_alpha", "stable"),
-)
+_STYLES = {"layer": "cyan", "sigma+": "bold"}
 _EXPERT_HEADERS = ("experts", "of", "shape", "sigma+", "signals", "KS", "noise")
 _MEASURES = {"sigma_plus": "sigma+", "signals": "signals", "ks": "KS"}
 _OUTLIERS_SHOWN = 8
@@ -83,32 +76,20 @@ def analysis_lines(
 def _layer_lines(rows: Sequence[LayerReport], experts: Sequence[ExpertSummary], width: int | None) -> list[Line]:
     if rows:
         quantised = any(row.stored for row in rows)
-        headers = (*_HEADERS, "stored", "rounding") if quantised else _HEADERS
+        headers = (*ROW_FIGURES, "stored", "rounding") if quantised else tuple(ROW_FIGURES)
         cells = [_row_cells(row) + (_stored_cells(row) if quantised else []) for row in rows]
         return [*table_lines(headers, cells, width), plain()]
     return [] if experts else [plain("no weight matrices found"), plain()]
 
 
 def _row_cells(row: LayerReport) -> Line:
-    return [
-        (printable(row.name) + (" !" if row.warnings else ""), "cyan"),
-        ("x".join(map(str, row.shape)), ""),
-        (with_error(row.sigma_plus, row.sigma_plus_error), "bold"),
-        (str(row.spikes), ""),
-        (signal_range(row), ""),
-        (share_text(row.unevenness), ""),
-        (distances(row, 3), ""),
-        (row.verdict, ""),
-        (share_text(row.share), ""),
-        (f"{row.metrics.get('entropy_rank', math.nan):.0f}", ""),
-        (f"{row.metrics.get('hill_alpha', math.nan):.2f}", ""),
-        (f"{row.metrics.get('stable_rank', math.nan):.1f}", ""),
-    ]
+    (name, style), *others = ((printable(cell(row)), _STYLES.get(head, "")) for head, cell in ROW_FIGURES.items())
+    return [(name + (" !" if row.warnings else ""), style), *others]
 
 
 def _stored_cells(row: LayerReport) -> Line:
     """How a matrix is stored, and what share of its noise that explains."""
-    return [(row.stored, ""), (share_text(row.quantization_noise) if row.stored else "", "")]
+    return [(row.stored, ""), (percent(row.quantization_noise) if row.stored else "", "")]
 
 
 def _expert_lines(experts: Sequence[ExpertSummary], width: int | None, verbose: bool) -> list[Line]:

@@ -41,7 +41,6 @@ from mpfast.cli.options import (
     VerboseOption,
     word_option,
 )
-from mpfast.cli.tables import counted
 from mpfast.models import (
     ANALYSES_SCHEMA,
     NUMBER_COLUMNS,
@@ -52,7 +51,7 @@ from mpfast.models import (
     csv_of,
     sorted_rows,
 )
-from mpfast.support import package_missing, write_text_atomically
+from mpfast.support import counted, package_missing, write_text_atomically
 
 __all__ = ["analyze_command"]
 
@@ -211,7 +210,7 @@ def _write(
     documents = [found.to_document(expert_rows=expert_rows) for found in analyses]
     write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
-        _write_text(csv_of(analyses, several), csv_file)
+        _write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
     if html_file is not None:
         _write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)
 

@@ -15,6 +15,7 @@ from mpfast.cli.compress import compress_command
 from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
 from mpfast.cli.moments import moments_command
+from mpfast.cli.plot import plot_command
 from mpfast.cli.prune import prune_command, verify_command
 from mpfast.cli.ranks import ranks_command
 from mpfast.cli.resize import resize_command
@@ -60,6 +61,7 @@ app.command("verify", cls=Command, short_help="Check a model that prune or compr
 app.command("spectrum", cls=Command, short_help="Report on one matrix.")(spectrum_command)
 app.command("inspect", cls=Command, short_help="List the tensors of a model, from its headers.")(inspect_command)
 app.command("diff", cls=Command, short_help="Compare two models, or two analyses.")(diff_command)
+app.command("plot", cls=Command, short_help="Draw what a training monitor has written.")(plot_command)
 app.command("bench", cls=Command, short_help="Time mpfast against others on this machine.")(bench_command)
 app.command("info", cls=Command, short_help="Show versions, threads and GPUs.")(info_command)
 

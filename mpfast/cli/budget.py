@@ -28,9 +28,8 @@ from mpfast.cli.options import (
     share_between_0_and_1,
     word_option,
 )
-from mpfast.cli.tables import counted
 from mpfast.models import DEFAULT_FORMAT, DEFAULT_METHOD, EXPORTERS, METHODS, SkippedTensor, analyze, share_out
-from mpfast.support import write_text_atomically
+from mpfast.support import counted, write_text_atomically
 
 __all__ = ["budget_command"]
 

@@ -20,8 +20,8 @@ from mpfast.cli.options import (
     StrictOption,
     ThreadsOption,
 )
-from mpfast.cli.tables import counted, printable
 from mpfast.models import Provenance, provenance_of
+from mpfast.support import counted, printable
 
 __all__ = ["moments_command"]
 

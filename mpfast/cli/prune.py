@@ -45,7 +45,7 @@ from mpfast.cli.options import (
     require_out_or_dry_run,
     word_option,
 )
-from mpfast.cli.tables import counted, printable, prune_lines
+from mpfast.cli.tables import printable, prune_lines
 from mpfast.models import (
     DEFAULT_FIT,
     DEFAULT_METHOD,
@@ -57,7 +57,7 @@ from mpfast.models import (
     prune,
     verify,
 )
-from mpfast.support import LARGEST_GROUP, parsed_pattern
+from mpfast.support import LARGEST_GROUP, counted, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
 

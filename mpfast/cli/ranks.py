@@ -26,9 +26,9 @@ from mpfast.cli.options import (
     TolOption,
     VerboseOption,
 )
-from mpfast.cli.tables import Line, counted, plain, printable, skipped_lines, table_lines, text_cells
+from mpfast.cli.tables import Line, plain, printable, skipped_lines, table_lines, text_cells
 from mpfast.models import LayerRank, ModelRanks, RankRow, ranks
-from mpfast.support import write_text_atomically
+from mpfast.support import counted, write_text_atomically
 
 __all__ = ["ranks_command"]
 

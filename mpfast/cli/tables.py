@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import LayerReport, SkippedTensor
-from mpfast.support import printable
+from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, signals_range
+from mpfast.support import counted, percent, printable, with_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, DiffRow, Inventory, ModelDiff, PruneResult, ResizeResult
+    from mpfast.models import CompressResult, Inventory, ModelDiff, PruneResult, ResizeResult
     from mpfast.spectra import Spectrum
 
 
@@ -24,22 +24,17 @@ __all__ = [
     "Line",
     "benchmark_table",
     "compress_lines",
-    "counted",
     "diff_lines",
-    "distances",
     "inventory_lines",
     "listed_names",
     "plain",
     "printable",
     "prune_lines",
-    "share_text",
-    "signal_range",
     "skipped_lines",
     "some_names",
     "spectrum_lines",
     "table_lines",
     "text_cells",
-    "with_error",
 ]
 
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
@@ -54,48 +49,6 @@ _CHART_WIDTH = 48
 def plain(text: str = "") -> Line:
     """Return a line without style."""
     return [(text, "")]
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a number and what it counts.
-
-    Examples
-    --------
-    >>> counted(1, "layer"), counted(1234, "matrix", "matrices")
-    ('1 layer', '1,234 matrices')
-    """
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def with_error(value: float, error: float) -> str:
-    """Write a value with one standard error, both to the error's leading digits; exact values to five digits.
-
-    Examples
-    --------
-    >>> with_error(4.51234, 0.0087), with_error(4.51234, 0.0), with_error(1234.5, 12.0)
-    ('4.5123 ±0.0087', '4.5123', '1234 ±12')
-    """
-    if not error > 0 or not math.isfinite(error) or not math.isfinite(value):
-        return f"{value:.5g}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{decimals}f} ±{error:.{decimals}f}"
-
-
-def signal_range(row: LayerReport) -> str:
-    """What stands out of independent entries, and what stands out of the bulk."""
-    low = min(row.strict, row.signals)
-    return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
-
-
-def share_text(value: float) -> str:
-    """Write a share in percent, ``?`` where it is not known."""
-    return "?" if math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def distances(row: LayerReport, digits: int) -> str:
-    """Kolmogorov distance to even noise, and once scales are taken out."""
-    before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
-    return before if row.ks == row.ks_scaled else f"{before}→{after}"
 
 
 def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None) -> list[Line]:
@@ -173,9 +126,9 @@ def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Li
         ("threshold", f"{row.threshold:.5g}"),
         ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
         ("spikes", _spikes_text(row, spectrum)),
-        ("signals", f"{signal_range(row)} whatever the scales of rows and columns"),
-        ("unevenness", f"{share_text(row.unevenness)} of the edge, if all of it were noise"),
-        ("share", f"{share_text(row.share)} of the energy is fitted noise"),
+        ("signals", f"{signals_range(row)} whatever the scales of rows and columns"),
+        ("unevenness", f"{percent(row.unevenness)} of the edge, if all of it were noise"),
+        ("share", f"{percent(row.share)} of the energy is fitted noise"),
         ("KS", f"{distances(row, 4)}"),
         ("verdict", f"{row.verdict}: {row.sentence}"),
         *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
@@ -233,10 +186,6 @@ def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
 _ERRORS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f}%"
-
-
 def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
     budget = result.budget
@@ -247,8 +196,8 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             row.name,
             row.shape,
             f"{row.pruned:,}",
-            f"{100 * row.sparsity:.2f}%",
-            *(_percent(getattr(row, column)) for column in errors),
+            percent(row.sparsity, 2),
+            *("" if getattr(row, column) is None else percent(getattr(row, column), 2) for column in errors),
         )
         for row in budget
     ]
@@ -331,9 +280,9 @@ def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: boo
 
 def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what changed: the tensors or matrices that did, how many did not, what has no partner, and the total."""
-    figures = ("norm", "sigma+", "KS", "spikes", "fit") if found.analyses else ("change", "largest")
+    figures = diff_figures(found.analyses)
     shown = found.rows if verbose else [row for row in found if not row.equal]
-    body = [_diff_cells(row, found.analyses) for row in shown]
+    body = [text_cells(row.name, row.shape, *(cell(row) for cell in figures.values())) for row in shown]
     equal = len(found) - found.changed
     lines = [*table_lines((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
@@ -344,14 +293,6 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
         plain(f"{found.changed} of {counted(len(found), *found.nouns)} changed from {printable(found.a)}"),
         plain(f"to {printable(found.b)}"),
     ]
-
-
-def _diff_cells(row: DiffRow, analyses: bool) -> Line:
-    if not analyses:
-        return text_cells(row.name, row.shape, f"{row.change:.3g}", f"{row.largest:.3g}")
-    verdicts = " -> ".join(dict.fromkeys(row.verdicts))
-    figures = (f"{row.change:.2%}", f"{row.sigma_plus:+.2%}", f"{row.ks:+.3f}", f"{row.spikes:+d}", verdicts)
-    return text_cells(row.name, row.shape, *figures)
 
 
 def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:

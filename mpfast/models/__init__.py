@@ -3,8 +3,10 @@
 from mpfast.models.analysis import analyze
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
-from mpfast.models.comparison import DIFF_COLUMNS, DiffRow, ModelDiff, diff
+from mpfast.models.comparison import diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
+from mpfast.models.csv_text import csv_of
+from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, ModelDiff, diff_figures
 from mpfast.models.expert_summary import (
     FENCE,
     FEWEST_EXPERTS,
@@ -18,8 +20,17 @@ from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
+from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_ranks import ranks
-from mpfast.models.layer_report import NUMBER_COLUMNS, SORT_COLUMNS, LayerReport, SkippedTensor, jsonable, sorted_rows
+from mpfast.models.layer_report import (
+    NUMBER_COLUMNS,
+    ROW_FIGURES,
+    SORT_COLUMNS,
+    LayerReport,
+    distances,
+    signals_range,
+    sorted_rows,
+)
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
@@ -30,9 +41,10 @@ from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
 from mpfast.models.resized_factors import ResizedUpdate
 from mpfast.models.resizing import ResizeResult, resize
-from mpfast.models.result import ANALYSES_SCHEMA, Analysis, csv_of
+from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.shared_counts import check_needs
 from mpfast.models.sharing import share_out
+from mpfast.models.skipped import SkippedTensor
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
@@ -52,6 +64,7 @@ __all__ = [
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
+    "ROW_FIGURES",
     "SORT_COLUMNS",
     "VERDICTS",
     "WHAT_IS_NORMAL",
@@ -88,6 +101,8 @@ __all__ = [
     "csv_of",
     "damping_for",
     "diff",
+    "diff_figures",
+    "distances",
     "inspect",
     "installed_version",
     "jsonable",
@@ -98,6 +113,7 @@ __all__ = [
     "ranks",
     "resize",
     "share_out",
+    "signals_range",
     "sorted_rows",
     "split_experts",
     "verify",

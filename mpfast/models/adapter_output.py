@@ -20,7 +20,7 @@ from mpfast.checkpoints import (
     stored_bits,
 )
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
-from mpfast.models.layer_report import SkippedTensor
+from mpfast.models.skipped import SkippedTensor
 from mpfast.support import parse_json
 
 __all__ = ["Orientation", "changed_tensors", "configuration_of", "head_tensors", "task_type", "write_adapter"]

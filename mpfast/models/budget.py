@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from mpfast.models.budget_row import LayerBudget, row_from
 from mpfast.models.exporters import EXPORTERS
 from mpfast.models.provenance import Provenance
 from mpfast.models.rows import Rows
-from mpfast.support import InputError, InvalidValueError, front_door, parsed_pattern, read_document
+from mpfast.support import InputError, InvalidValueError, front_door, parsed_pattern, percent, read_document
 
 __all__ = ["Budget"]
 
@@ -57,6 +58,15 @@ class Budget(Rows[LayerBudget]):
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    def _columns_shown(self) -> dict[str, Callable[[LayerBudget], str]]:
+        return {
+            "layer": lambda row: row.name,
+            "shape": lambda row: "x".join(map(str, row.shape)),
+            "pruned": lambda row: f"{row.pruned:,}",
+            "sparsity": lambda row: percent(row.sparsity, 2),
+            "rank": lambda row: "?" if row.rank is None else str(row.rank),
+        }
 
     def __repr__(self) -> str:
         return f"Budget({self.method}: {self.pruned} of {self.entries} entries in {len(self.layers)} layers)"

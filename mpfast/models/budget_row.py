@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.support import InvalidTypeError, Record
+from mpfast.support import InvalidTypeError, Record, percent
 
 if TYPE_CHECKING:
     from mpfast.checkpoints import Layer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerBudget", "along_inputs", "check_budget", "from_inputs", "is_stack", "module_of", "row_from", "row_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerBudget:
     """One row of a budget.
 
@@ -79,6 +79,10 @@ class LayerBudget:
     error: float | None = None
     heldout_error: float | None = None
     reason: str | None = None
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"LayerBudget({self.name!r}: {size}, {self.pruned} of {self.size} entries, {percent(self.sparsity, 2)})"
 
     @property
     def file_name(self) -> str:

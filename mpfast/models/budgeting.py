@@ -20,8 +20,9 @@ from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.support import InvalidValueError, check_flag, check_patterns, check_sparsity, front_door
 
 if TYPE_CHECKING:
-    from mpfast.models.layer_report import LayerReport, SkippedTensor
+    from mpfast.models.layer_report import LayerReport
     from mpfast.models.provenance import Provenance
+    from mpfast.models.skipped import SkippedTensor
 
 __all__ = ["budget_from_reports"]
 

@@ -36,10 +36,11 @@ from mpfast.models.adapter_output import (
 from mpfast.models.compression_check import facts_of
 from mpfast.models.factored_output import check_factor_names, write_dense, write_factors
 from mpfast.models.factoring import FactoredLayer, Factoring, Wanted
-from mpfast.models.layer_report import SkippedTensor, jsonable, skipped_tensors
+from mpfast.models.layer_json import jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
 from mpfast.models.prune_options import changeable
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -51,6 +52,7 @@ from mpfast.support import (
     claimed_directory,
     front_door,
     logger,
+    percent,
     summary_of_unmet,
     team_size,
     warn_caller,
@@ -62,7 +64,7 @@ __all__ = ["COMPRESS_FORMATS", "CompressResult", "compress"]
 COMPRESS_FORMATS = ("dense", "factors", "lora")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressResult:
     """What `mpfast.compress` did.
 
@@ -95,6 +97,13 @@ class CompressResult:
     not_in_adapter: tuple[SkippedTensor, ...] = ()
     not_copied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        where = "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return (
+            f"CompressResult({len(self.layers)} matrices to {percent(self.ratio)} of their entries, {self.format}, "
+            f"{where}, {self.seconds:.2f} s)"
+        )
 
     @property
     def ratio(self) -> float:

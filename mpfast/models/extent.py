@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mpfast.support import warn_caller
 
 if TYPE_CHECKING:
-    from mpfast.models.layer_report import SkippedTensor
+    from mpfast.models.skipped import SkippedTensor
 
 __all__ = ["DEFAULT_CEILING", "default_ceiling", "dense_tensors", "model_entries", "warn_of_emptied"]
 

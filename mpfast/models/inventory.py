@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from mpfast.checkpoints import (
     unseen_quantisation,
 )
 from mpfast.models.layer_job import checked_views
-from mpfast.models.layer_report import jsonable
+from mpfast.models.layer_json import jsonable
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import Rows
 from mpfast.support import front_door, warn_caller
@@ -89,6 +90,16 @@ class Inventory(Rows[InventoryRow]):
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    def _columns_shown(self) -> dict[str, Callable[[InventoryRow], str]]:
+        return {
+            "tensor": lambda row: row.name,
+            "shape": lambda row: "x".join(map(str, row.shape)),
+            "type": lambda row: row.dtype,
+            "entries": lambda row: f"{row.entries:,}",
+            "role": lambda row: row.role,
+            "matrices": lambda row: str(row.matrices) if row.matrices else f"none: {row.reason}",
+        }
 
     def __repr__(self) -> str:
         return f"Inventory({self.source!r}: {len(self)} tensors, {self.matrices} matrices)"

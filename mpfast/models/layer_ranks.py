@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import parse_device
+from mpfast.arrays import QuantisedArray, parse_device
 from mpfast.checkpoints import (
     Checkpoint,
     Difference,
@@ -31,10 +31,10 @@ from mpfast.checkpoints import (
 from mpfast.models.budget_row import along_inputs
 from mpfast.models.layer_job import layer_seed
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import skipped_tensors
 from mpfast.models.progress import progress_bar
 from mpfast.models.provenance import provenance_of
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
+from mpfast.models.skipped import skipped_tensors
 from mpfast.spectra import Spectrum, SpectrumMethod, checked_error, measured_spectrum
 from mpfast.support import (
     ConvergenceWarning,
@@ -101,7 +101,7 @@ def ranks(
     threads : int, optional
         Number of threads; the result does not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar, as `mpfast.analyze`.
 
     Returns
     -------
@@ -243,8 +243,10 @@ class _Job:
 
     def _matrix(self, layer: Layer) -> _core.Matrix:
         """The matrix as (out, in), where it is known which axes the inputs are."""
-        whole: NDArray[Any] = stored(read_layer(self.checkpoint, layer), layer.name)
-        part = layer_part(whole, layer)
+        whole = read_layer(self.checkpoint, layer)
+        # Of a quantised stack only the part is decoded.
+        whole = whole if isinstance(whole, QuantisedArray) else stored(whole, layer.name)
+        part: NDArray[Any] = stored(layer_part(whole, layer), layer.name)
         # What an index takes away lies before the axes of the matrix.
         axes = tuple(axis - (whole.ndim - part.ndim) for axis in layer.input_axes)
         turned = along_inputs(part, axes) if axes else part.reshape(layer.shape)

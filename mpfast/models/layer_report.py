@@ -2,105 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpfast.models.noise_verdict import noise_sentence, noise_verdict
-from mpfast.spectra import METRICS, quantization_noise
-from mpfast.support import InvalidValueError, Record, front_door, is_shape, is_text, parse_json, short
+from mpfast.spectra import METRICS, Histogram, Picture, current_axes, draw_picture, quantization_noise
+from mpfast.support import (
+    InvalidValueError,
+    facts_as_html,
+    front_door,
+    is_shape,
+    is_text,
+    percent,
+    printable,
+    short,
+    with_error,
+)
 
 if TYPE_CHECKING:
-    from mpfast.checkpoints import Checkpoint, Layer
+    from matplotlib.axes import Axes
+
+    from mpfast.checkpoints import Layer
     from mpfast.spectra import BothModels, Spectrum
 
 
 __all__ = [
     "COLUMNS",
     "NUMBER_COLUMNS",
+    "ROW_FIGURES",
     "SORT_COLUMNS",
-    "Histogram",
     "LayerReport",
-    "SkippedTensor",
+    "converted",
+    "distances",
     "integers",
-    "is_non_finite",
-    "jsonable",
-    "layer_from_json",
-    "layer_to_json",
-    "skipped_tensors",
+    "number",
+    "signals_range",
     "sorted_rows",
-    "with_histogram",
 ]
 
-HISTOGRAM_BINS = 48
-SPIKES_KEPT = 32
-# As `mpfast.arrays.raise_if_nonfinite` says it.
-_NON_FINITE = re.compile(r"\bnon-finite\b")
 
-
-class SkippedTensor(NamedTuple):
-    """A tensor that was not analysed, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    reason: str
-
-
-def is_non_finite(tensor: SkippedTensor) -> bool:
-    """Whether a tensor was left out because of NaN or infinities in it."""
-    return _NON_FINITE.search(tensor.reason) is not None
-
-
-class Histogram(NamedTuple):
-    """The distribution of a layer's singular values, as much of it as a chart shows.
-
-    Attributes
-    ----------
-    low, high : float
-        Where the bins begin and end, singular-value scale; they are equally wide.
-    shares : tuple of float
-        Share of the singular values in each bin.
-    spikes : tuple of float
-        The largest singular values that are known one by one, descending.
-    """
-
-    low: float
-    high: float
-    shares: tuple[float, ...]
-    spikes: tuple[float, ...]
-
-    @classmethod
-    def of(cls, spectrum: Spectrum) -> Histogram | None:
-        """Summarise a spectrum; None where it is all zero."""
-        top = max(spectrum.edge.threshold, spectrum.edge.sigma_plus, float(spectrum.quantile(0.98)))
-        if not 0 < top < math.inf:
-            return None
-        edges = np.linspace(0.0, 1.1 * top, HISTOGRAM_BINS + 1)
-        cdf = np.asarray(spectrum.cdf(edges), dtype=np.float64)
-        shares = np.diff(np.concatenate([[0.0], cdf[1:]]))
-        known = spectrum.values if spectrum.values is not None else spectrum.outliers
-        return cls(0.0, float(edges[-1]), tuple(shares.round(7).tolist()), tuple(known[:SPIKES_KEPT].tolist()))
-
-
-def skipped_tensors(
-    checkpoint: Checkpoint, layers: Iterable[Layer], reasons: Mapping[str, str]
-) -> tuple[SkippedTensor, ...]:
-    """List what has a reason: tensors in the order of the checkpoint, parts of tensors, and what is no tensor."""
-    tensors = [(info.name, info.shape, info.dtype) for info in checkpoint.tensors]
-    known = {name for name, _, _ in tensors}
-    parts = [(layer.name, layer.shape, layer.dtype) for layer in layers if layer.name not in known]
-    others = [SkippedTensor(other.name, (), other.type, other.reason) for other in getattr(checkpoint, "others", ())]
-    found = [SkippedTensor(*entry, reasons[entry[0]]) for entry in (*tensors, *parts) if entry[0] in reasons]
-    return (*found, *others)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, slots=True)
 class LayerReport:
     """One row: what the spectrum of one layer says. Singular-value scale throughout.
 
@@ -136,6 +81,8 @@ class LayerReport:
     signals, strict : int
         Number of singular values that stand out of the bulk, and of those that could not come from independent entries,
         whatever the bulk. A lower bound both: signals confined to a few rows or columns are read as scale.
+    below_edge : int
+        Number of singular values below the lower edge of the law: small ones carry information, too.
     unevenness : float
         By what share of it the edge would move if all that energies of rows and columns differ in were noise; NaN where
         nobody sees the entries.
@@ -184,6 +131,7 @@ class LayerReport:
     ks: float
     signals: int
     strict: int
+    below_edge: int
     unevenness: float
     row_spread: float
     col_spread: float
@@ -230,6 +178,7 @@ class LayerReport:
             ks=float(edge.ks),
             signals=int(told.edge.spikes),
             strict=int(told.edge.strict),
+            below_edge=int(told.edge.below_edge),
             unevenness=math.nan if edge.unevenness is None else float(edge.unevenness),
             row_spread=0.0 if noise is None else noise.row_spread,
             col_spread=0.0 if noise is None else noise.col_spread,
@@ -244,6 +193,41 @@ class LayerReport:
             warnings=tuple(dict.fromkeys(filter(None, (*told.edge.warnings, unmet)))),
             histogram=Histogram.of(spectrum),
         )
+
+    def __repr__(self) -> str:
+        return f"LayerReport({self.name!r}: {_size(self)}, {_standing(self)}, noise {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        facts = {heading: cell(self) for heading, cell in ROW_FIGURES.items() if heading not in ("layer", "noise")}
+        return facts_as_html(self.name, facts, [f"{self.verdict}: {self.sentence}", *self.warnings])
+
+    @property
+    def picture(self) -> Picture | None:
+        """What pictures of the layer show; None where no distribution is known."""
+        return Picture.of(self.histogram, self.shape, self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the spectrum as `mpfast.Spectrum.plot` does, with what the row knows of it.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on; default the current ones. ``show()`` is never called.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        ax = current_axes(ax)
+        draw_picture(ax, self.picture)
+        ax.set_title(f"{printable(self.name)}: {self.spikes} spikes, noise {self.verdict}")
+        return ax
 
     @property
     def hill_alpha(self) -> float:
@@ -279,10 +263,10 @@ class LayerReport:
         missing = COLUMNS.keys() - row.keys()
         if missing:
             raise InvalidValueError("", f"the row lacks {', '.join(sorted(missing))}")
-        values = {name: _converted(name, row[name], convert) for name, convert in COLUMNS.items()}
+        values = {name: converted(name, row[name], convert) for name, convert in COLUMNS.items()}
         if len(values["shape"]) != 2:
             raise _column_error("shape", row["shape"])
-        metrics = {key: _converted(key, value, _number) for key, value in row.items() if key not in COLUMNS}
+        metrics = {key: converted(key, value, number) for key, value in row.items() if key not in COLUMNS}
         return cls(**values, metrics=metrics)
 
 
@@ -292,7 +276,8 @@ def _rounding_share(spectrum: Spectrum, rounding: float | None) -> float:
     return quantization_noise(spectrum, rounding).share
 
 
-def _converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+def converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return a value of JSON as a column has it; InvalidValueError names the column whose value it cannot be."""
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
@@ -331,8 +316,8 @@ def _count(value: Any) -> int:
     return int(value)
 
 
-def _number(value: Any) -> float:
-    # Infinities are text in JSON, see `jsonable`.
+def number(value: Any) -> float:
+    """Return a number of JSON, where infinities are text; TypeError where it is none."""
     if isinstance(value, str) and value in ("inf", "-inf"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -343,7 +328,7 @@ def _number(value: Any) -> float:
 # How each column comes back from JSON, by its annotation, which is a string in this module.
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "str": _text,
-    "float": _number,
+    "float": number,
     "int": _count,
     "tuple[int, ...]": integers,
     "tuple[int, int]": integers,
@@ -355,15 +340,52 @@ COLUMNS: dict[str, Any] = {
     if column.name not in ("metrics", "histogram")
 }
 #: The columns of one number each.
-NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (_number, _count)), *METRICS)
+NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (number, _count)), *METRICS)
 # Texts of many words.
 NO_ORDER = ("unmet_tolerance", "sentence")
 #: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
-    *(name for name, convert in COLUMNS.items() if convert in (_text, _number, _count) and name not in NO_ORDER),
+    *(name for name, convert in COLUMNS.items() if convert in (_text, number, _count) and name not in NO_ORDER),
     "shape",
     *METRICS,
 )
+
+
+def _size(row: LayerReport) -> str:
+    return "x".join(map(str, row.shape))
+
+
+def _standing(row: LayerReport) -> str:
+    return f"sigma+ {with_error(row.sigma_plus, row.sigma_plus_error)}, {row.spikes} spikes, {row.signals} signals"
+
+
+def signals_range(row: LayerReport) -> str:
+    """What stands out of independent entries, and what stands out of the bulk."""
+    low = min(row.strict, row.signals)
+    return str(row.signals) if low == row.signals else f"{low}-{row.signals}"
+
+
+def distances(row: LayerReport, digits: int) -> str:
+    """Kolmogorov distance to even noise, and once scales are taken out."""
+    before, after = (f"{ks:.{digits}f}" for ks in (row.ks, row.ks_scaled))
+    return before if row.ks == row.ks_scaled else f"{before}→{after}"
+
+
+#: What a table shows of a row, by heading.
+ROW_FIGURES: dict[str, Callable[[LayerReport], str]] = {
+    "layer": lambda row: row.name,
+    "shape": _size,
+    "sigma+": lambda row: with_error(row.sigma_plus, row.sigma_plus_error),
+    "spikes": lambda row: str(row.spikes),
+    "signals": signals_range,
+    "uneven": lambda row: percent(row.unevenness),
+    "KS": lambda row: distances(row, 3),
+    "noise": lambda row: row.verdict,
+    "share": lambda row: percent(row.share),
+    "eff.rank": lambda row: f"{row.metrics.get('entropy_rank', math.nan):.0f}",
+    "hill_alpha": lambda row: f"{row.metrics.get('hill_alpha', math.nan):.2f}",
+    "stable": lambda row: f"{row.metrics.get('stable_rank', math.nan):.1f}",
+}
 
 
 def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:
@@ -381,50 +403,3 @@ def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:
         return math.inf if math.isnan(value) else -value
 
     return sorted(rows, key=downwards)
-
-
-def with_histogram(row: LayerReport) -> dict[str, Any]:
-    """Return the row as `to_dict`, and its histogram."""
-    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram._asdict()}
-
-
-def layer_to_json(row: LayerReport) -> str:
-    """Return one row as JSON text."""
-    return json.dumps(jsonable(with_histogram(row)), allow_nan=False)
-
-
-def layer_from_json(document: str | dict[str, Any]) -> LayerReport:
-    """Rebuild a row from `layer_to_json`, or from what JSON made of it; errors as `LayerReport.from_dict`."""
-    record = parse_json(document) if isinstance(document, str) else document
-    if not isinstance(record, dict):
-        raise InvalidValueError("", f"a row must be an object, not {short(record)}")
-    row = dict(record)
-    found = row.pop("histogram", None)
-    report = LayerReport.from_dict(_from_jsonable(row))
-    return report if found is None else replace(report, histogram=_converted("histogram", found, _histogram))
-
-
-def _histogram(found: Any) -> Histogram:
-    record = Record(found, "the histogram")
-    shares, spikes = record.get("shares"), record.get("spikes")
-    if not isinstance(shares, list) or not isinstance(spikes, list):
-        raise TypeError("expected lists")
-    numbers = tuple(map(_number, shares)), tuple(map(_number, spikes))
-    return Histogram(_number(record.get("low")), _number(record.get("high")), *numbers)
-
-
-def jsonable(value: Any) -> Any:
-    """`value` as JSON can hold it: NumPy's types as Python's, NaN as None, infinities as "inf" and "-inf"."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, list | tuple):
-        return [jsonable(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
-def _from_jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in row.items()}

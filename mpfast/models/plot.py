@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpfast.models.depth import depth_and_type
+from mpfast.models.layer_report import NUMBER_COLUMNS, LayerReport
 from mpfast.spectra import current_axes
+from mpfast.support import InvalidValueError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mpfast.models.layer_report import LayerReport
-
 __all__ = ["plot_analysis"]
 
+# Of layers that carry no number in their name.
+_NO_DEPTH = "-"
 
-def plot_analysis(layers: Sequence[LayerReport], ax: Axes | None = None) -> Axes:
-    """Draw, layer by layer, the largest singular value and the edge it is measured against; see `Analysis.plot`."""
+
+def plot_analysis(
+    layers: Sequence[LayerReport], measure: str | Callable[[LayerReport], float], ax: Axes | None = None
+) -> Axes:
+    """Draw a measure as a heat map of depth by type of layer; see `Analysis.plot`."""
+    if not callable(measure) and measure not in NUMBER_COLUMNS:
+        names = ", ".join(NUMBER_COLUMNS)
+        raise InvalidValueError("measure", f"must be a function of a layer or one of {names}, not {measure!r}")
+    if not layers:
+        raise InvalidValueError("", "there are no layers to draw")
     ax = current_axes(ax)
-    rows = range(len(layers))
-    largest = [row.histogram.spikes[0] if row.histogram and row.histogram.spikes else np.nan for row in layers]
-    ax.vlines(rows, [row.sigma_plus for row in layers], largest, color="0.75", lw=1)
-    ax.plot(rows, largest, ".", color="C1", label="largest singular value")
-    ax.errorbar(
-        rows,
-        [row.sigma_plus for row in layers],
-        yerr=[row.sigma_plus_error for row in layers],
-        fmt=".",
-        color="C0",
-        label="edge sigma+",
-    )
-    ax.set(xlabel="layer", ylabel="singular value", yscale="log")
-    ax.legend(frameon=False)
+    cells: dict[tuple[str, int | None], list[float]] = defaultdict(list)
+    for row in layers:
+        depth, kind = depth_and_type(row.name)
+        cells[kind, depth].append(float(measure(row) if callable(measure) else row.to_dict()[measure]))
+    types = list(dict.fromkeys(kind for kind, _ in cells))
+    numbers = sorted({depth for _, depth in cells if depth is not None})
+    depths: list[int | None] = [*numbers, *([None] if any(depth is None for _, depth in cells) else [])]
+    means = np.full((len(types), len(depths)), np.nan)
+    for (kind, depth), values in cells.items():
+        at = types.index(kind), depths.index(depth)
+        means[at] = np.mean(values)
+        if len(values) > 1:
+            ground = {"facecolor": "w", "alpha": 0.7, "linewidth": 0, "pad": 1}
+            text = f"×{len(values)}"  # noqa: RUF001
+            ax.text(*at[::-1], text, ha="center", va="center", fontsize="x-small", color="k", bbox=ground)
+    image = ax.imshow(means, aspect="auto", cmap="viridis", interpolation="nearest")
+    label = measure if isinstance(measure, str) else getattr(measure, "__name__", "measure")
+    ax.figure.colorbar(image, ax=ax, label=label.replace("_", " "))
+    ax.set_xticks(range(len(depths)), [_NO_DEPTH if depth is None else str(depth) for depth in depths])
+    ax.set_yticks(range(len(types)), types)
+    several = ", ×: mean of so many" if max(map(len, cells.values())) > 1 else ""  # noqa: RUF001
+    ax.set(xlabel="depth", title=f"{len(layers)} layers{several}")
     return ax

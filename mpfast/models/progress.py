@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,10 +13,17 @@ from mpfast.support import printable
 __all__ = ["progress_bar"]
 
 
+def _has_place() -> bool:
+    """Whether a bar can be drawn: on a terminal, or in a notebook with the widgets that rich draws in."""
+    if "ipykernel" in sys.modules:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def progress_bar(layers: Sequence[Layer], wanted: bool) -> Iterator[Callable[[Layer], None]]:
     """Yield a function to call after each layer; it counts entries, since the time goes with them."""
-    if not wanted or sys.stderr is None or not sys.stderr.isatty():
+    if not wanted or not _has_place():
         yield lambda _: None
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport, SkippedTensor, skipped_tensors
+from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
@@ -37,6 +38,7 @@ from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prun
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
 from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     InvalidTypeError,
     check_flag,
@@ -45,13 +47,15 @@ from mpfast.support import (
     floor_count,
     front_door,
     logger,
+    percent,
+    printable,
     warn_caller,
 )
 
 __all__ = ["PruneResult", "prune"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """What `mpfast.prune` did.
 
@@ -85,6 +89,14 @@ class PruneResult:
     not_copied: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.masks is not None else "dry run" if self.out is None else f"in {str(self.out)!r}"
+        return f"PruneResult({percent(self.sparsity, 2)} of {len(self.budget)} layers, {where}, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the budget as it was met."""
+        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
 
     @property
     def sparsity(self) -> float:
@@ -200,7 +212,7 @@ def prune(
         Replace `out` if mpfast wrote all that it holds, as its mark lists it. Any other directory, a link, and one that
         holds the source, `masks`, `moments` or the working directory, is refused.
     progress : bool
-        Show a progress bar of the spectra on a terminal.
+        Show a progress bar of the spectra, as `mpfast.analyze`.
 
     Returns
     -------

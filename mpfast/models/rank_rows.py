@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
-from mpfast.models.layer_report import SkippedTensor, is_non_finite, jsonable
+from mpfast.models.csv_text import csv_line
+from mpfast.models.layer_json import jsonable
 from mpfast.models.provenance import Provenance
-from mpfast.models.result import csv_line
 from mpfast.models.rows import Rows
+from mpfast.models.skipped import SkippedTensor, is_non_finite
 from mpfast.support import InvalidValueError, front_door
 
 __all__ = ["LayerRank", "ModelRanks", "RankRow"]
@@ -116,6 +118,17 @@ class ModelRanks(Rows[RankRow]):
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    def _columns_shown(self) -> dict[str, Callable[[RankRow], str]]:
+        def rank_at(number: int) -> Callable[[RankRow], str]:
+            return lambda row: str(row.best[number].rank)
+
+        return {
+            "matrix": lambda row: row.name,
+            "shape": lambda row: "x".join(map(str, row.shape)),
+            **{f"rank for {error:g}": rank_at(number) for number, error in enumerate(self.errors)},
+            "of": lambda row: "outputs" if row.outputs else "weights",
+        }
 
     def __repr__(self) -> str:
         listed = ", ".join(f"{error:g}" for error in self.errors)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from mpfast.checkpoints import Checkpoint, Layer, roles_of
 from mpfast.models.budget import Budget
 from mpfast.models.extent import dense_tensors, model_entries
-from mpfast.models.layer_report import skipped_tensors
 from mpfast.models.mask_plans import Refit
 from mpfast.models.provenance import Provenance
 from mpfast.models.pruned_output import MaskingPass, write_pruned
+from mpfast.models.skipped import skipped_tensors
 from mpfast.support import OutputDirectory
 
 __all__ = ["NewTensor", "write_reconstructed"]

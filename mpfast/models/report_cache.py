@@ -15,7 +15,8 @@ import numpy as np
 from mpfast import _core
 from mpfast.arrays import as_numpy
 from mpfast.checkpoints import Layer
-from mpfast.models.layer_report import LayerReport, layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
+from mpfast.models.layer_report import LayerReport
 from mpfast.support import write_text_atomically
 
 __all__ = ["LayerCache"]

@@ -23,12 +23,13 @@ from mpfast.checkpoints import (
     updates_of,
 )
 from mpfast.models.factoring import Wanted
-from mpfast.models.layer_report import SkippedTensor, jsonable
+from mpfast.models.layer_json import jsonable
 from mpfast.models.output_mark import mark_output
 from mpfast.models.provenance import Provenance
 from mpfast.models.prune_options import changeable
 from mpfast.models.resized_factors import ResizedUpdate, rank_of, resized
 from mpfast.models.resized_output import write_resized
+from mpfast.models.skipped import SkippedTensor
 from mpfast.support import (
     InvalidValueError,
     argument_called,

@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from mpfast.models.budgeting import budget_from_reports
+from mpfast.models.csv_text import columns_of, csv_of
+from mpfast.models.diff_rows import ModelDiff, diff_of_rows
 from mpfast.models.expert_summary import ExpertRows, ExpertSummary, check_expert_rows, split_experts
 from mpfast.models.html_report.page import html_report
-from mpfast.models.layer_report import (
-    COLUMNS,
-    LayerReport,
-    SkippedTensor,
-    is_non_finite,
-    jsonable,
-    layer_from_json,
-    with_histogram,
-)
+from mpfast.models.layer_json import jsonable, layer_from_json, with_histogram
+from mpfast.models.layer_report import LayerReport
+from mpfast.models.layer_rows import LayerRows
 from mpfast.models.methods import DEFAULT_METHOD
-from mpfast.models.plot import plot_analysis
-from mpfast.models.provenance import Provenance
-from mpfast.models.rows import Rows, json_text
-from mpfast.support import InputError, InvalidValueError, front_door, package_missing, read_document
+from mpfast.models.provenance import Provenance, provenance_of
+from mpfast.models.rows import json_text
+from mpfast.models.skipped import SkippedTensor, is_non_finite
+from mpfast.support import (
+    InputError,
+    InvalidTypeError,
+    InvalidValueError,
+    front_door,
+    package_missing,
+    read_document,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from mpfast.models.budget import Budget
 
 
-__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis", "csv_of"]
+__all__ = ["ANALYSES_SCHEMA", "SCHEMA", "Analysis"]
 
 SCHEMA = "mpfast.analysis/1"
 #: Of what `mpfast analyze` writes of several models.
 ANALYSES_SCHEMA = "mpfast.analyses/1"
-# How cells begin from which spreadsheets compute, and what marks one as text.
-_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 @dataclass(frozen=True, repr=False)
-class Analysis(Rows[LayerReport]):
+class Analysis(LayerRows):
     """What `mpfast.analyze` found: an immutable sequence of `LayerReport`, in the order of the checkpoint.
+
+    ``analysis["name"]`` is the row of a layer; a slice is an analysis itself, as what `filter` returns, with the other
+    layers among its skipped tensors.
 
     Attributes
     ----------
@@ -76,8 +76,8 @@ class Analysis(Rows[LayerReport]):
     seconds: float
     provenance: Provenance | None = field(default=None, compare=False)
 
-    def _rows(self) -> tuple[LayerReport, ...]:
-        return self.layers
+    def _with(self, layers: tuple[LayerReport, ...], skipped: tuple[SkippedTensor, ...]) -> Analysis:
+        return replace(self, layers=layers, skipped=skipped)
 
     def _sources(self) -> tuple[str, ...]:
         return (self.source,)
@@ -203,7 +203,7 @@ class Analysis(Rows[LayerReport]):
             pandas = importlib.import_module("pandas")
         except ImportError:
             raise package_missing("Analysis.to_pandas()", "pandas", extra="pandas") from None
-        return pandas.DataFrame([row.to_dict() for row in self.layers], columns=self._columns())
+        return pandas.DataFrame([row.to_dict() for row in self.layers], columns=columns_of([self.layers]))
 
     @front_door
     def to_document(self, *, expert_rows: ExpertRows = "all") -> dict[str, Any]:
@@ -264,7 +264,7 @@ class Analysis(Rows[LayerReport]):
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        return self._return_or_write(csv_of([self]), path)
+        return self._return_or_write(csv_of([(self.source, self.layers)]), path)
 
     @overload
     def to_html(self, path: None = None, *, expert_rows: ExpertRows = "summary") -> str: ...
@@ -286,24 +286,33 @@ class Analysis(Rows[LayerReport]):
         rows = check_expert_rows(expert_rows)
         return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped, rows), path)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw each layer's edge and its largest singular value; needs matplotlib. ``show()`` is never called.
+    @front_door
+    def compare(self, other: Analysis | str | os.PathLike[str]) -> ModelDiff:
+        """Say, layer by layer, how the figures of another analysis differ from these; see `mpfast.diff`.
 
         Parameters
         ----------
-        ax : matplotlib.axes.Axes, optional
-            Axes to draw on; default the current ones.
+        other : Analysis or path
+            The later one, or its JSON.
 
         Returns
         -------
-        matplotlib.axes.Axes
+        ModelDiff
+            One row per layer that both have, their names with or without what only one side puts in front of all of
+            them; ``unmatched`` names the others.
 
         Raises
         ------
-        ImportError
-            matplotlib is not installed.
+        TypeError
+            The other is no analysis.
+        ValueError
+            The two have no name in common.
         """
-        return plot_analysis(self.layers, ax)
+        if isinstance(other, str | os.PathLike):
+            other = Analysis.from_json(other)
+        if not isinstance(other, Analysis):
+            raise InvalidTypeError("other", "must be an analysis or its path", "mpfast.diff compares checkpoints")
+        return diff_of_rows(self, other, (self.source, other.source), provenance_of(other, self))
 
     @classmethod
     @front_door
@@ -341,38 +350,6 @@ class Analysis(Rows[LayerReport]):
             raise
         except ValueError as error:
             raise InvalidValueError("", str(error)) from None
-
-    def _columns(self) -> list[str]:
-        return columns_of([self])
-
-
-def columns_of(analyses: Iterable[Analysis]) -> list[str]:
-    """All columns in the order of the first row that has them."""
-    return list(dict.fromkeys(key for found in analyses for row in found for key in row.to_dict())) or list(COLUMNS)
-
-
-def csv_of(analyses: Sequence[Analysis], with_source: bool = False) -> str:
-    """Return the rows of analyses as `Analysis.to_csv` writes them, below one header; the source first if asked."""
-    columns = (["source"] if with_source else []) + columns_of(analyses)
-    lines = [csv_line(columns)]
-    for found in analyses:
-        for row in found:
-            cells = row.to_dict()
-            cells["tensor_shape"] = "x".join(map(str, row.tensor_shape))
-            cells["shape"] = "x".join(map(str, row.shape))
-            cells["warnings"] = "; ".join(row.warnings)
-            cells |= {"source": found.source} if with_source else {}
-            lines.append(csv_line([cells.get(column, "") for column in columns]))
-    return "".join(lines)
-
-
-def csv_line(cells: Sequence[Any]) -> str:
-    """Return a line of CSV, texts so that spreadsheets take them for texts: names come from files."""
-    stream = io.StringIO()
-    # With this end of line, a cell with either of its characters is quoted.
-    writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_COMPUTED) else cell for cell in cells])
-    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _median(values: Iterator[float]) -> float:

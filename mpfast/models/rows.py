@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, overload
 
 from mpfast.checkpoints import check_target
 from mpfast.models.provenance import Provenance
-from mpfast.support import check_path, front_door, return_or_write
+from mpfast.support import MissingKeyError, check_path, front_door, return_or_write, rows_as_html
 
 __all__ = ["Rows", "json_text"]
 
-Row = TypeVar("Row")
+
+class Named(Protocol):
+    """What has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=Named)
 
 
 class Rows(Sequence[Row]):
-    """An immutable sequence of the rows of a result; the result is one of its dataclasses."""
+    """An immutable sequence of the rows of a result, each with a name; the result is one of its dataclasses."""
 
     provenance: Provenance | None
 
@@ -27,17 +36,39 @@ class Rows(Sequence[Row]):
         """Return the field that the rows are."""
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int | str) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice | str) -> Row | Sequence[Row]:
+        if isinstance(index, str):
+            return self._row_called(index)
         return self._rows()[index]
+
+    def _row_called(self, name: str) -> Row:
+        names = [row.name for row in self]
+        if name in names:
+            return self._rows()[names.index(name)]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        advice = f"the nearest of {len(names)} is {near[0]!r}" if near else "there are no rows"
+        raise MissingKeyError("", f"{name!r} is the name of no row", advice)
+
+    def __contains__(self, row: object) -> bool:
+        """Whether there is such a row, or a row of that name."""
+        return any((one.name if isinstance(row, str) else one) == row for one in self)
 
     def __len__(self) -> int:
         return len(self._rows())
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows())
+
+    @abstractmethod
+    def _columns_shown(self) -> Mapping[str, Callable[[Row], str]]:
+        """Return by heading what a notebook shows of a row."""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return rows_as_html(repr(self), self, self._columns_shown())
 
     @abstractmethod
     def _sources(self) -> tuple[str, ...]:

@@ -20,10 +20,10 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_row import row_of
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import skipped_tensors
 from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.models.provenance import called, provenance_of
 from mpfast.models.shared_counts import Knowledge, check_needs, check_no_more, gradients_of, shared_counts, spectra_of
+from mpfast.models.skipped import skipped_tensors
 from mpfast.support import InvalidValueError, check_flag, check_sparsity, front_door, team_size, warn_caller
 
 __all__ = ["share_out"]

@@ -20,6 +20,7 @@ from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.metrics import METRICS, spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.picture import Histogram, Picture
 from mpfast.spectra.principal_outputs import PrincipalOutputs
 from mpfast.spectra.request import NoiseModel, SpectrumMethod
 from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
@@ -27,7 +28,8 @@ from mpfast.spectra.shrinkage import optimal_threshold, shrink
 from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:
-    from mpfast.spectra.plot import current_axes
+    from mpfast.spectra.plot import current_axes, draw_picture
+    from mpfast.spectra.power_tail import PowerLaw, power_law
     from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
@@ -41,11 +43,14 @@ __all__ = [
     "SVD",
     "BothModels",
     "EdgeFit",
+    "Histogram",
     "MarchenkoPastur",
     "MarchenkoPasturEigenvalues",
     "Measure",
     "NoiseModel",
     "NoiseProfile",
+    "Picture",
+    "PowerLaw",
     "PrincipalOutputs",
     "QuantizationNoise",
     "Randomness",
@@ -60,6 +65,7 @@ __all__ = [
     "critical_signal",
     "current_axes",
     "diagonal_weight",
+    "draw_picture",
     "drop_bulk",
     "effective_rows",
     "family",
@@ -73,6 +79,7 @@ __all__ = [
     "measured_both",
     "measured_spectrum",
     "optimal_threshold",
+    "power_law",
     "quantization_noise",
     "randomness",
     "separable_edge",
@@ -92,13 +99,14 @@ def __getattr__(name: str) -> Any:
     # What most programs do not use is loaded by those that do.
     if name in __all__:
         files = (
+            "plot",
+            "power_tail",
             "synthetic",
             "synthetic_noise",
             "singular_vectors",
             "second_moment",
             "subsampled",
             "quantization",
-            "plot",
         )
         for file in files:
             module = importlib.import_module(f"{__name__}.{file}")

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 __all__ = ["Measure"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measure:
     """Distribution of the singular values of one matrix.
 
@@ -43,6 +43,9 @@ class Measure:
         """Measure of a full spectrum: mass 1/p on every one of ``values``."""
         nodes = np.sort(np.asarray(values, dtype=np.float64))[::-1]
         return cls(nodes, np.full(len(nodes), 1 / len(nodes)), len(nodes))
+
+    def __repr__(self) -> str:
+        return f"<Measure of {len(self.nodes)} nodes, {self.atoms} of them single values>"
 
     @KeptProperty
     def _curve(self) -> tuple[Array, Array]:

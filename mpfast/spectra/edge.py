@@ -28,7 +28,7 @@ from mpfast.spectra.estimators import (
 from mpfast.spectra.noise import energy_share
 from mpfast.spectra.probe_noise import expected_error, jackknife_error
 from mpfast.spectra.rounding import check_range, size_of_entries
-from mpfast.support import InvalidValueError, Record, front_door
+from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, percent, with_error
 
 Array = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ __all__ = [
 VERDICTS = ("good", "fair", "poor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EdgeFit:
     """A fitted Marchenko-Pastur edge.
 
@@ -111,6 +111,25 @@ class EdgeFit:
     beta: float
     compat: str | None
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        edge = with_error(self.sigma_plus, self.sigma_plus_error)
+        return f"EdgeFit({self.shape[0]}x{self.shape[1]}: sigma+ {edge}, {self.spikes} spikes, fit {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        facts = {
+            "edge sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
+            "threshold": f"{self.threshold:.5g}",
+            "spikes": f"{self.spikes} above the threshold, {self.spikes_above_edge} above the edge",
+            "strict": str(self.strict),
+            "standard deviation of the noise": f"{math.sqrt(self.variance):.5g}",
+            "energy in the noise": percent(self.share),
+            "unevenness": percent(self.unevenness),
+            "KS": f"{self.ks:.4f}",
+            "estimator": self.estimator,
+        }
+        return facts_as_html(repr(self), facts, self.warnings)
 
     @property
     def law(self) -> laws.MarchenkoPastur:

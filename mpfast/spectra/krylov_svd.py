@@ -67,7 +67,7 @@ SQUARES_SHARE = 1e-2
 WHOLE_UP_TO = 1024
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SVD:
     """Leading singular triplets; unpacks as ``U, s, Vh``.
 
@@ -104,6 +104,11 @@ class SVD:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.U, self.s, self.Vh))
+
+    def __repr__(self) -> str:
+        size = f"{self.U.shape[0]} x {self.Vh.shape[1]}"
+        values = f", s from {self.s[0]:.5g} to {self.s[-1]:.5g}" if len(self.s) else ""
+        return f"<SVD of a {size} matrix, {len(self.s)} triplets{values}>"
 
 
 @front_door

@@ -15,7 +15,7 @@ from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.rounding import GRAM_RESOLUTION, rounding_level
 from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
-from mpfast.support import InvalidValueError, KeptProperty, Record, front_door
+from mpfast.support import InvalidValueError, KeptProperty, Record, facts_as_html, front_door, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -262,7 +262,26 @@ class Spectrum:
         return spectral_metrics(self, None if self.of_outputs else self.edge)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the density and the fitted law with matplotlib; never calls ``show()``."""
+        """Draw the distribution of the singular values, the fitted law, its edge and the spikes.
+
+        As in the HTML report, heights are densities of all singular values, the law's area is ``edge.bulk_fraction``,
+        and the picture says how many values lie to the right of it. Of a spectrum of outputs, which no law is fitted
+        to, the distribution alone.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on; default the current ones. ``show()`` is never called.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         # matplotlib is needed here alone.
         from mpfast.spectra.plot import plot_spectrum
 
@@ -355,6 +374,15 @@ class Spectrum:
         work = f", {self.probes} probes x {self.steps} steps" if self.method == "lanczos" else ""
         what = "the outputs of a" if self.of_outputs else "a"
         return f"<Spectrum of {what} {self.shape[0]} x {self.shape[1]} {self.dtype} matrix, {self.method}{work}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        facts = {key.replace("_", " "): f"{value:.5g}" for key, value in self.metrics().items()}
+        if self.of_outputs:
+            return facts_as_html(repr(self), facts)
+        edge = self.edge
+        fit = {"edge sigma+": with_error(edge.sigma_plus, edge.sigma_plus_error), "spikes": str(edge.spikes)}
+        return facts_as_html(repr(self), fit | {"fit": f"{edge.verdict}, KS {edge.ks:.4f}"} | facts, edge.warnings)
 
 
 def _measure_to_dict(measure: Measure) -> dict[str, Any]:

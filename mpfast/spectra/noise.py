@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.spectra.separable import SeparableLaw, separable_edge
-from mpfast.support import KeptProperty, Record
+from mpfast.support import KeptProperty, Record, percent
 
 Array = NDArray[np.float64]
 
@@ -113,7 +113,7 @@ def energy_share(variance: float, mass: float, norm: float) -> float:
     return relative * relative
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseProfile:
     """Scales of the noise in the rows and columns of W, shape (m, n): ``N_ij = row_scale_i col_scale_j sd E_ij``.
 
@@ -164,6 +164,10 @@ class NoiseProfile:
         shift = unevenness_of(energies)
         ones = np.ones(len(energies.rows)), np.ones(len(energies.columns))
         return cls("even", *ones, shift, shift, 0, shift < SETTLED, 0, energies.fro_norm, variance)
+
+    def __repr__(self) -> str:
+        uneven = "" if self.unevenness is None else f", unevenness {percent(self.unevenness)}"
+        return f"<NoiseProfile of {len(self.row_scale)} rows and {len(self.col_scale)} columns: {self.model}{uneven}>"
 
     @property
     def live(self) -> tuple[int, int]:

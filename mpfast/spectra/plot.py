@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
+from mpfast.spectra.picture import Drawable, Histogram, Picture
 from mpfast.support import package_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mpfast.spectra.edge import EdgeFit
 
-
-__all__ = ["current_axes", "plot_spectrum"]
-
-
-Array = NDArray[np.float64]
-
-
-class Drawable(Protocol):
-    """What a figure needs to know of a spectrum; see `mpfast.Spectrum`."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def outliers(self) -> Array: ...
-    @property
-    def edge(self) -> EdgeFit: ...
-    @property
-    def of_outputs(self) -> bool: ...
-    def quantile(self, u: ArrayLike) -> Array: ...
-    def density(self, s: ArrayLike) -> Array: ...
+__all__ = ["current_axes", "draw_picture", "plot_spectrum"]
 
 
 def current_axes(ax: Axes | None) -> Axes:
@@ -46,46 +24,35 @@ def current_axes(ax: Axes | None) -> Axes:
 
 
 def plot_spectrum(spectrum: Drawable, ax: Axes | None = None) -> Axes:
-    """Draw the density of the singular values, the fitted law, its edge and the values above it.
-
-    Of a spectrum of outputs, which no law is fitted to, the density alone.
-
-    Parameters
-    ----------
-    spectrum
-        What to draw.
-    ax
-        Axes to draw on; default the current ones. ``show()`` is never called.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ImportError
-        matplotlib is missing.
-    """
+    """Draw a spectrum; see `mpfast.Spectrum.plot`."""
     ax = current_axes(ax)
-    if spectrum.of_outputs:
-        top = float(spectrum.quantile(0.99)) or 1.0
-        s = np.linspace(0, top, 400)
-        ax.fill_between(s, spectrum.density(s), alpha=0.3)
-        ax.set_xlabel("singular value of the outputs")
-        ax.set_ylabel("density")
-        ax.set_title(f"{spectrum.shape[0]} x {spectrum.shape[1]}: outputs")
-        return ax
-    edge = spectrum.edge
-    top = 1.6 * edge.sigma_plus if edge.sigma_plus > 0 else 1.0
-    s = np.linspace(0, top, 400)
-    ax.fill_between(s, spectrum.density(s), alpha=0.3, label="measured")
-    if edge.variance > 0:
-        ax.plot(s, edge.law.pdf(s), label="Marchenko-Pastur")
-    ax.axvline(edge.sigma_plus, linestyle="--", linewidth=1, color="0.3", label=r"$\sigma_+$")
-    above = spectrum.outliers[(spectrum.outliers > edge.threshold) & (spectrum.outliers <= top)]
-    ax.plot(above, np.zeros_like(above), "v", clip_on=False, label="spikes")
-    ax.set_xlabel("singular value")
-    ax.set_ylabel("density")
-    ax.set_title(f"{spectrum.shape[0]} x {spectrum.shape[1]}: {edge.spikes} spikes, fit {edge.verdict}")
-    ax.legend()
+    size = f"{spectrum.shape[0]} x {spectrum.shape[1]}"
+    fit = None if spectrum.of_outputs else spectrum.edge
+    draw_picture(ax, Picture.of(Histogram.of(spectrum), spectrum.shape, fit))
+    if fit is None:
+        ax.set(xlabel="singular value of the outputs", title=f"{size}: outputs")
+    else:
+        ax.set_title(f"{size}: {fit.spikes} spikes, fit {fit.verdict}")
     return ax
+
+
+def draw_picture(ax: Axes, picture: Picture | None) -> None:
+    """Draw a picture; None is that of a matrix that is zero."""
+    ax.set(xlabel="singular value", ylabel="density of all singular values")
+    if picture is None:
+        ax.text(0.5, 0.5, "all singular values are zero", transform=ax.transAxes, ha="center", va="center")
+        return
+    ax.stairs(picture.density, picture.edges, fill=True, color="C0", alpha=0.35, label="singular values")
+    if picture.law is not None:
+        ax.plot(*picture.law, color="C0", linewidth=1.6, label="Marchenko-Pastur")
+    if picture.sigma_plus is not None:
+        ax.axvline(picture.sigma_plus, linestyle="--", linewidth=1, color="0.3", label=r"edge $\sigma_+$")
+    if len(picture.marked):
+        shown = len(picture.marked)
+        label = "spikes" if shown == picture.spikes else f"{shown} of {picture.spikes} spikes"
+        ax.plot(picture.marked, [0.0] * shown, "v", color="C1", ms=4, clip_on=False, zorder=5, label=label)
+    if picture.beyond:
+        text = f"{picture.beyond} more to the right \N{RIGHTWARDS ARROW}"
+        ax.text(0.99, 0.03, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small")
+    ax.set(xlim=(0.0, picture.end), ylim=(0.0, None))
+    ax.legend(frameon=False)

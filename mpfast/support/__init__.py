@@ -53,6 +53,7 @@ from mpfast.support.kept import KeptProperty
 if TYPE_CHECKING:
     from mpfast.support.freed_memory import arrays_given_back, give_back_freed_memory
     from mpfast.support.log import logger
+    from mpfast.support.notebook import facts_as_html, rows_as_html
     from mpfast.support.output_directories import (
         MARK_FILE,
         OutputDirectory,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         write_bytes_atomically,
         write_text_atomically,
     )
+    from mpfast.support.wording import counted, percent, with_error
     from mpfast.support.workers import Workers
 
 __all__ = [
@@ -100,6 +102,8 @@ __all__ = [
     "check_sparsity",
     "check_tolerance",
     "claimed_directory",
+    "counted",
+    "facts_as_html",
     "float_array",
     "floor_count",
     "front_door",
@@ -112,6 +116,7 @@ __all__ = [
     "package_missing",
     "parse_json",
     "parsed_pattern",
+    "percent",
     "plain_name",
     "positive_integer",
     "power_near",
@@ -121,6 +126,7 @@ __all__ = [
     "replaced_file",
     "restore_directory",
     "return_or_write",
+    "rows_as_html",
     "short",
     "staged_directory",
     "storage_bits",
@@ -129,6 +135,7 @@ __all__ = [
     "thread_count",
     "unique_keys",
     "warn_caller",
+    "with_error",
     "write_bytes_atomically",
     "write_mark",
     "write_text_atomically",
@@ -136,9 +143,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Writing, threads and logging need more of the standard library than all the rest.
+    # Writing, threads, logging and showing need more of the standard library than all the rest.
     if name in __all__:
-        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory"):
+        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory", "wording", "notebook"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

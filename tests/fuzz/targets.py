@@ -21,7 +21,7 @@ from mpfast.arrays.array_interfaces import CudaRecord
 from mpfast.checkpoints import AdapterProducts, dense_copy, open_checkpoint, select_layers, stored_chunks
 from mpfast.checkpoints.safetensors import stored_bytes
 from mpfast.models import Analysis, Budget, LayerBudget, verify
-from mpfast.models.layer_report import layer_from_json, layer_to_json
+from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError, InvalidValueError
 
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
@@ -59,8 +59,9 @@ def read_all(path: Path) -> None:
         if isinstance(found, np.ndarray) and 0 < found.size < MODERATE:
             found.tobytes()
         if isinstance(found, QuantisedArray) and found.size < MODERATE:
-            assert np.asarray(found).shape == info.shape
-            found.rounding()
+            with contextlib.suppress(CheckpointError):  # of parts that are damaged inside
+                assert np.asarray(found).shape == info.shape
+                found.rounding()
         checkpoint.release(info.name)
 
 
@@ -106,6 +107,7 @@ _KINDS = {
     **dict.fromkeys(("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("F16", "BF16"), 2),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
+    "I64": 8,
 }
 _EXTENTS = (0, 1, 2, 3, 4, 8, 16, 32, 33, 64, 128, 129, 256)
 _METHODS = ("fp8", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "gptq", "awq", "bitsandbytes", "new", None, 7)
@@ -118,6 +120,12 @@ _FITTING = (
     (("weight_packed", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_global_scale", "F32", (1,))),
     (("weight", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_scale_2", "F32", ())),
     (("experts.up_proj", "F8_E4M3", (2, 64, 32)), ("experts.up_proj_scale_inv", "BF16", (2, 1, 1))),
+    (("qweight", "I32", (8, 16)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16)), ("g_idx", "I32", (64,))),
+    (("qweight", "I32", (64, 2)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16))),
+    (("weight_packed", "I32", (8, 8)), ("weight_scale", "F32", (8, 8)), ("weight_shape", "I64", (2,))),
+    (("weight", "I8", (8, 16)), ("SCB", "F32", (8,))),
+    (("weight", "U8", (64, 1)), ("weight.absmax", "F32", (2,)), ("weight.quant_map", "F32", (16,))),
+    (("weight", "U32", (8, 8)), ("scales", "F16", (8, 8)), ("biases", "F16", (8, 8))),
 )
 
 
@@ -156,7 +164,9 @@ def fuzz_quantised(content: bytes) -> None:
         }
         header["__metadata__"] = metadata
     quantisation = {"quant_method": data.choose(_METHODS), "weight_block_size": [128, data.choose((128, 0, -1, 64))]}
-    config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), "quantization_config": quantisation}
+    quantisation |= {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((8, 8, -1, 0, 64))}
+    key = data.choose(("quantization_config", "quantization_config", "quantization"))
+    config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), key: quantisation}
     with Folder() as folder:
         if data.byte() % 4:
             (folder / "config.json").write_bytes(json_bytes(altered(config, data), data))

@@ -39,7 +39,7 @@ __all__ = [
 
 GPT_OSS_METHODS = frozenset({"mxfp4"})
 MXFP4_METHODS = frozenset({"compressed-tensors", "fp8"})
-NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4"})
+NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4", "nvfp4"})
 _TABLE = pairs(E2M1)
 # What OpenAI calls the projections into experts and out of them.
 _OPENAI = re.compile(r"(^|\.)mlp[12]_weight$")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mpfast.integrations.monitor.log import MEASURES, SpectralLog
 from mpfast.spectra import current_axes
-from mpfast.support import InvalidValueError, front_door
+from mpfast.support import InvalidValueError, check_patterns, front_door, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,18 +17,24 @@ __all__ = ["plot_log"]
 
 # More names than this hide what is drawn.
 _NAMED = 12
+_LINES = ("-", "--", ":", "-.")
 
 
 @front_door
 def plot_log(
-    log: SpectralLog, measure: str = "stable_rank", *, include: str | Iterable[str] = (), ax: Axes | None = None
+    log: SpectralLog | Mapping[str, SpectralLog],
+    measure: str = "stable_rank",
+    *,
+    include: str | Iterable[str] = (),
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw one measure of the layers over the steps; alarms are marked. ``show()`` is never called.
 
     Parameters
     ----------
-    log : SpectralLog
-        As `read_log` returns it.
+    log : SpectralLog or mapping of them
+        As `read_log` returns it; or several runs by what they are called, laid over each other: a layer has one colour,
+        a run one kind of line.
     measure : str
         One of `MEASURES`.
     include : str or iterable of str
@@ -49,21 +55,38 @@ def plot_log(
     """
     if measure not in MEASURES:
         raise InvalidValueError("measure", f"must be one of {', '.join(MEASURES)}, not {measure!r}")
-    patterns = (include,) if isinstance(include, str) else tuple(include)
-    layers = [name for name in log.layers if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
+    patterns = check_patterns(include, "include")
+    runs = {"": log} if isinstance(log, SpectralLog) else dict(log)
+    measured = dict.fromkeys(name for run in runs.values() for name in run.layers)
+    layers = [name for name in measured if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
     if not layers:
         raise InvalidValueError("include", "matches no layer that was measured" if patterns else "finds no measurement")
     ax = current_axes(ax)
-    marked = {(one["layer"], one["step"]) for one in log.alarms}
-    for at, name in enumerate(layers):
-        found = log.of(name)
-        colour = f"C{at % 10}"
-        steps, values = [one.step for one in found], [float(getattr(one, measure)) for one in found]
-        label = name if len(layers) <= _NAMED else None
-        ax.plot(steps, values, ".-", color=colour, linewidth=1, label=label)
-        alarming = [one for one in found if (name, one.step) in marked]
-        ax.plot([one.step for one in alarming], [getattr(one, measure) for one in alarming], "x", color="k")
-    ax.set(xlabel="step", ylabel=measure.replace("_", " "), title=f"{len(layers)} layers, x: an alarm")
-    if len(layers) <= _NAMED:
+    named = len(layers) <= _NAMED
+    for at, (title, run) in enumerate(runs.items()):
+        line = _LINES[at % len(_LINES)]
+        if len(runs) > 1:
+            ax.plot([], [], line, color="0.3", label=printable(title))
+        for number, name in enumerate(layers):
+            _draw(ax, run, name, measure, line, f"C{number % 10}", printable(name) if named and not at else None)
+    many = f"{len(layers)} layers" + (f", {len(runs)} runs" if len(runs) > 1 else "")
+    ax.set(xlabel="step", ylabel=measure.replace("_", " "), title=f"{many}; x: an alarm")
+    if named or len(runs) > 1:
         ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def _draw(ax: Axes, run: SpectralLog, name: str, measure: str, line: str, colour: str, label: str | None) -> None:
+    found = run.of(name)
+    ax.plot(
+        [one.step for one in found],
+        [float(getattr(one, measure)) for one in found],
+        line,
+        marker=".",
+        color=colour,
+        linewidth=1,
+        label=label,
+    )
+    steps = {alarm["step"] for alarm in run.alarms if alarm["layer"] == name}
+    alarming = [one for one in found if one.step in steps]
+    ax.plot([one.step for one in alarming], [float(getattr(one, measure)) for one in alarming], "x", color="k")

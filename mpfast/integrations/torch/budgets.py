@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpfast.checkpoints import MIN_SIDE, NameFilter, name_filter, open_checkpoint, roles_of
+from mpfast.checkpoints import MIN_SIDE, NameFilter, as_stored, name_filter, open_checkpoint, roles_of
 from mpfast.integrations.torch.block_streams import blocks_of, undisturbed
 from mpfast.integrations.torch.calibration import SecondMoments
 from mpfast.integrations.torch.gradients import output_gradients
@@ -47,7 +47,7 @@ def _tensors(
     model: torch.nn.Module, include: NameFilter | None, exclude: NameFilter | None, blocks: str | Sequence[str]
 ) -> set[str]:
     """The tensors that are compressed."""
-    roles = roles_of(open_checkpoint(model))
+    roles = roles_of(as_stored(open_checkpoint(model)))
     wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
     found = set()
     for prefix, block in blocks_of(model, blocks).items():

@@ -21,6 +21,7 @@ from mpfast.checkpoints import (
     NameFilter,
     Role,
     WatchedWeight,
+    as_stored,
     content_hash,
     content_sample_hash,
     name_filter,
@@ -183,7 +184,7 @@ class SecondMoments(Moments[torch.Tensor]):
                 self._modules[name] = module
             else:
                 self.skipped[name] = reason
-        roles = roles_of(open_checkpoint(model))
+        roles = roles_of(as_stored(open_checkpoint(model)))
         for name, layer in unnamed_layers(model, roles).items():
             if not _is_wanted(layer.owner, include, exclude):
                 continue

@@ -90,7 +90,9 @@ def sites_of(block: torch.nn.Module, prefix: str, roles: Mapping[str, Role]) -> 
             role = roles.get(tensor)
             if parameter is None or role is None or parameter.dim() < 2:
                 continue
-            if key == "weight" and (linear or is_transposed(module)):
+            if role.kind == "quantised":
+                skipped[tensor] = role.reason
+            elif key == "weight" and (linear or is_transposed(module)):
                 sites.append(Site(tensor, tensor, parameter, None, not linear, module))
             elif role.kind == "experts" and len(role.input_axes) == 1:
                 transposed = role.input_axes == (1,)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mpfast import reconstruct
-from mpfast.checkpoints import NameFilter, open_checkpoint, roles_of
+from mpfast.checkpoints import NameFilter, as_stored, open_checkpoint, roles_of
 from mpfast.integrations.torch.block_streams import blocks_of, calls_of, undisturbed
 from mpfast.integrations.torch.budgets import budget_by_name
 from mpfast.integrations.torch.fit_options import FitOptions
@@ -173,7 +173,7 @@ def reconstruct_model(
         options = replace(options, sparsity=None, budget=shared)
     found = blocks_of(network, blocks)
     counts = options.counts(dict(network.named_parameters()))
-    roles = roles_of(open_checkpoint(network))
+    roles = roles_of(as_stored(open_checkpoint(network)))
     chosen, skipped = chosen_sites(network, roles, found, include, exclude, options, counts)
     whole = BlockFit(skipped=skipped)
     with undisturbed(network):

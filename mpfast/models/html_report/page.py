@@ -10,28 +10,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mpfast.checkpoints import stays_dense
 from mpfast.models.budgeting import budget_from_reports
+from mpfast.models.depth import depth_and_type
 from mpfast.models.expert_summary import FENCE, ExpertRows, ExpertSummary, expert_of, split_experts
-from mpfast.models.layer_report import jsonable
+from mpfast.models.layer_json import jsonable
 from mpfast.models.methods import METHODS
 from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
-from mpfast.spectra import MarchenkoPastur
 
 if TYPE_CHECKING:
     from mpfast.models.budget_row import LayerBudget
-    from mpfast.models.layer_report import LayerReport, SkippedTensor
+    from mpfast.models.layer_report import LayerReport
+    from mpfast.models.skipped import SkippedTensor
 
 
 __all__ = ["html_report"]
 
 BUDGET_STEPS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-CURVE_POINTS = 80
-_NUMBER = re.compile(r"\d+")
-# A longer number is no depth; Python refuses to read one of thousands of digits.
-_MAX_DIGITS = 9
 
 
 def html_report(
@@ -79,9 +74,8 @@ def html_report(
 
 def _placed(name: str) -> dict[str, Any]:
     """Where a layer stands in the heat map: its depth and its type, by the numbers in its name."""
-    found = _NUMBER.search(name)
-    depth = int(found[0]) if found and len(found[0]) <= _MAX_DIGITS else None
-    return {"name": name, "depth": depth, "type": _NUMBER.sub("#", name)}
+    depth, kind = depth_and_type(name)
+    return {"name": name, "depth": depth, "type": kind}
 
 
 def _experts(found: ExpertSummary) -> dict[str, Any]:
@@ -100,6 +94,8 @@ def _experts(found: ExpertSummary) -> dict[str, Any]:
 
 
 def _layer(row: LayerReport) -> dict[str, Any]:
+    picture = row.picture
+    law = None if picture is None else picture.law
     return {
         **_placed(row.name),
         "kind": row.kind,
@@ -122,19 +118,11 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "effective": row.metrics.get("entropy_rank"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
-        "histogram": None if row.histogram is None else row.histogram._asdict(),
-        "law": _law(row),
+        "histogram": None if row.histogram is None else row.histogram.to_dict(),
+        "law": None if law is None else [curve.tolist() for curve in law],
+        "end": None if picture is None else picture.end,
+        "beyond": None if picture is None else picture.beyond,
     }
-
-
-def _law(row: LayerReport) -> list[list[float]] | None:
-    """Density of the fitted law as a curve, scaled to the share of the bulk."""
-    if row.histogram is None or not row.variance > 0:
-        return None
-    law = MarchenkoPastur(row.variance, row.shape)
-    low, high = law.support
-    s = np.linspace(low, high, CURVE_POINTS)
-    return [s.tolist(), (row.bulk_fraction * law.pdf(s)).tolist()]
 
 
 def _budgets(source: str, layers: Sequence[LayerReport], summed: Collection[str]) -> dict[str, Any] | None:
@@ -144,8 +132,8 @@ def _budgets(source: str, layers: Sequence[LayerReport], summed: Collection[str]
     methods = {}
     names: list[str] = []
     for method in (name for name, entry in METHODS.items() if entry.previewed):
-        steps = [budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS]
-        shares = [_shares(budget, summed) for budget in steps]
+        budgets = (budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS)
+        shares = [_shares(budget, summed) for budget in budgets]  # one budget in memory at a time
         methods[method] = [list(found.values()) for found in shares]
         names = list(shares[0])
     return {"steps": BUDGET_STEPS, "names": names, "methods": methods}

@@ -102,7 +102,7 @@ function chart(row) {
   const [width, height, left, bottom] = [700, 260, 10, 24];
   const step = (found.high - found.low) / found.shares.length;
   const spikes = found.spikes.filter((s) => s > row.threshold);
-  const end = Math.max(found.high, Math.min(spikes[0] ?? 0, 2.5 * found.high)) * 1.02;
+  const end = row.end;
   const densities = found.shares.map((share) => share / step);
   const top = 1.08 * Math.max(...densities, ...(row.law ? row.law[1] : []), 1e-30);
   const x = (s) => left + ((width - 2 * left) * s) / end;
@@ -129,8 +129,7 @@ function chart(row) {
     svg.append(element("text", { x: x(s), y: height - 7, "text-anchor": anchor }, String(Number(s.toPrecision(3)))));
   }
   svg.append(element("text", { x: x(row.sigma) + 4, y: 12 }, "sigma+"));
-  const beyond = spikes.filter((s) => s > end).length;
-  if (beyond) svg.append(element("text", { x: width - 4, y: 28, "text-anchor": "end" }, `${beyond} spikes further out →`));
+  if (row.beyond) svg.append(element("text", { x: width - 4, y: 28, "text-anchor": "end" }, `${row.beyond} more to the right →`));
   return svg;
 }
 

@@ -1,0 +1,41 @@
+"""The tensors that a function on models left out, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mpfast.checkpoints import Checkpoint, Layer
+
+__all__ = ["SkippedTensor", "is_non_finite", "skipped_tensors"]
+
+# As `mpfast.arrays.raise_if_nonfinite` says it.
+_NON_FINITE = re.compile(r"\bnon-finite\b")
+
+
+class SkippedTensor(NamedTuple):
+    """A tensor that was not analysed, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str
+
+
+def is_non_finite(tensor: SkippedTensor) -> bool:
+    """Whether a tensor was left out because of NaN or infinities in it."""
+    return _NON_FINITE.search(tensor.reason) is not None
+
+
+def skipped_tensors(
+    checkpoint: Checkpoint, layers: Iterable[Layer], reasons: Mapping[str, str]
+) -> tuple[SkippedTensor, ...]:
+    """List what has a reason: tensors in the order of the checkpoint, parts of tensors, and what is no tensor."""
+    tensors = [(info.name, info.shape, info.dtype) for info in checkpoint.tensors]
+    known = {name for name, _, _ in tensors}
+    parts = [(layer.name, layer.shape, layer.dtype) for layer in layers if layer.name not in known]
+    others = [SkippedTensor(other.name, (), other.type, other.reason) for other in getattr(checkpoint, "others", ())]
+    found = [SkippedTensor(*entry, reasons[entry[0]]) for entry in (*tensors, *parts) if entry[0] in reasons]
+    return (*found, *others)
