@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -113,6 +114,21 @@ def test_layers_on_a_cluster(client, model):
     same(mpfast.analyze(model, client=client), mpfast.analyze(model))
     tensors = {"a.weight": np.random.default_rng(3).standard_normal((50, 70))}
     same(mpfast.analyze(tensors, client=client), mpfast.analyze(tensors))
+
+
+def test_quantised_layers_on_a_cluster(client, tmp_path):
+    """Workers open the file themselves; of what is in memory they get the numbers, which do not say how they round."""
+    rng = np.random.default_rng(27)
+    exponents = rng.integers(120, 124, (2, 64, 2)).astype(np.uint8)
+    stack = {"m.experts.up_proj_blocks": rng.integers(0, 256, (2, 64, 2, 16)).astype(np.uint8)}
+    stack["m.experts.up_proj_scales"] = exponents
+    here = mpfast.analyze(stack)
+    there = mpfast.analyze(stack, client=client)
+    assert [row.sigma_plus for row in there] == [row.sigma_plus for row in here]
+    assert [row.stored for row in there] == ["mxfp4"] * 2
+    assert all(math.isnan(row.quantization_noise) for row in there)
+    save_file(stack, tmp_path / "model.safetensors")
+    same(mpfast.analyze(tmp_path, client=client), mpfast.analyze(tmp_path))
 
 
 def test_warnings_come_back(client):

@@ -24,4 +24,6 @@ struct MatrixView {
   MatrixView transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
 };
 
+inline double entries_of(const MatrixView& w) { return static_cast<double>(w.rows) * static_cast<double>(w.cols); }
+
 }  // namespace mpfast

@@ -39,6 +39,14 @@ void check_exponent(int scale_exponent) {
   }
 }
 
+// Flops of an eigenvalue problem, about.
+double cubed(index_t n) { return 4.0 * std::pow(static_cast<double>(n), 3); }
+
+// Of a decomposition of `count` rows, about.
+double flops_of_rows(index_t count, index_t length) {
+  return 4.0 * static_cast<double>(count) * static_cast<double>(count) * static_cast<double>(length);
+}
+
 py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors, std::optional<Doubles> gram,
                        int scale_exponent) {
   const OwnFactors own(factors, matrix.view);
@@ -52,7 +60,8 @@ py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& fa
   cpu::ExactStats stats;
   {
     const InCore core;
-    with_blas_team(core, threads, cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
+    const double flops = entries_of(matrix.view) * static_cast<double>(p) + cubed(p);
+    with_blas_team(core, cpu::threads_for(threads, flops), cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
       cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats, g, scale_exponent);
     });
     if (g != nullptr && stats.nonfinite_count == 0) fill_upper(g, p);
@@ -73,7 +82,7 @@ py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c
     const index_t ld = padded_leading_dimension(n);
     Buffer<double> copy(ld, n, "a copy of the matrix");
     for (index_t j = 0; j < n; ++j) std::copy(from + j * n, from + (j + 1) * n, copy.get() + j * ld);
-    with_blas_team(core, threads, 0,
+    with_blas_team(core, cpu::threads_for(threads, cubed(n)), 0,
                    [&](cpu::Team& team) { cpu::symmetric_eigenvalues(team, n, copy.get(), ld, values.data()); });
   }
   return to_array(values);
@@ -108,7 +117,7 @@ py::tuple symmetric_eigenvectors(const Doubles& a, int threads) {
   double* to = vectors.mutable_data();
   {
     const InCore core;
-    with_blas_team(core, threads, cpu::eigenvector_bytes(n),
+    with_blas_team(core, cpu::threads_for(threads, cubed(n)), cpu::eigenvector_bytes(n),
                    [&](cpu::Team& team) { values = cpu::symmetric_eigenvectors(team, n, from, to); });
   }
   return py::make_tuple(to_array(values), vectors);
@@ -125,7 +134,7 @@ py::tuple largest_eigenvectors(const Doubles& a, index_t count, int threads) {
   double* to = vectors.mutable_data();
   {
     const InCore core;
-    with_blas_team(core, threads, cpu::eigenvector_bytes(n),
+    with_blas_team(core, cpu::threads_for(threads, cubed(n)), cpu::eigenvector_bytes(n),
                    [&](cpu::Team& team) { values = cpu::largest_eigenvectors(team, n, count, from, to); });
   }
   return py::make_tuple(to_array(values), vectors);
@@ -152,7 +161,7 @@ py::tuple singular_decomposition(const Doubles& basis, const Doubles& image, int
   {
     const InCore core;
     const index_t bytes = cpu::decomposition_bytes(count) + count * length * static_cast<index_t>(sizeof(double));
-    with_blas_team(core, threads, bytes, [&](cpu::Team& team) {
+    with_blas_team(core, cpu::threads_for(threads, flops_of_rows(count, length)), bytes, [&](cpu::Team& team) {
       Buffer<double> copy = copy_of(from, count, length);
       values = cpu::decompose_to_singular(team, v, {copy.get(), count, length}, out_v, out_u);
     });
@@ -173,7 +182,8 @@ py::tuple orthonormal_rows(const Doubles& x, int threads) {
   const double* from = x.data();
   {
     const InCore core;
-    with_blas_team(core, threads, 2 * count * length * static_cast<index_t>(sizeof(double)), [&](cpu::Team& team) {
+    const index_t bytes = 2 * count * length * static_cast<index_t>(sizeof(double));
+    with_blas_team(core, cpu::threads_for(threads, flops_of_rows(count, length)), bytes, [&](cpu::Team& team) {
       Buffer<double> copy = copy_of(from, count, length);
       cpu::orthonormal_rows(team, {copy.get(), count, length}, out_q, out_r);
     });
@@ -191,7 +201,7 @@ py::tuple semidefinite_root(const Doubles& a, int threads) {
   cpu::SemidefiniteRoot root;
   {
     const InCore core;
-    with_blas_team(core, threads, n * n * static_cast<index_t>(sizeof(double)),
+    with_blas_team(core, cpu::threads_for(threads, cubed(n)), n * n * static_cast<index_t>(sizeof(double)),
                    [&](cpu::Team& team) { root = cpu::semidefinite_root(team, n, from); });
   }
   Doubles factor = matrix_of(n, root.rank);
@@ -211,7 +221,8 @@ py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, con
   cpu::ExactStats stats;
   {
     const InCore core;
-    with_blas_team(core, threads, 0, [&](cpu::Team& team) {
+    const double flops = entries_of(matrix.view) * static_cast<double>(p);
+    with_blas_team(core, cpu::threads_for(threads, flops), 0, [&](cpu::Team& team) {
       stats = cpu::gram_matrix(team, matrix.view, own.view(), scale_exponent, g, p);
     });
     fill_upper(g, p);

@@ -33,9 +33,11 @@ class HostRun : public Run {
   // Builds the operator for one call; called with the team that the call runs on.
   using MakeApply = std::function<typename Backend::Apply(cpu::Team&)>;
 
-  HostRun(index_t dim, index_t width, index_t parts, ProbeKey key, int threads, MakeApply make_apply,
+  // `entries` of the matrix that the run multiplies with; 0 where somebody else multiplies.
+  HostRun(index_t dim, double entries, index_t width, index_t parts, ProbeKey key, int threads, MakeApply make_apply,
           std::shared_ptr<const Energies> energies)
       : dim_(dim),
+        entries_(entries),
         threads_(threads),
         energies_(std::move(energies)),
         make_apply_(std::move(make_apply)),
@@ -49,7 +51,12 @@ class HostRun : public Run {
     const double bytes =
         static_cast<double>((possible + 4) * lanczos_.width()) * static_cast<double>(dim_) * sizeof(Real);
     if (bytes > kMostBytes) throw AllocationError("the basis of the run", bytes);
-    with_team(static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
+    // Products, and the orthogonalisation of each part against its own basis.
+    const auto width = static_cast<double>(lanczos_.width());
+    const auto blocks = static_cast<double>(lanczos_.steps() + possible);
+    const double basis = blocks * width / static_cast<double>(lanczos_.parts());
+    const double step = 4 * entries_ * width + 8 * static_cast<double>(dim_) * width * basis;
+    with_team(step * static_cast<double>(possible), static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
   std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
@@ -63,7 +70,8 @@ class HostRun : public Run {
     const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
-    with_team(0, [&] { lanczos_.part(part).combine(coefficients, {data, dim_, count}); });
+    const double flops = 2 * static_cast<double>(dim_) * static_cast<double>(found->size() * count);
+    with_team(flops, 0, [&] { lanczos_.part(part).combine(coefficients, {data, dim_, count}); });
     return out;
   }
 
@@ -85,10 +93,10 @@ class HostRun : public Run {
   static constexpr double kMostBytes = 0x1p60;
 
   template <class F>
-  void with_team(index_t bytes, const F& body) {
+  void with_team(double flops, index_t bytes, const F& body) {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    with_blas_team(core, threads_, bytes, [&](cpu::Team& team) {
+    with_blas_team(core, cpu::threads_for(threads_, flops), bytes, [&](cpu::Team& team) {
       backend_.use(team, make_apply_(team));
       try {
         body();
@@ -101,6 +109,7 @@ class HostRun : public Run {
   }
 
   index_t dim_;
+  double entries_;
   int threads_;
   std::shared_ptr<const Energies> energies_;  // filled by the operator; null where it does not
   MakeApply make_apply_;
@@ -124,8 +133,8 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t wid
                               stats == nullptr ? nullptr : energies.get());
     };
   };
-  return std::make_unique<HostRun<Real>>(dim, width, parts, key, cpu::resolve_threads(threads), std::move(make_apply),
-                                         energies);
+  return std::make_unique<HostRun<Real>>(dim, entries_of(view), width, parts, key, cpu::resolve_threads(threads),
+                                         std::move(make_apply), energies);
 }
 
 // `apply` is a Python callable: (width, dim) float64 array -> array of the same shape.
@@ -151,7 +160,7 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
       std::copy_n(result.data(), count * dim, z);
     };
   };
-  return std::make_unique<HostRun<double>>(dim, width, 1, key, cpu::resolve_threads(threads), std::move(make_apply),
+  return std::make_unique<HostRun<double>>(dim, 0, width, 1, key, cpu::resolve_threads(threads), std::move(make_apply),
                                            nullptr);
 }
 
@@ -217,8 +226,11 @@ py::list measures(const std::vector<Block>& blocks, const linalg::QuadratureOpti
   {
     const InCore core;
     const auto count = static_cast<index_t>(found.size());
-    const index_t team_size = std::clamp<index_t>(count, 1, cpu::resolve_threads(threads));
-    cpu::Team team(static_cast<int>(team_size), core.poll());
+    // The eigenvalues of a tridiagonal matrix, each.
+    double size = 0;
+    for (const auto& rule : rules) size = std::max(size, static_cast<double>(options.extension + rule.steps));
+    const int useful = cpu::threads_for(threads, static_cast<double>(count) * 30 * size * size);
+    cpu::Team team(static_cast<int>(std::clamp<index_t>(count, 1, useful)), core.poll());
     team.parallel_for(count, [&](index_t which, int) {
       linalg::QuadratureOptions mine = options;
       mine.dropped_probe = dropped[static_cast<std::size_t>(which)];

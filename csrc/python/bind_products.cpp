@@ -53,7 +53,7 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
   linalg::OperatorStats stats;
   {
     const InCore core;
-    cpu::Team team(cpu::resolve_threads(threads), core.poll());
+    cpu::Team team(cpu::threads_for(threads, 4.0 * width * entries_of(matrix.view)), core.poll());
     cpu::gram_product(team, matrix.view, own.view(), parsed, scale_exponent, width, input, output, &stats,
                       energies ? &found : nullptr);
   }
@@ -70,7 +70,7 @@ Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose,
   Real* output = y.mutable_data();
   {
     const InCore core;
-    cpu::Team team(cpu::resolve_threads(threads), core.poll());
+    cpu::Team team(cpu::threads_for(threads, 2.0 * static_cast<double>(x.shape(0)) * entries_of(view)), core.poll());
     cpu::multiply(team, view, scale_exponent, x.shape(0), input, output);
   }
   return y;
@@ -101,7 +101,9 @@ Block<double> dense_product(const Block<double>& a, const Block<double>& b, int 
   double* output = c.mutable_data();
   {
     const InCore core;
-    with_blas_team(core, threads, 0, [&](cpu::Team& team) { cpu::dense_product(team, m, n, k, left, right, output); });
+    const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    with_blas_team(core, cpu::threads_for(threads, flops), 0,
+                   [&](cpu::Team& team) { cpu::dense_product(team, m, n, k, left, right, output); });
   }
   return c;
 }
@@ -112,7 +114,7 @@ py::tuple energies(const Matrix& matrix, int scale_exponent, int threads, const 
   Energies found;
   {
     const InCore core;
-    cpu::Team team(cpu::resolve_threads(threads), core.poll());
+    cpu::Team team(cpu::threads_for(threads, 4 * entries_of(matrix.view)), core.poll());
     found = cpu::energies(team, matrix.view, own.view(), scale_exponent, &stats);
   }
   return energies_tuple(&found) +

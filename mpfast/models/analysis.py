@@ -6,9 +6,9 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, get_args
 
 from mpfast.arrays import device_names
@@ -53,6 +53,8 @@ __all__ = ["analyze"]
 LARGE_LAYER = 4_000_000
 # Layers that share a GPU.
 LAYERS_PER_GPU = 2
+# Layers that wait for each thread.
+_AHEAD = 4
 
 
 @front_door
@@ -272,10 +274,20 @@ def _in_threads(
 ) -> Iterator[tuple[Layer, LayerReport | str]]:
     """Yield (layer, outcome) in the order they are done."""
     pool = Workers(threads)
+    remaining = iter(layers)
+    running: dict[Future[LayerReport | str], Layer] = {}
+
+    def begin(count: int) -> None:
+        running.update((pool.submit(outcome, layer), layer) for layer in islice(remaining, count))
+
     try:
-        futures = {pool.submit(outcome, layer): layer for layer in layers}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        # A mixture has tens of thousands of layers, and a future takes more memory than a report.
+        begin(_AHEAD * threads)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                layer = running.pop(future)
+                begin(1)
+                yield layer, future.result()
     finally:
         # After an interrupt or an error: what has not begun never will, what has is small: no need to wait.
         pool.abandon()

@@ -106,13 +106,15 @@ class ExpertSummary:
     @classmethod
     def of(cls, name: str, rows: Sequence[LayerReport]) -> ExpertSummary:
         """Sum up the rows of the experts that are called `name`, one or more."""
-        found = {measure: Quartiles.of(map(value, rows)) for measure, (value, _) in _MEASURES.items()}
-        outliers = [
-            OutlyingExpert(row.name, _number(row), measure, value(row))
-            for measure, (value, least) in _MEASURES.items()
-            for row in rows
-            if _stands_out(value(row), found[measure], least(rows))
-        ]
+        found, outliers = {}, []
+        for measure, (value, least) in _MEASURES.items():
+            quartiles = found[measure] = Quartiles.of(map(value, rows))
+            reach = FENCE * max(quartiles.third - quartiles.first, least(rows))
+            outliers += [
+                OutlyingExpert(row.name, _number(row), measure, value(row))
+                for row in rows
+                if not quartiles.first - reach <= value(row) <= quartiles.third + reach and not math.isnan(value(row))
+            ]
         first = rows[0]
         return cls(
             name,
@@ -187,12 +189,11 @@ def _number(row: LayerReport) -> int:
 
 def _least_of_edges(rows: Sequence[LayerReport]) -> float:
     """How far edges of equal experts may lie apart: by their errors, and by rounding."""
-    edges, errors = (Quartiles.of(values).median for values in zip(*_edges(rows), strict=True))
-    return max(errors, 1e-6 * edges)
-
-
-def _edges(rows: Sequence[LayerReport]) -> Iterable[tuple[float, float]]:
-    return ((row.sigma_plus, row.sigma_plus_error) for row in rows)
+    edge, error = (
+        Quartiles.of(values).median
+        for values in ((row.sigma_plus for row in rows), (row.sigma_plus_error for row in rows))
+    )
+    return max(error, 1e-6 * edge)
 
 
 # Of each measure: its value, and the interquartile range that it has at least.
@@ -201,11 +202,6 @@ _MEASURES: Mapping[str, tuple[Callable[[LayerReport], float], Callable[[Sequence
     "signals": (lambda row: float(row.signals), lambda rows: 1.0),
     "ks": (lambda row: row.ks, lambda rows: 0.001),
 }
-
-
-def _stands_out(value: float, quartiles: Quartiles, least: float) -> bool:
-    reach = FENCE * max(quartiles.third - quartiles.first, least)
-    return value < quartiles.first - reach or value > quartiles.third + reach
 
 
 def _counted_warnings(rows: Sequence[LayerReport]) -> tuple[str, ...]:

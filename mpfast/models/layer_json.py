@@ -19,7 +19,7 @@ __all__ = ["jsonable", "layer_from_json", "layer_to_json", "with_histogram"]
 
 def with_histogram(row: LayerReport) -> dict[str, Any]:
     """Return the row as `to_dict`, and its histogram."""
-    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram._asdict()}
+    return {**row.to_dict(), "histogram": None if row.histogram is None else row.histogram.to_dict()}
 
 
 def layer_to_json(row: LayerReport) -> str:

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class LayerReport:
     """One row: what the spectrum of one layer says. Singular-value scale throughout.
 
@@ -81,6 +81,8 @@ class LayerReport:
     signals, strict : int
         Number of singular values that stand out of the bulk, and of those that could not come from independent entries,
         whatever the bulk. A lower bound both: signals confined to a few rows or columns are read as scale.
+    below_edge : int
+        Number of singular values below the lower edge of the law: small ones carry information, too.
     unevenness : float
         By what share of it the edge would move if all that energies of rows and columns differ in were noise; NaN where
         nobody sees the entries.
@@ -129,6 +131,7 @@ class LayerReport:
     ks: float
     signals: int
     strict: int
+    below_edge: int
     unevenness: float
     row_spread: float
     col_spread: float
@@ -175,6 +178,7 @@ class LayerReport:
             ks=float(edge.ks),
             signals=int(told.edge.spikes),
             strict=int(told.edge.strict),
+            below_edge=int(told.edge.below_edge),
             unevenness=math.nan if edge.unevenness is None else float(edge.unevenness),
             row_spread=0.0 if noise is None else noise.row_spread,
             col_spread=0.0 if noise is None else noise.col_spread,

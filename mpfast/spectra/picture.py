@@ -7,8 +7,10 @@ law is drawn with the area of the bulk, ``bulk_fraction``, not with area 1.
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,13 +47,22 @@ class Drawable(Protocol):
     def cdf(self, s: ArrayLike) -> Array: ...
 
 
-class Histogram(NamedTuple):
+@dataclass(frozen=True, slots=True, init=False)
+class Histogram:
     """The distribution of a layer's singular values, as much of it as a chart shows.
+
+    A model may have tens of thousands of layers: the numbers are held as bytes, a third of what tuples of them take.
+
+    Parameters
+    ----------
+    low, high : float
+        Where the bins begin and end, singular-value scale; they are equally wide.
+    shares, spikes : iterable of float
+        As the attributes.
 
     Attributes
     ----------
     low, high : float
-        Where the bins begin and end, singular-value scale; they are equally wide.
     shares : tuple of float
         Share of the singular values in each bin.
     spikes : tuple of float
@@ -60,8 +71,28 @@ class Histogram(NamedTuple):
 
     low: float
     high: float
-    shares: tuple[float, ...]
-    spikes: tuple[float, ...]
+    _shares: bytes
+    _spikes: bytes
+
+    def __init__(self, low: float, high: float, shares: Iterable[float], spikes: Iterable[float]) -> None:
+        for name, value in (("low", low), ("high", high)):
+            object.__setattr__(self, name, value)
+        for name, values in (("_shares", shares), ("_spikes", spikes)):
+            object.__setattr__(self, name, array("d", values).tobytes())
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the singular values in each bin."""
+        return tuple(array("d", self._shares))
+
+    @property
+    def spikes(self) -> tuple[float, ...]:
+        """The largest singular values that are known one by one, descending."""
+        return tuple(array("d", self._spikes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a dictionary of numbers and tuples."""
+        return {"low": self.low, "high": self.high, "shares": self.shares, "spikes": self.spikes}
 
     @classmethod
     def of(cls, spectrum: Drawable) -> Histogram | None:
@@ -75,7 +106,7 @@ class Histogram(NamedTuple):
         cdf = np.asarray(spectrum.cdf(edges), dtype=np.float64)
         shares = np.diff(np.concatenate([[0.0], cdf[1:]]))
         known = spectrum.values if spectrum.values is not None else spectrum.outliers
-        return cls(0.0, float(edges[-1]), tuple(shares.round(7).tolist()), tuple(known[:SPIKES_KEPT].tolist()))
+        return cls(0.0, float(edges[-1]), shares.round(7).tolist(), known[:SPIKES_KEPT].tolist())
 
 
 class Fitted(Protocol):

@@ -59,8 +59,9 @@ def read_all(path: Path) -> None:
         if isinstance(found, np.ndarray) and 0 < found.size < MODERATE:
             found.tobytes()
         if isinstance(found, QuantisedArray) and found.size < MODERATE:
-            assert np.asarray(found).shape == info.shape
-            found.rounding()
+            with contextlib.suppress(CheckpointError):  # of parts that are damaged inside
+                assert np.asarray(found).shape == info.shape
+                found.rounding()
         checkpoint.release(info.name)
 
 

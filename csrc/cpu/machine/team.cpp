@@ -212,4 +212,9 @@ int resolve_threads(int threads) {
   return processors;
 }
 
+int threads_for(int threads, double flops) {
+  constexpr double kFlopsOfThread = 1e7;
+  return static_cast<int>(std::clamp(flops / kFlopsOfThread, 1.0, static_cast<double>(resolve_threads(threads))));
+}
+
 }  // namespace mpfast::cpu

@@ -77,4 +77,7 @@ class Team {
 // these. A number that is asked for may be larger than that, up to 16 for each processor or 256.
 int resolve_threads(int threads);
 
+// The same, but no more than so many flops keep busy: a thread takes as long to start as for some millions.
+int threads_for(int threads, double flops);
+
 }  // namespace mpfast::cpu

@@ -118,7 +118,7 @@ def _layer(row: LayerReport) -> dict[str, Any]:
         "effective": row.metrics.get("entropy_rank"),
         "stable": row.metrics.get("stable_rank"),
         "warnings": row.warnings,
-        "histogram": None if row.histogram is None else row.histogram._asdict(),
+        "histogram": None if row.histogram is None else row.histogram.to_dict(),
         "law": None if law is None else [curve.tolist() for curve in law],
         "end": None if picture is None else picture.end,
         "beyond": None if picture is None else picture.beyond,
@@ -132,8 +132,8 @@ def _budgets(source: str, layers: Sequence[LayerReport], summed: Collection[str]
     methods = {}
     names: list[str] = []
     for method in (name for name, entry in METHODS.items() if entry.previewed):
-        steps = [budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS]
-        shares = [_shares(budget, summed) for budget in steps]
+        budgets = (budget_from_reports(layers, sparsity, source=source, method=method) for sparsity in BUDGET_STEPS)
+        shares = [_shares(budget, summed) for budget in budgets]  # one budget in memory at a time
         methods[method] = [list(found.values()) for found in shares]
         names = list(shares[0])
     return {"steps": BUDGET_STEPS, "names": names, "methods": methods}
