@@ -123,6 +123,15 @@ def compressed_tensors_block():
     return {"l.weight": codes, "l.weight_scale": scales}, said_by("compressed-tensors"), "fp8 128x128", numbers
 
 
+def with_a_cache():
+    """Scales of what comes in and goes out, which say nothing of the weights."""
+    codes, scales, numbers = as_float8(weights((96, 80)), (None, None))
+    tensors = {"l.k_proj.weight": codes, "l.k_proj.weight_scale": scales.reshape(1)}
+    about = ("input_scale", "input_zero_point", "output_scale", "k_scale")
+    tensors |= {f"l.k_proj.{word}": np.ones(1, np.float32) for word in about}
+    return tensors, said_by("compressed-tensors"), "fp8", numbers
+
+
 def modelopt_float8():
     codes, scales, numbers = as_float8(weights((96, 80)), (None, None))
     tensors = {"l.weight": codes, "l.weight_scale": scales.reshape(()), "l.input_scale": np.ones((), np.float32)}
@@ -241,6 +250,7 @@ CASES = {
     "compressed-tensors, one scale": compressed_tensors_tensor,
     "compressed-tensors, by channel": compressed_tensors_channel,
     "compressed-tensors, by block": compressed_tensors_block,
+    "scales of a cache": with_a_cache,
     "ModelOpt float8": modelopt_float8,
     "FBGEMM": fbgemm,
     "experts of FBGEMM": fbgemm_experts,

@@ -9,7 +9,7 @@ import pytest
 
 import mpfast
 from mpfast.arrays import narrowed, widened
-from mpfast.checkpoints import open_checkpoint
+from mpfast.checkpoints import dense_copy, open_checkpoint, stored_chunks
 
 from .quantised_weights import CASES, CONFIG, as_float4, as_float8, exponents, ml_dtypes, powers_for, weights, write
 
@@ -36,6 +36,7 @@ def sharded(folder, tensors, config=CONFIG):
         "model-00002-of-00003.safetensors": [name for name in names if "layers.0" not in name and "scale" not in name],
         "model-00003-of-00003.safetensors": [name for name in names if "scale" in name],
     }
+    homes = {file: members for file, members in homes.items() if members}
     for file, members in homes.items():
         write(folder / file, {name: tensors[name] for name in members})
     weight_map = {name: file for file, members in homes.items() for name in members}
@@ -136,6 +137,43 @@ def test_comfyui_is_told_that_nothing_is_scaled(tmp_path):
     written = open_checkpoint(tmp_path / "out")
     assert [info.name for info in written.tensors] == ["b.l.weight"]
     assert written.metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("case", "transposed"), [("gpt-oss", True), ("gpt-oss by OpenAI's names", False), ("a stack of experts", False)]
+)
+def test_stacks_are_written_as_the_dense_model_has_them(case, transposed, tmp_path):
+    """That of transformers has (E, in, out) where the codes of gpt-oss are (E, out, in)."""
+    tensors, config, _, numbers = CASES[case]()
+    model = tmp_path / "model"
+    model.mkdir()
+    write(model / "model.safetensors", tensors)
+    (model / "config.json").write_text(json.dumps(config))
+    mpfast.prune(model, tmp_path / "out", sparsity=0.0, method="magnitude", dequantize="bfloat16")
+    (info,) = open_checkpoint(tmp_path / "out").tensors
+    expected = numbers.transpose(0, 2, 1) if transposed else numbers
+    assert info.shape == expected.shape
+    np.testing.assert_array_equal(open_checkpoint(tmp_path / "out").read(info.name), narrowed(expected))
+
+
+def test_the_file_that_is_left_of_several_has_no_number(tmp_path):
+    """Scales had one of their own; without an index, nobody would look for the first of two."""
+    tensors, _ = layers(1)
+    sharded(tmp_path / "model", {name: tensors[name] for name in tensors if "norm" not in name})
+    mpfast.prune(tmp_path / "model", tmp_path / "out", sparsity=0.5, dequantize="bfloat16")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in files
+    assert not any("model-0000" in name or "index" in name for name in files)
+    assert mpfast.verify(tmp_path / "out").ok
+
+
+def test_what_stays_is_decoded_in_pieces(monkeypatch):
+    tensors, *_, numbers = CASES["a stack of experts"]()
+    monkeypatch.setattr("mpfast.arrays.quantised.PANEL_BYTES", 4 * 200 * 100)
+    dense = dense_copy(open_checkpoint(tensors), "bfloat16")
+    chunks = [bytes(chunk) for chunk in stored_chunks(dense, "m.experts.gate_up_proj")]
+    assert [len(chunk) for chunk in chunks] == [2 * 200 * rows for rows in (100, 100, 56)] * 3
+    assert b"".join(chunks) == narrowed(numbers).tobytes()
 
 
 def saved(model, folder, replaced, method):

@@ -139,7 +139,11 @@ def test_roles_by_the_names_of_the_format(write):
 
 def test_a_quantised_file_is_analysed_and_not_pruned(write, tmp_path):
     path = write({"blk.0.ffn_up.weight": (weights(64, 96), Type.Q4_1)})
-    assert [row.name for row in mpfast.analyze(path).layers] == ["blk.0.ffn_up.weight"]
+    (row,) = mpfast.analyze(path).layers
+    assert (row.name, row.stored) == ("blk.0.ffn_up.weight", "Q4_1")
+    assert 0 < row.quantization_noise < 0.05
+    with pytest.raises(ValueError, match=r"dequantize is not there for GGUF, .*; convert it by its own tools"):
+        mpfast.prune(path, tmp_path / "out", sparsity=0.5, dequantize="bfloat16")
     with pytest.raises(ValueError, match=r"is quantised: blk\.0\.ffn_up\.weight is packed; dequantise it first"):
         mpfast.prune(path, tmp_path / "out", sparsity=0.5)
 

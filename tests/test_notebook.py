@@ -183,3 +183,12 @@ def test_a_real_notebook():
         (output,) = cell.outputs
         assert Checked(output.data["text/html"]).texts
         assert "\n" not in output.data["text/plain"]
+
+
+def test_how_quantised_layers_are_stored_is_shown(analysis):
+    from dataclasses import replace
+
+    assert "rounding" not in Checked(analysis._repr_html_()).texts
+    stored = replace(analysis[0], stored="fp8 128x128", quantization_noise=0.25)
+    for found in (stored, replace(analysis, layers=(stored, *analysis.layers[1:]))):
+        assert {"rounding", "fp8 128x128", "25.0%"} <= set(Checked(found._repr_html_()).texts)

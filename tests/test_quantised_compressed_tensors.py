@@ -197,6 +197,13 @@ REFUSED = [
     (with_part("weight_scale", np.ones((32, 4), np.int8)), {}, "is int8, where"),
     (with_part("weight_zero_point", np.zeros((4, 3), np.int32)), {}, "weight_zero_point has the shape"),
     (with_part("weight_zero_point", np.zeros((32, 4), np.int8)), {}, "zero points of int8"),
+    (
+        lambda parts: parts.update(
+            {"l.weight_scale": np.float32(1), "l.weight_zero_point": np.zeros((4, 1), np.int32)}
+        ),
+        {},
+        "scales that are not of rows",
+    ),
     (with_part("weight_g_idx", np.zeros(127, np.int32)), {}, "weight_g_idx has the shape"),
     (with_part("weight_global_scale", np.ones(1, np.float32)), {}, "weight_global_scale belongs to it"),
 ]

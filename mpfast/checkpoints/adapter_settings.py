@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint
+from mpfast.checkpoints.tensor_bits import as_stored
 from mpfast.support import CheckpointError, parse_json
 
 __all__ = [
@@ -177,7 +178,7 @@ def _plain(value: float) -> float:
 
 def live_settings(checkpoint: Checkpoint) -> dict[str, AdapterSettings]:
     """Return what PEFT's configurations in a live model say, by the names of its adapters."""
-    adapters: Mapping[str, Mapping[str, Any]] = getattr(checkpoint, "adapters", {})
+    adapters: Mapping[str, Mapping[str, Any]] = getattr(as_stored(checkpoint), "adapters", {})
     return {name: AdapterSettings(values, _PEFT_PREFIX) for name, values in adapters.items()}
 
 

@@ -21,7 +21,7 @@ from mpfast.checkpoints.adapter_settings import (
 )
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
 from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct, hadamard_product
-from mpfast.checkpoints.tensor_bits import shards_of
+from mpfast.checkpoints.tensor_bits import as_stored, shards_of
 
 __all__ = ["Update", "updated_modules", "updates_of"]
 
@@ -147,7 +147,7 @@ class _Settings:
     """What the configurations of an adapter say of its modules: in a live model, beside the file, or in its header."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        shards = shards_of(checkpoint)
+        shards = shards_of(as_stored(checkpoint))
         self._live = live_settings(checkpoint)
         self._beside = settings_beside(checkpoint)
         self._inside = unpacked_settings(shards[0].metadata) if shards else {}

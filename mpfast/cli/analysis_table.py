@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mpfast.cli.tables import (
     Line,
@@ -17,7 +17,6 @@ from mpfast.cli.tables import (
 )
 from mpfast.models import (
     FENCE,
-    ROW_FIGURES,
     VERDICTS,
     WHAT_IS_NORMAL,
     Analysis,
@@ -25,9 +24,10 @@ from mpfast.models import (
     ExpertSummary,
     LayerReport,
     Quartiles,
+    row_figures,
     split_experts,
 )
-from mpfast.support import counted, percent
+from mpfast.support import counted
 
 __all__ = ["analysis_lines"]
 
@@ -75,21 +75,14 @@ def analysis_lines(
 
 def _layer_lines(rows: Sequence[LayerReport], experts: Sequence[ExpertSummary], width: int | None) -> list[Line]:
     if rows:
-        quantised = any(row.stored for row in rows)
-        headers = (*ROW_FIGURES, "stored", "rounding") if quantised else tuple(ROW_FIGURES)
-        cells = [_row_cells(row) + (_stored_cells(row) if quantised else []) for row in rows]
-        return [*table_lines(headers, cells, width), plain()]
+        figures = row_figures(rows)
+        return [*table_lines(list(figures), [_row_cells(row, figures) for row in rows], width), plain()]
     return [] if experts else [plain("no weight matrices found"), plain()]
 
 
-def _row_cells(row: LayerReport) -> Line:
-    (name, style), *others = ((printable(cell(row)), _STYLES.get(head, "")) for head, cell in ROW_FIGURES.items())
+def _row_cells(row: LayerReport, figures: Mapping[str, Callable[[LayerReport], str]]) -> Line:
+    (name, style), *others = ((printable(cell(row)), _STYLES.get(head, "")) for head, cell in figures.items())
     return [(name + (" !" if row.warnings else ""), style), *others]
-
-
-def _stored_cells(row: LayerReport) -> Line:
-    """How a matrix is stored, and what share of its noise that explains."""
-    return [(row.stored, ""), (percent(row.quantization_noise) if row.stored else "", "")]
 
 
 def _expert_lines(experts: Sequence[ExpertSummary], width: int | None, verbose: bool) -> list[Line]:

@@ -67,8 +67,10 @@ def allocate(
     high = np.broadcast_to(np.asarray(ceilings, dtype=np.float64), count.shape).copy()
     wish = np.asarray(wishes, dtype=np.float64).copy()
     if groups is not None:
-        for key in dict.fromkeys(groups):
-            members = np.array([other == key for other in groups])
+        places: dict[object, list[int]] = {}
+        for place, key in enumerate(groups):
+            places.setdefault(key, []).append(place)
+        for members in (found for found in places.values() if len(found) > 1):
             wish[members] = np.average(wish[members], weights=count[members])
             low[members] = low[members].max()
             high[members] = high[members].min()

@@ -24,10 +24,10 @@ from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_ranks import ranks
 from mpfast.models.layer_report import (
     NUMBER_COLUMNS,
-    ROW_FIGURES,
     SORT_COLUMNS,
     LayerReport,
     distances,
+    row_figures,
     signals_range,
     sorted_rows,
 )
@@ -64,7 +64,6 @@ __all__ = [
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
-    "ROW_FIGURES",
     "SORT_COLUMNS",
     "VERDICTS",
     "WHAT_IS_NORMAL",
@@ -112,6 +111,7 @@ __all__ = [
     "prune",
     "ranks",
     "resize",
+    "row_figures",
     "share_out",
     "signals_range",
     "sorted_rows",

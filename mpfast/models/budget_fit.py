@@ -52,6 +52,8 @@ class FittedBudget:
 
     Attributes
     ----------
+    rows : mapping of str to LayerBudget
+        Those of the budget, by name.
     own : dict of str to LayerBudget
         By layer, the row that is of it alone.
     pieces : dict of str to list of Piece

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "NUMBER_COLUMNS",
-    "ROW_FIGURES",
     "SORT_COLUMNS",
     "LayerReport",
     "converted",
     "distances",
     "integers",
     "number",
+    "row_figures",
     "signals_range",
     "sorted_rows",
 ]
@@ -199,7 +199,8 @@ class LayerReport:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        facts = {heading: cell(self) for heading, cell in ROW_FIGURES.items() if heading not in ("layer", "noise")}
+        figures = row_figures([self])
+        facts = {heading: cell(self) for heading, cell in figures.items() if heading not in ("layer", "noise")}
         return facts_as_html(self.name, facts, [f"{self.verdict}: {self.sentence}", *self.warnings])
 
     @property
@@ -371,8 +372,8 @@ def distances(row: LayerReport, digits: int) -> str:
     return before if row.ks == row.ks_scaled else f"{before}→{after}"
 
 
-#: What a table shows of a row, by heading.
-ROW_FIGURES: dict[str, Callable[[LayerReport], str]] = {
+# What a table shows of any row, by heading.
+_ROW_FIGURES: dict[str, Callable[[LayerReport], str]] = {
     "layer": lambda row: row.name,
     "shape": _size,
     "sigma+": lambda row: with_error(row.sigma_plus, row.sigma_plus_error),
@@ -386,6 +387,16 @@ ROW_FIGURES: dict[str, Callable[[LayerReport], str]] = {
     "hill_alpha": lambda row: f"{row.metrics.get('hill_alpha', math.nan):.2f}",
     "stable": lambda row: f"{row.metrics.get('stable_rank', math.nan):.1f}",
 }
+# How a quantised matrix is stored, and what share of its noise that explains.
+_STORED_FIGURES: dict[str, Callable[[LayerReport], str]] = {
+    "stored": lambda row: row.stored,
+    "rounding": lambda row: percent(row.quantization_noise) if row.stored else "",
+}
+
+
+def row_figures(rows: Iterable[LayerReport]) -> dict[str, Callable[[LayerReport], str]]:
+    """Return by heading what a table shows of these rows; how they are stored, where any is quantised."""
+    return _ROW_FIGURES | (_STORED_FIGURES if any(row.stored for row in rows) else {})
 
 
 def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:

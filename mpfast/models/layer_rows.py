@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from mpfast.checkpoints import NameFilter, name_filter
-from mpfast.models.layer_report import ROW_FIGURES, LayerReport
+from mpfast.models.layer_report import LayerReport, row_figures
 from mpfast.models.plot import plot_analysis
 from mpfast.models.rows import Rows
 from mpfast.models.skipped import SkippedTensor
@@ -57,7 +57,7 @@ class LayerRows(Rows[LayerReport]):
         """Return the result with these in the place of its own."""
 
     def _columns_shown(self) -> dict[str, Callable[[LayerReport], str]]:
-        return ROW_FIGURES
+        return row_figures(self.layers)
 
     @front_door
     def plot(self, ax: Axes | None = None, *, measure: str | Callable[[LayerReport], float] = "share") -> Axes:

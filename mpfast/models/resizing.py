@@ -19,6 +19,7 @@ from mpfast.checkpoints import (
     files_behind,
     live_settings,
     open_checkpoint,
+    quantised_weight,
     updates_of,
 )
 from mpfast.models.factoring import Wanted
@@ -160,6 +161,7 @@ def resize(
         check_path(out, "out")
     with argument_called("adapter"):
         checkpoint = open_checkpoint(adapter)
+        _check_that_nothing_is_packed(checkpoint)
         checkpoint = changeable(checkpoint, dequantize=None, written=out is not None)
     if live_settings(checkpoint):
         fact = "is a live model, whose modules have the ranks that it was made with"
@@ -194,6 +196,13 @@ def resize(
         not_copied=left,
         notes=_notes(chosen),
     )
+
+
+def _check_that_nothing_is_packed(checkpoint: Checkpoint) -> None:
+    weight = quantised_weight(checkpoint)
+    if weight is not None:
+        fact = f"is quantised: {weight} is packed, and factors beside it may be a part of it"
+        raise InvalidValueError("model", fact, "pass an adapter by itself")
 
 
 def _obstacle(update: Update, checkpoint: Checkpoint) -> str:

@@ -102,6 +102,7 @@ _WORDS = (
     *("weight_scale_inv", "weight_scale", "scale", "scale_weight", "weight_scale_2", "weight_global_scale"),
     *("experts.up_proj_scale_inv", "input_scale", "pre_quant_scale", "bias", "qweight", "qzeros", "scales", "g_idx"),
     *("weight_shape", "weight_zero_point", "biases", "weight.absmax", "weight.quant_map", "SCB"),
+    *("weight_g_idx", "weight.nested_absmax", "weight.nested_quant_map", "qbiases", "weight_format"),
 )
 _KINDS = {
     **dict.fromkeys(("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -110,7 +111,18 @@ _KINDS = {
     "I64": 8,
 }
 _EXTENTS = (0, 1, 2, 3, 4, 8, 16, 32, 33, 64, 128, 129, 256)
-_METHODS = ("fp8", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "gptq", "awq", "bitsandbytes", "new", None, 7)
+_METHODS = (
+    *("fp8", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "gptq", "awq", "bitsandbytes", "new", None, 7),
+    *("auto-round", "metal", "affine", "torchao"),
+)
+# What else configurations say, and what the header of a file says of a tensor.
+_SAID: dict[str, Any] = {
+    "packing_format": "auto_round:auto_gptq",
+    "config_groups": {"a": {"weights": {"num_bits": 4, "symmetric": False, "block_structure": [8, 32]}}},
+}
+_CLASS = {"_type": "Int8Tensor", "_data": {"block_size": [1, 32], "target_dtype": {"_data": "int4"}}}
+_STATE = {"quant_type": "nf4", "blocksize": 64, "shape": [8, 64], "nested_blocksize": 256, "nested_offset": 0.5}
+_STATE_WORD = "weight.quant_state.bitsandbytes__nf4"
 # Parts that fit each other, of which some are then changed: word, type, shape.
 _FITTING = (
     (("weight", "F8_E4M3", (129, 64)), ("weight_scale_inv", "F32", (2, 1))),
@@ -120,12 +132,21 @@ _FITTING = (
     (("weight_packed", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_global_scale", "F32", (1,))),
     (("weight", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (8, 4)), ("weight_scale_2", "F32", ())),
     (("experts.up_proj", "F8_E4M3", (2, 64, 32)), ("experts.up_proj_scale_inv", "BF16", (2, 1, 1))),
-    (("qweight", "I32", (8, 16)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16)), ("g_idx", "I32", (64,))),
-    (("qweight", "I32", (64, 2)), ("qzeros", "I32", (8, 2)), ("scales", "F16", (8, 16))),
-    (("weight_packed", "I32", (8, 8)), ("weight_scale", "F32", (8, 8)), ("weight_shape", "I64", (2,))),
-    (("weight", "I8", (8, 16)), ("SCB", "F32", (8,))),
-    (("weight", "U8", (64, 1)), ("weight.absmax", "F32", (2,)), ("weight.quant_map", "F32", (16,))),
-    (("weight", "U32", (8, 8)), ("scales", "F16", (8, 8)), ("biases", "F16", (8, 8))),
+    (("qweight", "I32", (8, 32)), ("qzeros", "I32", (2, 4)), ("scales", "F16", (2, 32)), ("g_idx", "I32", (64,))),
+    (("qweight", "I32", (64, 4)), ("qzeros", "I32", (2, 4)), ("scales", "F16", (2, 32))),
+    (
+        *(("weight_packed", "I32", (8, 8)), ("weight_scale", "F32", (8, 2)), ("weight_shape", "I64", (2,))),
+        *(("weight_zero_point", "I32", (1, 2)), ("weight_g_idx", "I32", (64,))),
+    ),
+    (("weight", "I8", (8, 64)), ("weight_scale", "F32", (1, 2)), ("weight_zero_point", "I8", (1, 2))),
+    (
+        *(("weight", "U8", (256, 1)), ("weight.absmax", "U8", (8,)), ("weight.quant_map", "F32", (16,))),
+        *(("weight.nested_absmax", "F32", (1,)), ("weight.nested_quant_map", "F32", (256,))),
+        (_STATE_WORD, "U8", (len(json.dumps(_STATE)),)),
+    ),
+    (("weight", "I8", (8, 64)), ("SCB", "F32", (8,)), ("weight_format", "U8", ())),
+    (("weight", "U32", (8, 8)), ("scales", "F16", (8, 2)), ("biases", "F16", (8, 2))),
+    (("_weight_qdata", "I8", (8, 64)), ("_weight_scale", "F32", (8, 2)), ("_weight_zero_point", "I8", (8, 2))),
 )
 
 
@@ -139,6 +160,17 @@ def _tiled(parts: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[dict[str,
             header[f"l.{word}"] = _header(kind, shape, at, end)
             at = end
     return header, at
+
+
+def _told(header: dict[str, Any], content: bytes, data: Bytes) -> bytes:
+    """The content with parts that say something of the others: most often what is true, or nearly."""
+    changed = bytearray(content)
+    said = {"l.weight_shape": np.array([8, 64]).tobytes(), f"l.{_STATE_WORD}": json_bytes(altered(_STATE, data), data)}
+    for name, text in said.items():
+        if name in header and data.byte() % 8:
+            begin, end = header[name]["data_offsets"]
+            changed[begin:end] = text[: end - begin].ljust(end - begin)
+    return bytes(changed)
 
 
 def fuzz_quantised(content: bytes) -> None:
@@ -163,8 +195,10 @@ def fuzz_quantised(content: bytes) -> None:
             "_quantization_metadata": json_bytes(altered({"layers": {"l": said}}, data), data).decode("latin-1")
         }
         header["__metadata__"] = metadata
+    if "l._weight_qdata" in header:
+        header["__metadata__"] = {"l.weight": json_bytes(altered(_CLASS, data), data).decode("latin-1")}
     quantisation = {"quant_method": data.choose(_METHODS), "weight_block_size": [128, data.choose((128, 0, -1, 64))]}
-    quantisation |= {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((8, 8, -1, 0, 64))}
+    quantisation |= _SAID | {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((32, 32, -1, 0, 64))}
     key = data.choose(("quantization_config", "quantization_config", "quantization"))
     config = {"model_type": data.choose(("gpt_oss", "deepseek_v3", "x")), key: quantisation}
     with Folder() as folder:
@@ -172,7 +206,7 @@ def fuzz_quantised(content: bytes) -> None:
             (folder / "config.json").write_bytes(json_bytes(altered(config, data), data))
         written = altered(header, data) if data.byte() > 220 else header
         repeated = (data.take(16) or b"\x38") * (size // 16 + 16)
-        (folder / "model.safetensors").write_bytes(safetensors(written, repeated[:size], data))
+        (folder / "model.safetensors").write_bytes(safetensors(written, _told(header, repeated[:size], data), data))
         read_all(folder)
         with contextlib.suppress(CheckpointError, MemoryError, InvalidValueError):
             checkpoint = open_checkpoint(folder)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.quantised.group import NotDecodedError
 from mpfast.checkpoints.quantised.scaled_codes import Scales, by_rows, in_blocks
 
-__all__ = ["Affine", "described", "group_width"]
+__all__ = ["Affine", "Integers", "described", "group_width"]
 
 
 class Integers(Protocol):
@@ -71,7 +71,8 @@ class Affine:
         width, columns = self.scales.block[1], self.shape[-1]
         # The last block may be cut off, and counts by what there is of it.
         widths = np.diff(np.minimum(np.arange(scales.shape[1] + 1) * width, columns))
-        squares = np.square(scales, dtype=np.float64) @ widths
+        with np.errstate(all="ignore"):
+            squares = np.square(scales, dtype=np.float64) @ widths
         return float(squares.mean() / (12 * columns)) if squares.size else None
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "StreamAcross",
     "check_floats",
     "check_type",
+    "outputs_of",
     "runs",
 ]
 
@@ -43,6 +44,17 @@ def check_floats(group: Group, word: str, *shapes: tuple[int, ...]) -> TensorInf
     """Return a part of floating-point numbers; NotDecodedError where it is missing, or of another type or shape."""
     info = check_type(group, word, *_FLOATS)
     return check_shape(group, word, *(shapes or [info.shape]))
+
+
+def outputs_of(group: Group, word: str) -> tuple[int, int]:
+    """Return how many groups of inputs and how many outputs there are: the shape of scales (G, N).
+
+    NotDecodedError where the part is missing, or no matrix of floating-point numbers.
+    """
+    shape = check_floats(group, word).shape
+    if len(shape) != 2 or 0 in shape:
+        raise NotDecodedError(f"has {word} of the shape {shape}, where (groups, outputs) is expected")
+    return shape[0], shape[1]
 
 
 def runs(shape: tuple[int, ...], matrix: int, rows: slice) -> Iterator[tuple[int, int]]:
@@ -90,7 +102,7 @@ class ScalesAcross:
 
 @dataclass(frozen=True)
 class StoredIntegers:
-    """Codes of eight bits, as many as entries: (N, K) or (E, N, K)."""
+    """Codes as integers, one for each entry: (N, K) or (E, N, K)."""
 
     group: Group
     word: str

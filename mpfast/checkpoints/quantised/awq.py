@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.affine import Affine, described, group_width
-from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, ScalesAcross, check_floats, check_type
+from mpfast.checkpoints.quantised.affine_parts import CodesOfZero, ScalesAcross, check_type, outputs_of
 from mpfast.checkpoints.quantised.bit_streams import WORDS
 from mpfast.checkpoints.quantised.gptq import AUTO_ROUND, auto_round_packing
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
@@ -60,7 +60,7 @@ def decoder(group: Group) -> Decoder:
     if len(info.shape) != 2 or 0 in info.shape:
         raise NotDecodedError(f"has codes of the shape {info.shape}, where (inputs, words) is expected")
     inputs, words = info.shape
-    groups = check_floats(group, "scales").shape[0]
+    groups, outputs = outputs_of(group, "scales")
     check_shape(group, "scales", (groups, 8 * words))
     # Where the configuration says that the grids are symmetric, zero points may be left out.
     symmetric = said.get("zero_point") is False and not group.has("qzeros")
@@ -69,7 +69,7 @@ def decoder(group: Group) -> Decoder:
         check_shape(group, "qzeros", (groups, words))
     width = group_width(inputs, groups, said.get("group_size", said.get("q_group_size")))
     return Affine(
-        (8 * words, inputs),
+        (outputs, inputs),
         described(_BITS, width, inputs),
         _Words(group, "qweight"),
         ScalesAcross(group, "scales", width),

@@ -27,7 +27,6 @@ from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales
 from mpfast.checkpoints.quantised.scaled_codes import Scales
-from mpfast.support import short
 
 __all__ = ["METHODS", "decoder_of_packs", "decoder_of_stored", "is_packed", "is_stored"]
 
@@ -116,11 +115,11 @@ def _bits(group: Group, shape: tuple[int, ...]) -> int:
     """The one number of bits that fills the words, of those in the configuration where there is one."""
     words = group.info.shape[-1]
     fitting = [bits for bits in range(1, 9) if words_for(shape[-1], bits) == words]
-    said = {scheme.get("num_bits") for scheme in _schemes(group)}
+    said = {bits for scheme in _schemes(group) if type(bits := scheme.get("num_bits")) is int}
     if len(fitting) > 1:
         fitting = [bits for bits in fitting if bits in said]
     if len(fitting) != 1 or (said and fitting[0] not in said):
-        named = f", where the configuration says {short(sorted(map(str, said)))} bits" if said else ""
+        named = f", where the configuration says {sorted(said)} bits" if said else ""
         raise NotDecodedError(f"has {words} words for {shape[-1]} inputs{named}")
     return fitting[0]
 
@@ -165,7 +164,9 @@ def _zeros(group: Group, shape: tuple[int, ...], scales: tuple[int, ...], grid: 
     """Zero points: packed along the outputs like the codes, or as they are."""
     info = check_type(group, "weight_zero_point", "int8", "int32")
     if info.dtype == "int32" and bits:
-        check_shape(group, "weight_zero_point", (*shape[:-2], words_for(shape[-2], bits), scales[-1]))
+        if grid.block[0] != 1:
+            raise NotDecodedError("has packed zero points of rows, and scales that are not of rows")
+        check_shape(group, "weight_zero_point", (*shape[:-2], words_for(shape[-2], bits), grid.shape[-1]))
         return CodesOfZero(StreamAcross(group, "weight_zero_point", bits, transposed=True), grid.block[1])
     if bits:
         raise NotDecodedError(f"has packed codes, and zero points of {info.dtype} that are not")

@@ -99,6 +99,9 @@ class DenseCopy:
             weight = self._quantised.weights.get(info.name)
             stored = info.name if weight is None else weight.group.info.name
             found.setdefault(home.get(stored, WEIGHTS_FILE), []).append(info.name)
+        if len(found) == 1 < len(set(home.values())):  # the one that is left of several has no number
+            (names,) = found.values()
+            return {WEIGHTS_FILE: names}
         return found
 
     @property
@@ -159,10 +162,13 @@ def dense_copy(checkpoint: Checkpoint, dtype: Any) -> Checkpoint:
     Raises
     ------
     InvalidValueError
-        No weight is quantised, or the type is none of `DENSE_TYPES`.
+        No weight is quantised, the type is none of `DENSE_TYPES`, or the checkpoint is a GGUF file.
     """
     if dtype not in DENSE_TYPES.values():
         raise InvalidValueError("dequantize", f"must be {' or '.join(map(repr, DENSE_TYPES.values()))}, not {dtype!r}")
+    if any(info.stored for info in checkpoint.tensors) and not isinstance(checkpoint, Dequantised):
+        fact = "is not there for GGUF, whose names are not those that other libraries load"
+        raise InvalidValueError("dequantize", fact, "convert it by its own tools")
     if not isinstance(checkpoint, Dequantised):
-        raise InvalidValueError("dequantize", "has nothing to do: no weight of the model is quantised, or none is read")
+        raise InvalidValueError("dequantize", "has nothing to do: no weight of the model is quantised")
     return DenseCopy(checkpoint)

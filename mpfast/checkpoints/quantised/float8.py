@@ -41,7 +41,7 @@ def decoder(group: Group) -> Decoder:
     return ScaledCodes(
         info.shape,
         _label(info.dtype, grid, powers),
-        # Four digits at most, and powers of two: bfloat16 has eight digits, and the exponents of float32.
+        # Four digits at most times a power of two: bfloat16 holds eight, down to 2^-133.
         "bfloat16" if powers else "float32",
         FLOAT8[info.dtype],
         StoredCodes(group, group.codes, info.shape),

@@ -7,6 +7,8 @@ where the configuration names none, and as they are in the second. AutoRound wri
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.affine import Affine, described, group_width
 from mpfast.checkpoints.quantised.affine_parts import (
@@ -15,8 +17,8 @@ from mpfast.checkpoints.quantised.affine_parts import (
     ScalesAcross,
     Stream,
     StreamAcross,
-    check_floats,
     check_type,
+    outputs_of,
 )
 from mpfast.checkpoints.quantised.bit_streams import WORDS, words_for
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
@@ -48,15 +50,15 @@ def decoder(group: Group) -> Decoder:
     check_type(group, "qzeros", *WORDS)
     if len(info.shape) != 2 or 0 in info.shape:
         raise NotDecodedError(f"has codes of the shape {info.shape}, where (words, outputs) is expected")
-    outputs = info.shape[1]
-    groups = check_type(group, "qzeros", *WORDS).shape[0]
-    check_floats(group, "scales", (groups, outputs))
+    groups, outputs = outputs_of(group, "scales")
+    check_shape(group, "qweight", (info.shape[0], outputs))
     bits = _bits(group, groups, outputs)
-    said = group.settings.get("group_size")
+    said: Any = group.settings.get("group_size")
     if group.has("g_idx"):
         inputs = check_type(group, "g_idx", "int32", "int64").size
         check_shape(group, "g_idx", (inputs,))
-        width = said if type(said) is int and 0 < said < inputs else -(-inputs // groups)
+        fitting = type(said) is int and said > 0 and -(-inputs // said) == groups
+        width = int(said) if fitting else -(-inputs // groups)
     else:
         inputs = info.shape[0] * 32 // bits
         width = group_width(inputs, groups, said)

@@ -40,7 +40,7 @@ class Group:
     method : str
         By which the configuration says that the weights are quantised; empty where it says nothing.
     settings : mapping
-        The configuration's part on quantisation, empty where there is none.
+        The configuration's part on quantisation, empty where there is none; or what a node of a graph says.
     metadata : mapping of str to str
         Of the headers of the files.
     source : str
@@ -87,7 +87,7 @@ class Group:
         return stored(self.checkpoint.read(name), name)
 
 
-# Parts that say nothing of the weights: scales of activations and caches, and what tells the format.
+# Parts that say nothing of the weights: scales of inputs, outputs and caches, and what tells the format.
 _OF_INPUTS = frozenset(
     (
         "input_scale",
@@ -96,6 +96,9 @@ _OF_INPUTS = frozenset(
         "input_global_scale",
         "input_amax",
         "activation_scale",
+        "output_zero_point",
+        "output_scale",
+        "input_zero_point",
         "scale_input",
         "k_scale",
         "v_scale",

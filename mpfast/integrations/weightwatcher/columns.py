@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpfast.integrations.weightwatcher.layers import WatchedLayer, WatchedModel
 from mpfast.spectra import PowerLaw, Spectrum, power_law, spectrum
-from mpfast.support import InvalidValueError
+from mpfast.support import InvalidValueError, KeptProperty
 
 __all__ = [
     "LayerSpectra",
@@ -52,7 +52,7 @@ class LayerSpectra:
     watched: WatchedLayer
     spectra: tuple[Spectrum, ...]
 
-    @property
+    @KeptProperty
     def eigenvalues(self) -> Array:
         """Of all matrices together, ascending."""
         values = [one.values for one in self.spectra if one.values is not None]
