@@ -205,3 +205,8 @@ def product(a: NDArray[np.float32], b: NDArray[np.float32], threads: int) -> NDA
 def quadratic_error(
     target: Matrix, weights: Matrix | None, moment: NDArray[np.float64], unit: tuple[float, float], threads: int
 ) -> float: ...
+
+# Quantised weights.
+def scaled_codes(
+    codes: NDArray[np.uint8], table: NDArray[np.float32], scales: NDArray[np.float32], width: int
+) -> NDArray[np.float32]: ...

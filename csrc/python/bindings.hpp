@@ -18,6 +18,7 @@ struct Matrix {
   Reference owner;
 };
 
+void register_decoding(py::module_& m);
 void register_exact(py::module_& m);
 void register_info(py::module_& m);
 void register_lanczos(py::module_& m);

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
   register_matrix(m);
   register_info(m);
   register_products(m);
+  register_decoding(m);
   register_exact(m);
   register_lanczos(m);
   register_masks(m);

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.checkpoints.quantised.codes import rounding_of
 
 __all__ = ["ScaledCodes", "Scales", "by_rows", "in_blocks"]
@@ -92,10 +93,9 @@ class ScaledCodes:
     def _decoded(
         self, table: NDArray[np.float32], matrix: int, rows: slice, scales: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        codes = self.codes.read(matrix, rows)
-        numbers: NDArray[np.float32] = np.take(table, codes, axis=0).reshape(len(codes), self.shape[-1])
-        in_blocks(np.multiply, numbers, scales, self.scales.block[1])
-        return numbers
+        codes = np.ascontiguousarray(self.codes.read(matrix, rows))
+        values = np.ascontiguousarray(table.reshape(256, -1))
+        return _core.scaled_codes(codes, values, np.ascontiguousarray(scales, np.float32), self.scales.block[1])
 
 
 def by_rows(scales: Scales, matrix: int, rows: slice) -> NDArray[np.float32]:
