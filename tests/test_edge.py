@@ -314,6 +314,13 @@ def test_the_error_bar_of_few_probes_is_that_of_students_law(probes):
     assert one < widened < two
 
 
+def test_what_is_known_of_noise_says_nothing_of_other_bulks():
+    sigmas = 1 + 0.01 * np.random.default_rng(1).standard_normal(8)
+    fit = measured(sigmas, 0.0).fit("median")
+    assert fit.ks > 0.02
+    assert fit.sigma_plus_error / fit.sigma_plus == pytest.approx(jackknife_error(sigmas) / sigmas.mean(), rel=1e-9)
+
+
 @pytest.mark.parametrize("probes", [4, 8, 32])
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
 def test_what_is_known_of_probes_steadies_the_error_bar(probes, ratio):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import NoTensor, OutputPart, Role, TensorInfo
 from mpfast.checkpoints.fused import consecutive
 from mpfast.checkpoints.gguf_header import Entry, read_header
+from mpfast.checkpoints.mapped_pages import drop_pages, fetch_pages
 from mpfast.support import CheckpointError, package_missing, short
 
 __all__ = ["GgufFile"]
@@ -114,19 +115,11 @@ class GgufFile:
 
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor's pages."""
-        self._advise(name, "MADV_WILLNEED")
+        fetch_pages(self._map, self._entries[name].begin, self._entries[name].end)
 
     def release(self, name: str) -> None:
         """Drop a tensor's pages from this process; the system's cache of the file may keep them."""
-        self._advise(name, "MADV_DONTNEED")
-
-    def _advise(self, name: str, advice: str) -> None:
-        entry = self._entries[name]
-        if hasattr(mmap, advice):  # not on Windows
-            begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-            if length > 0:
-                self._map.madvise(getattr(mmap, advice), begin, length)
+        drop_pages(self._map, self._entries[name].begin, self._entries[name].end)
 
     def _bytes(self, entry: Entry) -> NDArray[np.uint8]:
         if entry.begin == entry.end:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import NoTensor, TensorInfo
 from mpfast.checkpoints.families import read_config
+from mpfast.checkpoints.mapped_pages import drop_pages, fetch_pages
 from mpfast.support import (
     MAX_DIMENSIONS,
     CheckpointError,
@@ -218,20 +219,11 @@ class SafetensorsFile:
 
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor's pages."""
-        self._advise(name, "MADV_WILLNEED")
+        fetch_pages(self._map, self._entries[name].begin, self._entries[name].end)
 
     def release(self, name: str) -> None:
         """Drop a tensor's pages from this process; the system's cache of the file may keep them."""
-        self._advise(name, "MADV_DONTNEED")
-
-    def _advise(self, name: str, advice: str) -> None:
-        entry = self._entries[name]
-        if hasattr(mmap, advice):  # not on Windows
-            # Whole pages only: those at the ends hold bytes of the neighbours, too.
-            begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-            if length > 0:
-                self._map.madvise(getattr(mmap, advice), begin, length)
+        drop_pages(self._map, self._entries[name].begin, self._entries[name].end)
 
 
 def _read_header(path: Path, read: Any, file_bytes: int) -> tuple[dict[str, Any], int]:

@@ -221,8 +221,9 @@ def fit_edge(
     sigma = laws.sigma_plus(variance, source.shape)
     if sigma < source.rounding:
         return _fit_of_rounding(source, estimator, alpha, beta)
-    error = _standard_error(source, estimate, alpha, sigma)
-    return _assemble(source, variance, error, estimator, alpha, beta)
+    ks = _distance(source, variance, estimator, alpha)
+    error = _standard_error(source, estimate, alpha, sigma, of_noise=ks <= GOOD_KS)
+    return _assemble(source, variance, error, ks, estimator, alpha, beta)
 
 
 def fitted_variance(source: SpectrumLike) -> float:
@@ -240,7 +241,9 @@ def _variance_of_rounding(source: SpectrumLike) -> float:
 def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
     """The fit of a matrix without noise: its edge is the level of rounding, and known to be no more than that."""
     level = source.rounding
-    fit = _assemble(source, _variance_of_rounding(source), level, estimator, alpha, beta)
+    variance = _variance_of_rounding(source)
+    ks = _distance(source, variance, estimator, alpha)
+    fit = _assemble(source, variance, level, ks, estimator, alpha, beta)
     return replace(fit, sigma_plus=level, warnings=(_rank_warning(fit.spikes_above_edge),))
 
 
@@ -256,8 +259,13 @@ def _standard_error(
     estimate: Callable[[SpectrumLike, Measure, float], float],
     alpha: float,
     sigma: float,
+    *,
+    of_noise: bool,
 ) -> float:
-    """Of the probes, with the errors of a finite run and of the scales in quadrature; same scale."""
+    """Of the probes, with the errors of a finite run and of the scales in quadrature; same scale.
+
+    How far probes usually scatter an edge is known ``of_noise`` alone.
+    """
     scales = 0.0 if source.noise is None else source.noise.relative_error * sigma
     if source.values is not None:
         return scales
@@ -265,23 +273,32 @@ def _standard_error(
         return math.inf
     extra = source.extra_error * sigma if scales == 0 else math.hypot(source.extra_error * sigma, scales)
     sigmas = [laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
-    return math.hypot(jackknife_error(sigmas, expected_error(source.shape, source.probes) * sigma), extra)
+    expected = expected_error(source.shape, source.probes) * sigma if of_noise else 0.0
+    return math.hypot(jackknife_error(sigmas, expected), extra)
 
 
 def _verdict(ks: float) -> str:
     return "good" if ks <= GOOD_KS else "fair" if ks <= FAIR_KS else "poor"
 
 
+def _distance(source: SpectrumLike, variance: float, estimator: str, alpha: float) -> float:
+    """Kolmogorov distance of the fit, no less than what the probes leave of it."""
+    return max(kolmogorov(fitted_part(source, estimator, alpha), variance, alpha), _noise_of_distance(source))
+
+
+def _noise_of_distance(source: SpectrumLike) -> float:
+    p = min(source.shape)
+    return 0.0 if source.values is not None else 0.87 * math.sqrt(2 / (p * max(source.probes, 1)))
+
+
 def _assemble(
-    source: SpectrumLike, variance: float, error: float, estimator: str, alpha: float, beta: float
+    source: SpectrumLike, variance: float, error: float, ks: float, estimator: str, alpha: float, beta: float
 ) -> EdgeFit:
     p = min(source.shape)
     sigma = laws.sigma_plus(variance, source.shape)
     threshold = laws.tracy_widom_threshold(variance, source.shape, beta)
     spikes, estimated = count_above(source, threshold)
     above, _ = count_above(source, sigma)
-    floor = 0.0 if source.values is not None else 0.87 * math.sqrt(2 / (p * max(source.probes, 1)))
-    ks = max(kolmogorov(fitted_part(source, estimator, alpha), variance, alpha), floor)
     verdict = _verdict(ks) if source.noise is None or not source.noise.unsettled else "poor"
     ratio = residual(source, source.measure, alpha) / variance if variance > 0 else math.nan
     return EdgeFit(
@@ -296,7 +313,7 @@ def _assemble(
         bulk_fraction=1 - spikes / p,
         **_beside_the_edge(source, variance, beta),
         ks=ks,
-        ks_floor=floor,
+        ks_floor=_noise_of_distance(source),
         verdict=verdict,
         trace_ratio=ratio,
         estimator=estimator,
