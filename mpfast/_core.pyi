@@ -119,6 +119,7 @@ def lanczos_run_operator(
     seed: int,
     stream: int,
     threads: int,
+    parts: int = 1,
 ) -> LanczosRun: ...
 def singular_rotation(
     basis: NDArray[Any], image: NDArray[Any], threads: int

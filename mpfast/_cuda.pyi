@@ -102,6 +102,7 @@ def lanczos_run(
     precise: bool,
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     energies: bool = False,
+    parts: int = 1,
 ) -> LanczosRun: ...
 def lanczos_run_streamed(
     array: NDArray[Any],
@@ -115,6 +116,7 @@ def lanczos_run_streamed(
     panel_bytes: int,
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     energies: bool = False,
+    parts: int = 1,
 ) -> LanczosRun: ...
 
 # Masks: `keep` holds the device address of every mask.

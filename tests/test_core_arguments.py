@@ -75,7 +75,7 @@ CALLS = """
         "removal_costs": lambda: (_core.removal_costs, [np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 4, 4)), 1]),
         "semidefinite_root": lambda: (_core.semidefinite_root, [np.eye(16), 1]),
         "lanczos_run": lambda: (_core.lanczos_run, [matrix, 2, 0, 0, 0, False, 1, lines(), True, 2]),
-        "lanczos_run_operator": lambda: (_core.lanczos_run_operator, [lambda X: X, 12, 2, 0, 0, 1]),
+        "lanczos_run_operator": lambda: (_core.lanczos_run_operator, [lambda X: X, 12, 2, 0, 0, 1, 2]),
         "LanczosRun.advance": lambda: (run().advance, [2]),
         "LanczosRun.ritz": lambda: (run().ritz, [2, 0]),
         "LanczosRun.ritz_vectors": lambda: (run().ritz_vectors, [2, 0]),

@@ -14,7 +14,6 @@
 #include "cpu/products/host_backend.hpp"
 #include "cpu/products/products.hpp"
 #include "linalg/quadrature.hpp"
-#include "linalg/side_by_side.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
 #include "python/lanczos_run.hpp"
@@ -75,13 +74,7 @@ class HostRun : public Run {
     return out;
   }
 
-  std::vector<std::pair<index_t, bool>> parts() const override {
-    std::vector<std::pair<index_t, bool>> out;
-    for (index_t i = 0; i < lanczos_.parts(); ++i) {
-      out.emplace_back(lanczos_.part(i).steps(), lanczos_.part(i).exhausted());
-    }
-    return out;
-  }
+  std::vector<std::pair<index_t, bool>> parts() const override { return parts_of(lanczos_); }
   index_t steps() const override { return lanczos_.steps(); }
   index_t width() const override { return lanczos_.width(); }
   bool exhausted() const override { return lanczos_.exhausted(); }
@@ -138,7 +131,8 @@ std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t wid
 }
 
 // `apply` is a Python callable: (width, dim) float64 array -> array of the same shape.
-std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width, ProbeKey key, int threads) {
+std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width, index_t parts, ProbeKey key,
+                                  int threads) {
   const auto shared = std::shared_ptr<Reference>(new Reference(std::move(apply)), [](Reference* reference) {
     const py::gil_scoped_acquire gil;
     delete reference;
@@ -160,8 +154,8 @@ std::unique_ptr<Run> operator_run(py::function apply, index_t dim, index_t width
       std::copy_n(result.data(), count * dim, z);
     };
   };
-  return std::make_unique<HostRun<double>>(dim, 0, width, 1, key, cpu::resolve_threads(threads), std::move(make_apply),
-                                           nullptr);
+  return std::make_unique<HostRun<double>>(dim, 0, width, parts, key, cpu::resolve_threads(threads),
+                                           std::move(make_apply), nullptr);
 }
 
 // The span of a run's vectors, turned into singular triplets.
@@ -274,10 +268,10 @@ void register_lanczos(py::module_& m) {
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");
   m.def(
       "lanczos_run_operator",
-      [](py::function apply, index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream, int threads) {
-        return operator_run(std::move(apply), dim, width, {seed, stream}, threads);
-      },
-      py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"));
+      [](py::function apply, index_t dim, index_t width, std::uint64_t seed, std::uint32_t stream, int threads,
+         index_t parts) { return operator_run(std::move(apply), dim, width, parts, {seed, stream}, threads); },
+      py::arg("apply"), py::arg("dim"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("threads"),
+      py::arg("parts") = 1);
   const char* rotation =
       "Singular values, descending, and left and right vectors, (k, q) and (k, p), of W restricted to the span of "
       "`basis` (k, p), whose `image` is basis W^T (k, q). Precise to (s_1 / s_k)^2 roundings.";

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/energies.hpp"
-#include "linalg/block_lanczos.hpp"
+#include "linalg/side_by_side.hpp"
 #include "python/factors.hpp"
 #include "python/gil.hpp"
 #include "python/whole_class.hpp"
@@ -35,7 +35,7 @@ class Run {
   virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) = 0;
   virtual py::array ritz_vectors(index_t count, index_t part) = 0;
   // Steps that each has taken, and whether its space has closed.
-  virtual std::vector<std::pair<index_t, bool>> parts() const { return {{steps(), exhausted()}}; }
+  virtual std::vector<std::pair<index_t, bool>> parts() const = 0;
   virtual index_t steps() const = 0;
   virtual index_t width() const = 0;
   virtual bool exhausted() const = 0;
@@ -56,6 +56,13 @@ class Run {
 inline ConstSmallView leading_vectors(const linalg::RitzValues& ritz, index_t count) {
   if (count < 1 || count > ritz.size()) throw std::invalid_argument("count must be between 1 and the basis size");
   return ritz.vectors.columns(0, count);
+}
+
+template <class Backend>
+std::vector<std::pair<index_t, bool>> parts_of(const linalg::SideBySide<Backend>& runs) {
+  std::vector<std::pair<index_t, bool>> out;
+  for (index_t i = 0; i < runs.parts(); ++i) out.emplace_back(runs.part(i).steps(), runs.part(i).exhausted());
+  return out;
 }
 
 // Steps that a part has taken.

@@ -4,12 +4,13 @@ from mpfast.operators.dask import aligned
 from mpfast.operators.gram import gram_product
 from mpfast.operators.of_outputs import InputRoot, OutputSource
 from mpfast.operators.opening import open_source
-from mpfast.operators.protocol import WIDE_RUN, LanczosRun, Source, gram_memory, start_run
+from mpfast.operators.protocol import PART_WIDTH, RUN_WIDTH, LanczosRun, Source, gram_memory, start_run
 from mpfast.operators.restricted import RestrictedSource
 from mpfast.operators.scaling import energies, scaled
 
 __all__ = [
-    "WIDE_RUN",
+    "PART_WIDTH",
+    "RUN_WIDTH",
     "InputRoot",
     "LanczosRun",
     "OutputSource",

@@ -13,7 +13,7 @@ from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.host import MatrixSource
-from mpfast.operators.protocol import WIDE_RUN, LanczosRun, gram_memory
+from mpfast.operators.protocol import LanczosRun, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class DeviceSource:
     """A matrix in device memory."""
 
     exact_norm = True
-    part_width = WIDE_RUN
     factors: Factors | None = None
 
     def __init__(self, matrix: _cuda.Matrix, threads: int) -> None:
@@ -68,7 +67,7 @@ class DeviceSource:
     ) -> _cuda.LanczosRun:
         double = precise or (self.factors is not None and self.factors.need_double)
         run: _cuda.LanczosRun = self.backend.lanczos_run(
-            self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies
+            self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies, parts=parts
         )
         return run
 
@@ -136,8 +135,6 @@ class DeviceSource:
 class StreamedSource(MatrixSource):
     """A matrix in host memory, too large for the device: Lanczos runs stream it through, all else happens here."""
 
-    part_width = WIDE_RUN
-
     def __init__(self, matrix: _core.Matrix, device: Device, threads: int) -> None:
         super().__init__(matrix, threads)
         self.target = device
@@ -158,6 +155,7 @@ class StreamedSource(MatrixSource):
             PANEL_BYTES,
             factors=self._pair,
             energies=energies,
+            parts=parts,
         )
         return run
 

@@ -197,7 +197,7 @@ class DaskSource(OperatorSource):
     ) -> LanczosRun:
         if energies:
             self.operator.ask_for_energies()
-        return super().start(width, seed, stream, precise=precise, energies=energies)
+        return super().start(width, seed, stream, precise=precise, energies=energies, parts=parts)
 
     def squared_norm(self, measured: float) -> float | None:
         return self.operator.frobenius_squared()  # known since the first product

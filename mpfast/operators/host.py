@@ -20,9 +20,6 @@ Array = NDArray[np.float64]
 
 # A Gram matrix of up to so many entries, 8 MB, is kept from the singular values for what asks for it next.
 KEPT_ENTRIES = 1 << 20
-# Probes of one part of a Lanczos run: the group of vectors that the kernels multiply at a time. Wider parts would be
-# multiplied no faster, and their Ritz values and their orthogonalisation cost more.
-PART_WIDTH = 8
 # Of the scale of a Gram matrix that the core forms: beyond, its inverse is no number.
 LARGEST_EXPONENT = 1022
 
@@ -32,7 +29,6 @@ class MatrixSource:
 
     device = "cpu"
     exact_norm = True
-    part_width = PART_WIDTH
     factors: Factors | None = None
 
     def __init__(self, matrix: _core.Matrix, threads: int) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import FLOATS, dtype_error, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
-from mpfast.operators.protocol import WIDE_RUN, LanczosRun, Multiplier, gram_memory
+from mpfast.operators.protocol import LanczosRun, Multiplier, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
 
 Array = NDArray[np.float64]
@@ -243,7 +243,6 @@ class OperatorSource:
     device = "cpu"
     scale_exponent = 0
     factors: Factors | None = None
-    part_width = WIDE_RUN
 
     def __init__(self, operator: Multiplier, threads: int) -> None:
         self.operator = operator
@@ -267,7 +266,9 @@ class OperatorSource:
     def start(
         self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1
     ) -> LanczosRun:
-        return _core.lanczos_run_operator(self.operator.apply, min(self.shape), width, seed, stream, self.threads)
+        return _core.lanczos_run_operator(
+            self.operator.apply, min(self.shape), width, seed, stream, self.threads, parts
+        )
 
     def squared_norm(self, measured: float) -> float | None:
         return self._squared_norm

@@ -15,12 +15,15 @@ from mpfast.arrays import raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors
 from mpfast.support import InvalidValueError, OutOfMemoryError
 
-__all__ = ["WIDE_RUN", "LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
+__all__ = ["PART_WIDTH", "RUN_WIDTH", "LanczosRun", "Multiplier", "Source", "gram_memory", "start_run"]
 
 Array = NDArray[np.float64]
 
-# Probes of one Lanczos run: a pass takes no more vectors at a time.
-WIDE_RUN = 32
+# Probes of one part of a Lanczos run: the group of vectors that the host's kernels multiply at a time. Wider parts
+# would be multiplied no faster, and their Ritz values and their orthogonalisation cost more.
+PART_WIDTH = 8
+# Probes of one run: a pass takes no more vectors at a time.
+RUN_WIDTH = 32
 
 
 class LanczosRun(Protocol):
@@ -102,8 +105,6 @@ class Source(Protocol):
     scale_exponent: int
     exact_norm: bool
     factors: Factors | None
-    #: Probes of one part of a Lanczos run; `WIDE_RUN` where it has only one.
-    part_width: int
 
     def start(
         self, width: int, seed: int, stream: int, *, precise: bool, energies: bool = False, parts: int = 1

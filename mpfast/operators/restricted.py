@@ -55,8 +55,8 @@ class RestrictedSource(OperatorSource):
         source = self.restricted.source
         tall = source.shape[0] >= source.shape[1]
         if tall != (self.shape[0] >= self.shape[1]):
-            return super().start(width, seed, stream, precise=precise)
-        run = source.start(width, seed, stream, precise=precise)
+            return super().start(width, seed, stream, precise=precise, parts=parts)
+        run = source.start(width, seed, stream, precise=precise, parts=parts)
         return _RestrictedRun(run, self.restricted.columns if tall else self.restricted.rows)
 
     def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:

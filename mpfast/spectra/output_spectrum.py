@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.operators import InputRoot, OutputSource, Source
+from mpfast.operators import RUN_WIDTH, InputRoot, OutputSource, Source
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.request import Request
@@ -60,7 +60,7 @@ def _estimated(outputs: OutputSource, request: Request) -> Spectrum:
     if request.method == "exact" or p < LANCZOS_FROM or wants_exact:
         return _exact(outputs)
     may_be_exact = request.method == "auto" and exact_is_possible(outputs)
-    session = Session(outputs, request, precise=True)
+    session = Session(outputs, request, precise=True, part_width=RUN_WIDTH)
     session.add_probes(request.probes or probes)
     if may_be_exact and session.values_repeat():
         return _exact(outputs)

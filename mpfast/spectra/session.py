@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.operators import WIDE_RUN, LanczosRun, Source, start_run
+from mpfast.operators import PART_WIDTH, RUN_WIDTH, LanczosRun, Source, start_run
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.repeated import EQUAL, NEAR, ZERO_FP64, Atoms, atoms_of, closeness
@@ -52,12 +52,17 @@ GAP_ABOVE_ZEROS = 500.0
 
 
 class Session:
-    """Block Lanczos runs over one source, all at the same number of steps; each has its own stream of probes."""
+    """Block Lanczos runs over one source, all at the same number of steps; each part has its own stream of probes.
 
-    def __init__(self, source: Source, request: Request, *, precise: bool) -> None:
+    Parts of few probes are cheap, and say as much about a bulk as one of all; what depends on how well the whole
+    spectrum is resolved takes the widest.
+    """
+
+    def __init__(self, source: Source, request: Request, *, precise: bool, part_width: int = PART_WIDTH) -> None:
         self.source = source
         self.request = request
         self.precise = precise
+        self.part_width = part_width
         self.runs: list[LanczosRun] = []
         #: Every part of every run: a Krylov space of its own, and the number of its stream of probes.
         self.parts: list[tuple[LanczosRun, int]] = []
@@ -93,9 +98,8 @@ class Session:
         p = min(self.source.shape)
         first_steps = self.request.steps or min(INITIAL_STEPS, p // 2 // 4)
         steps = self.steps if self.runs else int(first_steps)
-        part_width = max(1, min(self.source.part_width, p // 2 // steps))
-        parts_of_run = 1 if self.source.part_width == WIDE_RUN else WIDE_RUN // part_width
-        for width in _split(count, math.ceil(count / (parts_of_run * part_width))):
+        part_width = max(1, min(self.part_width, p // 2 // steps))
+        for width in _split(count, math.ceil(count / (RUN_WIDTH // part_width * part_width))):
             stream, parts = len(self.parts), math.ceil(width / part_width)
             run, self.source = start_run(
                 self.source,

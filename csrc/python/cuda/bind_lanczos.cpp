@@ -20,11 +20,11 @@ class DeviceRun : public Run {
  public:
   using Backend = cuda::DeviceBackend<Real>;
 
-  DeviceRun(cuda::Stream stream, index_t dim, index_t width, ProbeKey key, typename Backend::Apply apply,
+  DeviceRun(cuda::Stream stream, index_t dim, index_t width, index_t parts, ProbeKey key, typename Backend::Apply apply,
             std::shared_ptr<const Energies> energies)
       : energies_(std::move(energies)),
         backend_(stream, dim, interruptible(std::move(apply))),
-        lanczos_(backend_, width, key) {}
+        lanczos_(backend_, width, parts, key) {}
 
   void advance(index_t steps) override {
     const InCore core;
@@ -33,14 +33,14 @@ class DeviceRun : public Run {
     lanczos_.advance(steps);
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t /*part*/) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.ritz(steps, core.poll());
+    return lanczos_.part(part).ritz(steps, core.poll());
   }
 
   py::array ritz_vectors(index_t count, index_t part) override {
-    const auto found = ritz(lanczos_.steps(), part);
+    const auto found = ritz(lanczos_.part(part).steps(), part);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
@@ -48,18 +48,19 @@ class DeviceRun : public Run {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
     const auto vectors = backend_.allocate(count);
-    lanczos_.combine(coefficients, vectors.slice(0, count));
+    lanczos_.part(part).combine(coefficients, vectors.slice(0, count));
     cuda::copy(backend_.stream(), data, vectors.slice(0, count).data,
                static_cast<std::size_t>(count * dim) * sizeof(Real));
     cuda::synchronize(backend_.stream());
     return out;
   }
 
+  std::vector<std::pair<index_t, bool>> parts() const override { return parts_of(lanczos_); }
   index_t steps() const override { return lanczos_.steps(); }
   index_t width() const override { return lanczos_.width(); }
   bool exhausted() const override { return lanczos_.exhausted(); }
-  index_t zero_coordinates() const override { return lanczos_.zero_coordinates(); }
-  linalg::OperatorStats stats() const override { return lanczos_.stats(); }
+  index_t zero_coordinates() const override { return lanczos_.part(0).zero_coordinates(); }
+  linalg::OperatorStats stats() const override { return lanczos_.part(0).stats(); }
   const Energies* energies() const override { return energies_.get(); }
 
  private:
@@ -75,13 +76,13 @@ class DeviceRun : public Run {
   Poll poll_;                                 // of the call that runs
   std::shared_ptr<const Energies> energies_;  // filled by the operator; null where it does not
   Backend backend_;
-  linalg::BlockLanczos<Backend> lanczos_;
+  linalg::SideBySide<Backend> lanczos_;
   std::mutex mutex_;
 };
 
 template <class Real>
-std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, index_t width, ProbeKey key,
-                                  int scale_exponent, bool with_energies) {
+std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, index_t width, index_t parts,
+                                  ProbeKey key, int scale_exponent, bool with_energies) {
   using Backend = cuda::DeviceBackend<Real>;
   const auto factors = std::make_shared<const cuda::DeviceFactors>(w.stream, own.view(), w.view);
   const auto energies = with_energies ? std::make_shared<Energies>() : nullptr;
@@ -91,21 +92,21 @@ std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, 
     cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats,
                        stats == nullptr ? nullptr : energies.get());
   };
-  return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, key, std::move(apply), energies);
+  return std::make_unique<DeviceRun<Real>>(w.stream, operand.b.cols, width, parts, key, std::move(apply), energies);
 }
 
 // A run on its own stream.
 template <class Real>
 class StreamedRun : public Run {
  public:
-  StreamedRun(int device, const MatrixView& w, const OwnFactors& own, index_t width, ProbeKey key, int scale_exponent,
-              bool with_energies, std::size_t panel_bytes)
+  StreamedRun(int device, const MatrixView& w, const OwnFactors& own, index_t width, index_t parts, ProbeKey key,
+              int scale_exponent, bool with_energies, std::size_t panel_bytes)
       : stream_(device),
         factors_(stream_, own.view(), w),
         energies_(with_energies ? std::make_shared<Energies>() : nullptr),
         gram_(device, cuda::short_side(w, scale_exponent, factors_.view()), panel_bytes),
         run_(
-            stream_, std::min(w.rows, w.cols), width, key,
+            stream_, std::min(w.rows, w.cols), width, parts, key,
             [this](cuda::Workspace<Real>& workspace, auto x, auto z, linalg::OperatorStats* stats) {
               gram_.apply(workspace.stream(), static_cast<int>(x.count), x.data, z.data, stats,
                           stats == nullptr ? nullptr : energies_.get());
@@ -117,6 +118,7 @@ class StreamedRun : public Run {
     return run_.ritz(steps, part);
   }
   py::array ritz_vectors(index_t count, index_t part) override { return run_.ritz_vectors(count, part); }
+  std::vector<std::pair<index_t, bool>> parts() const override { return run_.parts(); }
   index_t steps() const override { return run_.steps(); }
   index_t width() const override { return run_.width(); }
   bool exhausted() const override { return run_.exhausted(); }
@@ -139,40 +141,41 @@ void register_cuda_lanczos(py::module_& m) {
   m.def(
       "lanczos_run",
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
-         bool precise, const FactorArrays& factors, bool energies) {
+         bool precise, const FactorArrays& factors, bool energies, index_t parts) {
         const ProbeKey key{seed, stream};
         const OwnFactors own(factors, w.view);
         auto run = precise || needs_double(w.view.dtype)
-                       ? resident_run<double>(w, own, width, key, scale_exponent, energies)
-                       : resident_run<float>(w, own, width, key, scale_exponent, energies);
+                       ? resident_run<double>(w, own, width, parts, key, scale_exponent, energies)
+                       : resident_run<float>(w, own, width, parts, key, scale_exponent, energies);
         run->hold(w.owner);
         return run;
       },
       py::arg("matrix"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("scale_exponent"),
       py::arg("precise").noconvert(), py::arg("factors").noconvert() = py::none(),
-      py::arg("energies").noconvert() = false);
+      py::arg("energies").noconvert() = false, py::arg("parts") = 1);
   m.def(
       "lanczos_run_streamed",
       [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes, const FactorArrays& factors,
-         bool energies) -> std::unique_ptr<Run> {
+         bool energies, index_t parts) -> std::unique_ptr<Run> {
         const MatrixView w = view_of(array, parse_dtype(dtype), dtype);
         check_not_empty(w);
         const OwnFactors own(factors, w);
         const ProbeKey key{seed, stream};
         std::unique_ptr<Run> run;
         if (precise || needs_double(w.dtype)) {
-          run =
-              std::make_unique<StreamedRun<double>>(device, w, own, width, key, scale_exponent, energies, panel_bytes);
+          run = std::make_unique<StreamedRun<double>>(device, w, own, width, parts, key, scale_exponent, energies,
+                                                      panel_bytes);
         } else {
-          run = std::make_unique<StreamedRun<float>>(device, w, own, width, key, scale_exponent, energies, panel_bytes);
+          run = std::make_unique<StreamedRun<float>>(device, w, own, width, parts, key, scale_exponent, energies,
+                                                     panel_bytes);
         }
         run->hold(array);
         return run;
       },
       py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
       py::arg("scale_exponent"), py::arg("precise").noconvert(), py::arg("panel_bytes"),
-      py::arg("factors").noconvert() = py::none(), py::arg("energies").noconvert() = false,
+      py::arg("factors").noconvert() = py::none(), py::arg("energies").noconvert() = false, py::arg("parts") = 1,
       "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
 }
 
