@@ -173,7 +173,7 @@ def test_parts_whose_spaces_close_at_different_steps():
 
 
 def test_a_run_goes_on_after_a_part_was_interrupted():
-    """The operator fails in the middle of a run of two parts; what is then taken up again has the bits of a whole run."""
+    """The operator fails amid a run of two parts; what is then taken up again has the bits of a whole run."""
     A = np.diag(np.linspace(3, 1, 60))
     failing = [False]
 
