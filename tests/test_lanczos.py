@@ -172,6 +172,32 @@ def test_parts_whose_spaces_close_at_different_steps():
         np.testing.assert_allclose(np.sqrt(theta[:12]), expected, rtol=1e-9)
 
 
+def test_a_run_goes_on_after_a_part_was_interrupted():
+    """The operator fails amid a run of two parts; what is then taken up again has the bits of a whole run."""
+    A = np.diag(np.linspace(3, 1, 60))
+    failing = [False]
+
+    def apply(X):
+        if failing[0]:
+            raise KeyboardInterrupt
+        return X @ A
+
+    runs = [_core.lanczos_run_operator(apply, 60, 7, 0, 0, 1, 2) for _ in range(2)]
+    runs[0].advance(5)
+    runs[1].advance(2)
+    failing[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        runs[1].advance(1)
+    failing[0] = False
+    runs[1].advance(3)
+    assert runs[0].parts == runs[1].parts == [(5, False)] * 2
+    for part in range(2):
+        for found, expected in zip(runs[1].ritz(part=part), runs[0].ritz(part=part), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    runs[1].advance(2**63 - 1)
+    assert runs[1].exhausted
+
+
 @pytest.mark.parametrize("parts", [0, -1, 6])
 def test_parts_that_a_run_cannot_have_are_refused(parts):
     with pytest.raises(ValueError, match="parts"):

@@ -68,7 +68,7 @@ class BlockLanczos {
 
   // Takes up to `count` further steps; stops early when exhausted.
   void advance(index_t count) {
-    const index_t target = steps_ + count;
+    const index_t target = steps_ + std::min(count, max_steps());
     for (prepare(target); can_step(target); step()) {
       if (!has_product()) take_product(multiplied());
     }
@@ -184,7 +184,9 @@ class BlockLanczos {
     if (blocks <= capacity_) return;
     const index_t wanted = std::min(std::max(blocks, capacity_ + capacity_ / 2), max_steps() + 1);
     Vectors larger = backend_->allocate(wanted * width_);
-    if (steps_ > 0) backend_->copy(basis_.slice(0, (steps_ + 1) * width_), larger.slice(0, (steps_ + 1) * width_));
+    // A product waits where a call was interrupted between two parts of a run.
+    const index_t held = (steps_ + (product_ready_ ? 2 : 1)) * width_;
+    if (steps_ > 0 || product_ready_) backend_->copy(basis_.slice(0, held), larger.slice(0, held));
     basis_ = std::move(larger);
     capacity_ = wanted;
   }

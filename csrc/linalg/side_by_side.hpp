@@ -50,7 +50,7 @@ class SideBySide {
   // Takes up to `count` further steps in every part that is not exhausted.
   void advance(index_t count) {
     if (parts_.size() == 1) return parts_.front().advance(count);
-    const index_t target = steps() + count;
+    const index_t target = steps() + std::min(count, max_steps());
     for (auto& part : parts_) part.prepare(target);
     while (true) {
       std::vector<BlockLanczos<B>*> stepping;
