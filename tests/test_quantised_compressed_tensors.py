@@ -206,6 +206,8 @@ REFUSED = [
     ),
     (with_part("weight_g_idx", np.zeros(127, np.int32)), {}, "weight_g_idx has the shape"),
     (with_part("weight_global_scale", np.ones(1, np.float32)), {}, "weight_global_scale belongs to it"),
+    (lambda parts: None, {"actorder": "group"}, "no weight_g_idx, and the configuration"),
+    (lambda parts: None, {"group_size": 48}, "nothing says of which blocks"),
 ]
 
 

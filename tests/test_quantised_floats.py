@@ -13,8 +13,10 @@ from mpfast.arrays import QuantisedArray, narrowed
 from mpfast.checkpoints import open_checkpoint, roles_of, select_layers
 from mpfast.checkpoints.layers import Views, layer_matrix
 from mpfast.checkpoints.mapping import ArrayMapping
-from mpfast.checkpoints.quantised import ScaledCodes, dequantised
+from mpfast.checkpoints.quantised import ScaledCodes, dequantised, float8
+from mpfast.checkpoints.quantised.group import NotDecodedError
 
+from .quantised_encoders import group
 from .quantised_weights import CASES, CONFIG, as_float8, block_float8, ml_dtypes, nvfp4_parts, said_by, weights, write
 
 
@@ -257,3 +259,20 @@ def test_of_a_stack_one_expert_is_decoded_at_a_time(monkeypatch):
         decoded.clear()
         assert len(look(tensors)) == 3
         assert sum(decoded) == numbers.shape[0] * numbers.shape[1]
+
+
+@pytest.mark.parametrize(("side", "block"), [(192, 96), (384, 192), (640, 320), (256, 128)])
+def test_blocks_are_of_the_size_that_a_group_of_layers_says(side, block):
+    count = side // block
+    rng = np.random.default_rng(side)
+    codes = rng.integers(0, 120, (side, side)).astype(np.uint8).view(ml_dtypes.float8_e4m3fn)
+    scales = rng.random((count, count)).astype(np.float32)
+    weights = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [block, block]}
+    said = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    parts = {"l.weight": codes, "l.weight_scale": scales}
+    found = float8.decoder(group(parts, said))
+    expected = codes.astype(np.float32) * np.kron(scales, np.ones((block, block), np.float32))
+    np.testing.assert_array_equal(found.rows(0, slice(0, side, 1)), expected)
+    if side != 256:  # with nothing said, squares of a power of two that are cut off fit, too
+        with pytest.raises(NotDecodedError, match="fits no blocks"):
+            float8.decoder(group(parts))

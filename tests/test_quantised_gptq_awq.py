@@ -115,6 +115,7 @@ REFUSED = [
     (with_part("qzeros", np.zeros((4, 9), np.int32)), {}, "not of"),
     (with_part("qzeros", np.zeros((3, 8), np.int32)), {}, "zero points of the shape .3, 8."),
     (with_part("g_idx", np.zeros(120, np.int32)), {}, r"shape \(16, 64\), where \(15, 64\)"),
+    (lambda parts: parts.pop("l.g_idx"), {"desc_act": True}, "has no g_idx"),
     (with_part("g_idx", np.zeros((2, 64), np.int32)), {}, "g_idx has the shape"),
     (with_part("perm", np.zeros(128, np.int32)), {}, "perm belongs to it"),
     (lambda parts: None, {"checkpoint_format": "marlin"}, "packed as .marlin"),

@@ -552,3 +552,19 @@ def test_models_of_torchscript_are_read_by_their_names():
 def test_a_report_without_a_layer_to_prune(names):
     first, second = torch.randn(16, 64), torch.randn(64, 16)
     assert "<html" in mpfast.analyze(dict(zip(names, (first, second), strict=True))).to_html()
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_a_module_whose_weight_is_of_a_type_that_is_not_read_is_left_alone(dtype):
+    """Some store single layers in eight bits, with the scale elsewhere or none: others are pruned all the same."""
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 40), nn.Conv2d(16, 16, 3))
+    for module in (model[1], model[2]):
+        module.weight = nn.Parameter(module.weight.detach().to(getattr(torch, dtype)), requires_grad=False)
+    before = model[1].weight.clone()
+    analysis = mpfast.analyze(model, progress=False)
+    assert [row.name for row in analysis] == ["0.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
+    assert ("never cast" if dtype.startswith("float8") else "integer") in reasons["1.weight"]
+    result = mpfast.prune(model, sparsity=0.5, progress=False)
+    assert [row.name for row in result.budget] == ["0.weight"]
+    assert torch.equal(model[1].weight.view(torch.uint8), before.view(torch.uint8))

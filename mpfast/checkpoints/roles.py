@@ -143,7 +143,7 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
             source = "config.json" if method else "companions"
             roles[name] = Role("quantised", reason=f"{said}: dequantise first", source=source)
     # Before the classes of modules: in a live model, factors are Linear modules, too.
-    known = {name: info.known for name, info in infos.items() if info.known is not None}
+    known = {name: _of_readable(info, info.known) for name, info in infos.items() if info.known is not None}
     for found in (factor_roles(tensors), known, _mask_roles(infos, config), _norm_roles(infos, config)):
         for name, role in found.items():
             roles.setdefault(name, role)
@@ -153,6 +153,12 @@ def roles_of(checkpoint: Checkpoint) -> Mapping[str, Role]:
         for name, info in infos.items()
     }
     return {name: _kept_whole(role, infos[name].shared) for name, role in decided.items()}
+
+
+def _of_readable(info: TensorInfo, role: Role) -> Role:
+    """The role of a parameter by the class of its module, unless it is of a type that is not read."""
+    reason = _unsupported_dtype(info.dtype) if role.source == "module class" and not role.reason else None
+    return Role("buffer", reason=reason, source="type") if reason else role
 
 
 def companion_of(weight: str) -> Role:

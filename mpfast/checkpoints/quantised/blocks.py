@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
@@ -48,10 +49,11 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     found = _by_matrices(scales, shape, said=bool(group.method))
     if found is None:
         raise _misfit(group, word, shape)
-    said = _block_said(group)
-    if found[1:] == (1, 1) and (said is None or len(scales) < len(shape)):
+    every = _blocks_said(group)
+    if found[1:] == (1, 1) and (not every or len(scales) < len(shape)):
         return Grid(found, (rows, columns), "")
-    block = _block(found[1:], (rows, columns), said)
+    fitting = [said for said in every if _fits(said, found[1:], (rows, columns))]
+    block = fitting[0] if fitting else _block(found[1:], (rows, columns), every[0] if every else None)
     if block is None:
         raise _misfit(group, word, shape)
     described = {(1, columns): "by row", (rows, 1): "by column"}.get(block, f"{block[0]}x{block[1]}")
@@ -89,20 +91,33 @@ def _by_matrices(scales: tuple[int, ...], shape: tuple[int, ...], *, said: bool)
     return (shape[0], rows, 1) if len(scales) == 2 and scales[0] == shape[0] and by_row else None
 
 
-def _block_said(group: Group) -> tuple[int, int] | None:
-    found = group.settings.get("weight_block_size")
-    if isinstance(found, list) and len(found) == 2 and all(type(side) is int and side > 0 for side in found):
-        return found[0], found[1]
-    return None
+def _blocks_said(group: Group) -> list[tuple[int, int]]:
+    """Rows and columns of a block, as the configuration says: of all weights, or of each group of layers."""
+    found = [group.settings.get("weight_block_size")]
+    layers = group.settings.get("config_groups")
+    for each in layers.values() if isinstance(layers, Mapping) else ():
+        weights = each.get("weights") if isinstance(each, Mapping) else None
+        found.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
+    return [
+        (said[0], said[1])
+        for said in found
+        if isinstance(said, list) and len(said) == 2 and all(type(side) is int and side > 0 for side in said)
+    ]
+
+
+def _fits(block: tuple[int, int], grid: tuple[int, int], sides: tuple[int, int]) -> bool:
+    return all(count == -(-side // size) for count, side, size in zip(grid, sides, block, strict=True))
 
 
 def _block(grid: tuple[int, int], sides: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a block, of a grid of (R, C) on a matrix (N, K)."""
-    if said is not None and all(count == -(-side // size) for count, side, size in zip(grid, sides, said, strict=True)):
-        return said
+    """Rows and columns of a block, of a grid of (R, C) on a matrix (N, K); ``said`` fits it not."""
     if said is not None and grid == (1, 1):
         return None
-    sizes = [_side(count, side) for count, side in zip(grid, sides, strict=True)]
+    possible = [_sides(count, side) for count, side in zip(grid, sides, strict=True)]
+    for axis, other in ((0, 1), (1, 0)):
+        if len(possible[axis]) > 1 and len(possible[other]) == 1:  # blocks are square where they can be
+            possible[axis] = [size for size in possible[axis] if size in possible[other]]
+    sizes = [each[0] if len(each) == 1 else None for each in possible]
     for axis, other in ((0, 1), (1, 0)):
         size = sizes[other]
         if size is not None and grid[axis] == 1 and 1 < grid[other] < sides[other]:
@@ -116,11 +131,10 @@ def _block(grid: tuple[int, int], sides: tuple[int, int], said: tuple[int, int] 
     return (height, width) if whole or (height == width and said is None) else None
 
 
-def _side(count: int, side: int) -> int | None:
-    """Length of the blocks of an axis: one entry, all of it, or a power of two."""
+def _sides(count: int, side: int) -> list[int]:
+    """Lengths that the blocks of an axis may have: one entry, all of it, a whole share, or a power of two."""
     if count in (1, side):
-        return side // count
-    for power in range(1, side.bit_length()):
-        if -(-side >> power) == count:
-            return 1 << power
-    return None
+        return [side // count]
+    powers = [1 << power for power in range(1, side.bit_length()) if -(-side >> power) == count]
+    whole = [side // count] if side % count == 0 else []
+    return list(dict.fromkeys(whole + powers))

@@ -33,6 +33,8 @@ __all__ = ["METHODS", "decoder_of_packs", "decoder_of_stored", "is_packed", "is_
 #: What configurations call the method that stores weights so.
 METHODS = frozenset({"compressed-tensors"})
 _INTEGERS = ("int8", "int16")
+# Orders of the inputs in which each has a group of its own; others leave no trace.
+_BY_INDEX = ("group", "dynamic", True)
 # Observers of the whole range; others look for ends that cut entries off.
 _WHOLE_RANGE = (None, "minmax", "memoryless_minmax", "static_minmax")
 
@@ -84,7 +86,7 @@ def _decoder(
         zeros = _zeros(group, shape, scale.shape, grid, bits)
     elif schemes and all(scheme.get("symmetric") is False for scheme in schemes):
         raise NotDecodedError("has no weight_zero_point, and is not symmetric")
-    if _is_indexed(group, shape):
+    if _is_indexed(group, shape, schemes):
         count = grid.shape[-1]
         if grid.block[0] != 1 or count == 1:
             raise NotDecodedError("has groups of inputs by weight_g_idx, and scales that are of no groups")
@@ -144,12 +146,24 @@ def _grid(scales: tuple[int, ...], shape: tuple[int, ...], schemes: list[Mapping
     each = (shape[0] if len(shape) == 3 else 1, down, across)
     if (down, across) == (1, 1):
         return Grid(each, (rows, columns), f"int{bits}")
-    if down == rows and columns % across == 0:
-        return Grid(each, (1, columns // across), described(bits, columns // across, columns))
+    width = _width(columns, across, schemes) if down == rows else None
+    if width is not None:
+        return Grid(each, (1, width), described(bits, width, columns))
     for height, width in _blocks_said(schemes):
         if (-(-rows // height), -(-columns // width)) == (down, across):
             return Grid(each, (height, width), f"int{bits} {height}x{width}")
     raise NotDecodedError(f"has scales of the shape {scales} for {shape}, and nothing says of which blocks they are")
+
+
+def _width(columns: int, across: int, schemes: list[Mapping[str, Any]]) -> int | None:
+    """Inputs that share a scale, by the configuration where it says that; None where it says something else."""
+    said = [size for scheme in schemes if type(size := scheme.get("group_size")) is int and size > 0]
+    for size in said:
+        if -(-columns // size) == across:
+            return min(size, columns)
+    if across == 1 and len(said) == len(schemes) > 0:
+        return None
+    return columns // across if columns % across == 0 and (across == 1 or not said) else None
 
 
 def _blocks_said(schemes: list[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
@@ -175,9 +189,11 @@ def _zeros(group: Group, shape: tuple[int, ...], scales: tuple[int, ...], grid: 
     return BlockScales(group, "weight_zero_point", grid)
 
 
-def _is_indexed(group: Group, shape: tuple[int, ...]) -> bool:
+def _is_indexed(group: Group, shape: tuple[int, ...], schemes: list[Mapping[str, Any]]) -> bool:
     """Whether inputs have groups of their own; the library writes -1 where they do not."""
     if not group.has("weight_g_idx"):
+        if schemes and all(scheme.get("actorder") in _BY_INDEX for scheme in schemes):
+            raise NotDecodedError("has no weight_g_idx, and the configuration says that inputs are in groups by it")
         return False
     check_type(group, "weight_g_idx", "int32", "int64")
     check_shape(group, "weight_g_idx", (shape[-1],))

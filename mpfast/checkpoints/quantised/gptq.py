@@ -59,6 +59,8 @@ def decoder(group: Group) -> Decoder:
         check_shape(group, "g_idx", (inputs,))
         fitting = type(said) is int and said > 0 and -(-inputs // said) == groups
         width = int(said) if fitting else -(-inputs // groups)
+    elif group.settings.get("desc_act") is True and groups > 1:
+        raise NotDecodedError("has no g_idx, and the configuration says that inputs are in groups by it (desc_act)")
     else:
         inputs = info.shape[0] * 32 // bits
         width = group_width(inputs, groups, said)
