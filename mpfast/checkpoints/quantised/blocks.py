@@ -10,6 +10,9 @@ from mpfast.checkpoints.quantised.group import Group, NotDecodedError
 
 __all__ = ["Grid", "grid_of"]
 
+# Sides of a block where the configuration of a method names none: of transformers' FineGrainedFP8Config.
+_USUAL = {"fp8": 128}
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -53,7 +56,8 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     if found[1:] == (1, 1) and (not every or len(scales) < len(shape)):
         return Grid(found, (rows, columns), "")
     fitting = [said for said in every if _fits(said, found[1:], (rows, columns))]
-    block = fitting[0] if fitting else _block(found[1:], (rows, columns), every[0] if every else None)
+    usual = _USUAL.get(group.method.lower())
+    block = fitting[0] if fitting else _block(found[1:], (rows, columns), every[0] if every else None, usual)
     if block is None:
         raise _misfit(group, word, shape)
     described = {(1, columns): "by row", (rows, 1): "by column"}.get(block, f"{block[0]}x{block[1]}")
@@ -109,14 +113,23 @@ def _fits(block: tuple[int, int], grid: tuple[int, int], sides: tuple[int, int])
     return all(count == -(-side // size) for count, side, size in zip(grid, sides, block, strict=True))
 
 
-def _block(grid: tuple[int, int], sides: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a block, of a grid of (R, C) on a matrix (N, K); ``said`` fits it not."""
+def _block(
+    grid: tuple[int, int], sides: tuple[int, int], said: tuple[int, int] | None, usual: int | None
+) -> tuple[int, int] | None:
+    """Rows and columns of a block, of a grid of (R, C) on a matrix (N, K).
+
+    ``said`` does not fit it; ``usual``, where it is given, is what sides are of when the configuration says nothing.
+    """
     if said is not None and grid == (1, 1):
         return None
     possible = [_sides(count, side) for count, side in zip(grid, sides, strict=True)]
     for axis, other in ((0, 1), (1, 0)):
-        if len(possible[axis]) > 1 and len(possible[other]) == 1:  # blocks are square where they can be
-            possible[axis] = [size for size in possible[axis] if size in possible[other]]
+        if len(possible[axis]) > 1 and set(possible[other]) < set(
+            possible[axis]
+        ):  # blocks are square where they can be
+            possible[axis] = possible[other]
+        elif len(possible[axis]) > 1 and usual in possible[axis] and said is None:
+            possible[axis] = [size for size in possible[axis] if size == usual]
     sizes = [each[0] if len(each) == 1 else None for each in possible]
     for axis, other in ((0, 1), (1, 0)):
         size = sizes[other]
