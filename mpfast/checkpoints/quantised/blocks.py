@@ -124,12 +124,12 @@ def _block(
         return None
     possible = [_sides(count, side) for count, side in zip(grid, sides, strict=True)]
     for axis, other in ((0, 1), (1, 0)):
-        if len(possible[axis]) > 1 and set(possible[other]) < set(
-            possible[axis]
-        ):  # blocks are square where they can be
+        if len(possible[axis]) < 2:
+            continue
+        if grid[other] > 1 and set(possible[other]) < set(possible[axis]):  # blocks are square where they can be
             possible[axis] = possible[other]
-        elif len(possible[axis]) > 1 and usual in possible[axis] and said is None:
-            possible[axis] = [size for size in possible[axis] if size == usual]
+        elif said is None and usual is not None and usual in possible[axis]:
+            possible[axis] = [usual]
     sizes = [each[0] if len(each) == 1 else None for each in possible]
     for axis, other in ((0, 1), (1, 0)):
         size = sizes[other]
