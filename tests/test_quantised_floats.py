@@ -276,3 +276,19 @@ def test_blocks_are_of_the_size_that_a_group_of_layers_says(side, block):
     if side != 256:  # with nothing said, squares of a power of two that are cut off fit, too
         with pytest.raises(NotDecodedError, match="fits no blocks"):
             float8.decoder(group(parts))
+
+
+def test_blocks_of_two_sizes_that_both_fit_are_open():
+    codes = np.zeros((192, 192), np.uint8).view(ml_dtypes.float8_e4m3fn)
+    layers = {f"group_{side}": {"weights": {"type": "float", "block_structure": [side, side]}} for side in (96, 128)}
+    said = {"quant_method": "compressed-tensors", "config_groups": layers}
+    with pytest.raises(NotDecodedError, match="fits no blocks"):
+        float8.decoder(group({"l.weight": codes, "l.weight_scale": np.ones((2, 2), np.float32)}, said))
+
+
+def test_blocks_are_of_transformers_own_size_where_its_method_says_nothing():
+    transformers = pytest.importorskip("transformers")
+    assert tuple(transformers.FineGrainedFP8Config().weight_block_size) == (128, 128)
+    codes = np.zeros((160, 64), np.uint8).view(ml_dtypes.float8_e4m3fn)
+    found = group({"l.weight": codes, "l.weight_scale_inv": np.ones((2, 1), np.float32)}, {"quant_method": "fp8"})
+    assert float8.decoder(found).scales.block == (128, 64)

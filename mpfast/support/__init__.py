@@ -49,11 +49,12 @@ from mpfast.support.json_records import (
     unique_keys,
 )
 from mpfast.support.kept import KeptProperty
+from mpfast.support.notebook import facts_as_html, rows_as_html
+from mpfast.support.wording import counted, percent, with_error
 
 if TYPE_CHECKING:
     from mpfast.support.freed_memory import arrays_given_back, give_back_freed_memory
     from mpfast.support.log import logger
-    from mpfast.support.notebook import facts_as_html, rows_as_html
     from mpfast.support.output_directories import (
         MARK_FILE,
         OutputDirectory,
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
         write_bytes_atomically,
         write_text_atomically,
     )
-    from mpfast.support.wording import counted, percent, with_error
     from mpfast.support.workers import Workers
 
 __all__ = [
@@ -143,9 +143,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Writing, threads, logging and showing need more of the standard library than all the rest.
+    # Writing, threads and logging need more of the standard library than all the rest.
     if name in __all__:
-        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory", "wording", "notebook"):
+        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

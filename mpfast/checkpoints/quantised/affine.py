@@ -95,8 +95,10 @@ def group_width(columns: int, groups: int, said: Any) -> int:
     NotDecodedError
         No width makes that many groups, or several do.
     """
-    if type(said) is int and said > 0 and -(-columns // said) == groups:
-        return said
+    if type(said) is int and said > 0:
+        if -(-columns // said) == groups:
+            return said
+        raise NotDecodedError(f"has {groups} scales for {columns} inputs, where the configuration says {said} of each")
     if groups > 0 and columns % groups == 0:
         return columns // groups
     raise NotDecodedError(f"has {groups} scales for {columns} inputs, and nothing says how they are shared out")

@@ -37,7 +37,7 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     """Return the grid of the scales in a part, for a tensor of this shape, (N, K) or (E, N, K).
 
     Blocks of the size that the configuration says, where the scales are as many; else of a row, a column, all of an
-    axis, or the one power of two of which there are as many.
+    axis, a whole share of it, or a power of two, where only one of these makes as many.
 
     Raises
     ------
@@ -55,10 +55,10 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     every = _blocks_said(group)
     if found[1:] == (1, 1) and (not every or len(scales) < len(shape)):
         return Grid(found, (rows, columns), "")
-    fitting = [said for said in every if _fits(said, found[1:], (rows, columns))]
+    fitting = {said for said in every if _fits(said, found[1:], (rows, columns))}
     usual = _USUAL.get(group.method.lower())
-    block = fitting[0] if fitting else _block(found[1:], (rows, columns), every[0] if every else None, usual)
-    if block is None:
+    block = fitting.pop() if fitting else _block(found[1:], (rows, columns), every[0] if every else None, usual)
+    if block is None or fitting:  # none, or another one, too
         raise _misfit(group, word, shape)
     described = {(1, columns): "by row", (rows, 1): "by column"}.get(block, f"{block[0]}x{block[1]}")
     return Grid(found, (min(block[0], rows), min(block[1], columns)), described)

@@ -149,18 +149,19 @@ def _grid(scales: tuple[int, ...], shape: tuple[int, ...], schemes: list[Mapping
     width = _width(columns, across, schemes) if down == rows else None
     if width is not None:
         return Grid(each, (1, width), described(bits, width, columns))
-    for height, width in _blocks_said(schemes):
-        if (-(-rows // height), -(-columns // width)) == (down, across):
-            return Grid(each, (height, width), f"int{bits} {height}x{width}")
+    sizes = set(_blocks_said(schemes))
+    blocks = [size for size in sizes if (-(-rows // size[0]), -(-columns // size[1])) == (down, across)]
+    if len(blocks) == 1:
+        return Grid(each, blocks[0], "int{} {}x{}".format(bits, *blocks[0]))
     raise NotDecodedError(f"has scales of the shape {scales} for {shape}, and nothing says of which blocks they are")
 
 
 def _width(columns: int, across: int, schemes: list[Mapping[str, Any]]) -> int | None:
     """Inputs that share a scale, by the configuration where it says that; None where it says something else."""
     said = [size for scheme in schemes if type(size := scheme.get("group_size")) is int and size > 0]
-    for size in said:
-        if -(-columns // size) == across:
-            return min(size, columns)
+    fitting = {min(size, columns) for size in said if -(-columns // size) == across}
+    if fitting:
+        return fitting.pop() if len(fitting) == 1 else None
     if across == 1 and len(said) == len(schemes) > 0:
         return None
     return columns // across if columns % across == 0 and (across == 1 or not said) else None
