@@ -1,6 +1,7 @@
 // The energies of B as a pass over B in tasks finds them.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 

@@ -49,13 +49,13 @@ auto lossy(index_t count, double scale) {
 // Forms lossy energies of rows (or columns) again, neighbours together, each in a pass over these alone. False where so
 // many are lossy that a pass over all of W is quicker.
 template <class Lossy>
-bool mend(Team& team, const MatrixView& w, bool rows, int scale_exponent, const Lossy& lossy,
+bool mend(Team& team, const MatrixView& w, bool rows, int scale_exponent, const Lossy& is_lossy,
           std::vector<double>& sums) {
   constexpr index_t kMost = 16;  // of so many, one
-  if (std::ranges::count_if(sums, lossy) > std::ssize(sums) / kMost) return false;
-  for (auto at = std::ranges::find_if(sums, lossy); at != sums.end(); at = std::find_if(at, sums.end(), lossy)) {
+  if (std::ranges::count_if(sums, is_lossy) > std::ssize(sums) / kMost) return false;
+  for (auto at = std::ranges::find_if(sums, is_lossy); at != sums.end(); at = std::find_if(at, sums.end(), is_lossy)) {
     const index_t first = at - sums.begin();
-    const index_t count = std::find_if_not(at, sums.end(), lossy) - at;
+    const index_t count = std::find_if_not(at, sums.end(), is_lossy) - at;
     const MatrixView lines = rows ? part(w, first, count, 0, w.cols) : part(w, 0, w.rows, first, count);
     linalg::OperatorStats unused;
     const Energies again = energies(team, lines, {}, scale_exponent, &unused);
