@@ -38,9 +38,11 @@ constexpr int kStripPairs = G >= 3 || (kSquares && !kManyRegisters) ? 1 : (G == 
 template <class Real, class Storage>
 constexpr bool kSweeps = kVectorBytes < 64 || sizeof(Storage) < sizeof(Real);
 // Whether phase 2 asks for the rows of the next panel. With eight vectors in double precision the cache has no room for
-// them: float64 takes 2 to 7 % more time with it, 32-bit products 3 to 14 % less.
-template <class Real, int G>
-constexpr bool kPrefetches = kManyRegisters && (G <= kGroupWidth || sizeof(Real) == sizeof(float));
+// them: float64 takes 2 to 7 % more time with it, 32-bit products 3 to 14 % less. With few registers entries that need
+// widening take 5 % more, others up to 14 % less.
+template <class Real, class Storage, int G>
+constexpr bool kPrefetches =
+    kManyRegisters ? G <= kGroupWidth || sizeof(Real) == sizeof(float) : sizeof(Storage) == sizeof(Real);
 template <int G>
 constexpr int kSweepRows = G >= 3 && !kManyRegisters ? 3 : 4;
 
@@ -202,7 +204,7 @@ template <class Real, class Storage, int P, int G, bool kSquares>
     Vec<Real> strip[2 * P];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      if constexpr (kPrefetches<Real, G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
+      if constexpr (kPrefetches<Real, Storage, G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
       strip[2 * p] = load_half<Real, 0>(w + p * kPair<Real>);
       strip[2 * p + 1] = load_half<Real, 1>(w + p * kPair<Real>);
     }
