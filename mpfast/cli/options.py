@@ -21,6 +21,7 @@ __all__ = [
     "ExcludeOption",
     "FailOnOption",
     "GradientsOption",
+    "HtmlOption",
     "IncludeOption",
     "JsonOption",
     "MethodOption",
@@ -167,6 +168,10 @@ ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a ter
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
 ]
 
 

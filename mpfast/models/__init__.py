@@ -6,7 +6,7 @@ from mpfast.models.budget_row import LayerBudget
 from mpfast.models.comparison import diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
 from mpfast.models.csv_text import csv_of
-from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, ModelDiff, diff_figures
+from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, diff_figures
 from mpfast.models.expert_summary import (
     FENCE,
     FEWEST_EXPERTS,
@@ -32,6 +32,7 @@ from mpfast.models.layer_report import (
     sorted_rows,
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.model_diff import ModelDiff
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
