@@ -46,7 +46,14 @@ from mpfast.checkpoints.moments import (
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.quantised import (
+    DENSE_TYPES,
+    DenseCopy,
+    Dequantised,
+    dense_copy,
+    reason_against_masking,
+    repackable,
+)
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
@@ -142,6 +149,8 @@ __all__ = [
     "prefetched",
     "quantised_weight",
     "read_layer",
+    "reason_against_masking",
+    "repackable",
     "roles_of",
     "select_layers",
     "settings_beside",

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.companions import copy_companions, index_name
-from mpfast.checkpoints.quantised import DenseCopy
+from mpfast.checkpoints.quantised import DenseCopy, Dequantised, QuantisedWeight, masked_codes
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
-from mpfast.checkpoints.tensor_bits import check_writable, shards_of, stored_chunks
+from mpfast.checkpoints.tensor_bits import as_stored, check_writable, shards_of, stored_chunks
 
 __all__ = ["CheckpointOutput", "files_of", "write_index"]
+
+# Entries masked at a time.
+_CHUNK_ENTRIES = 4 << 20
 
 
 class CheckpointOutput:
@@ -25,7 +32,7 @@ class CheckpointOutput:
     Safetensors files keep their names, headers and layout; any other checkpoint becomes one ``model.safetensors``.
     Tensors that are not written are copied from the source. What a killed process has left in the directory is compared
     with what is to be written, byte by byte, and only where they differ is it written again: whatever that process saw,
-    the result is that of a run from scratch.
+    the result is that of a run from scratch. Of quantised weights their parts are written, as they are stored.
 
     Parameters
     ----------
@@ -41,6 +48,9 @@ class CheckpointOutput:
     """
 
     def __init__(self, checkpoint: Checkpoint, staging: Path) -> None:
+        self._quantised: Mapping[str, QuantisedWeight] = {}
+        if isinstance(checkpoint, Dequantised):
+            self._quantised, checkpoint = checkpoint.weights, as_stored(checkpoint)
         check_writable(checkpoint)
         self._checkpoint = checkpoint
         self._staging = staging
@@ -64,6 +74,24 @@ class CheckpointOutput:
     def write(self, name: str, chunks: Iterable[memoryview]) -> None:
         """Write one tensor in place of the source's, of the same size; tensors come file by file."""
         self._open(self._home[name]).write_chunks(name, chunks)
+
+    def write_masked(self, name: str, entries: NDArray[Any], keep: NDArray[np.bool_]) -> None:
+        """Write one tensor with zeros where a mask drops entries; of a quantised one only its codes are changed.
+
+        Parameters
+        ----------
+        name
+            Of the tensor.
+        entries
+            Its entries; of a quantised one they are not looked at.
+        keep
+            True = kept, one for each entry.
+        """
+        weight = self._quantised.get(name)
+        if weight is None:
+            self.write(name, _masked_chunks(entries, keep))
+        else:
+            self.write(weight.group.info.name, masked_codes(weight, keep))
 
     def _open(self, file: str) -> SafetensorsWriter:
         if self._current is None or self._file != file:
@@ -123,6 +151,15 @@ class CheckpointOutput:
             write_index(self._checkpoint, self._staging, self._files)
         self._source.check()
         return left
+
+
+def _masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_]) -> Iterator[memoryview]:
+    """Yield the bytes of the entries that are kept, zeros for the others."""
+    bits = entries.reshape(-1).view(f"u{entries.itemsize}")
+    flat = keep.reshape(-1)
+    for at in range(0, bits.size, _CHUNK_ENTRIES):
+        dense = bits[at : at + _CHUNK_ENTRIES]
+        yield np.multiply(dense, flat[at : at + _CHUNK_ENTRIES], dtype=dense.dtype).view(np.uint8).data
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:

@@ -124,6 +124,10 @@ class DenseCopy:
         weight = self._quantised.weights.get(name)
         return self.stored.read(name) if weight is None else QuantisedArray(_Rounded(weight.dense()[0]))
 
+    def holder_of(self, name: str) -> Checkpoint:
+        """As of `Dequantised`."""
+        return self if name in self._quantised.weights else self.stored
+
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor."""
         self._quantised.prefetch(name)

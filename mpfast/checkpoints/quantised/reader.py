@@ -132,6 +132,10 @@ class Dequantised:
             return QuantisedArray(self.weights[name].decoder)
         return self.stored.read(name)
 
+    def holder_of(self, name: str) -> Checkpoint:
+        """Return what has the bits of a tensor: this for a weight that is decoded, else what is stored, of any type."""
+        return self if name in self.weights else self.stored
+
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor, with all that belongs to it."""
         for part in self._parts(name):
