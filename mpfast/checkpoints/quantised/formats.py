@@ -20,6 +20,7 @@ from mpfast.checkpoints.quantised import (
 )
 from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
+from mpfast.support import short
 
 __all__ = ["QUANTISED_FORMATS", "QuantisedFormat", "format_of"]
 
@@ -115,4 +116,8 @@ def format_of(group: Group) -> QuantisedFormat:
         if (not method or method in format.methods) and format.recognises(group):
             check_comfy(group)
             return format
+    if not method:
+        beside = ", ".join(sorted(word for word in group.parts if word != group.codes)) or "nothing"
+        fact = f"is {group.info.dtype} with {short(beside)} beside it"
+        raise NotDecodedError(f"{fact}, in a format that is not known: no configuration names one")
     raise NotDecodedError(f"is {group.info.dtype} in a format that is not read")
