@@ -25,6 +25,7 @@ __all__ = [
     "read_config",
     "setting",
     "stacked_expert",
+    "with_dtype",
     "without_quantisation",
 ]
 
@@ -114,6 +115,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 _NO_FAMILY = Family()
 # What configurations say of quantisation is under one of these, by itself or in the part on the language model.
 _ON_QUANTISATION = ("quantization_config", "quantization", "compression_config")
+# Under which transformers' models say the type of their weights, before version 5 and since.
+_DTYPE = ("torch_dtype", "dtype")
 _ON_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 # What the projections of experts that are stored one by one are called, two into an expert and one out of it, and what
 # transformers stacks them into when it loads them, the former two one below the other.
@@ -254,6 +257,18 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _ON_LANGUAGE:
         if isinstance(kept.get(key), Mapping):
             kept[key] = {name: value for name, value in kept[key].items() if name not in _ON_QUANTISATION}
+    return kept
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a configuration that names this type of two bytes, where it names any but a wider one."""
+    kept = dict(config)
+    for key in _DTYPE:
+        if isinstance(kept.get(key), str) and kept[key].removeprefix("torch.") not in ("float32", "float64", "auto"):
+            kept[key] = dtype
+    for key in _ON_LANGUAGE:
+        if isinstance(kept.get(key), Mapping):
+            kept[key] = with_dtype(kept[key], dtype)
     return kept
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.companions import copy_companions, index_name
 from mpfast.checkpoints.quantised import DenseCopy, Dequantised, QuantisedWeight, masked_codes
+from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
@@ -173,9 +174,13 @@ def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def write_index(checkpoint: Checkpoint, folder: Path, files: Mapping[str, Iterable[str]]) -> None:
-    """Write the index of several files, by the names of the tensors in each; nothing where there is one."""
+    """Write the index of several files, by the names of the tensors in each; nothing where there is one.
+
+    Its size is that of the tensors, without headers, as other libraries give it.
+    """
     if len(files) > 1:
-        size = sum((folder / file).stat().st_size for file in files)
+        spans = [span for file in files for span in SafetensorsFile(folder / file).spans.values()]
+        size = sum(end - begin for begin, end in spans)
         weight_map = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
