@@ -13,7 +13,7 @@ from mpfast.checkpoints.adapter_settings import (
 )
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
-from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
+from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
@@ -131,7 +131,6 @@ __all__ = [
     "format_of",
     "has_updates",
     "home_directory",
-    "index_name",
     "is_moment_file",
     "is_report",
     "layer_matrix",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -101,9 +100,8 @@ def as_stored(checkpoint: Checkpoint) -> Checkpoint:
 def stored_bits(checkpoint: Checkpoint, name: str) -> memoryview:
     """Return the bytes of one tensor of a checkpoint as a safetensors file holds them; errors as `stored`."""
     holder = _holder(checkpoint, name)
-    for shard in shards_of(holder):
-        with contextlib.suppress(KeyError):
-            return shard.raw(name)
+    if isinstance(holder, SafetensorsFile | ShardedSafetensors):
+        return holder.raw(name)
     return _bytes(stored(holder.read(name), name))
 
 
