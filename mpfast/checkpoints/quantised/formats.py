@@ -93,7 +93,7 @@ QUANTISED_FORMATS = (
     QuantisedFormat("int8 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_int8, bitsandbytes.int8),
     QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
     QuantisedFormat(
-        "torchao in safetensors, float8 and integers in bytes", torchao.METHODS, torchao.is_torchao, torchao.decoder
+        "torchao in safetensors, float8, MX, NVFP4 and integers", torchao.METHODS, torchao.is_torchao, torchao.decoder
     ),
     QuantisedFormat(
         "ONNX, weights that DequantizeLinear takes",

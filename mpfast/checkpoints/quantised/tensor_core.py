@@ -134,6 +134,8 @@ def _check_scales(group: Group, word: str, grid: Grid, shape: tuple[int, ...], *
     matrices, height, across = grid.shape
     if not tiled:
         check_shape(group, word, (*shape[:-1], across))
+    elif matrices > 1 and height % _TILE_ROWS:
+        raise NotDecodedError(f"has matrices of {height} rows, and how tiles of 128 are padded in a stack is not known")
     elif word in group.parts:
         tiles = -(-matrices * height // _TILE_ROWS), -(-across // _TILE_COLUMNS)
         expected = tiles[0] * _TILE_ROWS * tiles[1] * _TILE_COLUMNS
