@@ -30,6 +30,7 @@ __all__ = [
     "OverwriteOption",
     "ProgressOption",
     "QuietOption",
+    "RepackOption",
     "SeedOption",
     "SparsityOption",
     "StrictOption",
@@ -125,6 +126,9 @@ DequantizeOption = Annotated[
         "Write a quantised model as a dense one of this type: bf16.",
         show_default="it is refused",
     ),
+]
+RepackOption = Annotated[
+    bool, typer.Option("--repack", help="Write a quantised model in its own format: float8, MXFP4, NVFP4.")
 ]
 QuietOption = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print errors only, and what - asks for; no table, warning or progress.")

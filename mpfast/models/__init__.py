@@ -45,7 +45,7 @@ from mpfast.models.resizing import ResizeResult, resize
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.shared_counts import check_needs
 from mpfast.models.sharing import share_out
-from mpfast.models.skipped import SkippedTensor
+from mpfast.models.skipped import SkippedTensor, kind_of_reason
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
@@ -106,6 +106,7 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
+    "kind_of_reason",
     "method_named",
     "noted_source",
     "provenance_of",
