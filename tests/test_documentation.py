@@ -30,6 +30,7 @@ REFERENCED = [
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
     "mpfast.integrations.monitor",
+    "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
 OPTIONAL = {
@@ -37,6 +38,7 @@ OPTIONAL = {
     "mpfast.integrations.torch": "torch",
     "mpfast.integrations.transformers": "transformers",
     "mpfast.integrations.lightning": "lightning",
+    "mpfast.integrations.peft": "peft",
 }
 
 
@@ -163,8 +165,8 @@ def reference():
 
 @pytest.mark.parametrize("name", REFERENCED)
 def test_the_reference_is_complete(name):
-    if name == "mpfast.integrations.torch":
-        pytest.importorskip("torch")
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     module = importlib.import_module(name)
     public = {entry for entry in module.__all__ if not inspect.ismodule(getattr(module, entry))}
     # What two modules offer is documented once, under the shorter name.
