@@ -131,7 +131,7 @@ def test_a_start_without_moments_is_pissa(kind, rslora):
         # Directions are off by the relative error of the values, 1e-5, over their relative gaps, here above 1e-2.
         torch.testing.assert_close(update, own, atol=1e-3 * float(own.detach().abs().max()), rtol=0)
         whole = dense[f"{start.name}.weight"].square().sum()
-        assert start.share == pytest.approx(float(update.square().sum() / whole), rel=1e-4)
+        assert start.share == pytest.approx(float(update.detach().square().sum() / whole), rel=1e-4)
         assert start.rank == 5
 
 
@@ -169,7 +169,7 @@ def test_a_trained_start_becomes_an_adapter_of_the_base_as_it_was(tmp_path):
     ours.start_adapters(adapted)
     adapted.save_pretrained(tmp_path / "start")
     before = adapted(tokens()).logits
-    optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=20.0)
     for _ in range(3):
         optimizer.zero_grad()
         adapted(tokens(), labels=tokens()).loss.backward()
@@ -178,7 +178,7 @@ def test_a_trained_start_becomes_an_adapter_of_the_base_as_it_was(tmp_path):
     adapted.save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     assert (trained - before).abs().max() > 0.01
-    torch.testing.assert_close(loaded(tokens()).logits, trained, atol=5e-5, rtol=0)
+    torch.testing.assert_close(loaded(tokens()).logits, trained, atol=5e-5, rtol=0)  # roundings, as above
 
 
 def test_bfloat16_weights_keep_their_outputs_to_their_rounding():
