@@ -29,6 +29,7 @@ REFERENCED = [
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
+    "mpfast.integrations.llmcompressor",
     "mpfast.integrations.monitor",
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
@@ -38,6 +39,7 @@ OPTIONAL = {
     "mpfast.integrations.torch": "torch",
     "mpfast.integrations.transformers": "transformers",
     "mpfast.integrations.lightning": "lightning",
+    "mpfast.integrations.llmcompressor": "llmcompressor",
     "mpfast.integrations.peft": "peft",
 }
 
