@@ -32,7 +32,7 @@ from mpfast.models.layer_report import (
     sorted_rows,
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
-from mpfast.models.module_patterns import body_of, module_patterns
+from mpfast.models.module_names import body_of, module_patterns
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
