@@ -33,6 +33,7 @@ from mpfast.models.layer_report import (
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.model_diff import ModelDiff
+from mpfast.models.module_names import body_of, module_patterns
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
@@ -96,6 +97,7 @@ __all__ = [
     "SkippedTensor",
     "Verification",
     "analyze",
+    "body_of",
     "check_needs",
     "compress",
     "csv_of",
@@ -108,6 +110,7 @@ __all__ = [
     "jsonable",
     "kind_of_reason",
     "method_named",
+    "module_patterns",
     "noted_source",
     "provenance_of",
     "prune",
