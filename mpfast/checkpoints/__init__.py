@@ -15,7 +15,7 @@ from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import other_names, stacked_expert
+from mpfast.checkpoints.families import other_names, setting, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -65,6 +65,7 @@ from mpfast.checkpoints.tensor_bits import (
     stored_chunks,
 )
 from mpfast.checkpoints.torch_modules import TorchModules
+from mpfast.checkpoints.widths import WIDTHS, Units, Widths
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -75,6 +76,7 @@ __all__ = [
     "METADATA_KEY",
     "MIN_SIDE",
     "WHOLE",
+    "WIDTHS",
     "AdapterProducts",
     "AdapterSettings",
     "ArrayMapping",
@@ -104,9 +106,11 @@ __all__ = [
     "SourceFiles",
     "TensorInfo",
     "TorchModules",
+    "Units",
     "Update",
     "Views",
     "WatchedWeight",
+    "Widths",
     "as_layer",
     "as_layers",
     "as_stored",
@@ -144,6 +148,7 @@ __all__ = [
     "read_layer",
     "roles_of",
     "select_layers",
+    "setting",
     "settings_beside",
     "shards_of",
     "shares_memory",

@@ -32,6 +32,8 @@ from mpfast.models.layer_report import (
     sorted_rows,
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.narrow_fits import NarrowedLayer
+from mpfast.models.narrowing import NarrowResult, narrow
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
@@ -84,6 +86,8 @@ __all__ = [
     "Method",
     "ModelDiff",
     "ModelRanks",
+    "NarrowResult",
+    "NarrowedLayer",
     "NewTensor",
     "OutlyingExpert",
     "Provenance",
@@ -106,6 +110,7 @@ __all__ = [
     "installed_version",
     "jsonable",
     "method_named",
+    "narrow",
     "noted_source",
     "provenance_of",
     "prune",
