@@ -14,6 +14,7 @@ from mpfast.spectra import SpectrumMethod
 __all__ = [
     "BaseOption",
     "CeilingOption",
+    "DampingOption",
     "DequantizeOption",
     "DeviceOption",
     "DryRunOption",
@@ -115,6 +116,14 @@ CeilingOption = Annotated[
         help="Largest sparsity of a layer; 1 lifts it.",
         callback=share_between_0_and_1,
         show_default="0.9, or half way from the target to 1 where that is more",
+    ),
+]
+DampingOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the mean of a moment's diagonal, added to it.",
+        show_default="0.01 with much data, else 30 % of each entry",
     ),
 ]
 EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]

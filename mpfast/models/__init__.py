@@ -34,6 +34,8 @@ from mpfast.models.layer_report import (
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.model_diff import ModelDiff
 from mpfast.models.module_names import body_of, module_patterns
+from mpfast.models.narrow_fits import NarrowedLayer
+from mpfast.models.narrowing import NarrowResult, narrow
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
@@ -86,6 +88,8 @@ __all__ = [
     "Method",
     "ModelDiff",
     "ModelRanks",
+    "NarrowResult",
+    "NarrowedLayer",
     "NewTensor",
     "OutlyingExpert",
     "Provenance",
@@ -111,6 +115,7 @@ __all__ = [
     "kind_of_reason",
     "method_named",
     "module_patterns",
+    "narrow",
     "noted_source",
     "provenance_of",
     "prune",
