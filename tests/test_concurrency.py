@@ -157,7 +157,7 @@ POOLED = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for threads in /proc")
-def test_threads_outlive_calls_take_no_signals_and_end_before_a_fork():
+def test_threads_outlive_calls_take_no_signals_and_are_none_in_a_forked_child():
     """Threads that a call has started serve later ones, on the processors of whoever calls."""
     run = run_python("-W", "error", "-c", textwrap.dedent(POOLED), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     assert (run.returncode, run.stderr) == (0, "")
