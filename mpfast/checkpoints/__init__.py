@@ -47,9 +47,11 @@ from mpfast.checkpoints.moments import (
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
 from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.quantised.bit_streams import packed as packed_codes
+from mpfast.checkpoints.quantised.bit_streams import words_for
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
-from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.safetensors import SafetensorsFile, stored_bytes
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
 from mpfast.checkpoints.targets import check_target, is_report
@@ -141,6 +143,7 @@ __all__ = [
     "other_names",
     "overall_hash",
     "packed",
+    "packed_codes",
     "packed_settings",
     "path_of",
     "prefetched",
@@ -156,6 +159,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "stored_bytes",
     "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
@@ -164,6 +168,7 @@ __all__ = [
     "updated_modules",
     "updates_of",
     "weight_of",
+    "words_for",
     "write_index",
     "write_moments",
 ]
