@@ -192,7 +192,7 @@ def obs_columns(
     factor: NDArray[np.float32],
     pruned: int | None,
     pattern: tuple[int, int] | None,
-    grid: tuple[int, int, NDArray[np.float32], NDArray[np.float32]] | None,
+    grid: tuple[int, int, bool, NDArray[np.float32], NDArray[np.float32]] | None,
     threads: int,
 ) -> None: ...
 def refit(

@@ -39,7 +39,7 @@ CALLS = """
     def weights():
         return W.astype(np.float32)
     def grid():
-        return (4, 8, np.empty((12, 2), np.float32), np.empty((12, 2), np.float32))
+        return (4, 8, False, np.empty((12, 2), np.float32), np.empty((12, 2), np.float32))
     def fresh_search():
         return _core.CutSearch(192, 90, [("float64", 1.0)])
     def counted_search():

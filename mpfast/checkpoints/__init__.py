@@ -54,9 +54,11 @@ from mpfast.checkpoints.quantised import (
     reason_against_masking,
     repackable,
 )
+from mpfast.checkpoints.quantised.bit_streams import packed as packed_codes
+from mpfast.checkpoints.quantised.bit_streams import words_for
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
-from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.safetensors import SafetensorsFile, stored_bytes
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
 from mpfast.checkpoints.targets import check_target, is_report
@@ -147,6 +149,7 @@ __all__ = [
     "other_names",
     "overall_hash",
     "packed",
+    "packed_codes",
     "packed_settings",
     "path_of",
     "prefetched",
@@ -164,6 +167,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "stored_bytes",
     "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
@@ -172,6 +176,7 @@ __all__ = [
     "updated_modules",
     "updates_of",
     "weight_of",
+    "words_for",
     "write_index",
     "write_moments",
 ]

@@ -18,6 +18,7 @@ from mpfast.cli.moments import moments_command
 from mpfast.cli.narrow import narrow_command
 from mpfast.cli.plot import plot_command
 from mpfast.cli.prune import prune_command, verify_command
+from mpfast.cli.quantize import quantize_command
 from mpfast.cli.ranks import ranks_command
 from mpfast.cli.resize import resize_command
 from mpfast.cli.spectrum import spectrum_command
@@ -56,6 +57,7 @@ app.command("budget", cls=Command, short_help="Share a sparsity out over the lay
 app.command("moments", cls=Command, short_help="Collect what the layers of a model see, from a text.")(moments_command)
 app.command("prune", cls=Command, short_help="Write a copy of a model with weights set to zero.")(prune_command)
 app.command("narrow", cls=Command, short_help="Write a smaller model, without some neurons and heads.")(narrow_command)
+app.command("quantize", cls=Command, short_help="Store weights as packed integers.")(quantize_command)
 app.command("ranks", cls=Command, short_help="Say which rank leaves which error of outputs.")(ranks_command)
 app.command("compress", cls=Command, short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
 app.command("resize", cls=Command, short_help="Give a LoRA adapter fewer ranks.")(resize_command)

@@ -19,6 +19,7 @@ from mpfast.models.expert_summary import (
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
+from mpfast.models.integer_fits import QuantizedLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_ranks import ranks
@@ -40,6 +41,7 @@ from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.quantizing import QuantizeResult, quantize
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
@@ -94,6 +96,8 @@ __all__ = [
     "OutlyingExpert",
     "Provenance",
     "PruneResult",
+    "QuantizeResult",
+    "QuantizedLayer",
     "Quartiles",
     "RankRow",
     "ResizeResult",
@@ -119,6 +123,7 @@ __all__ = [
     "noted_source",
     "provenance_of",
     "prune",
+    "quantize",
     "ranks",
     "resize",
     "row_figures",
