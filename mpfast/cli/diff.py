@@ -9,11 +9,22 @@ from typing import Annotated
 
 import typer
 
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import DIFFERENCE
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
-from mpfast.cli.options import FailOnOption, JsonOption, QuietOption, StrictOption, VerboseOption
+from mpfast.cli.options import (
+    FailOnOption,
+    JsonOption,
+    QuietOption,
+    ReverseOption,
+    StrictOption,
+    TopOption,
+    VerboseOption,
+    sort_option,
+)
 from mpfast.cli.tables import diff_lines
-from mpfast.models import DIFF_COLUMNS, diff
+from mpfast.models import diff
 
 __all__ = ["diff_command"]
 
@@ -23,10 +34,13 @@ def diff_command(
     a: Annotated[Path, typer.Argument(metavar="A", help="A model, or an analysis in JSON.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same kind.")],
     json_file: JsonOption = None,
-    fail_on: FailOnOption = None,
-    strict: StrictOption = False,
+    sort: Annotated[str | None, sort_option(DIFFERENCE.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Compare two models layer by layer, by ||B - A|| / ||A||, or two analyses figure by figure.
 
@@ -34,11 +48,12 @@ def diff_command(
     The exit status is 0 whether there are differences or not: --fail-on 'change > 0' makes them a failure. A change
     that NaN or infinite entries leave undefined is one.
     """
-    wanted = conditions(fail_on, DIFF_COLUMNS)
+    wanted = conditions(fail_on, DIFFERENCE)
     check_files({"--json": json_file}, reads=(a, b))
     found = diff(a, b)
     if not write_document(found.to_document(), json_file) and not quiet:
-        print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))
+        arrangement = Arrangement(sort, reverse, top)
+        print_lines(diff_lines(found, arrangement, width=terminal_width(), verbose=verbose))
     findings = [f"{row.name}: has NaN or infinite entries" for row in found if math.isnan(row.change)]
     findings += violations(wanted, ((row.name, asdict(row)) for row in found))
     if findings:

@@ -25,6 +25,7 @@ from mpfast.models.layer_ranks import ranks
 from mpfast.models.layer_report import (
     NUMBER_COLUMNS,
     SORT_COLUMNS,
+    WORD_COLUMNS,
     LayerReport,
     distances,
     row_figures,
@@ -32,7 +33,8 @@ from mpfast.models.layer_report import (
     sorted_rows,
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
-from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
+from mpfast.models.noise_verdict import LEVELS, VERDICTS, WHAT_IS_NORMAL
+from mpfast.models.ordering import in_order
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
@@ -61,12 +63,14 @@ __all__ = [
     "FENCE",
     "FEWEST_EXPERTS",
     "FITTED_METHODS",
+    "LEVELS",
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
     "SORT_COLUMNS",
     "VERDICTS",
     "WHAT_IS_NORMAL",
+    "WORD_COLUMNS",
     "Analysis",
     "Budget",
     "CompressResult",
@@ -102,6 +106,7 @@ __all__ = [
     "diff",
     "diff_figures",
     "distances",
+    "in_order",
     "inspect",
     "installed_version",
     "jsonable",
