@@ -252,6 +252,11 @@ def test_every_table_can_be_tested(run, model, command, fails, passes):
         assert (f"mpfast: error: {condition}: " in err) == bool(expected)
 
 
+def test_inspect_tests_the_tensors_that_are_chosen(run, model):
+    for choice, expected in (([], 1), (["--include", "layers.*"], 0), (["--exclude", "norm.*"], 0)):
+        assert run("inspect", model, *choice, "--fail-on", "entries < 100")[0] == expected
+
+
 @pytest.mark.parametrize("columns", [BUDGET, DIFFERENCE, FACTORED, LAYERS, PRUNED, RANKS, RESIZED, TENSORS])
 def test_no_column_is_a_number_and_a_word(columns):
     assert len(set(columns.sortable)) == len(columns.sortable)

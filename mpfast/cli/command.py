@@ -31,6 +31,8 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the options in panels, and the examples below them."""
         self.rich_markup_mode = "rich"
+        # The lines of a docstring are no lines of the terminal.
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (self.help or "").split("\n\n"))
         super().format_help(ctx, formatter)
         _print_examples(str(self.name))
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Annotated
 
-from mpfast.checkpoints import telling_reason
+from mpfast.checkpoints import name_filter, telling_reason
 from mpfast.cli.arrangement import Arrangement
 from mpfast.cli.columns import TENSORS
 from mpfast.cli.conditions import conditions, violations
@@ -55,9 +55,11 @@ def inspect_command(
 ) -> None:
     """List the tensors of models, and which would be analysed, from their headers alone.
 
-    The exit status is 1 where nothing of a model would be analysed, and where a condition of --fail-on is met.
+    The exit status is 1 where nothing of a model would be analysed, and where a tensor that --include and --exclude
+    leave meets a condition of --fail-on.
     """
     wanted = conditions(fail_on, TENSORS)
+    named, unnamed = name_filter(include or None, "include"), name_filter(exclude or None, "exclude")
     check_files({"--json": json_file}, reads=models)
     inventories: list[Inventory] = []
     findings: list[str] = []
@@ -70,7 +72,8 @@ def inspect_command(
             findings.append(told_of(model, models, message_of(error)))
             continue
         inventories.append(found)
-        texts = [*_lack(found), *violations(wanted, ((row.name, asdict(row)) for row in found))]
+        left = [row for row in found if (named is None or named(row.name)) and not (unnamed and unnamed(row.name))]
+        texts = [*_lack(found), *violations(wanted, ((row.name, asdict(row)) for row in left))]
         findings += [told_of(model, models, text) for text in texts]
     documents = [found.to_document() for found in inventories]
     several = {"schema": "mpfast.inventories/1", "inventories": documents}
