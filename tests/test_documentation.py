@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import glob
 import importlib
 import inspect
 import itertools
@@ -129,7 +128,7 @@ def run_commands(code):
         command, _, told = line.partition(" || ")
         program, *words = shlex.split(command)
         assert program == "mpfast", line
-        found = [(word, sorted(glob.glob(word)) if "*" in word else []) for word in words if word != "2>&1"]
+        found = [(word, sorted(map(str, Path().glob(word))) if "*" in word else []) for word in words if word != "2>&1"]
         arguments = [path for word, paths in found for path in paths or [word]]
         with (
             pytest.raises(SystemExit) as end,
