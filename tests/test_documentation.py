@@ -238,6 +238,27 @@ def test_links_and_pictures_exist():
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_a_host_of_documentation_builds_what_is_here():
+    yaml = pytest.importorskip("yaml")
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    plan = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text(encoding="utf-8"))
+    assert (ROOT / plan["sphinx"]["configuration"]).is_file()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for step in plan["python"]["install"]:
+        assert set(step["extra_requirements"]) <= set(extras)
+
+
+def test_nothing_advises_to_install_mpfast_from_where_it_is_not():
+    """It is on no index: what is installed is a clone, or a wheel that somebody built."""
+    advised = re.compile(r"""(pip|uv|conda)[ \w]* (install|add) [^|&;]*?(?<![\w./-])mpfast(?![\w./-])""")
+    assert advised.search("pip install -U 'mpfast[cli]'")
+    assert not advised.search("pip install './mpfast[cli]'")
+    folders = (ROOT / "mpfast", DOCS, ROOT / "examples", ROOT / "benchmarks")
+    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in (".md", ".py", ".html")]
+    for file in (*ROOT.glob("*.md"), *files):
+        assert not advised.search(file.read_text(encoding="utf-8")), file
+
+
 def test_the_version_is_the_one_of_the_package():
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", mpfast.__version__)
 
