@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,16 +15,38 @@ from safetensors.numpy import save_file
 from typer.main import get_command
 
 from mpfast.cli.app import app, main
-from mpfast.cli.columns import BUDGET, DIFFERENCE, FACTORED, LAYERS, PRUNED, RANKS, RESIZED, TENSORS
+from mpfast.cli.columns import (
+    BUDGET,
+    DIFFERENCE,
+    FACTORED,
+    LAYERS,
+    NARROWED,
+    PRUNED,
+    QUANTIZED,
+    RANKS,
+    RESIZED,
+    TENSORS,
+)
 from mpfast.cli.conditions import conditions
 from mpfast.cli.examples import EXAMPLES
-from mpfast.models import SORT_COLUMNS, in_order
+from mpfast.models import (
+    SORT_COLUMNS,
+    DiffRow,
+    FactoredLayer,
+    InventoryRow,
+    LayerBudget,
+    NarrowedLayer,
+    QuantizedLayer,
+    RankRow,
+    ResizedUpdate,
+    in_order,
+)
 
 from .references import run_python
 
 COMMANDS = get_command(app).commands
 # Commands whose table has a row for each layer, tensor or matrix.
-WITH_ROWS = ("analyze", "ranks", "prune", "compress", "resize", "inspect", "diff")
+WITH_ROWS = ("analyze", "ranks", "prune", "narrow", "quantize", "compress", "resize", "inspect", "diff")
 
 
 @pytest.fixture
@@ -257,9 +280,23 @@ def test_inspect_tests_the_tensors_that_are_chosen(run, model):
         assert run("inspect", model, *choice, "--fail-on", "entries < 100")[0] == expected
 
 
-@pytest.mark.parametrize("columns", [BUDGET, DIFFERENCE, FACTORED, LAYERS, PRUNED, RANKS, RESIZED, TENSORS])
-def test_no_column_is_a_number_and_a_word(columns):
-    assert len(set(columns.sortable)) == len(columns.sortable)
+COLUMNS = {
+    LayerBudget: (BUDGET, PRUNED),
+    DiffRow: (DIFFERENCE,),
+    FactoredLayer: (FACTORED,),
+    NarrowedLayer: (NARROWED,),
+    QuantizedLayer: (QUANTIZED,),
+    RankRow: (RANKS,),
+    ResizedUpdate: (RESIZED,),
+    InventoryRow: (TENSORS,),
+}
+
+
+@pytest.mark.parametrize("row", COLUMNS)
+def test_the_columns_are_those_of_the_rows(row):
+    for columns in COLUMNS[row]:
+        assert set(columns.sortable) <= {column.name for column in fields(row)}
+        assert len(set(columns.sortable)) == len(columns.sortable)
 
 
 # Several at once ------------------------------------------------------------------------------------------------------

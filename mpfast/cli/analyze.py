@@ -26,6 +26,7 @@ from mpfast.cli.console import (
     told_of,
     warn,
     write_document,
+    write_text,
 )
 from mpfast.cli.options import (
     CHOICE,
@@ -37,6 +38,7 @@ from mpfast.cli.options import (
     DeviceOption,
     ExcludeOption,
     FailOnOption,
+    HtmlOption,
     IncludeOption,
     JsonOption,
     ModelsArgument,
@@ -60,7 +62,7 @@ from mpfast.models import (
     analyze,
     csv_of,
 )
-from mpfast.support import counted, package_missing, write_text_atomically
+from mpfast.support import counted, package_missing
 
 __all__ = ["analyze_command"]
 
@@ -103,15 +105,7 @@ def analyze_command(
     ] = None,
     json_file: JsonOption = None,
     csv_file: CsvOption = None,
-    html_file: Annotated[
-        str | None,
-        typer.Option(
-            "--html",
-            metavar="FILE",
-            help="Write a page for any browser to FILE; - prints it instead.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    html_file: HtmlOption = None,
     sort: Annotated[str | None, sort_option(LAYERS.sortable)] = None,
     reverse: ReverseOption = False,
     top: TopOption = None,
@@ -228,13 +222,6 @@ def _write(
     documents = [found.to_document(expert_rows=expert_rows) for found in analyses]
     write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
-        _write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
+        write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
     if html_file is not None:
-        _write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)
-
-
-def _write_text(text: str, file: str) -> None:
-    if file == "-":
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(file, text)
+        write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)

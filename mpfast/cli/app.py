@@ -17,8 +17,10 @@ from mpfast.cli.configuration import configure
 from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
 from mpfast.cli.moments import moments_command
+from mpfast.cli.narrow import narrow_command
 from mpfast.cli.plot import plot_command
 from mpfast.cli.prune import prune_command, verify_command
+from mpfast.cli.quantize import quantize_command
 from mpfast.cli.ranks import ranks_command
 from mpfast.cli.resize import resize_command
 from mpfast.cli.spectrum import spectrum_command
@@ -53,9 +55,11 @@ _add("moments", moments_command, LOOK, "Collect what the layers of a model see, 
 _add("plot", plot_command, LOOK, "Draw what a training monitor has written.")
 _add("budget", budget_command, SHRINK, "Share a sparsity out over the layers of a model.")
 _add("prune", prune_command, SHRINK, "Write a copy of a model with weights set to zero.")
+_add("narrow", narrow_command, SHRINK, "Write a smaller model, without some neurons and heads.")
+_add("quantize", quantize_command, SHRINK, "Store weights as packed integers.")
 _add("compress", compress_command, SHRINK, "Write low-rank factors, or a LoRA adapter.")
 _add("resize", resize_command, SHRINK, "Give a LoRA adapter fewer ranks.")
-_add("verify", verify_command, COMPARE, "Check models that prune or compress wrote.")
+_add("verify", verify_command, COMPARE, "Check models that prune, compress or narrow wrote.")
 _add("diff", diff_command, COMPARE, "Compare two models, or two analyses.")
 _add("bench", bench_command, TOOLS, "Time mpfast against others on this machine.")
 _add("info", info_command, TOOLS, "Show versions, threads and GPUs.")

@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 
 from mpfast.models import DIFF_COLUMNS, LEVELS, NUMBER_COLUMNS, VERDICTS, WORD_COLUMNS
 
-__all__ = ["BUDGET", "DIFFERENCE", "FACTORED", "LAYERS", "PRUNED", "RANKS", "RESIZED", "TENSORS", "Columns", "Words"]
+__all__ = [
+    "BUDGET",
+    "DIFFERENCE",
+    "FACTORED",
+    "LAYERS",
+    "NARROWED",
+    "PRUNED",
+    "QUANTIZED",
+    "RANKS",
+    "RESIZED",
+    "TENSORS",
+    "Columns",
+    "Words",
+]
 
 
 @dataclass(frozen=True)
@@ -36,15 +49,18 @@ class Columns:
         Those of a number each.
     words : mapping of str to Words
         Those of a word each, or of a name.
+    has_shape : bool
+        Whether there is a column ``shape``.
     """
 
     numbers: tuple[str, ...]
     words: Mapping[str, Words] = field(default_factory=dict)
+    has_shape: bool = True
 
     @property
     def sortable(self) -> tuple[str, ...]:
         """All that rows can be put in order by."""
-        return (*self.words, "shape", *self.numbers)
+        return (*self.words, *(("shape",) if self.has_shape else ()), *self.numbers)
 
 
 def _words(*names: str) -> dict[str, Words]:
@@ -56,6 +72,9 @@ BUDGET = Columns(("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"
 PRUNED = Columns((*BUDGET.numbers, "masked_error", "error", "heldout_error"), BUDGET.words)
 RANKS = Columns(("entries", "paying_rank"), _words("name", "kind"))
 FACTORED = Columns(("rank", "energy"), _words("name"))
+_FIT_ERRORS = ("error", "heldout_error")
+NARROWED = Columns(("units", "masked_error", *_FIT_ERRORS), _words("name", "kind"), has_shape=False)
+QUANTIZED = Columns(("weight_error", *_FIT_ERRORS), _words("name"))
 RESIZED = Columns(("old_rank", "rank", "error", "experts"), _words("name"))
 TENSORS = Columns(("entries", "matrices"), _words("name", "dtype", "stored", "role", "known_from"))
 DIFFERENCE = Columns(DIFF_COLUMNS, _words("name", "other"))

@@ -12,15 +12,25 @@ import typer
 from mpfast.cli.arrangement import Arrangement
 from mpfast.cli.columns import DIFFERENCE
 from mpfast.cli.conditions import conditions, violations
-from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
+from mpfast.cli.console import (
+    check_files,
+    fail,
+    print_lines,
+    reports_errors,
+    terminal_width,
+    write_document,
+    write_text,
+)
 from mpfast.cli.options import (
     FailOnOption,
+    HtmlOption,
     JsonOption,
     QuietOption,
     ReverseOption,
     StrictOption,
     TopOption,
     VerboseOption,
+    require_one_standard_output,
     sort_option,
 )
 from mpfast.cli.tables import diff_lines
@@ -34,6 +44,7 @@ def diff_command(
     a: Annotated[Path, typer.Argument(metavar="A", help="A model, or an analysis in JSON.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same kind.")],
     json_file: JsonOption = None,
+    html_file: HtmlOption = None,
     sort: Annotated[str | None, sort_option(DIFFERENCE.sortable)] = None,
     reverse: ReverseOption = False,
     top: TopOption = None,
@@ -49,9 +60,14 @@ def diff_command(
     that NaN or infinite entries leave undefined is one.
     """
     wanted = conditions(fail_on, DIFFERENCE)
-    check_files({"--json": json_file}, reads=(a, b))
+    files = {"--json": json_file, "--html": html_file}
+    require_one_standard_output(files)
+    check_files(files, reads=(a, b))
     found = diff(a, b)
-    if not write_document(found.to_document(), json_file) and not quiet:
+    printed = write_document(found.to_document(), json_file)
+    if html_file is not None:
+        printed = write_text(found.to_html(), html_file) or printed
+    if not printed and not quiet:
         arrangement = Arrangement(sort, reverse, top)
         print_lines(diff_lines(found, arrangement, width=terminal_width(), verbose=verbose))
     findings = [f"{row.name}: has NaN or infinite entries" for row in found if math.isnan(row.change)]

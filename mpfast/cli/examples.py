@@ -27,6 +27,12 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("2:4, what stays refitted to data", "path/to/model -o sparse --pattern 2:4 --moments moments.safetensors"),
         ("by a budget that was written before", "model -o pruned --budget budget.json"),
     ),
+    "narrow": (
+        ("three quarters of the neurons", "path/to/model --moments moments.safetensors -o smaller --neurons 0.75"),
+    ),
+    "quantize": (
+        ("four bits, by what the layers see", "path/to/model --moments moments.safetensors -o packed --bits 4"),
+    ),
     "ranks": (
         ("for errors of 10 % and 20 %", "model.safetensors --error 0.1 --error 0.2"),
         ("of the outputs, by what the layers see", "path/to/model --moments moments.safetensors --csv ranks.csv"),

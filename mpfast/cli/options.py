@@ -19,6 +19,7 @@ __all__ = [
     "BaseOption",
     "CeilingOption",
     "CsvOption",
+    "DampingOption",
     "DequantizeOption",
     "DeviceOption",
     "DryRunOption",
@@ -28,6 +29,7 @@ __all__ = [
     "ExcludeOption",
     "FailOnOption",
     "GradientsOption",
+    "HtmlOption",
     "IncludeOption",
     "JsonOption",
     "ModelArgument",
@@ -36,6 +38,7 @@ __all__ = [
     "OverwriteOption",
     "ProgressOption",
     "QuietOption",
+    "RepackOption",
     "ReverseOption",
     "SeedOption",
     "SparsityOption",
@@ -153,6 +156,14 @@ CeilingOption = Annotated[
         show_default="0.9, or half way from the target to 1 where that is more",
     ),
 ]
+DampingOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the mean of a moment's diagonal, added to it.",
+        show_default="0.01 with much data, else 30 % of each entry",
+    ),
+]
 EnergyOption = Annotated[
     float | None,
     typer.Option(metavar="SHARE", help="As few as hold this share of the squared norm, in (0, 1].", show_default=False),
@@ -173,6 +184,9 @@ DequantizeOption = Annotated[
         "Write a quantised model as a dense one of this type: bf16.",
         show_default="it is refused",
     ),
+]
+RepackOption = Annotated[
+    bool, typer.Option("--repack", help="Write a quantised model in its own format: float8, MXFP4, NVFP4.")
 ]
 
 IncludeOption = Annotated[
@@ -242,6 +256,15 @@ CsvOption = Annotated[
     str | None,
     typer.Option(
         "--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table.", rich_help_panel=OUTPUT
+    ),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page for any browser to FILE; - prints it instead.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 TopOption = Annotated[

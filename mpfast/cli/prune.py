@@ -25,6 +25,7 @@ from mpfast.cli.console import (
 )
 from mpfast.cli.options import (
     CeilingOption,
+    DampingOption,
     DequantizeOption,
     DeviceOption,
     DryRunOption,
@@ -39,6 +40,7 @@ from mpfast.cli.options import (
     OverwriteOption,
     ProgressOption,
     QuietOption,
+    RepackOption,
     ReverseOption,
     SeedOption,
     SparsityOption,
@@ -111,16 +113,10 @@ def prune_command(
     refit: Annotated[
         int | None, typer.Option(min=0, metavar="STEPS", help="Of the refit.", show_default=str(DEFAULT_STEPS))
     ] = None,
-    damping: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of the mean of a moment's diagonal, added to it.",
-            show_default="0.01 with much data, else 30 % of each entry",
-        ),
-    ] = None,
+    damping: DampingOption = None,
     ceiling: CeilingOption = None,
     dequantize: DequantizeOption = None,
+    repack: RepackOption = False,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     include: IncludeOption = None,
@@ -177,6 +173,7 @@ def prune_command(
         exclude=exclude or None,
         embeddings=embeddings,
         dequantize=None if dequantize is None else DENSE_TYPES[dequantize],
+        repack=repack,
         ceiling=ceiling,
         tol=tol,
         seed=seed,
@@ -202,7 +199,9 @@ def _budget(file: Path) -> Budget:
 
 @reports_errors
 def verify_command(
-    outs: Annotated[list[Path], typer.Argument(metavar="OUT", help="Directories that prune or compress wrote.")],
+    outs: Annotated[
+        list[Path], typer.Argument(metavar="OUT", help="Directories that prune, compress or narrow wrote.")
+    ],
     source: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
@@ -211,9 +210,9 @@ def verify_command(
     verbose: VerboseOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Check pruned models (counts, pattern, zeros) or compressed ones (ranks, distances), and all else bit by bit.
+    """Check what was pruned (counts, pattern, zeros), compressed (ranks, distances) or narrowed (sizes, rows).
 
-    The exit status is 1 where anything is wrong with one of them.
+    All else is compared with the source bit by bit. The exit status is 1 where anything is wrong with one of them.
     """
     if source is not None and len(outs) > 1:
         raise typer.BadParameter("--source takes one OUT: each has a source of its own")
@@ -246,8 +245,9 @@ def _tell(out: Path, found: Verification, *, told: bool, quiet: bool) -> None:
         warn(f"not compared: {missed}")
         if not quiet:
             typer.echo(printable(f"not compared: {missed}"), err=True)
-    if found.command == "compress":
-        done = f"{counted(found.layers, 'matrix', 'matrices')} of the rank that the mark says"
+    if found.command in ("compress", "narrow"):
+        what = "rank" if found.command == "compress" else "inputs"
+        done = f"{counted(found.layers, 'matrix', 'matrices')} of the {what} that the mark says"
     elif found.layers == 1:
         done = "1 pruned tensor as its mask says"
     else:
