@@ -59,6 +59,9 @@ def exact_values(
     gram: NDArray[np.float64] | None = None,
     scale_exponent: int = 0,
 ) -> tuple[NDArray[np.float64], float, int, int, int, str]: ...
+def exact_values_of_each(
+    matrices: Sequence[Matrix], threads: int
+) -> list[tuple[NDArray[np.float64], float, int, int, int, str]]: ...
 def gram_matrix(
     matrix: Matrix,
     scale_exponent: int,
@@ -189,7 +192,7 @@ def obs_columns(
     factor: NDArray[np.float32],
     pruned: int | None,
     pattern: tuple[int, int] | None,
-    grid: tuple[int, int, NDArray[np.float32], NDArray[np.float32]] | None,
+    grid: tuple[int, int, bool, NDArray[np.float32], NDArray[np.float32]] | None,
     threads: int,
 ) -> None: ...
 def refit(

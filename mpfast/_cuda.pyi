@@ -144,7 +144,7 @@ class LayerWeights:
         factor: Matrix,
         pruned: int | None,
         pattern: tuple[int, int] | None,
-        grid: tuple[int, int] | None,
+        grid: tuple[int, int, bool] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
     def refit(self, symmetric: Matrix, roots: Matrix, basis: Matrix | None, base: float, steps: int) -> None: ...
     def scale_rows(

@@ -151,8 +151,8 @@ Array<float> leading_part(const Array<float>& symmetric, const Array<std::int8_t
   return basis;
 }
 
-// bits, columns of a group, and where scales and zeros go.
-using GridTarget = std::tuple<int, index_t, Array<float>, Array<float>>;
+// bits, columns of a group, whether zero is in the middle, and where scales and zeros go.
+using GridTarget = std::tuple<int, index_t, bool, Array<float>, Array<float>>;
 
 void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& factor, std::optional<index_t> pruned,
                  std::optional<std::pair<int, int>> pattern, std::optional<GridTarget> grid, int threads) {
@@ -187,7 +187,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     problem.m = m;
   }
   if (grid) {
-    auto& [bits, group, scale, zero] = *grid;
+    auto& [bits, group, symmetric, scale, zero] = *grid;
     if (bits < 1 || bits > reconstruct::kMostBits || group < 1 || group > cols) {
       throw std::invalid_argument("bits must lie in [1, 8], and group between 1 and the number of columns");
     }
@@ -196,7 +196,9 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     }
     check_shape(scale, rows, ceil_div(cols, group), "scale");
     check_shape(zero, rows, ceil_div(cols, group), "zero");
+    if (symmetric && bits < 2) throw std::invalid_argument("a symmetric grid is of 2 bits or more");
     problem.bits = bits;
+    problem.symmetric = symmetric;
     problem.group = group;
     problem.scale = scale.mutable_data();
     problem.zero = zero.mutable_data();
@@ -290,7 +292,9 @@ void register_reconstruct(py::module_& m) {
   m.def("obs_columns", &obs_columns, py::arg("weights").noconvert(), py::arg("keep").noconvert(),
         py::arg("factor").noconvert(), py::arg("pruned"), py::arg("pattern"), py::arg("grid"), py::arg("threads"),
         "Optimal brain surgeon, column by column, in place: on the given mask, or on that of `pruned` entries or of a "
-        "pattern (n, m), which is written; `grid`: bits, columns of a group, scales and zeros to be written.");
+        "pattern (n, m), which is written; `grid`: bits, columns of a group, whether it is symmetric, scales and zeros "
+        "to "
+        "be written.");
   m.def("refit", &refit, py::arg("target").noconvert(), py::arg("weights").noconvert(), py::arg("keep").noconvert(),
         py::arg("symmetric").noconvert(), py::arg("roots").noconvert(), py::arg("basis").noconvert(), py::arg("base"),
         py::arg("steps"), py::arg("threads"), "Least squares on a mask, in place.");

@@ -19,6 +19,7 @@ from mpfast.models.expert_summary import (
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
+from mpfast.models.integer_fits import QuantizedLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_ranks import ranks
@@ -33,10 +34,14 @@ from mpfast.models.layer_report import (
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
 from mpfast.models.model_diff import ModelDiff
+from mpfast.models.module_names import body_of, module_patterns
+from mpfast.models.narrow_fits import NarrowedLayer
+from mpfast.models.narrowing import NarrowResult, narrow
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.quantizing import QuantizeResult, quantize
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
@@ -45,7 +50,7 @@ from mpfast.models.resizing import ResizeResult, resize
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.shared_counts import check_needs
 from mpfast.models.sharing import share_out
-from mpfast.models.skipped import SkippedTensor
+from mpfast.models.skipped import SkippedTensor, kind_of_reason
 from mpfast.models.verification import Verification, verify
 
 __all__ = [
@@ -85,10 +90,14 @@ __all__ = [
     "Method",
     "ModelDiff",
     "ModelRanks",
+    "NarrowResult",
+    "NarrowedLayer",
     "NewTensor",
     "OutlyingExpert",
     "Provenance",
     "PruneResult",
+    "QuantizeResult",
+    "QuantizedLayer",
     "Quartiles",
     "RankRow",
     "ResizeResult",
@@ -96,6 +105,7 @@ __all__ = [
     "SkippedTensor",
     "Verification",
     "analyze",
+    "body_of",
     "check_needs",
     "compress",
     "csv_of",
@@ -106,10 +116,14 @@ __all__ = [
     "inspect",
     "installed_version",
     "jsonable",
+    "kind_of_reason",
     "method_named",
+    "module_patterns",
+    "narrow",
     "noted_source",
     "provenance_of",
     "prune",
+    "quantize",
     "ranks",
     "resize",
     "row_figures",

@@ -1,0 +1,109 @@
+"""The command that stores the weights of a model as packed integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpfast.cli.console import check_files, print_lines, reports_errors, terminal_width, write_document
+from mpfast.cli.options import (
+    DampingOption,
+    DryRunOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    OverwriteOption,
+    QuietOption,
+    StrictOption,
+    ThreadsOption,
+    VerboseOption,
+    require_out_or_dry_run,
+)
+from mpfast.cli.tables import Line, plain, printable, sentences, skipped_lines, table_lines, text_cells
+from mpfast.models import QuantizeResult, provenance_of, quantize
+from mpfast.support import counted
+
+__all__ = ["quantize_command"]
+
+_ERRORS = {"weight_error": "weights", "error": "outputs", "heldout_error": "held out"}
+
+
+@reports_errors
+def quantize_command(
+    model: ModelArgument,
+    out: OutOption = None,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight.")] = 4,
+    group: Annotated[int, typer.Option(min=1, help="Consecutive inputs of a row that share a scale.")] = 64,
+    moments: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the layers see, from mpfast moments: the later weights make up for the earlier.",
+            show_default="each weight to the nearest",
+        ),
+    ] = None,
+    damping: DampingOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    threads: ThreadsOption = None,
+    json_file: JsonOption = None,
+    strict: StrictOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a copy of a model whose linear layers are packed integers, in compressed-tensors' format.
+
+    MODEL, a directory with a config.json, is never changed.
+    """
+    require_out_or_dry_run(out, dry_run)
+    check_files({"--json": json_file}, reads=(model, moments), out=out)
+    if damping is not None and moments is None:
+        raise typer.BadParameter("--damping goes with --moments")
+    result = quantize(
+        model,
+        out,
+        bits=bits,
+        group=group,
+        moments=moments,
+        damping=damping,
+        include=include or None,
+        exclude=exclude or None,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    chosen = {
+        "bits": bits,
+        "group": group,
+        "moments": None if moments is None else str(moments),
+        "damping": damping,
+        "include": include,
+        "exclude": exclude,
+    }
+    if not write_document(result.to_document(provenance_of(model, **chosen)), json_file) and not quiet:
+        print_lines(_lines(result, width=terminal_width(), verbose=verbose))
+
+
+def _lines(result: QuantizeResult, *, width: int | None, verbose: bool) -> list[Line]:
+    """Lay out what the rounding changes, matrix by matrix, what stayed and why, and the sizes."""
+    errors = [column for column in _ERRORS if any(getattr(layer, column) is not None for layer in result.layers)]
+    body = [
+        text_cells(layer.name, layer.shape, *(f"{100 * getattr(layer, column):.2f}%" for column in errors))
+        for layer in result.layers
+    ]
+    where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
+    sizes = "" if result.bytes is None else f", {result.bytes / 1e6:.1f} MB of {result.bytes_before / 1e6:.1f}"
+    matrices = counted(len(result.layers), "matrix", "matrices")
+    return [
+        *table_lines(("layer", "shape", *(_ERRORS[column] for column in errors)), body, width),
+        plain(),
+        *skipped_lines(result.skipped, verbose),
+        *sentences("not copied:", result.not_copied),
+        plain(f"{matrices} in {result.bits} bits, groups of {result.group}{sizes}"),
+        plain(f"{printable(where)} in {result.seconds:.2f} s"),
+    ]
