@@ -22,9 +22,10 @@ from mpfast.cli.options import (
     ThreadsOption,
     VerboseOption,
     require_out_or_dry_run,
+    word_option,
 )
 from mpfast.cli.tables import Line, plain, printable, sentences, skipped_lines, table_lines, text_cells
-from mpfast.models import QuantizeResult, provenance_of, quantize
+from mpfast.models import QUANTIZE_FORMATS, QuantizeResult, provenance_of, quantize
 from mpfast.support import counted
 
 __all__ = ["quantize_command"]
@@ -36,8 +37,19 @@ _ERRORS = {"weight_error": "weights", "error": "outputs", "heldout_error": "held
 def quantize_command(
     model: ModelArgument,
     out: OutOption = None,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight.")] = 4,
-    group: Annotated[int, typer.Option(min=1, help="Consecutive inputs of a row that share a scale.")] = 64,
+    format: Annotated[
+        str | None,
+        word_option(
+            QUANTIZE_FORMATS,
+            "FORMAT",
+            "compressed-tensors: packed, which transformers loads; Q4_0 and Q8_0: types of GGUF, for a GGUF file.",
+            show_default="compressed-tensors",
+        ),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(min=2, max=8, help="Of a weight.", show_default="4")] = None,
+    group: Annotated[
+        int | None, typer.Option(min=1, help="Consecutive inputs of a row that share a scale.", show_default="64")
+    ] = None,
     moments: Annotated[
         Path | None,
         typer.Option(
@@ -57,9 +69,9 @@ def quantize_command(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a copy of a model whose linear layers are packed integers, in compressed-tensors' format.
+    """Write a copy of a model whose linear layers are integers of few bits.
 
-    MODEL, a directory with a config.json, is never changed.
+    MODEL, a directory with a config.json or a GGUF file, is never changed.
     """
     require_out_or_dry_run(out, dry_run)
     check_files({"--json": json_file}, reads=(model, moments), out=out)
@@ -68,6 +80,7 @@ def quantize_command(
     result = quantize(
         model,
         out,
+        format=format,
         bits=bits,
         group=group,
         moments=moments,
@@ -78,6 +91,7 @@ def quantize_command(
         overwrite=overwrite,
     )
     chosen = {
+        "format": format,
         "bits": bits,
         "group": group,
         "moments": None if moments is None else str(moments),
@@ -104,6 +118,6 @@ def _lines(result: QuantizeResult, *, width: int | None, verbose: bool) -> list[
         plain(),
         *skipped_lines(result.skipped, verbose),
         *sentences("not copied:", result.not_copied),
-        plain(f"{matrices} in {result.bits} bits, groups of {result.group}{sizes}"),
+        plain(f"{matrices} in {result.bits} bits, groups of {result.group} ({result.format}){sizes}"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
