@@ -13,7 +13,7 @@ from mpfast.checkpoints.adapter_settings import (
 )
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
-from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
+from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.families import other_names, setting, stacked_expert
 from mpfast.checkpoints.gguf_file import GgufFile
@@ -48,7 +48,14 @@ from mpfast.checkpoints.moments import (
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.quantised import (
+    DENSE_TYPES,
+    DenseCopy,
+    Dequantised,
+    dense_copy,
+    reason_against_masking,
+    repackable,
+)
 from mpfast.checkpoints.quantised.bit_streams import packed as packed_codes
 from mpfast.checkpoints.quantised.bit_streams import words_for
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
@@ -135,7 +142,6 @@ __all__ = [
     "format_of",
     "has_updates",
     "home_directory",
-    "index_name",
     "is_moment_file",
     "is_report",
     "layer_matrix",
@@ -154,6 +160,8 @@ __all__ = [
     "prefetched",
     "quantised_weight",
     "read_layer",
+    "reason_against_masking",
+    "repackable",
     "roles_of",
     "select_layers",
     "setting",

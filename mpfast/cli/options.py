@@ -22,6 +22,7 @@ __all__ = [
     "ExcludeOption",
     "FailOnOption",
     "GradientsOption",
+    "HtmlOption",
     "IncludeOption",
     "JsonOption",
     "MethodOption",
@@ -30,6 +31,7 @@ __all__ = [
     "OverwriteOption",
     "ProgressOption",
     "QuietOption",
+    "RepackOption",
     "SeedOption",
     "SparsityOption",
     "StrictOption",
@@ -134,6 +136,9 @@ DequantizeOption = Annotated[
         show_default="it is refused",
     ),
 ]
+RepackOption = Annotated[
+    bool, typer.Option("--repack", help="Write a quantised model in its own format: float8, MXFP4, NVFP4.")
+]
 QuietOption = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print errors only, and what - asks for; no table, warning or progress.")
 ]
@@ -176,6 +181,10 @@ ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a ter
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
 ]
 
 

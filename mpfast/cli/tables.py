@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, signals_range
+from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, kind_of_reason, signals_range
 from mpfast.support import counted, percent, printable, with_error
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = 
     for tensor in skipped:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         text = f"{tensor.name} ({shape} {tensor.dtype})" if verbose else tensor.name
-        by_reason[printable(tensor.reason)].append(printable(text))
+        by_reason[printable(kind_of_reason(tensor))].append(printable(text))
     lines = [plain(title)]
     for reason, names in sorted(by_reason.items(), key=lambda group: -len(group[1])):
         lines.append(plain(f"  {some_names(names, verbose)}: {reason}"))
