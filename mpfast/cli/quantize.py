@@ -30,9 +30,10 @@ from mpfast.cli.options import (
     VerboseOption,
     require_out_or_dry_run,
     sort_option,
+    word_option,
 )
 from mpfast.cli.tables import Line, arranged_lines, plain, printable, sentences, skipped_lines, text_cells
-from mpfast.models import QuantizedLayer, QuantizeResult, provenance_of, quantize
+from mpfast.models import QUANTIZE_FORMATS, QuantizedLayer, QuantizeResult, provenance_of, quantize
 from mpfast.support import counted
 
 __all__ = ["quantize_command"]
@@ -44,10 +45,20 @@ _ERRORS = {"weight_error": "weights", "error": "outputs", "heldout_error": "held
 def quantize_command(
     model: ModelArgument,
     out: OutOption = None,
-    bits: Annotated[int, typer.Option(min=2, max=8, metavar="N", help="Of a weight.")] = 4,
+    format: Annotated[
+        str | None,
+        word_option(
+            QUANTIZE_FORMATS,
+            "FORMAT",
+            "compressed-tensors: packed, which transformers loads; Q4_0 and Q8_0: types of GGUF, for a GGUF file.",
+            show_default="compressed-tensors",
+        ),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(min=2, max=8, metavar="N", help="Of a weight.", show_default="4")] = None,
     group: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Consecutive inputs of a row that share a scale.")
-    ] = 64,
+        int | None,
+        typer.Option(min=1, metavar="N", help="Consecutive inputs of a row that share a scale.", show_default="64"),
+    ] = None,
     moments: Annotated[
         Path | None,
         typer.Option(
@@ -71,9 +82,9 @@ def quantize_command(
     fail_on: FailOnOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Write a copy of a model whose linear layers are packed integers, in compressed-tensors' format.
+    """Write a copy of a model whose linear layers are integers of few bits.
 
-    MODEL, a directory with a config.json, is never changed.
+    MODEL, a directory with a config.json or a GGUF file, is never changed.
     """
     require_out_or_dry_run(out, dry_run)
     wanted = conditions(fail_on, QUANTIZED)
@@ -83,6 +94,7 @@ def quantize_command(
     result = quantize(
         model,
         out,
+        format=format,
         bits=bits,
         group=group,
         moments=moments,
@@ -93,6 +105,7 @@ def quantize_command(
         overwrite=overwrite,
     )
     chosen = {
+        "format": format,
         "bits": bits,
         "group": group,
         "moments": None if moments is None else str(moments),
@@ -123,6 +136,6 @@ def _lines(result: QuantizeResult, arrangement: Arrangement, *, width: int | Non
         plain(),
         *skipped_lines(result.skipped, verbose),
         *sentences("not copied:", result.not_copied),
-        plain(f"{matrices} in {result.bits} bits, groups of {result.group}{sizes}"),
+        plain(f"{matrices} in {result.bits} bits, groups of {result.group} ({result.format}){sizes}"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]

@@ -43,7 +43,7 @@ from mpfast.models.ordering import in_order
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
-from mpfast.models.quantizing import QuantizeResult, quantize
+from mpfast.models.quantizing import QUANTIZE_FORMATS, QuantizeResult, quantize
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
@@ -73,6 +73,7 @@ __all__ = [
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
+    "QUANTIZE_FORMATS",
     "SORT_COLUMNS",
     "VERDICTS",
     "WHAT_IS_NORMAL",
