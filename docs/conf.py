@@ -39,7 +39,17 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 # The reference is built without PyTorch and the toolkits.
-autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors", "pydantic"]
+autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors"]
+autodoc_mock_imports += ["modelopt", "pydantic"]
+    "torch",
+    "transformers",
+    "lightning",
+    "peft",
+    "llmcompressor",
+    "compressed_tensors",
+    "modelopt",
+    "pydantic",
+]
 
 html_theme = "furo"
 html_math_renderer = "mathml"

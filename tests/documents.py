@@ -24,6 +24,7 @@ NEEDS = {
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/notebooks.md": ("matplotlib",),
     "docs/how-to/resize-adapters.md": ("typer", "safetensors"),
+    "docs/how-to/modelopt.md": ("torch", "modelopt"),
     "docs/how-to/peft.md": ("torch", "transformers", "peft"),
     "docs/how-to/prune.md": ("typer",),
     "docs/how-to/calibration.md": ("torch",),
