@@ -31,6 +31,7 @@ NEEDS = {
     "docs/how-to/compress-with-data.md": ("torch", "transformers"),
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
     "docs/how-to/quantised-checkpoints.md": ("typer", "torch", "safetensors"),
+    "docs/how-to/smaller-models.md": ("torch", "transformers"),
     "docs/how-to/two-four.md": ("typer",),
     "docs/how-to/training-loop.md": ("torch", "typer", "matplotlib"),
     "docs/how-to/gpu.md": ("typer", "torch"),

@@ -238,6 +238,39 @@ def modelopt_nvfp4():
     return tensors | {"l.input_scale": np.ones((), np.float32)}, said_by("modelopt"), "nvfp4", numbers
 
 
+def in_tiles(scales):
+    """In the order of tensor cores: tiles of 128 rows and 4 columns, each by its rows modulo 32."""
+    rows, columns = scales.shape
+    down, across = -(-rows // 128), -(-columns // 4)
+    tiles = np.zeros(down * across * 512, scales.dtype)
+    for row, column in np.ndindex(rows, columns):
+        tile = row // 128 * across + column // 4
+        tiles[512 * tile + 16 * (row % 32) + 4 * (row % 128 // 32) + column % 4] = scales[row, column]
+    return tiles.reshape(down * 128, across * 4)
+
+
+def said_of_comfy(format):
+    return {"l.comfy_quant": np.frombuffer(json.dumps({"format": format}).encode(), np.uint8)}
+
+
+def comfy_nvfp4():
+    packed, scales, last, numbers = nvfp4_parts((144, 96), divided=False)
+    tensors = {"l.weight": packed >> 4 | packed << 4, "l.weight_scale": in_tiles(scales)}
+    return tensors | {"l.weight_scale_2": np.array(last)} | said_of_comfy("nvfp4"), None, "nvfp4", numbers
+
+
+def comfy_mxfp8(header):
+    def case():
+        codes, scales, numbers = as_float8(weights((144, 96)), (1, 32), powers=True)
+        tensors = {"l.weight": codes, "l.weight_scale": in_tiles(exponents(scales).view(np.uint8))}
+        if header:
+            said = {"_quantization_metadata": json.dumps({"layers": {"l": {"format": "mxfp8"}}})}
+            return tensors, {"metadata": said}, "mxfp8", numbers
+        return tensors | said_of_comfy("mxfp8"), None, "mxfp8", numbers
+
+    return case
+
+
 CASES = {
     "block float8": block_float8,
     "a scalar": scalar(()),
@@ -266,4 +299,7 @@ CASES = {
     "experts of DeepSeek-V4": rows_of_mxfp4("weight", "scale", "fp8", np.int8),
     "compressed-tensors NVFP4": compressed_tensors_nvfp4,
     "ModelOpt NVFP4": modelopt_nvfp4,
+    "ComfyUI NVFP4": comfy_nvfp4,
+    "ComfyUI MXFP8": comfy_mxfp8(False),
+    "ComfyUI MXFP8, said in the header": comfy_mxfp8(True),
 }

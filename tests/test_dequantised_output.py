@@ -130,6 +130,37 @@ def test_what_is_not_read_is_not_dequantised(tmp_path):
         mpfast.prune(tmp_path / "model", sparsity=0.5, dequantize="bf16")
 
 
+def test_what_lies_beside_says_what_is_written(tmp_path):
+    """The type that the model is loaded in, the size of its tensors; nothing of how they were quantised."""
+    tensors, _ = layers()
+    sharded(tmp_path / "model", tensors, {**CONFIG, "torch_dtype": "float16", "text_config": {"dtype": "float16"}})
+    for name in ("quantize_config.json", "quant_config.json"):
+        (tmp_path / "model" / name).write_text("{}")
+    out = tmp_path / "out"
+    result = mpfast.prune(tmp_path / "model", out, sparsity=0.5, method="magnitude", dequantize="bfloat16")
+    said = json.loads((out / "config.json").read_text())
+    assert (said["torch_dtype"], said["text_config"]) == ("bfloat16", {"dtype": "bfloat16"})
+    assert "config.json: says that the weights are bfloat16" in result.notes
+    assert not list(out.glob("quant*_config.json"))
+    assert "quantize_config.json: says how the weights were quantised" in result.not_copied
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * (3 * 128 * 64 + 64)
+    sharded(tmp_path / "wide", tensors, {**CONFIG, "dtype": "float32"})
+    mpfast.prune(tmp_path / "wide", tmp_path / "out of it", sparsity=0.5, dequantize="bfloat16")
+    assert json.loads((tmp_path / "out of it" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_numbers_that_are_none_are_told(tmp_path):
+    tensors, _ = layers()
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[f"{name}_scale_inv"] = np.full_like(tensors[f"{name}_scale_inv"], np.nan)
+    choice = {"sparsity": 0.5, "exclude": name, "dequantize": "bfloat16"}
+    assert not any("NaN" in note for note in mpfast.prune(tensors, **choice).notes)
+    result = mpfast.prune(tensors, tmp_path / "out", **choice)
+    assert result.notes[-1] == f"{name}: NaN or infinite in the source, and here"
+    assert np.isnan(widened(open_checkpoint(tmp_path / "out").read(name))).all()
+
+
 def test_comfyui_is_told_that_nothing_is_scaled(tmp_path):
     tensors, *_ = CASES["ComfyUI"]()
     write(tmp_path / "model.safetensors", tensors, {"_quantization_metadata": "{}"})

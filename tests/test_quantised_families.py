@@ -145,3 +145,18 @@ def test_the_dense_model_is_what_is_written(family, tmp_path):
     # Half of each row is left, to the eight digits of bfloat16.
     assert (kept.sum(axis=1) == SHAPE[1] // 2).all()
     np.testing.assert_allclose(found[kept], numbers[kept], rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, "is int8 with 'scale' beside it, in a format that is not known: no configuration names one"),
+        ({"quantization_config": {"quant_method": "quanto"}}, "(quanto): is int8 in a format that is not read"),
+    ],
+)
+def test_a_format_that_is_not_known_is_said_to_be(config, reason, tmp_path):
+    save_file(
+        {"l.weight": np.ones((8, 64), np.int8), "l.scale": np.ones((8, 1), np.float32)}, tmp_path / "a.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config or {}))
+    assert reason in roles_of(open_checkpoint(tmp_path / "a.safetensors"))["l.weight"].reason

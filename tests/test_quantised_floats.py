@@ -179,7 +179,17 @@ FOUR_BITS = {
     ),
     "ComfyUI's tiles": (
         without("ModelOpt NVFP4", comfy_quant=np.frombuffer(b'{"format": "nvfp4"}', np.uint8)),
-        "is nvfp4 of ComfyUI, which is not read",
+        r"has 288 scales in tiles, where 1024 are expected for \(48, 96\)",
+    ),
+    "ComfyUI's other formats": (
+        without("ModelOpt NVFP4", comfy_quant=np.frombuffer(b'{"format": "int8_tensorwise"}', np.uint8)),
+        "is 'int8_tensorwise' of ComfyUI, which is not read",
+    ),
+    "ComfyUI's tiles without a scale": (without("ComfyUI MXFP8", "weight_scale"), "has no weight_scale, and is never"),
+    "ComfyUI's tiles without the last scale": (without("ComfyUI NVFP4", "weight_scale_2"), "has no weight_scale_2"),
+    "ComfyUI's scales of another type": (
+        without("ComfyUI NVFP4", weight_scale=np.ones((256, 8), np.float32)),
+        "is float32, where float8_e4m3fn is expected",
     ),
     "no JSON": (without("ModelOpt NVFP4", comfy_quant=np.frombuffer(b"{", np.uint8)), "comfy_quant is no valid JSON"),
 }

@@ -83,6 +83,19 @@ def test_compressed_tensors(case):
     np.testing.assert_allclose(found, numbers, rtol=2 * BFLOAT16, atol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ComfyUI NVFP4", "ComfyUI MXFP8"])
+def test_comfyui(case):
+    eager = pytest.importorskip("comfy_kitchen.backends.eager.quantization")
+    parts, numbers = parts_and_numbers(case)
+    if "weight_scale_2" in parts:
+        scales = parts["weight_scale_2"], parts["weight_scale"]
+        found = eager.dequantize_nvfp4(parts["weight"], *scales, torch.float32)
+    else:
+        found = eager.dequantize_mxfp8(parts["weight"], parts["weight_scale"], torch.float32)
+    np.testing.assert_allclose(found.numpy(), numbers, rtol=3e-7, atol=0)
+
+
 def test_live_experts_of_float8_are_not_refitted():
     """They are seen as numbers where they are analysed, and as they are stored where they would be changed."""
     import mpfast

@@ -8,6 +8,7 @@ import pytest
 import mpfast
 from mpfast.arrays import QuantisedArray
 from mpfast.checkpoints import open_checkpoint, roles_of
+from mpfast.checkpoints.quantised.bit_streams import unpacked
 from mpfast.support import CheckpointError
 from tests.quantised_encoders import check, packed
 
@@ -212,6 +213,48 @@ def test_products_of_n_bits_as_onnx_runtime_does(bits, zeros, tmp_path):
     path = write(tmp_path / "m.onnx", [node], tensors, [96, 96], [96, 48])
     np.testing.assert_allclose(run(path, np.eye(96, dtype=np.float32)).T, numbers, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(open_checkpoint(path).read("B")), numbers)
+
+
+@pytest.mark.parametrize("zeros", [None, "numbers"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_products_whose_inputs_are_in_any_order(zeros, padded, tmp_path):
+    """Each input says which block's scale and zero point it has; a last block that is cut off may say more."""
+    rng = np.random.default_rng(9)
+    inputs, width = (88 if padded else 96), 32
+    node, tensors, _, _ = product_parts(4, (48, inputs), width, rng, zeros=zeros)
+    groups = rng.permutation(np.arange(96) // width).astype(np.int32)
+    node.input.extend([*([""] if zeros is None else []), "g"])
+    path = write(tmp_path / "m.onnx", [node], [*tensors, tensor("g", groups)], [inputs, inputs], [inputs, 48])
+    codes, scales, *points = map(onnx.numpy_helper.to_array, tensors)
+    index = groups[:inputs]
+    numbers = unpacked(codes.reshape(48, -1), 4, slice(0, inputs)).astype(np.float32)
+    numbers -= points[0][:, index] if points else 8
+    numbers *= scales[:, index]
+    rounding = np.mean(np.square(scales[:, index], dtype=np.float64)) / 12
+    check(decoder_of(open_checkpoint(path), "B"), numbers, rounding)
+    if not padded:
+        np.testing.assert_allclose(run(path, np.eye(inputs, dtype=np.float32)).T, numbers, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "zeros", "what"), [(4, "packed", "packed zero points"), (2, None, "2 bits")])
+def test_what_is_not_known_of_inputs_in_any_order_is_refused(bits, zeros, what, tmp_path):
+    node, tensors, _, _ = product_parts(bits, (48, 96), 32, np.random.default_rng(11), zeros=zeros)
+    node.input.extend([*([""] if zeros is None else []), "g"])
+    groups = tensor("g", np.zeros(96, np.int32))
+    path = write(tmp_path / "m.onnx", [node], [*tensors, groups], [96, 96], [96, 48])
+    assert f"has {what} under g_idx, and what these mean there is not known" in refused(path, "B")
+
+
+def test_an_input_of_a_block_that_is_not_there_is_no_number(tmp_path):
+    node, tensors, _, _ = product_parts(4, (48, 96), 32, np.random.default_rng(10))
+    node.input.extend(["", "g"])
+    wrong = tensor("g", np.full(96, 3, np.int32))
+    path = write(tmp_path / "m.onnx", [node], [*tensors, wrong], [96, 96], [96, 48])
+    with pytest.raises(CheckpointError, match="g has groups from 3 to 3, of which there are 3"):
+        np.asarray(open_checkpoint(path).read("B"))
+    short = tensor("g", np.zeros(95, np.int32))
+    path = write(tmp_path / "m.onnx", [node], [*tensors, short], [96, 96], [96, 48])
+    assert "g has the shape (95,)" in refused(path, "B")
 
 
 def refused(path, name="W"):

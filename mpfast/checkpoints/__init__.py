@@ -13,9 +13,9 @@ from mpfast.checkpoints.adapter_settings import (
 )
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
-from mpfast.checkpoints.companions import copy_companions, home_directory, index_name
+from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import other_names, stacked_expert
+from mpfast.checkpoints.families import other_names, setting, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -46,7 +46,14 @@ from mpfast.checkpoints.moments import (
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
-from mpfast.checkpoints.quantised import DENSE_TYPES, DenseCopy, Dequantised, dense_copy
+from mpfast.checkpoints.quantised import (
+    DENSE_TYPES,
+    DenseCopy,
+    Dequantised,
+    dense_copy,
+    reason_against_masking,
+    repackable,
+)
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
 from mpfast.checkpoints.safetensors import SafetensorsFile
@@ -65,6 +72,7 @@ from mpfast.checkpoints.tensor_bits import (
     stored_chunks,
 )
 from mpfast.checkpoints.torch_modules import TorchModules
+from mpfast.checkpoints.widths import WIDTHS, Units, Widths
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -75,6 +83,7 @@ __all__ = [
     "METADATA_KEY",
     "MIN_SIDE",
     "WHOLE",
+    "WIDTHS",
     "AdapterProducts",
     "AdapterSettings",
     "ArrayMapping",
@@ -104,9 +113,11 @@ __all__ = [
     "SourceFiles",
     "TensorInfo",
     "TorchModules",
+    "Units",
     "Update",
     "Views",
     "WatchedWeight",
+    "Widths",
     "as_layer",
     "as_layers",
     "as_stored",
@@ -124,7 +135,6 @@ __all__ = [
     "format_of",
     "has_updates",
     "home_directory",
-    "index_name",
     "is_moment_file",
     "is_report",
     "layer_matrix",
@@ -142,8 +152,11 @@ __all__ = [
     "prefetched",
     "quantised_weight",
     "read_layer",
+    "reason_against_masking",
+    "repackable",
     "roles_of",
     "select_layers",
+    "setting",
     "settings_beside",
     "shards_of",
     "shares_memory",

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "read_config",
     "setting",
     "stacked_expert",
+    "with_dtype",
     "without_quantisation",
 ]
 
@@ -114,6 +116,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 _NO_FAMILY = Family()
 # What configurations say of quantisation is under one of these, by itself or in the part on the language model.
 _ON_QUANTISATION = ("quantization_config", "quantization", "compression_config")
+# Under which transformers' models say the type of their weights, before version 5 and since.
+_DTYPE = ("torch_dtype", "dtype")
 _ON_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 # What the projections of experts that are stored one by one are called, two into an expert and one out of it, and what
 # transformers stacks them into when it loads them, the former two one below the other.
@@ -206,7 +210,7 @@ def _block_of(stack: str) -> str:
 
 def family_of(config: Mapping[str, Any] | None) -> Family:
     """Return what is known of a model's family; nothing particular where its type is not listed."""
-    for said in () if config is None else (config, _language(config)):
+    for said in () if config is None else chain((config,), _languages(config)):
         kind = said.get("model_type")
         if isinstance(kind, str) and kind in FAMILIES:
             return FAMILIES[kind]
@@ -218,8 +222,9 @@ def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
 
     These are those on the language model, its attention and its feed-forward layers.
     """
-    parts = () if config is None else (config, _language(config), *_parts_of(config, "attn_config", "ffn_config"))
-    for said in parts:
+    if config is None:
+        return None
+    for said in chain((config,), _languages(config), _parts_of(config, "attn_config", "ffn_config")):
         for name in names:
             value = said.get(name)
             if type(value) is int and value > 0:
@@ -241,7 +246,7 @@ def quantisation_settings(config: Mapping[str, Any] | None) -> Mapping[str, Any]
 
 
 def _quantisations(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for said in () if config is None else (config, _language(config)):
+    for said in () if config is None else chain((config,), _languages(config)):
         for key in _ON_QUANTISATION:
             found = said.get(key)
             if isinstance(found, Mapping) and found:
@@ -257,12 +262,25 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _language(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(_parts_of(config, *_ON_LANGUAGE), {})
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a configuration that names this type of two bytes, where it names any but a wider one."""
+    kept = dict(config)
+    for key in _DTYPE:
+        if isinstance(kept.get(key), str) and kept[key].removeprefix("torch.") not in ("float32", "float64", "auto"):
+            kept[key] = dtype
+    for key in _ON_LANGUAGE:
+        if isinstance(kept.get(key), Mapping):
+            kept[key] = with_dtype(kept[key], dtype)
+    return kept
+
+
+def _languages(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The part on the language model, if there is one; looked for when it is asked for."""
+    return islice(_parts_of(config, *_ON_LANGUAGE), 1)
 
 
 def _parts_of(config: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, Any]]:
-    return (config[key] for key in keys if isinstance(config.get(key), Mapping))
+    return (config[key] for key in keys if key in config and isinstance(config[key], Mapping))
 
 
 def experts_of(config: Mapping[str, Any] | None) -> int | None:

@@ -172,11 +172,15 @@ def as_layers(
 
 
 def select_layers(
-    checkpoint: Checkpoint, include: NameFilter, exclude: NameFilter, views: Views = WHOLE
+    checkpoint: Checkpoint,
+    include: NameFilter,
+    exclude: NameFilter,
+    views: Views = WHOLE,
+    roles: Mapping[str, Role] | None = None,
 ) -> tuple[list[Layer], dict[str, str], list[str]]:
     """Split the tensors of a checkpoint into layers and (name -> reason) for the rest.
 
-    Also returns what to warn of: patterns of `exclude` that match no tensor.
+    Also returns what to warn of: patterns of `exclude` that match no tensor. Without `roles`, they are decided here.
 
     Raises
     ------
@@ -191,7 +195,7 @@ def select_layers(
     wanted, unwanted = name_filter(given, "include"), name_filter(exclude, "exclude")
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
-    roles = roles_of(checkpoint)
+    roles = roles_of(checkpoint) if roles is None else roles
     aliases: dict[str, tuple[str, ...]] = {}
     for name, role in roles.items():
         if role.kind == "alias":

@@ -106,10 +106,13 @@ _NESTED = frozenset(_COMPANIONS) - {"proj_down", "proj_up", "lora_down", "lora_u
 _WORDS = tuple(sorted({*_WEIGHTS, *_COMPANIONS}, key=lambda word: -len(word)))
 
 
+@functools.lru_cache(maxsize=1 << 10)  # of one tensor it is asked a dozen times in a row
 def parent_of(name: str) -> tuple[str, str]:
     """Split a name into that of its module and its own part; Keras and Flax separate them by slashes."""
-    cut = max(name.rfind("."), name.rfind("/"))
-    return name[: max(cut, 0)], name[cut + 1 :]
+    cut = name.rfind(".")
+    if "/" in name:
+        cut = max(cut, name.rfind("/"))
+    return name[:cut] if cut > 0 else "", name[cut + 1 :]
 
 
 def companions_of(tensors: Iterable[TensorInfo], *, quantised: bool = False) -> tuple[dict[str, str], list[str]]:

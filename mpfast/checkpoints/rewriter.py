@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.companions import copy_companions, index_name
-from mpfast.checkpoints.quantised import DenseCopy
+from mpfast.checkpoints.quantised import DenseCopy, Dequantised, QuantisedWeight, masked_codes
+from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
-from mpfast.checkpoints.tensor_bits import check_writable, shards_of, stored_chunks
+from mpfast.checkpoints.tensor_bits import as_stored, check_writable, shards_of, stored_chunks
 
 __all__ = ["CheckpointOutput", "files_of", "write_index"]
+
+# Entries masked at a time.
+_CHUNK_ENTRIES = 4 << 20
 
 
 class CheckpointOutput:
@@ -25,7 +33,7 @@ class CheckpointOutput:
     Safetensors files keep their names, headers and layout; any other checkpoint becomes one ``model.safetensors``.
     Tensors that are not written are copied from the source. What a killed process has left in the directory is compared
     with what is to be written, byte by byte, and only where they differ is it written again: whatever that process saw,
-    the result is that of a run from scratch.
+    the result is that of a run from scratch. Of quantised weights their parts are written, as they are stored.
 
     Parameters
     ----------
@@ -41,6 +49,9 @@ class CheckpointOutput:
     """
 
     def __init__(self, checkpoint: Checkpoint, staging: Path) -> None:
+        self._quantised: Mapping[str, QuantisedWeight] = {}
+        if isinstance(checkpoint, Dequantised):
+            self._quantised, checkpoint = checkpoint.weights, as_stored(checkpoint)
         check_writable(checkpoint)
         self._checkpoint = checkpoint
         self._staging = staging
@@ -64,6 +75,24 @@ class CheckpointOutput:
     def write(self, name: str, chunks: Iterable[memoryview]) -> None:
         """Write one tensor in place of the source's, of the same size; tensors come file by file."""
         self._open(self._home[name]).write_chunks(name, chunks)
+
+    def write_masked(self, name: str, entries: NDArray[Any], keep: NDArray[np.bool_]) -> None:
+        """Write one tensor with zeros where a mask drops entries; of a quantised one only its codes are changed.
+
+        Parameters
+        ----------
+        name
+            Of the tensor.
+        entries
+            Its entries; of a quantised one they are not looked at.
+        keep
+            True = kept, one for each entry.
+        """
+        weight = self._quantised.get(name)
+        if weight is None:
+            self.write(name, _masked_chunks(entries, keep))
+        else:
+            self.write(weight.group.info.name, masked_codes(weight, keep))
 
     def _open(self, file: str) -> SafetensorsWriter:
         if self._current is None or self._file != file:
@@ -125,6 +154,15 @@ class CheckpointOutput:
         return left
 
 
+def _masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_]) -> Iterator[memoryview]:
+    """Yield the bytes of the entries that are kept, zeros for the others."""
+    bits = entries.reshape(-1).view(f"u{entries.itemsize}")
+    flat = keep.reshape(-1)
+    for at in range(0, bits.size, _CHUNK_ENTRIES):
+        dense = bits[at : at + _CHUNK_ENTRIES]
+        yield np.multiply(dense, flat[at : at + _CHUNK_ENTRIES], dtype=dense.dtype).view(np.uint8).data
+
+
 def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the tensors of every file to write: the source's files, or one ``model.safetensors``."""
     if isinstance(checkpoint, DenseCopy):
@@ -136,9 +174,13 @@ def files_of(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def write_index(checkpoint: Checkpoint, folder: Path, files: Mapping[str, Iterable[str]]) -> None:
-    """Write the index of several files, by the names of the tensors in each; nothing where there is one."""
+    """Write the index of several files, by the names of the tensors in each; nothing where there is one.
+
+    Its size is that of the tensors, without headers, as other libraries give it.
+    """
     if len(files) > 1:
-        size = sum((folder / file).stat().st_size for file in files)
+        spans = [span for file in files for span in SafetensorsFile(folder / file).spans.values()]
+        size = sum(end - begin for begin, end in spans)
         weight_map = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")

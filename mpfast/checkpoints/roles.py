@@ -51,6 +51,8 @@ _HEAD = re.compile(
     r"^(model\.)?output\.weight$"
 )
 _MAYBE_HEAD = re.compile(r"(^|[./])(output|head|decoder|unembed|logits|ff_out)$")
+# In a block, of which there are several.
+_NUMBERED = re.compile(r"(^|[./])\d+([./]|$)")
 _WRAPPER = re.compile(r"^((_orig_mod|module|model|base_model)\.)+")
 # Tables of embeddings whose rows are no tokens.
 _NO_TOKENS = re.compile(r"pos|type|segment|wpe|time|class|label|relative", re.IGNORECASE)
@@ -289,7 +291,8 @@ def _matrix(info: TensorInfo, infos: Mapping[str, TensorInfo], config: Mapping[s
     if not inputs and is_fused_qkv(info.name) and max(info.shape) == 3 * min(info.shape):
         role = replace(role, input_axes=(int(info.shape[1] < info.shape[0]),), source="shape")
     split = fused_parts(info.name, info.shape, role.input_axes, config, family)
-    return replace(role, parts=split.parts or _gates(info, infos), unsplit=split.reason)
+    parts = split.parts or _gates(info, infos)
+    return replace(role, parts=parts, unsplit=split.reason) if parts or split.reason else role
 
 
 def _kind_of_matrix(
@@ -300,7 +303,7 @@ def _kind_of_matrix(
     if _is_embedding(info.name):
         return "embedding", "name"
     vocabulary, width = setting(config, "vocab_size"), setting(config, "hidden_size", "n_embd", "d_model")
-    inside = any(part.isdigit() for part in re.split(r"[./]", info.name))  # of a block, of which there are several
+    inside = _NUMBERED.search(info.name) is not None
     if vocabulary and width and vocabulary != width and info.shape == (vocabulary, width) and not inside:
         intermediate = setting(config, "intermediate_size", "n_inner", "d_ff", "ffn_dim")
         if vocabulary not in (intermediate, 3 * width, 4 * width):

@@ -78,6 +78,10 @@ class ShardedSafetensors:
         """Return one tensor; see `SafetensorsFile.read`."""
         return self._home[name].read(name)
 
+    def raw(self, name: str) -> memoryview:
+        """Return the bytes of one tensor; see `SafetensorsFile.raw`."""
+        return self._home[name].raw(name)
+
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor; see `Checkpoint.prefetch`."""
         self._home[name].prefetch(name)
@@ -103,7 +107,8 @@ def open_index(index: Path) -> ShardedSafetensors:
     weight_map = weight_map_of(index)
     shards = [index.parent / file for file in dict.fromkeys(weight_map.values())]
     checkpoint = ShardedSafetensors(index, shards)
+    paths = {file: str(index.parent / file) for file in weight_map.values()}
     for name, file in weight_map.items():
-        if checkpoint.shard_of(name) != str(index.parent / file):
+        if checkpoint.shard_of(name) != paths[file]:
             raise CheckpointError(f"{index}: tensor {name!r} is not in {file}, where the index puts it", tensor=name)
     return checkpoint

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,15 +99,15 @@ def as_stored(checkpoint: Checkpoint) -> Checkpoint:
 
 def stored_bits(checkpoint: Checkpoint, name: str) -> memoryview:
     """Return the bytes of one tensor of a checkpoint as a safetensors file holds them; errors as `stored`."""
-    for shard in shards_of(checkpoint):
-        with contextlib.suppress(KeyError):
-            return shard.raw(name)
-    return _bytes(stored(checkpoint.read(name), name))
+    holder = _holder(checkpoint, name)
+    if isinstance(holder, SafetensorsFile | ShardedSafetensors):
+        return holder.raw(name)
+    return _bytes(stored(holder.read(name), name))
 
 
 def stored_chunks(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
     """Yield `stored_bits` in pieces, in order; of a quantised tensor no more than a piece is decoded at a time."""
-    if not shards_of(checkpoint):
+    if not shards_of(_holder(checkpoint, name)):
         tensor = checkpoint.read(name)
         if isinstance(tensor, QuantisedArray):
             for _, numbers in tensor.decoded_panels():
@@ -117,6 +116,12 @@ def stored_chunks(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
     whole = stored_bits(checkpoint, name)
     for at in range(0, whole.nbytes, _CHUNK_BYTES):
         yield whole[at : at + _CHUNK_BYTES]
+
+
+def _holder(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Return what has the bits of a tensor: beside quantised weights that are decoded, what these are read from."""
+    find: Callable[[str], Checkpoint] | None = getattr(checkpoint, "holder_of", None)
+    return checkpoint if find is None else find(name)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
 
+from mpfast.models.skipped import SkippedTensor, is_companion
 from mpfast.support import warn_caller
-
-if TYPE_CHECKING:
-    from mpfast.models.skipped import SkippedTensor
 
 __all__ = ["DEFAULT_CEILING", "default_ceiling", "dense_tensors", "model_entries", "warn_of_emptied"]
 
@@ -37,15 +34,18 @@ def dense_tensors(
     return tuple(
         (tensor.name, tensor.shape)
         for tensor in skipped
-        if len(tensor.shape) > 1 and not _is_part_of(tensor.name, known)
+        if len(tensor.shape) > 1 and not is_companion(tensor) and not _is_part_of(tensor.name, known)
     )
 
 
 def model_entries(tensors: Iterable[tuple[str, tuple[int, ...], str]], skipped: Iterable[SkippedTensor]) -> int:
-    """Count the floating-point entries of a checkpoint, of which some tensors are looked at and the others skipped."""
+    """Count the floating-point entries of a checkpoint, of which some tensors are looked at and the others skipped.
+
+    Scales of quantised weights are none of them.
+    """
     shapes = {name: shape for name, shape, _ in tensors}
     for tensor in skipped:
-        if "float" in tensor.dtype and not _is_part_of(tensor.name, shapes):
+        if "float" in tensor.dtype and not is_companion(tensor) and not _is_part_of(tensor.name, shapes):
             shapes[tensor.name] = tensor.shape
     return sum(math.prod(shape) for shape in shapes.values())
 

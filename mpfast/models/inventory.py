@@ -175,10 +175,12 @@ def inspect(
     checkpoint = open_checkpoint(model)
     warn_caller("", unseen_quantisation(checkpoint))
     products = AdapterProducts(checkpoint) if has_updates(checkpoint) else None
-    layers, skipped, doubts = select_layers(products or checkpoint, include, exclude, checked_views(views))
+    roles = roles_of(checkpoint)
+    layers, skipped, doubts = select_layers(
+        products or checkpoint, include, exclude, checked_views(views), None if products else roles
+    )
     for doubt in doubts:
         warn_caller("inspect", doubt)
-    roles = roles_of(checkpoint)
     matrices = Counter(layer.tensor for layer in layers)
     for product, (first, *others) in (products.factors if products is not None else {}).items():
         # What is analysed is listed with the first of its factors: the product is no tensor of the file.

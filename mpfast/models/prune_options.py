@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from mpfast.arrays import parse_device
-from mpfast.checkpoints import Checkpoint, Dequantised, Layer, dense_copy, quantised_weight, stays_dense, telling_reason
+from mpfast.checkpoints import (
+    Checkpoint,
+    Dequantised,
+    Layer,
+    dense_copy,
+    quantised_weight,
+    reason_against_masking,
+    repackable,
+    stays_dense,
+    telling_reason,
+)
 from mpfast.models.budget import Budget
 from mpfast.models.budget_fit import FittedBudget
 from mpfast.models.budget_row import LayerBudget
@@ -67,6 +77,7 @@ class PruneOptions:
     has_gradients: bool = False
     refit: int | None = None
     damping: float | None = None
+    repack: bool = False
 
     def __post_init__(self) -> None:
         if self.budget is not None and not isinstance(self.budget, Budget | str):
@@ -99,6 +110,7 @@ class PruneOptions:
             raise InvalidValueError("pattern", f"{wanted}, not {self.wanted_pattern!r}")
         check_flag(self.embeddings, "embeddings")
         check_flag(self.progress, "progress")
+        check_flag(self.repack, "repack")
         check_tolerance(self.tol)
         check_seed(self.seed)
         parse_device(self.device)
@@ -128,6 +140,9 @@ class PruneOptions:
         for name, value in (("refit", self.refit), ("damping", self.damping)):
             if value is not None and not self.has_moments:
                 raise InvalidValueError(name, "goes with moments")
+        if self.repack and self.has_moments:
+            fact = "keeps the codes of what is kept, and moments give that new values"
+            raise InvalidValueError("repack", fact, "pass dequantize='bfloat16' (--dequantize bf16) in its place")
         if self.refit is not None and (type(self.refit) is not int or self.refit < 0):
             raise InvalidValueError("refit", f"must be an integer of at least 0, not {self.refit!r}")
 
@@ -209,8 +224,21 @@ class PruneOptions:
         return default_ceiling(self.target) if self.ceiling is None else float(self.ceiling)
 
 
-def changeable(checkpoint: Checkpoint, *, dequantize: str | None, written: bool) -> Checkpoint:
+def changeable(
+    checkpoint: Checkpoint, *, dequantize: str | None, written: bool, repack: bool | None = None
+) -> Checkpoint:
     """Return what is changed of a checkpoint: without its quantisation, where that was asked for.
+
+    Parameters
+    ----------
+    checkpoint
+        The source.
+    dequantize
+        The type that its quantised weights are to be rounded to.
+    written
+        Whether it is written.
+    repack
+        Whether they are to stay in their formats; None where the command cannot do that.
 
     Raises
     ------
@@ -218,13 +246,20 @@ def changeable(checkpoint: Checkpoint, *, dequantize: str | None, written: bool)
         It is quantised and is to stay so, or the other way round; or it would be written without what is no tensor.
         Names a quantised weight, or what would be lost.
     """
+    if dequantize is not None and repack:
+        raise InvalidValueError("repack", "keeps the format that dequantize does away with", "pass one of the two")
     if dequantize is not None:
         checkpoint = dense_copy(checkpoint, dequantize)
-    weight = quantised_weight(checkpoint)
-    if weight is not None:
+    weight = None if repack else quantised_weight(checkpoint)
+    if repack:
+        checkpoint = repackable(checkpoint)
+    elif weight is not None:
         advice = "dequantise it first, or take the checkpoint that it was made from"
         if isinstance(checkpoint, Dequantised) and weight in checkpoint.weights:
-            advice = "pass dequantize='bfloat16' (--dequantize bf16), or take the checkpoint that it was made from"
+            ways = ["dequantize='bfloat16' (--dequantize bf16)"]
+            if repack is not None and not reason_against_masking(checkpoint.weights[weight]):
+                ways.append("repack=True (--repack)")
+            advice = f"pass {' or '.join(ways)}, or take the checkpoint that it was made from"
         raise InvalidValueError("model", f"is quantised: {weight} is packed", advice)
     lost = [other for other in getattr(checkpoint, "others", ()) if other.lost]
     if written and lost:
@@ -263,7 +298,7 @@ def layers_to_prune(
         No layer is left, or the budget does not fit the layers.
     """
     chosen = []
-    for layer in layers:
+    for layer in layers if not options.repack else map(partial(_as_stored, checkpoint), layers):
         if options.masks is not None:
             reason = _reason_of_masks(layer, options.masks)
         elif budget is None:
@@ -284,6 +319,13 @@ def layers_to_prune(
         sizes = {info.name: info.size for info in checkpoint.tensors}
         raise InvalidValueError("", f"no layer is left to prune{telling_reason(skipped, sizes)}")
     return chosen
+
+
+def _as_stored(checkpoint: Checkpoint, layer: Layer) -> Layer:
+    """The layer as its format lets it be changed."""
+    weight = checkpoint.weights.get(layer.file_name) if isinstance(checkpoint, Dequantised) else None
+    reason = "" if weight is None else reason_against_masking(weight)
+    return replace(layer, fixed=layer.fixed or reason)
 
 
 def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,8 +34,6 @@ __all__ = ["BUDGET_FILE", "MaskingPass", "write_pruned"]
 
 #: Name of the budget that is written beside the weights.
 BUDGET_FILE = "budget.json"
-# Entries masked and written at a time.
-CHUNK_ENTRIES = 4 << 20
 
 
 @dataclass
@@ -111,7 +109,7 @@ class MaskingPass:
             mask_file.write(layer.file_name, packed(keep))
         if output is not None:
             for name in (layer.file_name, *layer.aliases):
-                output.write(name, masked_chunks(entries, keep))
+                output.write_masked(name, entries, keep)
         self.checkpoint.release(layer.file_name)
 
     def _row(self, layer: Layer, pruned: int, content: str) -> LayerBudget:
@@ -172,12 +170,3 @@ def write_pruned(
         known = {row.file_name: row.content for row in written if row.content is not None}
         mark_output(staging, "prune", checkpoint, known)
     return written, left
-
-
-def masked_chunks(entries: NDArray[Any], keep: NDArray[np.bool_]) -> Iterator[memoryview]:
-    """Yield the bytes of the entries that are kept, zeros for the others."""
-    bits = entries.reshape(-1).view(f"u{entries.itemsize}")
-    flat = keep.reshape(-1)
-    for at in range(0, bits.size, CHUNK_ENTRIES):
-        dense = bits[at : at + CHUNK_ENTRIES]
-        yield np.multiply(dense, flat[at : at + CHUNK_ENTRIES], dtype=dense.dtype).view(np.uint8).data

@@ -142,6 +142,7 @@ def prune(
     embeddings: bool = False,
     ceiling: float | None = None,
     dequantize: str | None = None,
+    repack: bool = False,
     tol: float = 5e-3,
     seed: int = 0,
     device: str | None = None,
@@ -204,6 +205,10 @@ def prune(
     dequantize : {"bfloat16"}, optional
         Prune a quantised model as the dense one that its numbers are, rounded to this type, and write that:
         scales and the like are gone, and ``config.json`` does not speak of them. Default: a quantised model is refused.
+    repack : bool
+        Write a quantised model in its own format: codes of what is pruned become those of zero, and all else stays byte
+        for byte. Of formats in which zero has a code under every scale: float8, MXFP4, NVFP4. Weights in others stay
+        as they are. Not with `moments`, which give new values to what is kept.
     tol, seed, device
         Of the spectra, as in `mpfast.analyze`.
     threads : int, optional
@@ -265,11 +270,12 @@ def prune(
         has_gradients=gradients is not None,
         refit=refit,
         damping=damping,
+        repack=repack,
     )
     check_flag(overwrite, "overwrite")
     if out is not None:
         check_path(out, "out")
-    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, written=out is not None)
+    checkpoint = changeable(open_checkpoint(model), dequantize=dequantize, repack=repack, written=out is not None)
     if out is not None:
         check_writable(checkpoint)
     candidates, skipped, without_effect = select_layers(checkpoint, include, exclude)
@@ -314,6 +320,7 @@ def prune(
             embeddings=embeddings,
             ceiling=None if sparsity is None else options.highest,
             dequantize=dequantize,
+            repack=repack,
             tol=tol,
             seed=seed,
             device=device,

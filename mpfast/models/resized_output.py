@@ -18,13 +18,13 @@ from mpfast.checkpoints import (
     Update,
     copy_companions,
     files_of,
-    index_name,
     packed_settings,
     settings_beside,
     shards_of,
     stored_bits,
     unpacked_settings,
     updated_modules,
+    write_index,
 )
 from mpfast.models.resized_factors import ResizedUpdate, resized
 
@@ -89,10 +89,7 @@ def write_resized(
     if beside is not None:
         text = json.dumps(beside.with_ranks(*plan.modules()), indent=2) + "\n"
         (staging / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-    if len(files) > 1:
-        size = sum((staging / file).stat().st_size for file in files)
-        index = {"metadata": {"total_size": size}, "weight_map": home}
-        (staging / index_name(checkpoint)).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_index(checkpoint, staging, files)
     return reports, left
 
 

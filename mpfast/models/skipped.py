@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint, Layer
 
-__all__ = ["SkippedTensor", "is_non_finite", "skipped_tensors"]
+__all__ = ["SkippedTensor", "is_companion", "is_non_finite", "kind_of_reason", "skipped_tensors"]
 
 # As `mpfast.arrays.raise_if_nonfinite` says it.
 _NON_FINITE = re.compile(r"\bnon-finite\b")
+# As `mpfast.checkpoints.roles.companion_of` says it.
+_COMPANION = re.compile(r"scale of the quantised .*, or what else belongs to it$", re.DOTALL)
 
 
 class SkippedTensor(NamedTuple):
@@ -27,6 +29,16 @@ class SkippedTensor(NamedTuple):
 def is_non_finite(tensor: SkippedTensor) -> bool:
     """Whether a tensor was left out because of NaN or infinities in it."""
     return _NON_FINITE.search(tensor.reason) is not None
+
+
+def is_companion(tensor: SkippedTensor) -> bool:
+    """Whether a tensor is none of its own, but belongs to a quantised weight."""
+    return _COMPANION.match(tensor.reason) is not None
+
+
+def kind_of_reason(tensor: SkippedTensor) -> str:
+    """The reason without the name of another tensor, so that equal ones can be told together."""
+    return "scales of quantised weights, or what else belongs to them" if is_companion(tensor) else tensor.reason
 
 
 def skipped_tensors(

@@ -126,9 +126,9 @@ def storage_bits(shape: tuple[int, ...] | list[int], bits: int) -> int | None:
 
     Zero extents count as one in the test: (2**62, 2**62, 0) holds nothing, but overflows whatever computes its strides.
     """
-    if any(extent >= 2**63 for extent in shape):  # before the product, which huge factors would make slow
+    if shape and max(shape) >= 2**63:  # before the product, which huge factors would make slow
         return None
-    if math.prod(max(extent, 1) for extent in shape) * bits >= 2**63:
+    if math.prod([extent or 1 for extent in shape]) * bits >= 2**63:
         return None
     return math.prod(shape) * bits
 

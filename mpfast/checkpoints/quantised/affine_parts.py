@@ -76,7 +76,7 @@ def _matrix_of(group: Group, word: str, matrix: int) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class ScalesAcross:
-    """Scales of neighbouring columns that are stored below each other: `Scales` of a part (G, N).
+    """Scales of neighbouring columns that are stored below each other: `Scales` of a part (G, N) or (E, G, N).
 
     Attributes
     ----------
@@ -97,7 +97,8 @@ class ScalesAcross:
 
     def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return the scales of some rows."""
-        return as_float32(self.group, self.word, (slice(None), rows)).T
+        stacked = len(self.group.parts[self.word].shape) == 3
+        return as_float32(self.group, self.word, (matrix, slice(None), rows) if stacked else (slice(None), rows)).T
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,28 +46,32 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
         There is no such size, or several are possible.
     """
     info = group.parts[word]
-    scales = info.shape
-    rows, columns = shape[-2:]
     if math.prod(shape) == 0:
         raise NotDecodedError("is empty")
-    found = _by_matrices(scales, shape, said=bool(group.method))
+    found = _grid(info.shape, shape, tuple(_blocks_said(group)), group.method.lower())
     if found is None:
-        raise _misfit(group, word, shape)
-    every = _blocks_said(group)
+        raise NotDecodedError(f"{info.name} has the shape {info.shape}, which fits no blocks of {shape}")
+    return found
+
+
+@functools.lru_cache(maxsize=1 << 8)  # thousands of experts have the same few
+def _grid(
+    scales: tuple[int, ...], shape: tuple[int, ...], every: tuple[tuple[int, int], ...], method: str
+) -> Grid | None:
+    """The grid of scales of a shape, by the blocks and the method that the configuration says; None: not one fits."""
+    rows, columns = shape[-2:]
+    found = _by_matrices(scales, shape, said=bool(method))
+    if found is None:
+        return None
     if found[1:] == (1, 1) and (not every or len(scales) < len(shape)):
         return Grid(found, (rows, columns), "")
     fitting = {said for said in every if _fits(said, found[1:], (rows, columns))}
-    usual = _USUAL.get(group.method.lower())
+    usual = _USUAL.get(method)
     block = fitting.pop() if fitting else _block(found[1:], (rows, columns), every[0] if every else None, usual)
     if block is None or fitting:  # none, or another one, too
-        raise _misfit(group, word, shape)
+        return None
     described = {(1, columns): "by row", (rows, 1): "by column"}.get(block, f"{block[0]}x{block[1]}")
     return Grid(found, (min(block[0], rows), min(block[1], columns)), described)
-
-
-def _misfit(group: Group, word: str, shape: tuple[int, ...]) -> NotDecodedError:
-    info = group.parts[word]
-    return NotDecodedError(f"{info.name} has the shape {info.shape}, which fits no blocks of {shape}")
 
 
 def _by_matrices(scales: tuple[int, ...], shape: tuple[int, ...], *, said: bool) -> tuple[int, int, int] | None:

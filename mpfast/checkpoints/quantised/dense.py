@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder, QuantisedArray, narrowed, widened
 from mpfast.checkpoints.base import Checkpoint, NoTensor, TensorInfo
-from mpfast.checkpoints.families import without_quantisation
+from mpfast.checkpoints.families import with_dtype, without_quantisation
 from mpfast.checkpoints.quantised.reader import Dequantised
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.sharded import INDEX_SUFFIX
@@ -24,7 +25,10 @@ __all__ = ["DENSE_TYPES", "DenseCopy", "dense_copy"]
 #: Types that quantised weights are written in, by the short names of the command line.
 DENSE_TYPES = {"bf16": "bfloat16"}
 # What says how weights are quantised, beside the configuration.
-_LEFT_OUT = {"hf_quant_config.json": "says how the weights were quantised"}
+_LEFT_OUT = dict.fromkeys(
+    ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"),
+    "says how the weights were quantised",
+)
 # ComfyUI's mark of a file whose float8 weights have scales.
 _MARKER = "scaled_fp8"
 
@@ -56,8 +60,6 @@ class DenseCopy:
         Texts of the files beside the weights that are to have another.
     left_out : dict of str to str
         Names of those that are not wanted, and why; nothing where that need not be said.
-    notes : tuple of str
-        What of that is worth saying.
     """
 
     dtype = "bfloat16"
@@ -79,18 +81,39 @@ class DenseCopy:
             if info.name in infos or (info.name not in parts and info.name.rpartition(".")[2] != _MARKER)
         )
         self.files = self._files()
-        self.config = None if quantised.config is None else without_quantisation(quantised.config)
+        self.config: Mapping[str, Any] | None = None
         self.documents: dict[str, str] = {}
         count = len(infos)
         what = "1 weight that is" if count == 1 else f"{count:,} weights that are"
-        self.notes: tuple[str, ...] = (f"written in {self.dtype}: {what} quantised in the source",)
-        if self.config is not None and self.config != quantised.config:
-            self.documents["config.json"] = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
-            self.notes += ("config.json: no longer says that the weights are quantised",)
+        self._notes = [f"written in {self.dtype}: {what} quantised in the source"]
+        self._nonfinite: dict[str, None] = {}
+        if quantised.config is not None:
+            self.config = self._new_config(quantised.config)
         # An index of these files is written with them.
         self.left_out = {**_LEFT_OUT, f"model{INDEX_SUFFIX}": ""}
         if quantised.source.endswith(INDEX_SUFFIX):
             self.left_out[Path(quantised.source).name] = ""
+
+    def _new_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The configuration of what is written; where it is another, its text is to be written, too."""
+        unpacked = without_quantisation(config)
+        new = with_dtype(unpacked, self.dtype)
+        if unpacked != config:
+            self._notes.append("config.json: no longer says that the weights are quantised")
+        if new != unpacked:
+            self._notes.append(f"config.json: says that the weights are {self.dtype}")
+        if new != config:
+            self.documents["config.json"] = json.dumps(new, indent=2, ensure_ascii=False) + "\n"
+        return new
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying of that, also of the numbers that were read so far."""
+        found = list(self._nonfinite)
+        if not found:
+            return tuple(self._notes)
+        which = found[0] if len(found) == 1 else f"{len(found)} weights ({found[0]}, ...)"
+        return (*self._notes, f"{which}: NaN or infinite in the source, and here")
 
     def _files(self) -> dict[str, list[str]]:
         home = {name: shard.path.name for shard in shards_of(self.stored) for name in shard.spans}
@@ -122,7 +145,13 @@ class DenseCopy:
     def read(self, name: str) -> Any:
         """Return one tensor: of what was quantised a `QuantisedArray` of bfloat16, of any other what is stored."""
         weight = self._quantised.weights.get(name)
-        return self.stored.read(name) if weight is None else QuantisedArray(_Rounded(weight.dense()[0]))
+        if weight is None:
+            return self.stored.read(name)
+        return QuantisedArray(_Rounded(weight.dense()[0], name, self._nonfinite))
+
+    def holder_of(self, name: str) -> Checkpoint:
+        """As of `Dequantised`."""
+        return self if name in self._quantised.weights else self.stored
 
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor."""
@@ -135,9 +164,11 @@ class DenseCopy:
 
 @dataclass(frozen=True)
 class _Rounded:
-    """The numbers of another decoder, rounded to bfloat16."""
+    """The numbers of another decoder, rounded to bfloat16; where some are not finite, the name is noted."""
 
     decoder: Decoder
+    name: str
+    nonfinite: dict[str, None]
     dtype: str = field(default="bfloat16", init=False)
 
     @property
@@ -150,6 +181,8 @@ class _Rounded:
 
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         numbers = self.decoder.rows(matrix, rows)
+        if not np.isfinite(numbers).all():
+            self.nonfinite[self.name] = None
         return numbers if self.decoder.dtype == "bfloat16" else widened(narrowed(numbers))
 
     def rounding(self, matrix: int, rows: slice) -> float | None:

@@ -10,6 +10,7 @@ from mpfast.checkpoints.base import Role
 from mpfast.checkpoints.quantised import (
     awq,
     bitsandbytes,
+    comfy,
     compressed_tensors,
     float4,
     float8,
@@ -18,8 +19,8 @@ from mpfast.checkpoints.quantised import (
     onnx_nodes,
     torchao,
 )
-from mpfast.checkpoints.quantised.comfy import check_comfy
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
+from mpfast.support import short
 
 __all__ = ["QUANTISED_FORMATS", "QuantisedFormat", "format_of"]
 
@@ -32,8 +33,9 @@ class QuantisedFormat:
     ----------
     description : str
         What it is, in a few words.
-    methods : frozenset of str
-        What the configuration calls the methods that store weights so, in lower case.
+    methods : frozenset of str or None
+        What the configuration calls the methods that store weights so, in lower case; None where the parts say that
+        they are, whatever it says.
     recognises : function
         Whether the words and types of the parts are those of the format. Where the configuration names no method, they
         alone decide; what is missing or does not fit is for the decoder to say.
@@ -46,7 +48,7 @@ class QuantisedFormat:
     """
 
     description: str
-    methods: frozenset[str]
+    methods: frozenset[str] | None
     recognises: Callable[[Group], bool]
     decoder: Callable[[Group], Decoder]
     role: Callable[[Group, tuple[int, ...]], Role | None] = lambda group, shape: None
@@ -55,6 +57,7 @@ class QuantisedFormat:
 
 #: Every format, once. The first one that recognises a weight has it.
 QUANTISED_FORMATS = (
+    QuantisedFormat("NVFP4 and MXFP8 of ComfyUI", None, comfy.is_tensor_core, comfy.tensor_core),
     QuantisedFormat(
         "float8 with a scale for the matrix, each row or each block", float8.METHODS, float8.is_float8, float8.decoder
     ),
@@ -90,7 +93,7 @@ QUANTISED_FORMATS = (
     QuantisedFormat("int8 of bitsandbytes", bitsandbytes.METHODS, bitsandbytes.is_int8, bitsandbytes.int8),
     QuantisedFormat("MLX and transformers' metal, all modes", mlx.METHODS, mlx.is_mlx, mlx.decoder),
     QuantisedFormat(
-        "torchao in safetensors, float8 and integers in bytes", torchao.METHODS, torchao.is_torchao, torchao.decoder
+        "torchao in safetensors, float8, MX, NVFP4 and integers", torchao.METHODS, torchao.is_torchao, torchao.decoder
     ),
     QuantisedFormat(
         "ONNX, weights that DequantizeLinear takes",
@@ -112,7 +115,11 @@ def format_of(group: Group) -> QuantisedFormat:
     """Return the format that a quantised weight is in; NotDecodedError where it is in none of the list."""
     method = group.method.lower()
     for format in QUANTISED_FORMATS:
-        if (not method or method in format.methods) and format.recognises(group):
-            check_comfy(group)
+        if (not method or format.methods is None or method in format.methods) and format.recognises(group):
+            comfy.check_comfy(group)
             return format
+    if not method:
+        beside = ", ".join(sorted(word for word in group.parts if word != group.codes)) or "nothing"
+        fact = f"is {group.info.dtype} with {short(beside)} beside it"
+        raise NotDecodedError(f"{fact}, in a format that is not known: no configuration names one")
     raise NotDecodedError(f"is {group.info.dtype} in a format that is not read")

@@ -70,7 +70,7 @@ class Group:
 
     def has(self, *words: str) -> bool:
         """Whether all of these parts are there."""
-        return all(word in self.parts for word in words)
+        return all(map(self.parts.__contains__, words))
 
     def only(self, *words: str) -> None:
         """Raise NotDecodedError where there are parts besides these and those that are about inputs alone.

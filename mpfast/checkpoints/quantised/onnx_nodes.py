@@ -2,7 +2,7 @@
 
 ``DequantizeLinear``: ``W = (x - zero_point) * scale`` with a scale for the tensor, for each entry of an axis, or for
 blocks of an axis. ``MatMulNBits`` of ONNX Runtime: blocks along the inputs of codes of a few bits, whose zero is half
-of their range where there are no zero points.
+of their range where there are no zero points; each input may say which block's scale it has (``g_idx``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import Role
 from mpfast.checkpoints.quantised.affine import Affine, described
-from mpfast.checkpoints.quantised.affine_parts import StoredIntegers, check_floats, check_type, runs
+from mpfast.checkpoints.quantised.affine_parts import Indexed, StoredIntegers, check_floats, check_type, runs
 from mpfast.checkpoints.quantised.bit_streams import unpacked
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.codes import FLOAT8
@@ -44,7 +44,7 @@ class _Packed(Protocol):
 
 def is_dequantize_linear(group: Group) -> bool:
     """Whether a node turns the weights into numbers before they are used; or one that is not read takes them."""
-    return not is_mat_mul_n_bits(group)
+    return "operator" in group.settings and not is_mat_mul_n_bits(group)
 
 
 def is_mat_mul_n_bits(group: Group) -> bool:
@@ -126,7 +126,7 @@ class _ZeroPoints:
 def mat_mul_n_bits(group: Group) -> Decoder:
     """Return the decoder of ``B`` (N, blocks, bytes of a block); NotDecodedError where a part is missing or misfits."""
     said = _attributes(group)
-    group.only("", "scales", "zero_points")
+    group.only("", "scales", "zero_points", "g_idx")
     inputs, outputs, bits, width = (said.get(word, 0) for word in ("K", "N", "bits", "block_size"))
     bits = bits or 4  # its default
     if min(inputs, outputs, width) < 1 or not 1 <= bits <= 8 or width * bits % 8:
@@ -140,16 +140,21 @@ def mat_mul_n_bits(group: Group) -> Decoder:
     check_shape(group, "", (outputs, blocks, width * bits // 8), (outputs, blocks * width * bits // 8))
     grid = Grid((1, outputs, blocks), (1, width), f"g{width}")
     check_floats(group, "scales", (outputs * blocks,), (outputs, blocks))
+    scales: Scales = BlockScales(group, "scales", grid)
     zeros: Scales | float = float(1 << bits - 1)
     if group.has("zero_points"):
         zeros = _zeros_of_product(group, bits, grid)
-    return Affine(
-        (outputs, inputs),
-        described(bits, width, inputs),
-        _BlockRows(group, "", outputs, bits, inputs),
-        BlockScales(group, "scales", grid),
-        zeros,
-    )
+    if group.has("g_idx"):
+        # ONNX Runtime 1.32 leaves packed zero points out then, and takes two bits for four.
+        if bits != 4 or isinstance(zeros, _PackedZeros):
+            what = f"{bits} bits" if bits != 4 else "packed zero points"
+            raise NotDecodedError(f"has {what} under g_idx, and what these mean there is not known")
+        check_type(group, "g_idx", "int32")
+        check_shape(group, "g_idx", (inputs,), (blocks * width,))
+        scales = Indexed(scales, group, "g_idx", blocks)
+        zeros = zeros if isinstance(zeros, float) else Indexed(zeros, group, "g_idx", blocks)
+    codes = _BlockRows(group, "", outputs, bits, inputs)
+    return Affine((outputs, inputs), described(bits, width, inputs), codes, scales, zeros)
 
 
 def role_of(group: Group, shape: tuple[int, ...]) -> Role:

@@ -80,24 +80,26 @@ class Dequantised:
         self._names = {info.name for info in stored.tensors}
         seen: dict[str, TensorInfo] = {}
         for group in groups:
-            codes = group.info
+            codes, name = group.info, group.name
             try:
-                weight = self._decoded(group)
+                weight = self._decoded(group, name)
             except NotDecodedError as error:
                 self.refused[codes.name] = str(error)
                 reason = f"quantised{f' ({group.method})' if group.method else ''}: {error}; dequantise it first"
                 source = group.source if group.method else "companions"
                 seen[codes.name] = replace(codes, known=Role("quantised", reason=reason, source=source))
             else:
-                self.weights[group.name] = weight
+                self.weights[name] = weight
                 seen[codes.name] = weight.info
+            companion = companion_of(seen[codes.name].name)
             for part in group.parts.values():
-                seen.setdefault(part.name, replace(part, known=companion_of(seen[codes.name].name)))
+                if part.name not in seen:
+                    seen[part.name] = replace(part, known=companion)
         self._tensors = tuple(seen.get(info.name, info) for info in stored.tensors)
 
-    def _decoded(self, group: Group) -> QuantisedWeight:
-        if group.name in self.weights or (group.name in self._names and group.name != group.info.name):
-            raise NotDecodedError(f"there is another tensor called {group.name}")
+    def _decoded(self, group: Group, name: str) -> QuantisedWeight:
+        if name in self.weights or (name in self._names and name != group.info.name):
+            raise NotDecodedError(f"there is another tensor called {name}")
         format = format_of(group)
         return QuantisedWeight(group, format, format.decoder(group))
 
@@ -131,6 +133,10 @@ class Dequantised:
         if name in self.weights:
             return QuantisedArray(self.weights[name].decoder)
         return self.stored.read(name)
+
+    def holder_of(self, name: str) -> Checkpoint:
+        """Return what has the bits of a tensor: this for a weight that is decoded, else what is stored, of any type."""
+        return self if name in self.weights else self.stored
 
     def prefetch(self, name: str) -> None:
         """Begin to read a tensor, with all that belongs to it."""
