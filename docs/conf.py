@@ -41,15 +41,6 @@ autodoc_preserve_defaults = True
 # The reference is built without PyTorch and the toolkits.
 autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors"]
 autodoc_mock_imports += ["modelopt", "pydantic"]
-    "torch",
-    "transformers",
-    "lightning",
-    "peft",
-    "llmcompressor",
-    "compressed_tensors",
-    "modelopt",
-    "pydantic",
-]
 
 html_theme = "furo"
 html_math_renderer = "mathml"
