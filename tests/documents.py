@@ -20,6 +20,7 @@ NEEDS = {
     "docs/how-to/audit.md": ("typer",),
     "docs/how-to/choose-ranks.md": ("typer",),
     "docs/how-to/ci.md": ("typer",),
+    "docs/how-to/core-ml.md": ("torch", "coremltools"),
     "docs/how-to/llm-compressor.md": ("torch", "transformers", "llmcompressor"),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/notebooks.md": ("matplotlib",),
