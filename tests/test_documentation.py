@@ -32,6 +32,7 @@ REFERENCED = [
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
     "mpfast.integrations.llmcompressor",
+    "mpfast.integrations.modelopt",
     "mpfast.integrations.monitor",
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
@@ -42,6 +43,7 @@ OPTIONAL = {
     "mpfast.integrations.transformers": "transformers",
     "mpfast.integrations.lightning": "lightning",
     "mpfast.integrations.llmcompressor": "llmcompressor",
+    "mpfast.integrations.modelopt": "modelopt",
     "mpfast.integrations.peft": "peft",
 }
 
