@@ -82,7 +82,7 @@ def product_lines(threads: int, rounds: int) -> list[str]:
             X = np.random.default_rng(2).standard_normal((width, side)).astype(real)
             plain, first, reading, *steps = medians(
                 [
-                    lambda W=W, X=X: _core.gram_product(W, X, "right", threads),
+                    lambda W=W, X=X: _core.gram_product(W, X, "right", threads, norm=False),
                     lambda W=W, X=X, sums=sums: _core.gram_product(W, X, "right", threads, energies=sums),
                     lambda W=W: _core.read_pass(W, threads),
                     further_steps(W, width, threads, None),

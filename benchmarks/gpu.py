@@ -1,7 +1,10 @@
 """Benchmarks on one NVIDIA GPU: needs mpfast with its CUDA backend, PyTorch, and under 8 minutes.
 
     python benchmarks/gpu.py            # writes benchmarks/results/NAME.json and .md, NAME being the GPU's
-    python benchmarks/gpu.py --quick    # small sizes
+    python benchmarks/gpu.py --quick    # a first contact of under 6 minutes: NAME-quick.json and .md
+
+The first contact needs pytest too, and compute-sanitizer where it is to look for races. Each of its checks has a limit
+of time, and what fails or is missing is written down like what passes; then come the cases that have a bar.
 
 Times are medians after a warm-up, by CUDA events for single products and by the clock, synchronised, for everything
 that a user calls. Errors are relative to fp64 references. A bar is the figure
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +31,7 @@ import numpy as np
 from mpfast.arrays import address_of, cuda_backend, cuda_status, device_matrix
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
 # (rows, columns) of the matrices of one layer of a LLaMA of 70 billion parameters, and the number of layers.
 LLAMA_LAYER = ((8192, 8192), (1024, 8192), (1024, 8192), (8192, 8192), (28672, 8192), (28672, 8192), (8192, 28672))
 LLAMA_LAYERS = 80
@@ -93,11 +99,11 @@ def copy_rate() -> float:
     return 2 * source.nbytes / device_time(lambda: target.copy_(source))
 
 
-def gram_rows(rate: float, quick: bool) -> Iterator[Row]:
+def gram_rows(rate: float) -> Iterator[Row]:
     """Single products, both orientations, against PyTorch's pair of products."""
     import torch
 
-    for shape in ((4096, 4096),) if quick else ((8192, 28672), (28672, 8192)):
+    for shape in ((8192, 28672), (28672, 8192)):
         for dtype in (torch.float32, torch.bfloat16):
             W = gaussian(shape, dtype)
             for width in (1, 4, 8, 16, 32):
@@ -155,48 +161,46 @@ def _gram_product_fp64(side: Any, x: Any) -> Any:
     return total
 
 
-def edge_rows(quick: bool) -> Iterator[Row]:
-    """Whole fits, against every singular value by PyTorch."""
+def large_edge_rows() -> Iterator[Row]:
+    """The fit of a matrix of 1.7 GB."""
     import torch
 
     import mpfast
 
-    shape = (2048, 6656) if quick else (16384, 53248)
+    shape = (16384, 53248)
     W = gaussian(shape, torch.bfloat16)
     seconds, edge = clock(lambda: mpfast.spectrum(W).edge, 5)
-    law = shape[0] ** 0.5 + shape[1] ** 0.5
-    yield Row(
-        f"edge of {shape[0]} x {shape[1]} bfloat16",
-        "mpfast",
-        seconds,
-        "",
-        abs(edge.sigma_plus / law - 1),
-        "" if quick else "40 ms",
-        None if quick else seconds < 0.04,
-    )
-    del W
-    torch.cuda.empty_cache()
-    p = 2048 if quick else 8192
+    error = abs(edge.sigma_plus / (shape[0] ** 0.5 + shape[1] ** 0.5) - 1)
+    yield Row(f"edge of {shape[0]} x {shape[1]} bfloat16", "mpfast", seconds, "", error, "40 ms", seconds < 0.04)
+
+
+def edge_rows() -> Iterator[Row]:
+    """A whole fit, against every singular value by PyTorch."""
+    import torch
+
+    import mpfast
+
+    p = 8192
     W = gaussian((p, p), torch.float32)
     case = f"edge of {p} x {p} float32"
     full, values = clock(lambda: torch.linalg.svdvals(W), 1)
     exact = mpfast.Spectrum.from_values(values.double().cpu().numpy(), (p, p)).edge.sigma_plus
     seconds, edge = clock(lambda: mpfast.spectrum(W).edge, 5)
     error = abs(edge.sigma_plus / exact - 1)
-    met = None if quick else full / seconds >= 100 and error <= 5e-3
+    met = full / seconds >= 100 and error <= 5e-3
     yield Row(case, "mpfast", seconds, f"{full / seconds:.0f} x faster than svdvals", error, "100 x, 0.5 %", met)
     yield Row(case, "torch.linalg.svdvals", full, f"{full / seconds:.1f} x mpfast")
     gram, _ = clock(lambda: torch.linalg.eigvalsh(W.T.double() @ W.double()), 1)
     yield Row(case, "torch fp64 Gram + eigvalsh", gram, f"{gram / seconds:.1f} x mpfast", 0.0)
 
 
-def svd_rows(quick: bool) -> Iterator[Row]:
+def svd_rows() -> Iterator[Row]:
     """Leading triplets of noise with 40 spikes."""
     import torch
 
     import mpfast
 
-    p = 1024 if quick else 4096
+    p = 4096
     generator = torch.Generator("cuda").manual_seed(3)
     u, v = (torch.linalg.qr(torch.randn(p, 40, generator=generator, device="cuda"))[0] for _ in range(2))
     spikes = torch.linspace(1.2, 4.0, 40, device="cuda") * 2 * p**0.5
@@ -217,13 +221,13 @@ def svd_rows(quick: bool) -> Iterator[Row]:
         yield Row(case, name, other, f"{other / seconds:.1f} x mpfast", error(s))
 
 
-def mask_rows(rate: float, quick: bool) -> Iterator[Row]:
+def mask_rows(rate: float) -> Iterator[Row]:
     """2:4 and threshold masks."""
     import torch
 
     import mpfast
 
-    W = gaussian((1024, 4096) if quick else (8192, 28672), torch.bfloat16)
+    W = gaussian((8192, 28672), torch.bfloat16)
     seconds, mask = clock(lambda: mpfast.masks.n_m(W, 2, 4), 5)
     moved = W.nbytes + mask.nbytes
     yield Row("2:4 mask, bfloat16", "mpfast.masks.n_m", seconds, f"{moved / seconds / rate:.2f} of copy bandwidth")
@@ -273,14 +277,14 @@ def torch_columns(W: Any, U: Any) -> Any:
     return V
 
 
-def column_rows(quick: bool) -> Iterator[Row]:
+def column_rows() -> Iterator[Row]:
     """Optimal brain surgeon on one layer, its factor given: columns alone, and with a refit; errors are those of W."""
     import torch
 
     from mpfast import reconstruct
     from mpfast.reconstruct.device_factor import inverse_factor_by_torch
 
-    size = 512 if quick else 4096
+    size = 4096
     W, X = gaussian((size, size), torch.float32), gaussian((4 * size, size), torch.float32, seed=1)
     X += gaussian((4 * size, 16), torch.float32, seed=2) @ gaussian((16, size), torch.float32, seed=3)
     C = X.T.double() @ X.double() / len(X)
@@ -316,39 +320,89 @@ def column_rows(quick: bool) -> Iterator[Row]:
     )
 
 
-def llama_rows(quick: bool) -> Iterator[Row]:
+def llama_rows() -> Iterator[Row]:
     """Every matrix of LLaMA-70B's shape, made on the device one after the other; their making is not counted."""
     import torch
 
     import mpfast
 
-    layers = 1 if quick else LLAMA_LAYERS
     total = 0.0
     worst = 0.0
     matrices = [gaussian(shape, torch.bfloat16, seed=i) for i, shape in enumerate(LLAMA_LAYER)]
     mpfast.spectrum(matrices[0])
-    for _ in range(layers):
+    for _ in range(LLAMA_LAYERS):
         for W in matrices:
             start = time.perf_counter()
             edge = mpfast.spectrum(W).edge
             total += time.perf_counter() - start
             law = W.shape[0] ** 0.5 + W.shape[1] ** 0.5
             worst = max(worst, abs(edge.sigma_plus / law - 1))
-    bar = "" if quick else "6 s"
-    yield Row(
-        f"{layers * len(matrices)} matrices of LLaMA-70B's shapes, bfloat16",
-        "mpfast.spectrum(W).edge, one by one",
-        total,
-        "",
-        worst,
-        bar,
-        None if quick else total < 6,
-    )
+    case = f"{LLAMA_LAYERS * len(matrices)} matrices of LLaMA-70B's shapes, bfloat16"
+    yield Row(case, "mpfast.spectrum(W).edge, one by one", total, "", worst, "6 s", total < 6)
 
 
-def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
+def barred_rows(rate: float) -> Iterator[Row]:
+    """The five cases that have a bar."""
+    import torch
+
+    for dtype in (torch.float32, torch.bfloat16):
+        yield from product_rows(gaussian((8192, 28672), dtype), 4, rate)
+    yield from large_edge_rows()
+    yield from edge_rows()
+    yield from llama_rows()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command of the first contact, and how it ended."""
+
+    name: str
+    outcome: str
+    seconds: float
+    output: str = ""
+
+
+SANITIZED = "import torch, mpfast; W = torch.randn(600, 5000, device='cuda'); mpfast.gram_product(W, W[:, :8])"
+
+
+def first_contact() -> Iterator[Check]:
+    """What most likely breaks on a device that was never seen: loading, results, races."""
+    python = sys.executable
+    tests = ["-m", "pytest", "-q", "-x", "-m", "gpu", "-k", "not sanitizer", "-p", "no:cacheprovider"]
+    yield checked("mpfast info", [python, "-m", "mpfast", "info"], 30)
+    yield checked("tests of results", [python, *tests, str(ROOT / "tests" / "test_gpu.py")], 150)
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("racecheck", "synccheck"):
+        name = f"compute-sanitizer, {tool}"
+        if sanitizer is None:
+            yield Check(name, "not there", 0.0)
+            continue
+        options = ["--tool", tool, "--error-exitcode", "9"]
+        yield checked(name, [sanitizer, *options, python, "-c", SANITIZED], 60)
+
+
+def checked(name: str, command: list[str], limit: float) -> Check:
+    """Run a command for at most ``limit`` seconds; its last lines are kept where it does not pass."""
+    started = time.perf_counter()
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return Check(name, f"not done after {limit:.0f} s", time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    if run.returncode == 0:
+        return Check(name, "passed", seconds)
+    return Check(name, f"failed with status {run.returncode}", seconds, (run.stdout + run.stderr)[-2000:])
+
+
+def as_markdown(rows: list[Row], machine: dict[str, str], checks: list[Check]) -> str:
     lines = ["# Benchmarks on " + machine["gpu"], "", "Written by `benchmarks/gpu.py`; see there what is measured.", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]
+    if checks:
+        lines += ["", "| check | outcome | time |", "|---|---|---|"]
+        lines += [f"| {check.name} | {check.outcome} | {_duration(check.seconds)} |" for check in checks]
+        for check in checks:
+            if check.output:
+                lines += ["", f"Last lines of {check.name}:", "", "```text", check.output.rstrip(), "```"]
     lines += ["", "| case | contender | time | figure | error | bar | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
@@ -367,7 +421,7 @@ def _duration(seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--name", help="name of the files under benchmarks/results; default: the GPU's")
-    parser.add_argument("--quick", action="store_true", help="small sizes, no bars: does everything run?")
+    parser.add_argument("--quick", action="store_true", help="a first contact: checks with limits, and the bars")
     arguments = parser.parse_args()
     status = cuda_status()
     if not status.startswith("cuda:"):
@@ -380,28 +434,39 @@ def main() -> int:
 
     machine = {"gpu": torch.cuda.get_device_name(), "mpfast": mpfast.__version__, "torch": torch.__version__}
     machine["found"] = status
+    checks = []
+    for check in first_contact() if arguments.quick else ():
+        checks.append(check)
+        print(f"{check.name}: {check.outcome} ({_duration(check.seconds)})\n{check.output}", flush=True)
     rate = copy_rate()
     machine["copy bandwidth"] = f"{rate / 1e12:.2f} TB/s, read and written"
+    everything = (
+        gram_rows(rate),
+        large_edge_rows(),
+        edge_rows(),
+        svd_rows(),
+        mask_rows(rate),
+        column_rows(),
+        llama_rows(),
+    )
     rows: list[Row] = []
-    for group in (
-        gram_rows(rate, arguments.quick),
-        edge_rows(arguments.quick),
-        svd_rows(arguments.quick),
-        mask_rows(rate, arguments.quick),
-        column_rows(arguments.quick),
-        llama_rows(arguments.quick),
-    ):
+    for group in (barred_rows(rate),) if arguments.quick else everything:
         for row in group:
             rows.append(row)
             print(f"{row.case}: {row.contender}: {_duration(row.seconds)} {row.figure}", flush=True)
         torch.cuda.empty_cache()
     slug = arguments.name or re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
-    record = {"schema": "mpfast.gpu-benchmark/1", "machine": machine, "rows": [asdict(row) for row in rows]}
-    target = RESULTS / slug
-    write_text_atomically(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-    write_text_atomically(target.with_suffix(".md"), as_markdown(rows, machine))
+    record = {
+        "schema": "mpfast.gpu-benchmark/1",
+        "machine": machine,
+        "checks": [asdict(check) for check in checks],
+        "rows": [asdict(row) for row in rows],
+    }
+    target = str(RESULTS / slug) + ("-quick" if arguments.quick else "")
+    write_text_atomically(Path(f"{target}.json"), json.dumps(record, indent=1) + "\n")
+    write_text_atomically(Path(f"{target}.md"), as_markdown(rows, machine, checks))
     print(f"written: {target}.md")
-    return 0
+    return 0 if all(check.outcome in ("passed", "not there") for check in checks) else 1
 
 
 if __name__ == "__main__":

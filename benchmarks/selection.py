@@ -3,6 +3,9 @@
     python benchmarks/selection.py [--out FILE]
 
 The enumerations run on a slice of the rows, and their time is multiplied accordingly: they are linear in the rows.
+
+Masks that need no data stand beside what they move through memory, taken in the same rounds: 2:4 beside one pass that
+only reads the weights, magnitude beside two of these and one that writes a mask.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpfast import masks
+from mpfast import _core, masks
 from mpfast.bench import machine
 from mpfast.masks import project
 
@@ -26,6 +29,7 @@ SHAPE = (3072, 768)
 PATTERNS = ((2, 4), (4, 8), (8, 16))
 SLICE = {(2, 4): 3072, (4, 8): 768, (8, 16): 32}
 PARAMETERS = 100_000_000
+MEMORY_SIDE = 8192
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -103,6 +107,41 @@ def pattern_rows(rng: np.random.Generator) -> list[str]:
             f"| {product:.2f} s ({product / ours:.0f}x) | {'yes' if same else 'NO'} |"
         )
         print(lines[-1], file=sys.stderr)
+    return lines
+
+
+def memory_rows(rng: np.random.Generator) -> list[str]:
+    """Masks beside passes over the memory that they have to move."""
+    side = MEMORY_SIDE
+    lines = [
+        f"## Masks beside the memory that they move, {side} x {side}",
+        "",
+        "| storage | mask | into | time | share of the passes' rate |",
+        "|---|---|---|---|---|",
+    ]
+    W = rng.standard_normal((side, side), dtype=np.float32)
+    out = np.empty(W.shape, bool)
+    for dtype in ("float32", "float16"):
+        given = W.astype(dtype)
+        matrix = _core.Matrix(given, dtype)
+        calls: dict[tuple[str, str], Callable[[], object]] = {
+            ("read", ""): lambda matrix=matrix: _core.read_pass(matrix, 0),
+            ("write", ""): lambda: out.fill(True),
+            ("2:4", "memory in use"): lambda given=given: masks.n_m(given, 2, 4, out=out),
+            ("2:4", "new memory"): lambda given=given: masks.n_m(given, 2, 4),
+            ("magnitude, half", "memory in use"): lambda given=given: masks.magnitude(given, 0.5, out=out),
+            ("magnitude, half", "new memory"): lambda given=given: masks.magnitude(given, 0.5),
+        }
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+        for _ in range(9):
+            for key, call in calls.items():
+                times[key].append(seconds(call, 1))
+        taken = {key: statistics.median(each) for key, each in times.items()}
+        read, write = taken.pop(("read", "")), taken.pop(("write", ""))
+        for (mask, into), time_of in taken.items():
+            passes = read if mask == "2:4" else 2 * read + write
+            lines.append(f"| {dtype} | {mask} | {into} | {1e3 * time_of:.1f} ms | {passes / time_of:.2f} |")
+            print(lines[-1], file=sys.stderr)
     return lines
 
 
@@ -188,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
-    lines += [*pattern_rows(rng), "", *selection_rows(rng)]
+    lines += [*pattern_rows(rng), "", *memory_rows(rng), "", *selection_rows(rng)]
     text = "\n".join(lines) + "\n"
     if options.out is None:
         sys.stdout.write(text)

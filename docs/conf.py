@@ -38,8 +38,8 @@ napoleon_preprocess_types = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
-# The reference is built without PyTorch.
-autodoc_mock_imports = ["torch", "transformers", "lightning"]
+# The reference is built without PyTorch and the toolkits.
+autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors", "pydantic"]
 
 html_theme = "furo"
 html_math_renderer = "mathml"

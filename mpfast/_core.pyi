@@ -23,9 +23,9 @@ def default_threads() -> int: ...
 def scale_exponent(matrix: Matrix, factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None) -> int: ...
 
 # Products. x holds one vector per row, in C order: (width, dim) of float32 or float64 (float64 storage: float64 only).
-# gram_product also returns the sum of squares of 2^-scale_exponent W, the number of non-finite entries, and the row and
-# column of the first; where given, it fills `energies`, (m,) and (n,), with the sums of the squares of its rows and
-# columns.
+# gram_product also returns the sum of squares of 2^-scale_exponent W (NaN where not `norm`, which saves some work), the
+# number of non-finite entries, and the row and column of the first; where given, it fills `energies`, (m,) and (n,),
+# with the sums of the squares of its rows and columns.
 def gram_product(
     matrix: Matrix,
     x: NDArray[Any],
@@ -34,6 +34,7 @@ def gram_product(
     scale_exponent: int = 0,
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     energies: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    norm: bool = True,
 ) -> tuple[NDArray[Any], float, int, int, int]: ...
 def energies(
     matrix: Matrix,
@@ -58,6 +59,9 @@ def exact_values(
     gram: NDArray[np.float64] | None = None,
     scale_exponent: int = 0,
 ) -> tuple[NDArray[np.float64], float, int, int, int, str]: ...
+def exact_values_of_each(
+    matrices: Sequence[Matrix], threads: int
+) -> list[tuple[NDArray[np.float64], float, int, int, int, str]]: ...
 def gram_matrix(
     matrix: Matrix,
     scale_exponent: int,

@@ -356,7 +356,11 @@ def test_diff_of_checkpoints(run, tmp_path, model):
     after["module.layers.2.fc.weight"][4, 7] += np.float32(0.5)
     after["module.extra.weight"] = np.ones((3, 3), np.float32)
     save_file(after, tmp_path / "after.safetensors")
-    code, out, _ = run("diff", model, tmp_path / "after.safetensors", "--json", tmp_path / "d.json")
+    files = ("--json", tmp_path / "d.json", "--html", tmp_path / "d.html")
+    code, out, _ = run("diff", model, tmp_path / "after.safetensors", *files)
+    assert "<title>mpfast: " in (tmp_path / "d.html").read_text(encoding="utf-8")
+    assert run("diff", model, model, "--html", "-", "--json", "-")[0] == 2
+    assert run("diff", model, model, "--html", "-")[1].startswith("<!DOCTYPE html>")
     assert code == 0
     assert "2 of 4 tensors changed" in out
     assert "2 tensors equal in both" in out
@@ -616,7 +620,8 @@ def test_every_document_keeps_to_its_schema(run, tmp_path, model, broken):
         jsonschema.validate(json.loads((tmp_path / file).read_text()), schema("analysis"))
     jsonschema.validate(json.loads((tmp_path / "out" / "budget.json").read_text()), schema("budget"))
     published = {entry.name.removesuffix(".json") for entry in (files("mpfast.models") / "schemas").iterdir()}
-    assert published == {*calls, "benchmark", "moments"}  # test_text_moments.py has the latter
+    # test_text_moments.py and test_narrow.py have the latter two.
+    assert published == {*calls, "benchmark", "moments", "narrow"}
 
 
 def test_the_provenance_says_what_made_a_document(tmp_path, model, monkeypatch):

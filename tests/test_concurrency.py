@@ -117,6 +117,84 @@ def test_a_forked_child_can_call_after_its_parent_did():
         assert pool.map(edge_of, [1, 1, 1, 1]) == [expected] * 4
 
 
+POOLED = """
+    import os, signal
+    from pathlib import Path
+    import numpy as np, mpfast
+    from mpfast import _core
+    W = _core.Matrix(np.random.default_rng(0).standard_normal((2000, 2100)).astype(np.float32), "float32")
+    X = np.ones((8, 2100), np.float32)
+    tasks = Path("/proc/self/task")
+    def product(threads):
+        return _core.gram_product(W, X, "right", threads)[0].tobytes()
+    def others():
+        return set(os.listdir(tasks)) - before
+    def of_others(field):
+        texts = [(tasks / task / "status").read_text() for task in sorted(others())]
+        return {dict(line.split(":\t", 1) for line in text.splitlines())[field].strip() for text in texts}
+    before = set(os.listdir(tasks))
+    alone = product(1)
+    print("started by one", len(others()))
+    print("the same", product(3) == alone)
+    first = others()
+    for _ in range(20):
+        product(3)
+    print("started", len(first), "and later", len(others() - first))
+    masks = {int(mask, 16) for mask in of_others("SigBlk")}
+    print("signals", all(mask >> number - 1 & 1 for mask in masks for number in (signal.SIGINT, signal.SIGTERM)))
+    print("faults", any(mask >> signal.SIGSEGV - 1 & 1 for mask in masks))
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(everywhere)})
+    product(3)
+    print("where the caller is", of_others("Cpus_allowed_list") == {str(min(everywhere))})
+    os.sched_setaffinity(0, everywhere)
+    child = os.fork()
+    if child == 0:
+        found = len(os.listdir(tasks)) == 1 and product(3) == alone and len(os.listdir(tasks)) > 1
+        os._exit(0 if found else 1)
+    print("child", os.waitpid(child, 0)[1], "parent", len(others()), product(3) == alone)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for threads in /proc")
+def test_threads_outlive_calls_take_no_signals_and_are_none_in_a_forked_child():
+    """Threads that a call has started serve later ones, on the processors of whoever calls."""
+    run = run_python("-W", "error", "-c", textwrap.dedent(POOLED), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == [
+        "started by one 0",
+        "the same True",
+        "started 2 and later 0",
+        "signals True",
+        "faults False",
+        "where the caller is True",
+        "child 0 parent 0 True",
+    ]
+
+
+LEAVING = """
+    import sys, threading
+    import numpy as np, mpfast
+    W = np.random.default_rng(0).standard_normal((900, 1000))
+    def edge():
+        return mpfast.spectrum(W, method="lanczos", threads=4).edge.sigma_plus
+    def forever():
+        while True:
+            edge()
+    edge()
+    for _ in range({daemons}):
+        threading.Thread(target=forever, daemon=True).start()
+    edge()
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("daemons", [0, 3])
+def test_the_interpreter_ends_with_threads_at_rest_and_at_work(daemons):
+    run = run_python("-c", textwrap.dedent(LEAVING.format(daemons=daemons)), timeout=100)
+    assert (run.returncode, run.stdout, run.stderr) == (3, "", "")
+
+
 INTERRUPTED = """
     import signal, threading, time, os, sys
     import numpy as np, mpfast

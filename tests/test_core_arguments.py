@@ -65,6 +65,7 @@ CALLS = """
         "dense_product": lambda: (_core.dense_product, [np.ones((3, 12)), W, 1]),
         "read_pass": lambda: (_core.read_pass, [matrix, 1]),
         "exact_values": lambda: (_core.exact_values, [matrix, 1, lines(), np.empty((12, 12)), 0]),
+        "exact_values_of_each": lambda: (_core.exact_values_of_each, [[matrix, matrix], 1]),
         "gram_matrix": lambda: (_core.gram_matrix, [matrix, 0, 1, lines()]),
         "symmetric_eigenvalues": lambda: (_core.symmetric_eigenvalues, [np.eye(5), 1]),
         "symmetric_eigenvectors": lambda: (_core.symmetric_eigenvectors, [np.eye(5), 1]),

@@ -29,7 +29,9 @@ REFERENCED = [
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
+    "mpfast.integrations.llmcompressor",
     "mpfast.integrations.monitor",
+    "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
 OPTIONAL = {
@@ -37,6 +39,8 @@ OPTIONAL = {
     "mpfast.integrations.torch": "torch",
     "mpfast.integrations.transformers": "transformers",
     "mpfast.integrations.lightning": "lightning",
+    "mpfast.integrations.llmcompressor": "llmcompressor",
+    "mpfast.integrations.peft": "peft",
 }
 
 
@@ -163,8 +167,8 @@ def reference():
 
 @pytest.mark.parametrize("name", REFERENCED)
 def test_the_reference_is_complete(name):
-    if name == "mpfast.integrations.torch":
-        pytest.importorskip("torch")
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     module = importlib.import_module(name)
     public = {entry for entry in module.__all__ if not inspect.ismodule(getattr(module, entry))}
     # What two modules offer is documented once, under the shorter name.

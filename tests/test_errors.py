@@ -392,13 +392,20 @@ def test_triplets_say_what_was_not_met():
     ],
 )
 def test_masks_warn_once_of_a_spectrum_that_did_not_meet_its_tolerance(name, call, monkeypatch):
-    measured = mpfast.spectra.measured_spectrum
+    measured, measured_each = mpfast.spectra.measured_spectrum, mpfast.spectra.measured_spectra
+
+    def failed(spectrum):
+        return replace(spectrum, unmet_tolerance="tol=0.005 was not met")
 
     def unmet(*args, **options):
-        return replace(measured(*args, **options), unmet_tolerance="tol=0.005 was not met")
+        return failed(measured(*args, **options))
+
+    def unmet_each(*args, **options):
+        return {name: failed(spectrum) for name, spectrum in measured_each(*args, **options).items()}
 
     for module in (mpfast.spectra, masks.certificates):
         monkeypatch.setattr(module, "measured_spectrum", unmet)
+    monkeypatch.setattr(mpfast.spectra, "measured_spectra", unmet_each, raising=False)
     with pytest.warns(ConvergenceWarning, match=r"tol=0\.005 was not met") as caught:
         call()
     assert len(caught) == 1

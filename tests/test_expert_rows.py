@@ -13,6 +13,8 @@ import mpfast
 from mpfast import Analysis
 from mpfast.models import FENCE, ExpertSummary, split_experts
 
+from .pages import page_data
+
 EXPERTS, BLOCKS = 12, 2
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -137,22 +139,19 @@ def test_every_row_is_kept_where_it_is_asked_for(analysis, tmp_path):
             call(expert_rows="some")
 
 
-def page_data(text):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
-
-
 def test_pages_have_summaries(analysis):
     data = page_data(analysis.to_html())
-    assert len(data["layers"]) == BLOCKS
-    assert [row["name"] for row in data["experts"]] == [summary.name for summary in analysis.expert_summaries()]
-    assert data["experts"][0]["depth"] == 0
+    assert len(data["table"]["rows"]) == BLOCKS
+    record = json.loads(data["document"])
+    assert [row["name"] for row in record["experts"]] == [summary.name for summary in analysis.expert_summaries()]
     # Shares of a budget are those of the experts together.
     assert len(data["budget"]["names"]) == BLOCKS * 4
     whole = page_data(analysis.to_html(expert_rows="all"))
-    assert len(whole["layers"]) == len(analysis)
+    assert len(whole["table"]["rows"]) == len(analysis)
     for page in (data, whole):
-        assert all(0 <= share <= 1 for steps in page["budget"]["methods"].values() for row in steps for share in row)
-    assert "experts" in page_data(mpfast.analyze({"a": np.eye(16)}).to_html())
+        shares = [share for steps in page["budget"]["methods"].values() for row in steps for share in row]
+        assert all(0 <= share <= 1000 for share in shares)
+    assert json.loads(page_data(mpfast.analyze({"a": np.eye(16)}).to_html())["document"])["experts"] == []
 
 
 def test_the_command_line_prints_summaries(run, tmp_path):
@@ -166,7 +165,7 @@ def test_the_command_line_prints_summaries(run, tmp_path):
     assert re.search(r"layers\.0\.mlp\.experts\.\*\.up_proj\.weight.* 12 +48x32 ", out)
     assert re.search(r"  layers\.1\.mlp\.experts\.\*\.down_proj\.weight: .*6 \(sigma\+ \d+", out)
     assert len(json.loads((tmp_path / "a.json").read_text())["layers"]) == BLOCKS
-    assert len(page_data((tmp_path / "a.html").read_text())["layers"]) == BLOCKS
+    assert len(page_data((tmp_path / "a.html").read_text())["table"]["rows"]) == BLOCKS
     for verbose in ([], ["--verbose"]):
         code, out, _ = run("analyze", tmp_path / "m.safetensors", *verbose)
         assert len(out.splitlines()) < 60

@@ -12,7 +12,7 @@ import pytest
 import mpfast
 from mpfast.models import Budget, LayerBudget, exporters
 from mpfast.models.alphapruning import LINEAR_ORDERS
-from mpfast.models.module_patterns import module_patterns
+from mpfast.models.module_names import module_patterns
 
 from .references import run_python
 from .tiny_models import GROUPED, MODELS, SIZES, linear_modules, spread_budget, tiny

@@ -130,7 +130,7 @@ def test_powers_of_two_give_the_bits_of_the_matrix_that_they_make(shape: tuple[i
         np.testing.assert_array_equal(with_factors[0], of_made[0], err_msg=f"{name} {real} {width}")
         # Squares are added in float32 at most where there are no factors.
         for found, expected in zip(with_factors[-2:], of_made[-2:], strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0 if real == "float64" else 1e-6)
+            np.testing.assert_allclose(found, expected, rtol=1e-13 if real == "float64" else 1e-6)
 
 
 def test_factors_of_one_change_no_bit() -> None:
@@ -264,6 +264,28 @@ def test_fp32_energies_neither_overflow_nor_underflow(size: float) -> None:
     unit = 4.0 ** open_source(W, threads=1).scale_exponent
     np.testing.assert_allclose(found[0] * unit, (W.astype(float) ** 2).sum(axis=1), rtol=1e-13)
     np.testing.assert_allclose(found[1] * unit, (W.astype(float) ** 2).sum(axis=0), rtol=1e-13)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("lines", [[3], [0, 1, 2, 70], list(range(0, 100, 3))])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_rows_and_columns_too_small_for_squares_in_the_precision_of_the_product(
+    dtype: str, lines: list[int], side: str
+) -> None:
+    """A few are read again by themselves, and so is all of W where there are many."""
+    tiny = 1e-170 if dtype == "float64" else 1e-25
+    W = np.random.default_rng(12).standard_normal((100, 100))
+    W[lines] *= tiny
+    W[lines[0]] = 0
+    W[:, lines] *= tiny if len(lines) < 5 else 1
+    W[:, lines[-1]] = 0
+    entries, W = stored(W, dtype)
+    x = np.random.default_rng(13).standard_normal((4, 100)).astype("float64" if dtype == "float64" else "float32")
+    *_, rows, columns = gram(_core.Matrix(entries, dtype), x, side)
+    # Where rows and columns of tiny entries meet, the squares of doubles are beyond what doubles hold.
+    np.testing.assert_allclose(rows, (W**2).sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(columns, (W**2).sum(axis=0), rtol=1e-6)
+    assert rows[lines[0]] == columns[lines[-1]] == 0
 
 
 def sources(W: NDArray[Any]) -> dict[str, Callable[[], Any]]:

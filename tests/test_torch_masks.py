@@ -19,6 +19,7 @@ from mpfast.integrations.torch import (  # noqa: E402
     SpectralSparsifier,
     global_prune,
     hold,
+    layer_by_layer,
     masks_of,
     release,
     to_semi_structured,
@@ -132,6 +133,74 @@ def test_torch_prune_methods() -> None:
     wanted = masks.n_m(fresh[2].weight.detach(), 4, 8, second_moment=moment)
     NOfM.apply(fresh[2], "weight", 4, 8, second_moment=moment)
     assert torch.equal(fresh[2].weight_mask.bool(), wanted)
+
+
+@pytest.mark.parametrize(("method", "options"), [("spectral_budget", {}), ("magnitude", {"scope": "row"})])
+@pytest.mark.parametrize("amounts", [(0.3, 0.5), (100, 0.5), (0.25, 31)])
+def test_a_class_for_what_shows_no_layers(method: str, options: dict[str, str], amounts: tuple[float, float]) -> None:
+    """PyTorch's own global pruning, twice, each time of what is left; as our functions have it, layer by layer."""
+    model = small_model()
+    parameters = [(model[0], "weight"), (model[2], "weight")]
+    wanted = {str(number): module.weight.detach().clone() for number, (module, _) in enumerate(parameters)}
+    kept = {number: torch.ones_like(weight, dtype=torch.bool) for number, weight in wanted.items()}
+    size, cut = 512 + 256, 0
+    for amount in amounts:
+        torch.nn.utils.prune.global_unstructured(
+            parameters, layer_by_layer(parameters, method, **options), amount=amount
+        )
+        gone = cut + (round(amount * (size - cut)) if isinstance(amount, float) else amount)
+        function = getattr(masks, method)
+        kept = function(wanted, (gone + 0.5) / size, within=kept, **options)
+        wanted = {number: weight * kept[number] for number, weight in wanted.items()}
+        cut = sum(int((~mask).sum()) for mask in kept.values())
+        assert gone - len(kept) < cut <= gone if options else cut == gone  # of each layer by itself, rounded down
+        for number, (module, _) in enumerate(parameters):
+            assert torch.equal(module.weight_mask.bool(), kept[str(number)])
+
+
+def test_a_class_for_other_parameters_is_refused() -> None:
+    model = small_model()
+    parameters = [(model[0], "weight"), (model[2], "weight")]
+    made = layer_by_layer(parameters)
+    for others in (parameters[:1], parameters[::-1]):
+        with pytest.raises(ValueError, match="not those that the class was made for"):
+            torch.nn.utils.prune.global_unstructured(others, made, amount=0.5)
+    for amount in (1.5, 10**6, -1, True):
+        with pytest.raises(ValueError, match="share from 0 to 1 or a number of the 768"):
+            torch.nn.utils.prune.global_unstructured(parameters, made, amount=amount)
+    with pytest.raises(ValueError, match="method must be"):
+        layer_by_layer(parameters, "random")
+
+
+def test_lightnings_model_pruning_takes_it() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_model()
+
+        def training_step(self, batch: list[torch.Tensor], number: int) -> torch.Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    model = Model()
+    parameters = [(model.net[0], "weight"), (model.net[2], "weight")]
+    pruning = callbacks.ModelPruning(
+        layer_by_layer(parameters, scope="row"),
+        parameters_to_prune=parameters,
+        amount=0.5,
+        use_lottery_ticket_hypothesis=False,
+    )
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 16)), batch_size=8)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", callbacks=[pruning], **quiet)
+    trainer.fit(model, data)
+    # Half of the rows of 16 and of 32, and half of what was left; PyTorch's zeros are permanent by now.
+    assert [set((module.weight != 0).sum(dim=1).tolist()) for module, _ in parameters] == [{4}, {8}]
 
 
 @pytest.mark.parametrize("method", ["spectral_budget", "magnitude"])

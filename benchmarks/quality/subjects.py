@@ -12,6 +12,7 @@ import retrieval
 import smollm2
 import torch
 from regularisations import Array, Moments
+from transformers import AutoModel, AutoModelForCausalLM
 
 from mpfast.integrations.torch import SecondMoments, output_gradients
 
@@ -58,14 +59,21 @@ class MiniLM:
         )
 
     def moments(self, seed: int, few: bool) -> Moments:
+        return Moments(self.collected(seed))
+
+    def collected(self, seed: int, folds: int = 1) -> SecondMoments:
         half = len(self.seen) // 2
         seen = (self.seen, self.seen[:half], self.seen[half:])[seed]
         with (
-            SecondMoments(self.model, include="encoder.*", folds=1) as collected,
+            SecondMoments(self.model, include="encoder.*", folds=folds) as collected,
             torch.autocast("cpu", torch.bfloat16),
         ):
             self.encoder.embed([text for pair in seen for text in pair], collected)
-        return Moments(collected)
+        return collected
+
+    def load(self, folder: Path) -> None:
+        """Go on with a model that is stored, which has the tokenizer of this one."""
+        self.model = self.encoder.model = AutoModel.from_pretrained(folder).eval()
 
     def scores(self) -> Scores:
         found, cosines = {}, []
@@ -124,17 +132,23 @@ class SmolLM2:
         return f"segments of {smollm2.LENGTH} tokens: {parts}; ± is of the difference to the dense model, by segments"
 
     def moments(self, seed: int, few: bool) -> Moments:
-        segments = self.pool[24 * seed : 24 * seed + (4 if few else 24)]
         # Few tokens are summed in halves, which can be compared.
-        folds, together = (2, 2) if few else (1, 4)
+        return Moments(self.collected(seed, 2 if few else 1, few))
+
+    def collected(self, seed: int, folds: int = 1, few: bool = False) -> SecondMoments:
+        segments = self.pool[24 * seed : 24 * seed + (4 if few else 24)]
         with (
             SecondMoments(self.model, include="model.layers.*", folds=folds, threads=1) as collected,
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16),
         ):
-            for batch in segments.split(together):
+            for batch in segments.split(2 if few else 4):
                 self.model.model(batch)
-        return Moments(collected)
+        return collected
+
+    def load(self, folder: Path) -> None:
+        """Go on with a model that is stored, which has the tokenizer of this one."""
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @cached_property
     def gradients(self) -> dict[str, Array]:

@@ -10,6 +10,7 @@
 #include "cpu/eigen/exact.hpp"
 #include "cpu/eigen/semidefinite.hpp"
 #include "cpu/eigen/symmetric_eigen.hpp"
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/blas_team.hpp"
 #include "python/factors.hpp"
@@ -47,6 +48,18 @@ double flops_of_rows(index_t count, index_t length) {
   return 4.0 * static_cast<double>(count) * static_cast<double>(count) * static_cast<double>(length);
 }
 
+// About those of all values of a matrix.
+double flops_of_values(const MatrixView& view) {
+  const index_t p = std::min(view.rows, view.cols);
+  return entries_of(view) * static_cast<double>(p) + cubed(p);
+}
+
+py::tuple values_tuple(const std::vector<double>& values, const cpu::ExactStats& stats) {
+  const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
+  return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
+                        stats.first_nonfinite_col, method);
+}
+
 py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors, std::optional<Doubles> gram,
                        int scale_exponent) {
   const OwnFactors own(factors, matrix.view);
@@ -60,15 +73,46 @@ py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& fa
   cpu::ExactStats stats;
   {
     const InCore core;
-    const double flops = entries_of(matrix.view) * static_cast<double>(p) + cubed(p);
-    with_blas_team(core, cpu::threads_for(threads, flops), cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
+    const int useful = cpu::threads_for(threads, flops_of_values(matrix.view));
+    with_blas_team(core, useful, cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
       cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats, g, scale_exponent);
     });
     if (g != nullptr && stats.nonfinite_count == 0) fill_upper(g, p);
   }
-  const char* method = stats.method == cpu::ExactMethod::gram ? "gram" : "bidiagonal";
-  return py::make_tuple(to_array(values), stats.frobenius_norm, stats.nonfinite_count, stats.first_nonfinite_row,
-                        stats.first_nonfinite_col, method);
+  return values_tuple(values, stats);
+}
+
+// Each matrix is the task of one thread.
+py::list exact_values_of_each(const MatrixList<Matrix>& matrices, int threads) {
+  struct Found {
+    std::vector<double> values;
+    cpu::ExactStats stats;
+  };
+  std::vector<Found> found(matrices.size());
+  double flops = 0;
+  index_t most_bytes = 0;
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    const MatrixView& view = matrices[i].get().view;
+    check_not_empty(view);
+    found[i].values.resize(static_cast<std::size_t>(std::min(view.rows, view.cols)));
+    flops += flops_of_values(view);
+    most_bytes = std::max(most_bytes, cpu::exact_work_bytes(view));
+  }
+  {
+    const InCore core;
+    const int useful = static_cast<int>(
+        std::clamp<index_t>(std::ssize(found), 1, static_cast<index_t>(cpu::threads_for(threads, flops))));
+    with_blas_team(core, useful, useful * most_bytes, [&](cpu::Team& team) {
+      team.parallel_for(std::ssize(found), [&](index_t task, int) {
+        const auto i = static_cast<std::size_t>(task);
+        cpu::Team alone(1);
+        cpu::singular_values(alone, matrices[i].get().view, {}, found[i].values.data(), &found[i].stats);
+      });
+    });
+  }
+  py::list out;
+  for (const Found& each : found) out.append(values_tuple(each.values, each.stats));
+  return out;
 }
 
 py::array_t<double> symmetric_eigenvalues(const py::array_t<double, py::array::c_style | py::array::forcecast>& a,
@@ -239,6 +283,8 @@ void register_exact(py::module_& m) {
         "All singular values of the matrix, descending, with its Frobenius norm, the number of non-finite entries, the "
         "first one's row and column (-1 when there is none) and the method used, 'gram' or 'bidiagonal'. With "
         "non-finite entries the values mean nothing. gram (p, p), where given, gets what gram_matrix returns.");
+  m.def("exact_values_of_each", &exact_values_of_each, py::arg("matrices"), py::arg("threads"),
+        "What exact_values says of each, to the bit, each on one thread.");
   m.def(
       "gram_matrix", &gram_matrix, py::arg("matrix"), py::arg("scale_exponent"), py::arg("threads"),
       py::arg("factors").noconvert() = py::none(),

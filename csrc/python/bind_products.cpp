@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "cpu/machine/team.hpp"
 #include "cpu/products/dense_product.hpp"
 #include "cpu/products/gram_sum.hpp"
+#include "cpu/products/nonfinite.hpp"
 #include "cpu/products/products.hpp"
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
@@ -35,7 +38,7 @@ void check_block(const char* function, const Block<Real>& x, index_t length) {
 
 template <class Real>
 py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::string& side, int threads,
-                       int scale_exponent, const FactorArrays& factors, const EnergyArrays& energies) {
+                       int scale_exponent, const FactorArrays& factors, const EnergyArrays& energies, bool norm) {
   const cpu::Side parsed = parse_side(side);
   const index_t length = parsed == cpu::Side::right ? matrix.view.cols : matrix.view.rows;
   check_block("gram_product", x, length);
@@ -54,8 +57,13 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
   {
     const InCore core;
     cpu::Team team(cpu::threads_for(threads, 4.0 * width * entries_of(matrix.view)), core.poll());
-    cpu::gram_product(team, matrix.view, own.view(), parsed, scale_exponent, width, input, output, &stats,
-                      energies ? &found : nullptr);
+    cpu::gram_product(team, matrix.view, own.view(), parsed, scale_exponent, width, input, output,
+                      norm ? &stats : nullptr, energies ? &found : nullptr);
+    if (!norm) {
+      stats.trace = std::numeric_limits<double>::quiet_NaN();
+      // An entry of W that is not finite leaves no entry of the product finite.
+      if (!std::isfinite(output[0])) cpu::find_nonfinite(matrix.view, stats);
+    }
   }
   if (energies) store_energies(found, *energies);
   return py::make_tuple(z, stats.trace, stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
@@ -131,9 +139,9 @@ template <class Real>
 void register_precision(py::module_& m) {
   m.def("gram_product", &gram_product<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("side"),
         py::arg("threads"), py::arg("scale_exponent") = 0, py::arg("factors").noconvert() = py::none(),
-        py::arg("energies").noconvert() = py::none(),
-        "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass; it fills the "
-        "arrays `energies`.");
+        py::arg("energies").noconvert() = py::none(), py::arg("norm").noconvert() = true,
+        "W^T (W X) (side 'right') or W (W^T X) ('left') in one pass, with the statistics of that pass (no norm where "
+        "not `norm`); it fills the arrays `energies`.");
   m.def("multiply", &multiply<Real>, py::arg("matrix"), py::arg("x").noconvert(), py::arg("transpose").noconvert(),
         py::arg("threads"), py::arg("scale_exponent") = 0, "W X, or W^T X.");
 }

@@ -15,7 +15,7 @@ from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import other_names, stacked_expert
+from mpfast.checkpoints.families import other_names, setting, stacked_expert
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -72,6 +72,7 @@ from mpfast.checkpoints.tensor_bits import (
     stored_chunks,
 )
 from mpfast.checkpoints.torch_modules import TorchModules
+from mpfast.checkpoints.widths import WIDTHS, Units, Widths
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -82,6 +83,7 @@ __all__ = [
     "METADATA_KEY",
     "MIN_SIDE",
     "WHOLE",
+    "WIDTHS",
     "AdapterProducts",
     "AdapterSettings",
     "ArrayMapping",
@@ -111,9 +113,11 @@ __all__ = [
     "SourceFiles",
     "TensorInfo",
     "TorchModules",
+    "Units",
     "Update",
     "Views",
     "WatchedWeight",
+    "Widths",
     "as_layer",
     "as_layers",
     "as_stored",
@@ -152,6 +156,7 @@ __all__ = [
     "repackable",
     "roles_of",
     "select_layers",
+    "setting",
     "settings_beside",
     "shards_of",
     "shares_memory",

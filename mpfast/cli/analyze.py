@@ -23,12 +23,14 @@ from mpfast.cli.console import (
     terminal_width,
     warn,
     write_document,
+    write_text,
 )
 from mpfast.cli.options import (
     BaseOption,
     DeviceOption,
     ExcludeOption,
     FailOnOption,
+    HtmlOption,
     IncludeOption,
     JsonOption,
     MethodOption,
@@ -51,7 +53,7 @@ from mpfast.models import (
     csv_of,
     sorted_rows,
 )
-from mpfast.support import counted, package_missing, write_text_atomically
+from mpfast.support import counted, package_missing
 
 __all__ = ["analyze_command"]
 
@@ -69,10 +71,7 @@ def analyze_command(
         str | None,
         typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
     ] = None,
-    html_file: Annotated[
-        str | None,
-        typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
-    ] = None,
+    html_file: HtmlOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     base: BaseOption = None,
@@ -210,13 +209,6 @@ def _write(
     documents = [found.to_document(expert_rows=expert_rows) for found in analyses]
     write_document({"schema": ANALYSES_SCHEMA, "analyses": documents} if several else documents[0], json_file)
     if csv_file is not None:
-        _write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
+        write_text(csv_of([(found.source, found) for found in analyses], several), csv_file)
     if html_file is not None:
-        _write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)
-
-
-def _write_text(text: str, file: str) -> None:
-    if file == "-":
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(file, text)
+        write_text(analyses[0].to_html(expert_rows=expert_rows), html_file)

@@ -15,6 +15,7 @@ from mpfast.cli.compress import compress_command
 from mpfast.cli.diff import diff_command
 from mpfast.cli.inspect import inspect_command
 from mpfast.cli.moments import moments_command
+from mpfast.cli.narrow import narrow_command
 from mpfast.cli.plot import plot_command
 from mpfast.cli.prune import prune_command, verify_command
 from mpfast.cli.ranks import ranks_command
@@ -54,10 +55,11 @@ app.command("analyze", cls=Command, short_help="Fit the edge of every weight mat
 app.command("budget", cls=Command, short_help="Share a sparsity out over the layers of a model.")(budget_command)
 app.command("moments", cls=Command, short_help="Collect what the layers of a model see, from a text.")(moments_command)
 app.command("prune", cls=Command, short_help="Write a copy of a model with weights set to zero.")(prune_command)
+app.command("narrow", cls=Command, short_help="Write a smaller model, without some neurons and heads.")(narrow_command)
 app.command("ranks", cls=Command, short_help="Say which rank leaves which error of outputs.")(ranks_command)
 app.command("compress", cls=Command, short_help="Write low-rank factors, or a LoRA adapter.")(compress_command)
 app.command("resize", cls=Command, short_help="Give a LoRA adapter fewer ranks.")(resize_command)
-app.command("verify", cls=Command, short_help="Check a model that prune or compress wrote.")(verify_command)
+app.command("verify", cls=Command, short_help="Check a model that prune, compress or narrow wrote.")(verify_command)
 app.command("spectrum", cls=Command, short_help="Report on one matrix.")(spectrum_command)
 app.command("inspect", cls=Command, short_help="List the tensors of a model, from its headers.")(inspect_command)
 app.command("diff", cls=Command, short_help="Compare two models, or two analyses.")(diff_command)

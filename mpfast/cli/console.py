@@ -31,6 +31,7 @@ __all__ = [
     "terminal_width",
     "warn",
     "write_document",
+    "write_text",
 ]
 
 EXIT_FAILED = 1
@@ -145,12 +146,16 @@ def write_document(document: Any, file: str | None) -> bool:
     """Write JSON to a file, ``-`` being standard output; return whether that has taken the place of a table."""
     if file is None:
         return False
-    text = json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
-    if file == "-":
-        typer.echo(text, nl=False)
-        return True
-    write_text_atomically(file, text)
-    return False
+    return write_text(json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n", file)
+
+
+def write_text(text: str, file: str) -> bool:
+    """Write a text to a file, ``-`` being standard output; return whether that has taken the place of a table."""
+    if file != "-":
+        write_text_atomically(file, text)
+        return False
+    typer.echo(text, nl=False)
+    return True
 
 
 def check_files(

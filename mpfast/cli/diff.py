@@ -10,8 +10,16 @@ from typing import Annotated
 import typer
 
 from mpfast.cli.conditions import conditions, violations
-from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
-from mpfast.cli.options import FailOnOption, JsonOption, QuietOption, StrictOption, VerboseOption
+from mpfast.cli.console import (
+    check_files,
+    fail,
+    print_lines,
+    reports_errors,
+    terminal_width,
+    write_document,
+    write_text,
+)
+from mpfast.cli.options import FailOnOption, HtmlOption, JsonOption, QuietOption, StrictOption, VerboseOption
 from mpfast.cli.tables import diff_lines
 from mpfast.models import DIFF_COLUMNS, diff
 
@@ -23,6 +31,7 @@ def diff_command(
     a: Annotated[Path, typer.Argument(metavar="A", help="A model, or an analysis in JSON.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same kind.")],
     json_file: JsonOption = None,
+    html_file: HtmlOption = None,
     fail_on: FailOnOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
@@ -35,9 +44,14 @@ def diff_command(
     that NaN or infinite entries leave undefined is one.
     """
     wanted = conditions(fail_on, DIFF_COLUMNS)
-    check_files({"--json": json_file}, reads=(a, b))
+    if json_file == html_file == "-":
+        raise typer.BadParameter("only one of --json - and --html - can have standard output")
+    check_files({"--json": json_file, "--html": html_file}, reads=(a, b))
     found = diff(a, b)
-    if not write_document(found.to_document(), json_file) and not quiet:
+    printed = write_document(found.to_document(), json_file)
+    if html_file is not None:
+        printed = write_text(found.to_html(), html_file) or printed
+    if not printed and not quiet:
         print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))
     findings = [f"{row.name}: has NaN or infinite entries" for row in found if math.isnan(row.change)]
     findings += violations(wanted, ((row.name, asdict(row)) for row in found))

@@ -14,6 +14,7 @@ from mpfast.spectra import SpectrumMethod
 __all__ = [
     "BaseOption",
     "CeilingOption",
+    "DampingOption",
     "DequantizeOption",
     "DeviceOption",
     "DryRunOption",
@@ -21,6 +22,7 @@ __all__ = [
     "ExcludeOption",
     "FailOnOption",
     "GradientsOption",
+    "HtmlOption",
     "IncludeOption",
     "JsonOption",
     "MethodOption",
@@ -116,6 +118,14 @@ CeilingOption = Annotated[
         show_default="0.9, or half way from the target to 1 where that is more",
     ),
 ]
+DampingOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the mean of a moment's diagonal, added to it.",
+        show_default="0.01 with much data, else 30 % of each entry",
+    ),
+]
 EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
 DequantizeOption = Annotated[
     str | None,
@@ -171,6 +181,10 @@ ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a ter
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
 ]
 
 

@@ -22,6 +22,7 @@ from mpfast.cli.console import (
 )
 from mpfast.cli.options import (
     CeilingOption,
+    DampingOption,
     DequantizeOption,
     DeviceOption,
     DryRunOption,
@@ -109,14 +110,7 @@ def prune_command(
     refit: Annotated[
         int | None, typer.Option(min=0, metavar="STEPS", help="Of the refit.", show_default=str(DEFAULT_STEPS))
     ] = None,
-    damping: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of the mean of a moment's diagonal, added to it.",
-            show_default="0.01 with much data, else 30 % of each entry",
-        ),
-    ] = None,
+    damping: DampingOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
@@ -198,7 +192,7 @@ def _budget(file: Path) -> Budget:
 
 @reports_errors
 def verify_command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune or compress wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune, compress or narrow wrote.")],
     source: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
@@ -206,7 +200,10 @@ def verify_command(
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a pruned model (counts, pattern, zeros) or a compressed one (ranks, distances), and all else bit by bit."""
+    """Check what was pruned (counts, pattern, zeros), compressed (ranks, distances) or narrowed (sizes, rows).
+
+    All else is compared with the source bit by bit.
+    """
     check_files({"--json": json_file}, reads=(out, source, noted_source(out)))
     found = verify(out, source)
     told = write_document(found.to_document(out), json_file) or quiet
@@ -218,8 +215,9 @@ def verify_command(
             typer.echo(printable(f"not compared: {missed}"), err=True)
     if not found.ok:
         raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
-    if found.command == "compress":
-        done = f"{counted(found.layers, 'matrix', 'matrices')} of the rank that the mark says"
+    if found.command in ("compress", "narrow"):
+        what = "rank" if found.command == "compress" else "inputs"
+        done = f"{counted(found.layers, 'matrix', 'matrices')} of the {what} that the mark says"
     elif found.layers == 1:
         done = "1 pruned tensor as its mask says"
     else:

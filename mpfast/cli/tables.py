@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "ERROR_COLUMNS",
     "Line",
     "benchmark_table",
     "compress_lines",
@@ -30,6 +31,7 @@ __all__ = [
     "plain",
     "printable",
     "prune_lines",
+    "sentences",
     "skipped_lines",
     "some_names",
     "spectrum_lines",
@@ -89,10 +91,11 @@ def skipped_lines(skipped: Sequence[SkippedTensor], verbose: bool, title: str = 
     return [*lines, plain()]
 
 
-def _sentences(title: str, sentences: Sequence[str]) -> list[Line]:
-    if not sentences:
+def sentences(title: str, texts: Sequence[str]) -> list[Line]:
+    """List sentences below a title; nothing where there are none."""
+    if not texts:
         return []
-    return [plain(title), *(plain(f"  {printable(sentence)}") for sentence in sentences), plain()]
+    return [plain(title), *(plain(f"  {printable(text)}") for text in texts), plain()]
 
 
 def some_names(names: Sequence[str], verbose: bool) -> str:
@@ -182,15 +185,15 @@ def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
     return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
 
 
-# What is said of the output of a refitted layer: its mean squared change, as a share.
-_ERRORS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
+#: What is said of the output of a refitted layer: its mean squared change, as a share.
+ERROR_COLUMNS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
 
 
 def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
     budget = result.budget
     updated = [row for row in budget if row.updated]
-    errors = [column for column in _ERRORS if any(getattr(row, column) is not None for row in budget)]
+    errors = [column for column in ERROR_COLUMNS if any(getattr(row, column) is not None for row in budget)]
     body = [
         text_cells(
             row.name,
@@ -204,7 +207,9 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
-        *table_lines(("layer", "shape", "pruned", "sparsity", *(_ERRORS[column] for column in errors)), body, width),
+        *table_lines(
+            ("layer", "shape", "pruned", "sparsity", *(ERROR_COLUMNS[column] for column in errors)), body, width
+        ),
         plain(),
         *skipped_lines(result.skipped, verbose),
         *skipped_lines(
@@ -212,8 +217,8 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
             verbose,
             "pruned, but not refitted:",
         ),
-        *_sentences("not copied:", result.not_copied),
-        *_sentences("note:", result.notes),
+        *sentences("not copied:", result.not_copied),
+        *sentences("note:", result.notes),
         plain(
             f"{budget.pruned:,} of {budget.entries:,} entries ({100 * result.sparsity:.2f}%) of "
             f"{counted(len(budget), 'layer')} pruned by {method}"
@@ -246,8 +251,8 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         plain(),
         *skipped_lines(result.skipped, verbose),
         *skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
-        *_sentences("not copied:", result.not_copied),
-        *_sentences("note:", result.notes),
+        *sentences("not copied:", result.not_copied),
+        *sentences("note:", result.notes),
         plain(done),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
@@ -271,8 +276,8 @@ def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: boo
         *table_lines(("update", "shape", "had", "rank", "error"), body, width),
         plain(),
         *skipped_lines(result.skipped, verbose),
-        *_sentences("not copied:", result.not_copied),
-        *_sentences("note:", result.notes),
+        *sentences("not copied:", result.not_copied),
+        *sentences("note:", result.notes),
         plain(f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(body) == 1 else 'their'} entries"),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]

@@ -14,11 +14,11 @@ from mpfast.masks.regimes import BERLYAND2026, Regime, default_layer_type, layer
 from mpfast.masks.weights import Weights, close_layers, open_layers, prune_layers, what_prune_would_protect
 from mpfast.support import (
     ConvergenceWarning,
-    InputError,
     InvalidValueError,
     MissingKeyError,
     check_sparsity,
     front_door,
+    matrix_called,
     summary_of_unmet,
     thread_count,
     warn_caller,
@@ -26,6 +26,11 @@ from mpfast.support import (
 
 __all__ = ["spectral_budget", "spectral_signals"]
 
+# Signals that the spectrum of a layer says.
+_OF_SPECTRUM: dict[str, Callable[[Any], float]] = {
+    "sigma_plus": lambda spectrum: float(spectrum.edge.sigma_plus),
+    "hill": lambda spectrum: float(spectrum.metrics()["hill_alpha"]),
+}
 # What a layer weight of 0 counts as: scores stay numbers of float32, and what it protects is pruned last.
 LEAST_WEIGHT = 2.0**-64
 
@@ -152,50 +157,36 @@ def _measured(
     weights: Mapping[str, Any], signal: str | Callable[[Any], float], seed: int, threads: int | None
 ) -> tuple[dict[str, float], str]:
     """Return the signal of each layer, and in place of a warning what was not met; empty if all was."""
-    measure = _signal(signal, seed, threads)
-    signals, unmet = {}, {}
+    from mpfast.spectra import measured_spectra
+
     for name, weight in weights.items():
-        label = f"weights[{name!r}]"
         if 0 in (shape := tuple(getattr(weight, "shape", ()))):
-            raise InvalidValueError(label, f"is empty: its shape is {shape}")
-        try:
-            number, unmet[label] = measure(weight)
-        except InputError as error:
-            argument = label if error.argument == "W" else f"{label}: {error.argument}".rstrip()
-            raise type(error)(argument, error.fact, error.advice) from error
-        signals[name] = float(number)
-    return signals, summary_of_unmet(unmet)
-
-
-def _signal(signal: str | Callable[[Any], float], seed: int, threads: int | None) -> Callable[[Any], tuple[float, str]]:
-    """Return the function from a weight to its number, and what was not met on the way."""
-    from mpfast.spectra import measured_spectrum
-
+            raise InvalidValueError(f"weights[{name!r}]", f"is empty: its shape is {shape}")
     if callable(signal):
-        return lambda weight: (signal(weight), "")
+        return {name: float(signal(weight)) for name, weight in weights.items()}, ""
+    if signal == "entry_std":
+        return {name: _entry_std(weight, name) for name, weight in weights.items()}, ""
+    if signal not in _OF_SPECTRUM:
+        known = ", ".join([*_OF_SPECTRUM, "entry_std"])
+        raise InvalidValueError("signal", f"must be one of {known} or a callable, not {signal!r}")
+    matrices = {
+        f"weights[{name!r}]": weight if weight.ndim == 2 else weight.reshape(weight.shape[0], -1)
+        for name, weight in weights.items()
+    }
+    found = measured_spectra(matrices, seed=seed, threads=threads)
+    unmet = summary_of_unmet({label: spectrum.unmet_tolerance for label, spectrum in found.items()})
+    signals = {}
+    for name, (label, spectrum) in zip(weights, found.items(), strict=True):
+        with matrix_called(label):
+            signals[name] = _OF_SPECTRUM[signal](spectrum)
+    return signals, unmet
 
-    def flat(weight: Any) -> Any:
-        return weight if weight.ndim == 2 else weight.reshape(weight.shape[0], -1)
 
-    def sigma_plus(weight: Any) -> tuple[float, str]:
-        found = measured_spectrum(flat(weight), seed=seed, threads=threads)
-        return found.edge.sigma_plus, found.unmet_tolerance
-
-    def hill(weight: Any) -> tuple[float, str]:
-        found = measured_spectrum(flat(weight), seed=seed, threads=threads)
-        return found.metrics()["hill_alpha"], found.unmet_tolerance
-
-    named = {"sigma_plus": sigma_plus, "hill": hill, "entry_std": lambda weight: (_entry_std(weight), "")}
-    if signal not in named:
-        raise InvalidValueError("signal", f"must be one of {', '.join(named)} or a callable, not {signal!r}")
-    return named[signal]
-
-
-def _entry_std(weight: Any) -> float:
+def _entry_std(weight: Any, name: str) -> float:
     """Standard deviation of all entries, row by row in fp64."""
     if is_on_gpu(weight) and has_cuda_backend():
         return entry_std_on_device(weight)
-    array, dtype = as_numpy(weight)
+    array, dtype = as_numpy(weight, name=f"weights[{name!r}]")
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array[None]
     largest = max(float(np.abs(wide(row, dtype)).max(initial=0.0)) for row in rows)
     if largest == 0 or not math.isfinite(largest):

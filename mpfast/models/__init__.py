@@ -6,7 +6,7 @@ from mpfast.models.budget_row import LayerBudget
 from mpfast.models.comparison import diff
 from mpfast.models.compression import COMPRESS_FORMATS, CompressResult, compress
 from mpfast.models.csv_text import csv_of
-from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, ModelDiff, diff_figures
+from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, diff_figures
 from mpfast.models.expert_summary import (
     FENCE,
     FEWEST_EXPERTS,
@@ -32,6 +32,10 @@ from mpfast.models.layer_report import (
     sorted_rows,
 )
 from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.model_diff import ModelDiff
+from mpfast.models.module_names import body_of, module_patterns
+from mpfast.models.narrow_fits import NarrowedLayer
+from mpfast.models.narrowing import NarrowResult, narrow
 from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
@@ -84,6 +88,8 @@ __all__ = [
     "Method",
     "ModelDiff",
     "ModelRanks",
+    "NarrowResult",
+    "NarrowedLayer",
     "NewTensor",
     "OutlyingExpert",
     "Provenance",
@@ -95,6 +101,7 @@ __all__ = [
     "SkippedTensor",
     "Verification",
     "analyze",
+    "body_of",
     "check_needs",
     "compress",
     "csv_of",
@@ -107,6 +114,8 @@ __all__ = [
     "jsonable",
     "kind_of_reason",
     "method_named",
+    "module_patterns",
+    "narrow",
     "noted_source",
     "provenance_of",
     "prune",

@@ -28,7 +28,7 @@ from mpfast.models.provenance import provenance_of
 from mpfast.models.report_cache import LayerCache
 from mpfast.models.result import Analysis
 from mpfast.models.skipped import SkippedTensor, skipped_tensors
-from mpfast.spectra import SpectrumMethod
+from mpfast.spectra import SIDE_BY_SIDE_UP_TO, SpectrumMethod
 from mpfast.support import (
     ConvergenceWarning,
     InvalidTypeError,
@@ -47,10 +47,6 @@ from mpfast.support import (
 
 __all__ = ["analyze"]
 
-# A matrix of more entries than this (16 MB in float32, beyond the cache of one core) gets all threads to
-# itself: the fused product then scales with the memory bandwidth. Smaller ones keep one thread each and run
-# side by side.
-LARGE_LAYER = 4_000_000
 # Layers that share a GPU.
 LAYERS_PER_GPU = 2
 # Layers that wait for each thread.
@@ -234,7 +230,7 @@ def _outcomes(
     if settings.gpus:
         yield from _outcomes_on_gpus(checkpoint, by_size, settings)
         return
-    large = [layer for layer in by_size if layer.size > LARGE_LAYER]
+    large = [layer for layer in by_size if layer.size > SIDE_BY_SIDE_UP_TO]
     small = by_size[len(large) :]
     for layer, following in zip_longest(large, large[1:]):
         if following is not None:

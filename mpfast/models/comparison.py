@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mpfast.checkpoints import Difference, open_checkpoint, prefetched
-from mpfast.models.diff_rows import DiffRow, ModelDiff, diff_of_rows
+from mpfast.models.diff_rows import DiffRow
+from mpfast.models.model_diff import ModelDiff, diff_of_rows
 from mpfast.models.provenance import provenance_of
 from mpfast.models.result import ANALYSES_SCHEMA, Analysis
 from mpfast.models.result import SCHEMA as ANALYSIS_SCHEMA

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mpfast.models.alphapruning import alphapruning
 from mpfast.models.budget_row import LayerBudget, check_budget, is_stack, module_of
-from mpfast.models.module_patterns import module_patterns
+from mpfast.models.module_names import module_patterns
 from mpfast.support import InvalidValueError, check_sparsity, front_door, parsed_pattern, positive_integer
 
 __all__ = [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpfast.models.depth import depth_and_type
+from mpfast.models.depth import by_place
 from mpfast.models.layer_report import NUMBER_COLUMNS, LayerReport
 from mpfast.spectra import current_axes
 from mpfast.support import InvalidValueError
@@ -32,10 +31,10 @@ def plot_analysis(
     if not layers:
         raise InvalidValueError("", "there are no layers to draw")
     ax = current_axes(ax)
-    cells: dict[tuple[str, int | None], list[float]] = defaultdict(list)
-    for row in layers:
-        depth, kind = depth_and_type(row.name)
-        cells[kind, depth].append(float(measure(row) if callable(measure) else row.to_dict()[measure]))
+    cells = {
+        place: [float(measure(row) if callable(measure) else row.to_dict()[measure]) for row in rows]
+        for place, rows in by_place(layers).items()
+    }
     types = list(dict.fromkeys(kind for kind, _ in cells))
     numbers = sorted({depth for _, depth in cells if depth is not None})
     depths: list[int | None] = [*numbers, *([None] if any(depth is None for _, depth in cells) else [])]

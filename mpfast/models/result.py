@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mpfast.models.budgeting import budget_from_reports
 from mpfast.models.csv_text import columns_of, csv_of
-from mpfast.models.diff_rows import ModelDiff, diff_of_rows
 from mpfast.models.expert_summary import ExpertRows, ExpertSummary, check_expert_rows, split_experts
-from mpfast.models.html_report.page import html_report
+from mpfast.models.html_report.analysed import analysis_page
 from mpfast.models.layer_json import jsonable, layer_from_json, with_histogram
 from mpfast.models.layer_report import LayerReport
 from mpfast.models.layer_rows import LayerRows
 from mpfast.models.methods import DEFAULT_METHOD
+from mpfast.models.model_diff import ModelDiff, diff_of_rows
 from mpfast.models.provenance import Provenance, provenance_of
 from mpfast.models.rows import json_text
 from mpfast.models.skipped import SkippedTensor, is_non_finite
@@ -274,17 +274,18 @@ class Analysis(LayerRows):
     def to_html(self, path: str | os.PathLike[str] | None = None, *, expert_rows: ExpertRows = "summary") -> str | None:
         """Return the analysis as a page of its own, or write it to `path`, whole or not at all.
 
-        The page needs no network: a sortable table with the spectrum of every layer, a heat map over depth and layer
-        type, and a preview of budgets. Experts are summed up, see `expert_summaries`; with ``expert_rows="all"`` the
-        table has every one, too.
+        The page needs no network: a heat map of all layers over block and layer type, a table by blocks with the
+        spectrum of every layer, two layers side by side, a preview of budgets, what made it, and itself as CSV and as
+        JSON that `from_json` reads, numbers to ten digits. Experts are summed up, see `expert_summaries`; with
+        ``expert_rows="all"`` the table has every one, too.
 
         Raises
         ------
         OSError
             `path` cannot be written, or is what was read, or holds no text; the file is left as it was.
         """
-        rows = check_expert_rows(expert_rows)
-        return self._return_or_write(html_report(self.source, self.summary(), self.layers, self.skipped, rows), path)
+        document = self.to_document(expert_rows=expert_rows)
+        return self._return_or_write(analysis_page(document, self.summary(), self.layers, expert_rows), path)
 
     @front_door
     def compare(self, other: Analysis | str | os.PathLike[str]) -> ModelDiff:

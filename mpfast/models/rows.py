@@ -13,14 +13,15 @@ from mpfast.checkpoints import check_target
 from mpfast.models.provenance import Provenance
 from mpfast.support import MissingKeyError, check_path, front_door, return_or_write, rows_as_html
 
-__all__ = ["Rows", "json_text"]
+__all__ = ["Named", "Rows", "json_text"]
 
 
 class Named(Protocol):
     """What has a name."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called."""
 
 
 Row = TypeVar("Row", bound=Named)

@@ -25,6 +25,7 @@ from mpfast.checkpoints import (
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget, along_inputs
 from mpfast.models.compression_check import CompressedOutput, layers_of
+from mpfast.models.narrowing_check import NarrowedOutput, NarrowMark
 from mpfast.models.output_mark import SourceRecord
 from mpfast.models.provenance import provenance_of
 from mpfast.models.pruned_output import BUDGET_FILE
@@ -54,7 +55,7 @@ class Verification:
     problems : tuple of str
         What is wrong; empty if nothing is.
     layers : int
-        Pruned tensors, or factored matrices, that were checked.
+        Pruned tensors, factored matrices, or ones with fewer inputs, that were checked.
     untouched : int
         Other tensors found bitwise equal to the source's: compared with it or, where it is not at hand, with the
         hashes of its tensors.
@@ -65,7 +66,7 @@ class Verification:
         What was not looked at, a sentence each: nothing is known of it.
     source_hash : str or None
         Hash of the source, as the output's mark gives it; None where it does not.
-    command : {"prune", "compress"}
+    command : {"prune", "compress", "narrow"}
         What wrote the directory.
     """
 
@@ -101,7 +102,7 @@ class Verification:
 
 @front_door
 def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
-    """Check a directory that `mpfast.prune` or `mpfast.compress` wrote.
+    """Check a directory that `mpfast.prune`, `mpfast.compress` or `mpfast.narrow` wrote.
 
     For every pruned tensor: as many entries are masked as the budget says, those are zero, the pattern holds, and,
     where the source is at hand, the others are bitwise those of the source, whose content hash is the budget's. Where
@@ -110,6 +111,9 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
 
     For every matrix that was truncated or factored: what is stored has the hash that the mark gives and the rank, and
     is as close to the source's as its energy says, within the rounding of its type. A LoRA adapter is not checked.
+
+    For every tensor that has become smaller: what is stored has the hash that the mark gives, the configuration says
+    the sizes and, where the source is at hand, the rows that are left of what writes neurons or heads are the source's.
 
     The source is known by the hashes of its tensors, not by its name: one
     that was moved verifies, one that was edited does not.
@@ -141,10 +145,12 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     mark = read_mark(directory)
     if mark is not None and mark.get("command") in ("compress", "resize"):
         return _verify_compressed(directory, mark, source)
+    if mark is not None and mark.get("command") == "narrow":
+        return _verify_narrowed(directory, mark, source)
     for file in (BUDGET_FILE, MASKS_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(
-                f"{directory / file}: no such file; is this a directory that prune() or compress() wrote?"
+                f"{directory / file}: no such file; is this a directory that prune(), compress() or narrow() wrote?"
             )
     try:
         budget = Budget.from_json(directory / BUDGET_FILE)
@@ -190,6 +196,25 @@ def _verify_compressed(directory: Path, mark: Mapping[str, Any], source: Any) ->
         tuple(missed),
         None if tensors.record is None else tensors.record.hash,
         "compress",
+    )
+
+
+def _verify_narrowed(directory: Path, mark: Mapping[str, Any], source: Any) -> Verification:
+    noted = mark.get("source")
+    try:
+        said = NarrowMark.of(mark)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / MARK_FILE}: {error}") from None
+    tensors = _opened(directory, source, noted.get("path") if isinstance(noted, dict) else None, "narrowed")
+    problems, untouched, missed = NarrowedOutput(tensors, said).run()
+    return Verification(
+        tuple(problems),
+        len(said.kept),
+        untouched,
+        None if tensors.dense is None else tensors.dense.source,
+        tuple(missed),
+        None if tensors.record is None else tensors.record.hash,
+        "narrow",
     )
 
 

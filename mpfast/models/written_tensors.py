@@ -45,7 +45,7 @@ class WrittenTensors:
     record
         Of the mark.
     done
-        What the command did to the other tensors, "pruned" or "factored".
+        What the command did to the other tensors, "pruned", "factored" or "narrowed".
     """
 
     written: Checkpoint

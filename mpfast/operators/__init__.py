@@ -2,6 +2,7 @@
 
 from mpfast.operators.dask import aligned
 from mpfast.operators.gram import gram_product
+from mpfast.operators.host import MatrixSource, values_together
 from mpfast.operators.of_outputs import InputRoot, OutputSource
 from mpfast.operators.opening import open_source
 from mpfast.operators.protocol import PART_WIDTH, RUN_WIDTH, LanczosRun, Source, gram_memory, start_run
@@ -13,6 +14,7 @@ __all__ = [
     "RUN_WIDTH",
     "InputRoot",
     "LanczosRun",
+    "MatrixSource",
     "OutputSource",
     "RestrictedSource",
     "Source",
@@ -23,4 +25,5 @@ __all__ = [
     "open_source",
     "scaled",
     "start_run",
+    "values_together",
 ]

@@ -85,7 +85,7 @@ def gram_product(W: Any, X: Any, *, side: str = "auto", threads: int | None = No
         if isinstance(source, DeviceSource):
             product = source.backend.gram_product(source.matrix, block, side == "right")
         else:
-            product = _core.gram_product(source, block, side, count)
+            product = _core.gram_product(source, block, side, count, norm=False)
         z[first : first + 32], _, nonfinite, row, col = product
         raise_if_nonfinite("W", nonfinite, (row, col))
     return like(z[0] if vector else np.ascontiguousarray(z.T), W)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from mpfast.arrays import raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.protocol import LanczosRun, gram_memory
 
-__all__ = ["MatrixSource"]
+__all__ = ["MatrixSource", "values_together"]
 
 Array = NDArray[np.float64]
+# Singular values, Frobenius norm, number of non-finite entries, row and column of the first, and the route.
+ExactValues = tuple[Array, float, int, int, int, str]
 
 
 # A Gram matrix of up to so many entries, 8 MB, is kept from the singular values for what asks for it next.
@@ -38,11 +41,13 @@ class MatrixSource:
         self.dtype: str = matrix.dtype
         self.scale_exponent: int = _core.scale_exponent(matrix)
         self._kept_gram: tuple[Array, int] | None = None
+        self._kept_values: ExactValues | None = None
 
     def scaled(self, factors: Factors) -> MatrixSource:
         other = copy.copy(self)
         other.factors = factors
         other._kept_gram = None
+        other._kept_values = None
         other.scale_exponent = _core.scale_exponent(self.matrix, factors.pair) + factors.exponent
         return other
 
@@ -67,17 +72,20 @@ class MatrixSource:
         return measured
 
     def singular_values(self, *, keep_gram: bool = False) -> tuple[Array, float, bool]:
+        found, self._kept_values = self._kept_values, None
+        values, fro_norm, nonfinite, row, col, route = found or self._exact_values(keep_gram)
+        raise_if_nonfinite("W", nonfinite, (row, col))
+        unit = 1.0 if self.factors is None else 2.0**self.factors.exponent
+        return values * unit, fro_norm * unit, route == "gram"
+
+    def _exact_values(self, keep_gram: bool) -> ExactValues:
         p, exponent = min(self.shape), self._exponent
         is_kept = keep_gram and p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
         with gram_memory(self.shape):
             gram = np.empty((p, p)) if is_kept else None
-            values, fro_norm, nonfinite, row, col, route = _core.exact_values(
-                self.matrix, self.threads, self._pair, gram, exponent if is_kept else 0
-            )
-        raise_if_nonfinite("W", nonfinite, (row, col))
-        self._kept_gram = None if gram is None else (gram, exponent)
-        unit = 1.0 if self.factors is None else 2.0**self.factors.exponent
-        return values * unit, fro_norm * unit, route == "gram"
+            found = _core.exact_values(self.matrix, self.threads, self._pair, gram, exponent if is_kept else 0)
+        self._kept_gram = None if gram is None or found[2] else (gram, exponent)
+        return found
 
     def gram(self) -> Array:
         if self._kept_gram is not None:
@@ -110,3 +118,17 @@ class MatrixSource:
     @property
     def _pair(self) -> Energies | None:
         return None if self.factors is None else self.factors.pair
+
+
+def values_together(sources: Sequence[MatrixSource], threads: int) -> None:
+    """Have all singular values of matrices without factors formed in one call, each matrix by one thread.
+
+    Each source keeps its own for who asks next.
+    """
+    if not sources:
+        return
+    largest_first = sorted(sources, key=lambda source: min(source.shape) ** 2 * max(source.shape), reverse=True)
+    with gram_memory(max((source.shape for source in sources), key=min)):
+        found = _core.exact_values_of_each([source.matrix for source in largest_first], threads)
+    for source, values in zip(largest_first, found, strict=True):
+        source._kept_values = values

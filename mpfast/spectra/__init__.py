@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mpfast.spectra.power_tail import PowerLaw, power_law
     from mpfast.spectra.quantization import QuantizationNoise, grid_variance, quantization_noise
     from mpfast.spectra.second_moment import clean, diagonal_weight, effective_rows, shrink_to_diagonal
+    from mpfast.spectra.several import SIDE_BY_SIDE_UP_TO, measured_spectra, spectrum_of_each
     from mpfast.spectra.singular_vectors import Randomness, drop_bulk, haar_sparsify, randomness, sparsify_vectors
     from mpfast.spectra.subsampled import fixed_aspect_hill
     from mpfast.spectra.synthetic import critical_signal, family, low_rank
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "PERHAPS_FUSED",
+    "SIDE_BY_SIDE_UP_TO",
     "SVD",
     "BothModels",
     "EdgeFit",
@@ -77,6 +79,7 @@ __all__ = [
     "low_rank",
     "lowrank",
     "measured_both",
+    "measured_spectra",
     "measured_spectrum",
     "optimal_threshold",
     "power_law",
@@ -89,6 +92,7 @@ __all__ = [
     "sparsify_vectors",
     "spectral_metrics",
     "spectrum",
+    "spectrum_of_each",
     "svd",
     "tracy_widom_threshold",
     "uneven_family",
@@ -107,6 +111,7 @@ def __getattr__(name: str) -> Any:
             "second_moment",
             "subsampled",
             "quantization",
+            "several",
         )
         for file in files:
             module = importlib.import_module(f"{__name__}.{file}")

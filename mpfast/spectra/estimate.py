@@ -18,6 +18,7 @@ from mpfast.spectra.request import Request
 from mpfast.spectra.rounding import SQUARES_RESOLUTION, has_variance
 from mpfast.spectra.session import MARGIN, Session
 from mpfast.spectra.work import (
+    EXACT_UP_TO,
     LANCZOS_FROM,
     MAX_PROBES,
     exact_is_cheaper,
@@ -26,7 +27,7 @@ from mpfast.spectra.work import (
 )
 from mpfast.support import InvalidValueError, KeptProperty
 
-__all__ = ["Estimate"]
+__all__ = ["Estimate", "takes_all_values"]
 
 
 # Up to here leading triplets come from the Gram matrix.
@@ -45,15 +46,9 @@ class Estimate:
             raise InvalidValueError(
                 "", f"method='lanczos' needs min(W.shape) >= {LANCZOS_FROM}, got {source.shape}", "use method='exact'"
             )
-        wants_exact = (
-            request.method == "auto"
-            and not request.fixed
-            and exact_is_cheaper(source, first_probes(source.shape, request))
-        )
-        exact = request.method == "exact" or p < LANCZOS_FROM or wants_exact
         self.source = source
         self._request = request
-        self._session = None if exact else _begun(source, request)
+        self._session = None if takes_all_values(source, request) else _begun(source, request)
         #: Every singular value, or what the first steps say.
         self.look = (
             exact_spectrum(source, request, keep_gram=request.noise != "even")
@@ -87,6 +82,15 @@ class Estimate:
             return leading_of_gram(self.source, count, self._request.thread_count)
         rough = replace(self._request, method="lanczos", probes=ROUGH_PROBES, steps=None)
         return leading_of_session(_begun(self.source, rough), floor, limit)
+
+
+def takes_all_values(source: Source, request: Request) -> bool:
+    """Whether the first look is at every singular value."""
+    if request.method == "exact" or min(source.shape) < LANCZOS_FROM:
+        return True
+    if request.method != "auto" or request.fixed:
+        return False
+    return min(source.shape) <= EXACT_UP_TO or exact_is_cheaper(source, first_probes(source.shape, request))
 
 
 def exact_spectrum(source: Source, request: Request, *, keep_gram: bool = False) -> Spectrum:

@@ -50,7 +50,7 @@ def spectrum(
         host, both in float64, beside a Cholesky factor of C in ``8 n^2`` bytes.
     method
         ``"exact"``: all p = min(m, n) singular values, by the fp64 Gram matrix (O(q p^2), memory 8 p^2 bytes).
-        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 640 or where it is
+        ``"lanczos"``: block Lanczos quadrature, a dozen passes over W. ``"auto"``: exact up to p = 384 or where it is
         cheaper than meeting ``tol``, else Lanczos.
     tol
         Wanted relative standard error of ``edge.sigma_plus`` (Lanczos): probes and steps grow until it holds. With

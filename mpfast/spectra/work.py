@@ -12,8 +12,8 @@ from mpfast.spectra.session import INITIAL_STEPS, MARGIN
 
 __all__ = ["EXACT_UP_TO", "LANCZOS_FROM", "MAX_PROBES", "exact_is_cheaper", "exact_is_possible", "first_probes"]
 
-# Up to here every singular value is computed: it costs hardly more than an estimate of their distribution.
-EXACT_UP_TO = 640
+# Up to here every singular value is computed: it costs less than an estimate of their distribution, or hardly more.
+EXACT_UP_TO = 384
 # Work up to which every singular value is computed where an estimate would not be sure: an 8192 x 8192 matrix.
 EXACT_FLOPS = 5.6e12
 # The smallest p a block Krylov space is worth the name for.
@@ -23,9 +23,10 @@ MAX_PROBES = 512
 PROBE_MASS = 6144
 # Share of `tol` that is expected of the first probes.
 EXPECTED = 0.6
-# What an estimate takes in units of a multiply-add of an exact decomposition, as measured: a fixed part, one for each
-# probe (Ritz values, quadratures), and a multiply-add of a product.
-LANCZOS_FIXED, LANCZOS_PROBE, LANCZOS_PRODUCT = 7e8, 5e7, 2.4
+# Times in units of a multiply-add of an exact reduction, as measured for p of 384 to 896 (within a quarter): of an exact
+# Gram matrix; of an estimate a fixed part, one for each probe (Ritz values, quadratures), and a product.
+EXACT_GRAM = 1.36
+LANCZOS_FIXED, LANCZOS_PROBE, LANCZOS_PRODUCT = 5.4e8, 8.8e7, 1.47
 
 
 def exact_is_possible(source: Source) -> bool:
@@ -50,8 +51,7 @@ def exact_is_cheaper(source: Source, probes: int) -> bool:
     p, q = min(source.shape), max(source.shape)
     if p <= EXACT_UP_TO:
         return True
-    # Multiply-adds: fp64 Gram and reduction, the latter about twice as slow; fp32 products on both sides.
-    exact = 2.0 * q * p * p + 8.0 * p**3
+    exact = EXACT_GRAM * 2.0 * q * p * p + 8.0 * p**3
     products = 2.0 * q * p * INITIAL_STEPS * probes
     lanczos = LANCZOS_FIXED + LANCZOS_PROBE * probes + LANCZOS_PRODUCT * products
     return exact < lanczos and 8 * p * p < 2**32

@@ -31,6 +31,7 @@ from mpfast.support.errors import (
     UnreadableArrayError,
     argument_called,
     front_door,
+    matrix_called,
     package_missing,
     summary_of_unmet,
     warn_caller,
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
         write_bytes_atomically,
         write_text_atomically,
     )
-    from mpfast.support.workers import Workers
+    from mpfast.support.workers import Workers, side_by_side
 
 __all__ = [
     "LARGEST_GROUP",
@@ -111,6 +112,7 @@ __all__ = [
     "is_shape",
     "is_text",
     "logger",
+    "matrix_called",
     "named_errors",
     "no_constant",
     "package_missing",
@@ -128,6 +130,7 @@ __all__ = [
     "return_or_write",
     "rows_as_html",
     "short",
+    "side_by_side",
     "staged_directory",
     "storage_bits",
     "summary_of_unmet",

@@ -26,6 +26,7 @@ __all__ = [
     "UnreadableArrayError",
     "argument_called",
     "front_door",
+    "matrix_called",
     "package_missing",
     "summary_of_unmet",
     "warn_caller",
@@ -143,6 +144,16 @@ def argument_called(name: str, within: str = "model") -> Iterator[None]:
             # Where the advice is code: the word may be one of the sentence, too.
             error.advice = re.sub(rf"\b{re.escape(within)}(?=[.)])", lambda _: name, error.advice)
         raise
+
+
+@contextlib.contextmanager
+def matrix_called(name: str) -> Iterator[None]:
+    """Let errors of input about one matrix of several, W for who looks at it, bear the name that the caller knows."""
+    try:
+        yield
+    except InputError as error:
+        argument = name if error.argument == "W" else f"{name}: {error.argument}".rstrip()
+        raise type(error)(argument, error.fact, error.advice) from error
 
 
 def front_door(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

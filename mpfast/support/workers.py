@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "side_by_side"]
 
 
 class Workers:
@@ -63,3 +64,17 @@ class Workers:
     def abandon(self) -> None:
         """Begin nothing more, and wait for nothing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """Return ``function(item)`` of each, in order, by up to so many threads.
+
+    Where calls fail, the error of the first one in order is raised, and what has not begun by then never does.
+    """
+    if threads < 2 or len(items) < 2:
+        return [function(item) for item in items]
+    pool = Workers(min(threads, len(items)))
+    try:
+        return [future.result() for future in [pool.submit(function, item) for item in items]]
+    finally:
+        pool.abandon()

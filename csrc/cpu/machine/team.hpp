@@ -1,8 +1,8 @@
-// A team of threads that lives for one call of the library.
+// A team of threads for one call of the library.
 //
-// There is no global pool. That keeps a forked child, several Python threads calling at once, and an interpreter that
-// exits simple. Starting a thread costs about 20 us, and a call takes milliseconds. A child that is forked by an
-// operator of the caller's, in the middle of a call, goes on alone.
+// The threads outlive the call (workers.hpp), and are borrowed when a loop has tasks for them: a team that meets no
+// such loop costs nothing. Several Python threads may call at once; each has a team of its own. A child that is forked
+// by an operator of the caller's, in the middle of a call, goes on alone.
 //
 // Determinism: a parallel_for is cut into tasks by the shape of the problem, never by the number of threads. Threads
 // only decide who runs a task, so a task may write to its own slice but never add to a shared sum.
@@ -15,13 +15,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <thread>
-#include <utility>
-#include <vector>
 
 #include "core/abandonable.hpp"
 #include "core/fork.hpp"
 #include "core/types.hpp"
+#include "cpu/machine/workers.hpp"
 
 namespace mpfast::cpu {
 
@@ -34,41 +32,44 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  int size() const { return static_cast<int>(meeting_->workers.size()) + 1; }
+  // As many as run tasks at once, at most.
+  int size() const { return size_; }
 
   // Runs task(index, worker) for every index in [0, count), handed out in increasing order; worker is in [0, size()).
-  // The caller works too, as worker 0. The first exception (a task's, or the poll's) stops the hand-out and is rethrown
-  // here once every worker has come to rest. Not reentrant.
+  // The caller works too, as worker 0, and waits for nobody who has not begun when no task is left. The first exception
+  // (a task's, or the poll's) stops the hand-out and is rethrown here once every worker has come to rest. Not
+  // reentrant.
   void parallel_for(index_t count, const std::function<void(index_t, int)>& task);
 
   // Gives the poll a chance to cancel. For loops that the owner runs outside parallel_for.
   void check_interrupt();
 
  private:
-  // The threads and how they and their owner wait for each other.
+  // The threads, and how their owner waits for them.
   struct Meeting {
-    std::vector<std::thread> workers;
+    Workers workers;
     std::mutex mutex;
-    std::condition_variable start;
     std::condition_variable done;
-    std::atomic<std::uint64_t> generation{0};  // changed under the mutex, watched without it
-    std::atomic<int> running{0};
-    std::atomic<bool> stopping{false};
+    std::atomic<int> running{0};  // called and not at rest; the last to come to rest says so under the mutex
   };
 
   bool is_here() const { return born_ == fork_generation(); }
-  void worker_loop(int worker);
+  int helpers_for(index_t count);
+  void call_two(int worker);
+  void work(int worker);
   void run_tasks(int worker);
   void wait_for_workers();
   void record_exception();
 
+  int size_;
   Poll poll_;
   std::chrono::steady_clock::time_point next_poll_;
-  std::unique_ptr<Meeting> meeting_ = std::make_unique<Meeting>();
+  std::unique_ptr<Meeting> meeting_;
   int born_ = fork_generation();
 
   const std::function<void(index_t, int)>* task_ = nullptr;
   index_t count_ = 0;
+  int helpers_ = 0;  // that the loop may call, of the workers
   std::atomic<index_t> next_{0};
   std::exception_ptr failure_;
 };

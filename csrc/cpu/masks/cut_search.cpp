@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -20,11 +21,43 @@ constexpr int kMinCounterBits = 10;
 constexpr int kSampleCounterBits = 16;
 constexpr index_t kSampleRun = 16;  // entries; one cache line of float
 constexpr index_t kSampleStep = 1024;
+constexpr index_t kSampleAhead = 12;               // runs
 constexpr index_t kSampleFrom = index_t{1} << 20;  // with fewer entries, one more pass is cheaper than a sample
 
 constexpr std::size_t kMostCollected = std::size_t{1} << 21;  // keys
 
 std::size_t position(index_t i) { return static_cast<std::size_t>(i); }
+
+// A key that others are smaller than or equal to.
+struct Order {
+  std::int64_t key;
+  index_t smaller;
+  index_t ties;  // with itself
+};
+
+// The key of `rank` (from 0) among the keys of a window, in lists: first its bucket of a histogram, then the key among
+// the few there. The rank is one of them.
+Order order_of(const std::vector<std::span<const std::int64_t>>& lists, const KeyWindow& window, index_t rank) {
+  constexpr int kBucketBits = 12;
+  const auto range = static_cast<std::uint64_t>(window.high - window.low);
+  const int shift = std::max(static_cast<int>(std::bit_width(range)) - kBucketBits, 0);
+  const auto bucket_of = [&](std::int64_t key) { return position((key - window.low) >> shift); };
+  std::vector<index_t> histogram(std::size_t{1} << kBucketBits);
+  for (const auto& keys : lists) {
+    for (const std::int64_t key : keys) ++histogram[bucket_of(key)];
+  }
+  std::size_t bucket = 0;
+  index_t smaller = 0;
+  while (smaller + histogram[bucket] <= rank) smaller += histogram[bucket++];
+  std::vector<std::int64_t> few;
+  for (const auto& keys : lists) {
+    std::ranges::copy_if(keys, std::back_inserter(few), [&](std::int64_t key) { return bucket_of(key) == bucket; });
+  }
+  std::ranges::nth_element(few, few.begin() + (rank - smaller));
+  const std::int64_t key = few[position(rank - smaller)];
+  smaller += std::ranges::count_if(few, [&](std::int64_t each) { return each < key; });
+  return {key, smaller, std::ranges::count(few, key)};
+}
 
 }  // namespace
 
@@ -121,20 +154,21 @@ void CutSearch::narrow_to(std::int64_t low, std::int64_t high) {
 
 // The cut among the keys of the window, if they all were collected and it is one of them.
 void CutSearch::narrow_collected(index_t rank, index_t before) {
-  std::vector<std::int64_t> keys;
-  for (Worker& worker : workers_) {
+  std::vector<std::span<const std::int64_t>> lists;
+  index_t size = 0;
+  for (const Worker& worker : workers_) {
     // A worker that has given up counts the window instead, like all others.
     if (worker.collected.size() > kMostCollected) return start_round(window_);
-    keys.insert(keys.end(), worker.collected.begin(), worker.collected.end());
-    worker.collected = {};
+    lists.emplace_back(worker.collected);
+    size += std::ssize(worker.collected);
   }
   const index_t within = rank - before;
-  if (within >= static_cast<index_t>(keys.size())) return narrow_to(window_.high + 1, high_);
-  std::nth_element(keys.begin(), keys.begin() + within, keys.end());
-  key_ = keys[position(within)];
-  const auto smaller = std::count_if(keys.begin(), keys.end(), [&](std::int64_t key) { return key < key_; });
-  ties_ = std::count(keys.begin(), keys.end(), key_);
-  pruned_ties_ = pruned_ - before - smaller;
+  if (within >= size) return narrow_to(window_.high + 1, high_);
+  const Order found = order_of(lists, window_, within);
+  key_ = found.key;
+  ties_ = found.ties;
+  pruned_ties_ = pruned_ - before - found.smaller;
+  workers_.clear();
   done_ = true;
 }
 
@@ -229,16 +263,24 @@ void CutSearch::count_block(const ScoredMatrix& matrix, const Block& block, KeyC
   });
 }
 
-// A short run out of every kSampleStep entries, at varying distances so that no period of the matrix is in step.
+// A short run out of every kSampleStep entries, at varying distances so that no period of the matrix is in step. Runs
+// lie far apart, so that each is asked for some runs ahead.
 void CutSearch::sample_block(const ScoredMatrix& matrix, const Block& block, KeyCounts& counts, Worker& worker) const {
-  for (index_t start = 0; start < block.size(); start += kSampleStep) {
-    const auto hash = static_cast<std::uint32_t>(start / kSampleStep + block.row + block.col) * 2654435761U;
-    const index_t at = start + static_cast<index_t>(hash >> 22);  // 0 to kSampleStep - 1
+  const index_t runs = ceil_div(block.size(), kSampleStep);
+  const auto start_of = [&](index_t run) {
+    const auto hash = static_cast<std::uint32_t>(run + block.row + block.col) * 2654435761U;
+    return run * kSampleStep + static_cast<index_t>(hash >> 22) / kSampleRun * kSampleRun;  // within its step
+  };
+  for (index_t run = 0; run < runs; ++run) {
+    if (const index_t next = start_of(run + kSampleAhead); next < block.size()) {
+      __builtin_prefetch(address(matrix.entries, block.row + next / block.cols, block.col + next % block.cols));
+    }
+    const index_t at = start_of(run);
     if (at >= block.size()) break;
     const index_t col = at % block.cols;
-    const Block run = {block.matrix, block.row + at / block.cols, 1, block.col + col,
-                       std::min(kSampleRun, block.cols - col)};
-    count_block(matrix, run, counts, worker);
+    const Block piece = {block.matrix, block.row + at / block.cols, 1, block.col + col,
+                         std::min(kSampleRun, block.cols - col)};
+    count_block(matrix, piece, counts, worker);
   }
 }
 

@@ -35,11 +35,17 @@ template <DType dtype, class Key, bool kScaled>
   return largest < Stored<dtype>::kInfinity;
 }
 
-// Most registers hold no key of a well-chosen window, so the hits, the only part that is not vectorised, cost little.
-// hit(key) is called for each key inside, in order. count is a multiple of the keys of a register.
+// hit(key) is called for each key inside, in order. Of a well-chosen window most registers hold none: those that do are
+// noted without a branch, and gone through afterwards. count is a multiple of the keys of a register, at most kChunk.
 template <class Key, class Hit>
 [[gnu::always_inline]] inline index_t count_chunk(const Key* keys, int count, Key low, Key high, const Hit& hit) {
   using V = Vec<Key>;
+  struct Held {
+    int start;
+    unsigned lanes;
+  };
+  Held held[kChunk / kLanes<Key>];
+  int size = 0;
   const V first = V{} + low;
   const V last = V{} + high;
   V below{};
@@ -48,8 +54,12 @@ template <class Key, class Hit>
     __builtin_memcpy(&some, keys + i, sizeof some);
     const auto is_below = some < first;
     below -= (V)is_below;
-    for (unsigned inside = lanes_that_hold<Key>((V)(~is_below & (some <= last))); inside != 0; inside &= inside - 1) {
-      hit(keys[i + __builtin_ctz(inside)]);
+    held[size] = {i, lanes_that_hold<Key>((V)(~is_below & (some <= last)))};
+    size += held[size].lanes != 0 ? 1 : 0;
+  }
+  for (int k = 0; k < size; ++k) {
+    for (unsigned lanes = held[k].lanes; lanes != 0; lanes &= lanes - 1) {
+      hit(keys[held[k].start + __builtin_ctz(lanes)]);
     }
   }
   index_t total = 0;

@@ -10,8 +10,6 @@ namespace {
 
 constexpr int kStripRegisters = kManyRegisters ? 8 : 4;
 constexpr index_t L = kLanes<double>;
-// Strips whose squares are added up in single precision before their sum goes on in double.
-constexpr int kRunStrips = 64 / kStripRegisters;
 
 // N registers of columns of all rows. An entry takes its two factors as one: that of a dead row or column is zero, and
 // no entry is so large that zero times it is not.
@@ -74,65 +72,6 @@ void add_energies(const Panel& panel, double scale, const Factors& factors, doub
   add_energies_with<Storage, false>(panel, scale, factors, rows, cols);
 }
 
-// The squares of N registers of columns of all rows: down the columns in single precision and then in double, along the
-// rows onto `runs`.
-template <class Storage, int N>
-[[gnu::always_inline]] inline void add_single_strip(const Panel& panel, const Storage* data, double squared_scale,
-                                                    Vec<float>* runs, double* cols) {
-  Vec<float> sums[N] = {};
-  for (index_t i = 0; i < panel.rows; ++i, data += panel.row_stride) {
-    Vec<float> run = runs[i];
-#pragma GCC unroll 8
-    for (int k = 0; k < N; ++k) {
-      const Vec<float> value = load<float>(data + k * kLanes<float>);
-      sums[k] = fma(value, value, sums[k]);
-      run = fma(value, value, run);
-    }
-    runs[i] = run;
-  }
-  const Vec<double> factor = broadcast(squared_scale);
-#pragma GCC unroll 8
-  for (int k = 0; k < N; ++k) {
-    double* const at = cols + k * kLanes<float>;
-    store(at, fma(to_double<kLanes<double>>(low_half(sums[k])), factor, load<double>(at)));
-    store(at + L, fma(to_double<kLanes<double>>(high_half(sums[k])), factor, load<double>(at + L)));
-  }
-}
-
-template <class Storage>
-void add_energies_in_runs(const Panel& panel, double scale, const Factors& /*none*/, double* rows, double* cols) {
-  const auto* data = static_cast<const Storage*>(panel.data);
-  const double squared_scale = scale * scale;
-  Vec<float> runs[kMaxPanelRows] = {};
-  Vec<double> row_sums[kMaxPanelRows] = {};
-  int strips = 0;
-  const auto end_runs = [&] {
-    for (index_t i = 0; i < panel.rows; ++i) {
-      row_sums[i] += to_double<kLanes<double>>(low_half(runs[i])) + to_double<kLanes<double>>(high_half(runs[i]));
-      runs[i] = Vec<float>{};
-    }
-    strips = 0;
-  };
-  index_t j = 0;
-  const auto take = [&]<int N>() {
-    add_single_strip<Storage, N>(panel, data + j, squared_scale, runs, cols + j);
-    j += N * kLanes<float>;
-    if (++strips == kRunStrips) end_runs();
-  };
-  while (j + kStripRegisters * kLanes<float> <= panel.cols) take.template operator()<kStripRegisters>();
-  while (j + kLanes<float> <= panel.cols) take.template operator()<1>();
-  end_runs();
-  for (index_t i = 0; i < panel.rows; ++i) {
-    double sum = add_lanes(row_sums[i]);
-    for (index_t k = j; k < panel.cols; ++k) {
-      const double value = load_one<double>(data + i * panel.row_stride + k);
-      cols[k] += value * value * squared_scale;
-      sum += value * value;
-    }
-    rows[i] += sum * squared_scale;
-  }
-}
-
 }  // namespace
 
 }  // namespace mpfast::cpu::MPFAST_ISA
@@ -140,13 +79,9 @@ void add_energies_in_runs(const Panel& panel, double scale, const Factors& /*non
 namespace mpfast::cpu {
 
 template <>
-AddEnergies energy_kernel<isa::MPFAST_ISA>(DType storage, Squares squares) {
-  return dispatch(storage, [=]<DType each>() -> AddEnergies {
-    using Storage = typename MPFAST_ISA::StorageOf<each>::Type;
-    if constexpr (!kNeedsDouble<each>) {
-      if (squares == Squares::in_single_runs) return &MPFAST_ISA::add_energies_in_runs<Storage>;
-    }
-    return &MPFAST_ISA::add_energies<Storage>;
+AddEnergies energy_kernel<isa::MPFAST_ISA>(DType storage) {
+  return dispatch(storage, []<DType each>() -> AddEnergies {
+    return &MPFAST_ISA::add_energies<typename MPFAST_ISA::StorageOf<each>::Type>;
   });
 }
 

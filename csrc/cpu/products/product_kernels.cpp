@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kWideGroup = kManyRegisters ? kMaxGroupWidth : kGroupWidth;
 // About how many squares are added up in single precision before their sum goes on in double.
-constexpr index_t kRun = 64;
+constexpr index_t kSquareRun = 64;
 
 template <class Real>
 constexpr index_t kPair = 2 * kLanes<Real>;
@@ -30,16 +30,19 @@ template <int G>
 constexpr index_t kDotRun = (G > kGroupWidth ? 128 : 256) / G;
 template <int G>
 constexpr int kDotRows = G < 3 ? 4 : (G <= kGroupWidth && kManyRegisters ? 6 : 3);
-template <int G>
-constexpr int kStripPairs = G >= 3 ? 1 : (G == 2 ? 2 : 4);
+// With squares each pair takes four registers more.
+template <int G, bool kSquares>
+constexpr int kStripPairs = G >= 3 || (kSquares && !kManyRegisters) ? 1 : (G == 2 || kSquares ? 2 : 4);
 // With AVX-512, and entries that need no widening, the two phases one after the other are faster than a sweep: for 8192
 // x 8192 float32 and four vectors they take 8.3 ms, a sweep 9.9 ms.
 template <class Real, class Storage>
 constexpr bool kSweeps = kVectorBytes < 64 || sizeof(Storage) < sizeof(Real);
 // Whether phase 2 asks for the rows of the next panel. With eight vectors in double precision the cache has no room for
-// them: float64 takes 2 to 7 % more time with it, 32-bit products 3 to 14 % less.
-template <class Real, int G>
-constexpr bool kPrefetches = kManyRegisters && (G <= kGroupWidth || sizeof(Real) == sizeof(float));
+// them: float64 takes 2 to 7 % more time with it, 32-bit products 3 to 14 % less. With few registers entries that need
+// widening take 5 % more, others up to 14 % less.
+template <class Real, class Storage, int G>
+constexpr bool kPrefetches =
+    kManyRegisters ? G <= kGroupWidth || sizeof(Real) == sizeof(float) : sizeof(Storage) == sizeof(Real);
 template <int G>
 constexpr int kSweepRows = G >= 3 && !kManyRegisters ? 3 : 4;
 
@@ -88,6 +91,17 @@ class Columns {
 [[gnu::always_inline]] inline void flush(Vec<double>& run, Vec<double>& total) {
   total += run;
   run = Vec<double>{};
+}
+
+// sums[k] += lane k of `run`.
+[[gnu::always_inline]] inline void add_in_double(const Vec<float>& run, double* sums) {
+  constexpr int L = kLanes<double>;
+  store(sums, load<double>(sums) + to_double<L>(low_half(run)));
+  store(sums + L, load<double>(sums + L) + to_double<L>(high_half(run)));
+}
+
+[[gnu::always_inline]] inline void add_in_double(const Vec<double>& run, double* sums) {
+  store(sums, load<double>(sums) + run);
 }
 
 // An operand of several FMAs. Where there are many registers it is kept in one; where there are few, it is read from
@@ -168,25 +182,41 @@ void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta
   with_width<kWideGroup>(width, [&]<int G>() { dot_group<Real, Storage, G>(panel, x, alpha, beta, y); });
 }
 
-// z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns: each row costs 2 P + G loads and 2 P G FMAs.
+// Where the squares of a panel's entries go: those of its rows to `row_runs`, those of its columns to `cols`.
+template <class Real>
+struct PanelSquares {
+  Vec<Real>* row_runs;
+  double* cols;
+};
+
+// z[:][g] += sum_i w[i][:] y[i][g] for P pairs of registers of columns, with the squares of w: each row costs 2 P + G
+// loads and 2 P G FMAs. With squares these are 2 P products, which are added to both sums by units that do not take
+// FMAs where the processor has such: 2 P FMAs for either sum would cost twice as much.
 template <class Real, class Storage, int P, int G, bool kSquares>
 [[gnu::always_inline]] inline void axpy_strip(const Storage* w, index_t row_stride, index_t rows, const Real* y,
-                                              Real* z, Vec<Real> (&squares)[2]) {
+                                              Real* z, const PanelSquares<Real>& squares) {
   constexpr int L = kLanes<Real>;
   Vec<Real> a[2 * P * G];
+  Vec<Real> cols[2 * P] = {};
 #pragma GCC unroll 16
   for (int k = 0; k < 2 * P * G; ++k) a[k] = load<Real>(z + k * L);
   for (index_t i = 0; i < rows; ++i, w += row_stride, y += G) {
     Vec<Real> strip[2 * P];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      if constexpr (kPrefetches<Real, G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
+      if constexpr (kPrefetches<Real, Storage, G>) __builtin_prefetch(w + rows * row_stride + p * kPair<Real>, 0, 2);
       strip[2 * p] = load_half<Real, 0>(w + p * kPair<Real>);
       strip[2 * p + 1] = load_half<Real, 1>(w + p * kPair<Real>);
-      if constexpr (kSquares) {
-        squares[0] = fma(strip[2 * p], strip[2 * p], squares[0]);
-        squares[1] = fma(strip[2 * p + 1], strip[2 * p + 1], squares[1]);
+    }
+    if constexpr (kSquares) {
+      Vec<Real> row{};
+#pragma GCC unroll 4
+      for (int s = 0; s < 2 * P; ++s) {
+        const Vec<Real> square = in_register(strip[s] * strip[s]);
+        cols[s] += square;
+        row = s == 0 ? square : row + square;
       }
+      squares.row_runs[i] += row;
     }
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
@@ -197,49 +227,76 @@ template <class Real, class Storage, int P, int G, bool kSquares>
   }
 #pragma GCC unroll 16
   for (int k = 0; k < 2 * P * G; ++k) store(z + k * L, a[k]);
+  if constexpr (kSquares) {
+#pragma GCC unroll 4
+    for (int s = 0; s < 2 * P; ++s) add_in_double(cols[s], squares.cols + s * L);
+  }
 }
 
+// Puts the rows' squares that were added in Real into double now and then.
+template <class Real, index_t kMost>
+class RowSquares {
+ public:
+  explicit RowSquares(index_t rows) : rows_(rows) {}
+
+  Vec<Real>* runs() { return runs_; }
+
+  // After `count` registers of every row.
+  void added(index_t count) {
+    if ((added_ += count) >= kSquareRun) flush_all();
+  }
+
+  void add_to(double* rows) {
+    flush_all();
+    for (index_t i = 0; i < rows_; ++i) rows[i] += add_lanes(totals_[i]);
+  }
+
+ private:
+  void flush_all() {
+    for (index_t i = 0; i < rows_; ++i) flush(runs_[i], totals_[i]);
+    added_ = 0;
+  }
+
+  index_t rows_;
+  index_t added_ = 0;
+  Vec<Real> runs_[kMost == 0 ? 1 : kMost] = {};
+  Vec<double> totals_[kMost == 0 ? 1 : kMost] = {};
+};
+
 template <class Real, class Storage, int G, bool kSquares>
-void axpy_group(const Panel& panel, const Real* y, Real* z, double* sum_squares) {
-  constexpr int P = kStripPairs<G>;
+void axpy_group(const Panel& panel, const Real* y, Real* z, const Squares& squares) {
+  constexpr int P = kStripPairs<G, kSquares>;
   const Columns<Real, Storage, kMaxPanelRows> columns(static_cast<const Storage*>(panel.data), panel.row_stride,
                                                       panel.rows, panel.cols);
-  Vec<Real> squares[2] = {};
-  Vec<double> total{};
-  index_t added = 0;
+  RowSquares<Real, kSquares ? kMaxPanelRows : 0> rows(panel.rows);
+  PanelSquares<Real> added{rows.runs(), squares.cols};
   for (const auto& span : columns.spans) {
     const Storage* w = span.data;
     const auto take = [&]<int kPairs>() {
-      axpy_strip<Real, Storage, kPairs, G, kSquares>(w, span.row_stride, panel.rows, y, z, squares);
+      axpy_strip<Real, Storage, kPairs, G, kSquares>(w, span.row_stride, panel.rows, y, z, added);
       w += kPairs * kPair<Real>;
       z += kPairs * kPair<Real> * G;
-      added += kPairs * panel.rows;
-      if (kSquares && added >= kRun) {
-        flush(squares[0], total);
-        flush(squares[1], total);
-        added = 0;
+      if constexpr (kSquares) {
+        added.cols += kPairs * kPair<Real>;
+        rows.added(2 * kPairs);
       }
     };
     index_t p = 0;
     for (; p + P <= span.pairs; p += P) take.template operator()<P>();
     for (; p < span.pairs; ++p) take.template operator()<1>();
   }
-  if constexpr (kSquares) {
-    flush(squares[0], total);
-    flush(squares[1], total);
-    *sum_squares += add_lanes(total);
-  }
+  if constexpr (kSquares) rows.add_to(squares.rows);
 }
 
 template <class Real, class Storage, int G>
-void axpy_either(const Panel& panel, const Real* y, Real* z, double* sum_squares) {
-  if (sum_squares == nullptr) return axpy_group<Real, Storage, G, false>(panel, y, z, nullptr);
-  axpy_group<Real, Storage, G, true>(panel, y, z, sum_squares);
+void axpy_either(const Panel& panel, const Real* y, Real* z, const Squares& squares) {
+  if (!squares.wanted()) return axpy_group<Real, Storage, G, false>(panel, y, z, squares);
+  axpy_group<Real, Storage, G, true>(panel, y, z, squares);
 }
 
 template <class Real, class Storage>
-void axpy(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares) {
-  with_width<kWideGroup>(width, [&]<int G>() { axpy_either<Real, Storage, G>(panel, y, z, sum_squares); });
+void axpy(const Panel& panel, index_t width, const Real* y, Real* z, const Squares& squares) {
+  with_width<kWideGroup>(width, [&]<int G>() { axpy_either<Real, Storage, G>(panel, y, z, squares); });
 }
 
 // How far ahead of an entry of a tile of R rows a sweep asks for memory, in entries. While the cache holds whole tiles,
@@ -254,22 +311,24 @@ index_t fetch_ahead(const Span<Storage>& span) {
   return keeps_tile ? R * span.row_stride : kRowBytes / kSize;
 }
 
-// How many sums the squares of R rows go to. With one vector there are few FMAs to overlap, and every row has a sum of
-// its own; otherwise one sum is enough.
-template <int R, int G>
-constexpr int kSquareChains = G == 1 ? R : 1;
-
 // sums[i][g] += w[i] . x[g] over register h of a pair of registers of columns, with the squares of w. Per register R +
-// G loads and R G FMAs (R more with squares).
+// G loads and R G FMAs, and with squares R products, which are added to the sums of both.
 template <class Real, class Storage, int h, bool kSquares, int R, int G>
 [[gnu::always_inline]] inline void dot_register(const Storage* w, index_t row_stride, const Real* x,
-                                                Vec<Real> (&sums)[R][G], Vec<Real> (&squares)[kSquareChains<R, G>]) {
+                                                Vec<Real> (&sums)[R][G], Vec<Real> (&row_runs)[R], Real* col_runs) {
   Vec<Real> rows[R];
 #pragma GCC unroll 4
-  for (int i = 0; i < R; ++i) {
-    rows[i] = load_half<Real, h>(w + i * row_stride);
-    Vec<Real>& run = squares[i % kSquareChains<R, G>];
-    if constexpr (kSquares) run = fma(rows[i], rows[i], run);
+  for (int i = 0; i < R; ++i) rows[i] = load_half<Real, h>(w + i * row_stride);
+  if constexpr (kSquares) {
+    Real* const at = col_runs + h * kLanes<Real>;
+    Vec<Real> col = load<Real>(at);
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+      const Vec<Real> square = in_register(rows[i] * rows[i]);
+      row_runs[i] += square;
+      col += square;
+    }
+    store(at, col);
   }
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) {
@@ -306,6 +365,7 @@ struct SweepRun {
   index_t ahead;  // from an entry of w to the one that is asked for
   const Real* x;
   Real* z;
+  Real* col_runs;
 };
 
 // totals[i][g] += w[i] . x[g] and z[g] += sum_i u[i] factors[i][g] over `pairs` pairs, so few that their squares can be
@@ -313,24 +373,25 @@ struct SweepRun {
 template <class Real, class Storage, bool kSquares, int R, int G>
 [[gnu::always_inline]] inline void sweep_run(SweepRun<Real, Storage>& run, index_t pairs,
                                              const Vec<Real> (&factors)[R][G], Vec<Real> (&totals)[R][G],
-                                             Vec<double>& total_squares) {
+                                             Vec<double> (&row_squares)[R]) {
   Vec<Real> sums[R][G] = {};
-  Vec<Real> squares[kSquareChains<R, G>] = {};
+  Vec<Real> row_runs[R] = {};
   for (const Storage* const end = run.w + pairs * kPair<Real>; run.w != end;) {
 #pragma GCC unroll 4
     for (int i = 0; i < R; ++i) __builtin_prefetch(run.w + i * run.w_stride + run.ahead, 0, 2);
     unroll<2>([&]<int h>() {
-      dot_register<Real, Storage, h, kSquares>(run.w, run.w_stride, run.x, sums, squares);
+      dot_register<Real, Storage, h, kSquares>(run.w, run.w_stride, run.x, sums, row_runs, run.col_runs);
       axpy_register<Real, Storage, h>(run.u, run.u_stride, factors, run.z);
     });
     run.w += kPair<Real>;
     run.u += kPair<Real>;
     run.x += kPair<Real> * G;
     run.z += kPair<Real> * G;
+    if constexpr (kSquares) run.col_runs += kPair<Real>;
   }
   for (int k = 0; k < R * G; ++k) totals[k / G][k % G] += sums[k / G][k % G];
   if constexpr (kSquares) {
-    for (auto& chain : squares) flush(chain, total_squares);
+    for (int i = 0; i < R; ++i) flush(row_runs[i], row_squares[i]);
   }
 }
 
@@ -357,11 +418,12 @@ struct SweepVectors {
 
 // y' = alpha beta current x while z += previous^T y, for R rows and G vectors; y' replaces y. `current` comes from
 // memory, or from the cache where the call before has asked for it, and `previous` from the cache.
-template <class Real, class Storage, int R, int G, bool kSquares>
+template <class Real, class Storage, bool kSquares, int R, int G>
 void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previous)[2],
-                const SweepVectors<Real>& vectors, Real (&y)[R * G], Vec<double>& total_squares) {
+                const SweepVectors<Real>& vectors, Real (&y)[R * G], double* row_squares, Real* col_runs) {
   Vec<Real> totals[R][G] = {};
   Vec<Real> factors[R][G];
+  Vec<double> squares[R] = {};
   for (int k = 0; k < R * G; ++k) factors[k / G][k % G] = broadcast(y[k]);
   const Real* x = vectors.x;
   Real* z = vectors.z;
@@ -372,75 +434,74 @@ void sweep_tile(const Span<Storage> (&current)[2], const Span<Storage> (&previou
                                 .u_stride = previous[s].row_stride,
                                 .ahead = fetch_ahead<Real, R>(current[s]),
                                 .x = x,
-                                .z = z};
-    for (index_t left = current[s].pairs; left > 0; left -= kRun / 2) {
-      sweep_run<Real, Storage, kSquares>(run, left < kRun / 2 ? left : kRun / 2, factors, totals, total_squares);
+                                .z = z,
+                                .col_runs = col_runs};
+    for (index_t left = current[s].pairs; left > 0; left -= kSquareRun / 2) {
+      const index_t pairs = left < kSquareRun / 2 ? left : kSquareRun / 2;
+      sweep_run<Real, Storage, kSquares>(run, pairs, factors, totals, squares);
     }
     x = run.x;
     z = run.z;
+    col_runs = run.col_runs;
   }
   for (int k = 0; k < R * G; ++k) y[k] = add_lanes(totals[k / G][k % G]) * vectors.alpha * vectors.beta;
+  if constexpr (kSquares) {
+    for (int i = 0; i < R; ++i) row_squares[i] += add_lanes(squares[i]);
+  }
+}
+
+// cols[k] += runs[k], which become zero.
+template <class Real>
+void end_runs(index_t count, Real* runs, double* cols) {
+  for (index_t k = 0; k < count; k += kLanes<Real>) {
+    add_in_double(load<Real>(runs + k), cols + k);
+    store(runs + k, Vec<Real>{});
+  }
 }
 
 // z += panel^T (alpha beta f^2 o (panel x)) for G vectors. Never inlined, so that each width is compiled by itself.
 template <class Real, class Storage, int G, bool kSquares>
-[[gnu::noinline]] void sweep_rows(const Panel& panel, const SweepVectors<Real>& vectors, double* sum_squares) {
+[[gnu::noinline]] void sweep_rows(const Panel& panel, const SweepVectors<Real>& vectors, const Squares& squares,
+                                  Real* col_runs) {
   constexpr int R = kSweepRows<G>;
+  constexpr index_t kRowsOfRun = kSquareRun / R * R;
   const auto* data = static_cast<const Storage*>(panel.data);
   const auto tile_at = [&](index_t row) {
     return Columns<Real, Storage, R>(data + row * panel.row_stride, panel.row_stride, R, panel.cols);
   };
+  const auto squares_from = [&](index_t row) { return kSquares ? squares.rows + row : nullptr; };
+  const index_t padded = (panel.cols + kPair<Real> - 1) / kPair<Real> * kPair<Real>;
   const index_t whole = panel.rows - panel.rows % R;
   Real y[R * G] = {};  // the first tile is its own predecessor, with factors of zero
-  Vec<double> total{};
   for (index_t row = 0; row < whole; row += R) {
     const auto current = tile_at(row);
     const auto previous = tile_at(row == 0 ? 0 : row - R);
-    sweep_tile<Real, Storage, R, G, kSquares>(current.spans, previous.spans, vectors, y, total);
+    sweep_tile<Real, Storage, kSquares, R, G>(current.spans, previous.spans, vectors, y, squares_from(row), col_runs);
     weight_rows<Real, G>(vectors.factors_from(row), R, y);
+    if (kSquares && ((row + R) % kRowsOfRun == 0 || row + R == whole)) end_runs(padded, col_runs, squares.cols);
   }
-  if constexpr (kSquares) *sum_squares += add_lanes(total);
   if (whole > 0) {
     const index_t last = whole - R;
     axpy_group<Real, Storage, G, false>({data + last * panel.row_stride, panel.row_stride, R, panel.cols}, y, vectors.z,
-                                        nullptr);
+                                        {});
   }
   const Panel rest{data + whole * panel.row_stride, panel.row_stride, panel.rows - whole, panel.cols};
   dot_group<Real, Storage, G>(rest, vectors.x, vectors.alpha, vectors.beta, y);
   weight_rows<Real, G>(vectors.factors_from(whole), rest.rows, y);
-  axpy_group<Real, Storage, G, kSquares>(rest, y, vectors.z, sum_squares);
+  axpy_group<Real, Storage, G, kSquares>(rest, y, vectors.z, {squares_from(whole), squares.cols});
 }
 
 template <class Real, class Storage, int G>
-void sweep_either(const Panel& panel, const SweepVectors<Real>& vectors, double* sum_squares) {
-  if (sum_squares == nullptr) return sweep_rows<Real, Storage, G, false>(panel, vectors, nullptr);
-  sweep_rows<Real, Storage, G, true>(panel, vectors, sum_squares);
+void sweep_either(const Panel& panel, const SweepVectors<Real>& vectors, const Squares& squares, Real* col_runs) {
+  if (!squares.wanted()) return sweep_rows<Real, Storage, G, false>(panel, vectors, squares, col_runs);
+  sweep_rows<Real, Storage, G, true>(panel, vectors, squares, col_runs);
 }
 
 template <class Real, class Storage>
 void sweep(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, const double* row_factors, Real* z,
-           double* sum_squares) {
+           const Squares& squares, Real* col_runs) {
   const SweepVectors<Real> vectors{x, alpha, beta, row_factors, z};
-  with_width<kGroupWidth>(width, [&]<int G>() { sweep_either<Real, Storage, G>(panel, vectors, sum_squares); });
-}
-
-template <class Storage>
-double scaled_sum_squares(const Panel& panel, double scale) {
-  const auto* data = static_cast<const Storage*>(panel.data);
-  const Vec<double> factor = broadcast(scale);
-  Vec<double> total[2] = {};
-  for (index_t i = 0; i < panel.rows; ++i) {
-    const Columns<double, Storage, 1> columns(data + i * panel.row_stride, panel.row_stride, 1, panel.cols);
-    for (const auto& span : columns.spans) {
-      for (index_t p = 0; p < span.pairs; ++p) {
-        unroll<2>([&]<int h>() {
-          const Vec<double> value = load_half<double, h>(span.data + p * kPair<double>) * factor;
-          total[h] = fma(value, value, total[h]);
-        });
-      }
-    }
-  }
-  return add_lanes(total[0] + total[1]);
+  with_width<kGroupWidth>(width, [&]<int G>() { sweep_either<Real, Storage, G>(panel, vectors, squares, col_runs); });
 }
 
 template <class Real, class Storage>
@@ -477,15 +538,10 @@ std::uint64_t read(const void* data, index_t count) {
 
 template <class Real, class Storage, class Bits>
 constexpr ProductKernels<Real> kKernels = {
-    kLanes<Real>,
-    kPairedStorage<Real, Storage>,
-    kWideGroup,
-    dot<Real, Storage>,
-    axpy<Real, Storage>,
-    kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
-    scaled_sum_squares<Storage>,
-    pack<Real, Storage>,
-    read<Bits>,
+    kLanes<Real>,        kPairedStorage<Real, Storage>,
+    kWideGroup,          dot<Real, Storage>,
+    axpy<Real, Storage>, kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
+    pack<Real, Storage>, read<Bits>,
 };
 
 template <class Real>

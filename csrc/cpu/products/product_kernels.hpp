@@ -35,10 +35,20 @@ struct PackSource {
   index_t cols = 0;
 };
 
+// Where the squares of a panel's entries are added: those of every row to `rows`, those of every column to `cols`,
+// which is laid out as a group of one vector. Null where nobody asks.
+struct Squares {
+  double* rows = nullptr;
+  double* cols = nullptr;
+
+  bool wanted() const { return rows != nullptr; }
+};
+
 // The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or
-// `wide_group`; `sweep` has no wide form, and is null where dot and axpy are faster. Where a sum of squares is asked
-// for it is added to *sum_squares; for Real = float it is formed from short runs in single precision, so it is good to
-// 1e-6 and can over- and underflow.
+// `wide_group`; `sweep` has no wide form, and is null where dot and axpy are faster.
+//
+// Squares are those of the entries as they are, added in Real in runs of about 64, and these in double: they are good
+// to 1e-6 for Real = float, and can over- and underflow.
 template <class Real>
 struct ProductKernels {
   index_t lanes;  // entries of Real in one register
@@ -49,15 +59,12 @@ struct ProductKernels {
   void (*dot)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y);
 
   // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
-  void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, double* sum_squares);
+  void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, const Squares& squares);
 
   // z += panel^T (alpha beta f^2 o (panel x)) for one group and any number of rows, where f are factors of the rows, or
-  // null.
+  // null. With squares, `col_runs` are zeros, as many as there are `squares.cols`, which it leaves so.
   void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, const double* row_factors,
-                Real* z, double* sum_squares);
-
-  // sum (scale * panel)^2, all in double.
-  double (*scaled_sum_squares)(const Panel& panel, double scale);
+                Real* z, const Squares& squares, Real* col_runs);
 
   // target[i * target_stride + j] = source[i][j], widened.
   void (*pack)(const PackSource& source, Real* target, index_t target_stride);

@@ -29,6 +29,7 @@ class VectorLayout {
         length_(length) {}
 
   index_t pair() const { return 2 * lanes_; }  // entries; every piece of a vector starts at a multiple of it
+  index_t length() const { return length_; }
   index_t padded() const { return round_up(length_, pair()); }
   index_t size() const { return padded() * width_; }
   index_t groups() const { return wide_groups_ + ceil_div(width_ - wide_groups_ * wide_, kGroupWidth); }
@@ -58,12 +59,14 @@ class VectorLayout {
     });
   }
 
-  void to_plain(Team& team, const Real* packed, Real scale, Real* x) const {
+  // Of entries that may be wider than those of the kernels.
+  template <class Entry>
+  void to_plain(Team& team, const Entry* packed, Entry scale, Entry* x) const {
     for_each_pair(team, [&](index_t group, index_t first, index_t count) {
       const index_t width = group_width(group);
-      const Real* source = packed + offset(group, first);
+      const Entry* source = packed + offset(group, first);
       for (index_t c = 0; c < width; ++c) {
-        Real* target = x + (first_vector(group) + c) * length_ + first;
+        Entry* target = x + (first_vector(group) + c) * length_ + first;
         for_each_entry(count, c, width, [&](index_t k, index_t at) { target[k] = source[at] * scale; });
       }
     });

@@ -14,7 +14,6 @@
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/product_kernels.hpp"
-#include "cpu/products/product_stats.hpp"
 #include "cpu/products/product_vectors.hpp"
 #include "linalg/backend.hpp"
 
@@ -55,13 +54,7 @@ void check(const MatrixView& w, index_t width) {
   kernels_for<Real>(w.dtype);
 }
 
-// What a pass is to learn about W; null where nobody asks.
-struct Learned {
-  linalg::OperatorStats* stats = nullptr;
-  Energies* energies = nullptr;
-};
-
-// A product with B in progress: B, its factors, the precision, the scale, and what the pass learns about W.
+// A product with B in progress: B, its factors, the precision and the scale.
 template <class Real>
 struct Product {
   MatrixView b;
@@ -75,51 +68,25 @@ struct Product {
   // Those of the rows from `row` on, or null.
   const double* row_factors(index_t row) const { return factors.given() ? factors.rows + row : nullptr; }
 
-  // Where the pass adds the energies of B.
-  EnergyTarget target(const Learned& learned) const {
-    if (learned.energies == nullptr) return {};
-    auto* const rows = learned.energies->rows.data();
-    auto* const cols = learned.energies->cols.data();
-    return {scale.whole, factors, squares(), swapped ? cols : rows, swapped ? rows : cols};
+  // Where the pass adds the energies of B; `learned`, of W, is null where nobody asks.
+  EnergyTarget target(Energies* learned) const {
+    if (learned == nullptr) return {};
+    auto* const rows = learned->rows.data();
+    auto* const cols = learned->cols.data();
+    return {sums_squares(), scale.whole, factors, swapped ? cols : rows, swapped ? rows : cols};
   }
 
-  // How energies are formed while this product is: with single precision vectors in runs of single precision, unless
-  // factors or entries far from one leave too little room.
-  Squares squares() const {
+  // Whether the kernels add up squares while they multiply: unless factors, or entries far from one, leave these too
+  // little room.
+  bool sums_squares() const {
     constexpr double kFar = 0x1p40;
-    const bool near = scale.whole <= kFar && scale.whole >= 1 / kFar;
-    return sizeof(Real) == sizeof(float) && near && !factors.given() ? Squares::in_single_runs : Squares::in_double;
+    return scale.whole <= kFar && scale.whole >= 1 / kFar && !factors.given();
   }
 
   // The kernels take contiguous rows. Others are packed first, and thereby widened.
   bool packs() const { return !has_contiguous_rows(b); }
   DType panel_dtype() const { return packs() ? kDTypeOf<Real> : b.dtype; }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(panel_dtype()); }
-
-  // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
-  // squares of tiny or huge numbers) may have lost it: then it is formed again, scaled and in double.
-  void take_squares(double sum, const MatrixView& piece, index_t row, index_t col, StatsPart& stats) const {
-    constexpr bool kSingle = sizeof(Real) == sizeof(float);
-    const double mean = sum / (static_cast<double>(piece.rows) * static_cast<double>(piece.cols));
-    if (mean > (kSingle ? 1e-30 : 1e-290) && sum < (kSingle ? 1e30 : 1e290)) {
-      return stats.add_sum(sum * scale.whole * scale.whole);
-    }
-    const MatrixView lines = has_contiguous_rows(piece) ? piece : piece.transposed();
-    if (has_contiguous_rows(lines)) {
-      const auto& exact = kernels_for<double>(b.dtype);
-      sum = exact.scaled_sum_squares({lines.data, lines.row_stride, lines.rows, lines.cols}, scale.whole);
-    } else {
-      sum = 0;
-      const auto& exact = kernels_for<double>(b.dtype);
-      for (index_t i = 0; i < piece.rows; ++i) {
-        for (index_t j = 0; j < piece.cols; ++j) {
-          sum += exact.scaled_sum_squares({part(piece, i, 1, j, 1).data, 1, 1, 1}, scale.whole);
-        }
-      }
-    }
-    if (!std::isfinite(sum)) stats.add_nonfinite(piece, row, col, swapped);
-    stats.add_sum(sum);
-  }
 };
 
 // Part of B: rows [row, row + rows), columns [col, col + cols).
@@ -135,10 +102,20 @@ template <class Real>
 struct Workspace {
   Buffer<Real> y;
   Buffer<Real> panel;
+  Buffer<Real> runs;
 
   Real* factors() {
     if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
     return y.get();
+  }
+
+  // Zeros, which a sweep leaves so.
+  Real* column_runs(index_t length) {
+    if (runs.get() == nullptr) {
+      runs = Buffer<Real>(length, 1, "squares of columns");
+      std::fill_n(runs.get(), length, Real{0});
+    }
+    return runs.get();
   }
 
   // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,

@@ -23,6 +23,7 @@
 #include "core/energies.hpp"
 #include "core/factors.hpp"
 #include "cpu/products/energy_pass.hpp"
+#include "cpu/products/nonfinite.hpp"
 #include "cpu/products/product_work.hpp"
 
 namespace mpfast::cpu {
@@ -33,15 +34,49 @@ Energies zero_energies(const MatrixView& w) {
   return {std::vector<double>(static_cast<std::size_t>(w.rows)), std::vector<double>(static_cast<std::size_t>(w.cols))};
 }
 
-// Whether squares in single precision may have lost what is needed of a row or a column. Of energies of more than this
-// least, of `count` entries each, at most the 2^-30th part was lost.
-bool loses(const std::vector<double>& sums, std::size_t count, double scale) {
-  const double least = 0x1p-96 * static_cast<double>(count) * scale * scale;
-  return !std::ranges::all_of(sums, [=](double sum) { return sum >= least && std::isfinite(sum); });
+double sum_of(const std::vector<double>& sums) { return std::accumulate(sums.begin(), sums.end(), 0.0); }
+
+// Whether a sum of `count` squares that was formed in Real may have lost a 2^-30th part of itself or more, or is
+// infinite.
+template <class Real>
+auto lossy(index_t count, double scale) {
+  constexpr double kLeast = sizeof(Real) == sizeof(float) ? 0x1p-96 : 0x1p-980;
+  return [least = kLeast * static_cast<double>(count) * scale * scale](double sum) {
+    return !(sum >= least && std::isfinite(sum));
+  };
 }
 
-double sum_of_rows(const Energies& energies) {
-  return std::accumulate(energies.rows.begin(), energies.rows.end(), 0.0);
+// Forms lossy energies of rows (or columns) again, neighbours together, each in a pass over these alone. False where so
+// many are lossy that a pass over all of W is quicker.
+template <class Lossy>
+bool mend(Team& team, const MatrixView& w, bool rows, int scale_exponent, const Lossy& is_lossy,
+          std::vector<double>& sums) {
+  constexpr index_t kMost = 16;  // of so many, one
+  if (std::ranges::count_if(sums, is_lossy) > std::ssize(sums) / kMost) return false;
+  for (auto at = std::ranges::find_if(sums, is_lossy); at != sums.end(); at = std::find_if(at, sums.end(), is_lossy)) {
+    const index_t first = at - sums.begin();
+    const index_t count = std::find_if_not(at, sums.end(), is_lossy) - at;
+    const MatrixView lines = rows ? part(w, first, count, 0, w.cols) : part(w, 0, w.rows, first, count);
+    linalg::OperatorStats unused;
+    const Energies again = energies(team, lines, {}, scale_exponent, &unused);
+    at = std::ranges::copy(rows ? again.rows : again.cols, at).out;
+  }
+  return true;
+}
+
+// Brings squares that the kernels summed to the scale of the product, and forms those again that may be lost: of every
+// row and column, or of the norm alone. False where W is better read again.
+template <class Real>
+bool settle(Team& team, const Product<Real>& product, int scale_exponent, bool of_lines, Energies& sums) {
+  const MatrixView w = product.swapped ? product.b.transposed() : product.b;
+  const double scale = product.scale.whole;
+  for (auto* each : {&sums.rows, &sums.cols}) {
+    for (double& sum : *each) sum *= scale * scale;
+  }
+  const double total = sum_of(sums.rows);
+  if (!of_lines) return !lossy<Real>(w.rows * w.cols, scale)(total);
+  return std::isfinite(total) && mend(team, w, true, scale_exponent, lossy<Real>(w.cols, scale), sums.rows) &&
+         mend(team, w, false, scale_exponent, lossy<Real>(w.rows, scale), sums.cols);
 }
 
 // The vectors, each entry times its factor; `out` may be the vectors themselves.
@@ -63,7 +98,7 @@ void weight_rows(const double* row_factors, index_t rows, index_t width, Real* y
 
 // Z = scale B^T f^2 o (scale B X) in one pass over B, by rows, where f are the factors of the rows.
 template <class Real>
-void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
+void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, Energies* learned) {
   const MatrixView& b = product.b;
   const auto& kernels = product.kernels();
   const VectorLayout<Real> layout(kernels, product.width, b.cols);
@@ -73,25 +108,23 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
       cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(Real) : size_of(b.dtype)));
 
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
-  std::vector<StatsPart> parts(static_cast<std::size_t>(blocks.chunks));
   PartialTree<Real> tree(blocks.chunks, layout.size());
-  EnergyPass energies(product.target(learned), product.panel_dtype(), blocks.chunks, 0, b.cols);
+  EnergyPass<Real> energies(product.target(learned), kernels, product.panel_dtype(), blocks.chunks, 0, b.cols);
   team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
     auto& work = workspaces[static_cast<std::size_t>(worker)];
     Buffer<Real> partial = tree.acquire();
     Buffer<double> column_energies = energies.begin();
     const index_t first = chunk * blocks.chunk;
     const index_t last = std::min(first + blocks.chunk, b.rows);
-    double squares = 0;
-    double* const sum_squares = learned.stats == nullptr ? nullptr : &squares;
     if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
-      // Energies are read off rows that the cache still holds.
-      const index_t step = energies.wanted() ? kMaxPanelRows : last - first;
+      // Energies that the kernels leave are read off rows that the cache still holds.
+      const index_t step = energies.reads_panels() ? kMaxPanelRows : last - first;
       for (index_t row = first; row < last; row += step) {
-        const index_t rows = std::min(step, last - row);
-        const Panel panel{part(b, row, 1, 0, 1).data, b.row_stride, rows, b.cols};
+        const Panel panel{part(b, row, 1, 0, 1).data, b.row_stride, std::min(step, last - row), b.cols};
+        const Squares squares = energies.for_kernels(row, column_energies);
         kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
-                      product.row_factors(row), partial.get(), sum_squares);
+                      product.row_factors(row), partial.get(), squares,
+                      squares.wanted() ? work.column_runs(layout.padded()) : nullptr);
         energies.add(panel, row, column_energies);
       }
     } else {
@@ -103,21 +136,17 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
           const index_t offset = layout.offset(group, 0);
           kernels.dot(panel, width, packed_x.get() + offset, product.scale.half, product.scale.rest, work.factors());
           weight_rows(product.row_factors(row), panel.rows, width, work.factors());
-          kernels.axpy(panel, width, work.factors(), partial.get() + offset, group == 0 ? sum_squares : nullptr);
+          kernels.axpy(panel, width, work.factors(), partial.get() + offset,
+                       group == 0 ? energies.for_kernels(row, column_energies) : Squares{});
         }
         energies.add(panel, row, column_energies);
       }
-    }
-    if (learned.stats != nullptr) {
-      product.take_squares(squares, part(b, first, last - first, 0, b.cols), first, 0,
-                           parts[static_cast<std::size_t>(chunk)]);
     }
     energies.finish(chunk, std::move(column_energies));
     tree.finish(chunk, std::move(partial));
   });
   layout.to_plain(team, tree.root(), product.scale.rest, z);
-  energies.store();
-  if (learned.stats != nullptr) *learned.stats = sum_of(parts);
+  energies.store(team);
 }
 
 // Y = scale B X, one dot product per row of B. Long rows are cut, and the pieces' sums added in order.
@@ -163,7 +192,7 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
 
 // Y = scale A^T X, where rows of A are contiguous. `product.b` is A^T.
 template <class Real>
-void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, const Learned& learned) {
+void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, Energies* learned) {
   const MatrixView a = product.b.transposed();
   const auto& kernels = kernels_for<Real>(a.dtype);
   const VectorLayout<Real> layout(kernels, product.width, a.cols);
@@ -172,20 +201,18 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
   const RowBlocks cut = cut_rows(a.rows, block, static_cast<index_t>(size_of(a.dtype)));
   Buffer<Real> sum(layout.size(), 1, "the vectors of a product");
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
-  std::vector<StatsPart> parts(static_cast<std::size_t>(blocks * cut.chunks));
   for (index_t at = 0; at < blocks; ++at) {
     const index_t col = at * block;
     const index_t cols = std::min(block, a.cols - col);
     const VectorLayout<Real> piece_layout(kernels, product.width, cols);
     PartialTree<Real> tree(cut.chunks, piece_layout.size());
-    EnergyPass energies(product.transposed().target(learned), a.dtype, cut.chunks, col, cols);
+    EnergyPass<Real> energies(product.transposed().target(learned), kernels, a.dtype, cut.chunks, col, cols);
     team.parallel_for(cut.chunks, [&](index_t chunk, int worker) {
       auto& work = workspaces[static_cast<std::size_t>(worker)];
       Buffer<Real> partial = tree.acquire();
       Buffer<double> column_energies = energies.begin();
       const index_t first = chunk * cut.chunk;
       const index_t last = std::min(first + cut.chunk, a.rows);
-      double squares = 0;
       for (index_t row = first; row < last; row += kAxpyRows) {
         const index_t rows = std::min(kAxpyRows, last - row);
         const Panel panel{part(a, row, rows, col, cols).data, a.row_stride, rows, cols};
@@ -198,32 +225,27 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
             }
           }
           kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),
-                       group == 0 && learned.stats != nullptr ? &squares : nullptr);
+                       group == 0 ? energies.for_kernels(row, column_energies) : Squares{});
         }
         energies.add(panel, row, column_energies);
-      }
-      if (learned.stats != nullptr) {
-        product.take_squares(squares, part(product.b, col, cols, first, last - first), col, first,
-                             parts[static_cast<std::size_t>(at * cut.chunks + chunk)]);
       }
       energies.finish(chunk, std::move(column_energies));
       tree.finish(chunk, std::move(partial));
     });
-    energies.store();
+    energies.store(team);
     for (index_t group = 0; group < layout.groups(); ++group) {
       std::copy_n(tree.root() + piece_layout.offset(group, 0), piece_layout.padded() * layout.group_width(group),
                   sum.get() + layout.offset(group, col));
     }
   }
   layout.to_plain(team, sum.get(), product.scale.rest, y);
-  if (learned.stats != nullptr) *learned.stats = sum_of(parts);
 }
 
 bool columns_only(const MatrixView& b) { return !has_contiguous_rows(b) && has_contiguous_rows(b.transposed()); }
 
 // Z = scale B^T f^2 o (scale B X) by whichever way is the fastest.
 template <class Real>
-void unweighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
+void unweighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, Energies* learned) {
   const MatrixView& b = product.b;
   // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
   const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
@@ -248,7 +270,7 @@ void unweighted_product(Team& team, const Product<Real>& product, const Real* x,
 
 // The same between the factors of the columns of B.
 template <class Real>
-void weighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, const Learned& learned) {
+void weighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, Energies* learned) {
   const index_t dim = product.b.cols;
   const double* const factors = product.factors.cols;
   Buffer<Real> weighted_x(dim, product.width, "the vectors of a product");
@@ -270,22 +292,18 @@ void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side 
   const Product<Real> of_w{w, false, factors, Scale<Real>(scale_exponent), width};
   const Product<Real> product = side == Side::left ? of_w.transposed() : of_w;
   Energies own;
-  if (energies == nullptr && stats != nullptr && factors.given()) energies = &own;
-  if (energies != nullptr) *energies = zero_energies(w);
-  // Where there are energies, the squared norm is theirs: what the kernels add up while they multiply knows no factors.
-  const Learned learned{energies == nullptr ? stats : nullptr, energies};
+  Energies* const learned = energies == nullptr && stats != nullptr ? &own : energies;
+  if (learned != nullptr) *learned = zero_energies(w);
   if (factors.given()) {
     weighted_product(team, product, x, z, learned);
   } else {
     unweighted_product(team, product, x, z, learned);
   }
-  if (energies == nullptr) return;
-  linalg::OperatorStats found{.trace = sum_of_rows(*energies)};
-  const bool lost = product.squares() == Squares::in_single_runs &&
-                    (loses(energies->rows, energies->cols.size(), product.scale.whole) ||
-                     loses(energies->cols, energies->rows.size(), product.scale.whole));
-  if (lost || !std::isfinite(found.trace)) {
-    *energies = mpfast::cpu::energies(team, w, factors, scale_exponent, &found);
+  if (learned == nullptr) return;
+  const bool settled = !product.sums_squares() || settle(team, product, scale_exponent, energies != nullptr, *learned);
+  linalg::OperatorStats found{.trace = sum_of(learned->rows)};
+  if (!settled || !std::isfinite(found.trace)) {
+    *learned = mpfast::cpu::energies(team, w, factors, scale_exponent, &found);
   }
   if (stats != nullptr) *stats = found;
 }
@@ -300,7 +318,9 @@ Energies energies(Team& team, const MatrixView& w, const Factors& factors, int s
   const RowBlocks blocks =
       cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(double) : size_of(b.dtype)));
   std::vector<Workspace<double>> workspaces(static_cast<std::size_t>(team.size()));
-  EnergyPass pass(product.target({nullptr, &found}), product.panel_dtype(), blocks.chunks, 0, b.cols);
+  EnergyTarget target = product.target(&found);
+  target.in_products = false;
+  EnergyPass<double> pass(target, product.kernels(), product.panel_dtype(), blocks.chunks, 0, b.cols);
   team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
     Buffer<double> columns = pass.begin();
     const index_t last = std::min((chunk + 1) * blocks.chunk, b.rows);
@@ -311,11 +331,9 @@ Energies energies(Team& team, const MatrixView& w, const Factors& factors, int s
     }
     pass.finish(chunk, std::move(columns));
   });
-  pass.store();
-  StatsPart all;
-  all.add_sum(sum_of_rows(found));
-  if (!std::isfinite(all.stats().trace)) all.add_nonfinite(w, 0, 0, false);
-  *stats = all.stats();
+  pass.store(team);
+  *stats = {.trace = sum_of(found.rows)};
+  if (!std::isfinite(stats->trace)) find_nonfinite(w, *stats);
   return found;
 }
 
@@ -326,7 +344,7 @@ void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width
     const index_t count = std::min(index_t{kMaxBlockWidth}, width - c);
     const Product<Real> product{w, false, {}, Scale<Real>(scale_exponent), count};
     if (columns_only(w)) {
-      multiply_by_axpys<Real>(team, product, x + c * w.cols, y + c * w.rows, {});
+      multiply_by_axpys<Real>(team, product, x + c * w.cols, y + c * w.rows, nullptr);
     } else {
       multiply_by_dots<Real>(team, product, x + c * w.cols, y + c * w.rows);
     }

@@ -23,8 +23,9 @@ constexpr int kMaxBlockWidth = 32;
 // float32, float16 and bfloat16 storage (std::invalid_argument for float64 storage).
 // Bitwise the same result for any size of the team.
 //
-// `stats` and `energies`, when not null, are filled from the same pass. With up to kGroupWidth vectors the pass may
-// read W twice for the energies. These are those of 2^-scale_exponent W, in double.
+// `stats` and `energies`, when not null, are filled from the same pass. The energies are those of 2^-scale_exponent W,
+// good to 1e-6 where they are summed in single precision; rows and columns for which that has too little room are read
+// once more, and so is W where there are many of them.
 //
 // In single precision factors between 2^-60 and 2^60 are safe: a product then has no more than the square of one beside
 // it, unless the trace in `stats` says that it may have overflowed.

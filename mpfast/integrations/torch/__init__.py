@@ -12,7 +12,7 @@ from mpfast.integrations.torch.layer_fits import LayerFit
 from mpfast.integrations.torch.layers import input_rows, prunable_modules
 from mpfast.integrations.torch.lowrank import LowRankPair, load_factors, split, split_modules
 from mpfast.integrations.torch.mask_parametrization import Mask, hold, masks_of, release, to_semi_structured
-from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune
+from mpfast.integrations.torch.pruning import GivenMask, NOfM, NoiseFloor, global_prune, layer_by_layer
 from mpfast.integrations.torch.restoration import FineTuning, PruneAndRestore, Selection, StepReport
 from mpfast.integrations.torch.texts import text_moments
 from mpfast.integrations.torch.whole_checkpoints import ReconstructedCheckpoint, reconstruct_checkpoint
@@ -41,6 +41,7 @@ __all__ = [
     "global_prune",
     "hold",
     "input_rows",
+    "layer_by_layer",
     "load_factors",
     "masks_of",
     "output_gradients",

@@ -48,6 +48,13 @@ class InputSums:
         self._both = False
         self._moments: InputMoments | None = None
 
+    @classmethod
+    def of(cls, sums: Array, rows: int) -> InputSums:
+        """Take over a sum of ``y y^T`` over so many rows, of which the upper triangle counts, and its memory."""
+        found = cls()
+        found._sums, found.rows = sums, rows
+        return found
+
     def add(self, own: torch.Tensor, dense: torch.Tensor | None, threads: int) -> None:
         """Add rows, (rows, inputs), of the compressed stream and, where they are the same ones, of the dense one."""
         assert self._moments is None, "the means were taken"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["module_patterns"]
+__all__ = ["body_of", "module_patterns"]
 
 
 def module_patterns(modules: Iterable[str], others: Iterable[str] = ()) -> dict[str, str]:
@@ -34,7 +34,7 @@ def module_patterns(modules: Iterable[str], others: Iterable[str] = ()) -> dict[
     wanted = list(dict.fromkeys(modules))
     known = list(dict.fromkeys([*wanted, *others]))
     endings = _by_ending(known)
-    body = _body(known)
+    body = body_of(known)
     patterns = {}
     for name in sorted(wanted, key=lambda name: (-len(name), name)):
         short = name.removeprefix(body)
@@ -55,8 +55,11 @@ def _by_ending(names: Iterable[str]) -> Mapping[str, list[str]]:
     return endings
 
 
-def _body(names: Iterable[str]) -> str:
-    """Return the first part of all names that have a number in them, with its dot; nothing where they share none."""
+def body_of(names: Iterable[str]) -> str:
+    """Return what a model calls its body, with a dot, or nothing where it has no name.
+
+    That is the first part of all names that have a number in them, where they share one.
+    """
     numbered = [parts for parts in (name.split(".") for name in names) if any(part.isdecimal() for part in parts)]
     first = {parts[0] for parts in numbered}
     # What is numbered itself, or is the list of the blocks, is no body; one of two halves is none either.

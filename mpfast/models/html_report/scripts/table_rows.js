@@ -1,0 +1,60 @@
+// Rows of the table: a layer, what is known of it when it is opened, and the heading of a group.
+
+/** A line of the table; its button opens it, where there is more to tell. */
+function layerRow(row) {
+  const open = view.open.has(row.at);
+  const opens = notesOf(row).length > 0 || spectraOf(row).length > 0;
+  const name = [named(row.name)];
+  if (isAnalysis && valueOf(row, "warnings").length) name.push(element("span", { class: "mark" }, " !"));
+  const title = opens
+    ? element("button", { type: "button", "data-row": row.at, "aria-expanded": String(open) }, ...name)
+    : element("span", {}, ...name);
+  const made = element("tr", { role: "row", class: `layer${opens ? " opens" : ""}${open ? " open" : ""}` });
+  made.append(element("th", { role: "rowheader", scope: "row" }, title));
+  row.cells.forEach((text, at) => {
+    const { heading, foremost } = columns[at + 1];
+    made.append(element("td", { role: "cell", class: foremost ? null : "aside", "data-heading": heading }, plain(text)));
+  });
+  return open ? [made, detailRow(row)] : [made];
+}
+
+/** What follows an open line: sentences, the chart, and what can be done with the layer. */
+function detailRow(row) {
+  const cell = element("td", { role: "cell", colspan: columns.length });
+  const width = Math.max(260, Math.min(760, byId("layers").clientWidth - 24));
+  if (row.pair && valueOf(row, "other") !== row.name) {
+    cell.append(element("p", {}, "In B: ", named(valueOf(row, "other"))));
+  }
+  cell.append(...notesOf(row).map((text) => element("p", {}, plain(text))));
+  if (spectraOf(row).length) cell.append(spectrumChart(spectraOf(row), { width }));
+  if (isAnalysis && rows.length > 1) cell.append(button("Compare with another layer", () => comparePair(row)));
+  return element("tr", { role: "row", class: "detail" }, cell);
+}
+
+/** The heading of the layers of one block or type, which folds them. */
+function groupRow(group) {
+  const unfolded = !view.folded.has(group.name);
+  const title = element(
+    "button",
+    { type: "button", "data-group": group.name, "aria-expanded": String(unfolded) },
+    group.named,
+    element("span", { class: "note" }, ` ${counted(group.rows.length, "row", "rows")}${standings(group.rows)}`),
+  );
+  return element(
+    "tr",
+    { role: "row", class: "group" },
+    element("th", { role: "rowheader", scope: "rowgroup", colspan: columns.length }, title),
+  );
+}
+
+/** How many layers have which verdict, or how many changed. */
+function standings(found) {
+  if (!isAnalysis) {
+    const changed = found.filter((row) => !valueOf(row, "equal")).length;
+    return `, ${changed} changed`;
+  }
+  const counts = new Map();
+  for (const row of found) counts.set(valueOf(row, "verdict"), (counts.get(valueOf(row, "verdict")) ?? 0) + 1);
+  const told = data.levels.filter((level) => counts.has(level)).map((level) => `${counts.get(level)} ${level}`);
+  return `; noise: ${told.join(", ")}`;
+}

@@ -1,0 +1,86 @@
+// Tables that are read from top to bottom: experts, the budget, what was left out; and lists of terms.
+
+/** A table of texts and elements, the first of each line being its name; long ones go on when they are asked to. */
+function plainTable(place, label, headings, lines, grown = () => {}) {
+  const body = element("tbody");
+  const heading = headings.map((text) => element("th", { scope: "col" }, text));
+  place.replaceChildren(element("table", { "aria-label": label }, element("thead", {}, element("tr", {}, ...heading)), body));
+  const more = button("", () => show());
+  const show = () => {
+    const from = body.rows.length;
+    for (const [name, ...texts] of lines.slice(from, from + PAGE)) {
+      const cells = texts.map((text, at) => element("td", { "data-heading": headings[at + 1] }, text));
+      body.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells));
+    }
+    const left = lines.length - body.rows.length;
+    more.textContent = `Show ${Math.min(PAGE, left)} more of ${left.toLocaleString("en")}`;
+    more.hidden = !left;
+    grown();
+  };
+  place.after(element("p", {}, more));
+  show();
+}
+
+function fillExperts() {
+  if (!record.experts?.length) return;
+  byId("experts").hidden = false;
+  byId("fence").textContent = data.fence;
+  const headings = ["experts", "of", "shape", "sigma+", "signals", "KS", "noise", "outlying", "warnings"];
+  const lines = record.experts.map((found) => [
+    named(found.name),
+    String(found.experts),
+    found.shape.join("x"),
+    quartiles(found.sigma_plus),
+    quartiles(found.signals),
+    quartiles(found.ks),
+    data.levels.filter((level) => found.verdicts[level]).map((level) => `${found.verdicts[level]} ${level}`).join(", "),
+    found.outliers.map((one) => `${one.expert} (${one.measure} ${significant(one.value)})`).join(", "),
+    found.warnings.map(plain).join("; "),
+  ]);
+  plainTable(byId("experts").querySelector(".scroll"), "Experts", headings, lines);
+}
+
+function quartiles(found) {
+  const [lowest, first, median, third, highest] = [found.lowest, found.first, found.median, found.third, found.highest]
+    .map((value) => significant(value));
+  return `${median} (${first}–${third}; ${lowest}–${highest})`;
+}
+
+function fillSkipped() {
+  const skipped = record.skipped ?? [];
+  const unmatched = record.unmatched ?? [];
+  if (!skipped.length && !unmatched.length) return;
+  const section = byId("skipped");
+  section.hidden = false;
+  const title = isAnalysis ? "Skipped tensors" : "Without a counterpart";
+  byId("skipped-heading").textContent = title;
+  const [headings, lines] = isAnalysis
+    ? [
+        ["tensor", "shape", "type", "reason"],
+        skipped.map((one) => [named(one.name), one.shape.join("x") || "scalar", plain(one.dtype), plain(one.reason)]),
+      ]
+    : [["name", "reason"], unmatched.map((one) => [named(one.name), plain(one.reason)])];
+  plainTable(section.querySelector(".scroll"), title, headings, lines);
+}
+
+/** Pairs of a term and what is said of it. */
+function terms(list, pairs) {
+  for (const [term, said] of pairs) list.append(element("dt", {}, term), element("dd", {}, said));
+}
+
+function fillProvenance() {
+  const made = record.provenance;
+  if (!made) return;
+  byId("provenance").hidden = false;
+  const { version, time, options: given, ...others } = made;
+  const known = (entries) => Object.entries(entries).filter(([, value]) => value !== null);
+  terms(byId("provenance").querySelector("dl"), [
+    ["made by", `mpfast ${plain(version)}, ${plain(time)}`],
+    ...known(others).map(([name, value]) => [name.replace("_", " "), plain(String(value))]),
+    ...known(given).map(([name, value]) => [plain(name), plain(JSON.stringify(value))]),
+  ]);
+}
+
+function fillTerms() {
+  terms(byId("terms").querySelector("dl"), columns.map((column) => [column.heading, column.meaning]));
+}
