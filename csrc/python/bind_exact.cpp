@@ -49,9 +49,9 @@ double flops_of_rows(index_t count, index_t length) {
 
 py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors, std::optional<Doubles> gram,
                        int scale_exponent) {
-  const OwnFactors own(factors, matrix.view);
+  const OwnFactors own(factors, matrix.source);
   check_exponent(scale_exponent);
-  const index_t p = std::min(matrix.view.rows, matrix.view.cols);
+  const index_t p = std::min(matrix.source.rows, matrix.source.cols);
   if (gram && (gram->ndim() != 2 || gram->shape(0) != p || gram->shape(1) != p)) {
     throw std::invalid_argument("gram must be a (p, p) array");
   }
@@ -60,9 +60,9 @@ py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& fa
   cpu::ExactStats stats;
   {
     const InCore core;
-    const double flops = entries_of(matrix.view) * static_cast<double>(p) + cubed(p);
-    with_blas_team(core, cpu::threads_for(threads, flops), cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
-      cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats, g, scale_exponent);
+    const double flops = entries_of(matrix.source) * static_cast<double>(p) + cubed(p);
+    with_blas_team(core, cpu::threads_for(threads, flops), cpu::exact_work_bytes(matrix.source), [&](cpu::Team& team) {
+      cpu::singular_values(team, matrix.source, own.view(), values.data(), &stats, g, scale_exponent);
     });
     if (g != nullptr && stats.nonfinite_count == 0) fill_upper(g, p);
   }
@@ -213,17 +213,17 @@ py::tuple semidefinite_root(const Doubles& a, int threads) {
 }
 
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
-  const OwnFactors own(factors, matrix.view);
+  const OwnFactors own(factors, matrix.source);
   check_exponent(scale_exponent);
-  const index_t p = std::min(matrix.view.rows, matrix.view.cols);
+  const index_t p = std::min(matrix.source.rows, matrix.source.cols);
   py::array_t<double> out({static_cast<py::ssize_t>(p), static_cast<py::ssize_t>(p)});
   double* g = out.mutable_data();
   cpu::ExactStats stats;
   {
     const InCore core;
-    const double flops = entries_of(matrix.view) * static_cast<double>(p);
+    const double flops = entries_of(matrix.source) * static_cast<double>(p);
     with_blas_team(core, cpu::threads_for(threads, flops), 0, [&](cpu::Team& team) {
-      stats = cpu::gram_matrix(team, matrix.view, own.view(), scale_exponent, g, p);
+      stats = cpu::gram_matrix(team, matrix.source, own.view(), scale_exponent, g, p);
     });
     fill_upper(g, p);
   }

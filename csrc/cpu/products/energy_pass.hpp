@@ -38,12 +38,12 @@ class EnergyPass {
   // A task's sums of columns; none where nobody asks.
   Buffer<double> begin() { return wanted() ? columns_->acquire() : Buffer<double>(); }
 
-  // `panel` holds rows of B from `row` on, and all of the pass's columns.
-  void add(const Panel& panel, index_t row, Buffer<double>& columns) const {
+  // `panel` holds rows of B from `row` on, and columns from `col` of the pass on.
+  void add(const Panel& panel, index_t row, index_t col, Buffer<double>& columns) const {
     if (!wanted()) return;
     Factors factors;
-    if (target_.factors.given()) factors = {target_.factors.rows + row, target_.factors.cols + first_col_};
-    add_(panel, target_.scale, factors, target_.rows + row, columns.get());
+    if (target_.factors.given()) factors = {target_.factors.rows + row, target_.factors.cols + first_col_ + col};
+    add_(panel, target_.scale, factors, target_.rows + row, columns.get() + col);
   }
 
   void finish(index_t task, Buffer<double> columns) {

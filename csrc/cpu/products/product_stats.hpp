@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "core/dtype.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "cpu/products/products.hpp"
 
 namespace mpfast::cpu {
@@ -15,18 +15,10 @@ class StatsPart {
   void add_sum(double sum) { stats_.trace += sum; }
 
   // `part` starts at (row, col) of B.
-  void add_nonfinite(const MatrixView& part, index_t row, index_t col, bool swapped) {
-    dispatch(part.dtype, [&]<DType dtype>() {
-      using Bits = typename Entry<dtype>::Bits;
-      const auto* data = static_cast<const Bits*>(part.data);
-      for (index_t i = 0; i < part.rows; ++i) {
-        for (index_t j = 0; j < part.cols; ++j) {
-          const Bits bits = data[i * part.row_stride + j * part.col_stride];
-          if ((bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent) continue;
-          ++stats_.nonfinite_count;
-          note(swapped ? col + j : row + i, swapped ? row + i : col + j);
-        }
-      }
+  void add_nonfinite(const Source& part, index_t row, index_t col, bool swapped) {
+    part.for_each_nonfinite([&](index_t i, index_t j) {
+      ++stats_.nonfinite_count;
+      note(swapped ? col + j : row + i, swapped ? row + i : col + j);
     });
   }
 

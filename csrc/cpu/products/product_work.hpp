@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "core/buffer.hpp"
@@ -11,6 +12,7 @@
 #include "core/factors.hpp"
 #include "core/scale.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/product_kernels.hpp"
@@ -31,6 +33,8 @@ constexpr index_t kMaxChunkRows = 4096;             // rows added up one after t
 constexpr index_t kMinTask = index_t{1} << 18;      // entries
 constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: about 10 ms)
 constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
+// Where panels are packed for one reading alone, they are packed in pieces that stay in the first-level cache.
+constexpr index_t kPieceColumns = 512;
 
 template <class Real>
 const ProductKernels<Real>& kernels_for(DType storage) {
@@ -41,15 +45,8 @@ const ProductKernels<Real>& kernels_for(DType storage) {
   return *kernels;
 }
 
-inline MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
-  const index_t offset = (row * w.row_stride + col * w.col_stride) * static_cast<index_t>(size_of(w.dtype));
-  return {static_cast<const char*>(w.data) + offset, w.dtype, rows, cols, w.row_stride, w.col_stride};
-}
-
-inline bool has_contiguous_rows(const MatrixView& w) { return w.col_stride == 1 || w.cols == 1; }
-
 template <class Real>
-void check(const MatrixView& w, index_t width) {
+void check(const Source& w, index_t width) {
   if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("the matrix is empty");
   if (width < 1) throw std::invalid_argument("the block of vectors is empty");
   kernels_for<Real>(w.dtype);
@@ -64,7 +61,7 @@ struct Learned {
 // A product with B in progress: B, its factors, the precision, the scale, and what the pass learns about W.
 template <class Real>
 struct Product {
-  MatrixView b;
+  Source b;
   bool swapped;  // b is W^T
   Factors factors;
   Scale<Real> scale;
@@ -91,68 +88,88 @@ struct Product {
     return sizeof(Real) == sizeof(float) && near && !factors.given() ? Squares::in_single_runs : Squares::in_double;
   }
 
-  // The kernels take contiguous rows. Others are packed first, and thereby widened.
-  bool packs() const { return !has_contiguous_rows(b); }
+  // The kernels take contiguous rows of entries. Others, and codes, are packed first, and thereby widened.
+  bool packs() const { return b.is_coded() || !b.has_contiguous_rows(); }
   DType panel_dtype() const { return packs() ? kDTypeOf<Real> : b.dtype; }
+  index_t panel_entry_bytes() const { return static_cast<index_t>(size_of(panel_dtype())); }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(panel_dtype()); }
 
   // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
   // squares of tiny or huge numbers) may have lost it: then it is formed again, scaled and in double.
-  void take_squares(double sum, const MatrixView& piece, index_t row, index_t col, StatsPart& stats) const {
+  void take_squares(double sum, const Source& piece, index_t row, index_t col, StatsPart& stats) const {
     constexpr bool kSingle = sizeof(Real) == sizeof(float);
-    const double mean = sum / (static_cast<double>(piece.rows) * static_cast<double>(piece.cols));
+    const double mean = sum / entries_of(piece);
     if (mean > (kSingle ? 1e-30 : 1e-290) && sum < (kSingle ? 1e30 : 1e290)) {
       return stats.add_sum(sum * scale.whole * scale.whole);
     }
-    const MatrixView lines = has_contiguous_rows(piece) ? piece : piece.transposed();
-    if (has_contiguous_rows(lines)) {
-      const auto& exact = kernels_for<double>(b.dtype);
-      sum = exact.scaled_sum_squares({lines.data, lines.row_stride, lines.rows, lines.cols}, scale.whole);
-    } else {
-      sum = 0;
-      const auto& exact = kernels_for<double>(b.dtype);
-      for (index_t i = 0; i < piece.rows; ++i) {
-        for (index_t j = 0; j < piece.cols; ++j) {
-          sum += exact.scaled_sum_squares({part(piece, i, 1, j, 1).data, 1, 1, 1}, scale.whole);
-        }
-      }
-    }
+    sum = scaled_sum_squares(piece.has_dense_rows() ? piece : piece.transposed(), scale.whole);
     if (!std::isfinite(sum)) stats.add_nonfinite(piece, row, col, swapped);
     stats.add_sum(sum);
   }
+
+ private:
+  static double scaled_sum_squares(const Source& lines, double scale) {
+    constexpr index_t kRun = 512;
+    const auto& kernels = kernels_for<double>(DType::float64);
+    double run[kRun];
+    double sum = 0;
+    for (index_t i = 0; i < lines.rows; ++i) {
+      for (index_t first = 0; first < lines.cols; first += kRun) {
+        const index_t count = std::min(kRun, lines.cols - first);
+        if (!lines.widen(i, first, count, 1, run)) return std::numeric_limits<double>::quiet_NaN();
+        sum += kernels.scaled_sum_squares({run, count, 1, count}, scale);
+      }
+    }
+    return sum;
+  }
 };
 
-// Part of B: rows [row, row + rows), columns [col, col + cols).
-struct Piece {
-  index_t row = 0;
-  index_t rows = 0;
-  index_t col = 0;
-  index_t cols = 0;
-};
+// Contiguous rows as they lie in memory.
+inline Panel panel_at(const MatrixView& view) { return {view.data, view.row_stride, view.rows, view.cols}; }
 
-// What one worker needs: y = panel X for a group of vectors, and a packed panel.
+// What one worker needs: y = panel X for all vectors, group by group, the registers that y is the sums of, and a packed
+// panel.
 template <class Real>
 struct Workspace {
   Buffer<Real> y;
+  Buffer<Real> totals;
   Buffer<Real> panel;
 
-  Real* factors() {
-    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
-    return y.get();
+  Real* factors(index_t first_vector = 0) {
+    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxBlockWidth, "a panel's products");
+    return y.get() + first_vector * kMaxPanelRows;
   }
 
-  // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,
-  // which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at the end.
-  // Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has contiguous rows,
-  // and must be widened all the same.
-  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
-    const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
-    if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
+  Real* totals_of(index_t first_vector, index_t lanes) {
+    if (totals.get() == nullptr) totals = Buffer<Real>(kMaxPanelRows * lanes, kMaxBlockWidth, "a panel's products");
+    return totals.get() + first_vector * kMaxPanelRows * lanes;
+  }
+
+  // A piece of b, packed where the kernels cannot take it as it lies. The buffer is made for `most_rows` and
+  // `most_cols`, which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at
+  // the end. Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has
+  // contiguous rows, and must be widened all the same.
+  // A packed piece begins at column `at` of the buffer.
+  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols,
+                 index_t at = 0) {
+    const Source source = product.b.part(piece.row, piece.rows, piece.col, piece.cols);
+    if (!product.packs()) return panel_at(source.entries());
     const index_t stride = padded_stride(most_cols);
     if (panel.get() == nullptr) panel = Buffer<Real>(most_rows, stride, "a packed panel");
-    kernels_for<Real>(view.dtype)
-        .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get(), stride);
-    return {panel.get(), stride, view.rows, view.cols};
+    if (source.is_coded()) {
+      source.decode(panel.get() + at, stride);
+    } else {
+      const MatrixView view = source.entries();
+      kernels_for<Real>(view.dtype)
+          .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get() + at, stride);
+    }
+    return {panel.get() + at, stride, piece.rows, piece.cols};
+  }
+
+  // The panel of a piece that is packed already, in parts beside one another.
+  Panel whole_panel(const Product<Real>& product, const Piece& piece, index_t most_cols) const {
+    if (product.packs()) return {panel.get(), padded_stride(most_cols), piece.rows, piece.cols};
+    return panel_at(product.b.part(piece.row, piece.rows, piece.col, piece.cols).entries());
   }
 
  private:

@@ -49,8 +49,8 @@ def decoder(group: Group) -> Decoder:
     if kind == _FLOATING:
         group.only(_CODES, _SCALE)
         check_type(group, _CODES, *FLOAT8)
-        codes, table = StoredCodes(group, _CODES, shape), FLOAT8[group.info.dtype]
-        return ScaledCodes(shape, _label("fp8", block, shape), "float32", table, codes, scales)
+        codes = StoredCodes(group, _CODES, shape)
+        return ScaledCodes(shape, _label("fp8", block, shape), "float32", group.info.dtype, codes, scales)
     group.only(_CODES, _SCALE, _ZERO)
     check_type(group, _CODES, "int8")
     zeros: BlockScales | float = 0.0
