@@ -70,6 +70,9 @@ template <Code code, class Real>
   store_as(target + L, load_float<L>(stored + L) * factor);
 }
 
+// Bytes from those that are decoded to those that are asked for: a piece of a product ahead.
+constexpr index_t kAhead = 512;
+
 // Entries [first, last) of a row of codes as halves, times a factor.
 template <Code code, class Real>
 [[gnu::always_inline]] inline void decode_run(const std::uint8_t* row, index_t first, index_t last, float factor,
@@ -90,7 +93,9 @@ template <Code code, class Real>
   };
   if (kInPairs && first % 2 != 0 && first < last) take(1);
   for (; first + 2 * L <= last; first += 2 * L, target += 2 * L) {
-    decode_words<code>(kInPairs ? load_nibbles(row + first / 2) : load_bytes(row + first), factors, target);
+    const std::uint8_t* const at = row + (kInPairs ? first / 2 : first);
+    __builtin_prefetch(at + kAhead, 0, 2);
+    decode_words<code>(kInPairs ? load_nibbles(at) : load_bytes(at), factors, target);
   }
   if (first < last) take(last - first);
 }
