@@ -73,13 +73,13 @@ template <Code code, class Real>
 // Bytes from those that are decoded to those that are asked for: a piece of a product ahead.
 constexpr index_t kAhead = 512;
 
-// Entries [first, last) of a row of codes as halves, times a factor.
-template <Code code, class Real>
+// Entries [first, last) of a row of codes as halves, times a factor. kWhole: they fill the registers.
+template <Code code, bool kWhole, class Real>
 [[gnu::always_inline]] inline void decode_run(const std::uint8_t* row, index_t first, index_t last, float factor,
                                               Real* target) {
   constexpr bool kInPairs = FormatOf<code>::kBits == 4;
   const Vec<float> factors = broadcast(factor);
-  const auto take = [&](index_t count) {  // fewer than fill the registers, one by one
+  const auto take = [&](index_t count) {  // one by one
     std::uint16_t codes[2 * L] = {};
     for (index_t k = 0; k < count; ++k) {
       const index_t j = first + k;
@@ -91,19 +91,26 @@ template <Code code, class Real>
     first += count;
     target += count;
   };
-  if (kInPairs && first % 2 != 0 && first < last) take(1);
+  if (!kWhole && kInPairs && first % 2 != 0 && first < last) take(1);
   for (; first + 2 * L <= last; first += 2 * L, target += 2 * L) {
     const std::uint8_t* const at = row + (kInPairs ? first / 2 : first);
     __builtin_prefetch(at + kAhead, 0, 2);
     decode_words<code>(kInPairs ? load_nibbles(at) : load_bytes(at), factors, target);
   }
-  if (first < last) take(last - first);
+  if (!kWhole && first < last) take(last - first);
 }
 
-// The unit of the halves goes into the scale, which rounds nothing. Only of scales so large that it would not be finite
-// the product takes it afterwards.
+// Where the scale would not be finite with the unit of the halves in it, the products take that afterwards.
 template <Code code, class Real>
-void decode(const CodedMatrix& w, const Piece& piece, Real* target, index_t target_stride) {
+[[gnu::noinline, gnu::cold]] void decode_huge(const std::uint8_t* row, index_t first, index_t last, float scale,
+                                              Real* target) {
+  decode_run<code, false>(row, first, last, scale, target);
+  for (index_t k = 0; k < last - first; ++k) target[k] = static_cast<float>(target[k]) * FormatOf<code>::kUnit;
+}
+
+// The unit goes into the scale, which rounds nothing.
+template <Code code, bool kWhole, class Real>
+void decode_rows(const CodedMatrix& w, const Piece& piece, Real* target, index_t target_stride) {
   const index_t end = piece.col + piece.cols;
   const index_t first_block = piece.col / w.width;
   for (index_t i = 0; i < piece.rows; ++i, target += target_stride) {
@@ -113,16 +120,23 @@ void decode(const CodedMatrix& w, const Piece& piece, Real* target, index_t targ
     for (index_t first = piece.col; first < end; block_end += w.width, ++scale) {
       const index_t last = end < block_end ? end : block_end;
       Real* const numbers = target + (first - piece.col);
-      constexpr float kUnit = FormatOf<code>::kUnit;
-      if (__builtin_fabsf(*scale) > 0x1p127F / kUnit) [[unlikely]] {
-        decode_run<code>(row, first, last, *scale, numbers);
-        for (index_t k = 0; k < last - first; ++k) numbers[k] = static_cast<float>(numbers[k]) * kUnit;
+      if (__builtin_fabsf(*scale) <= 0x1p127F / FormatOf<code>::kUnit) [[likely]] {
+        decode_run<code, kWhole>(row, first, last, *scale * FormatOf<code>::kUnit, numbers);
       } else {
-        decode_run<code>(row, first, last, *scale * kUnit, numbers);
+        decode_huge<code>(row, first, last, *scale, numbers);
       }
       first = last;
     }
   }
+}
+
+// Where all runs fill the registers, as those of blocks of 32 and more do, they need not be asked: of blocks of 32 that
+// is a third of the time.
+template <Code code, class Real>
+void decode(const CodedMatrix& w, const Piece& piece, Real* target, index_t target_stride) {
+  const bool whole = w.width % (2 * L) == 0 && piece.col % (2 * L) == 0 && piece.cols % (2 * L) == 0;
+  if (whole) return decode_rows<code, true>(w, piece, target, target_stride);
+  decode_rows<code, false>(w, piece, target, target_stride);
 }
 
 }  // namespace

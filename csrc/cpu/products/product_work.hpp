@@ -35,6 +35,23 @@ constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: abou
 constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
 // Where panels are packed for one reading alone, they are packed in pieces that stay in the first-level cache.
 constexpr index_t kPieceColumns = 512;
+constexpr index_t kPackedRows = 12;
+
+// How the rows of B are cut. A function of shape and storage alone.
+struct RowBlocks {
+  index_t panel = 0;
+  index_t chunk = 0;
+  index_t chunks = 0;
+};
+
+inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes, index_t most_panel_rows) {
+  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
+  const index_t panel = std::clamp(fitting, kPanelRowStep, most_panel_rows);
+  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
+  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
+  const index_t whole_panels = round_up(chunk, panel);
+  return {panel, whole_panels, ceil_div(rows, whole_panels)};
+}
 
 template <class Real>
 const ProductKernels<Real>& kernels_for(DType storage) {
@@ -91,7 +108,9 @@ struct Product {
   // The kernels take contiguous rows of entries. Others, and codes, are packed first, and thereby widened.
   bool packs() const { return b.is_coded() || !b.has_contiguous_rows(); }
   DType panel_dtype() const { return packs() ? kDTypeOf<Real> : b.dtype; }
-  index_t panel_entry_bytes() const { return static_cast<index_t>(size_of(panel_dtype())); }
+  RowBlocks row_blocks(index_t cols) const {
+    return cut_rows(b.rows, cols, static_cast<index_t>(size_of(panel_dtype())), packs() ? kPackedRows : kMaxPanelRows);
+  }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(panel_dtype()); }
 
   // Takes note of the sum of squares of a part of B. It is as the kernels formed it, unless single precision (or the
@@ -179,21 +198,5 @@ struct Workspace {
     return (ceil_div(cols, kLine) | 1) * kLine;
   }
 };
-
-// How the rows of B are cut. A function of shape and storage alone.
-struct RowBlocks {
-  index_t panel = 0;
-  index_t chunk = 0;
-  index_t chunks = 0;
-};
-
-inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
-  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
-  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
-  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
-  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
-  const index_t whole_panels = round_up(chunk, panel);
-  return {panel, whole_panels, ceil_div(rows, whole_panels)};
-}
 
 }  // namespace mpfast::cpu

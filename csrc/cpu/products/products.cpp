@@ -70,7 +70,7 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
   const VectorLayout<Real> layout(kernels, product.width, b.cols);
   Buffer<Real> packed_x(layout.size(), 1, "the vectors of a product");
   layout.from_plain(team, x, product.scale.half, packed_x.get());
-  const RowBlocks blocks = cut_rows(b.rows, b.cols, product.panel_entry_bytes());
+  const RowBlocks blocks = product.row_blocks(b.cols);
 
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   std::vector<StatsPart> parts(static_cast<std::size_t>(blocks.chunks));
@@ -175,7 +175,7 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
   const VectorLayout<Real> layout(kernels, product.width, a.cols);
   const index_t block = std::min(kColumnBlock, layout.padded());
   const index_t blocks = ceil_div(a.cols, block);
-  const RowBlocks cut = cut_rows(a.rows, block, of_a.panel_entry_bytes());
+  const RowBlocks cut = of_a.row_blocks(block);
   const index_t panel_cols = of_a.packs() ? kPieceColumns : block;
   Buffer<Real> sum(layout.size(), 1, "the vectors of a product");
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
@@ -310,7 +310,7 @@ Energies energies(Team& team, const Source& w, const Factors& factors, int scale
   const Product<double> product = columns_only(w) ? of_w.transposed() : of_w;
   const Source& b = product.b;
   Energies found = zero_energies(w);
-  const RowBlocks blocks = cut_rows(b.rows, b.cols, product.panel_entry_bytes());
+  const RowBlocks blocks = product.row_blocks(b.cols);
   std::vector<Workspace<double>> workspaces(static_cast<std::size_t>(team.size()));
   EnergyPass pass(product.target({nullptr, &found}), product.panel_dtype(), blocks.chunks, 0, b.cols);
   team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
