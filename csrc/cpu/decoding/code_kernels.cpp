@@ -70,13 +70,11 @@ template <Code code, class Real>
   store_as(target + L, load_float<L>(stored + L) * factor);
 }
 
-// Bytes from those that are decoded to those that are asked for: a piece of a product ahead.
-constexpr index_t kAhead = 512;
-
-// Entries [first, last) of a row of codes as halves, times a factor. kWhole: they fill the registers.
+// Entries [first, last) of a row of codes as halves, times a factor. kWhole: they fill the registers. What lies `ahead`
+// bytes from them is asked for.
 template <Code code, bool kWhole, class Real>
-[[gnu::always_inline]] inline void decode_run(const std::uint8_t* row, index_t first, index_t last, float factor,
-                                              Real* target) {
+[[gnu::always_inline]] inline void decode_run(const std::uint8_t* row, index_t first, index_t last, index_t ahead,
+                                              float factor, Real* target) {
   constexpr bool kInPairs = FormatOf<code>::kBits == 4;
   const Vec<float> factors = broadcast(factor);
   const auto take = [&](index_t count) {  // one by one
@@ -94,7 +92,7 @@ template <Code code, bool kWhole, class Real>
   if (!kWhole && kInPairs && first % 2 != 0 && first < last) take(1);
   for (; first + 2 * L <= last; first += 2 * L, target += 2 * L) {
     const std::uint8_t* const at = row + (kInPairs ? first / 2 : first);
-    __builtin_prefetch(at + kAhead, 0, 2);
+    __builtin_prefetch(at + ahead, 0, 2);
     decode_words<code>(kInPairs ? load_nibbles(at) : load_bytes(at), factors, target);
   }
   if (!kWhole && first < last) take(last - first);
@@ -104,14 +102,23 @@ template <Code code, bool kWhole, class Real>
 template <Code code, class Real>
 [[gnu::noinline, gnu::cold]] void decode_huge(const std::uint8_t* row, index_t first, index_t last, float scale,
                                               Real* target) {
-  decode_run<code, false>(row, first, last, scale, target);
+  decode_run<code, false>(row, first, last, 0, scale, target);
   for (index_t k = 0; k < last - first; ++k) target[k] = static_cast<float>(target[k]) * FormatOf<code>::kUnit;
+}
+
+// Bytes from a piece to the one that products decode after it: to its right, or below it at the first column.
+template <Code code>
+index_t distance_to_next(const CodedMatrix& w, const Piece& piece) {
+  const index_t in_a_byte = 8 / FormatOf<code>::kBits;
+  if (piece.col + piece.cols < w.cols) return piece.cols / in_a_byte;
+  return piece.rows * w.row_stride - piece.col / in_a_byte;
 }
 
 // The unit goes into the scale, which rounds nothing.
 template <Code code, bool kWhole, class Real>
 void decode_rows(const CodedMatrix& w, const Piece& piece, Real* target, index_t target_stride) {
   const index_t end = piece.col + piece.cols;
+  const index_t ahead = distance_to_next<code>(w, piece);
   const index_t first_block = piece.col / w.width;
   for (index_t i = 0; i < piece.rows; ++i, target += target_stride) {
     const std::uint8_t* const row = w.codes + (piece.row + i) * w.row_stride;
@@ -121,7 +128,7 @@ void decode_rows(const CodedMatrix& w, const Piece& piece, Real* target, index_t
       const index_t last = end < block_end ? end : block_end;
       Real* const numbers = target + (first - piece.col);
       if (__builtin_fabsf(*scale) <= 0x1p127F / FormatOf<code>::kUnit) [[likely]] {
-        decode_run<code, kWhole>(row, first, last, *scale * FormatOf<code>::kUnit, numbers);
+        decode_run<code, kWhole>(row, first, last, ahead, *scale * FormatOf<code>::kUnit, numbers);
       } else {
         decode_huge<code>(row, first, last, *scale, numbers);
       }

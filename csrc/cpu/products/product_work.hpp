@@ -33,7 +33,6 @@ constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: abou
 constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
 // Where panels are packed for one reading alone, they are packed in pieces that stay in the first-level cache.
 constexpr index_t kPieceColumns = 512;
-constexpr index_t kPackedRows = 12;
 
 // How the rows of B are cut. A function of shape and storage alone.
 struct RowBlocks {
@@ -42,9 +41,9 @@ struct RowBlocks {
   index_t chunks = 0;
 };
 
-inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes, index_t most_panel_rows) {
+inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
   const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
-  const index_t panel = std::clamp(fitting, kPanelRowStep, most_panel_rows);
+  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
   const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
   const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
   const index_t whole_panels = round_up(chunk, panel);
@@ -100,7 +99,7 @@ struct Product {
   bool packs() const { return b.is_coded() || !b.has_contiguous_rows(); }
   DType panel_dtype() const { return packs() ? kDTypeOf<Real> : b.dtype; }
   RowBlocks row_blocks(index_t cols) const {
-    return cut_rows(b.rows, cols, static_cast<index_t>(size_of(panel_dtype())), packs() ? kPackedRows : kMaxPanelRows);
+    return cut_rows(b.rows, cols, static_cast<index_t>(size_of(panel_dtype())));
   }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(panel_dtype()); }
 };
