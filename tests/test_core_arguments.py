@@ -55,6 +55,8 @@ CALLS = """
     calls = {
         "Matrix": lambda: (_core.Matrix, [W, "float64"]),
         "default_threads": lambda: (_core.default_threads, []),
+        "begin_loop_log": lambda: (_core.begin_loop_log, []),
+        "end_loop_log": lambda: (_core.end_loop_log, []),
         "isa": lambda: (_core.isa, []),
         "blas": lambda: (_core.blas, []),
         "scale_exponent": lambda: (_core.scale_exponent, [matrix, lines()]),
