@@ -64,6 +64,8 @@ CALLS = """
         "Matrix.decoded": lambda: (coded().decoded, []),
         "code_names": lambda: (_core.code_names, []),
         "default_threads": lambda: (_core.default_threads, []),
+        "begin_loop_log": lambda: (_core.begin_loop_log, []),
+        "end_loop_log": lambda: (_core.end_loop_log, []),
         "isa": lambda: (_core.isa, []),
         "blas": lambda: (_core.blas, []),
         "scale_exponent": lambda: (_core.scale_exponent, [matrix, lines()]),

@@ -58,14 +58,14 @@ class HostRun : public Run {
     with_team(step * static_cast<double>(possible), static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.part(part).ritz(steps, core.poll());
+    return lanczos_.part(part).ritz(steps, count, core.poll());
   }
 
   py::array ritz_vectors(index_t count, index_t part) override {
-    const auto found = ritz(lanczos_.part(part).steps(), part);
+    const auto found = ritz(lanczos_.part(part).steps(), part, count);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
