@@ -25,10 +25,11 @@ function drawPair() {
       ? spectrumChart(spectra, { width, scaled: byId("pair-scaled").checked })
       : element("p", { class: "note" }, "The distribution of one of them is not known."),
   );
+  const headings = ["figure", "A", "B", "B over A"];
   const lines = columns.slice(1).map((column, at) => {
-    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)]);
+    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)], headings);
   });
-  table.replaceChildren(tableOf(["figure", "A", "B", "B over A"], lines, { "aria-label": "Figures of two layers" }));
+  table.replaceChildren(tableOf("Figures of two layers", headings, lines));
 }
 
 function ratio(pair, column) {
