@@ -32,6 +32,7 @@ REFERENCED = [
     "mpfast.integrations.llmcompressor",
     "mpfast.integrations.modelopt",
     "mpfast.integrations.monitor",
+    "mpfast.integrations.olive",
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
@@ -42,6 +43,7 @@ OPTIONAL = {
     "mpfast.integrations.lightning": "lightning",
     "mpfast.integrations.llmcompressor": "llmcompressor",
     "mpfast.integrations.modelopt": "modelopt",
+    "mpfast.integrations.olive": "olive",
     "mpfast.integrations.peft": "peft",
 }
 
