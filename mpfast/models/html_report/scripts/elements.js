@@ -52,6 +52,18 @@ function significant(value, digits = 4) {
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
+/** A table with a heading over each column, and these lines in it. */
+function tableOf(headings, lines, attributes = {}) {
+  const heading = headings.map((text) => element("th", { scope: "col" }, text));
+  const head = element("thead", {}, element("tr", {}, ...heading));
+  return element("table", attributes, head, element("tbody", {}, ...lines));
+}
+
+/** A line of a table: what it is about, and what is said of that. */
+function tableLine(name, texts) {
+  return element("tr", {}, element("th", { scope: "row" }, name), ...texts.map((text) => element("td", {}, text)));
+}
+
 function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => element("option", { value }, text)));
   if (chosen !== undefined) select.value = chosen;

@@ -25,15 +25,11 @@ function drawPair() {
       ? spectrumChart(spectra, { width, scaled: byId("pair-scaled").checked })
       : element("p", { class: "note" }, "The distribution of one of them is not known."),
   );
-  const heading = ["figure", "A", "B", "B over A"].map((text) => element("th", { scope: "col" }, text));
   const lines = columns.slice(1).map((column, at) => {
-    const texts = pair.map((row) => plain(row.cells[at]));
-    return element("tr", {}, element("th", { scope: "row" }, column.heading), ...[...texts, ratio(pair, column)].map(cell));
+    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)]);
   });
-  table.replaceChildren(element("thead", {}, element("tr", {}, ...heading)), element("tbody", {}, ...lines));
+  table.replaceChildren(tableOf(["figure", "A", "B", "B over A"], lines, { "aria-label": "Figures of two layers" }));
 }
-
-const cell = (text) => element("td", {}, text);
 
 function ratio(pair, column) {
   const [a, b] = pair.map((row) => valueOf(row, column.field));

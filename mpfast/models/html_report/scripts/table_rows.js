@@ -13,7 +13,8 @@ function layerRow(row) {
   made.append(element("th", { role: "rowheader", scope: "row" }, title));
   row.cells.forEach((text, at) => {
     const { heading, foremost } = columns[at + 1];
-    made.append(element("td", { role: "cell", class: foremost ? null : "aside", "data-heading": heading }, plain(text)));
+    const told = { role: "cell", class: foremost ? null : "aside", "data-heading": heading };
+    made.append(element("td", told, plain(text)));
   });
   return open ? [made, detailRow(row)] : [made];
 }
@@ -32,19 +33,15 @@ function detailRow(row) {
 }
 
 /** The heading of the layers of one block or type, which folds them. */
-function groupRow(group) {
-  const unfolded = !view.folded.has(group.name);
+function groupRow({ at, rows: found }) {
   const title = element(
     "button",
-    { type: "button", "data-group": group.name, "aria-expanded": String(unfolded) },
-    group.named,
-    element("span", { class: "note" }, ` ${counted(group.rows.length, "row", "rows")}${standings(group.rows)}`),
+    { type: "button", "data-group": at, "aria-expanded": String(!view.folded.has(at)) },
+    GROUPS[view.group][2](at),
+    element("span", { class: "note" }, ` ${counted(found.length, "row", "rows")}${standings(found)}`),
   );
-  return element(
-    "tr",
-    { role: "row", class: "group" },
-    element("th", { role: "rowheader", scope: "rowgroup", colspan: columns.length }, title),
-  );
+  const heading = element("th", { role: "rowheader", scope: "rowgroup", colspan: columns.length }, title);
+  return element("tr", { role: "row", class: "group" }, heading);
 }
 
 /** How many layers have which verdict, or how many changed. */

@@ -2,16 +2,13 @@
 
 /** A table of texts and elements, the first of each line being its name; long ones go on when they are asked to. */
 function plainTable(place, label, headings, lines, grown = () => {}) {
-  const body = element("tbody");
-  const heading = headings.map((text) => element("th", { scope: "col" }, text));
-  place.replaceChildren(element("table", { "aria-label": label }, element("thead", {}, element("tr", {}, ...heading)), body));
+  const table = tableOf(headings, [], { "aria-label": label });
+  const [body] = table.tBodies;
+  place.replaceChildren(table);
   const more = button("", () => show());
   const show = () => {
     const from = body.rows.length;
-    for (const [name, ...texts] of lines.slice(from, from + PAGE)) {
-      const cells = texts.map((text, at) => element("td", { "data-heading": headings[at + 1] }, text));
-      body.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells));
-    }
+    body.append(...lines.slice(from, from + PAGE).map(([name, ...texts]) => tableLine(name, texts)));
     const left = lines.length - body.rows.length;
     more.textContent = `Show ${Math.min(PAGE, left)} more of ${left.toLocaleString("en")}`;
     more.hidden = !left;
