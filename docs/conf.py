@@ -41,7 +41,7 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 # The reference is built without PyTorch and the toolkits.
 autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors"]
-autodoc_mock_imports += ["modelopt", "pydantic"]
+autodoc_mock_imports += ["modelopt", "olive", "pydantic"]
 
 html_theme = "furo"
 html_math_renderer = "mathml"

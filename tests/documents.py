@@ -28,6 +28,7 @@ NEEDS = {
     "docs/how-to/notebooks.md": ("matplotlib",),
     "docs/how-to/resize-adapters.md": ("typer", "safetensors"),
     "docs/how-to/modelopt.md": ("torch", "modelopt"),
+    "docs/how-to/olive.md": ("torch", "transformers", "olive"),
     "docs/how-to/peft.md": ("torch", "transformers", "peft"),
     "docs/how-to/prune.md": ("typer", "torch", "transformers"),
     "docs/how-to/calibration.md": ("torch",),

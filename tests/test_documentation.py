@@ -34,6 +34,7 @@ REFERENCED = [
     "mpfast.integrations.llmcompressor",
     "mpfast.integrations.modelopt",
     "mpfast.integrations.monitor",
+    "mpfast.integrations.olive",
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
@@ -44,6 +45,7 @@ OPTIONAL = {
     "mpfast.integrations.lightning": "lightning",
     "mpfast.integrations.llmcompressor": "llmcompressor",
     "mpfast.integrations.modelopt": "modelopt",
+    "mpfast.integrations.olive": "olive",
     "mpfast.integrations.peft": "peft",
 }
 
