@@ -91,6 +91,26 @@ for shape in [(1, 1), (1, 7), (7, 1), (5, 33), (33, 5), (31, 127), (66, 130), (6
                 checked += 1
             del W, A
             fence.close()
+for code in _core.code_names():
+    for shape in [(1, 1), (1, 7), (7, 1), (5, 33), (33, 5), (31, 127), (66, 130), (129, 300)]:
+        for at_end in (False, True):
+            fence, codes = fenced(rng.integers(1, 100, shape).astype(np.uint8), at_end)
+            width = 16 if shape[1] % 2 else 64
+            columns = shape[1] * (2 if code == "float4_e2m1" else 1)
+            guard, scales = fenced(rng.random((shape[0], -(-columns // width))).astype(np.float32), at_end)
+            matrix = _core.Matrix.of_codes(code, codes, scales, width, "float32")
+            W = matrix.decoded().astype(float)
+            for side, A in (("right", W), ("left", W.T)):
+                for count in (1, 4, 13):
+                    vectors = rng.standard_normal((count, A.shape[1]))
+                    found = _core.gram_product(matrix, vectors.astype(np.float32), side, 2)[0]
+                    wanted = (A.T @ (A @ vectors.T)).T
+                    assert np.abs(found - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1e-30)
+            _core.exact_values(matrix, 2)
+            checked += 1
+            del matrix, codes, scales
+            fence.close()
+            guard.close()
 print(checked)
 """
 
@@ -100,7 +120,7 @@ def test_nothing_beyond_the_array_is_touched(isa):
     # In a process of its own: what touches such a page ends it.
     done = run_python("-c", SCRIPT, timeout=300, env={**os.environ, "MPFAST_ISA": isa})
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    assert int(done.stdout) == 10 * 4 * 2 * 3
+    assert int(done.stdout) == 10 * 4 * 2 * 3 + 4 * 8 * 2
 
 
 def test_the_fence_ends_a_process_that_touches_it():

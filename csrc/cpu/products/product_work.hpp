@@ -16,6 +16,7 @@
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/product_kernels.hpp"
 #include "cpu/products/product_vectors.hpp"
+#include "cpu/products/products.hpp"
 #include "linalg/backend.hpp"
 
 namespace mpfast::cpu {
