@@ -45,12 +45,12 @@ def jobs(side: int) -> dict[str, Job]:
     rng = np.random.default_rng(0)
     W = rng.standard_normal((side, side), dtype=np.float32)
     matrix, X = _core.Matrix(W, "float32"), rng.standard_normal((8, side), dtype=np.float32)
-    small, inputs = W[: side // 4, : side // 4], rng.standard_normal((side, side // 2), dtype=np.float32)
+    small, inputs = W[: side // 4, : side // 4], rng.standard_normal((side, side // 4), dtype=np.float32)
     second_moment = (inputs.T @ inputs).astype(np.float64) / side
 
     def refit(threads: int) -> object:
         factor = reconstruct.Factor(second_moment, threads=threads)
-        return reconstruct.prune(W[: side // 2, : side // 2], factor, sparsity=0.5, threads=threads)
+        return reconstruct.prune(small, factor, sparsity=0.5, threads=threads)
 
     return {
         "product of 8 vectors": lambda threads: _core.gram_product(matrix, X, "right", threads),
@@ -59,7 +59,7 @@ def jobs(side: int) -> dict[str, Job]:
         "32 triplets": lambda threads: mpfast.svd(W, min(32, side // 8), threads=threads),
         "2:4 mask": lambda threads: masks.n_m(W, 2, 4, threads=threads),
         "magnitude mask": lambda threads: masks.magnitude(W, 0.5, threads=threads),
-        f"refit of {side // 2}": refit,
+        f"refit of {side // 4}": refit,
     }
 
 

@@ -158,13 +158,12 @@ SmallMatrix inner_products(Team& team, index_t n, index_t width, const float* a,
   const index_t tiles = ceil_div(n, kRows);
   std::vector<SmallMatrix> shares(position(tiles), SmallMatrix(width, width));
   team.parallel_for(tiles, [&](index_t tile, int) {
-    SmallMatrix& share = shares[position(tile)];
-    for (index_t row = tile * kRows; row < std::min((tile + 1) * kRows, n); ++row) {
-      for (index_t j = 0; j < width; ++j) {
-        const double right = b[row * width + j];
-        for (index_t i = 0; i <= j; ++i) share(i, j) += a[row * width + i] * right;
-      }
-    }
+    const index_t first = tile * kRows * width;
+    const index_t last = std::min((tile + 1) * kRows, n) * width;
+    const std::vector<double> left(a + first, a + last);
+    const std::vector<double> right(b + first, b + last);
+    linalg::gemm(false, true, width, width, (last - first) / width, 1.0, left.data(), width, right.data(), width, 0.0,
+                 shares[position(tile)].data(), width);
   });
   SmallMatrix total(width, width);
   for (const SmallMatrix& share : shares) {
@@ -189,17 +188,17 @@ index_t divide_by_root(Team& team, index_t n, index_t width, SmallMatrix product
     for (index_t i = 0; i <= j; ++i) root(i, j) = products(i, j);
   }
   const SmallMatrix inverse = linalg::upper_inverse(root);
-  constexpr index_t kRows = 64;
+  constexpr index_t kRows = 256;
   team.parallel_for(ceil_div(n, kRows), [&](index_t tile, int) {
-    std::vector<double> divided(position(width));
-    for (index_t row = tile * kRows; row < std::min((tile + 1) * kRows, n); ++row) {
-      float* const v = vectors + row * width;
-      std::fill(divided.begin(), divided.end(), 0.0);
-      for (index_t j = 0; j < count; ++j) {
-        for (index_t i = 0; i <= j; ++i) divided[position(j)] += v[i] * inverse(i, j);
-      }
-      for (index_t j = 0; j < width; ++j) v[j] = static_cast<float>(divided[position(j)]);
+    float* const v = vectors + tile * kRows * width;
+    const index_t rows = std::min(kRows, n - tile * kRows);
+    const std::vector<double> old(v, v + rows * width);
+    std::vector<double> divided(old.size());
+    if (count > 0) {
+      linalg::gemm(true, false, count, rows, count, 1.0, inverse.data(), count, old.data(), width, 0.0, divided.data(),
+                   width);
     }
+    std::ranges::transform(divided, v, [](double entry) { return static_cast<float>(entry); });
   });
   return count;
 }
