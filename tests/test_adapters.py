@@ -277,10 +277,77 @@ def test_lycoris_products_are_those_of_its_formulas():
     assert norms(model) == pytest.approx({name: np.linalg.norm(W) for name, W in matrices.items()}, rel=1e-12)
 
 
-def test_factors_with_a_core_between_them_are_left_out():
-    model = {f"l.hada_{name}": single(8, 8) for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    model |= {"l.hada_t1": single(8, 8, 3, 3), "w.weight": single(16, 16)}
+def with_cores(r=3, m=12, n=8, kernel=(3, 2)):
+    """An update of a convolution of every kind with a core between its factors, in float32."""
+    model = {"c.lora_down.weight": single(r, n, 1, 1), "c.lora_mid.weight": single(r, r, *kernel, seed=1)}
+    model |= {"c.lora_up.weight": single(m, r, 1, 1, seed=2), "c.alpha": np.array(1.5, np.float32)}
+    for side in ("1", "2"):
+        model |= {f"h.hada_w{side}_a": single(r, m, seed=3), f"h.hada_w{side}_b": single(r, n, seed=4)}
+        model[f"h.hada_t{side}"] = single(r, r, *kernel, seed=5 + int(side))
+    model |= {"h.alpha": np.array(6.0, np.float32), "k.alpha": np.array(3.0, np.float32)}
+    model |= {"k.lokr_w1": single(2, 4, seed=8), "k.lokr_t2": single(r, r, *kernel, seed=9)}
+    return model | {"k.lokr_w2_a": single(r, 6, seed=10), "k.lokr_w2_b": single(r, 5, seed=11)}
+
+
+def test_convolutions_with_a_core_between_the_factors():
+    model = with_cores()
+    wide = {name: part.astype(float) for name, part in model.items()}
+    through = np.einsum(
+        "oi,ijkl,jn->onkl",
+        wide["c.lora_up.weight"][..., 0, 0],
+        wide["c.lora_mid.weight"],
+        wide["c.lora_down.weight"][..., 0, 0],
+    )
+    sides = [
+        np.einsum("ijkl,ip,jq->pqkl", wide[f"{stem}_t{at}"], wide[f"{stem}_w{at}_a"], wide[f"{stem}_w{at}_b"])
+        for stem, at in (("h.hada", 1), ("h.hada", 2), ("k.lokr", 2))
+    ]
+    matrices = {
+        "c.lora": 0.5 * through.reshape(12, -1),
+        "h.hada": 2 * (sides[0] * sides[1]).reshape(12, -1),
+        "k.lokr": np.kron(wide["k.lokr_w1"], sides[2].reshape(6, -1)),
+    }
+    view = AdapterProducts(open_checkpoint(model))
+    assert {info.name: info.shape for info in view.tensors} == {name: W.shape for name, W in matrices.items()}
+    for name, W in matrices.items():
+        product = view.read(name)
+        found = product if isinstance(product, np.ndarray) else dense(product)
+        np.testing.assert_allclose(found, W, atol=1e-13 * np.linalg.norm(W))
+    assert norms(model) == pytest.approx({name: np.linalg.norm(W) for name, W in matrices.items()}, rel=1e-12)
+
+
+def test_cores_that_do_not_fit_are_left_out():
+    model = with_cores() | {"w.weight": single(16, 16)}
+    changed = {"c.lora_mid.weight": single(3, 4, 3, 2), "h.hada_t2": single(3, 3), "k.lokr_t2": single(2, 3, 3, 3)}
+    assert set(norms(model | changed)) == {"w.weight"}
+    del model["h.hada_t2"]  # the factors of the side without are another way round
+    model |= {"c.lora_mid": model["c.lora_mid.weight"], "k.lokr_w2": single(4, 4)}
     assert set(norms(model)) == {"w.weight"}
+
+
+def test_convolutions_with_a_core_are_as_lycoris_has_them():
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("lycoris.functional")
+    model = with_cores()
+    parts = {name: torch.from_numpy(part) for name, part in model.items()}
+    expected = {
+        "c.lora": library.locon.diff_weight(
+            *(parts[f"c.lora_{word}.weight"] for word in ("down", "up", "mid")), gamma=0.5
+        ),
+        "h.hada": library.loha.diff_weight(
+            *(parts[f"h.hada_{word}"] for word in ("w1_b", "w1_a", "w2_b", "w2_a", "t1", "t2")), gamma=2.0
+        ),
+        "k.lokr": library.lokr.kron_weight(
+            *(parts.get(f"k.lokr_{word}") for word in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")), scale=1.0
+        ),
+    }
+    view = AdapterProducts(open_checkpoint(model))
+    for name, W in expected.items():
+        product = view.read(name)
+        found = product if isinstance(product, np.ndarray) else dense(product)
+        wanted = W.numpy().reshape(len(W), -1)
+        # The library computes in float32: a few roundings of sums of nine terms.
+        np.testing.assert_allclose(found, wanted, atol=16 * np.finfo(np.float32).eps * np.abs(wanted).max())
 
 
 def test_names_of_hadamard_factors_that_do_not_fit_are_left_out():

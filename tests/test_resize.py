@@ -259,8 +259,10 @@ def test_other_products_stay_byte_for_byte_and_are_named(tmp_path):
     model = kohya() | {"x.hada_w1_a": rng.standard_normal((16, 4)), "x.hada_w1_b": rng.standard_normal((4, 16))}
     model |= {"x.hada_w2_a": rng.standard_normal((16, 4)), "x.hada_w2_b": rng.standard_normal((4, 16))}
     model |= {"y.lokr_w1": rng.standard_normal((4, 4)), "y.lokr_w2": rng.standard_normal((8, 8))}
-    model |= {"lora_unet_0.dora_scale": rng.standard_normal((40, 1)), "z.lora_mid.weight": rng.standard_normal((4, 4))}
-    model |= {"z.lora_down.weight": rng.standard_normal((4, 16)), "z.lora_up.weight": rng.standard_normal((16, 4))}
+    model |= {"lora_unet_0.dora_scale": rng.standard_normal((40, 1))}
+    model |= {"z.lora_down.weight": rng.standard_normal((4, 16, 1, 1))}
+    model |= {"z.lora_up.weight": rng.standard_normal((16, 4, 1, 1))}
+    model["z.lora_mid.weight"] = rng.standard_normal((4, 4, 3, 3))
     save_file(model, tmp_path / "a.safetensors")
     result = mpfast.resize(tmp_path / "a.safetensors", tmp_path / "out", rank=2)
     written = load_file(tmp_path / "out" / "a.safetensors")
@@ -271,7 +273,7 @@ def test_other_products_stay_byte_for_byte_and_are_named(tmp_path):
     assert set(reasons) == {name for name in stay if "dora" not in name}
     assert "entry by entry" in reasons["x.hada_w1_a"]
     assert "Kronecker" in reasons["y.lokr_w1"]
-    assert "no product of two" in reasons["z.lora_up.weight"]
+    assert "a product of three factors" in reasons["z.lora_up.weight"]
     assert len(result.notes) == 1
     assert "keeps its lengths of rows" in result.notes[0]
 

@@ -619,11 +619,11 @@ def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
 
 
 @pytest.mark.parametrize(
-    ("extra", "end"), [("lora_E", ""), ("lora_E.default", ""), ("lora_mid.weight", ".weight"), ("lora_E", ".weight")]
+    ("extra", "end"), [("lora_E", ""), ("lora_E.default", ""), ("lora_diag.weight", ".weight"), ("lora_E", ".weight")]
 )
 def test_pairs_with_a_factor_between_them_are_no_products(extra, end):
     adapter = ".default" if ".default" in extra else ""
-    first, second = ("lora_down", "lora_up") if "mid" in extra else ("lora_A", "lora_B")
+    first, second = ("lora_down", "lora_up") if "diag" in extra else ("lora_A", "lora_B")
     model = {f"q.{first}{adapter}{end}": weight(8, 64), f"q.{second}{adapter}{end}": weight(48, 8)}
     assert [row.kind for row in mpfast.analyze(model)] == ["lora"]
     analysis = mpfast.analyze({**model, f"q.{extra}": weight(8, 8), "fc.weight": weight(32, 32)})

@@ -61,22 +61,22 @@ std::pair<index_t, index_t> checked_shape(const Array<T>& weights) {
 std::uint8_t* bytes(Array<bool>& mask) { return reinterpret_cast<std::uint8_t*>(mask.mutable_data()); }
 
 py::tuple examine_moment(const Matrix& moment, int threads) {
-  check_square(moment.view);
-  Array<double> diagonal(moment.view.rows);
+  check_square(moment.view());
+  Array<double> diagonal(moment.view().rows);
   double* const to = diagonal.mutable_data();
   cpu::MomentFacts facts;
   {
     const InCore core;
     cpu::Team team(cpu::resolve_threads(threads), core.poll());
-    facts = cpu::examine_moment(team, moment.view, to);
+    facts = cpu::examine_moment(team, moment.view(), to);
   }
   return py::make_tuple(diagonal, facts.asymmetry, facts.nonfinite_count, facts.first_nonfinite_row,
                         facts.first_nonfinite_col);
 }
 
 py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>& diagonal, int threads) {
-  check_square(moment.view);
-  const index_t n = moment.view.rows;
+  check_square(moment.view());
+  const index_t n = moment.view().rows;
   check_length(diagonal, n, "diagonal");
   check_scale(unit);
   Array<float> factor({n, n});
@@ -87,7 +87,7 @@ py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>&
     const InCore core;
     constexpr index_t kBlockRow = 512;  // of the matrix, which is copied besides
     with_blas_team(core, threads, (n * n + kBlockRow * n) * static_cast<index_t>(sizeof(double)),
-                   [&](cpu::Team& team) { pivot = cpu::inverse_factor(team, moment.view, unit, from, to); });
+                   [&](cpu::Team& team) { pivot = cpu::inverse_factor(team, moment.view(), unit, from, to); });
   }
   return py::make_tuple(factor, pivot);
 }
@@ -126,8 +126,8 @@ Array<double> removal_costs(const Array<double>& b, const Array<double>& g, int 
 }
 
 Array<float> correlations(const Matrix& moment, const Array<double>& roots, int threads) {
-  check_square(moment.view);
-  const index_t n = moment.view.rows;
+  check_square(moment.view());
+  const index_t n = moment.view().rows;
   check_length(roots, n, "roots");
   check_positive(roots, "roots");
   Array<float> result({n, n});
@@ -135,7 +135,7 @@ Array<float> correlations(const Matrix& moment, const Array<double>& roots, int 
   const double* const from = roots.data();
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
-  cpu::correlations(team, moment.view, from, to);
+  cpu::correlations(team, moment.view(), from, to);
   return result;
 }
 
@@ -253,19 +253,20 @@ Array<float> product(const Array<float>& a, const Array<float>& b, int threads) 
 
 double quadratic_error(const Matrix& target, const std::optional<std::reference_wrapper<const Matrix>>& weights,
                        const Array<double>& moment, std::pair<double, double> unit, int threads) {
-  check_not_empty(target.view);
+  check_not_empty(target.view());
   check_scale(unit.first);
   check_scale(unit.second);
   MatrixView other;
-  if (weights) other = weights->get().view;
-  if (weights && (other.rows != target.view.rows || other.cols != target.view.cols)) {
+  if (weights) other = weights->get().view();
+  if (weights && (other.rows != target.view().rows || other.cols != target.view().cols)) {
     throw std::invalid_argument("weights has not the shape of target");
   }
-  check_shape(moment, target.view.cols, target.view.cols, "moment");
+  check_shape(moment, target.view().cols, target.view().cols, "moment");
   const InCore core;
   double total = 0;
-  with_blas_team(core, threads, 0,
-                 [&](cpu::Team& team) { total = cpu::quadratic_error(team, target.view, other, moment.data(), unit); });
+  with_blas_team(core, threads, 0, [&](cpu::Team& team) {
+    total = cpu::quadratic_error(team, target.view(), other, moment.data(), unit);
+  });
   return total;
 }
 

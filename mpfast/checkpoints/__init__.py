@@ -16,6 +16,8 @@ from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, Tens
 from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.families import other_names, setting, stacked_expert
+from mpfast.checkpoints.gguf_file import GgufFile
+from mpfast.checkpoints.gguf_writer import GGUF_TYPES, GgufWriter
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -81,6 +83,7 @@ __all__ = [
     "DENSE_TYPES",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
+    "GGUF_TYPES",
     "MASKS_FILE",
     "METADATA_KEY",
     "MIN_SIDE",
@@ -97,6 +100,8 @@ __all__ = [
     "Difference",
     "ExpertsView",
     "Format",
+    "GgufFile",
+    "GgufWriter",
     "InputSum",
     "KroneckerProduct",
     "Layer",

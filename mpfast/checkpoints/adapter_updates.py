@@ -20,7 +20,7 @@ from mpfast.checkpoints.adapter_settings import (
     unpacked_settings,
 )
 from mpfast.checkpoints.base import Checkpoint, TensorInfo, numbers
-from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct, hadamard_product
+from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduct, hadamard_product, tucker_factors
 from mpfast.checkpoints.tensor_bits import as_stored, shards_of
 
 __all__ = ["Update", "updated_modules", "updates_of"]
@@ -43,12 +43,13 @@ class Update:
     ----------
     name : str
         ``<module>.lora``, ``<module>.hada`` or ``<module>.lokr``.
-    kind : {"pair", "hadamard", "kronecker"}
-        B A, entry by entry (B1 A1) * (B2 A2), or F x G.
+    kind : {"pair", "tucker", "hadamard", "kronecker"}
+        B A, one of a convolution with a core between its factors, entry by entry (B1 A1) * (B2 A2), or F x G.
     module : str
         What is updated, as the file calls it.
     factors : mapping of str to TensorInfo
-        By their words: "A" and "B" of a pair, else LyCORIS' own without what comes before (``w1_a``).
+        By their words: "A" and "B" of a pair, also with a "core" between them, else LyCORIS' own without what comes
+        before (``w1_a``).
     shape : (int, int)
         Of the matrix, (out, in); convolutions unfold to out x (in kh kw).
     rank : int
@@ -102,9 +103,12 @@ class Update:
             return LowRankProduct(A, B, scale)
         stored = {word: _numbers(read, info) for word, info in self.factors.items() if word != "alpha"}
         parts = {word: part.astype(np.float64) for word, part in stored.items()}
+        if self.kind == "tucker":
+            B, A = tucker_factors(parts["core"], *(parts[word].reshape(parts[word].shape[:2]) for word in ("B", "A")))
+            return LowRankProduct(A, B, scale)
         if self.kind == "hadamard":
-            return hadamard_product((parts["w1_a"], parts["w1_b"]), (parts["w2_a"], parts["w2_b"]), scale)
-        F, G = (parts[word] if word in parts else parts[f"{word}_a"] @ parts[f"{word}_b"] for word in ("w1", "w2"))
+            return hadamard_product(_two_of(parts, "1"), _two_of(parts, "2"), scale)
+        F, G = (parts[f"w{at}"] if f"w{at}" in parts else np.matmul(*_two_of(parts, at)) for at in ("1", "2"))
         return KroneckerProduct(F, G.reshape(len(G), -1), scale)
 
     def pair(self, read: Read, expert: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -114,6 +118,12 @@ class Update:
         A = numbers(read(a.name)[expert * self.rank : (expert + 1) * self.rank], a)
         B = numbers(read(b.name)[:, expert :: self.count], b)
         return A.reshape(self.rank, -1), B.reshape(-1, self.rank)
+
+
+def _two_of(parts: Mapping[str, NDArray[Any]], side: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The two factors whose product one side of LyCORIS' formulas is; with a core between them, the left one lies."""
+    left, right, core = parts[f"w{side}_a"], parts[f"w{side}_b"], parts.get(f"t{side}")
+    return (left, right) if core is None else tucker_factors(core, left.T, right)
 
 
 def updates_of(checkpoint: Checkpoint) -> dict[str, Update]:
@@ -162,9 +172,12 @@ class _Settings:
 def _pair(info: TensorInfo, factor: FactorName, infos: Mapping[str, TensorInfo], settings: _Settings) -> Update | None:
     """The update of a pair, from its first factor."""
     partner = infos.get(factor.partner) if factor.is_first else None
-    if partner is None or not _fits(info, partner) or any(name in infos for name in names_between(factor)):
+    if partner is None or not _fits(info, partner):
         return None
     found = _Found.of(factor, infos, settings)
+    between = [infos[name] for name in names_between(factor) if name in infos]
+    if between:
+        return _with_core(factor, info, partner, between, found)
     rows, inner, count = partner.shape[0], info.shape[0], 1
     if is_of_parameters(factor) or (found.settings is not None and found.settings.is_of_parameters(factor.module)):
         rank = None if found.settings is None else found.settings.rank(factor.module)
@@ -174,6 +187,21 @@ def _pair(info: TensorInfo, factor: FactorName, infos: Mapping[str, TensorInfo],
     return found.update(
         factor.product, "pair", {"A": info, "B": partner}, (rows, math.prod(info.shape[1:])), inner // count, count
     )
+
+
+def _with_core(
+    factor: FactorName, A: TensorInfo, B: TensorInfo, between: list[TensorInfo], found: _Found
+) -> Update | None:
+    """The update of a convolution in three: into (r, in, 1, 1), through (r, r, kh, kw), out of (out, r, 1, 1)."""
+    core, *others = between
+    called = {factor.named("lora_mid"), factor.named("lora_mid", ".weight")}
+    rank = A.shape[0]
+    if others or core.name not in called or not _are_numbers(core) or math.prod(A.shape[2:]) != 1:
+        return None
+    if core.shape[:2] != (rank, rank) or len(core.shape) != len(A.shape) or core.size == 0:
+        return None
+    shape = (B.shape[0], A.shape[1] * math.prod(core.shape[2:]))
+    return found.update(factor.product, "tucker", {"A": A, "core": core, "B": B}, shape, rank)
 
 
 def _fits(A: TensorInfo, B: TensorInfo) -> bool:
@@ -193,13 +221,14 @@ def _fits(A: TensorInfo, B: TensorInfo) -> bool:
 
 
 def _of_lycoris(factor: FactorName, infos: Mapping[str, TensorInfo], settings: _Settings) -> Update | None:
-    """The update of LyCORIS' factors, from any of them; None where one of a core tensor is among them."""
+    """The update of LyCORIS' factors, from any of them; those of convolutions may have cores between them."""
     word = factor.which.partition("_")[0]
-    if word not in ("hada", "lokr") or any(factor.named(f"{word}_t{number}") in infos for number in (1, 2)):
+    if word not in ("hada", "lokr"):
         return None
-    names = {name: factor.named(f"{word}_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}
+    words = ("w1", "w1_a", "w1_b", "t1", "w2", "w2_a", "w2_b", "t2")
+    names = {name: factor.named(f"{word}_{name}") for name in words}
     parts = {name: infos[full] for name, full in names.items() if full in infos}
-    sides = [_side(parts, side) for side in ("w1", "w2")]
+    sides = [_side(parts, side) for side in ("1", "2")]
     if not all(sides) or not _are_numbers(*parts.values()):
         return None
     (a, b), (c, d) = (side for side in sides if side is not None)
@@ -213,13 +242,20 @@ def _of_lycoris(factor: FactorName, infos: Mapping[str, TensorInfo], settings: _
 
 
 def _side(parts: Mapping[str, TensorInfo], side: str) -> tuple[int, int] | None:
-    """Rows and columns of a factor that is whole, or the product of two; None where it is neither."""
-    whole, left, right = (parts.get(name) for name in (side, f"{side}_a", f"{side}_b"))
-    if whole is not None and left is None and right is None and len(whole.shape) >= 2:
-        return whole.shape[0], math.prod(whole.shape[1:])
-    if whole is None and left is not None and right is not None and len(left.shape) == len(right.shape) == 2:
+    """Rows and columns of a factor that is whole, or the product of two or three; None where it is neither.
+
+    With a core (r, s, kh, kw), the factors before and behind it are (r, rows) and (s, columns).
+    """
+    whole, left, right, core = (parts.get(name) for name in (f"w{side}", f"w{side}_a", f"w{side}_b", f"t{side}"))
+    if whole is not None:
+        alone = left is None and right is None and core is None and len(whole.shape) >= 2
+        return (whole.shape[0], math.prod(whole.shape[1:])) if alone else None
+    if left is None or right is None or len(left.shape) != 2 or len(right.shape) != 2:
+        return None
+    if core is None:
         return (left.shape[0], right.shape[1]) if left.shape[1] == right.shape[0] else None
-    return None
+    fits = len(core.shape) > 2 and core.shape[:2] == (left.shape[0], right.shape[0])
+    return (left.shape[1], right.shape[1] * math.prod(core.shape[2:])) if fits else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.support import InvalidValueError
 
-__all__ = ["KroneckerProduct", "LowRankProduct", "hadamard_product"]
+__all__ = ["KroneckerProduct", "LowRankProduct", "hadamard_product", "tucker_factors"]
 
 Array = NDArray[np.float64]
 
@@ -114,6 +114,24 @@ def hadamard_product(
     B = (B1[:, :, None] * B2[:, None, :]).reshape(rows, rank)
     A = (A1[:, None, :] * A2[None, :, :]).reshape(rank, columns)
     return LowRankProduct(A, B, scale)
+
+
+def tucker_factors(core: NDArray[Any], left: NDArray[Any], right: NDArray[Any]) -> tuple[Array, Array]:
+    """Return B (m, r) and A (r, n k) of ``W[p, q, ...] = sum over i, j of core[i, j, ...] B[p, i] R[j, q]``.
+
+    W is the weight of a convolution, and B A its matrix, (out, in kh kw).
+
+    Parameters
+    ----------
+    core : (r, s, ...) array
+        Between the factors; its last axes are those of the kernel.
+    left : (m, r) array
+        What multiplies last, B.
+    right : (s, n) array
+        What multiplies first, R, which goes into A: ``A[i, (q, ...)]``.
+    """
+    A = np.tensordot(np.moveaxis(core.astype(np.float64), 1, -1), right.astype(np.float64), 1)
+    return left.astype(np.float64), np.moveaxis(A, -1, 1).reshape(len(core), -1)
 
 
 def _product(left: NDArray[Any], right: NDArray[Any]) -> Array:

@@ -54,7 +54,7 @@ class Integers:
     ----------
     codes : (out, in) array of uint8
     scales : (out, groups) array
-        In the type of the weights; bits where NumPy lacks it.
+        In the type of `IntegerFits`; bits where NumPy lacks it.
     """
 
     codes: NDArray[np.uint8]
@@ -77,6 +77,8 @@ class IntegerFits:
         As in `damping_for`.
     threads
         Number of threads.
+    scale_type
+        Element type of the scales; empty: that of the weights.
     """
 
     checkpoint: Checkpoint
@@ -85,6 +87,7 @@ class IntegerFits:
     group: int
     damping: float | None
     threads: int
+    scale_type: str = ""
 
     def fitted(self, layer: Layer) -> tuple[QuantizedLayer, Integers]:
         """Round the next matrix."""
@@ -106,7 +109,7 @@ class IntegerFits:
         scale = np.maximum(-groups.min(axis=2) / self._zero, groups.max(axis=2) / (self._zero - 1))
         scale[scale == 0] = 1
         scales = self._scales(scale, layer)
-        integers = Integers(self._codes(weights, wide(scales, layer.dtype)), scales)
+        integers = Integers(self._codes(weights, wide(scales, self._type_of_scales(layer))), scales)
         return QuantizedLayer(layer.name, layer.shape, _change(rows, self.numbers(integers, layer), layer)), integers
 
     def _by_outputs(
@@ -144,19 +147,21 @@ class IntegerFits:
         return codes
 
     def _scales(self, scale: NDArray[Any], layer: Layer) -> NDArray[Any]:
-        """Scales in the type of the weights: whoever reads them computes in it."""
-        bits = in_storage(scale, layer.dtype)
-        held = wide(bits, layer.dtype)
+        """Scales in the type that they are stored in: whoever reads them computes with that."""
+        kind = self._type_of_scales(layer)
+        bits = in_storage(scale, kind)
+        held = wide(bits, kind)
         if not (np.isfinite(held) & (held > 0)).all():
-            raise InvalidValueError(
-                layer.name, f"has scales that {layer.dtype} does not hold", "leave it out: exclude="
-            )
+            raise InvalidValueError(layer.name, f"has scales that {kind} does not hold", "leave it out: exclude=")
         return bits
+
+    def _type_of_scales(self, layer: Layer) -> str:
+        return self.scale_type or layer.dtype
 
     def numbers(self, integers: Integers, layer: Layer) -> NDArray[Any]:
         """Return the weights that integers stand for, in the type of the layer, rounded once."""
         codes = integers.codes.reshape(len(integers.codes), -1, self.group).astype(np.float64)
-        scales = wide(integers.scales, layer.dtype)[:, :, None]
+        scales = wide(integers.scales, self._type_of_scales(layer))[:, :, None]
         return in_storage(((codes - self._zero) * scales).reshape(layer.shape), layer.dtype)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mpfast.arrays import FLOATS
 from mpfast.checkpoints import (
     Checkpoint,
+    GgufFile,
     Layer,
     NameFilter,
     check_writable,
@@ -22,6 +23,7 @@ from mpfast.checkpoints import (
     stored_bytes,
     telling_reason,
 )
+from mpfast.models.gguf_output import BLOCK, GGUF_BITS, write_gguf
 from mpfast.models.integer_fits import IntegerFits, QuantizedLayer
 from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_moments import LayerMoments
@@ -41,10 +43,14 @@ from mpfast.support import (
     warn_caller,
 )
 
-__all__ = ["QuantizeResult", "quantize"]
+__all__ = ["QUANTIZE_FORMATS", "QuantizeResult", "quantize"]
 
+PACKED = "compressed-tensors"
+#: What `quantize` writes.
+QUANTIZE_FORMATS = (PACKED, *GGUF_BITS)
 # Of a symmetric grid with its zero on it.
 _FEWEST_BITS, _MOST_BITS = 2, 8
+_BITS, _GROUP = 4, 64
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +63,8 @@ class QuantizeResult:
         The matrices that are stored as integers.
     skipped : tuple of SkippedTensor
         Every other tensor, and why it stayed.
+    format : str
+        As `quantize` calls it.
     bits, group : int
         Of a weight; inputs that share a scale.
     out : Path or None
@@ -71,6 +79,7 @@ class QuantizeResult:
 
     layers: tuple[QuantizedLayer, ...]
     skipped: tuple[SkippedTensor, ...]
+    format: str
     bits: int
     group: int
     out: Path | None
@@ -89,6 +98,7 @@ class QuantizeResult:
         return {
             "schema": "mpfast.quantize/1",
             "out": None if self.out is None else str(self.out),
+            "format": self.format,
             "bits": self.bits,
             "group": self.group,
             "bytes": self.bytes,
@@ -106,8 +116,9 @@ def quantize(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    bits: int = 4,
-    group: int = 64,
+    format: str | None = None,
+    bits: int | None = None,
+    group: int | None = None,
     moments: Any = None,
     damping: float | None = None,
     include: NameFilter = None,
@@ -115,24 +126,31 @@ def quantize(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> QuantizeResult:
-    """Store the linear layers of a model as packed integers, as compressed-tensors does: a smaller file.
+    """Store the linear layers of a model as integers of few bits with scales: a smaller file.
 
-    The format is ``pack-quantized``, symmetric, with a scale for each group, which transformers loads where
-    compressed-tensors is installed. With moments, weights are rounded column by column, the later ones making up for
-    the earlier (`reconstruct.quantize`); without, each goes to the nearest.
+    With moments, weights are rounded column by column, the later ones making up for the earlier
+    (`reconstruct.quantize`); without, each goes to the nearest. Grids are symmetric: no zero points are stored.
 
     Parameters
     ----------
     model : path
-        A directory that `save_pretrained` wrote, or a Hugging Face id in the local cache. It is never changed.
+        A directory that `save_pretrained` wrote, a Hugging Face id in the local cache, or a GGUF file. It is never
+        changed.
     out : path, optional
-        Directory to write. Default: nothing is written.
-    bits : int
-        Of a weight, 2 to 8.
-    group : int
-        How many consecutive inputs of a row share a scale. Matrices whose inputs it does not divide stay as they are.
+        Directory to write: files as those of the source with ``config.json``, or ``model.gguf``. Default: nothing is
+        written.
+    format : {"compressed-tensors", "Q4_0", "Q8_0"}, optional
+        ``pack-quantized`` of compressed-tensors, the default but for GGUF files, which transformers loads where that
+        library is installed. Or a type of GGUF, for such a file alone: its settings are kept byte for byte, but for
+        ``general.file_type``, and matrices of any type are rounded anew.
+    bits : int, optional
+        Of a weight, 2 to 8; default 4. GGUF's types have 4 and 8.
+    group : int, optional
+        How many consecutive inputs of a row share a scale; default 64. GGUF's types have 32. Matrices whose inputs it
+        does not divide stay as they are.
     moments : path or mapping, optional
-        Of the inputs of the matrices, as in `mpfast.prune`. Matrices without one stay as they are.
+        Of the inputs of the matrices, as in `mpfast.prune`; for a GGUF file a mapping by its own names. Matrices
+        without one stay as they are.
     damping : float, optional
         As in `mpfast.prune`.
     include, exclude
@@ -146,7 +164,8 @@ def quantize(
     Returns
     -------
     QuantizeResult
-        Errors are those of the weights that are loaded: scales are stored in the type of the weights.
+        Errors are those of the weights that are loaded: scales are stored in the type of the weights, in GGUF in
+        float16.
 
     Raises
     ------
@@ -165,22 +184,17 @@ def quantize(
     """
     started = time.perf_counter()
     check_flag(overwrite, "overwrite")
-    if not _FEWEST_BITS <= positive_integer(bits, "bits", optional=False) <= _MOST_BITS:
-        raise InvalidValueError("bits", f"must lie between {_FEWEST_BITS} and {_MOST_BITS}, not {bits!r}")
-    size = positive_integer(group, "group", optional=False)
     if damping is not None and moments is None:
         raise InvalidValueError("damping", "goes with moments")
     if out is not None:
         check_path(out, "out")
-    checkpoint = changeable(open_checkpoint(check_path(model, "model")), dequantize=None, written=out is not None)
-    if not getattr(checkpoint, "config", None) or home_directory(checkpoint) is None:
-        fact = f"{checkpoint.source}: has no config.json beside it, which would have to say how weights are stored"
-        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
-    check_writable(checkpoint)
+    opened = open_checkpoint(check_path(model, "model"))
+    form = _form_of(opened, format, bits, group)
+    checkpoint = opened if form.of_gguf else changeable(opened, dequantize=None, written=out is not None)
     layers, skipped, without_effect = select_layers(checkpoint, include, exclude)
     for text in without_effect:
         warn_caller("quantize", text)
-    chosen = _chosen(layers, size, skipped)
+    chosen = _chosen(layers, form.group, skipped)
     seen = None if moments is None else LayerMoments(moments, model, checkpoint, chosen)
     if seen is not None:
         warn_caller("quantize", seen.warning)
@@ -188,27 +202,69 @@ def quantize(
     if not chosen:
         sizes = {info.name: info.size for info in checkpoint.tensors}
         raise InvalidValueError("", f"no layer is left to quantize{telling_reason(skipped, sizes)}")
-    fits = IntegerFits(checkpoint, seen, int(bits), size, damping, team_size(threads))
+    scale_type = "float16" if form.of_gguf else ""
+    fits = IntegerFits(checkpoint, seen, form.bits, form.group, damping, team_size(threads), scale_type)
     logger.info("quantize: %s: %d layers", checkpoint.source, len(chosen))
-    rows: Sequence[QuantizedLayer]
     left: tuple[str, ...] = ()
     written = None
     if out is None:
         rows = tuple(fits.fitted(layer)[0] for layer in chosen)
     else:
         with claimed_directory(out, overwrite=overwrite, sources=files_behind(model, checkpoint)) as place:
-            rows, left, written = write_packed(checkpoint, place, chosen, fits)
+            if isinstance(checkpoint, GgufFile):
+                rows, left, written = write_gguf(checkpoint, place, chosen, fits, form.name)
+            else:
+                rows, left, written = write_packed(checkpoint, place, chosen, fits)
     return QuantizeResult(
-        layers=tuple(rows),
+        layers=rows,
         skipped=skipped_tensors(checkpoint, layers, skipped),
-        bits=int(bits),
-        group=size,
+        format=form.name,
+        bits=form.bits,
+        group=form.group,
         out=None if out is None else Path(out),
         seconds=time.perf_counter() - started,
         bytes=written,
         bytes_before=_bytes_of(checkpoint),
         not_copied=left,
     )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A format, with what it leaves open decided."""
+
+    name: str
+    bits: int
+    group: int
+
+    @property
+    def of_gguf(self) -> bool:
+        return self.name in GGUF_BITS
+
+
+def _form_of(checkpoint: Checkpoint, format: Any, bits: Any, group: Any) -> _Form:
+    """Check what is asked for against the file that is given."""
+    if format is not None and format not in QUANTIZE_FORMATS:
+        raise InvalidValueError("format", f"must be one of {', '.join(QUANTIZE_FORMATS)}, not {format!r}")
+    if isinstance(checkpoint, GgufFile):
+        if format not in GGUF_BITS:
+            raise InvalidValueError("format", f"must be {' or '.join(GGUF_BITS)} for a GGUF file, not {format!r}")
+        for name, value in (("bits", bits), ("group", group)):
+            if value is not None:
+                raise InvalidValueError(name, f"is what {format} has: {GGUF_BITS[format]} bits in blocks of {BLOCK}")
+        return _Form(format, GGUF_BITS[format], BLOCK)
+    if format in GGUF_BITS:
+        fact = f"{format!r} is a type of GGUF, and a GGUF file is made from one"
+        raise InvalidValueError("format", fact, "convert the model by llama.cpp's script first")
+    bits = _BITS if bits is None else positive_integer(bits, "bits", optional=False)
+    if not _FEWEST_BITS <= bits <= _MOST_BITS:
+        raise InvalidValueError("bits", f"must lie between {_FEWEST_BITS} and {_MOST_BITS}, not {bits!r}")
+    group = _GROUP if group is None else positive_integer(group, "group", optional=False)
+    if not getattr(checkpoint, "config", None) or home_directory(checkpoint) is None:
+        fact = f"{checkpoint.source}: has no config.json beside it, which would have to say how weights are stored"
+        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
+    check_writable(checkpoint)
+    return _Form(PACKED, int(bits), int(group))
 
 
 def _chosen(layers: Sequence[Layer], group: int, skipped: dict[str, str]) -> list[Layer]:
@@ -242,4 +298,6 @@ def _with_moments(layers: Sequence[Layer], moments: LayerMoments, skipped: dict[
 
 def _bytes_of(checkpoint: Checkpoint) -> int:
     """Bytes of all tensors as they are stored."""
+    if isinstance(checkpoint, GgufFile):
+        return sum(entry.end - entry.begin for entry in checkpoint.header.entries)
     return sum(stored_bytes(info) for info in checkpoint.tensors)

@@ -209,6 +209,8 @@ def _obstacle(update: Update, checkpoint: Checkpoint) -> str:
     """Say why an update stays as it is; nothing where it can be resized."""
     if update.kind == "hadamard":
         return "a product entry by entry, which has no two factors of a smaller rank"
+    if update.kind == "tucker":
+        return "a product of three factors, of which the one between the others has the rank, too"
     if update.kind == "kronecker":
         return "a Kronecker product, which has no two factors of a smaller rank"
     init = "" if update.settings is None else str(update.settings.values.get("init_lora_weights")).lower()
