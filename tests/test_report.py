@@ -126,6 +126,16 @@ def test_two_thousand_layers_are_less_than_five_megabytes():
     assert len(analysis.to_html().encode()) < 5e6
 
 
+def test_comparisons_have_the_spectra_of_what_changed_most(monkeypatch):
+    rng = np.random.default_rng(0)
+    before = {f"{name}.weight": rng.standard_normal((32, 48)) for name in "abcd"}
+    after = {name: (1 + 0.1 * at) * tensor for at, (name, tensor) in enumerate(before.items())}
+    found = mpfast.analyze(before).compare(mpfast.analyze(after))
+    assert ["pair" in row for row in page_data(found.to_html())["table"]["rows"]] == [False, True, True, True]
+    monkeypatch.setattr("mpfast.models.html_report.compared._SPECTRA", 2)
+    assert ["pair" in row for row in page_data(found.to_html())["table"]["rows"]] == [False, False, True, True]
+
+
 def test_what_budgets_would_take_is_told_for_every_step(analysis):
     budget = page_data(analysis.to_html())["budget"]
     shares = budget["methods"]["magnitude"][budget["steps"].index(500)]

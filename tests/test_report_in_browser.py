@@ -175,6 +175,14 @@ def test_the_map_is_for_the_keyboard_too(browser, pages, analysis):
     assert len(browser.texts(NAMES)) == len(analysis)
 
 
+def test_cells_of_experts_lead_to_their_table(browser, pages):
+    browser.open(pages["mixture"])
+    cell = "[...document.querySelectorAll('#map-table td')].find((cell) => cell.textContent === '×9')"  # noqa: RUF001
+    assert "the mean of 9 layers, from" in browser.do(f"{cell}.getAttribute('aria-label')")
+    browser.do(f"{cell}.click()")
+    assert browser.do("document.activeElement.closest('section').id") == "experts"
+
+
 def test_lines_open_by_the_keyboard_and_keep_it(browser, pages):
     browser.open(pages["deep"])
     browser.press("Tab")
