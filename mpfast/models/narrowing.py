@@ -50,9 +50,9 @@ class NarrowResult:
     settings : dict of str to int
         What the configuration says instead.
     entries : int
-        Of all tensors of the model that was written, or would have been.
+        Of all tensors of the model that is written.
     entries_before : int
-        Of those of the source.
+        Of all tensors of the source.
     out : Path or None
         The directory written; None for a dry run.
     seconds : float

@@ -124,9 +124,8 @@ def start_adapters(
     layers = dict(_layers(model, adapter))
     inputs = None if moments is None else _checked_moments(moments, layers)
     warn_caller("start_adapters", inputs.warning if isinstance(inputs, Moments) else "")
-    # No decorator: the documentation is built without PyTorch, and would not find the function's arguments below one.
+    found = []
     with torch.no_grad():
-        found = []
         for name, layer in layers.items():
             weight = _as_rows(layer, layer.get_base_layer().weight)
             wide = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
