@@ -116,6 +116,14 @@ def test_what_is_not_packed_is_named(llama, tmp_path):
     assert len(mpfast.quantize(folder, group=32, moments=some).layers) == 2
 
 
+def test_experts_stay(tmp_path):
+    tiny("moe", num_hidden_layers=1).save_pretrained(tmp_path / "dense")
+    result = mpfast.quantize(tmp_path / "dense", group=16)
+    assert not any("experts" in row.name for row in result.layers)
+    experts = {tensor.name for tensor in result.skipped if "an expert" in tensor.reason}
+    assert len(experts) == 4 * 3
+
+
 def test_what_is_refused(llama, tmp_path):
     folder, _, _ = llama
     for options, fact in (

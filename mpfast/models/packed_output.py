@@ -34,7 +34,7 @@ from mpfast.support import OutputDirectory
 __all__ = ["write_packed"]
 
 _CONFIGURATION = "config.json"
-# What the library treats as weights of a linear module where it says nothing else: all but embeddings.
+# Tied to the embeddings it has no tensor, and its module is a linear one all the same.
 _HEAD = "lm_head"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,8 @@ QUANTIZE_FORMATS = (PACKED, *GGUF_BITS)
 # Of a symmetric grid with its zero on it.
 _FEWEST_BITS, _MOST_BITS = 2, 8
 _BITS, _GROUP = 4, 64
+# Experts that are stored one by one.
+_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 
 
 @dataclass(frozen=True, repr=False)
@@ -273,6 +276,8 @@ def _chosen(layers: Sequence[Layer], group: int, skipped: dict[str, str]) -> lis
     for layer in layers:
         if layer.kind != "linear" or not layer.name.endswith(".weight"):
             skipped[layer.name] = f"{layer.kind}: stays as it is"
+        elif _EXPERT.search(layer.name):
+            skipped[layer.name] = "an expert, which transformers makes a part of a stack: stays as it is"
         elif layer.input_axes != (1,):
             skipped[layer.name] = "stored as (in, out), which the format has no place for"
         elif layer.inputs % group:
