@@ -258,7 +258,7 @@ def test_a_host_of_documentation_builds_what_is_here():
 
 def test_nothing_advises_to_install_mpfast_from_where_it_is_not():
     """It is on no index: what is installed is a clone, or a wheel that somebody built."""
-    advised = re.compile(r"""(pip|uv|conda)[ \w]* (install|add) [^|&;\n]*?(?<![\w./-])mpfast(?![\w./-])""")
+    advised = re.compile(r"""(pip|uv|conda)[ \w]* (install|add) [^|&;`\n]*?(?<![\w./-])mpfast(?![\w./-])""")
     assert advised.search("pip install -U 'mpfast[cli]'")
     assert not advised.search("pip install './mpfast[cli]'")
     folders = (ROOT / "mpfast", DOCS, ROOT / "examples", ROOT / "benchmarks")

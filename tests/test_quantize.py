@@ -133,6 +133,9 @@ def test_what_is_refused(llama, tmp_path):
     mpfast.quantize(folder, tmp_path / "out", group=32)
     with pytest.raises(ValueError, match="is quantised"):
         mpfast.quantize(tmp_path / "out", group=32)
+    with pytest.raises(ValueError, match="which is not checked"):
+        mpfast.verify(tmp_path / "out")
+    assert mpfast.diff(folder, tmp_path / "out").changed == 14
     model = tiny("llama", num_hidden_layers=1).half()
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.fill_(1e-7)

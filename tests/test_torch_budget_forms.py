@@ -56,6 +56,32 @@ def test_the_same_entries_go_whatever_form_a_budget_and_a_model_have(method, of_
     assert sum(zeros.sum() for name, zeros in loaded.items() if name in live.masks) == budget.pruned
 
 
+@pytest.mark.parametrize("of_files", [True, False])
+def test_masks_of_one_form_are_those_of_the_other(of_files, mixture, tmp_path):
+    """A file that `prune` wrote beside files, for the loaded model; or what it returned of that, for the files."""
+    class_, files, model = mixture
+    if of_files:
+        first = mpfast.prune(files, tmp_path / "first", sparsity=0.5, method="magnitude")
+        masks = mpfast.prune(model, masks=tmp_path / "first" / "masks.safetensors").masks
+        zeros = {
+            name: (value == 0).numpy()
+            for name, value in class_.from_pretrained(tmp_path / "first").state_dict().items()
+        }
+    else:
+        first = mpfast.prune(model, sparsity=0.5, method="magnitude")
+        masks = first.masks
+        result = mpfast.prune(files, tmp_path / "second", masks=masks)
+        assert result.budget.pruned == first.budget.pruned
+        assert mpfast.verify(tmp_path / "second").ok
+        zeros = {
+            name: (value == 0).numpy()
+            for name, value in class_.from_pretrained(tmp_path / "second").state_dict().items()
+        }
+    assert sum(int((~mask).sum()) for mask in masks.values()) == first.budget.pruned
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(~mask.numpy(), zeros[name], err_msg=name)
+
+
 def is_router(name):
     return name.split(".")[-2] in ("gate", "router", "layer")
 
@@ -69,6 +95,36 @@ def test_patterns(of_files, mixture, tmp_path):
     live = mpfast.prune(model, budget=budget)
     for name, mask in live.masks.items():
         np.testing.assert_array_equal(~mask.numpy(), loaded[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mixture", ["Mixtral"], indirect=True)
+class TestMasksThatDoNotFit:
+    STACK = "model.layers.0.mlp.experts.down_proj"
+
+    def test_experts_without_one_stay_dense(self, mixture):
+        _, files, model = mixture
+        masks = mpfast.prune(files, sparsity=0.5, exclude="*.experts.3.*", method="magnitude")
+        kept = {row.file_name: row for row in masks.budget}
+        assert not any(".experts.3." in name for name in kept)
+        of_files = {
+            name: np.zeros(row.shape, bool) for name, row in kept.items() if "layers.0" in name and ".w2." in name
+        }
+        found = mpfast.prune(model, masks=of_files).masks[self.STACK].numpy()
+        assert found[3].all()
+        assert not np.delete(found, 3, axis=0).any()
+
+    def test_what_is_refused(self, mixture):
+        _, files, model = mixture
+        of_stack = np.ones((9, 32, 24), bool)
+        expert = "model.layers.0.block_sparse_moe.experts.{}.w2.weight"
+        with pytest.raises(ValueError, match=r"the masks' .*w2.weight is in .*down_proj, but the shapes"):
+            mpfast.prune(model, masks={expert.format(0): np.ones((24, 32), bool)})
+        with pytest.raises(ValueError, match=r"has no expert 9"):
+            mpfast.prune(model, masks={expert.format(9): np.ones((32, 24), bool)})
+        with pytest.raises(ValueError, match=r"must be boolean of shape \(9, 32, 24\), not int64"):
+            mpfast.prune(files, masks={self.STACK: of_stack.astype(int)})
+        with pytest.raises(ValueError, match=r"the masks' .*down_proj has 6,912 entries, its experts here 6,144"):
+            mpfast.prune(files, masks={self.STACK: of_stack}, exclude="*.experts.3.*")
 
 
 @pytest.mark.parametrize("mixture", ["Mixtral"], indirect=True)

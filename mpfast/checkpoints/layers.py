@@ -102,6 +102,13 @@ class Layer:
         return self.stored or self.tensor
 
     @property
+    def stored_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes that the tensor has in files and loaded: a stack of experts may hold transposes of its matrices."""
+        shape = self.tensor_shape
+        turned = (*shape[:-2], shape[-1], shape[-2]) if self.kind == "experts" and len(shape) == 3 else shape
+        return shape, turned
+
+    @property
     def inputs(self) -> int:
         """Number of entries along the inputs; 0 where the axes are not known."""
         return math.prod(self.tensor_shape[axis] for axis in self.input_axes) if self.input_axes else 0

@@ -1,7 +1,6 @@
 """A budget of a model in one form, laid out over its tensors in another: in files, or loaded.
 
-transformers stacks the experts of mixtures when it loads them, and calls some tensors otherwise. What goes of a stack
-goes of its experts, the same entries of the same matrices in either form.
+What goes of a stack goes of its experts, the same entries of the same matrices in either form.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.checkpoints import Checkpoint, Layer, other_names, stacked_expert
+from mpfast.checkpoints import Checkpoint, Layer
 from mpfast.masks import row_counts
 from mpfast.models.budget import Budget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.mask_plans import LayerCuts, MaskPlan, RowCuts, cut_counts
+from mpfast.models.name_fit import FittedNames
 from mpfast.support import InvalidValueError
 
 __all__ = ["FittedBudget", "Piece", "plan_of_budget"]
@@ -69,92 +69,31 @@ class FittedBudget:
 
     def __init__(self, budget: Budget, layers: Sequence[Layer]) -> None:
         self.rows: Mapping[str, LayerBudget] = {row.name: row for row in budget}
-        self.own: dict[str, LayerBudget] = {}
-        self.pieces: dict[str, list[Piece]] = {}
-        self.members: dict[str, list[Layer]] = {}
-        self._stack_of: dict[str, str] = {}
-        there = {layer.name: layer for layer in layers}
+        names = FittedNames({row.name: row.shape for row in budget}, layers, "the budget's")
+        self._names = names
+        self.own = {name: self.rows[key] for name, key in names.own.items()}
+        self.pieces = {
+            name: [Piece(place.index, self.rows[place.key]) for place in places]
+            for name, places in names.pieces.items()
+        }
+        self.members = names.members
         for layer in layers:
-            name = next((name for name in (layer.name, *other_names(layer.name)) if name in self.rows), None)
-            if name is not None:
-                self._take(layer, self.rows[name])
-        self._take_experts_of_files(there)
-        self._take_stacks_of_files(layers)
+            row = self.own.get(layer.name)
+            if row is not None and row.shape not in layer.stored_shapes:
+                fact = f"the budget has shape {row.shape} for {layer.name}, not {layer.tensor_shape}"
+                raise InvalidValueError("", fact)
 
     def answers(self, layer: Layer) -> tuple[LayerBudget, ...]:
         """Return the rows that a layer answers to; none where it is not in the budget."""
-        if layer.name in self.own:
-            return (self.own[layer.name],)
-        if layer.name in self._stack_of:
-            return (self.rows[self._stack_of[layer.name]],)
-        return tuple(piece.row for piece in self.pieces.get(layer.name, ()))
+        return tuple(self.rows[key] for key in self._names.answers(layer))
 
     def unanswered(self, layers: Sequence[Layer]) -> set[str]:
         """Return the names of the rows that these layers do not answer to in full."""
-        chosen = {layer.name for layer in layers}
-        found = {row.name for layer in layers for row in self.answers(layer)}
-        lacking = {name for name, members in self.members.items() if not chosen.issuperset(m.name for m in members)}
-        return (set(self.rows) - found) | lacking
+        return self._names.unanswered(layers)
 
     def layer_of(self, row: str) -> str:
         """Return the name of a layer that answers to a row: its own one's where there is none."""
-        owners = [name for name, own in self.own.items() if own.name == row]
-        owners += [name for name, pieces in self.pieces.items() if any(piece.row.name == row for piece in pieces)]
-        owners += [member.name for member in self.members.get(row, ())]
-        return owners[0] if owners else row
-
-    def _take(self, layer: Layer, row: LayerBudget) -> None:
-        shape = layer.tensor_shape
-        turned = (*shape[:-2], shape[-1], shape[-2]) if layer.kind == "experts" and len(shape) == 3 else shape
-        if row.shape not in (shape, turned):
-            raise InvalidValueError("", f"the budget has shape {row.shape} for {layer.name}, not {shape}")
-        self.own[layer.name] = row
-
-    def _take_experts_of_files(self, there: Mapping[str, Layer]) -> None:
-        """Rows of experts one by one, where they are stacked here."""
-        known = {row.name for row in self.own.values()}
-        for row in self.rows.values():
-            expert = None if row.name in known else stacked_expert(row.name, there)
-            if expert is None or expert.stack in self.own:
-                continue
-            layer = there[expert.stack]
-            self.pieces.setdefault(layer.name, []).append(
-                Piece(_place(expert.number, expert.rows.index(row.name), len(expert.rows), layer, row), row)
-            )
-
-    def _take_stacks_of_files(self, layers: Sequence[Layer]) -> None:
-        """Rows of stacks, whose experts are one by one here."""
-        found: dict[str, list[tuple[int, int, Layer]]] = {}
-        stacks = {name for name, row in self.rows.items() if len(row.shape) == 3}
-        for layer in layers:
-            expert = None if layer.name in self.own or not stacks else stacked_expert(layer.name, stacks)
-            if expert is not None:
-                place = expert.rows.index(layer.name)
-                said = f"{layer.name} is in the budget's {expert.stack}"
-                _check_member(expert.number, len(expert.rows), layer.tensor_shape, self.rows[expert.stack].shape, said)
-                found.setdefault(expert.stack, []).append((expert.number, place, layer))
-        for stack, members in found.items():
-            ordered = [layer for *_, layer in sorted(members, key=lambda member: member[:2])]
-            entries = sum(layer.size for layer in ordered)
-            if entries != self.rows[stack].size:
-                fact = f"the budget's {stack} has {self.rows[stack].size:,} entries, its experts here {entries:,}"
-                raise InvalidValueError("", fact)
-            self.members[stack] = ordered
-            self._stack_of |= {layer.name: stack for layer in ordered}
-
-
-def _place(number: int, place: int, count: int, layer: Layer, row: LayerBudget) -> tuple[int | slice, ...]:
-    """Where in a stack the matrix of an expert is, one of so many in its matrix."""
-    _check_member(number, count, row.shape, layer.tensor_shape, f"the budget's {row.name} is in {layer.name}")
-    return (number, slice(place * row.shape[0], (place + 1) * row.shape[0]))
-
-
-def _check_member(number: int, count: int, shape: tuple[int, ...], stack: tuple[int, ...], what: str) -> None:
-    """Refuse a matrix of this shape as one of `count` in that of the expert of this number of a stack."""
-    if len(stack) != 3 or number >= stack[0]:
-        raise InvalidValueError("", f"{what}, whose shape {stack} has no expert {number}")
-    if shape != (stack[1] // count, stack[2]):
-        raise InvalidValueError("", f"{what}, but the shapes {shape} and {stack} do not agree")
+        return self._names.layer_of(row)
 
 
 def plan_of_budget(

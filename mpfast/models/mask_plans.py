@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import boolean_mask, raise_if_nonfinite, wide
+from mpfast.arrays import raise_if_nonfinite, wide
 from mpfast.checkpoints import Checkpoint, Layer, prefetched, read_layer, stored
 from mpfast.masks import prune_rows, row_counts
 from mpfast.models.budget_row import along_inputs, from_inputs
+from mpfast.models.mask_fit import FittedMasks
 from mpfast.support import InvalidValueError, floor_count
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "cut_counts",
     "global_cut",
     "matrix_of",
-    "name_in",
     "stored_rows",
 ]
 
@@ -271,14 +271,8 @@ class Pattern:
 class GivenMasks:
     """Masks that the caller has."""
 
-    def __init__(self, masks: Mapping[str, Any]) -> None:
+    def __init__(self, masks: FittedMasks) -> None:
         self._masks = masks
 
     def mask(self, layer: Layer, rows: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-        given = self._masks[name_in(self._masks, layer)]
-        keep[...] = boolean_mask(given, layer.tensor_shape, layer.name).reshape(keep.shape)
-
-
-def name_in(masks: Mapping[str, Any], layer: Layer) -> str:
-    """Return the name under which a mapping has something for a layer: as the model calls it, or as it is stored."""
-    return layer.name if layer.name in masks else layer.file_name
+        keep[...] = self._masks.mask_of(layer).reshape(keep.shape)

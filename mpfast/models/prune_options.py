@@ -23,7 +23,7 @@ from mpfast.models.budget import Budget
 from mpfast.models.budget_fit import FittedBudget
 from mpfast.models.budget_row import LayerBudget
 from mpfast.models.extent import default_ceiling
-from mpfast.models.mask_plans import name_in
+from mpfast.models.mask_fit import FittedMasks
 from mpfast.models.methods import (
     DEFAULT_METHOD,
     DEFAULT_SHARES,
@@ -35,6 +35,7 @@ from mpfast.models.methods import (
 )
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
 from mpfast.models.shared_counts import check_needs
+from mpfast.models.skipped import LEFT_DENSE
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
@@ -275,7 +276,7 @@ def layers_to_prune(
     layers: list[Layer],
     skipped: dict[str, str],
     options: PruneOptions,
-    budget: FittedBudget | None = None,
+    given: FittedBudget | FittedMasks | None = None,
 ) -> list[Layer]:
     """Leave out what stays dense.
 
@@ -289,32 +290,30 @@ def layers_to_prune(
         Why a tensor is left out, by its name; more are entered here.
     options
         Of the call.
-    budget
-        The one that was given, laid out over the layers.
+    given
+        The budget or the masks that were given, laid out over the layers.
 
     Raises
     ------
     InvalidValueError
-        No layer is left, or the budget does not fit the layers.
+        No layer is left, or what was given does not fit the layers.
     """
     chosen = []
     for layer in layers if not options.repack else map(partial(_as_stored, checkpoint), layers):
-        if options.masks is not None:
-            reason = _reason_of_masks(layer, options.masks)
-        elif budget is None:
+        if given is None:
             reason = _reason_to_skip(layer, options)
+        elif isinstance(given, FittedMasks):
+            reason = layer.fixed or (None if given.answers(layer) else "has no mask")
         else:
-            reason = _reason_of_budget(layer, budget.answers(layer), options.groups)
+            reason = _reason_of_budget(layer, given.answers(layer), options.groups)
         if reason is None:
             chosen.append(layer)
         else:
             skipped[layer.name] = reason
-    if budget is not None:
-        missing = {row: budget.layer_of(row) for row in budget.unanswered(chosen)}
-        _check_that_none_is_missing("the budget names", missing, skipped)
-    if options.masks is not None:
-        missing = {name: name for name in set(options.masks) - {name_in(options.masks, layer) for layer in chosen}}
-        _check_that_none_is_missing("the masks name", missing, skipped)
+    if given is not None:
+        what = "the masks name" if isinstance(given, FittedMasks) else "the budget names"
+        missing = {name: given.layer_of(name) for name in given.unanswered(chosen)}
+        _check_that_none_is_missing(what, missing, skipped)
     if not chosen:
         sizes = {info.name: info.size for info in checkpoint.tensors}
         raise InvalidValueError("", f"no layer is left to prune{telling_reason(skipped, sizes)}")
@@ -332,7 +331,7 @@ def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:
     if layer.fixed:
         return layer.fixed
     if not options.embeddings and stays_dense(layer.kind):
-        return "embedding or output head (embeddings=True prunes them)"
+        return LEFT_DENSE
     return None if options.groups is None else _reason_for_no_pattern(layer, options.groups[1])
 
 
@@ -364,10 +363,6 @@ def _reason_of_budget(layer: Layer, rows: Sequence[LayerBudget], groups: tuple[i
         if sum(row.size for row in rows) < layer.size:
             raise InvalidValueError("", f"the budget has a pattern for some of the matrices in {layer.name} only")
     return None
-
-
-def _reason_of_masks(layer: Layer, masks: Mapping[str, Any]) -> str | None:
-    return layer.fixed or None if name_in(masks, layer) in masks else "has no mask"
 
 
 def _check_that_none_is_missing(what: str, missing: Mapping[str, str], skipped: Mapping[str, str]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.arrays import boolean_mask
 from mpfast.checkpoints import (
     Checkpoint,
     Layer,
@@ -31,7 +30,8 @@ from mpfast.models.budget_fit import FittedBudget, plan_of_budget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.layer_report import LayerReport
-from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut, name_in
+from mpfast.models.mask_fit import FittedMasks
+from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut
 from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
 from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prune
@@ -180,7 +180,8 @@ def prune(
         choose.
     masks : path or mapping, optional
         Prune what these drop: a file as `out` has one, or a mapping from name of tensor to boolean array of its shape,
-        True = kept. Other layers stay dense.
+        True = kept. Other layers stay dense. As of a budget, those of a mixture's files fit the loaded mixture, and the
+        other way round.
     moments : path or mapping, optional
         Second moments of the layers' inputs: a file of ``mpfast moments`` or `SecondMoments.save`, a `SecondMoments`,
         or a mapping from name of module or weight to array (in, in); an expert of a stack is called by the stack's name
@@ -283,7 +284,8 @@ def prune(
     for text in without_effect:
         warn_caller("prune", text)
     fitted = None if options.given_budget is None else FittedBudget(options.given_budget, candidates)
-    layers = layers_to_prune(checkpoint, candidates, skipped, options, fitted)
+    laid_out = None if given is None else FittedMasks(given, candidates)
+    layers = layers_to_prune(checkpoint, candidates, skipped, options, fitted or laid_out)
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
@@ -298,7 +300,7 @@ def prune(
     empty = Budget(
         (),
         options.label,
-        options.target if given is None else _dropped_share(given, layers),
+        options.target if laid_out is None else _dropped_share(laid_out, layers),
         options.wanted_pattern,
         checkpoint.source,
         dense=dense_tensors(stays),
@@ -333,7 +335,7 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, counts, reports = _plan(checkpoint, layers, options, fitted, known, slopes)
+        plan, counts, reports = _plan(checkpoint, layers, options, fitted, laid_out, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
@@ -369,12 +371,13 @@ def _plan(
     layers: Sequence[Layer],
     options: PruneOptions,
     budget: FittedBudget | None,
+    masks: FittedMasks | None,
     moments: LayerMoments | None,
     gradients: Mapping[str, Any],
 ) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
     """Decide what goes, how much of each layer where that is known before, and with which spectra."""
-    if options.masks is not None:
-        return GivenMasks(options.masks), {}, {}
+    if masks is not None:
+        return GivenMasks(masks), {}, {}
     if options.groups is not None:
         return Pattern(*options.groups, options.team), {}, {}
     if budget is not None:
@@ -408,12 +411,9 @@ def _fitted_layers(
     return [layer for layer in layers if not reasons[layer.name]]
 
 
-def _dropped_share(masks: Mapping[str, Any], layers: Sequence[Layer]) -> float:
+def _dropped_share(masks: FittedMasks, layers: Sequence[Layer]) -> float:
     """Share of the entries of these layers that masks drop."""
-    kept = 0
-    for layer in layers:
-        found = boolean_mask(masks[name_in(masks, layer)], layer.tensor_shape, layer.name)
-        kept += int(np.count_nonzero(found))
+    kept = sum(int(np.count_nonzero(masks.mask_of(layer))) for layer in layers)
     return 1 - kept / sum(layer.size for layer in layers)
 
 

@@ -1,10 +1,10 @@
 // Two layers side by side: their spectra in one chart, and their figures.
 
-const rowCalled = (name) => rows.find((row) => row.name === name);
+const rowCalled = (name) => rows.find((row) => plain(row.name) === name);
 
 /** Take a layer as A, and go on to the choice of B. */
 function comparePair(row) {
-  byId("pair-a").value = row.name;
+  byId("pair-a").value = plain(row.name);
   drawPair();
   byId("pair").scrollIntoView();
   byId("pair-b").focus({ preventScroll: true });
@@ -25,10 +25,11 @@ function drawPair() {
       ? spectrumChart(spectra, { width, scaled: byId("pair-scaled").checked })
       : element("p", { class: "note" }, "The distribution of one of them is not known."),
   );
+  const headings = ["figure", "A", "B", "B over A"];
   const lines = columns.slice(1).map((column, at) => {
-    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)]);
+    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)], headings);
   });
-  table.replaceChildren(tableOf(["figure", "A", "B", "B over A"], lines, { "aria-label": "Figures of two layers" }));
+  table.replaceChildren(tableOf("Figures of two layers", headings, lines));
 }
 
 function ratio(pair, column) {
@@ -49,10 +50,10 @@ function alike() {
 function fillPair() {
   if (!isAnalysis || rows.length < 2) return;
   byId("pair").hidden = false;
-  byId("pair-names").append(...rows.map((row) => element("option", { value: row.name })));
+  byId("pair-names").append(...rows.map((row) => element("option", { value: plain(row.name) })));
   const [a, b] = alike();
-  byId("pair-a").value = a.name;
-  byId("pair-b").value = b.name;
+  byId("pair-a").value = plain(a.name);
+  byId("pair-b").value = plain(b.name);
   for (const id of ["pair-a", "pair-b", "pair-scaled"]) byId(id).addEventListener("input", drawPair);
   drawPair();
 }

@@ -5,7 +5,7 @@ function layerRow(row) {
   const open = view.open.has(row.at);
   const opens = notesOf(row).length > 0 || spectraOf(row).length > 0;
   const name = [named(row.name)];
-  if (isAnalysis && valueOf(row, "warnings").length) name.push(element("span", { class: "mark" }, " !"));
+  if (isAnalysis && valueOf(row, "warnings").length) name.push(element("span", { class: "mark" }, "\u00a0!"));
   const title = opens
     ? element("button", { type: "button", "data-row": row.at, "aria-expanded": String(open) }, ...name)
     : element("span", {}, ...name);
@@ -21,14 +21,15 @@ function layerRow(row) {
 
 /** What follows an open line: sentences, the chart, and what can be done with the layer. */
 function detailRow(row) {
-  const cell = element("td", { role: "cell", colspan: columns.length });
+  const told = element("div");
   const width = Math.max(260, Math.min(760, byId("layers").clientWidth - 24));
   if (row.pair && valueOf(row, "other") !== row.name) {
-    cell.append(element("p", {}, "In B: ", named(valueOf(row, "other"))));
+    told.append(element("p", {}, "In B: ", named(valueOf(row, "other"))));
   }
-  cell.append(...notesOf(row).map((text) => element("p", {}, plain(text))));
-  if (spectraOf(row).length) cell.append(spectrumChart(spectraOf(row), { width }));
-  if (isAnalysis && rows.length > 1) cell.append(button("Compare with another layer", () => comparePair(row)));
+  told.append(...notesOf(row).map((text) => element("p", {}, plain(text))));
+  if (spectraOf(row).length) told.append(spectrumChart(spectraOf(row), { width }));
+  if (isAnalysis && rows.length > 1) told.append(button("Compare with another layer", () => comparePair(row)));
+  const cell = element("td", { role: "cell", colspan: columns.length }, told);
   return element("tr", { role: "row", class: "detail" }, cell);
 }
 
