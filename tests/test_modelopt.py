@@ -139,7 +139,10 @@ def test_options_are_checked():
         ({}, "no data_loader and no forward_loop"),
         ({**loop, "pattern": "9:4"}, "must be n:m"),
         ({**loop, "pattern": "2:4", "sparsity": 0.5}, "pass one of"),
-        ({**loop, "budget": spread_budget(tiny("llama", num_hidden_layers=1))}, "make it of this model"),
+        (
+            {**loop, "budget": spread_budget(tiny("llama", num_hidden_layers=1))},
+            "make it of the linear layers of this model",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             mts.sparsify(small_model(), "mpfast", config)

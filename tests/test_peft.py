@@ -196,7 +196,7 @@ def test_bfloat16_weights_keep_their_outputs_to_their_rounding():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_modules": ["embed_tokens"]}, "is a Embedding of PEFT"),
+        ({"target_modules": ["embed_tokens"]}, "is of PEFT's class Embedding"),
         ({"target_modules": ["q_proj"], "use_dora": True}, "is no plain LoRA but a Dora"),
         ({"target_modules": ["q_proj"], "r": 64}, "has rank 64, but its weight is"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "has started from something else"),

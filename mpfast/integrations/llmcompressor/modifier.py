@@ -19,6 +19,7 @@ from mpfast.integrations.torch.layer_counts import as_budget, as_text, pruned_en
 from mpfast.integrations.torch.layer_fits import LayerFit, few_inputs, fit_block
 from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
 from mpfast.integrations.torch.sites import Site
+from mpfast.models import DEFAULT_FIT, DEFAULT_STEPS
 from mpfast.support import InvalidValueError, floor_count, thread_count, warn_caller
 
 __all__ = ["MPFastModifier"]
@@ -71,8 +72,8 @@ class MPFastModifier(Modifier):
     sparsity: float | None = None
     pattern: str | None = None
     budget: Any = None
-    method: str = "obs"
-    refit: int = 4
+    method: str = DEFAULT_FIT
+    refit: int = DEFAULT_STEPS
     damping: float | None = None
     targets: str | list[str] | None = None
     ignore: str | list[str] | None = None

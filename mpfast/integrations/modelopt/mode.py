@@ -44,6 +44,8 @@ _Config: Any = create_model(
 class MPFastSearcher(BaseSparseSearcher):
     """What the mode ``"mpfast"`` does to the layers that its rules choose; see `MPFastMode`."""
 
+    _options: FitOptions
+
     @property
     def default_search_config(self) -> dict[str, Any]:
         """ModelOpt's options, and ours."""
@@ -52,7 +54,7 @@ class MPFastSearcher(BaseSparseSearcher):
     def sanitize_search_config(self, config: dict[str, Any] | None) -> dict[str, Any]:
         """Check options: not by the rule of ModelOpt's own searchers, which know 2:4 alone."""
         found: dict[str, Any] = BaseSearcher.sanitize_search_config(self, config)
-        self._options_of(found)
+        self._options = self._options_of(found)
         return found
 
     def _options_of(self, config: dict[str, Any]) -> FitOptions:
@@ -78,7 +80,7 @@ class MPFastSearcher(BaseSparseSearcher):
         )
 
     def _check_weight_size(self, weight: torch.Tensor, mod_name: str) -> bool:
-        groups = self._options_of(self.config).groups
+        groups = self._options.groups
         if groups is not None and weight.shape[1] % groups[1]:
             text = f"{mod_name} stays dense: its {weight.shape[1]} inputs are no multiple of {groups[1]}"
             warn_caller("MPFastMode", text)
@@ -93,7 +95,7 @@ class MPFastSearcher(BaseSparseSearcher):
         """Collect what the layers see, prune and refit them, and set their masks."""
         if self.forward_loop is None:
             raise InvalidValueError("config", "has no data_loader and no forward_loop", "the layers are fitted to data")
-        options = self._options_of(self.config)
+        options = self._options
         modules: dict[str, Any] = {
             name: module
             for name, module in self._named_sparsifiable_modules()

@@ -194,7 +194,7 @@ def _layers(model: Any, adapter: str) -> Iterator[tuple[str, Any]]:
 def _reason_against(layer: Any, adapter: str, uses: Mapping[int, int]) -> str | None:
     """Why the adapter of a layer cannot start from its weight."""
     if type(layer) is not Linear:
-        return f"is a {type(layer).__name__} of PEFT, and adapters of plain linear layers alone can start so"
+        return f"is of PEFT's class {type(layer).__name__}, and adapters of plain linear layers alone can start so"
     weight = layer.get_base_layer().weight
     if weight.dtype not in _FLOATS or weight.device.type == "meta":
         where = "on the meta device" if weight.device.type == "meta" else str(weight.dtype).removeprefix("torch.")
@@ -225,7 +225,8 @@ def _checked_moments(given: Any, layers: Mapping[str, Any]) -> Mapping[str, Any]
         if name not in given:
             raise MissingKeyError("moments", f"has none for {name!r}")
         weight = layer.get_base_layer().weight.detach()
-        shape, inputs = tuple(given[name].shape), _as_rows(layer, weight).shape[1]
+        shape = given.shape_of(name) if isinstance(given, Moments) else np.shape(given[name])
+        inputs = _as_rows(layer, weight).shape[1]
         if shape != (inputs, inputs):
             raise InvalidValueError("moments", f"have shape {shape} for {name!r}, which has {inputs} inputs")
         before = watched.get(name)

@@ -16,7 +16,7 @@ def rank_pattern(ranks: ModelRanks, error: float, *, largest: int | None = None)
 
     Keys are regular expressions that match one module each, in the model of the checkpoint as in one with a head on it.
     The rank of a stack of experts is the largest of its experts: PEFT gives all of them the same
-    (``target_parameters``).
+    (``target_parameters``). No rank is below 1, which is PEFT's least.
 
     Parameters
     ----------

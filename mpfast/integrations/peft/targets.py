@@ -48,7 +48,7 @@ def target_modules(analysis: Analysis, top_p: float = 0.2) -> dict[str, list[str
 
     References
     ----------
-    KappaTune: arXiv 2506.16289.
+    KappaTune, as PEFT has it: https://github.com/huggingface/peft/pull/3106.
     """
     if not isinstance(analysis, Analysis):
         advice = "mpfast.analyze(model) makes one"
@@ -85,10 +85,13 @@ def _flattest(means: Mapping[str, float], top_p: float) -> list[str]:
 
 def _check_endings(chosen: list[str], modules: Mapping[str, float], analysis: Analysis) -> None:
     """PEFT takes every module whose name ends in that of a chosen one, too."""
-    others = [name for name in modules if name not in chosen]
+    taken = set(chosen)
+    others = [name for name in modules if name not in taken]
     others += [tensor.name.removesuffix(".weight") for tensor in analysis.skipped if len(tensor.shape) == 2]
-    for name in chosen:
-        if (other := next((other for other in others if other.endswith(f".{name}")), None)) is not None:
+    for other in others:
+        parts = other.split(".")
+        name = next((end for at in range(1, len(parts)) if (end := ".".join(parts[at:])) in taken), None)
+        if name is not None:
             raise InvalidValueError(
                 "analysis",
                 f"PEFT would take {other}, which is not chosen, for {name}, which is",

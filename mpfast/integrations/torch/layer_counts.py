@@ -65,7 +65,7 @@ def _shared(row: LayerBudget, modules: Mapping[str, torch.nn.Module]) -> dict[st
         if row.pruned == 0:
             return {}
         fact = f"has {row.name} of {row.size} entries, and the model's linear modules of that name have {size}"
-        raise InvalidValueError("budget", fact, "make it of this model, or of its files")
+        raise InvalidValueError("budget", fact, "make it of the linear layers of this model, or of its files")
     counts, before = {}, 0
     for name, module in modules.items():
         after = before + module.weight.numel()
