@@ -1,5 +1,6 @@
 """Configuration of Sphinx; build with ``sphinx-build -W --keep-going -b html docs OUT``."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -39,10 +40,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 # The reference is built without PyTorch and the toolkits.
-autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors", "pydantic"]
+autodoc_mock_imports = ["torch", "transformers", "lightning", "peft", "llmcompressor", "compressed_tensors"]
+autodoc_mock_imports += ["modelopt", "olive", "pydantic"]
 
 html_theme = "furo"
 html_math_renderer = "mathml"
+# Where a host of documentation says that the pages will lie.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_title = f"mpfast {release}"
 html_static_path = ["_static"]
 html_css_files = ["mpfast.css"]

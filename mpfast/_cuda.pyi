@@ -75,7 +75,7 @@ def plan_product(
 class LanczosRun:
     def advance(self, steps: int) -> None: ...
     def ritz(
-        self, steps: int | None = None, part: int = 0
+        self, steps: int | None = None, part: int = 0, count: int | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]: ...
     @property
@@ -144,7 +144,7 @@ class LayerWeights:
         factor: Matrix,
         pruned: int | None,
         pattern: tuple[int, int] | None,
-        grid: tuple[int, int] | None,
+        grid: tuple[int, int, bool] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
     def refit(self, symmetric: Matrix, roots: Matrix, basis: Matrix | None, base: float, steps: int) -> None: ...
     def scale_rows(

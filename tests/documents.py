@@ -18,20 +18,25 @@ NEEDS = {
     "docs/tutorial.md": ("typer", "matplotlib"),
     "docs/coming-from-weightwatcher.md": ("pandas",),
     "docs/how-to/audit.md": ("typer",),
-    "docs/how-to/choose-ranks.md": ("typer",),
-    "docs/how-to/ci.md": ("typer",),
+    "docs/how-to/choose-ranks.md": ("typer", "torch", "transformers"),
+    "docs/how-to/ci.md": ("typer", "safetensors"),
+    "docs/how-to/compare.md": ("typer",),
+    "docs/how-to/export.md": ("typer", "pandas"),
+    "docs/how-to/core-ml.md": ("torch", "coremltools"),
     "docs/how-to/llm-compressor.md": ("torch", "transformers", "llmcompressor"),
     "docs/how-to/lora-ranks.md": ("typer", "safetensors"),
     "docs/how-to/notebooks.md": ("matplotlib",),
     "docs/how-to/resize-adapters.md": ("typer", "safetensors"),
+    "docs/how-to/modelopt.md": ("torch", "modelopt"),
+    "docs/how-to/olive.md": ("torch", "transformers", "olive"),
     "docs/how-to/peft.md": ("torch", "transformers", "peft"),
-    "docs/how-to/prune.md": ("typer",),
+    "docs/how-to/prune.md": ("typer", "torch", "transformers"),
     "docs/how-to/calibration.md": ("torch",),
     "docs/how-to/compress-with-data.md": ("torch", "transformers"),
     "docs/how-to/prune-with-data.md": ("torch", "safetensors"),
     "docs/how-to/quantised-checkpoints.md": ("typer", "torch", "safetensors"),
     "docs/how-to/smaller-models.md": ("torch", "transformers"),
-    "docs/how-to/two-four.md": ("typer",),
+    "docs/how-to/two-four.md": ("typer", "torch", "transformers"),
     "docs/how-to/training-loop.md": ("torch", "typer", "matplotlib"),
     "docs/how-to/gpu.md": ("typer", "torch"),
     "docs/how-to/cluster.md": ("typer", "dask", "distributed"),
@@ -50,13 +55,13 @@ NOT_RUN = {
         "[--dask ADDRESS]",
         "pip install '.[docs]'",
     },
-    "docs/tutorial.md": {"pip install '.[cli,plot]'"},
+    "docs/tutorial.md": {"python3 -m venv .venv && . .venv/bin/activate"},
     "docs/how-to/gpu.md": {"SKBUILD_CMAKE_DEFINE=MPFAST_CUDA=on pip install '.[cuda13]'", "pytest -m gpu"},
     "docs/how-to/cluster.md": {"mpfast analyze model.safetensors --dask scheduler:8786 --json analysis.json"},
     "docs/explanation/marchenko-pastur.md": {"python docs/figures.py"},
 }
 # Languages of blocks that are no code, or that Sphinx executes.
-PROSE = {"text", "{eval-rst}", "{toctree}", "{command-line}", "{figure}"}
+PROSE = {"text", "yaml", "{eval-rst}", "{toctree}", "{command-line}", "{figure}"}
 
 
 class Block(NamedTuple):

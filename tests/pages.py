@@ -26,5 +26,6 @@ def deep_model(blocks: int = 12) -> dict[str, NDArray[np.float64]]:
             signals = rng.standard_normal((shape[0], block)) @ rng.standard_normal((block, shape[1]))
             model[f"model.blocks.{block}.{part}.weight"] = rng.standard_normal(shape) + signals / 4
     model[HOSTILE] = rng.standard_normal((32, 64))
+    model["=sum().weight"] = rng.standard_normal((32, 64))  # from which spreadsheets would compute
     model["model.norm.bias"] = np.zeros(3)
     return model

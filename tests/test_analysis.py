@@ -73,6 +73,13 @@ def test_numbers_do_not_depend_on_threads_or_company(model):
     assert alone[0].method == "lanczos"
 
 
+def test_large_layers_side_by_side_have_the_same_numbers(model, monkeypatch):
+    one = mpfast.analyze(model, threads=1)
+    monkeypatch.setattr("mpfast.models.analysis.SIDE_BY_SIDE_UP_TO", 100)  # all layers but tiny ones are large
+    for a, b in zip(one, mpfast.analyze(model, threads=16), strict=True):
+        assert {**a.to_dict(), "seconds": 0} == {**b.to_dict(), "seconds": 0}
+
+
 def test_include_and_exclude(model):
     names = [row.name for row in mpfast.analyze(model, include=["fc.*", "conv.*"], exclude="conv.*")]
     assert names == ["fc.weight"]

@@ -85,7 +85,7 @@ def test_analyze_options(model):
     assert rows[1].startswith("out.weight")
     assert "fc.bias (150 float32)" in mpfast("analyze", model, "--verbose").stdout
     assert (
-        mpfast("analyze", model, "--method", "exact", "--tol", "0.01", "--seed", "3", "--threads", "1").returncode == 0
+        mpfast("analyze", model, "--spectra", "exact", "--tol", "0.01", "--seed", "3", "--threads", "1").returncode == 0
     )
 
 
@@ -114,10 +114,11 @@ def test_spectrum(matrix):
 
 def test_info_and_version():
     lines = dict(line.split(maxsplit=1) for line in mpfast("info").stdout.splitlines())
-    assert lines.keys() == {"mpfast", "Python", "NumPy", "BLAS", "SIMD", "threads", "CUDA"}
+    assert lines.keys() == {"mpfast", "Python", "NumPy", "BLAS", "SIMD", "threads", "CUDA", "options"}
     assert lines["SIMD"] in ("baseline", "avx2", "avx512")
     assert lines["NumPy"] == np.__version__
-    assert mpfast("--version").stdout == f"mpfast {lines['mpfast']}\n"
+    for option in ("--version", "-V"):
+        assert mpfast(option).stdout == f"mpfast {lines['mpfast']}\n"
 
 
 @pytest.mark.slow
@@ -147,7 +148,7 @@ def test_no_arguments_and_help():
         ("analyze",),
         ("analyze", "x", "--tol", "-1"),
         ("analyze", "x", "--tol", "small"),
-        ("analyze", "x", "--method", "svd"),
+        ("analyze", "x", "--spectra", "svd"),
         ("analyze", "x", "--sort", "alpha"),
         ("analyze", "x", "--threads", "0"),
         ("analyze", "x", "--seed", "-1"),
@@ -203,7 +204,7 @@ def test_names_cannot_send_escape_sequences_to_the_terminal(tmp_path):
 
 @pytest.mark.slow
 def test_a_locale_that_cannot_spell_the_output(model):
-    run = mpfast("analyze", model, "--method", "lanczos", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    run = mpfast("analyze", model, "--spectra", "lanczos", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0, run.stderr
 
 
@@ -223,7 +224,7 @@ def test_ctrl_c_leaves_no_file(tmp_path):
     np.save(path, np.random.default_rng(0).standard_normal((4000, 4000), dtype=np.float32))
     target = tmp_path / "out.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mpfast", "spectrum", str(path), "--method", "exact", "--json", str(target)],
+        [sys.executable, "-m", "mpfast", "spectrum", str(path), "--spectra", "exact", "--json", str(target)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,

@@ -128,7 +128,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
         mpfast(
             "prune", tmp_path / "m.safetensors", "-o", tmp_path / "out", "--sparsity", "0.5", "--method", "magnitude"
         ),
-        mpfast("analyze", tmp_path / "m.safetensors", "--method", "lanczos", "--tol", "1e-5"),
+        mpfast("analyze", tmp_path / "m.safetensors", "--spectra", "lanczos", "--tol", "1e-5"),
         mpfast("prune", tmp_path / "m.safetensors", "--dry-run", "--sparsity", "0.5", "--exclude", evil),
         mpfast("compress", tmp_path / "m.safetensors", "--dry-run", "--rank", "2"),
     ]

@@ -118,7 +118,7 @@ def test_a_forked_child_can_call_after_its_parent_did():
 
 
 POOLED = """
-    import os, signal
+    import os, signal, time
     from pathlib import Path
     import numpy as np, mpfast
     from mpfast import _core
@@ -140,13 +140,17 @@ POOLED = """
     for _ in range(20):
         product(3)
     print("started", len(first), "and later", len(others() - first))
-    masks = {int(mask, 16) for mask in of_others("SigBlk")}
-    print("signals", all(mask >> number - 1 & 1 for mask in masks for number in (signal.SIGINT, signal.SIGTERM)))
-    print("faults", any(mask >> signal.SIGSEGV - 1 & 1 for mask in masks))
+    def blocked(number):
+        return {int(mask, 16) >> number - 1 & 1 for mask in of_others("SigBlk")}
+    # Until it has begun, a thread lets no signal through.
+    while blocked(signal.SIGSEGV) != {0}:
+        time.sleep(0.01)
+    print("signals", blocked(signal.SIGINT) == blocked(signal.SIGTERM) == {1})
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(everywhere)})
-    product(3)
-    print("where the caller is", of_others("Cpus_allowed_list") == {str(min(everywhere))})
+    # On one processor a caller may be done before the others have begun.
+    here = {str(min(everywhere))}
+    print("where the caller is", any(product(3) and of_others("Cpus_allowed_list") == here for _ in range(100)))
     os.sched_setaffinity(0, everywhere)
     child = os.fork()
     if child == 0:
@@ -166,7 +170,6 @@ def test_threads_outlive_calls_take_no_signals_and_are_none_in_a_forked_child():
         "the same True",
         "started 2 and later 0",
         "signals True",
-        "faults False",
         "where the caller is True",
         "child 0 parent 0 True",
     ]

@@ -28,6 +28,9 @@ CALLS = """
         made = _core.lanczos_run(matrix, 2, 0, 0, 0, False, 1)
         made.advance(3)
         return made
+    def coded():
+        codes = np.arange(192, dtype=np.uint8).reshape(12, 16) % 127
+        return _core.Matrix.of_codes("float8_e4m3fn", codes, np.ones((12, 4), np.float32), 4, "float32")
     blocks = [(*run().ritz(), 3, False)]
     moments = np.tile(np.eye(4), (4, 1, 1))
     source = np.ones((12, 16), bool)
@@ -39,7 +42,7 @@ CALLS = """
     def weights():
         return W.astype(np.float32)
     def grid():
-        return (4, 8, np.empty((12, 2), np.float32), np.empty((12, 2), np.float32))
+        return (4, 8, False, np.empty((12, 2), np.float32), np.empty((12, 2), np.float32))
     def fresh_search():
         return _core.CutSearch(192, 90, [("float64", 1.0)])
     def counted_search():
@@ -54,7 +57,15 @@ CALLS = """
         return search
     calls = {
         "Matrix": lambda: (_core.Matrix, [W, "float64"]),
+        "Matrix.of_codes": lambda: (
+            _core.Matrix.of_codes,
+            ["float4_e2m1", np.zeros((3, 8), np.uint8), np.ones((3, 4), "f4"), 5, "float32"],
+        ),
+        "Matrix.decoded": lambda: (coded().decoded, []),
+        "code_names": lambda: (_core.code_names, []),
         "default_threads": lambda: (_core.default_threads, []),
+        "begin_loop_log": lambda: (_core.begin_loop_log, []),
+        "end_loop_log": lambda: (_core.end_loop_log, []),
         "isa": lambda: (_core.isa, []),
         "blas": lambda: (_core.blas, []),
         "scale_exponent": lambda: (_core.scale_exponent, [matrix, lines()]),
@@ -132,6 +143,7 @@ TRY = """
         (np.full(12, 1e308), np.full(16, 1e308)), (np.full(12, 5e-324), np.zeros(16)),
         (9, 8, *grid()[2:]), (4, 0, *grid()[2:]), (4, 2**62, *grid()[2:]), (4, 3, *grid()[2:]), (4, 8, None, None),
         (4, 8, np.empty((12, 2)), np.empty((12, 2))), (4, 8, *(part[::-1] for part in grid()[2:])),
+        coded(), [coded()],
         matrix, [matrix], [matrix, None], [matrix, matrix], [keep()], [keep(), keep()], [keep()[:6]],
         [keep()[:, ::2]], [keep().view(np.uint8)], [np.broadcast_to(np.True_, (12, 16))],
         _core.Matrix(np.empty((0, 16)), "float64"), _core.Matrix(np.empty((12, 0)), "float64"),
@@ -195,7 +207,7 @@ def test_every_function_of_the_core_is_tried():
     }
     # The others are methods, or call a function in another way.
     assert public == {name for name in NAMES if "." not in name}
-    for owner in ("CutSearch", "LanczosRun"):
+    for owner in ("CutSearch", "LanczosRun", "Matrix"):
         methods = {
             name for name, value in inspect.getmembers(getattr(_core, owner), callable) if not name.startswith("_")
         }

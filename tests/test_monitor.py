@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -305,6 +306,12 @@ def test_the_command_draws_the_file_of_a_monitor(tmp_path, capsys, monkeypatch):
     code, out, _ = run("spectral.jsonl", "other.jsonl", "--metric", "spikes", "--include", "1.*", "-o", "both.svg")
     assert (code, out) == (0, "both.svg: spikes of 2 runs, steps 1 to 5\n")
     assert "<svg" in (tmp_path / "both.svg").read_text()
+    code, out, _ = run("spectral.jsonl", "other.jsonl", "--exclude", "1.*", "--json", "-")
+    schema = json.loads((files("mpfast.models") / "schemas" / "plot.json").read_text())
+    pytest.importorskip("jsonschema").validate(document := json.loads(out), schema)
+    logged = [one.stable_rank for one in read_log("other.jsonl").of("0.weight")]
+    (layer,) = document["runs"][1]["layers"]
+    assert layer == {"name": "0.weight", "steps": [1, 2, 5], "values": logged, "alarms": []}
     (tmp_path / "mine.png").write_bytes(b"\x89PNG, a photograph")
     before = (tmp_path / "spectral.jsonl").read_bytes()
     for wrong, code, message in (
@@ -312,8 +319,9 @@ def test_the_command_draws_the_file_of_a_monitor(tmp_path, capsys, monkeypatch):
         (("spectral.jsonl", "-o", "spectral.jsonl"), 2, "must end in .png or .svg"),
         (("spectral.jsonl", "--metric", "loss"), 2, "'loss' is not one of stable_rank"),
         (("spectral.jsonl", "--include", "9.*"), 2, "include matches no layer"),
+        (("spectral.jsonl", "--exclude", "*"), 2, "exclude leaves no layer"),
         (("missing.jsonl",), 1, "missing.jsonl: no such file"),
-        (("mine.png",), 1, "not replaced"),
+        (("mine.png",), 1, "which is read"),
     ):
         found = run(*wrong)
         assert found[0] == code, found

@@ -12,6 +12,7 @@ import pytest
 
 import mpfast
 from mpfast.cli.analysis_table import analysis_lines
+from mpfast.cli.arrangement import Arrangement
 from mpfast.models.noise_verdict import LEVELS, WHAT_IS_NORMAL
 from mpfast.spectra import uneven_family
 
@@ -88,14 +89,14 @@ def test_every_form_has_the_verdict_and_the_sentence(analysis):
     page = analysis.to_html()
     assert all(json.dumps(row.sentence)[1:-1] in page for row in analysis)
     assert WHAT_IS_NORMAL in page
-    lines = analysis_lines(analysis, list(analysis), width=None, verbose=True)
+    lines = analysis_lines(analysis, Arrangement(), width=None, verbose=True)
     text = "\n".join("".join(piece for piece, _ in line) for line in lines)
     assert all(row.sentence in text for row in analysis)
     assert text.count(WHAT_IS_NORMAL) == 1
 
 
 def test_no_level_is_praised_or_blamed(analysis):
-    lines = analysis_lines(analysis, list(analysis), width=None, verbose=False)
+    lines = analysis_lines(analysis, Arrangement(), width=None, verbose=False)
     styles = {style for line in lines for piece, style in line if any(level in piece for level in LEVELS)}
     assert not styles & {"red", "green", "yellow"}
 

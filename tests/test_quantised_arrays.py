@@ -50,7 +50,7 @@ def stack(dtype="float32"):
     scales = np.exp2(rng.integers(-3, 4, (3, 3, 3))).astype(np.float32)
     grown = scales.repeat(128, axis=1).repeat(128, axis=2)[:, :300, :260]
     table = FLOAT8["float8_e4m3fn"]
-    made = ScaledCodes((3, 300, 260), "fp8 128x128", dtype, table, Part(codes), Part(scales, (128, 128)))
+    made = ScaledCodes((3, 300, 260), "fp8 128x128", dtype, "float8_e4m3fn", Part(codes), Part(scales, (128, 128)))
     return QuantisedArray(made), table[codes] * grown, rounding_of(table)[codes] * grown**2
 
 

@@ -254,21 +254,21 @@ def test_the_share_of_the_noise_that_is_rounding(case):
         assert row.quantization_noise == pytest.approx(share, rel=0.1), row.stored
 
 
-def test_of_a_stack_one_expert_is_decoded_at_a_time(monkeypatch):
-    """Whatever looks at the experts one by one."""
+def test_of_a_stack_one_expert_is_read_at_a_time(monkeypatch):
+    """Whatever looks at the experts one by one, and once each."""
     tensors, *_, numbers = CASES["a stack of experts"]()
-    decoded = []
-    rows = ScaledCodes.rows
+    read = []
+    coded = ScaledCodes.coded
 
     def counted(self, matrix, chosen):
-        decoded.append(len(range(chosen.start, chosen.stop, chosen.step)))
-        return rows(self, matrix, chosen)
+        read.append(len(range(chosen.start, chosen.stop, chosen.step)))
+        return coded(self, matrix, chosen)
 
-    monkeypatch.setattr(ScaledCodes, "rows", counted)
+    monkeypatch.setattr(ScaledCodes, "coded", counted)
     for look in (mpfast.analyze, mpfast.models.ranks):
-        decoded.clear()
+        read.clear()
         assert len(look(tensors)) == 3
-        assert sum(decoded) == numbers.shape[0] * numbers.shape[1]
+        assert sum(read) == numbers.shape[0] * numbers.shape[1]
 
 
 @pytest.mark.parametrize(("side", "block"), [(192, 96), (384, 192), (640, 320), (256, 128)])

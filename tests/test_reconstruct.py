@@ -298,6 +298,22 @@ class TestColumns:
         assert fit.error == pytest.approx(relative_error(W, V, C), rel=0.02, abs=1e-12)
         assert fit.mask.all()
 
+    @pytest.mark.parametrize(("bits", "group"), [(2, 8), (4, 64), (4, None), (8, 32)])
+    def test_a_symmetric_grid_has_its_zero_in_the_middle(self, bits, group):
+        rng = np.random.default_rng(0)
+        W, C = rng.standard_normal((6, 192)), np.diag(rng.uniform(1, 2, 192))  # nothing makes up for anything
+        W[0] = 0
+        fit = reconstruct.quantize(W.astype(np.float32), C, bits, group=group, symmetric=True)
+        middle, parts = 2 ** (bits - 1), W.reshape(6, -1, group or 192)
+        assert (fit.grid.zero == middle).all()
+        step = np.maximum(parts.max(axis=2) / (middle - 1), parts.min(axis=2) / -middle)
+        np.testing.assert_allclose(fit.grid.scale[1:], step[1:], rtol=1e-6)  # a row of zeros needs no step
+        assert (fit.weights[0] == 0).all()
+        change = np.abs(fit.weights.reshape(parts.shape) - parts)
+        assert (change <= step[:, :, None] * (0.5 + 1e-5)).all()
+        with pytest.raises(ValueError, match="bits must be at least 2"):
+            reconstruct.quantize(W, C, 1, symmetric=True)
+
     def test_a_grid_of_the_whole_row_and_what_it_is(self):
         W, C = problem(10, 150)
         fit = reconstruct.quantize(W, C, 4, group=None)

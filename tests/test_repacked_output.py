@@ -9,6 +9,7 @@ import pytest
 
 import mpfast
 from mpfast.checkpoints import open_checkpoint, stored_bits
+from mpfast.cli.arrangement import Arrangement
 from mpfast.cli.tables import prune_lines
 
 from .quantised_encoders import packed
@@ -136,7 +137,9 @@ def test_scales_are_no_entries_of_the_model_and_are_told_together(tmp_path):
     result = mpfast.prune(tensors, sparsity=0.5, method="magnitude", repack=True)
     assert result.budget.model_entries == sum(W.size for W in numbers.values()) + tensors["model.norm.weight"].size
     assert result.budget.dense == ()
-    lines = ["".join(text for text, _ in line) for line in prune_lines(result, width=None, verbose=False)]
+    lines = [
+        "".join(text for text, _ in line) for line in prune_lines(result, Arrangement(), width=None, verbose=False)
+    ]
     (told,) = [line for line in lines if "scales of quantised weights" in line]
     assert told.startswith("  3 tensors (model.layers.0.mlp.up_proj.weight_scale_inv, ...):")
 

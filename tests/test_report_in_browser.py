@@ -76,7 +76,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", ["deep", "convolutions", "mixture", "nothing", "analyses", "checkpoints"])
-@pytest.mark.parametrize("width", [1400, 800, 390])
+@pytest.mark.parametrize("width", [1400, pytest.param(800, marks=pytest.mark.slow), 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pages_are_for_everybody(browser, pages, page, width, dark):
     browser.open(pages[page], width, dark=dark)
@@ -95,7 +95,7 @@ def test_pages_are_for_everybody(browser, pages, page, width, dark):
 @pytest.mark.parametrize("width", [1400, 390])
 def test_axe_finds_no_violation(browser, pages, page, width):
     browser.open(pages[page], width)
-    browser.do(OPEN_ALL)
+    browser.do("document.querySelector('tr.opens button')?.click()")
     browser.do(AXE.read_text(encoding="utf-8"))
     found = browser.do("axe.run().then(({violations}) => violations.map(({id, nodes}) => [id, nodes[0].html]))")
     assert found == []
@@ -124,7 +124,7 @@ def test_the_table_is_sorted_grouped_and_filtered(browser, pages, analysis):
     headings = browser.texts("tr.group button")
     assert len(headings) == 13  # twelve blocks, and what has none
     assert headings[3].startswith("block 3")
-    assert browser.do("document.querySelectorAll('tr.layer').length") == len(analysis) == 37
+    assert browser.do("document.querySelectorAll('tr.layer').length") == len(analysis) == 38
     browser.fill("group", "none", "change")
     for heading in ("spikes", "share"):
         browser.do(
@@ -136,11 +136,11 @@ def test_the_table_is_sorted_grouped_and_filtered(browser, pages, analysis):
         assert browser.texts("[aria-sort=descending]")[0].startswith(heading)
     browser.fill("filter", "MLP 7")
     assert browser.texts(NAMES) == ["model.blocks.7.mlp.up.weight"]
-    assert browser.texts("#count")[0] == "1 of 37 rows"
+    assert browser.texts("#count")[0] == "1 of 38 rows"
 
 
 def test_a_keystroke_makes_no_more_than_a_page_of_rows(browser, pages, analysis, tmp_path):
-    """What a filter of 2000 layers takes is what 200 rows take, and going once through the names."""
+    """What a filter of 2000 layers takes is what 120 rows take, and going once through the names."""
     layers = tuple(
         mpfast.LayerReport.from_dict({**row.to_dict(), "name": f"model.layers.{at}.{row.name}"})
         for at, row in enumerate(analysis.layers * 55)
@@ -151,7 +151,7 @@ def test_a_keystroke_makes_no_more_than_a_page_of_rows(browser, pages, analysis,
         browser.fill("filter", text)
         rows = sum(text in layer.name for layer in layers)
         assert browser.texts("#count")[0] == f"{rows:,} of 2,000 rows"
-        assert browser.do("document.querySelectorAll('#layer-table tr').length") <= 2 * 200 + 2
+        assert browser.do("document.querySelectorAll('#layer-table tr').length") <= 2 * 120 + 2
     browser.fill("filter", "")
     browser.do("document.getElementById('more').click()")
     assert browser.do("document.querySelectorAll('tr.layer').length") > 600
@@ -244,8 +244,10 @@ def test_downloads_are_what_mpfast_reads(browser, pages, analysis):
         assert (mine.name, mine.shape, mine.sentence) == (theirs.name, theirs.shape, theirs.sentence)
         for field, value in theirs.to_dict().items():
             if isinstance(value, float):
-                assert mine.to_dict()[field] == pytest.approx(value, rel=1e-9, nan_ok=True)
-    lines = list(csv.DictReader(io.StringIO(saved(browser, "csv"))))
+                assert mine.to_dict()[field] == pytest.approx(value, rel=1e-7, nan_ok=True)
+    text = saved(browser, "csv")
+    assert "\n'=sum().weight," in text
+    lines = list(csv.DictReader(io.StringIO(text)))
     expected = list(csv.DictReader(io.StringIO(analysis.to_csv())))
     assert [line.keys() for line in lines] == [line.keys() for line in expected]
     for line, right in zip(lines, expected, strict=True):
@@ -255,7 +257,7 @@ def test_downloads_are_what_mpfast_reads(browser, pages, analysis):
             except ValueError:
                 assert line[field] == text
             else:
-                assert (float(line[field]) if line[field] else math.nan) == pytest.approx(value, rel=1e-9, nan_ok=True)
+                assert (float(line[field]) if line[field] else math.nan) == pytest.approx(value, rel=1e-7, nan_ok=True)
 
 
 def test_a_seed_that_javascript_cannot_hold_is_saved_as_it_is(browser, tmp_path):
@@ -274,7 +276,7 @@ def test_comparisons_show_both_sides(browser, pages):
     assert "new.weight" in browser.texts("#skipped")[0]
     document = json.loads(saved(browser, "json"))
     assert document["schema"] == "mpfast.diff/1"
-    assert len(document["layers"]) == 38
+    assert len(document["layers"]) == 39
 
 
 def test_a_phone_shows_names_whole_and_figures_below(browser, pages):
@@ -313,6 +315,6 @@ def test_colours_of_the_map_follow_the_means(browser, pages, dark, tmp_path):
     )
     shares = np.array([share for *_, share in places])
     far = np.array([abs(pixels[int(y), int(x)] - ground).sum() for x, y, _ in places])
-    assert len(places) == 37
+    assert len(places) == 38
     assert np.ptp(shares) == 100
     assert (np.diff(far[np.argsort(shares)]) >= -0.02).all()

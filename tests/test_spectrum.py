@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import mpfast
 from mpfast import _core
 from mpfast.operators import open_source, start_run
+from mpfast.spectra import critical_signal, low_rank
 from mpfast.spectra.request import Request
 from mpfast.spectra.session import Session
 from mpfast.spectra.synthetic import FAMILIES, family
@@ -92,6 +93,19 @@ def test_an_impossible_tol_warns_with_what_was_reached():
     W = family("gauss", (300, 400), 5).astype(np.float32)
     with pytest.warns(ConvergenceWarning, match=r"relative standard error of .* probes"):
         mpfast.spectrum(W, method="lanczos", tol=1e-6)
+
+
+@pytest.mark.parametrize("signals", [0, 6])
+@pytest.mark.parametrize("shape", [(700, 1000), (600, 600)])
+def test_errors_of_few_steps_hold_what_further_steps_would_change(shape, signals):
+    rng = np.random.default_rng(12)
+    W = rng.standard_normal(shape)
+    W += low_rank(shape, critical_signal(shape) * np.linspace(1.5, 4, 6), rng) if signals else 0
+    exact = mpfast.spectrum(W, method="exact").edge.sigma_plus
+    for steps in range(1, 9):
+        edge = mpfast.spectrum(W, method="lanczos", probes=8, steps=steps).edge
+        assert abs(edge.sigma_plus - exact) < 3 * edge.sigma_plus_error
+    assert edge.sigma_plus_error < 0.01 * exact
 
 
 def test_fixed_work_is_kept():

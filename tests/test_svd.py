@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 
@@ -10,7 +11,7 @@ import pytest
 
 import mpfast
 from mpfast import lowrank
-from mpfast.spectra import krylov_svd
+from mpfast.spectra import krylov_svd, ritz_errors
 from mpfast.spectra.synthetic import family, low_rank
 from mpfast.support.errors import ConvergenceWarning
 
@@ -314,3 +315,67 @@ def test_further_runs_see_other_vectors(monkeypatch):
     found = mpfast.svd(W, 80, block=4)
     np.testing.assert_allclose(found.s, np.full(80, 10.0), rtol=1e-5)
     assert len(streams) == len(set(streams)) >= 3
+
+
+BULK = np.linspace(1, 0.01, 400)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bound", [None, 1e-2, 1e-5])
+@pytest.mark.parametrize(
+    ("leading", "k"),
+    [
+        ([10, 7, 5, 3, 2], 5),  # gapped
+        ([10, 7, 5, 3, 2], 8),  # down into the bulk, whose gaps are 0.25 %
+        ([5, 4.99, 4.98, 3, 2.999], 5),  # close
+        ([5, 5, 5, 3, 3, 2], 6),  # clusters
+    ],
+)
+def test_angles_to_the_true_vectors_are_within_their_bounds(leading, k, bound, dtype):
+    s = np.concatenate([leading, BULK])
+    W = ((orthonormal(500, len(s), 1) * s) @ orthonormal(600, len(s), 2).T).astype(dtype)
+    found = mpfast.svd(W, k, vectors_tol=bound)
+    assert found.unmet_tolerance == ""
+    # LAPACK's own vectors are off by roundings of s_1 over the gaps.
+    slack = 10 * 2.0**-52 * 10 / 1e-3
+    u, exact, vh = np.linalg.svd(W.astype(np.float64), full_matrices=False)
+    starts = [0, *(i for i in range(1, k) if exact[i - 1] - exact[i] > 1e-5 * exact[i - 1]), k]
+    for begin, end in itertools.pairwise(starts):
+        for mine, true in ((found.U, u), (found.Vh.T, vh.T)):
+            assert angle_between(mine[:, begin:end], true[:, begin:end]) <= found.angles[begin] + slack
+    if bound is not None:
+        assert found.angles.max() <= bound
+
+
+def angle_between(A, B):
+    """Largest angle of a vector in the span of A to that of B, both orthonormal."""
+    A = np.linalg.qr(A.astype(np.float64))[0]
+    return np.arcsin(min(np.linalg.norm(A - B @ (B.T @ A), 2), 1.0))
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (500, 600)])
+def test_vectors_that_cannot_be_told_are_said_to_be_open(shape):
+    s = np.concatenate([[5.0, 3.0, 3.0], np.linspace(1, 0.5, 40)])
+    W = (orthonormal(shape[0], len(s), 1) * s) @ orthonormal(shape[1], len(s), 2).T
+    with pytest.warns(mpfast.ConvergenceWarning, match=r"vectors_tol=0\.001 was not met: 1 of the 2 vectors"):
+        found = mpfast.svd(W, 2, vectors_tol=1e-3)  # the second is any vector of a plane
+    np.testing.assert_allclose(found.s, [5, 3], rtol=1e-8)
+    assert found.angles[0] < 1e-3
+    assert found.angles[1] == np.pi / 2
+    assert mpfast.svd(W, 3, vectors_tol=1e-3).angles.max() < 1e-3
+
+
+def test_angles_follow_from_residuals_and_gaps():
+    s, residuals = np.array([10.0, 10.0, 4.0, 1.0]), np.array([3e-3, 4e-3, 1e-2, 0.0])
+    found = ritz_errors.angles(s, residuals, 0.5, 1e-5)
+    # By hand: the norm of both residuals of all of a group over the gap, less what a neighbour may be off by.
+    expected = [np.sqrt(2) * 5e-3 / 5.99] * 2 + [np.sqrt(2) * 1e-2 / 3.0, 0.0]
+    np.testing.assert_allclose(np.sin(found), expected, rtol=1e-12)
+    assert ritz_errors.angles(s[:3], residuals[:3], 4.0, 1e-5)[2] == np.pi / 2
+    assert len(ritz_errors.angles(s[:0], residuals[:0], 0.0, 1e-5)) == 0
+
+
+@pytest.mark.parametrize("bad", [0, 1, -1e-3, "fine", True])
+def test_a_tolerance_of_vectors_is_a_number_between_0_and_1(bad):
+    with pytest.raises(ValueError, match=r"^svd\(\): vectors_tol must be between 0 and 1"):
+        mpfast.svd(np.eye(9), 2, vectors_tol=bad)

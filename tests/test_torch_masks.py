@@ -243,6 +243,16 @@ def test_semi_structured_says_what_it_lacks() -> None:
         to_semi_structured(model)
 
 
+def test_what_a_pattern_keeps_fits_pytorchs_layout() -> None:
+    """What the kernels of a GPU read: half of the weights, and two bits for the place of each; that much runs here."""
+    conversions = pytest.importorskip("torch.sparse._semi_structured_conversions")
+    weight = torch.randn(64, 128).half()
+    pruned = weight * masks.n_m(weight, 2, 4)
+    values, places = conversions.sparse_semi_structured_from_dense_cutlass(pruned)
+    assert torch.equal(conversions.sparse_semi_structured_to_dense_cutlass(values, places), pruned)
+    assert values.nbytes + places.nbytes == (1 / 2 + 1 / 16) * pruned.nbytes
+
+
 @pytest.mark.gpu
 def test_semi_structured_computes_the_same() -> None:
     if not torch.cuda.is_available():

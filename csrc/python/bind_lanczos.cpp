@@ -58,14 +58,14 @@ class HostRun : public Run {
     with_team(step * static_cast<double>(possible), static_cast<index_t>(bytes), [&] { lanczos_.advance(steps); });
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.part(part).ritz(steps, core.poll());
+    return lanczos_.part(part).ritz(steps, count, core.poll());
   }
 
   py::array ritz_vectors(index_t count, index_t part) override {
-    const auto found = ritz(lanczos_.part(part).steps(), part);
+    const auto found = ritz(lanczos_.part(part).steps(), part, count);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     py::array_t<Real> out({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(dim_)});
     Real* data = out.mutable_data();
@@ -115,18 +115,18 @@ class HostRun : public Run {
 template <class Real>
 std::unique_ptr<Run> matrix_run(const Matrix& w, OwnFactors factors, index_t width, index_t parts, ProbeKey key,
                                 int scale_exponent, bool with_energies, int threads) {
-  const MatrixView view = w.view;
-  const cpu::Side side = view.rows >= view.cols ? cpu::Side::right : cpu::Side::left;
-  const index_t dim = std::min(view.rows, view.cols);
+  const cpu::Source source = w.source;
+  const cpu::Side side = source.rows >= source.cols ? cpu::Side::right : cpu::Side::left;
+  const index_t dim = std::min(source.rows, source.cols);
   const auto own = std::make_shared<const OwnFactors>(std::move(factors));
   const auto energies = with_energies ? std::make_shared<Energies>() : nullptr;
   auto make_apply = [=](cpu::Team& team) -> typename cpu::HostBackend<Real>::Apply {
     return [=, &team](index_t count, const Real* x, Real* z, linalg::OperatorStats* stats) {
-      cpu::gram_product<Real>(team, view, own->view(), side, scale_exponent, static_cast<int>(count), x, z, stats,
+      cpu::gram_product<Real>(team, source, own->view(), side, scale_exponent, static_cast<int>(count), x, z, stats,
                               stats == nullptr ? nullptr : energies.get());
     };
   };
-  return std::make_unique<HostRun<Real>>(dim, entries_of(view), width, parts, key, cpu::resolve_threads(threads),
+  return std::make_unique<HostRun<Real>>(dim, entries_of(source), width, parts, key, cpu::resolve_threads(threads),
                                          std::move(make_apply), energies);
 }
 
@@ -249,8 +249,8 @@ void register_lanczos(py::module_& m) {
       [](const Matrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent, bool precise,
          int threads, const FactorArrays& factors, bool energies, index_t parts) {
         const ProbeKey key{seed, stream};
-        OwnFactors own(factors, w.view);
-        auto run = precise || needs_double(w.view.dtype)
+        OwnFactors own(factors, w.source);
+        auto run = precise || needs_double(w.source.dtype)
                        ? matrix_run<double>(w, std::move(own), width, parts, key, scale_exponent, energies, threads)
                        : matrix_run<float>(w, std::move(own), width, parts, key, scale_exponent, energies, threads);
         run->hold(w.owner);
@@ -262,7 +262,7 @@ void register_lanczos(py::module_& m) {
   m.def(
       "scale_exponent",
       [](const Matrix& w, const FactorArrays& factors) {
-        return scale_exponent(w.view, OwnFactors(factors, w.view).view());
+        return cpu::scale_exponent(w.source, OwnFactors(factors, w.source).view());
       },
       py::arg("matrix"), py::arg("factors").noconvert() = py::none(),
       "Power of two by which the entries are scaled down so that their squares neither over- nor underflow.");

@@ -32,7 +32,7 @@ std::vector<cpu::ScoredMatrix> targets(const MatrixList<Matrix>& matrices, const
   std::vector<cpu::ScoredMatrix> result;
   result.reserve(matrices.size());
   for (std::size_t k = 0; k < matrices.size(); ++k) {
-    const MatrixView& w = matrices[k].get().view;
+    const MatrixView w = matrices[k].get().view();
     const bool is_bool = keep[k].dtype().kind() == 'b';
     if (!is_bool || keep[k].size() != w.rows * w.cols || (keep[k].flags() & py::array::c_style) == 0) {
       throw std::invalid_argument("a mask must be a contiguous bool array of the size of its matrix");
@@ -86,7 +86,7 @@ class CutSearch {
 
   NonFiniteReport count(const Matrix& matrix, double scale, int threads) {
     check(matrix, scale);
-    const std::vector<cpu::ScoredMatrix> scored = {{matrix.view, scale, nullptr}};
+    const std::vector<cpu::ScoredMatrix> scored = {{matrix.view(), scale, nullptr}};
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
     cpu::Team team(team_size(scored, threads), core.poll());
@@ -117,8 +117,8 @@ class CutSearch {
   // The matrix is one of those that the search was made for.
   void check(const Matrix& matrix, double scale) const {
     check_scale(scale);
-    check_not_empty(matrix.view);
-    const cpu::KeyKind both = keys_ & cpu::key_kind(matrix.view.dtype, scale);
+    check_not_empty(matrix.view());
+    const cpu::KeyKind both = keys_ & cpu::key_kind(matrix.view().dtype, scale);
     if (both.wide != keys_.wide || both.trailing_zeros != keys_.trailing_zeros) {
       throw std::invalid_argument("the search was made for matrices stored in another way");
     }
@@ -142,9 +142,10 @@ NonFiniteReport project_groups(const Matrix& matrix, const py::array_t<double, p
                                py::array keep, int n, int m, int threads) {
   std::vector<py::array> masks = {std::move(keep)};
   const auto scored = targets({matrix}, {1.0}, masks);
-  const index_t cols = matrix.view.cols;
+  const index_t cols = matrix.view().cols;
   check_moments(moments, cols, m, prior);
-  if (source && source->size() != matrix.view.rows * cols) throw std::invalid_argument("source has not the shape of W");
+  if (source && source->size() != matrix.view().rows * cols)
+    throw std::invalid_argument("source has not the shape of W");
   const auto* source_bytes = source ? reinterpret_cast<const std::uint8_t*>(source->data()) : nullptr;
   const cpu::ProjectionProblem problem{scored[0], moments.data(), source_bytes, prior, n, m};
   const InCore core;

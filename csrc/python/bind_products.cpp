@@ -40,14 +40,14 @@ template <class Real>
 py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::string& side, int threads,
                        int scale_exponent, const FactorArrays& factors, const EnergyArrays& energies, bool norm) {
   const cpu::Side parsed = parse_side(side);
-  const index_t length = parsed == cpu::Side::right ? matrix.view.cols : matrix.view.rows;
+  const index_t length = parsed == cpu::Side::right ? matrix.source.cols : matrix.source.rows;
   check_block("gram_product", x, length);
   if (x.shape(0) > cpu::kMaxBlockWidth) {
     throw std::invalid_argument("gram_product(): x holds " + std::to_string(x.shape(0)) + " vectors, at most " +
                                 std::to_string(cpu::kMaxBlockWidth) + " are possible");
   }
-  const OwnFactors own(factors, matrix.view);
-  check_energies(energies, matrix.view);
+  const OwnFactors own(factors, matrix.source);
+  check_energies(energies, matrix.source);
   Energies found;
   Block<Real> z({x.shape(0), length});
   const int width = static_cast<int>(x.shape(0));
@@ -56,13 +56,13 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
   linalg::OperatorStats stats;
   {
     const InCore core;
-    cpu::Team team(cpu::threads_for(threads, 4.0 * width * entries_of(matrix.view)), core.poll());
-    cpu::gram_product(team, matrix.view, own.view(), parsed, scale_exponent, width, input, output,
+    cpu::Team team(cpu::threads_for(threads, 4.0 * width * entries_of(matrix.source)), core.poll());
+    cpu::gram_product(team, matrix.source, own.view(), parsed, scale_exponent, width, input, output,
                       norm ? &stats : nullptr, energies ? &found : nullptr);
     if (!norm) {
       stats.trace = std::numeric_limits<double>::quiet_NaN();
       // An entry of W that is not finite leaves no entry of the product finite.
-      if (!std::isfinite(output[0])) cpu::find_nonfinite(matrix.view, stats);
+      if (!std::isfinite(output[0])) cpu::find_nonfinite(matrix.source, stats);
     }
   }
   if (energies) store_energies(found, *energies);
@@ -71,29 +71,30 @@ py::tuple gram_product(const Matrix& matrix, const Block<Real>& x, const std::st
 
 template <class Real>
 Block<Real> multiply(const Matrix& matrix, const Block<Real>& x, bool transpose, int threads, int scale_exponent) {
-  const MatrixView view = transpose ? matrix.view.transposed() : matrix.view;
-  check_block("multiply", x, view.cols);
-  Block<Real> y({static_cast<index_t>(x.shape(0)), view.rows});
+  const cpu::Source source = transpose ? matrix.source.transposed() : matrix.source;
+  check_block("multiply", x, source.cols);
+  Block<Real> y({static_cast<index_t>(x.shape(0)), source.rows});
   const Real* input = x.data();
   Real* output = y.mutable_data();
   {
     const InCore core;
-    cpu::Team team(cpu::threads_for(threads, 2.0 * static_cast<double>(x.shape(0)) * entries_of(view)), core.poll());
-    cpu::multiply(team, view, scale_exponent, x.shape(0), input, output);
+    cpu::Team team(cpu::threads_for(threads, 2.0 * static_cast<double>(x.shape(0)) * entries_of(source)), core.poll());
+    cpu::multiply(team, source, scale_exponent, x.shape(0), input, output);
   }
   return y;
 }
 
 void add_gram(const Matrix& matrix, Block<double> sums, int threads) {
-  check_not_empty(matrix.view);
-  if (sums.ndim() != 2 || sums.shape(0) != matrix.view.cols || sums.shape(1) != matrix.view.cols) {
+  const MatrixView x = matrix.view();
+  check_not_empty(x);
+  if (sums.ndim() != 2 || sums.shape(0) != x.cols || sums.shape(1) != x.cols) {
     throw std::invalid_argument("add_gram(): sums must be square, with a row for each column of the matrix");
   }
   double* target = sums.mutable_data();  // throws when read-only
   const InCore core;
-  const index_t useful = std::min<index_t>(cpu::resolve_threads(threads), cpu::gram_tasks(matrix.view));
+  const index_t useful = std::min<index_t>(cpu::resolve_threads(threads), cpu::gram_tasks(x));
   cpu::Team team(static_cast<int>(useful), core.poll());
-  cpu::add_gram(team, matrix.view, target);
+  cpu::add_gram(team, x, target);
 }
 
 Block<double> dense_product(const Block<double>& a, const Block<double>& b, int threads) {
@@ -117,22 +118,23 @@ Block<double> dense_product(const Block<double>& a, const Block<double>& b, int 
 }
 
 py::tuple energies(const Matrix& matrix, int scale_exponent, int threads, const FactorArrays& factors) {
-  const OwnFactors own(factors, matrix.view);
+  const OwnFactors own(factors, matrix.source);
   linalg::OperatorStats stats;
   Energies found;
   {
     const InCore core;
-    cpu::Team team(cpu::threads_for(threads, 4 * entries_of(matrix.view)), core.poll());
-    found = cpu::energies(team, matrix.view, own.view(), scale_exponent, &stats);
+    cpu::Team team(cpu::threads_for(threads, 4 * entries_of(matrix.source)), core.poll());
+    found = cpu::energies(team, matrix.source, own.view(), scale_exponent, &stats);
   }
   return energies_tuple(&found) +
          py::make_tuple(stats.nonfinite_count, stats.first_nonfinite_row, stats.first_nonfinite_col);
 }
 
 std::uint64_t read_pass(const Matrix& matrix, int threads) {
+  const MatrixView view = matrix.view();
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
-  return cpu::read_pass(team, matrix.view);
+  return cpu::read_pass(team, view);
 }
 
 template <class Real>

@@ -61,22 +61,22 @@ std::pair<index_t, index_t> checked_shape(const Array<T>& weights) {
 std::uint8_t* bytes(Array<bool>& mask) { return reinterpret_cast<std::uint8_t*>(mask.mutable_data()); }
 
 py::tuple examine_moment(const Matrix& moment, int threads) {
-  check_square(moment.view);
-  Array<double> diagonal(moment.view.rows);
+  check_square(moment.view());
+  Array<double> diagonal(moment.view().rows);
   double* const to = diagonal.mutable_data();
   cpu::MomentFacts facts;
   {
     const InCore core;
     cpu::Team team(cpu::resolve_threads(threads), core.poll());
-    facts = cpu::examine_moment(team, moment.view, to);
+    facts = cpu::examine_moment(team, moment.view(), to);
   }
   return py::make_tuple(diagonal, facts.asymmetry, facts.nonfinite_count, facts.first_nonfinite_row,
                         facts.first_nonfinite_col);
 }
 
 py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>& diagonal, int threads) {
-  check_square(moment.view);
-  const index_t n = moment.view.rows;
+  check_square(moment.view());
+  const index_t n = moment.view().rows;
   check_length(diagonal, n, "diagonal");
   check_scale(unit);
   Array<float> factor({n, n});
@@ -87,7 +87,7 @@ py::tuple inverse_factor(const Matrix& moment, double unit, const Array<double>&
     const InCore core;
     constexpr index_t kBlockRow = 512;  // of the matrix, which is copied besides
     with_blas_team(core, threads, (n * n + kBlockRow * n) * static_cast<index_t>(sizeof(double)),
-                   [&](cpu::Team& team) { pivot = cpu::inverse_factor(team, moment.view, unit, from, to); });
+                   [&](cpu::Team& team) { pivot = cpu::inverse_factor(team, moment.view(), unit, from, to); });
   }
   return py::make_tuple(factor, pivot);
 }
@@ -126,8 +126,8 @@ Array<double> removal_costs(const Array<double>& b, const Array<double>& g, int 
 }
 
 Array<float> correlations(const Matrix& moment, const Array<double>& roots, int threads) {
-  check_square(moment.view);
-  const index_t n = moment.view.rows;
+  check_square(moment.view());
+  const index_t n = moment.view().rows;
   check_length(roots, n, "roots");
   check_positive(roots, "roots");
   Array<float> result({n, n});
@@ -135,7 +135,7 @@ Array<float> correlations(const Matrix& moment, const Array<double>& roots, int 
   const double* const from = roots.data();
   const InCore core;
   cpu::Team team(cpu::resolve_threads(threads), core.poll());
-  cpu::correlations(team, moment.view, from, to);
+  cpu::correlations(team, moment.view(), from, to);
   return result;
 }
 
@@ -151,8 +151,8 @@ Array<float> leading_part(const Array<float>& symmetric, const Array<std::int8_t
   return basis;
 }
 
-// bits, columns of a group, and where scales and zeros go.
-using GridTarget = std::tuple<int, index_t, Array<float>, Array<float>>;
+// bits, columns of a group, whether zero is in the middle, and where scales and zeros go.
+using GridTarget = std::tuple<int, index_t, bool, Array<float>, Array<float>>;
 
 void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& factor, std::optional<index_t> pruned,
                  std::optional<std::pair<int, int>> pattern, std::optional<GridTarget> grid, int threads) {
@@ -187,7 +187,7 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     problem.m = m;
   }
   if (grid) {
-    auto& [bits, group, scale, zero] = *grid;
+    auto& [bits, group, symmetric, scale, zero] = *grid;
     if (bits < 1 || bits > reconstruct::kMostBits || group < 1 || group > cols) {
       throw std::invalid_argument("bits must lie in [1, 8], and group between 1 and the number of columns");
     }
@@ -196,7 +196,9 @@ void obs_columns(Array<float> weights, Array<bool> keep, const Array<float>& fac
     }
     check_shape(scale, rows, ceil_div(cols, group), "scale");
     check_shape(zero, rows, ceil_div(cols, group), "zero");
+    if (symmetric && bits < 2) throw std::invalid_argument("a symmetric grid is of 2 bits or more");
     problem.bits = bits;
+    problem.symmetric = symmetric;
     problem.group = group;
     problem.scale = scale.mutable_data();
     problem.zero = zero.mutable_data();
@@ -251,19 +253,20 @@ Array<float> product(const Array<float>& a, const Array<float>& b, int threads) 
 
 double quadratic_error(const Matrix& target, const std::optional<std::reference_wrapper<const Matrix>>& weights,
                        const Array<double>& moment, std::pair<double, double> unit, int threads) {
-  check_not_empty(target.view);
+  check_not_empty(target.view());
   check_scale(unit.first);
   check_scale(unit.second);
   MatrixView other;
-  if (weights) other = weights->get().view;
-  if (weights && (other.rows != target.view.rows || other.cols != target.view.cols)) {
+  if (weights) other = weights->get().view();
+  if (weights && (other.rows != target.view().rows || other.cols != target.view().cols)) {
     throw std::invalid_argument("weights has not the shape of target");
   }
-  check_shape(moment, target.view.cols, target.view.cols, "moment");
+  check_shape(moment, target.view().cols, target.view().cols, "moment");
   const InCore core;
   double total = 0;
-  with_blas_team(core, threads, 0,
-                 [&](cpu::Team& team) { total = cpu::quadratic_error(team, target.view, other, moment.data(), unit); });
+  with_blas_team(core, threads, 0, [&](cpu::Team& team) {
+    total = cpu::quadratic_error(team, target.view(), other, moment.data(), unit);
+  });
   return total;
 }
 
@@ -290,7 +293,9 @@ void register_reconstruct(py::module_& m) {
   m.def("obs_columns", &obs_columns, py::arg("weights").noconvert(), py::arg("keep").noconvert(),
         py::arg("factor").noconvert(), py::arg("pruned"), py::arg("pattern"), py::arg("grid"), py::arg("threads"),
         "Optimal brain surgeon, column by column, in place: on the given mask, or on that of `pruned` entries or of a "
-        "pattern (n, m), which is written; `grid`: bits, columns of a group, scales and zeros to be written.");
+        "pattern (n, m), which is written; `grid`: bits, columns of a group, whether it is symmetric, scales and zeros "
+        "to "
+        "be written.");
   m.def("refit", &refit, py::arg("target").noconvert(), py::arg("weights").noconvert(), py::arg("keep").noconvert(),
         py::arg("symmetric").noconvert(), py::arg("roots").noconvert(), py::arg("basis").noconvert(), py::arg("base"),
         py::arg("steps"), py::arg("threads"), "Least squares on a mask, in place.");

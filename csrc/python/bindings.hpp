@@ -5,17 +5,26 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
+
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "python/gil.hpp"
 
 namespace mpfast::python {
 
 namespace py = pybind11;
 
-// A matrix handed in from Python: the view the core reads, and the object that keeps its memory alive.
+// A matrix handed in from Python: what the core reads, and the object that keeps its memory alive.
 struct Matrix {
-  MatrixView view;
+  cpu::Source source;
   Reference owner;
+
+  // For whatever does not read codes.
+  MatrixView view() const {
+    if (source.is_coded()) throw std::invalid_argument("a matrix of codes has no entries in memory: decode it first");
+    return source.entries();
+  }
 };
 
 void register_decoding(py::module_& m);

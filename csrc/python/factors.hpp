@@ -23,7 +23,8 @@ using FactorArrays = std::optional<std::pair<FactorArray, FactorArray>>;
 // A copy of what was handed over: a run outlives the call, and a product may let others change the arrays.
 class OwnFactors {
  public:
-  OwnFactors(const FactorArrays& arrays, const MatrixView& w) {
+  template <class W>
+  OwnFactors(const FactorArrays& arrays, const W& w) {
     if (!arrays) return;
     rows_ = checked(arrays->first, w.rows);
     cols_ = checked(arrays->second, w.cols);
@@ -50,7 +51,8 @@ class OwnFactors {
 // Arrays to be filled.
 using EnergyArrays = FactorArrays;
 
-inline void check_energies(const EnergyArrays& arrays, const MatrixView& w) {
+template <class W>
+void check_energies(const EnergyArrays& arrays, const W& w) {
   if (!arrays) return;
   if (arrays->first.ndim() != 1 || arrays->second.ndim() != 1 || arrays->first.shape(0) != w.rows ||
       arrays->second.shape(0) != w.cols) {

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -32,7 +33,7 @@ class Run {
   virtual ~Run() = default;
   virtual void advance(index_t steps) = 0;
   // Of a part: a run beside others, with a Krylov space of its own.
-  virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) = 0;
+  virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) = 0;
   virtual py::array ritz_vectors(index_t count, index_t part) = 0;
   // Steps that each has taken, and whether its space has closed.
   virtual std::vector<std::pair<index_t, bool>> parts() const = 0;
@@ -72,9 +73,10 @@ inline index_t steps_of(const Run& run, index_t part) {
   return parts[static_cast<std::size_t>(part)].first;
 }
 
-inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps, index_t part) {
+inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps, index_t part, std::optional<index_t> count) {
   const index_t taken = steps_of(run, part);
-  const auto r = run.ritz(steps.value_or(taken), part);
+  if (count.value_or(1) < 1) throw std::invalid_argument("count must be at least 1");
+  const auto r = run.ritz(steps.value_or(taken), part, count.value_or(std::numeric_limits<index_t>::max()));
   // Weights go out as (width, size): one row per probe.
   return py::make_tuple(to_array(r->theta, {r->size()}), to_array(r->residual, {r->size()}),
                         py::array_t<double>({r->width(), r->size()}, r->weight.data()));
@@ -85,8 +87,9 @@ inline void register_run(py::module_& m) {
   whole_class<Run>(m, "LanczosRun", py::module_local(),
                    "A block Lanczos run on the Gram operator of the short side of a matrix.")
       .def("advance", &Run::advance, py::arg("steps"))
-      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(), py::arg("part") = 0,
-           "Ritz values (descending), residuals and probe weights (width, size) of a part after `steps` steps.")
+      .def("ritz", &ritz_tuple, py::arg("steps") = py::none(), py::arg("part") = 0, py::arg("count") = py::none(),
+           "Ritz values (descending), residuals and probe weights (width, size) of a part after `steps` steps: all, or "
+           "at least the leading `count`.")
       .def(
           "ritz_vectors",
           [](Run& run, index_t count, index_t part) {

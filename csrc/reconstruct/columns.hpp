@@ -36,7 +36,8 @@ struct ColumnsProblem {
   index_t pruned = 0;  // (smallest) how many entries in all
   int n = 0;           // (groups) 1 <= n <= m, m divides cols; how long groups may be is the backend's
   int m = 0;
-  int bits = 0;       // 1 to 8: weights that stay are rounded; 0: they are not
+  int bits = 0;            // 1 to 8: weights that stay are rounded; 0: they are not
+  bool symmetric = false;  // (bits) the zero of every grid is in its middle; of 2 bits or more
   index_t group = 0;  // (bits) columns that share a grid in each row; m divides it, but when the group is all columns
   float* scale = nullptr;  // (bits) rows x ceil(cols / group), written
   float* zero = nullptr;

@@ -1,5 +1,6 @@
 // The grid of a group of weights: whole numbers q in [0, 2^bits - 1] that stand for (q - zero) * scale. It reaches from
-// the smallest to the largest weight and always has zero on it, so that a pruned weight stays zero.
+// the smallest to the largest weight and always has zero on it, so that a pruned weight stays zero. A symmetric one has
+// its zero in the middle, at 2^(bits - 1), whatever the weights are: formats that store no zeros hold it.
 //
 // Shared by the host and the device; internal linkage as in masks/select.hpp.
 #pragma once
@@ -21,13 +22,17 @@ struct Grid {
   return (x + kNoFraction) - kNoFraction;
 }
 
-[[gnu::always_inline]] inline constexpr Grid grid_over(float smallest, float largest, float top) {
+[[gnu::always_inline]] inline constexpr Grid grid_over(float smallest, float largest, float top, bool symmetric) {
   const float low = smallest < 0 ? smallest : 0;
   const float high = largest > 0 ? largest : 0;
-  const float step = (high - low) / top;
+  const float middle = (top + 1) / 2;
+  // Of a symmetric grid one step fewer lies above zero than below.
+  const float down = -low / middle;
+  const float up = high / (middle - 1);
+  const float step = symmetric ? (down > up ? down : up) : (high - low) / top;
   // A group without weights other than zero, or none that a normal number can step through, is all zero.
-  if (!(step > 0x1p-126F)) return {1, 0};
-  return {step, nearest(-low / step)};
+  if (!(step > 0x1p-126F)) return {1, symmetric ? middle : 0};
+  return {step, symmetric ? middle : nearest(-low / step)};
 }
 
 [[gnu::always_inline]] inline constexpr float rounded(float x, float scale, float zero, float top) {

@@ -30,17 +30,28 @@ class CommandLine(SphinxDirective):
 
 
 def _lines(name: str, function: Any) -> Iterator[str]:
+    from mpfast.cli.examples import EXAMPLES
+
     hints = typing.get_type_hints(function, include_extras=True)
     defaults = {key: entry.default for key, entry in inspect.signature(function).parameters.items()}
-    entries = [(key, *typing.get_args(hints[key])[:2], defaults[key]) for key in defaults]
+    # What has no help is the context, which is nothing that a user gives.
+    entries = [
+        (key, *typing.get_args(hints[key])[:2], defaults[key]) for key in defaults if typing.get_args(hints[key])
+    ]
     arguments = [entry for entry in entries if type(entry[2]).__name__ == "ArgumentInfo"]
     options = [entry for entry in entries if entry not in arguments]
-    usage = " ".join(str(info.metavar) for _, _, info, _ in arguments)
+    usage = " ".join(f"{info.metavar}..." if _repeats(kind) else info.metavar for _, kind, info, _ in arguments)
     yield from ("```text", f"mpfast {name} [OPTIONS] {usage}".rstrip(), "```", "")
     yield from (" ".join(paragraph.split()) + "\n" for paragraph in (inspect.getdoc(function) or "").split("\n\n"))
+    yield from ("```bash", *(f"mpfast {name} {line}  # {what}" for what, line in EXAMPLES[name]), "```", "")
     for key, kind, info, default in (*arguments, *options):
         spelling = info.metavar if (key, kind, info, default) in arguments else _spelling(key, kind, info)
         yield from (f"`{spelling}`", f": {_description(info, default)}", "")
+
+
+def _repeats(kind: Any) -> bool:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return any(typing.get_origin(one) is list for one in kinds)
 
 
 def _spelling(key: str, kind: Any, info: Any) -> str:

@@ -13,7 +13,7 @@ from mpfast.arrays.devices import (
     is_on_gpu,
     parse_device,
 )
-from mpfast.arrays.quantised import Decoder, QuantisedArray
+from mpfast.arrays.quantised import CORE_CODES, CodeDecoder, CodedRows, Decoder, QuantisedArray
 from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
@@ -36,7 +36,10 @@ from mpfast.arrays.views import (
 )
 
 __all__ = [
+    "CORE_CODES",
     "FLOATS",
+    "CodeDecoder",
+    "CodedRows",
     "Decoder",
     "Device",
     "QuantisedArray",

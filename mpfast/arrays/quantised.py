@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpfast import _core
 from mpfast.arrays.bfloat16 import narrowed
 
-__all__ = ["PANEL_BYTES", "Decoder", "QuantisedArray"]
+__all__ = ["CORE_CODES", "PANEL_BYTES", "CodeDecoder", "CodedRows", "Decoder", "QuantisedArray"]
+
+#: Types of codes that the core multiplies with as they are stored.
+CORE_CODES = frozenset(_core.code_names())
 
 #: What one panel may take in float32: small enough for a cache, large enough for NumPy's calls not to matter.
 PANEL_BYTES = 1 << 22
@@ -55,6 +60,43 @@ class Decoder(Protocol):
 
         None where it is not defined.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class CodedRows:
+    """Rows of one matrix as they are stored: floating-point codes under scales.
+
+    Attributes
+    ----------
+    code : str
+        Type of the codes, one of `CORE_CODES`.
+    codes : (rows, bytes) array of uint8
+        Those of a row one behind the other; of four bits two in a byte, the low ones first.
+    scales : (rows, blocks) array of float32
+        Of the blocks of every row.
+    width : int
+        Entries of a block; the last one of a row may be narrower.
+    """
+
+    code: str
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    width: int
+
+    def matrix(self, dtype: str) -> _core.Matrix:
+        """Return them for the core: entries are the values of the codes times their scales, rounded to float32.
+
+        ``dtype`` is as of `Decoder`.
+        """
+        return _core.Matrix.of_codes(self.code, self.codes, self.scales, self.width, dtype)
+
+
+@runtime_checkable
+class CodeDecoder(Decoder, Protocol):
+    """A decoder of numbers that the core may multiply with as they are stored."""
+
+    def coded(self, matrix: int, rows: slice) -> CodedRows | None:
+        """Return what is stored of rows, as of `rows`; None where they have to be decoded first."""
 
 
 class QuantisedArray:
@@ -158,6 +200,13 @@ class QuantisedArray:
         for place, numbers in self.decoded_panels():
             out[place] = numbers
         return out.reshape(self.shape), self._decoder.dtype
+
+    def coded(self) -> _core.Matrix | None:
+        """Return one matrix for the core as it is stored; None of a stack, and where it has to be decoded first."""
+        if self.ndim != 2 or self._stacked or not isinstance(self._decoder, CodeDecoder):
+            return None
+        found = self._decoder.coded(self._matrices[0], _as_slice(self._rows))
+        return None if found is None else found.matrix(self._decoder.dtype)
 
     def rounding(self) -> float | None:
         """Mean variance of the rounding of an entry to the grid of the format; None where it is not defined.

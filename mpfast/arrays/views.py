@@ -55,7 +55,7 @@ def as_matrix(W: Any, *, name: str = "W") -> _core.Matrix:
     W
         NumPy array, PyTorch CPU tensor, JAX CPU array, or anything with ``__dlpack__``, ``__array_interface__`` or the
         buffer protocol; float64, float32, float16 or bfloat16; any strides, read-only is fine. Nested lists are not
-        accepted.
+        accepted. A `QuantisedArray` is viewed as it is stored where the core reads its codes, and decoded elsewhere.
     name
         For error messages.
 
@@ -73,6 +73,10 @@ def as_matrix(W: Any, *, name: str = "W") -> _core.Matrix:
     """
     if isinstance(W, _core.Matrix):
         return W
+    if isinstance(W, QuantisedArray):
+        check_matrix(W.shape, "float32", name)
+        if (coded := W.coded()) is not None:
+            return coded
     array, dtype = as_numpy(W, name=name)
     check_matrix(array.shape, dtype, name)
     return _core.Matrix(array, dtype)

@@ -16,6 +16,8 @@ from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, Tens
 from mpfast.checkpoints.companions import copy_companions, home_directory
 from mpfast.checkpoints.difference import Difference, counterparts
 from mpfast.checkpoints.families import other_names, setting, stacked_expert
+from mpfast.checkpoints.gguf_file import GgufFile
+from mpfast.checkpoints.gguf_writer import GGUF_TYPES, GgufWriter
 from mpfast.checkpoints.identity import content_sample_hash
 from mpfast.checkpoints.layers import (
     Layer,
@@ -54,9 +56,11 @@ from mpfast.checkpoints.quantised import (
     reason_against_masking,
     repackable,
 )
+from mpfast.checkpoints.quantised.bit_streams import packed as packed_codes
+from mpfast.checkpoints.quantised.bit_streams import words_for
 from mpfast.checkpoints.rewriter import CheckpointOutput, files_of, write_index
 from mpfast.checkpoints.roles import quantised_weight, roles_of, shares_memory, stays_dense, unseen_quantisation
-from mpfast.checkpoints.safetensors import SafetensorsFile
+from mpfast.checkpoints.safetensors import SafetensorsFile, stored_bytes
 from mpfast.checkpoints.safetensors_writer import SafetensorsWriter
 from mpfast.checkpoints.source_files import SourceFiles, files_behind
 from mpfast.checkpoints.targets import check_target, is_report
@@ -79,6 +83,7 @@ __all__ = [
     "DENSE_TYPES",
     "FEW_ROWS_PER_INPUT",
     "FORMATS",
+    "GGUF_TYPES",
     "MASKS_FILE",
     "METADATA_KEY",
     "MIN_SIDE",
@@ -95,6 +100,8 @@ __all__ = [
     "Difference",
     "ExpertsView",
     "Format",
+    "GgufFile",
+    "GgufWriter",
     "InputSum",
     "KroneckerProduct",
     "Layer",
@@ -147,6 +154,7 @@ __all__ = [
     "other_names",
     "overall_hash",
     "packed",
+    "packed_codes",
     "packed_settings",
     "path_of",
     "prefetched",
@@ -164,6 +172,7 @@ __all__ = [
     "stays_dense",
     "stored",
     "stored_bits",
+    "stored_bytes",
     "stored_chunks",
     "telling_reason",
     "unmatched_patterns",
@@ -172,6 +181,7 @@ __all__ = [
     "updated_modules",
     "updates_of",
     "weight_of",
+    "words_for",
     "write_index",
     "write_moments",
 ]

@@ -43,6 +43,11 @@ class GgufFile:
     path : path
         The file. It stays memory-mapped while this object or an array it returned is alive.
 
+    Attributes
+    ----------
+    header : Header
+        Its settings, and where its tensors are.
+
     Raises
     ------
     ImportError
@@ -57,7 +62,7 @@ class GgufFile:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise CheckpointError(f"{path}: is empty; is the download complete?", offset=0)
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        header = read_header(path, self._map)
+        self.header = header = read_header(path, self._map)
         self._entries = {entry.name: entry for entry in header.entries}
         self.config: Mapping[str, Any] | None = None
         self.others = _other_parts(header.settings)
@@ -98,6 +103,10 @@ class GgufFile:
             values = self._decoded(entry)
             values.flags.writeable = False
         return values
+
+    def raw(self, begin: int, end: int) -> memoryview:
+        """Return bytes of the file as they are stored; they are copied, for no view is to keep it mapped."""
+        return memoryview(self._map[begin:end])
 
     def rounding_variance(self, name: str) -> float | None:
         """Variance of the rounding of one entry, for `quantization_noise`; None where rounding is not known to add so.

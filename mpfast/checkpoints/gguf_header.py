@@ -101,10 +101,25 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The settings that are numbers or short texts, and the tensors in the order of the file."""
+    """The settings that are numbers or short texts, and the tensors in the order of the file.
+
+    Attributes
+    ----------
+    settings
+    entries
+    settings_end : int
+        Where the settings end and the entries of the tensors begin.
+    places : mapping of str to (int, int)
+        Where the value of a setting stands, and the number of its type.
+    alignment : int
+        Of every tensor's data.
+    """
 
     settings: Mapping[str, Any]
     entries: tuple[Entry, ...]
+    settings_end: int
+    places: Mapping[str, tuple[int, int]]
+    alignment: int
 
 
 def read_header(path: Path, content: Any) -> Header:
@@ -124,7 +139,8 @@ def read_header(path: Path, content: Any) -> Header:
         what = "is big-endian" if swapped else f"is of version {version}"
         raise CheckpointError(f"{path}: {what}; GGUF is read in its versions 2 and 3, little-endian", offset=4)
     tensors = cursor.count("tensors", _SMALLEST_ENTRY)
-    settings = _settings(cursor, cursor.count("settings", _SMALLEST_SETTING))
+    settings, places = _settings(cursor, cursor.count("settings", _SMALLEST_SETTING))
+    settings_end = cursor.at
     found = [_raw_entry(cursor) for _ in range(tensors)]
     alignment = settings.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
@@ -132,7 +148,7 @@ def read_header(path: Path, content: Any) -> Header:
     data = -(-cursor.at // alignment) * alignment
     entries = tuple(_checked(path, raw, data, alignment, len(content)) for raw in found)
     _check_apart(path, entries)
-    return Header(settings, entries)
+    return Header(settings, entries, settings_end, places, alignment)
 
 
 class _Cursor:
@@ -177,14 +193,17 @@ class _Cursor:
             raise self.fail(f"{what} is no UTF-8") from None
 
 
-def _settings(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _settings(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     settings: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(count):
         key = cursor.text("the name of a setting")
         if key in settings:
             raise cursor.fail(f"setting {short(key)} occurs twice")
-        settings[key] = _value(cursor, cursor.number("<I"), 0)
-    return settings
+        kind = cursor.number("<I")
+        places[key] = cursor.at, kind
+        settings[key] = _value(cursor, kind, 0)
+    return settings, places
 
 
 def _value(cursor: _Cursor, kind: int, depth: int) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from mpfast.cli.arrangement import Arrangement
 from mpfast.cli.tables import (
     Line,
     listed_names,
@@ -27,6 +29,7 @@ from mpfast.models import (
     row_figures,
     split_experts,
 )
+from mpfast.spectra import METRICS
 from mpfast.support import counted
 
 __all__ = ["analysis_lines"]
@@ -40,7 +43,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 def analysis_lines(
     analysis: Analysis,
-    rows: Sequence[LayerReport],
+    arrangement: Arrangement,
     expert_rows: ExpertRows = "all",
     *,
     width: int | None,
@@ -51,9 +54,9 @@ def analysis_lines(
     Parameters
     ----------
     analysis : Analysis
-        For the skipped tensors and the totals.
-    rows : sequence of LayerReport
-        The rows in the order wanted.
+        What was found.
+    arrangement : Arrangement
+        Which of its rows are shown, and in which order.
     expert_rows : {"all", "summary"}
         Whether the rows of experts stand in the table, or their summaries do below it.
     width : int or None
@@ -62,9 +65,10 @@ def analysis_lines(
     verbose : bool
         List every skipped tensor and every warning by name.
     """
-    shown, experts = split_experts(rows) if expert_rows == "summary" else (list(rows), [])
+    rows = arrangement.ordered(analysis.layers, _value)
+    shown, experts = split_experts(rows) if expert_rows == "summary" else (rows, [])
     return [
-        *_layer_lines(shown, experts, width),
+        *_layer_lines(shown, experts, arrangement, width),
         *_expert_lines(experts, width, verbose),
         *_verdict_lines(shown if verbose else rows, verbose),
         *_warning_lines([*shown, *experts], verbose),
@@ -73,10 +77,17 @@ def analysis_lines(
     ]
 
 
-def _layer_lines(rows: Sequence[LayerReport], experts: Sequence[ExpertSummary], width: int | None) -> list[Line]:
+def _value(row: LayerReport, column: str) -> Any:
+    return row.metrics.get(column) if column in METRICS else getattr(row, column)
+
+
+def _layer_lines(
+    rows: Sequence[LayerReport], experts: Sequence[ExpertSummary], arrangement: Arrangement, width: int | None
+) -> list[Line]:
     if rows:
-        figures = row_figures(rows)
-        return [*table_lines(list(figures), [_row_cells(row, figures) for row in rows], width), plain()]
+        figures, left_out = row_figures(rows), arrangement.left_out(rows)
+        body = [_row_cells(row, figures) for row in rows[: arrangement.top]]
+        return [*table_lines(list(figures), body, width), *([plain(left_out)] if left_out else []), plain()]
     return [] if experts else [plain("no weight matrices found"), plain()]
 
 

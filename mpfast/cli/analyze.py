@@ -13,6 +13,8 @@ import typer
 
 from mpfast.checkpoints import ConvView, ExpertsView, QkvView, Views, telling_reason
 from mpfast.cli.analysis_table import analysis_lines
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import LAYERS
 from mpfast.cli.conditions import Condition, conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -21,37 +23,44 @@ from mpfast.cli.console import (
     print_lines,
     reports_errors,
     terminal_width,
+    told_of,
     warn,
     write_document,
     write_text,
 )
 from mpfast.cli.options import (
+    CHOICE,
+    COMPUTATION,
+    OUTPUT,
+    STATUS,
     BaseOption,
+    CsvOption,
     DeviceOption,
     ExcludeOption,
     FailOnOption,
     HtmlOption,
     IncludeOption,
     JsonOption,
-    MethodOption,
+    ModelsArgument,
     ProgressOption,
     QuietOption,
+    ReverseOption,
     SeedOption,
+    SpectraOption,
     StrictOption,
     ThreadsOption,
     TolOption,
+    TopOption,
     VerboseOption,
-    word_option,
+    require_one_standard_output,
+    sort_option,
 )
 from mpfast.models import (
     ANALYSES_SCHEMA,
-    NUMBER_COLUMNS,
-    SORT_COLUMNS,
     Analysis,
     ExpertRows,
     analyze,
     csv_of,
-    sorted_rows,
 )
 from mpfast.support import counted, package_missing
 
@@ -60,59 +69,67 @@ __all__ = ["analyze_command"]
 
 @reports_errors
 def analyze_command(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="MODEL...", help="Checkpoint files, model directories, or Hugging Face ids in the local cache."
-        ),
-    ],
-    json_file: JsonOption = None,
-    csv_file: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
-    ] = None,
-    html_file: HtmlOption = None,
+    models: ModelsArgument,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     base: BaseOption = None,
-    conv: Annotated[ConvView, typer.Option(help="Convolutions as one matrix, or one per position.")] = "im2col",
-    qkv: Annotated[QkvView, typer.Option(help="Fused query, key and value as three matrices or one.")] = "split",
-    experts: Annotated[ExpertsView, typer.Option(help="A stack of experts as matrices or as one.")] = "split",
-    expert_rows: Annotated[
-        ExpertRows,
-        typer.Option(
-            help="Rows of experts in the table, the JSON and the page, where a block has 8 or more: summed up, or all. "
-            "CSV has all."
-        ),
-    ] = "summary",
-    method: MethodOption = "auto",
+    conv: Annotated[
+        ConvView, typer.Option(help="Convolutions as one matrix, or one per position.", rich_help_panel=CHOICE)
+    ] = "im2col",
+    qkv: Annotated[
+        QkvView, typer.Option(help="Fused query, key and value as three matrices or one.", rich_help_panel=CHOICE)
+    ] = "split",
+    experts: Annotated[
+        ExpertsView, typer.Option(help="A stack of experts as matrices or as one.", rich_help_panel=CHOICE)
+    ] = "split",
+    method: SpectraOption = "auto",
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the layers' results in DIR, and resume from there.")
-    ] = None,
-    dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Spread the layers over the Dask cluster of this scheduler.")
-    ] = None,
-    sort: Annotated[
-        str | None,
-        word_option(
-            SORT_COLUMNS,
-            "COLUMN",
-            "Order of the rows, by a column as the JSON calls it; numbers run downwards.",
-            show_default="order of MODEL",
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the layers' results in DIR, and resume from there.",
+            rich_help_panel=COMPUTATION,
         ),
     ] = None,
-    fail_on: FailOnOption = None,
-    strict: StrictOption = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Matrices with NaN or infinities do not make the command fail.")
-    ] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Spread the layers over the Dask cluster of this scheduler.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+    csv_file: CsvOption = None,
+    html_file: HtmlOption = None,
+    sort: Annotated[str | None, sort_option(LAYERS.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
+    expert_rows: Annotated[
+        ExpertRows,
+        typer.Option(
+            help="Rows of experts in the table, the JSON and the page, where a block has 8 or more: summed up, or all. "
+            "CSV has all.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "summary",
     progress: ProgressOption = True,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Matrices with NaN or infinities do not make the command fail.",
+            rich_help_panel=STATUS,
+        ),
+    ] = False,
 ) -> None:
     """Fit the Marchenko-Pastur edge of every weight matrix of one or several models.
 
@@ -127,12 +144,12 @@ def analyze_command(
     where a condition of --fail-on is met, and with --strict where there is a warning.
     """
     files = (json_file, csv_file, html_file)
-    if files.count("-") > 1:
-        raise typer.BadParameter("only one of --json -, --csv - and --html - can have standard output")
+    by_option = dict(zip(("--json", "--csv", "--html"), files, strict=True))
+    require_one_standard_output(by_option)
     if html_file is not None and len(models) > 1:
         raise typer.BadParameter("--html takes one model: a page is about one")
-    wanted = conditions(fail_on, NUMBER_COLUMNS)
-    check_files({"--json": json_file, "--csv": csv_file, "--html": html_file}, reads=(*models, base))
+    wanted = conditions(fail_on, LAYERS)
+    check_files(by_option, reads=(*models, base))
     analyses: list[Analysis] = []
     findings: list[str] = []
     with contextlib.nullcontext() if dask is None else _dask_client(dask) as client:
@@ -156,23 +173,19 @@ def analyze_command(
             except (ValueError, TypeError, OSError) as error:
                 if len(models) == 1:
                     raise
-                findings.append(_of(model, models, message_of(error)))
+                findings.append(told_of(model, models, message_of(error)))
                 continue
             analyses.append(found)
-            findings += [_of(model, models, text) for text in _findings(found, wanted, allow_nonfinite)]
+            findings += [told_of(model, models, text) for text in _findings(found, wanted, allow_nonfinite)]
     _write(analyses, len(models) > 1, expert_rows, *files)
     for found in analyses:
         for text in dict.fromkeys(text for row in found for text in row.warnings):
             warn(text)
         if "-" not in files and not quiet:
-            rows = found.layers if sort is None else sorted_rows(found, sort)
-            print_lines(analysis_lines(found, rows, expert_rows, width=terminal_width(), verbose=verbose))
+            arrangement = Arrangement(sort, reverse, top)
+            print_lines(analysis_lines(found, arrangement, expert_rows, width=terminal_width(), verbose=verbose))
     if findings:
         fail(findings)
-
-
-def _of(model: Path, models: Sequence[Path], text: str) -> str:
-    return f"{model}: {text}" if len(models) > 1 and str(model) not in text else text
 
 
 def _findings(found: Analysis, wanted: Sequence[Condition], allow_nonfinite: bool) -> list[str]:

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from mpfast.cli.columns import BUDGET
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import check_files, fail, reports_errors
 from mpfast.cli.options import (
+    OUTPUT,
     CeilingOption,
     DeviceOption,
     EmbeddingsOption,
@@ -25,6 +27,7 @@ from mpfast.cli.options import (
     StrictOption,
     ThreadsOption,
     TolOption,
+    VerboseOption,
     share_between_0_and_1,
     word_option,
 )
@@ -39,20 +42,24 @@ def budget_command(
     model: ModelArgument,
     sparsity: Annotated[
         float,
-        typer.Option(help="Share of the entries to prune, 0 to 1.", callback=share_between_0_and_1, show_default=False),
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the entries to prune, 0 to 1.",
+            callback=share_between_0_and_1,
+            show_default=False,
+        ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="File to write; - prints it.")] = "-",
     format: Annotated[str, word_option(EXPORTERS, "FORMAT", "What to write.")] = DEFAULT_FORMAT,
     method: Annotated[str, word_option(METHODS, "METHOD", "How the sparsity is shared out.")] = DEFAULT_METHOD,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="Write the budget as JSON to FILE, too; - prints it alone."),
-    ] = None,
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What the layers see, from mpfast moments, for some methods.")
     ] = None,
     gradients: GradientsOption = None,
-    floor: Annotated[float, typer.Option(help="Smallest sparsity of a layer.", callback=share_between_0_and_1)] = 0.0,
+    floor: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Smallest sparsity of a layer.", callback=share_between_0_and_1),
+    ] = 0.0,
     ceiling: CeilingOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -61,13 +68,23 @@ def budget_command(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
-    fail_on: FailOnOption = None,
-    strict: StrictOption = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the budget as JSON to FILE, too; - prints it alone.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     progress: ProgressOption = True,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Share a sparsity out over the layers of a model, for prune --budget or another tool."""
-    wanted = conditions(fail_on, ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank"))
+    wanted = conditions(fail_on, BUDGET)
     check_files({"--out": out, "--json": json_file}, reads=(model, moments, gradients))
     bounds: dict[str, Any] = {"floor": floor, "ceiling": ceiling, "embeddings": embeddings}
     options: dict[str, Any] = {

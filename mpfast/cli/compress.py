@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from mpfast.checkpoints import DENSE_TYPES
-from mpfast.cli.console import check_files, print_lines, reports_errors, terminal_width, write_document
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import FACTORED
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import (
     BaseOption,
     DequantizeOption,
     DeviceOption,
     DryRunOption,
     EmbeddingsOption,
+    EnergyOption,
+    ErrorOption,
     ExcludeOption,
+    FailOnOption,
     IncludeOption,
     JsonOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
     QuietOption,
+    ReverseOption,
     SeedOption,
     StrictOption,
     ThreadsOption,
+    TopOption,
     VerboseOption,
     require_out_or_dry_run,
+    sort_option,
     word_option,
 )
 from mpfast.cli.tables import compress_lines
@@ -53,12 +63,8 @@ def compress_command(
             show_default="mp_edge with --base",
         ),
     ] = None,
-    energy: Annotated[
-        float | None, typer.Option(help="As few as hold this share of the squared norm, in (0, 1].", show_default=False)
-    ] = None,
-    error: Annotated[
-        float | None, typer.Option(help="As few as leave this relative error, in [0, 1).", show_default=False)
-    ] = None,
+    energy: EnergyOption = None,
+    error: ErrorOption = None,
     format: Annotated[
         str | None,
         word_option(
@@ -69,30 +75,35 @@ def compress_command(
             show_default="dense, with --base lora",
         ),
     ] = None,
-    base: BaseOption = None,
     base_id: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What the adapter calls its base (org/name).", show_default="nothing"),
     ] = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    embeddings: EmbeddingsOption = False,
     dequantize: DequantizeOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    embeddings: EmbeddingsOption = False,
+    base: BaseOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     json_file: JsonOption = None,
-    strict: StrictOption = False,
+    sort: Annotated[str | None, sort_option(FACTORED.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Write a copy of a model with matrices of lower rank, or a LoRA adapter of the difference to --base.
 
     Without --base, one of --rank, --energy and --error says how much stays. MODEL is never changed.
     """
     require_out_or_dry_run(out, dry_run)
+    wanted = conditions(fail_on, FACTORED)
     check_files({"--json": json_file}, reads=(model, base), out=out)
     given = sum(option is not None for option in (rank, energy, error))
     if given > 1 or (given == 0 and base is None):
@@ -131,4 +142,8 @@ def compress_command(
     }
     document = result.to_document(provenance_of(model, base, device=device, **chosen))
     if not write_document(document, json_file) and not quiet:
-        print_lines(compress_lines(result, width=terminal_width(), verbose=verbose))
+        arrangement = Arrangement(sort, reverse, top)
+        print_lines(compress_lines(result, arrangement, width=terminal_width(), verbose=verbose))
+    findings = violations(wanted, ((layer.name, asdict(layer)) for layer in result.layers))
+    if findings:
+        fail(findings)

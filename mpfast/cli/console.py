@@ -29,6 +29,7 @@ __all__ = [
     "print_lines",
     "reports_errors",
     "terminal_width",
+    "told_of",
     "warn",
     "write_document",
     "write_text",
@@ -140,6 +141,11 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error)
+
+
+def told_of(one: Path, several: Sequence[Path], text: str) -> str:
+    """Say of which of several models a text is, where it does not say so itself."""
+    return f"{one}: {text}" if len(several) > 1 and str(one) not in text else text
 
 
 def write_document(document: Any, file: str | None) -> bool:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import DIFFERENCE
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -19,9 +21,20 @@ from mpfast.cli.console import (
     write_document,
     write_text,
 )
-from mpfast.cli.options import FailOnOption, HtmlOption, JsonOption, QuietOption, StrictOption, VerboseOption
+from mpfast.cli.options import (
+    FailOnOption,
+    HtmlOption,
+    JsonOption,
+    QuietOption,
+    ReverseOption,
+    StrictOption,
+    TopOption,
+    VerboseOption,
+    require_one_standard_output,
+    sort_option,
+)
 from mpfast.cli.tables import diff_lines
-from mpfast.models import DIFF_COLUMNS, diff
+from mpfast.models import diff
 
 __all__ = ["diff_command"]
 
@@ -32,10 +45,13 @@ def diff_command(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same kind.")],
     json_file: JsonOption = None,
     html_file: HtmlOption = None,
-    fail_on: FailOnOption = None,
-    strict: StrictOption = False,
+    sort: Annotated[str | None, sort_option(DIFFERENCE.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Compare two models layer by layer, by ||B - A|| / ||A||, or two analyses figure by figure.
 
@@ -43,16 +59,17 @@ def diff_command(
     The exit status is 0 whether there are differences or not: --fail-on 'change > 0' makes them a failure. A change
     that NaN or infinite entries leave undefined is one.
     """
-    wanted = conditions(fail_on, DIFF_COLUMNS)
-    if json_file == html_file == "-":
-        raise typer.BadParameter("only one of --json - and --html - can have standard output")
-    check_files({"--json": json_file, "--html": html_file}, reads=(a, b))
+    wanted = conditions(fail_on, DIFFERENCE)
+    files = {"--json": json_file, "--html": html_file}
+    require_one_standard_output(files)
+    check_files(files, reads=(a, b))
     found = diff(a, b)
     printed = write_document(found.to_document(), json_file)
     if html_file is not None:
         printed = write_text(found.to_html(), html_file) or printed
     if not printed and not quiet:
-        print_lines(diff_lines(found, width=terminal_width(), verbose=verbose))
+        arrangement = Arrangement(sort, reverse, top)
+        print_lines(diff_lines(found, arrangement, width=terminal_width(), verbose=verbose))
     findings = [f"{row.name}: has NaN or infinite entries" for row in found if math.isnan(row.change)]
     findings += violations(wanted, ((row.name, asdict(row)) for row in found))
     if findings:

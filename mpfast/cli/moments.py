@@ -11,6 +11,7 @@ import typer
 from mpfast.checkpoints import MomentFile, is_moment_file
 from mpfast.cli.console import check_files, reports_errors, write_document
 from mpfast.cli.options import (
+    COMPUTATION,
     ExcludeOption,
     IncludeOption,
     JsonOption,
@@ -19,6 +20,7 @@ from mpfast.cli.options import (
     QuietOption,
     StrictOption,
     ThreadsOption,
+    VerboseOption,
 )
 from mpfast.models import Provenance, provenance_of
 from mpfast.support import counted, printable
@@ -31,10 +33,10 @@ def moments_command(
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(metavar="FILE", help="The data, a text file in UTF-8.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="OUT", help="File to write, a .safetensors.", show_default=False)
+        Path, typer.Option("-o", "--out", metavar="FILE", help="File to write, a .safetensors.", show_default=False)
     ],
-    tokens: Annotated[int, typer.Option(min=1, help="About how many tokens are run.")] = 16384,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 256,
+    tokens: Annotated[int, typer.Option(min=1, metavar="N", help="About how many tokens are run.")] = 16384,
+    length: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens in a window.")] = 256,
     lines: Annotated[
         bool, typer.Option("--lines", help="Each line is a text of its own, for encoders of sentences.")
     ] = False,
@@ -42,20 +44,23 @@ def moments_command(
         int,
         typer.Option(
             min=1,
+            metavar="N",
             help="Contiguous parts of the data that are kept apart, so that prune reports errors on data held out; "
-            "each takes the memory, and the size in OUT, of one sum.",
+            "each takes the memory, and the size in the file, of one sum.",
         ),
     ] = 4,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     device: Annotated[
-        str | None, typer.Option(help="A device of PyTorch.", show_default="cpu", metavar="DEVICE")
+        str | None,
+        typer.Option(help="A device of PyTorch.", show_default="cpu", metavar="DEVICE", rich_help_panel=COMPUTATION),
     ] = None,
     threads: ThreadsOption = None,
     json_file: JsonOption = None,
     progress: ProgressOption = True,
-    strict: StrictOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Run a model of transformers over a text and write the second moments of the inputs of its layers.
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mpfast.checkpoints import DENSE_TYPES
-from mpfast.cli.console import check_files, print_lines, reports_errors, terminal_width, write_document
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import NARROWED
+from mpfast.cli.conditions import conditions, violations
+from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import (
     DampingOption,
     DequantizeOption,
     DryRunOption,
+    FailOnOption,
     JsonOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
     QuietOption,
+    ReverseOption,
     StrictOption,
     ThreadsOption,
+    TopOption,
     VerboseOption,
     require_out_or_dry_run,
+    sort_option,
 )
-from mpfast.cli.tables import ERROR_COLUMNS, Line, plain, printable, sentences, table_lines
-from mpfast.models import NarrowResult, narrow, provenance_of
+from mpfast.cli.tables import ERROR_COLUMNS, Line, arranged_lines, plain, printable, sentences
+from mpfast.models import NarrowedLayer, NarrowResult, narrow, provenance_of
 
 __all__ = ["narrow_command"]
 
@@ -78,9 +86,13 @@ def narrow_command(
     overwrite: OverwriteOption = False,
     threads: ThreadsOption = None,
     json_file: JsonOption = None,
-    strict: StrictOption = False,
+    sort: Annotated[str | None, sort_option(NARROWED.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Write a smaller model: the same with fewer neurons and attention heads, which loads as MODEL does.
 
@@ -88,6 +100,7 @@ def narrow_command(
     config.json, is never changed.
     """
     require_out_or_dry_run(out, dry_run)
+    wanted = conditions(fail_on, NARROWED)
     check_files({"--json": json_file}, reads=(model, moments), out=out)
     if neurons is None and heads is None:
         raise typer.BadParameter("pass --neurons, --heads or both")
@@ -104,24 +117,25 @@ def narrow_command(
     )
     chosen = {"moments": str(moments), "neurons": neurons, "heads": heads, "damping": damping, "dequantize": dequantize}
     if not write_document(result.to_document(provenance_of(model, **chosen)), json_file) and not quiet:
-        print_lines(_lines(result, width=terminal_width()))
+        print_lines(_lines(result, Arrangement(sort, reverse, top), width=terminal_width()))
+    findings = violations(wanted, ((layer.name, asdict(layer)) for layer in result.layers))
+    if findings:
+        fail(findings)
 
 
-def _lines(result: NarrowResult, *, width: int | None) -> list[Line]:
+def _lines(result: NarrowResult, arrangement: Arrangement, *, width: int | None) -> list[Line]:
     """Lay out what is left of each matrix that reads, the new sizes, and the total."""
     errors = [column for column in ERROR_COLUMNS if any(getattr(layer, column) is not None for layer in result.layers)]
-    body: list[Line] = [
-        [
-            (printable(layer.name), "cyan"),
-            (f"{len(layer.kept)} of {layer.units} {layer.kind}", ""),
-            *((f"{100 * getattr(layer, column):.2f}%", "") for column in errors),
-        ]
-        for layer in result.layers
-    ]
+
+    def cells(layer: NarrowedLayer) -> Line:
+        figures = ((f"{100 * getattr(layer, column):.2f}%", "") for column in errors)
+        return [(printable(layer.name), "cyan"), (f"{len(layer.kept)} of {layer.units} {layer.kind}", ""), *figures]
+
+    headers = ("layer", "stay", *(ERROR_COLUMNS[column] for column in errors))
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     sizes = ", ".join(f"{name} {value}" for name, value in result.settings.items())
     return [
-        *table_lines(("layer", "stay", *(ERROR_COLUMNS[column] for column in errors)), body, width),
+        *arranged_lines(headers, result.layers, cells, arrangement, width),
         plain(),
         *sentences("not copied:", result.not_copied),
         plain(sizes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -12,36 +12,55 @@ from mpfast.checkpoints import DENSE_TYPES
 from mpfast.spectra import SpectrumMethod
 
 __all__ = [
+    "CHOICE",
+    "COMPUTATION",
+    "OUTPUT",
+    "STATUS",
     "BaseOption",
     "CeilingOption",
+    "CsvOption",
     "DampingOption",
     "DequantizeOption",
     "DeviceOption",
     "DryRunOption",
     "EmbeddingsOption",
+    "EnergyOption",
+    "ErrorOption",
     "ExcludeOption",
     "FailOnOption",
     "GradientsOption",
     "HtmlOption",
     "IncludeOption",
     "JsonOption",
-    "MethodOption",
     "ModelArgument",
+    "ModelsArgument",
     "OutOption",
     "OverwriteOption",
     "ProgressOption",
     "QuietOption",
     "RepackOption",
+    "ReverseOption",
     "SeedOption",
     "SparsityOption",
+    "SpectraOption",
     "StrictOption",
     "ThreadsOption",
     "TolOption",
+    "TopOption",
     "VerboseOption",
+    "require_one_standard_output",
     "require_out_or_dry_run",
     "share_between_0_and_1",
+    "sort_option",
     "word_option",
 ]
+
+# Panels of the help: what is looked at, how it is computed, what is told, and the exit status. What one command alone
+# has stands above them.
+CHOICE = "Which tensors"
+COMPUTATION = "Computation"
+OUTPUT = "Output"
+STATUS = "Exit status"
 
 
 class Described(Protocol):
@@ -53,7 +72,7 @@ class Described(Protocol):
 
 
 def word_option(words: Iterable[str] | Mapping[str, Described], metavar: str, help: str, **settings: Any) -> Any:
-    """Return an option that takes one word of a list which the library keeps.
+    """Return an option that takes one word of a list which the library keeps, and that a shell completes.
 
     Parameters
     ----------
@@ -75,7 +94,25 @@ def word_option(words: Iterable[str] | Mapping[str, Described], metavar: str, he
             raise typer.BadParameter(f"{word!r} is not one of {', '.join(known)}")
         return word
 
-    return typer.Option(metavar=metavar, callback=checked, help=help, **settings)
+    return typer.Option(metavar=metavar, callback=checked, autocompletion=_starting(known), help=help, **settings)
+
+
+def _starting(words: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def started(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return started
+
+
+def sort_option(columns: Iterable[str]) -> Any:
+    """Return the option that says by which of the columns the rows of a table are put in order."""
+    return word_option(
+        columns,
+        "COLUMN",
+        "Order of the rows of the table, by a column as the JSON calls it; words run upwards, numbers downwards.",
+        show_default="order of the file",
+        rich_help_panel=OUTPUT,
+    )
 
 
 def _tolerance(value: float) -> float:
@@ -92,15 +129,10 @@ def share_between_0_and_1(value: float | None) -> float | None:
     raise typer.BadParameter(f"must lie between 0 and 1, not {value:g}{meant}")
 
 
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", help="A checkpoint file, a model directory, or a Hugging Face id in the local cache."
-    ),
-]
-BaseOption = Annotated[
-    Path | None, typer.Option(metavar="MODEL", help="What MODEL was tuned from: the difference is taken.")
-]
+_MODEL = "a checkpoint file, a model directory, or a Hugging Face id in the local cache"
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help=f"{_MODEL[0].upper()}{_MODEL[1:]}.")]
+ModelsArgument = Annotated[list[Path], typer.Argument(metavar="MODEL", help=f"Each {_MODEL}.")]
+
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", metavar="OUT", help="Directory to write.", show_default=False)
 ]
@@ -108,11 +140,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Report, but write
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if mpfast wrote all that it holds.")]
 SparsityOption = Annotated[
     float | None,
-    typer.Option(help="Share of the entries to prune, 0 to 1.", callback=share_between_0_and_1, show_default=False),
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the entries to prune, 0 to 1.",
+        callback=share_between_0_and_1,
+        show_default=False,
+    ),
 ]
 CeilingOption = Annotated[
     float | None,
     typer.Option(
+        metavar="SHARE",
         help="Largest sparsity of a layer; 1 lifts it.",
         callback=share_between_0_and_1,
         show_default="0.9, or half way from the target to 1 where that is more",
@@ -126,7 +164,18 @@ DampingOption = Annotated[
         show_default="0.01 with much data, else 30 % of each entry",
     ),
 ]
-EmbeddingsOption = Annotated[bool, typer.Option("--embeddings", help="Embeddings and output heads, too.")]
+EnergyOption = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="As few as hold this share of the squared norm, in (0, 1].", show_default=False),
+]
+ErrorOption = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="As few as leave this relative error, in [0, 1).", show_default=False),
+]
+GradientsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Mean squares of gradients in the layers' outputs, for gauss_newton."),
+]
 DequantizeOption = Annotated[
     str | None,
     word_option(
@@ -139,52 +188,132 @@ DequantizeOption = Annotated[
 RepackOption = Annotated[
     bool, typer.Option("--repack", help="Write a quantised model in its own format: float8, MXFP4, NVFP4.")
 ]
-QuietOption = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Print errors only, and what - asks for; no table, warning or progress.")
+
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="Only tensors whose whole name matches; may be repeated.", rich_help_panel=CHOICE
+    ),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Any warning makes the exit status 1.")]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="Not the tensors whose whole name matches; may be repeated.", rich_help_panel=CHOICE
+    ),
+]
+EmbeddingsOption = Annotated[
+    bool, typer.Option("--embeddings", help="Embeddings and output heads, too.", rich_help_panel=CHOICE)
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(metavar="MODEL", help="What MODEL was tuned from: the difference is taken.", rich_help_panel=CHOICE),
+]
+
+SpectraOption = Annotated[
+    SpectrumMethod, typer.Option("--spectra", help="How spectra are computed.", rich_help_panel=COMPUTATION)
+]
+TolOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Wanted relative standard error of the edge.",
+        callback=_tolerance,
+        show_default=True,
+        rich_help_panel=COMPUTATION,
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(min=0, max=2**64 - 1, metavar="N", help="Seed of the random probes.", rich_help_panel=COMPUTATION),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda (every GPU) or cuda:N.",
+        show_default="cpu",
+        rich_help_panel=COMPUTATION,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Number of threads in all.",
+        show_default="all cores",
+        rich_help_panel=COMPUTATION,
+    ),
+]
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table.", rich_help_panel=OUTPUT
+    ),
+]
+CsvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table.", rich_help_panel=OUTPUT
+    ),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page for any browser to FILE; - prints it instead.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top",
+        min=1,
+        metavar="N",
+        help="Only the first N rows of the table; JSON and CSV have all.",
+        show_default="all",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ReverseOption = Annotated[
+    bool, typer.Option("--reverse", help="The rows of the table the other way round.", rich_help_panel=OUTPUT)
+]
+ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a terminal.", rich_help_panel=OUTPUT)]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        help="Print errors only, and what - asks for; no table, warning or progress.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "-v",
+        "--verbose",
+        help="Name every tensor that was skipped, and log what is done.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Any warning makes the exit status 1.", rich_help_panel=STATUS)
+]
 FailOnOption = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-on",
         metavar="CONDITION",
-        help="After the output, exit with status 1 if a row has COLUMN OP NUMBER, as in 'ks > 0.1', the columns being "
-        "the numbers of the JSON and OP one of > >= < <= == !=; may be repeated.",
+        help="After the output, exit with status 1 if a row has COLUMN OP VALUE, as in 'ks > 0.1' and "
+        "'verdict == none', the columns being the numbers and words of the JSON and OP one of > >= < <= == !=; may be "
+        "repeated.",
+        rich_help_panel=STATUS,
     ),
-]
-GradientsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Mean squares of gradients in the layers' outputs, for gauss_newton."),
-]
-VerboseOption = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Name every tensor that was skipped, and log what is done.")
-]
-TolOption = Annotated[
-    float,
-    typer.Option(help="Wanted relative standard error of the edge.", callback=_tolerance, show_default=True),
-]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the random probes.")]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda (every GPU) or cuda:N.", show_default="cpu", metavar="DEVICE")
-]
-MethodOption = Annotated[SpectrumMethod, typer.Option(help="How the spectrum is computed.")]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Only tensors whose whole name matches; may be repeated."),
-]
-ExcludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Not the tensors whose whole name matches; may be repeated."),
-]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Number of threads in all.", show_default="all cores")]
-ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar on a terminal.")]
-JsonOption = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - prints it instead of the table."),
-]
-HtmlOption = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="Write a page for any browser to FILE; - prints it instead."),
 ]
 
 
@@ -192,3 +321,10 @@ def require_out_or_dry_run(out: Path | None, dry_run: bool) -> None:
     """Exit with wrong usage unless the user says either where to write, or not to."""
     if (out is None) != dry_run:
         raise typer.BadParameter("pass either -o OUT or --dry-run")
+
+
+def require_one_standard_output(files: Mapping[str, str | None]) -> None:
+    """Exit with wrong usage where two options ask for standard output."""
+    asking = [option for option, file in files.items() if file == "-"]
+    if len(asking) > 1:
+        raise typer.BadParameter(f"only one of {' - and '.join(files)} - can have standard output")

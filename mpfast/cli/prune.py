@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from mpfast.checkpoints import DENSE_TYPES
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import PRUNED
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import (
     check_files,
@@ -17,6 +19,7 @@ from mpfast.cli.console import (
     print_lines,
     reports_errors,
     terminal_width,
+    told_of,
     warn,
     write_document,
 )
@@ -38,13 +41,16 @@ from mpfast.cli.options import (
     ProgressOption,
     QuietOption,
     RepackOption,
+    ReverseOption,
     SeedOption,
     SparsityOption,
     StrictOption,
     ThreadsOption,
     TolOption,
+    TopOption,
     VerboseOption,
     require_out_or_dry_run,
+    sort_option,
     word_option,
 )
 from mpfast.cli.tables import printable, prune_lines
@@ -55,6 +61,7 @@ from mpfast.models import (
     FITTED_METHODS,
     METHODS,
     Budget,
+    Verification,
     noted_source,
     prune,
     verify,
@@ -62,10 +69,6 @@ from mpfast.models import (
 from mpfast.support import LARGEST_GROUP, counted, parsed_pattern
 
 __all__ = ["prune_command", "verify_command"]
-
-
-# Columns of a budget that --fail-on takes.
-_FIGURES = ("pruned", "sparsity", "sigma_plus", "sigma_plus_error", "rank", "masked_error", "error", "heldout_error")
 
 
 def _pattern(text: str | None) -> str | None:
@@ -111,24 +114,27 @@ def prune_command(
         int | None, typer.Option(min=0, metavar="STEPS", help="Of the refit.", show_default=str(DEFAULT_STEPS))
     ] = None,
     damping: DampingOption = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    embeddings: EmbeddingsOption = False,
     ceiling: CeilingOption = None,
     dequantize: DequantizeOption = None,
     repack: RepackOption = False,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    embeddings: EmbeddingsOption = False,
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     json_file: JsonOption = None,
-    fail_on: FailOnOption = None,
-    strict: StrictOption = False,
+    sort: Annotated[str | None, sort_option(PRUNED.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     progress: ProgressOption = True,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Write a copy of a model with the weights that matter least set to zero, its masks and its budget.
 
@@ -138,7 +144,7 @@ def prune_command(
     require_out_or_dry_run(out, dry_run)
     budget_file = None if budget is None or budget in METHODS else Path(budget)
     check_files({"--json": json_file}, reads=(model, budget_file, masks, moments, gradients), out=out)
-    wanted = conditions(fail_on, _FIGURES)
+    wanted = conditions(fail_on, PRUNED)
     if sparsity is not None and budget_file is not None and not budget_file.exists():
         raise typer.BadParameter(f"--budget {budget} is neither a file nor one of {', '.join(METHODS)}")
     if sum(option is not None for option in (sparsity, pattern, budget_file, masks)) != 1:
@@ -177,7 +183,8 @@ def prune_command(
         progress=progress and not quiet,
     )
     if not write_document(result.to_document(), json_file) and not quiet:
-        print_lines(prune_lines(result, width=terminal_width(), verbose=verbose))
+        arrangement = Arrangement(sort, reverse, top)
+        print_lines(prune_lines(result, arrangement, width=terminal_width(), verbose=verbose))
     findings = violations(wanted, ((row.name, asdict(row)) for row in result.budget))
     if findings:
         fail(findings)
@@ -192,29 +199,52 @@ def _budget(file: Path) -> Budget:
 
 @reports_errors
 def verify_command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that prune, compress or narrow wrote.")],
+    outs: Annotated[
+        list[Path], typer.Argument(metavar="OUT", help="Directories that prune, compress or narrow wrote.")
+    ],
     source: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="The dense model.", show_default="the one that OUT names")
     ] = None,
     json_file: JsonOption = None,
-    strict: StrictOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Check what was pruned (counts, pattern, zeros), compressed (ranks, distances) or narrowed (sizes, rows).
 
-    All else is compared with the source bit by bit.
+    All else is compared with the source bit by bit. The exit status is 1 where anything is wrong with one of them.
     """
-    check_files({"--json": json_file}, reads=(out, source, noted_source(out)))
-    found = verify(out, source)
-    told = write_document(found.to_document(out), json_file) or quiet
+    if source is not None and len(outs) > 1:
+        raise typer.BadParameter("--source takes one OUT: each has a source of its own")
+    check_files({"--json": json_file}, reads=(*outs, source, *map(noted_source, outs)))
+    told = json_file == "-" or quiet
+    documents, findings = [], []
+    for out in outs:
+        try:
+            found = verify(out, source)
+        except (ValueError, TypeError, OSError) as error:
+            if len(outs) == 1:
+                raise
+            findings.append(told_of(out, outs, message_of(error)))
+            continue
+        documents.append(found.to_document(out))
+        _tell(out, found, told=told, quiet=quiet)
+        if not found.ok:
+            findings.append(f"{out}: {counted(len(found.problems), 'problem')}")
+    several = {"schema": "mpfast.verifications/1", "verifications": documents}
+    write_document(several if len(outs) > 1 else documents[0], json_file)
+    if findings:
+        fail(findings)
+
+
+def _tell(out: Path, found: Verification, *, told: bool, quiet: bool) -> None:
+    """Print what was found, unless a document tells it; what was not compared is a warning anyhow."""
     for problem in found.problems if not told else ():
         typer.echo(printable(problem))
     for missed in found.not_compared:
         warn(f"not compared: {missed}")
         if not quiet:
             typer.echo(printable(f"not compared: {missed}"), err=True)
-    if not found.ok:
-        raise ValueError(f"{out}: {counted(len(found.problems), 'problem')}")
     if found.command in ("compress", "narrow"):
         what = "rank" if found.command == "compress" else "inputs"
         done = f"{counted(found.layers, 'matrix', 'matrices')} of the {what} that the mark says"
@@ -222,5 +252,5 @@ def verify_command(
         done = "1 pruned tensor as its mask says"
     else:
         done = f"{found.layers} pruned tensors as their masks say"
-    if not told:
+    if found.ok and not told:
         typer.echo(printable(f"{out}: {done}, {counted(found.untouched, 'other')} bitwise untouched"))

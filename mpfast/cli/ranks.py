@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mpfast.cli.arrangement import Arrangement
+from mpfast.cli.columns import RANKS
+from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import check_files, fail, print_lines, reports_errors, terminal_width, write_document
 from mpfast.cli.options import (
     BaseOption,
+    CsvOption,
     DeviceOption,
     EmbeddingsOption,
     ExcludeOption,
+    FailOnOption,
     IncludeOption,
     JsonOption,
-    MethodOption,
     ModelArgument,
     ProgressOption,
     QuietOption,
+    ReverseOption,
     SeedOption,
+    SpectraOption,
     StrictOption,
     ThreadsOption,
     TolOption,
+    TopOption,
     VerboseOption,
+    require_one_standard_output,
+    sort_option,
 )
-from mpfast.cli.tables import Line, plain, printable, skipped_lines, table_lines, text_cells
+from mpfast.cli.tables import Line, arranged_lines, plain, printable, skipped_lines, text_cells
 from mpfast.models import LayerRank, ModelRanks, RankRow, ranks
 from mpfast.support import counted, write_text_atomically
 
@@ -52,26 +62,27 @@ def ranks_command(
     ] = None,
     error: Annotated[
         list[float],
-        typer.Option(help="A relative error, 0 to 1; may be repeated.", callback=_shares),
+        typer.Option(metavar="SHARE", help="A relative error, 0 to 1; may be repeated.", callback=_shares),
     ] = _ERRORS,
-    base: BaseOption = None,
-    json_file: JsonOption = None,
-    csv_file: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="Write CSV to FILE; - prints it instead of the table."),
-    ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     embeddings: EmbeddingsOption = False,
-    method: MethodOption = "auto",
+    base: BaseOption = None,
+    method: SpectraOption = "auto",
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
-    strict: StrictOption = False,
+    json_file: JsonOption = None,
+    csv_file: CsvOption = None,
+    sort: Annotated[str | None, sort_option(RANKS.sortable)] = None,
+    reverse: ReverseOption = False,
+    top: TopOption = None,
     progress: ProgressOption = True,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    fail_on: FailOnOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Say to which rank each layer can be cut for a relative error: of its weights and, with --moments, its outputs.
 
@@ -80,10 +91,10 @@ def ranks_command(
     ranks are those of the difference, as for a LoRA adapter. An error of every layer is none of the model: look at the
     compressed model before you trust it.
     """
-    if [json_file, csv_file].count("-") > 1:
-        raise typer.BadParameter("only one of --json - and --csv - can have standard output")
-    reads = [path for path in (model, moments, base) if path is not None]
-    check_files({"--json": json_file, "--csv": csv_file}, reads=reads)
+    files = {"--json": json_file, "--csv": csv_file}
+    require_one_standard_output(files)
+    wanted = conditions(fail_on, RANKS)
+    check_files(files, reads=(model, moments, base))
     found = ranks(
         model,
         moments,
@@ -105,17 +116,23 @@ def ranks_command(
     elif csv_file is not None:
         write_text_atomically(csv_file, found.to_csv())
     if "-" not in (json_file, csv_file) and not quiet:
-        print_lines(_lines(found, width=terminal_width(), verbose=verbose))
-    if found.non_finite:
-        broken = found.non_finite[0]
-        fail([f"NaN or infinities in {broken.name}, which has no ranks: {broken.reason}"])
+        arrangement = Arrangement(sort, reverse, top)
+        print_lines(_lines(found, arrangement, width=terminal_width(), verbose=verbose))
+    broken = found.non_finite[:1]
+    findings = [f"NaN or infinities in {one.name}, which has no ranks: {one.reason}" for one in broken]
+    findings += violations(wanted, ((row.name, asdict(row)) for row in found))
+    if findings:
+        fail(findings)
 
 
-def _lines(found: ModelRanks, *, width: int | None, verbose: bool) -> list[Line]:
+def _lines(found: ModelRanks, arrangement: Arrangement, *, width: int | None, verbose: bool) -> list[Line]:
     """Lay out the ranks: a column for each error, of the weights and, where there are moments, of the outputs."""
     kinds = ("weights", "outputs") if found.has_moments else ("weights",)
-    headers = [f"{kind} {error:.3g}" for kind in kinds for error in found.errors]
-    body = [_cells(row, found) for row in found]
+    headers = ["layer", "shape", "pays", *(f"{kind} {error:.3g}" for kind in kinds for error in found.errors)]
+
+    def cells(row: RankRow) -> Line:
+        return _cells(row, found)
+
     totals = [
         plain(f"{found.share(number, outputs=kind == 'outputs'):7.1%} of the entries stay at {error:.3g} of {kind}")
         for kind in kinds
@@ -128,7 +145,7 @@ def _lines(found: ModelRanks, *, width: int | None, verbose: bool) -> list[Line]
         for reason, count in reasons.items()
     ]
     return [
-        *(table_lines(("layer", "shape", "pays", *headers), body, width) if body else [plain("no matrices")]),
+        *(arranged_lines(headers, found, cells, arrangement, width) if len(found) else [plain("no matrices")]),
         plain(),
         *skipped_lines(found.skipped, verbose),
         *lacking,

@@ -10,21 +10,23 @@ import typer
 
 from mpfast.arrays import native
 from mpfast.checkpoints import Layer, NpyFile, format_of, open_checkpoint
+from mpfast.cli.columns import LAYERS
 from mpfast.cli.conditions import conditions, violations
 from mpfast.cli.console import check_files, fail, print_lines, reports_errors, warn, write_document
 from mpfast.cli.options import (
     DeviceOption,
     FailOnOption,
     JsonOption,
-    MethodOption,
     QuietOption,
     SeedOption,
+    SpectraOption,
     StrictOption,
     ThreadsOption,
     TolOption,
+    VerboseOption,
 )
-from mpfast.cli.tables import spectrum_lines
-from mpfast.models import NUMBER_COLUMNS, LayerReport, provenance_of
+from mpfast.cli.spectrum_table import spectrum_lines
+from mpfast.models import LayerReport, provenance_of
 from mpfast.spectra import measured_both
 
 __all__ = ["spectrum_command"]
@@ -33,18 +35,19 @@ __all__ = ["spectrum_command"]
 @reports_errors
 def spectrum_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="One matrix, as numpy.save writes it.")],
-    json_file: JsonOption = None,
-    method: MethodOption = "auto",
+    method: SpectraOption = "auto",
     tol: TolOption = 5e-3,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    json_file: JsonOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     fail_on: FailOnOption = None,
     strict: StrictOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Report on one matrix: edge, spikes, quality of the fit and a chart of the density."""
-    wanted = conditions(fail_on, NUMBER_COLUMNS)
+    wanted = conditions(fail_on, LAYERS)
     check_files({"--json": json_file}, reads=(file,))
     checkpoint = _opened(file)
     (tensor,) = checkpoint.tensors

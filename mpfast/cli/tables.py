@@ -1,28 +1,36 @@
-"""Plain-text tables and charts of results: lines of styled pieces, to print with or without colour."""
+"""Plain-text tables of results: lines of styled pieces, to print with or without colour."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from mpfast.models import LayerReport, SkippedTensor, diff_figures, distances, kind_of_reason, signals_range
-from mpfast.support import counted, percent, printable, with_error
+from mpfast.cli.arrangement import Arrangement
+from mpfast.models import SkippedTensor, diff_figures, kind_of_reason
+from mpfast.support import counted, percent, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mpfast.bench import Row
-    from mpfast.models import CompressResult, Inventory, ModelDiff, PruneResult, ResizeResult
-    from mpfast.spectra import Spectrum
-
+    from mpfast.models import (
+        CompressResult,
+        DiffRow,
+        FactoredLayer,
+        Inventory,
+        InventoryRow,
+        LayerBudget,
+        ModelDiff,
+        PruneResult,
+        ResizedUpdate,
+        ResizeResult,
+    )
 
 __all__ = [
     "ERROR_COLUMNS",
     "Line",
+    "arranged_lines",
     "benchmark_table",
     "compress_lines",
     "diff_lines",
@@ -34,7 +42,6 @@ __all__ = [
     "sentences",
     "skipped_lines",
     "some_names",
-    "spectrum_lines",
     "table_lines",
     "text_cells",
 ]
@@ -42,10 +49,9 @@ __all__ = [
 #: A line of output: (text, style) pieces; the styles are rich's, "" is plain.
 Line = list[tuple[str, str]]
 
+Shown = TypeVar("Shown")
+
 _GAP = "  "
-_SPIKES_SHOWN = 12
-_CHART_BINS = 16
-_CHART_WIDTH = 48
 
 
 def plain(text: str = "") -> Line:
@@ -63,6 +69,20 @@ def table_lines(headers: Sequence[str], body: Sequence[Line], width: int | None)
     for cells in body:
         lines += [[cells[0]], _aligned(cells[1:], widths[1:], name_first=False)]
     return lines
+
+
+def arranged_lines(
+    headers: Sequence[str],
+    rows: Sequence[Shown],
+    cells: Callable[[Shown], Line],
+    arrangement: Arrangement,
+    width: int | None,
+    value: Callable[[Shown, str], Any] = getattr,
+) -> list[Line]:
+    """Lay out the rows that are wanted, as many as are wanted; `value` says what a row has in a column."""
+    left_out = arrangement.left_out(rows)
+    body = [cells(row) for row in arrangement.shown(rows, value)]
+    return [*table_lines(headers, body, width), *([plain(left_out)] if left_out else [])]
 
 
 def _aligned(cells: Line, widths: Sequence[int], *, name_first: bool) -> Line:
@@ -110,76 +130,6 @@ def listed_names(names: Sequence[str], verbose: bool) -> list[Line]:
     return [plain(f"    {name}") for name in names] if verbose and len(names) > 1 else []
 
 
-def spectrum_lines(source: str, row: LayerReport, spectrum: Spectrum) -> list[Line]:
-    """Lay out what is known about one matrix: the edge, the spikes, the measures, a chart of the density.
-
-    Parameters
-    ----------
-    source : str
-        Where the matrix came from.
-    row : LayerReport
-        Its summary.
-    spectrum : Spectrum
-        For the spikes' values and the density.
-    """
-    figures = [
-        ("matrix", f"{row.shape[0]} x {row.shape[1]} {row.dtype}, Frobenius norm {row.fro_norm:.6g}"),
-        ("method", row.method),
-        ("edge sigma+", with_error(row.sigma_plus, row.sigma_plus_error)),
-        ("threshold", f"{row.threshold:.5g}"),
-        ("noise", f"standard deviation {math.sqrt(row.variance):.5g} an entry"),
-        ("spikes", _spikes_text(row, spectrum)),
-        ("signals", f"{signals_range(row)} whatever the scales of rows and columns"),
-        ("unevenness", f"{percent(row.unevenness)} of the edge, if all of it were noise"),
-        ("share", f"{percent(row.share)} of the energy is fitted noise"),
-        ("KS", f"{distances(row, 4)}"),
-        ("verdict", f"{row.verdict}: {row.sentence}"),
-        *((key.replace("_", " "), f"{value:.5g}") for key, value in row.metrics.items()),
-    ]
-    label_width = max(len(label) for label, _ in figures)
-    lines = [[(printable(source), "cyan")]]
-    for label, text in figures:
-        lines.append([(f"  {label.ljust(label_width)}  ", "dim"), (text, "")])
-    lines += [[("! ", "yellow"), (printable(warning), "")] for warning in row.warnings]
-    return [*lines, plain(), *_chart_lines(row, spectrum)]
-
-
-def _spikes_text(row: LayerReport, spectrum: Spectrum) -> str:
-    known = spectrum.values if spectrum.values is not None else spectrum.outliers
-    spikes = [float(value) for value in known if value > row.threshold]
-    text = f"{row.spikes} above the threshold, {row.spikes_above_edge} above the edge"
-    if spikes:
-        shown = " ".join(f"{value:.5g}" for value in spikes[:_SPIKES_SHOWN])
-        text += f": {shown}" + (" ..." if len(spikes) > _SPIKES_SHOWN else "")
-    return text
-
-
-def _chart_lines(row: LayerReport, spectrum: Spectrum) -> list[Line]:
-    """Draw the share of singular values in equal bins up to just past the threshold, and the fitted law."""
-    if not (row.sigma_plus > 0 and math.isfinite(row.threshold)):
-        return []
-    law = spectrum.edge.law
-    low = 0.9 * float(law.support[0])
-    bins = np.linspace(low, max(row.threshold, row.sigma_plus) * 1.05, _CHART_BINS + 1)
-    found = _shares(spectrum, bins)
-    expected = _shares(law, bins) * row.bulk_fraction
-    scale = _CHART_WIDTH / max(float(found.max()), float(expected.max()), 1e-12)
-    lines = [plain("  singular values      share   # found   | Marchenko-Pastur")]
-    for left, right, share, law_share in zip(bins[:-1], bins[1:], found, expected, strict=True):
-        bar = list(("#" * round(share * scale)).ljust(_CHART_WIDTH + 1))
-        bar[round(law_share * scale)] = "|"
-        lines.append(plain(f"{left:9.4g} to {right:<9.4g} {100 * share:5.1f}%  {''.join(bar).rstrip()}"))
-    beyond = 1 - float(np.asarray(spectrum.cdf(bins[-1:]))[0])
-    if beyond * min(row.shape) >= 0.5:
-        lines.append(plain(f"   beyond {bins[-1]:<9.4g}   {100 * beyond:5.1f}%"))
-    return lines
-
-
-def _shares(measure: Any, bins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mass of a measure (anything with a `cdf`) in each bin."""
-    return np.clip(np.diff(np.asarray(measure.cdf(bins), dtype=np.float64)), 0.0, 1.0)
-
-
 def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
     """Return the cells of a row: a name, a shape and what else there is, in plain text."""
     return [(printable(name), "cyan"), ("x".join(map(str, shape)), ""), *((text, "") for text in figures)]
@@ -189,27 +139,27 @@ def text_cells(name: str, shape: Sequence[int], *figures: str) -> Line:
 ERROR_COLUMNS = {"masked_error": "masked", "error": "fitted", "heldout_error": "held out"}
 
 
-def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+def prune_lines(
+    result: PruneResult,
+    arrangement: Arrangement,
+    *,
+    width: int | None = None,
+    verbose: bool = False,
+) -> list[Line]:
     """Lay out what was pruned, layer by layer, what was not and why, and the total."""
     budget = result.budget
     updated = [row for row in budget if row.updated]
     errors = [column for column in ERROR_COLUMNS if any(getattr(row, column) is not None for row in budget)]
-    body = [
-        text_cells(
-            row.name,
-            row.shape,
-            f"{row.pruned:,}",
-            percent(row.sparsity, 2),
-            *("" if getattr(row, column) is None else percent(getattr(row, column), 2) for column in errors),
-        )
-        for row in budget
-    ]
+
+    def cells(row: LayerBudget) -> Line:
+        figures = ("" if getattr(row, column) is None else percent(getattr(row, column), 2) for column in errors)
+        return text_cells(row.name, row.shape, f"{row.pruned:,}", percent(row.sparsity, 2), *figures)
+
+    headers = ("layer", "shape", "pruned", "sparsity", *(ERROR_COLUMNS[column] for column in errors))
     method = f"{budget.method}, {budget.pattern}" if budget.pattern else budget.method
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     return [
-        *table_lines(
-            ("layer", "shape", "pruned", "sparsity", *(ERROR_COLUMNS[column] for column in errors)), body, width
-        ),
+        *arranged_lines(headers, budget, cells, arrangement, width),
         plain(),
         *skipped_lines(result.skipped, verbose),
         *skipped_lines(
@@ -233,11 +183,18 @@ def prune_lines(result: PruneResult, *, width: int | None = None, verbose: bool 
     ]
 
 
-def compress_lines(result: CompressResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+def compress_lines(
+    result: CompressResult,
+    arrangement: Arrangement,
+    *,
+    width: int | None = None,
+    verbose: bool = False,
+) -> list[Line]:
     """Lay out what was factored, layer by layer, what was not and why, and the total."""
-    body = [
-        text_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%") for layer in result.layers
-    ]
+
+    def cells(layer: FactoredLayer) -> Line:
+        return text_cells(layer.name, layer.shape, str(layer.rank), f"{100 * layer.energy:.1f}%")
+
     matrices, entries = counted(len(result.layers), "matrix", "matrices"), "its" if len(result.layers) == 1 else "their"
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     share = f"{100 * result.ratio:.1f}% of {entries} entries"
@@ -247,7 +204,7 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
         "lora": f"{matrices} factored to {share}",
     }[result.format]
     return [
-        *table_lines(("layer", "shape", "rank", "energy"), body, width),
+        *arranged_lines(("layer", "shape", "rank", "energy"), result.layers, cells, arrangement, width),
         plain(),
         *skipped_lines(result.skipped, verbose),
         *skipped_lines(result.not_in_adapter, verbose, "differ from the base, and are not in the adapter:"),
@@ -258,38 +215,47 @@ def compress_lines(result: CompressResult, *, width: int | None = None, verbose:
     ]
 
 
-def resize_lines(result: ResizeResult, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+def resize_lines(
+    result: ResizeResult,
+    arrangement: Arrangement,
+    *,
+    width: int | None = None,
+    verbose: bool = False,
+) -> list[Line]:
     """Lay out the ranks before and after, what stayed and why, and the total."""
-    body = [
-        text_cells(
-            layer.name,
-            (layer.experts, *layer.shape) if layer.experts > 1 else layer.shape,
-            str(layer.old_rank),
-            str(layer.rank),
-            f"{100 * layer.error:.2f}%",
-        )
-        for layer in result.layers
-    ]
+
+    def cells(layer: ResizedUpdate) -> Line:
+        shape = (layer.experts, *layer.shape) if layer.experts > 1 else layer.shape
+        return text_cells(layer.name, shape, str(layer.old_rank), str(layer.rank), f"{100 * layer.error:.2f}%")
+
     where = "nothing written (dry run)" if result.out is None else f"written to {result.out}"
     updates = counted(len(result.layers), "update")
     return [
-        *table_lines(("update", "shape", "had", "rank", "error"), body, width),
+        *arranged_lines(("update", "shape", "had", "rank", "error"), result.layers, cells, arrangement, width),
         plain(),
         *skipped_lines(result.skipped, verbose),
         *sentences("not copied:", result.not_copied),
         *sentences("note:", result.notes),
-        plain(f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(body) == 1 else 'their'} entries"),
+        plain(
+            f"{updates} resized to {100 * result.ratio:.1f}% of {'its' if len(result.layers) == 1 else 'their'} entries"
+        ),
         plain(f"{printable(where)} in {result.seconds:.2f} s"),
     ]
 
 
-def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = False) -> list[Line]:
+def diff_lines(
+    found: ModelDiff, arrangement: Arrangement, *, width: int | None = None, verbose: bool = False
+) -> list[Line]:
     """Lay out what changed: the tensors or matrices that did, how many did not, what has no partner, and the total."""
     figures = diff_figures(found.analyses)
     shown = found.rows if verbose else [row for row in found if not row.equal]
-    body = [text_cells(row.name, row.shape, *(cell(row) for cell in figures.values())) for row in shown]
+
+    def cells(row: DiffRow) -> Line:
+        return text_cells(row.name, row.shape, *(cell(row) for cell in figures.values()))
+
+    headers = (found.nouns[0], "shape", *figures)
+    lines = [*arranged_lines(headers, shown, cells, arrangement, width), plain()] if shown else []
     equal = len(found) - found.changed
-    lines = [*table_lines((found.nouns[0], "shape", *figures), body, width), plain()] if body else []
     if equal:
         lines.append(plain(f"{counted(equal, *found.nouns)} equal in both"))
     return [
@@ -300,25 +266,21 @@ def diff_lines(found: ModelDiff, *, width: int | None = None, verbose: bool = Fa
     ]
 
 
-def inventory_lines(found: Inventory, *, width: int | None = None) -> list[Line]:
+def inventory_lines(found: Inventory, arrangement: Arrangement, *, width: int | None = None) -> list[Line]:
     """Lay out the tensors of a checkpoint with what each is, and the totals."""
-    body = [
-        text_cells(
-            row.name,
-            row.shape,
-            row.stored or row.dtype,
-            f"{row.entries:,}",
-            f"{row.role} ({row.known_from})",
-            f"{row.matrices}" if row.matrices else f"- {row.reason}",
-        )
-        for row in found
-    ]
+
+    def cells(row: InventoryRow) -> Line:
+        stored, role = row.stored or row.dtype, f"{row.role} ({row.known_from})"
+        matrices = f"{row.matrices}" if row.matrices else f"- {row.reason}"
+        return text_cells(row.name, row.shape, stored, f"{row.entries:,}", role, matrices)
+
+    headers = ("tensor", "shape", "type", "entries", "role", "matrices")
     types = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in found.dtypes.items())
     share = found.analysed / found.entries if found.entries else 0.0
     return [
-        *table_lines(("tensor", "shape", "type", "entries", "role", "matrices"), body, width),
+        *arranged_lines(headers, found, cells, arrangement, width),
         plain(),
-        plain(f"{counted(len(found), 'tensor')}: {types}" if body else "no tensors"),
+        plain(f"{counted(len(found), 'tensor')}: {types}" if len(found) else "no tensors"),
         plain(f"{counted(found.matrices, 'matrix', 'matrices')} would be analysed, {share:.1%} of the entries"),
         plain(printable(found.source)),
     ]

@@ -10,6 +10,7 @@ import typer
 
 from mpfast import _core
 from mpfast.arrays import cuda_status
+from mpfast.cli.configuration import configuration_in_force
 from mpfast.cli.console import check_files, reports_errors, terminal_width, write_document
 from mpfast.cli.options import JsonOption
 from mpfast.cli.tables import benchmark_table
@@ -55,7 +56,7 @@ def bench_command(
 
 
 @reports_errors
-def info_command(json_file: JsonOption = None) -> None:
+def info_command(ctx: typer.Context, json_file: JsonOption = None) -> None:
     """Show versions and what the native core uses on this machine."""
     facts = {
         "mpfast": installed_version(),
@@ -65,10 +66,12 @@ def info_command(json_file: JsonOption = None) -> None:
         "SIMD": _core.isa(),
         "threads": str(_core.default_threads()),
         "CUDA": cuda_status(),
+        "options": configuration_in_force(ctx) or "of the command line alone",
     }
     check_files({"--json": json_file})
     document = {"schema": "mpfast.info/1", **{key.lower(): value for key, value in facts.items()}}
-    if write_document({**document, "threads": _core.default_threads()}, json_file):
+    typed = {"threads": _core.default_threads(), "options": configuration_in_force(ctx)}
+    if write_document({**document, **typed}, json_file):
         return
     for name, value in facts.items():
         typer.echo(f"{name:8} {value}")

@@ -19,12 +19,14 @@ from mpfast.models.expert_summary import (
 from mpfast.models.exporters import DEFAULT_FORMAT, EXPORTERS, Exporter
 from mpfast.models.factored_output import FACTORS_FORMAT
 from mpfast.models.factoring import FactoredLayer
+from mpfast.models.integer_fits import QuantizedLayer
 from mpfast.models.inventory import Inventory, InventoryRow, inspect
 from mpfast.models.layer_json import jsonable
 from mpfast.models.layer_ranks import ranks
 from mpfast.models.layer_report import (
     NUMBER_COLUMNS,
     SORT_COLUMNS,
+    WORD_COLUMNS,
     LayerReport,
     distances,
     row_figures,
@@ -36,10 +38,12 @@ from mpfast.models.model_diff import ModelDiff
 from mpfast.models.module_names import body_of, module_patterns
 from mpfast.models.narrow_fits import NarrowedLayer
 from mpfast.models.narrowing import NarrowResult, narrow
-from mpfast.models.noise_verdict import VERDICTS, WHAT_IS_NORMAL
+from mpfast.models.noise_verdict import LEVELS, VERDICTS, WHAT_IS_NORMAL
+from mpfast.models.ordering import in_order
 from mpfast.models.output_mark import noted_source
 from mpfast.models.provenance import Provenance, installed_version, provenance_of
 from mpfast.models.pruning import PruneResult, prune
+from mpfast.models.quantizing import QUANTIZE_FORMATS, QuantizeResult, quantize
 from mpfast.models.rank_rows import LayerRank, ModelRanks, RankRow
 from mpfast.models.reconstructed_output import NewTensor, write_reconstructed
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, FittedMethod, damping_for
@@ -65,12 +69,15 @@ __all__ = [
     "FENCE",
     "FEWEST_EXPERTS",
     "FITTED_METHODS",
+    "LEVELS",
     "METHODS",
     "NUMBER_COLUMNS",
     "PATTERN_METHOD",
+    "QUANTIZE_FORMATS",
     "SORT_COLUMNS",
     "VERDICTS",
     "WHAT_IS_NORMAL",
+    "WORD_COLUMNS",
     "Analysis",
     "Budget",
     "CompressResult",
@@ -94,6 +101,8 @@ __all__ = [
     "OutlyingExpert",
     "Provenance",
     "PruneResult",
+    "QuantizeResult",
+    "QuantizedLayer",
     "Quartiles",
     "RankRow",
     "ResizeResult",
@@ -109,6 +118,7 @@ __all__ = [
     "diff",
     "diff_figures",
     "distances",
+    "in_order",
     "inspect",
     "installed_version",
     "jsonable",
@@ -119,6 +129,7 @@ __all__ = [
     "noted_source",
     "provenance_of",
     "prune",
+    "quantize",
     "ranks",
     "resize",
     "row_figures",

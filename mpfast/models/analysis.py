@@ -47,6 +47,9 @@ from mpfast.support import (
 
 __all__ = ["analyze"]
 
+# Threads of one large layer, where there are so many that several are analysed side by side: a pass over 4096 rows has
+# some thirty tasks, and between passes most of the threads wait.
+TEAM = 8
 # Layers that share a GPU.
 LAYERS_PER_GPU = 2
 # Layers that wait for each thread.
@@ -232,10 +235,18 @@ def _outcomes(
         return
     large = [layer for layer in by_size if layer.size > SIDE_BY_SIDE_UP_TO]
     small = by_size[len(large) :]
-    for layer, following in zip_longest(large, large[1:]):
-        if following is not None:
-            checkpoint.prefetch(following.file_name)
-        yield layer, layer_outcome(checkpoint, layer, settings, settings.threads, settings.device)
+    teams = min(settings.threads // TEAM, len(large))
+    if teams > 1:
+        yield from _in_threads(
+            lambda layer: layer_outcome(checkpoint, layer, settings, settings.threads // teams, settings.device),
+            large,
+            teams,
+        )
+    else:
+        for layer, following in zip_longest(large, large[1:]):
+            if following is not None:
+                checkpoint.prefetch(following.file_name)
+            yield layer, layer_outcome(checkpoint, layer, settings, settings.threads, settings.device)
     if settings.threads == 1 or len(small) < 2:
         for layer in small:
             yield layer, layer_outcome(checkpoint, layer, settings, 1, settings.device)

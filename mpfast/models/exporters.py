@@ -21,6 +21,7 @@ __all__ = [
     "Exporter",
     "alphapruning",
     "axolotl",
+    "core_ml",
     "llm_compressor",
     "peft",
     "torch_ao_pruning",
@@ -163,6 +164,38 @@ def llm_compressor(budget: Budget) -> dict[str, Any]:
     }
 
 
+@front_door
+def core_ml(budget: Budget) -> dict[str, Any]:
+    """Config of ``coremltools.optimize.torch.pruning.MagnitudePruner``; one entry per layer.
+
+    It prunes a PyTorch model by magnitude, to the entry or in the budget's pattern, before or while it is trained. A
+    key matches one module, with or without a head on the model; layers that are not named stay dense.
+
+    Raises
+    ------
+    ValueError
+        The budget prunes nothing, or has a stack of experts: coremltools prunes linear layers and convolutions.
+    """
+    check_budget(budget)
+    rows = [row for row in budget if row.pruned]
+    if not rows:
+        raise InvalidValueError("", "the budget prunes nothing")
+    if (stack := next((row.name for row in rows if is_stack(row)), None)) is not None:
+        raise InvalidValueError("budget", f"has {stack}, a stack of experts, which coremltools does not prune")
+    groups = None if budget.pattern is None else parsed_pattern(budget.pattern)
+    patterns = module_patterns([row.module for row in budget], _dense_modules(budget))
+    configs = {}
+    for row in rows:
+        if groups is None:
+            # Half an entry more, as coremltools rounds the number down.
+            config: dict[str, Any] = {"target_sparsity": min(1.0, (row.pruned + 0.5) / row.size)}
+        else:
+            # Of m consecutive weights, the first number is how many go, ours is how many stay.
+            config = {"n_m_ratio": [groups[1] - groups[0], groups[1]]}
+        configs[f"(.*\\.)?{patterns[row.module]}"] = config
+    return {"module_name_configs": configs}
+
+
 def _thousandths(rows: Sequence[LayerBudget]) -> dict[str, int]:
     """Sparsity of each layer in thousandths, so that the entries pruned in all are as many as before, or nearly."""
     exact = [1000 * row.pruned / row.size for row in rows]
@@ -208,10 +241,15 @@ def _yaml_lines(document: Any, indent: str) -> list[str]:
         lines = []
         for key, value in document.items():
             nested = isinstance(value, (dict, list))
-            lines.append(f"{indent}{key}:" + ("" if nested else f" {json.dumps(value)}"))
+            lines.append(f"{indent}{_yaml_key(key)}:" + ("" if nested else f" {json.dumps(value)}"))
             lines += _yaml_lines(value, indent + "  ") if nested else []
         return lines
     return [f"{indent}- {json.dumps(value)}" for value in document]
+
+
+def _yaml_key(key: str) -> str:
+    """A key, in quotes where it is no plain word."""
+    return key if key.isidentifier() else json.dumps(key)
 
 
 @dataclass(frozen=True)
@@ -251,6 +289,7 @@ _EXPORTERS = (
         "`unfrozen_parameters` of an Axolotl configuration (YAML)",
         lambda budget: _yaml({"unfrozen_parameters": axolotl(budget)}),
     ),
+    Exporter("core-ml", "config of the pruner of coremltools (YAML)", lambda budget: _yaml(core_ml(budget))),
 )
 
 #: Every format by its name; AlphaPruning's file is binary: `alphapruning` writes it.

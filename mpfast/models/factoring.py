@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import wide
 from mpfast.checkpoints import Checkpoint, Difference, Layer, read_layer, stays_dense, stored
+from mpfast.models.skipped import LEFT_DENSE
 from mpfast.spectra import lowrank, spectrum
 from mpfast.support import InputError, InvalidValueError
 
@@ -154,7 +155,7 @@ class Factoring:
         elif layer.aliases and self.difference is None:
             reason = f"the same tensor as {layer.aliases[0]}: it stays whole"
         elif self.difference is None and not embeddings and stays_dense(layer.kind):
-            reason = "embedding or output head (embeddings=True factors them)"
+            reason = LEFT_DENSE
         elif layer.kind == "experts" or (len(layer.tensor_shape) == 3 and layer.kind == "linear"):
             reason = "a stack of matrices: pass them one by one"
         elif self.difference is not None:

@@ -111,7 +111,7 @@ def layer_outcome(
         matrix = layer_matrix(read_layer(checkpoint, layer), layer)
         rounding = _rounding(checkpoint, layer, matrix)
         if isinstance(matrix, QuantisedArray):
-            matrix = as_matrix(matrix)  # decoded once
+            matrix = as_matrix(matrix)  # as it is stored, or decoded once
         key = None if settings.cache is None else settings.cache.key(layer, matrix)
         kept = None if settings.cache is None or key is None else settings.cache.get(key, layer)
         if kept is not None:

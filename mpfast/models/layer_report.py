@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpfast.models.noise_verdict import noise_sentence, noise_verdict
+from mpfast.models.ordering import in_order
 from mpfast.spectra import METRICS, Histogram, Picture, current_axes, draw_picture, quantization_noise
 from mpfast.support import (
     InvalidValueError,
@@ -34,6 +35,7 @@ __all__ = [
     "COLUMNS",
     "NUMBER_COLUMNS",
     "SORT_COLUMNS",
+    "WORD_COLUMNS",
     "LayerReport",
     "converted",
     "distances",
@@ -343,10 +345,12 @@ COLUMNS: dict[str, Any] = {
 #: The columns of one number each.
 NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (number, _count)), *METRICS)
 # Texts of many words.
-NO_ORDER = ("unmet_tolerance", "sentence")
-#: The columns that rows can be put in order by: those of text, of one number each, the shape, and the measures.
+_SENTENCES = ("unmet_tolerance", "sentence")
+#: The columns of one word each, or of a name.
+WORD_COLUMNS = tuple(name for name, convert in COLUMNS.items() if convert is _text and name not in _SENTENCES)
+#: The columns that rows can be put in order by: those of a word, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
-    *(name for name, convert in COLUMNS.items() if convert in (_text, number, _count) and name not in NO_ORDER),
+    *(name for name in COLUMNS if name in WORD_COLUMNS or name in NUMBER_COLUMNS),
     "shape",
     *METRICS,
 )
@@ -399,18 +403,14 @@ def row_figures(rows: Iterable[LayerReport]) -> dict[str, Callable[[LayerReport]
     return _ROW_FIGURES | (_STORED_FIGURES if any(row.stored for row in rows) else {})
 
 
-def sorted_rows(rows: Iterable[LayerReport], column: str) -> list[LayerReport]:
+def sorted_rows(rows: Iterable[LayerReport], column: str, *, reverse: bool = False) -> list[LayerReport]:
     """Put rows in order by one of `SORT_COLUMNS`; equal ones keep their order.
 
-    Texts go upwards, numbers downwards with what is undefined at the end, shapes downwards by their entries.
+    Texts go upwards, numbers downwards, shapes downwards by their entries; `reverse` turns that round. What is
+    undefined is at the end either way.
     """
     if column not in SORT_COLUMNS:
         raise InvalidValueError("column", f"must be one of {', '.join(SORT_COLUMNS)}, not {column!r}")
-    if COLUMNS.get(column) is _text:
-        return sorted(rows, key=lambda row: str(getattr(row, column)))
-
-    def downwards(row: LayerReport) -> float:
-        value = math.prod(row.shape) if column == "shape" else row.to_dict().get(column, math.nan)
-        return math.inf if math.isnan(value) else -value
-
-    return sorted(rows, key=downwards)
+    if column in METRICS:
+        return in_order(rows, lambda row: row.metrics.get(column), reverse=reverse)
+    return in_order(rows, lambda row: getattr(row, column), reverse=reverse)

@@ -35,6 +35,7 @@ from mpfast.models.methods import (
 )
 from mpfast.models.refitting import DEFAULT_FIT, DEFAULT_STEPS, FITTED_METHODS, damping_for
 from mpfast.models.shared_counts import check_needs
+from mpfast.models.skipped import LEFT_DENSE
 from mpfast.support import (
     LARGEST_GROUP,
     InvalidTypeError,
@@ -330,7 +331,7 @@ def _reason_to_skip(layer: Layer, options: PruneOptions) -> str | None:
     if layer.fixed:
         return layer.fixed
     if not options.embeddings and stays_dense(layer.kind):
-        return "embedding or output head (embeddings=True prunes them)"
+        return LEFT_DENSE
     return None if options.groups is None else _reason_for_no_pattern(layer, options.groups[1])
 
 

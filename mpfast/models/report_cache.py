@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import as_numpy
@@ -42,6 +43,10 @@ class LayerCache:
 
     def key(self, layer: Layer, matrix: Any) -> str | None:
         """Hash a matrix with its name, type and the options; None where its entries are not at hand (on a GPU, say)."""
+        said = [self._options, layer.name, layer.kind, layer.dtype, layer.shape]
+        if isinstance(matrix, _core.Matrix) and matrix.is_coded:
+            code, codes, scales, width = matrix.owner
+            return _hashed([*said, code, width], codes, scales)
         if isinstance(matrix, _core.Matrix):
             array = np.asarray(matrix.owner)
         else:
@@ -49,14 +54,7 @@ class LayerCache:
                 array, _ = as_numpy(matrix, name=layer.name)
             except (TypeError, ValueError):
                 return None
-        state = hashlib.blake2b(digest_size=20)
-        state.update(json.dumps([self._options, layer.name, layer.kind, layer.dtype, layer.shape]).encode())
-        if array.flags.c_contiguous:
-            state.update(array.reshape(-1).view(np.uint8).data)
-        else:
-            for first in range(0, len(array), CHUNK_ROWS):
-                state.update(np.ascontiguousarray(array[first : first + CHUNK_ROWS]).data)
-        return state.hexdigest()
+        return _hashed(said, array)
 
     def get(self, key: str, layer: Layer) -> LayerReport | None:
         """Return the report kept under a key, if there is one."""
@@ -69,3 +67,16 @@ class LayerCache:
     def put(self, key: str, report: LayerReport) -> None:
         """Keep a report."""
         write_text_atomically(self._directory / f"{key}.json", layer_to_json(report))
+
+
+def _hashed(said: list[Any], *arrays: NDArray[Any]) -> str:
+    """Hash of what is said of arrays and of their entries."""
+    state = hashlib.blake2b(digest_size=20)
+    state.update(json.dumps(said).encode())
+    for array in arrays:
+        if array.flags.c_contiguous:
+            state.update(array.reshape(-1).view(np.uint8).data)
+        else:
+            for first in range(0, len(array), CHUNK_ROWS):
+                state.update(np.ascontiguousarray(array[first : first + CHUNK_ROWS]).data)
+    return state.hexdigest()

@@ -276,7 +276,7 @@ class Analysis(LayerRows):
 
         The page needs no network: a heat map of all layers over block and layer type, a table by blocks with the
         spectrum of every layer, two layers side by side, a preview of budgets, what made it, and itself as CSV and as
-        JSON that `from_json` reads, numbers to ten digits. Experts are summed up, see `expert_summaries`; with
+        JSON that `from_json` reads, numbers to eight digits. Experts are summed up, see `expert_summaries`; with
         ``expert_rows="all"`` the table has every one, too.
 
         Raises

@@ -23,7 +23,7 @@ from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.methods import DEFAULT_METHOD, method_named
 from mpfast.models.provenance import called, provenance_of
 from mpfast.models.shared_counts import Knowledge, check_needs, check_no_more, gradients_of, shared_counts, spectra_of
-from mpfast.models.skipped import skipped_tensors
+from mpfast.models.skipped import LEFT_DENSE, skipped_tensors
 from mpfast.support import InvalidValueError, check_flag, check_sparsity, front_door, team_size, warn_caller
 
 __all__ = ["share_out"]
@@ -167,7 +167,7 @@ def _budgeted_layers(
         if layer.fixed:
             skipped[layer.name] = layer.fixed
         elif stays_dense(layer.kind) and not embeddings:
-            skipped[layer.name] = "embedding or output head (embeddings=True prunes them)"
+            skipped[layer.name] = LEFT_DENSE
         else:
             chosen.append(layer)
     if not chosen:

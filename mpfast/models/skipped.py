@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from mpfast.checkpoints import Checkpoint, Layer
 
-__all__ = ["SkippedTensor", "is_companion", "is_non_finite", "kind_of_reason", "skipped_tensors"]
+__all__ = ["LEFT_DENSE", "SkippedTensor", "is_companion", "is_non_finite", "kind_of_reason", "skipped_tensors"]
 
+#: Why embeddings and output heads stay as they are; as the library and as the command line call what changes it.
+LEFT_DENSE = "embedding or output head (not without embeddings=True, or --embeddings)"
 # As `mpfast.arrays.raise_if_nonfinite` says it.
 _NON_FINITE = re.compile(r"\bnon-finite\b")
 # As `mpfast.checkpoints.roles.companion_of` says it.

@@ -134,7 +134,7 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     FileNotFoundError
         The directory, its budget or its masks are missing, or `source` is.
     ValueError
-        The directory holds a LoRA adapter.
+        The directory holds a LoRA adapter, or what `mpfast.quantize` wrote.
     CheckpointError
         A file is malformed.
     TypeError
@@ -145,6 +145,8 @@ def verify(out: str | os.PathLike[str], source: Any = None) -> Verification:
     mark = read_mark(directory)
     if mark is not None and mark.get("command") in ("compress", "resize"):
         return _verify_compressed(directory, mark, source)
+    if mark is not None and mark.get("command") == "quantize":
+        raise InvalidValueError("out", "holds integers that quantize() wrote, which is not checked", "see mpfast.diff")
     if mark is not None and mark.get("command") == "narrow":
         return _verify_narrowed(directory, mark, source)
     for file in (BUDGET_FILE, MASKS_FILE):

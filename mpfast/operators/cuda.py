@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
+from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, narrowed, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factors, times
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.protocol import LanczosRun, gram_memory
@@ -215,7 +215,11 @@ def _has_contiguous_rows(array: NDArray[Any]) -> bool:
 
 
 def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> DeviceSource | StreamedSource:
-    """Copy a host matrix to the device if there is room, else let it stream through."""
+    """Copy a host matrix to the device if there is room, else let it stream through; one of codes is decoded first."""
+    if matrix.is_coded:
+        numbers = matrix.decoded()
+        bits = narrowed(numbers) if matrix.dtype == "bfloat16" else numbers
+        matrix = _core.Matrix(bits, matrix.dtype)
     array = cast(NDArray[Any], matrix.owner)
     if not any(_has_contiguous_rows(view) for view in (array, array.T)):
         raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")

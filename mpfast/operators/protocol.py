@@ -60,8 +60,11 @@ class LanczosRun(Protocol):
     def advance(self, steps: int) -> None:
         """Take up to ``steps`` further steps."""
 
-    def ritz(self, steps: int | None = None, part: int = 0) -> tuple[Array, Array, Array]:
-        """Ritz values of a part, descending, their residuals, and the weights of its probes on them, (width, size)."""
+    def ritz(self, steps: int | None = None, part: int = 0, count: int | None = None) -> tuple[Array, Array, Array]:
+        """Ritz values of a part, descending, their residuals, and the weights of its probes on them, (width, size).
+
+        All of them, or at least the leading ``count``.
+        """
 
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
         """Leading Ritz vectors of a part, (count, p)."""

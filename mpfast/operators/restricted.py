@@ -106,9 +106,9 @@ class _RestrictedRun:
         """As of the run."""
         self._run.advance(steps)
 
-    def ritz(self, steps: int | None = None, part: int = 0) -> tuple[Array, Array, Array]:
+    def ritz(self, steps: int | None = None, part: int = 0, count: int | None = None) -> tuple[Array, Array, Array]:
         """As of the run."""
-        return self._run.ritz(steps, part)
+        return self._run.ritz(steps, part, count)
 
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
         """Leading Ritz vectors of a part, (count, number kept): all others are zero there."""

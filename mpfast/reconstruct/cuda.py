@@ -83,7 +83,7 @@ class DeviceSurgery:
         *,
         mask: Any = None,
         selection: Selection | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, int, bool] | None = None,
         again: bool,
     ) -> None:
         # `again` is always provided for: the device keeps the weights as they were beside those under way.
@@ -95,7 +95,7 @@ class DeviceSurgery:
         found = self._weights.obs_columns(self._moment.upper, pruned, pattern, grid)
         if grid is not None:
             scale, zero = found
-            self._grid = Grid(*grid, scale * np.float32(self.unit), zero)
+            self._grid = Grid(*grid[:2], scale * np.float32(self.unit), zero)
 
     def finish(self, steps: int) -> None:
         moment, factor = self._moment, self.factor

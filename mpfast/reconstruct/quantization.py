@@ -7,7 +7,7 @@ from typing import Any
 from mpfast.reconstruct.fit import Fit
 from mpfast.reconstruct.selection import Selection
 from mpfast.reconstruct.surgery import open_surgery
-from mpfast.support import InvalidValueError, front_door, positive_integer, thread_count
+from mpfast.support import InvalidValueError, check_flag, front_door, positive_integer, thread_count
 
 __all__ = ["quantize"]
 
@@ -23,6 +23,7 @@ def quantize(
     bits: int,
     *,
     group: int | None = 64,
+    symmetric: bool = False,
     mask: Any = None,
     sparsity: float | None = None,
     pattern: str | tuple[int, int] | None = None,
@@ -45,6 +46,9 @@ def quantize(
     group
         How many consecutive weights of a row share a scale and a zero; None: all of a row. The grid spans the weights
         of the group, as they are when the columns before it are done, and has zero on it.
+    symmetric
+        Whether zero is in the middle of every grid, at ``2**(bits - 1)``, as formats have it that store no zeros; of 2
+        bits or more. Steps are the wider for it, by up to twice.
     mask, sparsity, pattern
         At most one: a boolean mask of the shape of W, or what is to be pruned, as in `mpfast.reconstruct.prune`. What
         is pruned is chosen and zeroed in the same pass.
@@ -80,6 +84,9 @@ def quantize(
     """
     if positive_integer(bits, "bits", optional=False) > MOST_BITS:
         raise InvalidValueError("bits", f"must be at most {MOST_BITS}, not {bits!r}")
+    check_flag(symmetric, "symmetric")
+    if symmetric and bits < 2:
+        raise InvalidValueError("bits", "must be at least 2 where the grid is symmetric")
     if sum(option is not None for option in (mask, sparsity, pattern)) > 1:
         raise InvalidValueError("", "mask, sparsity and pattern exclude each other")
     surgery = open_surgery(W, C, thread_count(threads), pattern)
@@ -93,5 +100,5 @@ def quantize(
         groups = selection.pattern
         if groups is not None and width != cols and width % groups[1]:
             raise InvalidValueError("group", f"must be a multiple of the pattern's {groups[1]}, not {group!r}")
-    surgery.columns(mask=mask, selection=selection, grid=(int(bits), width), again=False)
+    surgery.columns(mask=mask, selection=selection, grid=(int(bits), width, symmetric), again=False)
     return surgery.fit()

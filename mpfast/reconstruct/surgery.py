@@ -40,11 +40,12 @@ class Surgery(Protocol):
         *,
         mask: Any = None,
         selection: Selection | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, int, bool] | None = None,
         again: bool,
     ) -> None:
-        """Drop what a mask drops, or what is to be selected, and round what stays to a grid of (bits, group).
+        """Drop what a mask drops, or what is to be selected, and round what stays to a grid.
 
+        `grid`: bits, how many weights of a row share one, and whether zero is in its middle.
         `again`: the weights as they were are needed once more, by `finish`.
         """
 
@@ -71,7 +72,7 @@ class HostSurgery:
         *,
         mask: Any = None,
         selection: Selection | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, int, bool] | None = None,
         again: bool,
     ) -> None:
         layer = self._layer
@@ -89,21 +90,23 @@ class HostSurgery:
             self._round_worse_rows(*grid)
         layer.factor.end_columns()
 
-    def _new_grid(self, bits: int, width: int) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
+    def _new_grid(
+        self, bits: int, width: int, symmetric: bool
+    ) -> tuple[int, int, bool, NDArray[np.float32], NDArray[np.float32]]:
         """A grid whose scales and zeros are to be written, and the same as the core has it."""
         rows, cols = self._layer.shape
         scale, zero = np.empty((2, rows, -(-cols // width)), np.float32)
         self._grid = Grid(bits, width, scale, zero)
-        return bits, width, scale, zero
+        return bits, width, symmetric, scale, zero
 
-    def _round_worse_rows(self, bits: int, width: int) -> None:
+    def _round_worse_rows(self, bits: int, width: int, symmetric: bool) -> None:
         """Round what the mask keeps of a row to the nearest, with a grid of its own, where that is better."""
         layer, fitted = self._layer, self._grid
         assert fitted is not None
         rounded, keep = layer.weights.copy(), self._keep.copy()
         # With uncorrelated inputs, no weight makes up for another.
         plain = np.eye(layer.shape[1], dtype=np.float32)
-        _core.obs_columns(rounded, keep, plain, None, None, self._new_grid(bits, width), layer.threads)
+        _core.obs_columns(rounded, keep, plain, None, None, self._new_grid(bits, width, symmetric), layer.threads)
         worse = worse_rows(layer, self._values, rounded)
         self._values[worse] = rounded[worse]
         assert self._grid is not None

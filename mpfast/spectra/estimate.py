@@ -126,6 +126,8 @@ def _grown(session: Session, request: Request) -> Spectrum:
     while True:
         if request.steps is None:
             session.settle()
+        else:
+            session.compare_steps()
         if request.method == "auto" and session.shows_zeros() and exact_is_possible(source):
             return exact_spectrum(session.source, request)
         result = session.spectrum()

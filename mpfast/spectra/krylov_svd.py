@@ -18,6 +18,7 @@ from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.measurement import measured_spectrum_of
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.request import NoiseModel, Request
+from mpfast.spectra.ritz_errors import EQUAL, angles, error_bounds, groups, may_hide_equal_ones, relative_errors
 from mpfast.spectra.rounding import GRAM_RESOLUTION
 from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets, unmet_tolerance
 from mpfast.support import (
@@ -50,10 +51,6 @@ NEAR = 3e-2
 CHECK_GROWTH = 1.25
 # Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
 CAUTION = 0.75
-# As many Ritz values as the block is wide, within so many of their residuals, may be all that it shows of more.
-CROWD = 16.0
-# As many singular values as the block is wide, closer together than this, may be all that it shows of more equal ones.
-EQUAL = 1e-4
 WIDEST = 32
 # Further runs that look for equal singular values.
 MAX_FURTHER_RUNS = 64
@@ -83,11 +80,14 @@ class SVD:
         The larger of ``|| W v_i - s_i u_i ||`` and ``|| W^T u_i - s_i v_i ||``, singular-value scale, shape (k,): of
         the vectors as they are returned, by fp64 products, and ``2^-50 s_1`` for the rounding of those. Each s_i lies
         within its residual of a singular value of W.
+    angles
+        Bounds of the angles between the vectors and the true ones, radians, shape (k,), as `vectors_tol` has them:
+        from the residuals and the gaps between the values, and pi / 2 where nothing is known.
     edge
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     unmet_tolerance
-        What was reached where ``tol`` was not met with the largest basis allowed, how many values may be rounding, and
-        what is missing of ``until="mp_edge"``; empty where all is as asked for.
+        What was reached where ``tol`` was not met with the largest basis allowed, or ``vectors_tol``, how many values
+        may be rounding, and what is missing of ``until="mp_edge"``; empty where all is as asked for.
     noise
         The scales of rows and columns where these were taken out: the triplets are those of the scaled matrix, and
         ``diag(row_scale) U diag(s) Vh diag(col_scale)``, over the live rows and columns, approximates W. None where
@@ -98,6 +98,7 @@ class SVD:
     s: Array
     Vh: Any
     residuals: Array
+    angles: Array
     edge: EdgeFit | None = None
     unmet_tolerance: str = ""
     noise: NoiseProfile | None = None
@@ -118,6 +119,7 @@ def svd(
     *,
     until: str | None = None,
     tol: float = 1e-5,
+    vectors_tol: float | None = None,
     block: int | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -136,6 +138,12 @@ def svd(
         ``"mp_edge"``: every singular value above ``spectrum(W).edge.sigma_plus``; instead of ``k``.
     tol
         Wanted relative error of every singular value above ``max(m, n) 2^-52 s_1``; what is smaller may be rounding.
+    vectors_tol
+        Wanted bound of the angle, in radians, between every singular vector and the true one, left and right. Of values
+        that ``tol`` does not tell apart the vectors are any basis of their space, and the bound is that of the angle
+        between the spaces. Default None: the angles are what values to `tol` leave, about its root. It asks for more
+        steps, and may ask for float64 products; a gap to the next value of a share g asks for about ``1 / sqrt(g)`` as
+        many. Vectors are returned in the precision of W, so that an angle of a float32 one is hardly below 1e-7.
     block
         Vectors multiplied at a time (1 to 32); default 4, or 8 for matrices of 8 million float32 or float64 entries and
         more in the memory of a machine with AVX-512. With 1, a singular value that occurs twice counts once.
@@ -158,12 +166,14 @@ def svd(
     -----
     ConvergenceWarning
         ``tol`` was not met, with the largest basis allowed or for rounding, or values may be rounding altogether;
-        ``residuals`` say what was reached.
+        ``residuals`` say what was reached. ``vectors_tol`` was not met, because of rounding or because ``k`` ends
+        within a group of values that are not told apart; ``angles`` say what was reached.
 
     References
     ----------
     Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate singular value decomposition"
-    (2015); Tropp and Webber, arXiv 2306.12418 (2023).
+    (2015); Tropp and Webber, arXiv 2306.12418 (2023); for angles Wedin, "Perturbation bounds in connection with
+    singular value decomposition" (1972).
 
     Examples
     --------
@@ -174,7 +184,16 @@ def svd(
     array([589., 588., 587.])
     """
     found = leading_triplets(
-        W, k, until=until, tol=tol, block=block, seed=seed, threads=threads, device=device, noise=noise
+        W,
+        k,
+        until=until,
+        tol=tol,
+        vectors_tol=vectors_tol,
+        block=block,
+        seed=seed,
+        threads=threads,
+        device=device,
+        noise=noise,
     )
     warn_caller("svd", found.unmet_tolerance, ConvergenceWarning)
     return found
@@ -186,6 +205,7 @@ def leading_triplets(
     *,
     until: str | None = None,
     tol: float = 1e-5,
+    vectors_tol: float | None = None,
     block: int | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -198,6 +218,8 @@ def leading_triplets(
     if until not in (None, "mp_edge"):
         raise InvalidValueError("until", f"must be 'mp_edge', not {until!r}")
     tol = check_tolerance(tol)
+    if vectors_tol is not None:
+        vectors_tol = check_tolerance(vectors_tol, "vectors_tol")
     if block is not None and not _is_integer_in(block, 1, WIDEST):
         raise InvalidValueError("block", f"must be between 1 and {WIDEST}, not {block!r}")
     request = Request(seed=seed, threads=threads, device=device, noise=noise)
@@ -219,9 +241,9 @@ def leading_triplets(
         unmet = [f"of the edge, {spectrum.unmet_tolerance}" if spectrum.unmet_tolerance else "", lost]
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     block = min(block or _default_block(source), p)
-    found = _solve(source, Wanted(k, floor, tol, max(wanted, 1)), block, seed, request.thread_count)
+    found = _solve(source, Wanted(k, floor, tol, max(wanted, 1), vectors_tol), block, seed, request.thread_count)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
-    unmet.append(_lost_in_rounding(found))
+    unmet += [found.unmet_vectors, _lost_in_rounding(found)]
     return replace(_in_the_callers_framework(W, found, edge, profile), unmet_tolerance="; ".join(filter(None, unmet)))
 
 
@@ -265,13 +287,13 @@ def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) 
     p = min(source.shape)
     if p <= DENSE_UP_TO or wanted.expected > DENSE_SHARE * p:
         return _dense(source, wanted, threads)
-    precise = source.dtype == "float64" or wanted.tol < FP32_TOLERANCE
+    precise = source.dtype == "float64" or min(wanted.tol, wanted.vectors_tol or 1.0) < FP32_TOLERANCE
     for double in (True,) if precise else (False, True):
         search = _KrylovSearch(source, block, seed, threads, wanted)
         found = triplets(search.source, search.run(precise=double), wanted, threads)
         source = search.source
         # More digits are no help where the space was too small.
-        if not found.unmet or search.unmet:
+        if found.is_as_wanted or search.unmet:
             return found
         if search.precise:
             break
@@ -280,13 +302,15 @@ def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) 
 
 def _dense(source: Source, wanted: Wanted, threads: int) -> Triplets:
     """By the whole Gram matrix, or by all of W where its squares have lost the wanted values."""
+    p = min(source.shape)
     values, vectors = _core.symmetric_eigenvectors(source.gram(), threads)
     values, vectors = values[::-1], vectors[::-1]
     count = wanted.count(values, source.scale_exponent)
     if count > 0 and ROUNDING * values[0] > SQUARES_SHARE * wanted.tol * values[count - 1]:
         return _whole(source, wanted, threads)
     beyond = float(max(values[count], 0.0)) if count < len(values) else 0.0
-    return triplets(source, Basis(np.ascontiguousarray(vectors[:count]), np.zeros(count), beyond), wanted, threads)
+    found = triplets(source, Basis(np.ascontiguousarray(vectors[:count]), np.zeros(count), beyond), wanted, threads)
+    return _whole(source, wanted, threads) if found.unmet_vectors and p <= WHOLE_UP_TO else found
 
 
 def _whole(source: Source, wanted: Wanted, threads: int) -> Triplets:
@@ -318,12 +342,12 @@ class _KrylovSearch:
         count = len(basis.vectors)
         if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
             return self.run(precise=True)
-        if count < (self.k or 0) or _may_hide_equal_ones(theta[: count + self.width - 1], self.width):
+        if count < (self.k or 0) or may_hide_equal_ones(theta[: count + self.width - 1], self.width):
             basis = self._with_all_equal_ones(basis, precise=precise)
         return replace(basis, unmet=self.unmet)
 
     def _grow(self, width: int, stream: int, *, precise: bool) -> tuple[Basis, Array]:
-        """The wanted Ritz pairs of a run of its own, and all its Ritz values (scale s^2)."""
+        """The wanted Ritz pairs of a run of its own, and its leading Ritz values (scale s^2), some more than wanted."""
         run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise)
         p = min(self.source.shape)
         limit = p // width
@@ -331,29 +355,46 @@ class _KrylovSearch:
         previous, before = -1, (0, 0.0)
         while True:
             run.advance(steps - run.steps)
-            theta, residual, _ = run.ritz()
+            size = run.steps * width
+            # What is judged by others looks at those up to three blocks further down.
+            theta, residual, _ = run.ritz(count=None if self.k is None else self.k + 3 * width + 1)
             count = self._count(theta)
             # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
-            errors = _error_bounds if steps < second else _relative_errors
+            errors = error_bounds if steps < second else relative_errors
             worst = float(errors(theta, residual, count, width).max(initial=0.0))
             counted = self.k is not None or count == previous
-            if counted and worst <= self.tol and count < len(theta):
+            missing = max(worst, self._as_error(theta, residual, count))
+            if counted and missing <= self.tol and count < len(theta):
                 break
             if run.exhausted or steps >= limit:
                 if worst > self.tol and not run.exhausted:
-                    self._falls_short(f"with a basis of {len(theta)} vectors", count, worst)
+                    self._falls_short(f"with a basis of {size} vectors", count, worst)
                 break
             more = math.ceil((CHECK_GROWTH - 1) * steps)
-            if steps < second and worst > NEAR:
+            if steps < second and missing > NEAR:
                 more = second - steps
-            elif 0 < worst < before[1] and count == previous:
-                rate = math.log(before[1] / worst) / (steps - before[0])
-                more = min(more, math.ceil(CAUTION * math.log(worst / self.tol) / rate))
-            previous, before = count, (steps, worst)
+            elif 0 < missing < before[1] and count == previous:
+                rate = math.log(before[1] / missing) / (steps - before[0])
+                more = min(more, math.ceil(CAUTION * math.log(missing / self.tol) / rate))
+            previous, before = count, (steps, missing)
             steps = min(steps + max(more, 1), limit)
         count = min(count, len(theta))
         vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
-        return Basis(vectors, residual[:count], _at(theta, count)), theta
+        return Basis(vectors, residual[:count], _at(theta, count), _at(theta + residual, count)), theta
+
+    def _as_error(self, theta: Array, residual: Array, count: int) -> float:
+        """The worst angle as an error of values: as many times `tol` as it is of `vectors_tol`.
+
+        Further steps are no help to the last group where it goes on beyond what is wanted.
+        """
+        if self.wanted.vectors_tol is None or not 0 < count < len(theta):
+            return 0.0
+        s = np.sqrt(theta[:count])
+        left = np.divide(residual[:count], s, out=np.zeros(count), where=s > 0)
+        found = angles(s, left, math.sqrt(_at(theta + residual, count)), self.tol)
+        if s[-1] - math.sqrt(theta[count]) <= self.tol * s[-1]:
+            found = found[: groups(s, self.tol)[-1]]
+        return self.tol * float(found.max(initial=0.0)) / self.wanted.vectors_tol
 
     def _count(self, theta: Array) -> int:
         return self.wanted.count(theta, self.source.scale_exponent)
@@ -399,30 +440,6 @@ def _at(theta: Array, count: int) -> float:
     return max(float(theta[count]), 0.0) if count < len(theta) else 0.0
 
 
-def _may_hide_equal_ones(theta: Array, width: int) -> bool:
-    """Whether as many Ritz values (scale s^2, descending) as the block is wide are equal and not zero.
-
-    Of a single vector nothing can be said.
-    """
-    if width < 2 or len(theta) < width:
-        return False
-    first, last = theta[: len(theta) - width + 1], theta[width - 1 :]
-    return bool(np.any((last > 0) & (first - last <= 2 * EQUAL * first)))
-
-
-def _may_hide_others(theta: Array, residual: Array, width: int) -> NDArray[np.bool_]:
-    """Which of the leading values have as many around them as the block is wide, all nearer than they are settled.
-
-    A block shows no more than that of a cluster at first, each of them somewhere within it.
-    """
-    if width < 2 or len(theta) < width:
-        return np.zeros(len(residual), dtype=np.bool_)
-    spans = np.pad(theta[: len(theta) - width + 1] - theta[width - 1 :], width - 1, constant_values=np.inf)
-    tightest = np.lib.stride_tricks.sliding_window_view(spans, width).min(axis=1)
-    crowded: NDArray[np.bool_] = tightest[: len(residual)] <= CROWD * residual
-    return crowded
-
-
 def _first_looks(wanted: float) -> tuple[int, int]:
     """Steps before the first and the second look at Ritz values, for so many blocks of wanted ones.
 
@@ -430,32 +447,6 @@ def _first_looks(wanted: float) -> tuple[int, int]:
     values most are spikes.
     """
     return math.ceil(1.25 * wanted) + 6, math.ceil(min(3.5 * wanted + 8, 2.5 * wanted + 24))
-
-
-def _error_bounds(theta: Array, residual: Array, count: int, width: int) -> Array:
-    """Bounds of the distance from each of the leading ``count`` values to a singular value, relative."""
-    if count >= len(theta):
-        return np.full(1, np.inf)
-    head = theta[:count]
-    return np.divide(residual[:count], 2 * head, out=np.zeros(count), where=head > 0)
-
-
-def _relative_errors(theta: Array, residual: Array, count: int, width: int) -> Array:
-    """Estimated relative errors of the leading ``count`` singular values.
-
-    A Ritz value of a block method errs by about ``residual^2 / gap`` and never by more than the residual. Until it has
-    settled the gap is taken to the value ``width`` places further down; once its residual is within that gap, what its
-    residual couples it to lies deeper in the spectrum. Compared with exact values this overestimates two- to fourfold.
-    Where values may hide the gap is unknown, and only the residual counts.
-    """
-    if count >= len(theta):
-        return np.full(1, np.inf)
-    head, r = theta[:count], residual[:count]
-    near, far = (theta[np.minimum(np.arange(count) + k * width, len(theta) - 1)] for k in (1, 3))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.where(r < head - near, head - far, head - near)
-        error = np.where(_may_hide_others(theta, r, width), r, np.minimum(r, r * r / gap)) / (2 * head)
-    return np.where(head > 0, error, 0.0)
 
 
 def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None, noise: NoiseProfile | None) -> SVD:
@@ -470,6 +461,7 @@ def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None, noi
         s=found.s * unit,
         Vh=like(np.ascontiguousarray(v, dtype=dtype), W),
         residuals=found.residuals * unit,
+        angles=found.angles,
         edge=edge,
         noise=noise,
     )

@@ -6,7 +6,7 @@ See ``docs/numerics.md`` for the measurements behind the constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 INITIAL_STEPS = 12
 STEP_GROWTH = 4
 MAX_STEPS = 40
+FEW_STEPS = 4
 MAX_BASIS = 768
 # Share of `tol` that the reported error has to meet: it comes out up to a fifth low where the noise is not homogeneous.
 MARGIN = 0.95
@@ -127,13 +128,11 @@ class Session:
         while self.steps > 2:  # fewer: the space has closed, nothing is left to settle
             now = self.after(self.steps)
             before = self.after(self.steps - 2)
-            reference = now.edge.sigma_plus
             counted = now.edge.spikes <= now.resolved
             # As long as the spikes cannot be counted the edge may stand still by chance, on its way past a wrong value:
             # then it is compared with two earlier ones.
-            earlier = [before] if counted else [before, self.after(max(self.steps - 5, 2))]
-            moved = [abs(spectrum.edge.sigma_plus / reference - 1) for spectrum in earlier if reference > 0]
-            self.settling = max(moved, default=0.0)
+            earlier = {self.steps - 2} if counted else {self.steps - 2, max(self.steps - 5, 2)}
+            self.settling = self._moved_since(earlier)
             steady = (
                 self.settling <= SETTLED * self.request.tol
                 and (not counted or now.edge.spikes == before.edge.spikes)
@@ -143,6 +142,24 @@ class Session:
             if steady or done or self.steps >= limit or self.atoms is not None:
                 return
             self.advance(min(STEP_GROWTH, limit - self.steps))
+
+    def compare_steps(self) -> None:
+        """Note by how much the edge still moves where the number of steps was given.
+
+        In its first steps it goes up and down, and two may agree by chance: the farthest counts. Of one step nothing
+        says how far off it is.
+        """
+        if self.atoms is not None or all(run.exhausted for run in self.runs):
+            return
+        earlier = range(1, self.steps) if self.steps <= FEW_STEPS else (self.steps - 2,)
+        self.settling = self._moved_since(earlier) if self.steps > 1 else 1.0
+
+    def _moved_since(self, earlier: Iterable[int]) -> float:
+        """How far sigma_plus was from what it is now, relatively, after fewer steps."""
+        now = self.after(self.steps).edge.sigma_plus
+        if now <= 0:
+            return 0.0
+        return max(abs(self.after(steps).edge.sigma_plus / now - 1) for steps in earlier)
 
     def needs_double(self) -> bool:
         """Whether the leading value is so large that fp32 products leave too few digits for the bulk.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.operators import Source
+from mpfast.spectra.ritz_errors import angles
 
 Array = NDArray[np.float64]
 
@@ -19,18 +20,24 @@ __all__ = ["ROUNDING", "Basis", "Triplets", "Wanted", "level_of_rounding", "trip
 # s_1 / s_k up to which the triplets may come from the squares of the singular values: a loss of four digits of sixteen.
 ROTATION_RANGE = 100.0
 ROUNDING = 2.0**-52
+# What rounding to single precision turns a vector by, at most.
+ROUNDING_OF_SINGLE = 2.0**-24
 # What computing a residual may add to it, in roundings of s_1.
 PRODUCT_ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """So many triplets, or all with singular values above ``floor``, to a relative ``tol``; about ``expected``."""
+    """So many triplets, or all with singular values above ``floor``, to a relative ``tol``; about ``expected``.
+
+    ``vectors_tol`` bounds the angles of the vectors, where these are wanted as well.
+    """
 
     k: int | None
     floor: float
     tol: float
     expected: int
+    vectors_tol: float | None = None
 
     def count(self, squares: Array, scale_exponent: int) -> int:
         """How many of these squares of singular values of the scaled W are wanted."""
@@ -44,13 +51,14 @@ class Wanted:
 class Basis:
     """Leading eigenvectors of the scaled Gram operator, (count, p), and what their Krylov run left of them.
 
-    ``residuals`` are on the scale s^2, (count,); ``beyond`` is the next eigenvalue, 0 where there is none; ``unmet``
-    says where the run fell short of `tol`.
+    ``residuals`` are on the scale s^2, (count,); ``beyond`` is the next eigenvalue, 0 where there is none, and at most
+    ``at_most``; ``unmet`` says where the run fell short of `tol`.
     """
 
     vectors: NDArray[Any]
     residuals: Array
     beyond: float = 0.0
+    at_most: float = 0.0
     unmet: str = ""
 
 
@@ -63,7 +71,14 @@ class Triplets:
     long_side: NDArray[Any]
     short_side: NDArray[Any]
     residuals: Array
+    angles: Array
     unmet: str = ""
+    unmet_vectors: str = ""
+
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether values and vectors are to their tolerances."""
+        return not self.unmet and not self.unmet_vectors
 
 
 def _rotated(basis: NDArray[Any], image: NDArray[Any], threads: int) -> tuple[Array, NDArray[Any], NDArray[Any]]:
@@ -103,15 +118,29 @@ def triplets(source: Source, basis: Basis, wanted: Wanted, threads: int) -> Trip
     worst = _worst_of_rounding(s, added, beyond, level_of_rounding(s, source.shape))
     if not unmet and worst > wanted.tol:
         unmet = unmet_tolerance("for rounding", count, worst)
+    around = angles(s, residuals, max(beyond, math.sqrt(basis.at_most)), wanted.tol)
     if source.dtype != "float64" and long_side.dtype == np.float64:
+        around = np.minimum(around + ROUNDING_OF_SINGLE, math.pi / 2)
         long_side, short_side = long_side.astype(np.float32), short_side.astype(np.float32)
         residuals = _residuals(source, s, long_side, short_side)
-    return Triplets(source, s, long_side, short_side, residuals, unmet)
+    return Triplets(source, s, long_side, short_side, residuals, around, unmet, _unmet_vectors(around, wanted))
 
 
 def _nothing(source: Source, unmet: str) -> Triplets:
     none = np.empty(0)
-    return Triplets(source, none, np.empty((0, max(source.shape))), np.empty((0, min(source.shape))), none, unmet)
+    return Triplets(source, none, np.empty((0, max(source.shape))), np.empty((0, min(source.shape))), none, none, unmet)
+
+
+def _unmet_vectors(around: Array, wanted: Wanted) -> str:
+    """Say how far off the worst vectors are, where that is more than wanted."""
+    worst = float(around.max(initial=0.0))
+    if wanted.vectors_tol is None or worst <= wanted.vectors_tol:
+        return ""
+    off = int(np.count_nonzero(around > wanted.vectors_tol))
+    return (
+        f"vectors_tol={wanted.vectors_tol:g} was not met: {off} of the {len(around)} vectors, or the spaces that they "
+        f"span with those of equal values, may be off by up to {worst:.1g}"
+    )
 
 
 def _measured(source: Source, long_side: NDArray[Any], short_side: NDArray[Any]) -> tuple[Array, Array]:

@@ -124,10 +124,10 @@ def check_patterns(value: Any, name: str) -> list[str]:
     return patterns
 
 
-def check_tolerance(tol: Any) -> float:
+def check_tolerance(tol: Any, name: str = "tol") -> float:
     """Return the tolerance as a Python float; ValueError unless it is a number strictly between 0 and 1."""
     if not _is_real(tol) or not 0 < tol < 1:
-        raise InvalidValueError("tol", f"must be between 0 and 1, not {tol!r}")
+        raise InvalidValueError(name, f"must be between 0 and 1, not {tol!r}")
     return float(tol)
 
 

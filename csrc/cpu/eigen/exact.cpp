@@ -10,7 +10,6 @@
 
 #include "core/buffer.hpp"
 #include "core/changed.hpp"
-#include "core/dtype.hpp"
 #include "core/factors.hpp"
 #include "core/lower_tiles.hpp"
 #include "cpu/eigen/bidiagonal.hpp"
@@ -39,31 +38,6 @@ constexpr double kLargeTrace = 1e200;
 // The side of the tiles of G: large enough for gemm to run at its full rate, small enough to keep eight threads busy.
 index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
 
-// Widens `count` entries and says whether all are finite.
-template <DType dtype>
-bool widen_run(const void* data, index_t offset, index_t stride, index_t count, double scale, double* to) {
-  using Bits = typename Entry<dtype>::Bits;
-  constexpr Bits kExponent = Entry<dtype>::kExponent;
-  const auto* from = static_cast<const Bits*>(data) + offset;
-  Bits nonfinite = 0;
-  const auto step = [&](Bits bits, index_t i) {
-    nonfinite = static_cast<Bits>(nonfinite | static_cast<Bits>((bits & kExponent) == kExponent));
-    to[i] = Entry<dtype>::widen(bits) * scale;
-  };
-  if (stride == 1) {
-    for (index_t i = 0; i < count; ++i) step(from[i], i);
-  } else {
-    for (index_t i = 0; i < count; ++i) step(from[i * stride], i);
-  }
-  return nonfinite == 0;
-}
-
-template <DType dtype>
-bool is_finite_at(const void* data, index_t offset) {
-  const auto bits = static_cast<const typename Entry<dtype>::Bits*>(data)[offset];
-  return (bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent;
-}
-
 struct Nonfinite {
   index_t count = 0;
   index_t first_row = std::numeric_limits<index_t>::max();
@@ -81,12 +55,12 @@ struct Nonfinite {
 
 // S: W or its transpose, long side as rows.
 struct LongView {
-  LongView(const MatrixView& w, const Factors& of_w)
+  LongView(const Source& w, const Factors& of_w)
       : transposed(w.rows < w.cols),
         view(transposed ? w.transposed() : w),
         factors(transposed ? of_w.transposed() : of_w) {}
   bool transposed;
-  MatrixView view;
+  Source view;
   Factors factors;
 };
 
@@ -100,31 +74,26 @@ void weight_run(double line_factor, const double* factors, index_t count, double
 // rows of S are the denser runs, depth x p otherwise.
 Nonfinite widen_panel(Team& team, const LongView& s, index_t begin, index_t end, bool by_rows, double scale,
                       double* panel, index_t ld) {
-  const MatrixView& v = s.view;
-  const index_t runs = by_rows ? end - begin : v.cols;
-  const index_t length = by_rows ? v.cols : end - begin;
-  const index_t run_stride = by_rows ? v.row_stride : v.col_stride;
-  const index_t entry_stride = by_rows ? v.col_stride : v.row_stride;
-  const index_t origin = begin * v.row_stride;
-  std::vector<Nonfinite> found(static_cast<std::size_t>(ceil_div(runs, kRunsATask)));
-  team.parallel_for(ceil_div(runs, kRunsATask), [&](index_t task, int) {
-    dispatch(v.dtype, [&]<DType dtype>() {
-      for (index_t run = task * kRunsATask; run < std::min((task + 1) * kRunsATask, runs); ++run) {
-        const index_t offset = origin + run * run_stride;
-        const bool weighs = s.factors.given();
-        if (widen_run<dtype>(v.data, offset, entry_stride, length, weighs ? 1.0 : scale, panel + run * ld)) {
-          if (!weighs) continue;
-          const double line_factor = by_rows ? s.factors.rows[begin + run] : s.factors.cols[run];
-          weight_run(line_factor, by_rows ? s.factors.cols : s.factors.rows + begin, length, scale, panel + run * ld);
-          continue;
-        }
-        for (index_t i = 0; i < length; ++i) {
-          if (is_finite_at<dtype>(v.data, offset + i * entry_stride)) continue;
-          const index_t row = begin + (by_rows ? run : i);
-          const index_t col = by_rows ? i : run;
-          found[static_cast<std::size_t>(task)].add(s.transposed ? col : row, s.transposed ? row : col);
-        }
-      }
+  const Source part = s.view.part(begin, end - begin, 0, s.view.cols);
+  const Source runs = by_rows ? part : part.transposed();
+  std::vector<Nonfinite> found(static_cast<std::size_t>(ceil_div(runs.rows, kRunsATask)));
+  team.parallel_for(ceil_div(runs.rows, kRunsATask), [&](index_t task, int) {
+    const bool weighs = s.factors.given();
+    const index_t first = task * kRunsATask;
+    const index_t last = std::min(first + kRunsATask, runs.rows);
+    bool finite = true;
+    for (index_t run = first; run < last; ++run) {
+      double* const to = panel + run * ld;
+      finite = runs.widen(run, 0, runs.cols, weighs ? 1.0 : scale, to) && finite;
+      if (!weighs) continue;
+      const double line_factor = by_rows ? s.factors.rows[begin + run] : s.factors.cols[run];
+      weight_run(line_factor, by_rows ? s.factors.cols : s.factors.rows + begin, runs.cols, scale, to);
+    }
+    if (finite) return;
+    runs.part(first, last - first, 0, runs.cols).for_each_nonfinite([&](index_t i, index_t j) {
+      const index_t row = begin + (by_rows ? first + i : j);
+      const index_t col = by_rows ? j : first + i;
+      found[static_cast<std::size_t>(task)].add(s.transposed ? col : row, s.transposed ? row : col);
     });
   });
   Nonfinite total;
@@ -158,7 +127,7 @@ void accumulate(Team& team, index_t p, index_t depth, bool by_rows, const double
 
 // The largest magnitude in each row of S, which is finite.
 std::vector<double> row_maxima(Team& team, const LongView& s) {
-  const MatrixView& view = s.view;
+  const Source& view = s.view;
   constexpr index_t kChunk = 512;
   std::vector<double> maxima(static_cast<std::size_t>(view.rows), 0.0);
   team.parallel_for(ceil_div(view.rows, kRunsATask), [&](index_t task, int) {
@@ -167,10 +136,7 @@ std::vector<double> row_maxima(Team& team, const LongView& s) {
       double largest = 0;
       for (index_t col = 0; col < view.cols; col += kChunk) {
         const index_t count = std::min(kChunk, view.cols - col);
-        dispatch(view.dtype, [&]<DType dtype>() {
-          widen_run<dtype>(view.data, row * view.row_stride + col * view.col_stride, view.col_stride, count, 1.0,
-                           chunk);
-        });
+        view.widen(row, col, count, 1.0, chunk);
         if (s.factors.given()) weight_run(s.factors.rows[row], s.factors.cols + col, count, 1.0, chunk);
         for (index_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(chunk[i]));
       }
@@ -211,12 +177,12 @@ void bidiagonal_route(Team& team, const LongView& s, int exponent, double* value
 
 }  // namespace
 
-ExactStats gram_matrix(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent, double* g,
+ExactStats gram_matrix(Team& team, const Source& w, const Factors& factors, int scale_exponent, double* g,
                        index_t ldg) {
   const LongView s(w, factors);
   const index_t q = s.view.rows;
   const index_t p = s.view.cols;
-  const bool by_rows = std::abs(s.view.col_stride) <= std::abs(s.view.row_stride);
+  const bool by_rows = s.view.has_dense_rows();
   const index_t depth = std::min(q, std::clamp(kPanelEntries / std::max(p, index_t{1}), kMinDepth, kMaxDepth));
   const index_t ld = padded_leading_dimension(by_rows ? p : depth);
   Buffer<double> panel(ld, by_rows ? depth : p, "a panel of W in float64");
@@ -243,14 +209,14 @@ ExactStats gram_matrix(Team& team, const MatrixView& w, const Factors& factors, 
   return stats;
 }
 
-index_t exact_work_bytes(const MatrixView& w) {
+index_t exact_work_bytes(const Source& w) {
   const index_t p = std::min(w.rows, w.cols);
   const index_t panel = std::max(kPanelEntries, kMinDepth * p);
   constexpr index_t kFactors = 512;  // more columns than the panels of the reduction and its band have together
   return static_cast<index_t>(sizeof(double)) * (p * p + panel + kFactors * p);
 }
 
-void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats,
+void singular_values(Team& team, const Source& w, const Factors& factors, double* values, ExactStats* stats,
                      double* gram, int scale_exponent) {
   const index_t p = std::min(w.rows, w.cols);
   *stats = {};

@@ -3,6 +3,7 @@
 
 #include "core/factors.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "cpu/machine/team.hpp"
 
 namespace mpfast::cpu {
@@ -24,11 +25,10 @@ struct ExactStats {
 // short side p = min(rows, cols) as columns. W is widened to double panel by panel (2 MB at a time up to
 // p = 1024). Panels that follow a non-finite entry are only counted, and G is then meaningless.
 // Bitwise the same for any size of the team.
-ExactStats gram_matrix(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent, double* g,
-                       index_t ldg);
+ExactStats gram_matrix(Team& team, const Source& w, const Factors& factors, int scale_exponent, double* g, index_t ldg);
 
 // Memory that singular_values needs for its matrix in the first case below.
-index_t exact_work_bytes(const MatrixView& w);
+index_t exact_work_bytes(const Source& w);
 
 // All p = min(rows, cols) singular values of W, descending. When W has non-finite entries nothing but stats is filled.
 //
@@ -37,7 +37,7 @@ index_t exact_work_bytes(const MatrixView& w);
 // they come from an orthogonal bidiagonalisation of a double copy of W, several times slower. Values below about
 // 1e-8 s_1 are noise in the first case, values below 1e-16 s_1 in the second.
 // `gram`, where given, gets G on the way (p x p without gaps, lower triangle), of 2^-scale_exponent W.
-void singular_values(Team& team, const MatrixView& w, const Factors& factors, double* values, ExactStats* stats,
+void singular_values(Team& team, const Source& w, const Factors& factors, double* values, ExactStats* stats,
                      double* gram = nullptr, int scale_exponent = 0);
 
 }  // namespace mpfast::cpu

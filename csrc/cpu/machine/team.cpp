@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/forced_unwind.hpp"
+#include "cpu/machine/loop_log.hpp"
 
 namespace mpfast::cpu {
 
@@ -17,10 +18,15 @@ constexpr auto kPollInterval = std::chrono::milliseconds(50);
 // helps nobody.
 constexpr int kMostPerProcessor = 16;
 constexpr int kLargestTeam = 256;
+
+// What a thread does while another is called and wakes up, about 5 us.
+constexpr double kFlopsOfCall = 3e5;
 }  // namespace
 
 Team::Team(int threads, Poll poll)
-    : size_(std::max(threads, 1)), poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + kPollInterval) {}
+    : size_(std::max(threads, 1)),
+      poll_(std::move(poll)),
+      next_poll_(std::chrono::steady_clock::now() + kPollInterval) {}
 
 Team::~Team() {
   if (meeting_ == nullptr) return;
@@ -32,20 +38,22 @@ Team::~Team() {
   }
 }
 
-void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& task) {
+void Team::parallel_for(index_t count, const std::function<void(index_t, int)>& task, double flops) {
+  const LoopNote note(count);
   task_ = &task;
   count_ = count;
   next_.store(0);
   failure_ = nullptr;
-  helpers_ = helpers_for(count);
+  helpers_ = helpers_for(count, flops);
   call_two(0);
   run_tasks(0);
   wait_for_workers();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-int Team::helpers_for(index_t count) {
-  const int wanted = static_cast<int>(std::min<index_t>(size_, count)) - 1;
+int Team::helpers_for(index_t count, double flops) {
+  const double busy = std::min(flops / kFlopsOfCall, static_cast<double>(size_ - 1));
+  const int wanted = static_cast<int>(std::min(static_cast<double>(count - 1), busy));
   if (wanted < 1 || !is_here()) return 0;
   if (meeting_ == nullptr) meeting_ = std::make_unique<Meeting>();
   Workers& workers = meeting_->workers;

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 
@@ -38,8 +39,9 @@ class Team {
   // Runs task(index, worker) for every index in [0, count), handed out in increasing order; worker is in [0, size()).
   // The caller works too, as worker 0, and waits for nobody who has not begun when no task is left. The first exception
   // (a task's, or the poll's) stops the hand-out and is rethrown here once every worker has come to rest. Not
-  // reentrant.
-  void parallel_for(index_t count, const std::function<void(index_t, int)>& task);
+  // reentrant. No more workers are called than `flops`, of all tasks together, keep busy for longer than a call takes.
+  void parallel_for(index_t count, const std::function<void(index_t, int)>& task,
+                    double flops = std::numeric_limits<double>::infinity());
 
   // Gives the poll a chance to cancel. For loops that the owner runs outside parallel_for.
   void check_interrupt();
@@ -54,7 +56,7 @@ class Team {
   };
 
   bool is_here() const { return born_ == fork_generation(); }
-  int helpers_for(index_t count);
+  int helpers_for(index_t count, double flops);
   void call_two(int worker);
   void work(int worker);
   void run_tasks(int worker);

@@ -45,18 +45,19 @@ class EnergyPass {
   // Whether panels are read for energies after the product.
   bool reads_panels() const { return add_ != nullptr; }
 
-  // Where the kernels of the product add up squares, of rows from `row` on; nowhere if they do not.
-  Squares for_kernels(index_t row, Buffer<double>& columns) const {
+  // Where the kernels of the product add up squares, of rows from `row` on and of columns from `col` of the pass on,
+  // whole pairs of registers before it; nowhere if they do not.
+  Squares for_kernels(index_t row, index_t col, Buffer<double>& columns) const {
     if (!target_.in_products) return {};
-    return {target_.rows + row, columns.get()};
+    return {target_.rows + row, columns.get() + col};
   }
 
-  // What they do not, of a panel that holds rows of B from `row` on and all of the pass's columns.
-  void add(const Panel& panel, index_t row, Buffer<double>& columns) const {
+  // What they do not, of a panel that holds rows of B from `row` on and columns from `col` of the pass on.
+  void add(const Panel& panel, index_t row, index_t col, Buffer<double>& columns) const {
     if (add_ == nullptr) return;
     Factors factors;
-    if (target_.factors.given()) factors = {target_.factors.rows + row, target_.factors.cols + first_col_};
-    add_(panel, target_.scale, factors, target_.rows + row, columns.get());
+    if (target_.factors.given()) factors = {target_.factors.rows + row, target_.factors.cols + first_col_ + col};
+    add_(panel, target_.scale, factors, target_.rows + row, columns.get() + col);
   }
 
   void finish(index_t task, Buffer<double> columns) {

@@ -59,7 +59,7 @@ class HostBackend {
   void copy(View from, View to) const { std::copy_n(from.data, from.count * dim_, to.data); }
 
   void fill_probes(View v, ProbeKey key, index_t first_column) {
-    over_chunks([&](index_t first, index_t length, index_t) {
+    over_chunks(kFlopsOfProbe * static_cast<double>(dim_ * v.count), [&](index_t first, index_t length, index_t) {
       for (index_t c = 0; c < v.count; ++c) {
         for (index_t j = first; j < first + length; ++j) {
           v.data[c * dim_ + j] = static_cast<Real>(probe_entry(key, j, static_cast<std::uint32_t>(first_column + c)));
@@ -76,7 +76,7 @@ class HostBackend {
     assert(out.rows() == v.count && out.cols() == z.count);
     const auto size = static_cast<std::size_t>(v.count * z.count);
     std::vector<Real> partial(size * static_cast<std::size_t>(chunks()));
-    over_chunks([&](index_t first, index_t length, index_t chunk) {
+    over_chunks(flops(v.count, z.count), [&](index_t first, index_t length, index_t chunk) {
       Team alone(1);
       const std::vector<Real> piece = copied(z, first, length);
       multiply(alone, coordinates(v, first, length), 0, z.count, piece.data(),
@@ -89,7 +89,7 @@ class HostBackend {
     assert(out.rows() == z.count && out.cols() == z.count);
     const auto size = static_cast<std::size_t>(z.count * z.count);
     std::vector<double> partial(size * static_cast<std::size_t>(chunks()));
-    over_chunks([&](index_t first, index_t length, index_t chunk) {
+    over_chunks(flops(z.count, z.count), [&](index_t first, index_t length, index_t chunk) {
       std::vector<double> wide(static_cast<std::size_t>(length * z.count));
       for (index_t c = 0; c < z.count; ++c) {
         std::copy_n(z.data + c * dim_ + first, length, wide.data() + c * length);
@@ -103,7 +103,7 @@ class HostBackend {
   void subtract(View v, ConstSmallView coefficients, View z) {
     assert(coefficients.rows() == v.count && coefficients.cols() == z.count);
     const std::vector<Real> c = rounded(coefficients);
-    over_chunks([&](index_t first, index_t length, index_t) {
+    over_chunks(flops(v.count, z.count), [&](index_t first, index_t length, index_t) {
       Team alone(1);
       std::vector<Real> sum(static_cast<std::size_t>(length * z.count));
       multiply(alone, coordinates(v, first, length).transposed(), 0, z.count, c.data(), sum.data());
@@ -117,7 +117,7 @@ class HostBackend {
   void combine(View v, ConstSmallView coefficients, View z) {
     assert(coefficients.rows() == v.count && coefficients.cols() == z.count);
     const std::vector<Real> c = rounded(coefficients);
-    over_chunks([&](index_t first, index_t length, index_t) {
+    over_chunks(flops(v.count, z.count), [&](index_t first, index_t length, index_t) {
       linalg::gemm(false, false, length, z.count, v.count, Real{1}, v.data + first, dim_, c.data(), v.count, Real{0},
                    z.data + first, dim_);
     });
@@ -126,7 +126,7 @@ class HostBackend {
   void transform(View z, ConstSmallView matrix) {
     assert(matrix.rows() == z.count && matrix.cols() == z.count);
     const std::vector<Real> m = rounded(matrix);
-    over_chunks([&](index_t first, index_t length, index_t) {
+    over_chunks(flops(z.count, z.count), [&](index_t first, index_t length, index_t) {
       const std::vector<Real> old = copied(z, first, length);
       linalg::gemm(false, false, length, z.count, z.count, Real{1}, old.data(), length, m.data(), z.count, Real{0},
                    z.data + first, dim_);
@@ -147,8 +147,10 @@ class HostBackend {
   }
 
  private:
-  // Coordinates per task: fixed, so that sums do not depend on the team. A chunk of a 32-wide block stays in L2.
-  static constexpr index_t kChunk = 2048;
+  // Coordinates per task: fixed, so that sums do not depend on the team. A page of each vector in single precision.
+  static constexpr index_t kChunk = 1024;
+  // What drawing an entry of a probe takes the time of.
+  static constexpr double kFlopsOfProbe = 1000;
 
   // Coordinates [first, first + length) of the vectors of v, as a matrix with a row per vector.
   static MatrixView coordinates(View v, index_t first, index_t length) {
@@ -165,12 +167,18 @@ class HostBackend {
 
   index_t chunks() const { return (dim_ + kChunk - 1) / kChunk; }
 
+  // Of a product between the vectors of two views.
+  double flops(index_t many, index_t few) const {
+    return 2 * static_cast<double>(dim_) * static_cast<double>(many) * static_cast<double>(few);
+  }
+
   template <class F>
-  void over_chunks(const F& body) {
-    team_->parallel_for(chunks(), [&](index_t chunk, int) {
+  void over_chunks(double flops, const F& body) {
+    const auto task = [&](index_t chunk, int) {
       const index_t first = chunk * kChunk;
       body(first, std::min(kChunk, dim_ - first), chunk);
-    });
+    };
+    team_->parallel_for(chunks(), task, flops);
   }
 
   // In the precision of the vectors, column after column.
@@ -181,7 +189,9 @@ class HostBackend {
 
   void sum_partials(const auto& partial, std::span<double> out) const {
     std::ranges::fill(out, 0.0);
-    for (std::size_t i = 0; i < partial.size(); ++i) out[i % out.size()] += static_cast<double>(partial[i]);
+    for (std::size_t at = 0; at < partial.size(); at += out.size()) {
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] += static_cast<double>(partial[at + i]);
+    }
   }
 
   Team* team_;

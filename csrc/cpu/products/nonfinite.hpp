@@ -1,26 +1,21 @@
 // Where W is not finite.
 #pragma once
 
-#include "core/dtype.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "linalg/backend.hpp"
 
 namespace mpfast::cpu {
 
 // Counts the entries that are infinite or not numbers, and notes the first of them in row-major order.
-inline void find_nonfinite(const MatrixView& w, linalg::OperatorStats& stats) {
-  dispatch(w.dtype, [&]<DType dtype>() {
-    using Bits = typename Entry<dtype>::Bits;
-    const auto* data = static_cast<const Bits*>(w.data);
-    for (index_t i = 0; i < w.rows; ++i) {
-      for (index_t j = 0; j < w.cols; ++j) {
-        const Bits bits = data[i * w.row_stride + j * w.col_stride];
-        if ((bits & Entry<dtype>::kExponent) != Entry<dtype>::kExponent) continue;
-        if (stats.nonfinite_count++ > 0) continue;
-        stats.first_nonfinite_row = i;
-        stats.first_nonfinite_col = j;
-      }
-    }
+inline void find_nonfinite(const Source& w, linalg::OperatorStats& stats) {
+  w.for_each_nonfinite([&](index_t row, index_t col) {
+    ++stats.nonfinite_count;
+    const bool before =
+        row < stats.first_nonfinite_row || (row == stats.first_nonfinite_row && col < stats.first_nonfinite_col);
+    if (stats.nonfinite_count > 1 && !before) return;
+    stats.first_nonfinite_row = row;
+    stats.first_nonfinite_col = col;
   });
 }
 

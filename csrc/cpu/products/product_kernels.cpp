@@ -1,7 +1,7 @@
 // Compiled once per instruction set (see CMakeLists.txt).
 //
-// Register tiles. Phase 1 (dot) multiplies a few whole rows by a group of vectors; phase 2 (axpy) adds the rows of a
-// panel, each times its factors, to a pair of registers of columns of a group. For eight vectors a tile has 24
+// Register tiles. Phase 1 (add_dots) multiplies a few whole rows by a group of vectors; phase 2 (axpy) adds the rows of
+// a panel, each times its factors, to a pair of registers of columns of a group. For eight vectors a tile has 24
 // independent chains of FMAs fed by 11 loads in phase 1, and 16 fed by 10 in phase 2; for four vectors and 16 registers
 // it has 12 fed by 7, and 8 fed by 6. The wider the group, the less often W is read from the second-level cache.
 //
@@ -112,11 +112,12 @@ template <class V>
   return v;
 }
 
-// totals[i][g] += w[i] . x[g] for R rows and `pairs` pairs of registers. Each register of columns costs R + G loads and
-// R G FMAs, in R G independent chains (2 R of them for one vector).
+// A register of partial sums for each of R G products w[i] . x[g], to be added at totals[(i G + g) lanes], for R rows
+// and `pairs` pairs of registers. Each register of columns costs R + G loads and R G FMAs, in R G independent chains (2
+// R of them for one vector).
 template <class Real, class Storage, int R, int G>
 [[gnu::always_inline]] inline void dot_tile(const Storage* w, index_t row_stride, index_t pairs, const Real* x,
-                                            Vec<Real> (*totals)[G]) {
+                                            Real* totals) {
   constexpr int L = kLanes<Real>;
   constexpr int kChains = G == 1 ? 2 : 1;
   Vec<Real> a[R][G][kChains] = {};
@@ -136,7 +137,10 @@ template <class Real, class Storage, int R, int G>
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) totals[i][g] += kChains == 2 ? a[i][g][0] + a[i][g][1] : a[i][g][0];
+    for (int g = 0; g < G; ++g) {
+      Real* const total = totals + (i * G + g) * L;
+      store(total, load<Real>(total) + (kChains == 2 ? a[i][g][0] + a[i][g][1] : a[i][g][0]));
+    }
   }
 }
 
@@ -152,11 +156,11 @@ template <int kMost, class Function>
 
 // Every row is multiplied by one piece of X, which stays in the first-level cache, before the next piece is read.
 template <class Real, class Storage, int G>
-void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y) {
+void add_group_dots(const Panel& panel, const Real* x, Real* totals) {
   constexpr int R = kDotRows<G>;
+  constexpr index_t kRowTotals = G * kLanes<Real>;
   const Columns<Real, Storage, kMaxPanelRows> columns(static_cast<const Storage*>(panel.data), panel.row_stride,
                                                       panel.rows, panel.cols);
-  Vec<Real> totals[kMaxPanelRows][G] = {};
   for (const auto& span : columns.spans) {
     for (index_t start = 0; start < span.pairs; start += kDotRun<G>) {
       const index_t left = span.pairs - start;
@@ -164,22 +168,24 @@ void dot_group(const Panel& panel, const Real* x, Real alpha, Real beta, Real* y
       const Storage* w = span.data + start * kPair<Real>;
       index_t i = 0;
       for (; i + R <= panel.rows; i += R) {
-        dot_tile<Real, Storage, R, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+        dot_tile<Real, Storage, R, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i * kRowTotals);
       }
       for (; i < panel.rows; ++i) {
-        dot_tile<Real, Storage, 1, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i);
+        dot_tile<Real, Storage, 1, G>(w + i * span.row_stride, span.row_stride, pairs, x, totals + i * kRowTotals);
       }
       x += pairs * kPair<Real> * G;
     }
   }
-  for (index_t i = 0; i < panel.rows; ++i) {
-    for (int g = 0; g < G; ++g) y[i * G + g] = add_lanes(totals[i][g]) * alpha * beta;
-  }
+}
+
+template <class Real>
+void add_up(index_t count, const Real* totals, Real alpha, Real beta, Real* y) {
+  for (index_t k = 0; k < count; ++k) y[k] = add_lanes(load<Real>(totals + k * kLanes<Real>)) * alpha * beta;
 }
 
 template <class Real, class Storage>
-void dot(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y) {
-  with_width<kWideGroup>(width, [&]<int G>() { dot_group<Real, Storage, G>(panel, x, alpha, beta, y); });
+void add_dots(const Panel& panel, index_t width, const Real* x, Real* totals) {
+  with_width<kWideGroup>(width, [&]<int G>() { add_group_dots<Real, Storage, G>(panel, x, totals); });
 }
 
 // Where the squares of a panel's entries go: those of its rows to `row_runs`, those of its columns to `cols`.
@@ -486,7 +492,9 @@ template <class Real, class Storage, int G, bool kSquares>
                                         {});
   }
   const Panel rest{data + whole * panel.row_stride, panel.row_stride, panel.rows - whole, panel.cols};
-  dot_group<Real, Storage, G>(rest, vectors.x, vectors.alpha, vectors.beta, y);
+  Real totals[R * G * kLanes<Real>] = {};
+  add_group_dots<Real, Storage, G>(rest, vectors.x, totals);
+  add_up(rest.rows * G, totals, vectors.alpha, vectors.beta, y);
   weight_rows<Real, G>(vectors.factors_from(whole), rest.rows, y);
   axpy_group<Real, Storage, G, kSquares>(rest, y, vectors.z, {squares_from(whole), squares.cols});
 }
@@ -538,10 +546,15 @@ std::uint64_t read(const void* data, index_t count) {
 
 template <class Real, class Storage, class Bits>
 constexpr ProductKernels<Real> kKernels = {
-    kLanes<Real>,        kPairedStorage<Real, Storage>,
-    kWideGroup,          dot<Real, Storage>,
-    axpy<Real, Storage>, kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
-    pack<Real, Storage>, read<Bits>,
+    kLanes<Real>,
+    kPairedStorage<Real, Storage>,
+    kWideGroup,
+    add_dots<Real, Storage>,
+    add_up<Real>,
+    axpy<Real, Storage>,
+    kSweeps<Real, Storage> ? &sweep<Real, Storage> : nullptr,
+    pack<Real, Storage>,
+    read<Bits>,
 };
 
 template <class Real>

@@ -55,8 +55,11 @@ struct ProductKernels {
   bool paired;
   index_t wide_group;  // kMaxGroupWidth, or kGroupWidth where that has no advantage
 
-  // y[i * width + c] = alpha beta sum_j panel[i][j] x[c][j], for at most kMaxPanelRows rows.
-  void (*dot)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, Real* y);
+  // y[i * width + c] = alpha beta sum_j panel[i][j] x[c][j], for at most kMaxPanelRows rows, which may come in pieces
+  // of whole pairs of columns. Of each piece the first adds a register of partial sums at totals[(i * width + c)
+  // lanes]; the second makes `count` entries of y of them.
+  void (*add_dots)(const Panel& piece, index_t width, const Real* x, Real* totals);
+  void (*add_up)(index_t count, const Real* totals, Real alpha, Real beta, Real* y);
 
   // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
   void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, const Squares& squares);

@@ -11,6 +11,7 @@
 #include "core/factors.hpp"
 #include "core/scale.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/product_kernels.hpp"
@@ -30,6 +31,24 @@ constexpr index_t kMaxChunkRows = 4096;             // rows added up one after t
 constexpr index_t kMinTask = index_t{1} << 18;      // entries
 constexpr index_t kMaxTask = index_t{1} << 22;      // entries (32 vectors: about 10 ms)
 constexpr index_t kColumnBlock = index_t{1} << 15;  // columns per task where the columns are shared out
+// Where panels are packed for one reading alone, they are packed in pieces that stay in the first-level cache.
+constexpr index_t kPieceColumns = 512;
+
+// How the rows of B are cut. A function of shape and storage alone.
+struct RowBlocks {
+  index_t panel = 0;
+  index_t chunk = 0;
+  index_t chunks = 0;
+};
+
+inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
+  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
+  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
+  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
+  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
+  const index_t whole_panels = round_up(chunk, panel);
+  return {panel, whole_panels, ceil_div(rows, whole_panels)};
+}
 
 template <class Real>
 const ProductKernels<Real>& kernels_for(DType storage) {
@@ -40,15 +59,8 @@ const ProductKernels<Real>& kernels_for(DType storage) {
   return *kernels;
 }
 
-inline MatrixView part(const MatrixView& w, index_t row, index_t rows, index_t col, index_t cols) {
-  const index_t offset = (row * w.row_stride + col * w.col_stride) * static_cast<index_t>(size_of(w.dtype));
-  return {static_cast<const char*>(w.data) + offset, w.dtype, rows, cols, w.row_stride, w.col_stride};
-}
-
-inline bool has_contiguous_rows(const MatrixView& w) { return w.col_stride == 1 || w.cols == 1; }
-
 template <class Real>
-void check(const MatrixView& w, index_t width) {
+void check(const Source& w, index_t width) {
   if (w.rows < 1 || w.cols < 1) throw std::invalid_argument("the matrix is empty");
   if (width < 1) throw std::invalid_argument("the block of vectors is empty");
   kernels_for<Real>(w.dtype);
@@ -57,7 +69,7 @@ void check(const MatrixView& w, index_t width) {
 // A product with B in progress: B, its factors, the precision and the scale.
 template <class Real>
 struct Product {
-  MatrixView b;
+  Source b;
   bool swapped;  // b is W^T
   Factors factors;
   Scale<Real> scale;
@@ -83,30 +95,30 @@ struct Product {
     return scale.whole <= kFar && scale.whole >= 1 / kFar && !factors.given();
   }
 
-  // The kernels take contiguous rows. Others are packed first, and thereby widened.
-  bool packs() const { return !has_contiguous_rows(b); }
+  // The kernels take contiguous rows of entries. Others, and codes, are packed first, and thereby widened.
+  bool packs() const { return b.is_coded() || !b.has_contiguous_rows(); }
   DType panel_dtype() const { return packs() ? kDTypeOf<Real> : b.dtype; }
+  RowBlocks row_blocks(index_t cols) const {
+    return cut_rows(b.rows, cols, static_cast<index_t>(size_of(panel_dtype())));
+  }
   const ProductKernels<Real>& kernels() const { return kernels_for<Real>(panel_dtype()); }
 };
 
-// Part of B: rows [row, row + rows), columns [col, col + cols).
-struct Piece {
-  index_t row = 0;
-  index_t rows = 0;
-  index_t col = 0;
-  index_t cols = 0;
-};
+// Contiguous rows as they lie in memory.
+inline Panel panel_at(const MatrixView& view) { return {view.data, view.row_stride, view.rows, view.cols}; }
 
-// What one worker needs: y = panel X for a group of vectors, and a packed panel.
+// What one worker needs: y = panel X for all vectors, group by group, the registers that y is the sums of, and a packed
+// panel.
 template <class Real>
 struct Workspace {
   Buffer<Real> y;
+  Buffer<Real> totals;
   Buffer<Real> panel;
   Buffer<Real> runs;
 
-  Real* factors() {
-    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxGroupWidth, "a panel's products");
-    return y.get();
+  Real* factors(index_t first_vector = 0) {
+    if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxBlockWidth, "a panel's products");
+    return y.get() + first_vector * kMaxPanelRows;
   }
 
   // Zeros, which a sweep leaves so.
@@ -118,18 +130,36 @@ struct Workspace {
     return runs.get();
   }
 
-  // A piece of b, packed when the rows of b are not contiguous. The buffer is made for `most_rows` and `most_cols`,
-  // which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at the end.
-  // Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has contiguous rows,
-  // and must be widened all the same.
-  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols) {
-    const MatrixView view = part(product.b, piece.row, piece.rows, piece.col, piece.cols);
-    if (!product.packs()) return {view.data, view.row_stride, view.rows, view.cols};
+  Real* totals_of(index_t first_vector, index_t lanes) {
+    if (totals.get() == nullptr) totals = Buffer<Real>(kMaxPanelRows * lanes, kMaxBlockWidth, "a panel's products");
+    return totals.get() + first_vector * kMaxPanelRows * lanes;
+  }
+
+  // A piece of b, packed where the kernels cannot take it as it lies. The buffer is made for `most_rows` and
+  // `most_cols`, which no piece of the product exceeds: the first piece that a worker takes may be the narrow one at
+  // the end. Whether a piece is packed follows from b, as the choice of kernels does: a piece of one column has
+  // contiguous rows, and must be widened all the same.
+  // A packed piece begins at column `at` of the buffer.
+  Panel panel_of(const Product<Real>& product, const Piece& piece, index_t most_rows, index_t most_cols,
+                 index_t at = 0) {
+    const Source source = product.b.part(piece.row, piece.rows, piece.col, piece.cols);
+    if (!product.packs()) return panel_at(source.entries());
     const index_t stride = padded_stride(most_cols);
     if (panel.get() == nullptr) panel = Buffer<Real>(most_rows, stride, "a packed panel");
-    kernels_for<Real>(view.dtype)
-        .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get(), stride);
-    return {panel.get(), stride, view.rows, view.cols};
+    if (source.is_coded()) {
+      source.decode(panel.get() + at, stride);
+    } else {
+      const MatrixView view = source.entries();
+      kernels_for<Real>(view.dtype)
+          .pack({view.data, view.row_stride, view.col_stride, view.rows, view.cols}, panel.get() + at, stride);
+    }
+    return {panel.get() + at, stride, piece.rows, piece.cols};
+  }
+
+  // The panel of a piece that is packed already, in parts beside one another.
+  Panel whole_panel(const Product<Real>& product, const Piece& piece, index_t most_cols) const {
+    if (product.packs()) return {panel.get(), padded_stride(most_cols), piece.rows, piece.cols};
+    return panel_at(product.b.part(piece.row, piece.rows, piece.col, piece.cols).entries());
   }
 
  private:
@@ -139,21 +169,5 @@ struct Workspace {
     return (ceil_div(cols, kLine) | 1) * kLine;
   }
 };
-
-// How the rows of B are cut. A function of shape and storage alone.
-struct RowBlocks {
-  index_t panel = 0;
-  index_t chunk = 0;
-  index_t chunks = 0;
-};
-
-inline RowBlocks cut_rows(index_t rows, index_t cols, index_t entry_bytes) {
-  const index_t fitting = kPanelBytes / (cols * entry_bytes) / kPanelRowStep * kPanelRowStep;
-  const index_t panel = std::clamp(fitting, kPanelRowStep, kMaxPanelRows);
-  const index_t wanted = std::clamp(ceil_div(kMinTask, cols), kChunkRows, kMaxChunkRows);
-  const index_t chunk = std::clamp(wanted, panel, std::max(panel, kMaxTask / cols));
-  const index_t whole_panels = round_up(chunk, panel);
-  return {panel, whole_panels, ceil_div(rows, whole_panels)};
-}
 
 }  // namespace mpfast::cpu

@@ -25,12 +25,13 @@
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/nonfinite.hpp"
 #include "cpu/products/product_work.hpp"
+#include "cpu/products/row_dots.hpp"
 
 namespace mpfast::cpu {
 
 namespace {
 
-Energies zero_energies(const MatrixView& w) {
+Energies zero_energies(const Source& w) {
   return {std::vector<double>(static_cast<std::size_t>(w.rows)), std::vector<double>(static_cast<std::size_t>(w.cols))};
 }
 
@@ -49,14 +50,14 @@ auto lossy(index_t count, double scale) {
 // Forms lossy energies of rows (or columns) again, neighbours together, each in a pass over these alone. False where so
 // many are lossy that a pass over all of W is quicker.
 template <class Lossy>
-bool mend(Team& team, const MatrixView& w, bool rows, int scale_exponent, const Lossy& is_lossy,
+bool mend(Team& team, const Source& w, bool rows, int scale_exponent, const Lossy& is_lossy,
           std::vector<double>& sums) {
   constexpr index_t kMost = 16;  // of so many, one
   if (std::ranges::count_if(sums, is_lossy) > std::ssize(sums) / kMost) return false;
   for (auto at = std::ranges::find_if(sums, is_lossy); at != sums.end(); at = std::find_if(at, sums.end(), is_lossy)) {
     const index_t first = at - sums.begin();
     const index_t count = std::find_if_not(at, sums.end(), is_lossy) - at;
-    const MatrixView lines = rows ? part(w, first, count, 0, w.cols) : part(w, 0, w.rows, first, count);
+    const Source lines = rows ? w.part(first, count, 0, w.cols) : w.part(0, w.rows, first, count);
     linalg::OperatorStats unused;
     const Energies again = energies(team, lines, {}, scale_exponent, &unused);
     at = std::ranges::copy(rows ? again.rows : again.cols, at).out;
@@ -68,7 +69,7 @@ bool mend(Team& team, const MatrixView& w, bool rows, int scale_exponent, const 
 // row and column, or of the norm alone. False where W is better read again.
 template <class Real>
 bool settle(Team& team, const Product<Real>& product, int scale_exponent, bool of_lines, Energies& sums) {
-  const MatrixView w = product.swapped ? product.b.transposed() : product.b;
+  const Source w = product.swapped ? product.b.transposed() : product.b;
   const double scale = product.scale.whole;
   for (auto* each : {&sums.rows, &sums.cols}) {
     for (double& sum : *each) sum *= scale * scale;
@@ -99,13 +100,12 @@ void weight_rows(const double* row_factors, index_t rows, index_t width, Real* y
 // Z = scale B^T f^2 o (scale B X) in one pass over B, by rows, where f are the factors of the rows.
 template <class Real>
 void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, Energies* learned) {
-  const MatrixView& b = product.b;
+  const Source& b = product.b;
   const auto& kernels = product.kernels();
   const VectorLayout<Real> layout(kernels, product.width, b.cols);
   Buffer<Real> packed_x(layout.size(), 1, "the vectors of a product");
   layout.from_plain(team, x, product.scale.half, packed_x.get());
-  const RowBlocks blocks =
-      cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(Real) : size_of(b.dtype)));
+  const RowBlocks blocks = product.row_blocks(b.cols);
 
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   PartialTree<Real> tree(blocks.chunks, layout.size());
@@ -120,26 +120,28 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
       // Energies that the kernels leave are read off rows that the cache still holds.
       const index_t step = energies.reads_panels() ? kMaxPanelRows : last - first;
       for (index_t row = first; row < last; row += step) {
-        const Panel panel{part(b, row, 1, 0, 1).data, b.row_stride, std::min(step, last - row), b.cols};
-        const Squares squares = energies.for_kernels(row, column_energies);
+        const index_t rows = std::min(step, last - row);
+        const Panel panel = panel_at(b.part(row, rows, 0, b.cols).entries());
+        const Squares squares = energies.for_kernels(row, 0, column_energies);
         kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
                       product.row_factors(row), partial.get(), squares,
                       squares.wanted() ? work.column_runs(layout.padded()) : nullptr);
-        energies.add(panel, row, column_energies);
+        energies.add(panel, row, 0, column_energies);
       }
     } else {
       for (index_t row = first; row < last; row += blocks.panel) {
-        const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
-        const Panel panel = work.panel_of(product, piece, blocks.panel, b.cols);
+        const Piece rows{row, std::min(blocks.panel, last - row), 0, b.cols};
+        dots_of_rows(product, layout, packed_x.get(), rows, blocks.panel, b.cols, product.scale.half,
+                     product.scale.rest, work);
+        const Panel panel = work.whole_panel(product, rows, b.cols);
         for (index_t group = 0; group < layout.groups(); ++group) {
           const index_t width = layout.group_width(group);
-          const index_t offset = layout.offset(group, 0);
-          kernels.dot(panel, width, packed_x.get() + offset, product.scale.half, product.scale.rest, work.factors());
-          weight_rows(product.row_factors(row), panel.rows, width, work.factors());
-          kernels.axpy(panel, width, work.factors(), partial.get() + offset,
-                       group == 0 ? energies.for_kernels(row, column_energies) : Squares{});
+          Real* const y = work.factors(layout.first_vector(group));
+          weight_rows(product.row_factors(row), panel.rows, width, y);
+          kernels.axpy(panel, width, y, partial.get() + layout.offset(group, 0),
+                       group == 0 ? energies.for_kernels(row, 0, column_energies) : Squares{});
         }
-        energies.add(panel, row, column_energies);
+        energies.add(panel, row, 0, column_energies);
       }
     }
     energies.finish(chunk, std::move(column_energies));
@@ -152,7 +154,7 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
 // Y = scale B X, one dot product per row of B. Long rows are cut, and the pieces' sums added in order.
 template <class Real>
 void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, Real* y) {
-  const MatrixView& b = product.b;
+  const Source& b = product.b;
   const auto& kernels = product.kernels();
   const VectorLayout<Real> layout(kernels, product.width, b.cols);
   Buffer<Real> packed_x(layout.size(), 1, "the vectors of a product");
@@ -163,6 +165,7 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
   const index_t row_tasks = ceil_div(b.rows, rows_per_task);
   const index_t cols_per_task = std::min(kColumnBlock, layout.padded());
   const index_t col_tasks = ceil_div(b.cols, cols_per_task);
+  const index_t panel_rows = product.packs() ? kPanelRowStep : rows_per_task;
   Buffer<Real> partial(col_tasks * product.width, b.rows, "partial sums of a product");
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   team.parallel_for(row_tasks * col_tasks, [&](index_t task, int worker) {
@@ -171,15 +174,18 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
     const index_t rows = std::min(rows_per_task, b.rows - row);
     const index_t col = task % col_tasks * cols_per_task;
     const index_t cols = std::min(cols_per_task, b.cols - col);
-    const Panel panel = work.panel_of(product, {row, rows, col, cols}, rows_per_task, cols_per_task);
-    for (index_t group = 0; group < layout.groups(); ++group) {
-      const index_t width = layout.group_width(group);
-      kernels.dot(panel, width, packed_x.get() + layout.offset(group, col), product.scale.rest, Real{1},
-                  work.factors());
-      for (index_t c = 0; c < width; ++c) {
-        const index_t vector = task % col_tasks * product.width + layout.first_vector(group) + c;
-        Real* target = partial.get() + vector * b.rows + row;
-        for (index_t i = 0; i < rows; ++i) target[i] = work.factors()[i * width + c];
+    for (index_t first = row; first < row + rows; first += panel_rows) {
+      const index_t count = std::min(panel_rows, row + rows - first);
+      dots_of_rows(product, layout, packed_x.get(), {first, count, col, cols}, panel_rows, 0, product.scale.rest,
+                   Real{1}, work);
+      for (index_t group = 0; group < layout.groups(); ++group) {
+        const index_t width = layout.group_width(group);
+        const Real* const found = work.factors(layout.first_vector(group));
+        for (index_t c = 0; c < width; ++c) {
+          const index_t vector = task % col_tasks * product.width + layout.first_vector(group) + c;
+          Real* target = partial.get() + vector * b.rows + first;
+          for (index_t i = 0; i < count; ++i) target[i] = found[i * width + c];
+        }
       }
     }
   });
@@ -190,15 +196,17 @@ void multiply_by_dots(Team& team, const Product<Real>& product, const Real* x, R
   }
 }
 
-// Y = scale A^T X, where rows of A are contiguous. `product.b` is A^T.
+// Y = scale A^T X, where rows of A are contiguous, of entries or of codes. `product.b` is A^T.
 template <class Real>
 void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, Real* y, Energies* learned) {
-  const MatrixView a = product.b.transposed();
-  const auto& kernels = kernels_for<Real>(a.dtype);
+  const Product<Real> of_a = product.transposed();
+  const Source& a = of_a.b;
+  const auto& kernels = of_a.kernels();
   const VectorLayout<Real> layout(kernels, product.width, a.cols);
   const index_t block = std::min(kColumnBlock, layout.padded());
   const index_t blocks = ceil_div(a.cols, block);
-  const RowBlocks cut = cut_rows(a.rows, block, static_cast<index_t>(size_of(a.dtype)));
+  const RowBlocks cut = of_a.row_blocks(block);
+  const index_t panel_cols = of_a.packs() ? kPieceColumns : block;
   Buffer<Real> sum(layout.size(), 1, "the vectors of a product");
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   for (index_t at = 0; at < blocks; ++at) {
@@ -206,7 +214,7 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
     const index_t cols = std::min(block, a.cols - col);
     const VectorLayout<Real> piece_layout(kernels, product.width, cols);
     PartialTree<Real> tree(cut.chunks, piece_layout.size());
-    EnergyPass<Real> energies(product.transposed().target(learned), kernels, a.dtype, cut.chunks, col, cols);
+    EnergyPass<Real> energies(of_a.target(learned), kernels, of_a.panel_dtype(), cut.chunks, col, cols);
     team.parallel_for(cut.chunks, [&](index_t chunk, int worker) {
       auto& work = workspaces[static_cast<std::size_t>(worker)];
       Buffer<Real> partial = tree.acquire();
@@ -215,19 +223,25 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
       const index_t last = std::min(first + cut.chunk, a.rows);
       for (index_t row = first; row < last; row += kAxpyRows) {
         const index_t rows = std::min(kAxpyRows, last - row);
-        const Panel panel{part(a, row, rows, col, cols).data, a.row_stride, rows, cols};
         for (index_t group = 0; group < layout.groups(); ++group) {
           const index_t width = layout.group_width(group);
-          Real* factors = work.factors();
+          Real* factors = work.factors(layout.first_vector(group));
           for (index_t i = 0; i < rows; ++i) {
             for (index_t c = 0; c < width; ++c) {
               factors[i * width + c] = x[(layout.first_vector(group) + c) * a.rows + row + i] * product.scale.half;
             }
           }
-          kernels.axpy(panel, width, factors, partial.get() + piece_layout.offset(group, 0),
-                       group == 0 ? energies.for_kernels(row, column_energies) : Squares{});
         }
-        energies.add(panel, row, column_energies);
+        for (index_t left = 0; left < cols; left += panel_cols) {
+          const Piece piece{row, rows, col + left, std::min(panel_cols, cols - left)};
+          const Panel panel = work.panel_of(of_a, piece, kAxpyRows, panel_cols);
+          for (index_t group = 0; group < layout.groups(); ++group) {
+            kernels.axpy(panel, layout.group_width(group), work.factors(layout.first_vector(group)),
+                         partial.get() + piece_layout.offset(group, left),
+                         group == 0 ? energies.for_kernels(row, left, column_energies) : Squares{});
+          }
+          energies.add(panel, row, left, column_energies);
+        }
       }
       energies.finish(chunk, std::move(column_energies));
       tree.finish(chunk, std::move(partial));
@@ -241,14 +255,14 @@ void multiply_by_axpys(Team& team, const Product<Real>& product, const Real* x, 
   layout.to_plain(team, sum.get(), product.scale.rest, y);
 }
 
-bool columns_only(const MatrixView& b) { return !has_contiguous_rows(b) && has_contiguous_rows(b.transposed()); }
+bool columns_only(const Source& b) { return !b.has_contiguous_rows() && b.transposed().has_contiguous_rows(); }
 
 // Z = scale B^T f^2 o (scale B X) by whichever way is the fastest.
 template <class Real>
 void unweighted_product(Team& team, const Product<Real>& product, const Real* x, Real* z, Energies* learned) {
-  const MatrixView& b = product.b;
+  const Source& b = product.b;
   // Where there are only a few very long rows, one pass has too few of them to share out among the threads.
-  const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && has_contiguous_rows(b);
+  const bool few_rows = b.rows < kChunkRows && b.rows * b.cols > 2 * kMaxTask && b.has_contiguous_rows();
   if (!few_rows && !columns_only(b)) return one_pass(team, product, x, z, learned);
   Buffer<Real> y(b.rows, product.width, "the inner vectors of a product");
   if (few_rows) {
@@ -282,7 +296,7 @@ void weighted_product(Team& team, const Product<Real>& product, const Real* x, R
 }  // namespace
 
 template <class Real>
-void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side side, int scale_exponent, int width,
+void gram_product(Team& team, const Source& w, const Factors& factors, Side side, int scale_exponent, int width,
                   const Real* x, Real* z, linalg::OperatorStats* stats, Energies* energies) {
   check<Real>(w, width);
   if (width > kMaxBlockWidth) {
@@ -308,15 +322,14 @@ void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side 
   if (stats != nullptr) *stats = found;
 }
 
-Energies energies(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent,
+Energies energies(Team& team, const Source& w, const Factors& factors, int scale_exponent,
                   linalg::OperatorStats* stats) {
   check<double>(w, 1);
   const Product<double> of_w{w, false, factors, Scale<double>(scale_exponent), 1};
   const Product<double> product = columns_only(w) ? of_w.transposed() : of_w;
-  const MatrixView& b = product.b;
+  const Source& b = product.b;
   Energies found = zero_energies(w);
-  const RowBlocks blocks =
-      cut_rows(b.rows, b.cols, static_cast<index_t>(product.packs() ? sizeof(double) : size_of(b.dtype)));
+  const RowBlocks blocks = product.row_blocks(b.cols);
   std::vector<Workspace<double>> workspaces(static_cast<std::size_t>(team.size()));
   EnergyTarget target = product.target(&found);
   target.in_products = false;
@@ -327,7 +340,7 @@ Energies energies(Team& team, const MatrixView& w, const Factors& factors, int s
     for (index_t row = chunk * blocks.chunk; row < last; row += blocks.panel) {
       const Piece piece{row, std::min(blocks.panel, last - row), 0, b.cols};
       auto& work = workspaces[static_cast<std::size_t>(worker)];
-      pass.add(work.panel_of(product, piece, blocks.panel, b.cols), row, columns);
+      pass.add(work.panel_of(product, piece, blocks.panel, b.cols), row, 0, columns);
     }
     pass.finish(chunk, std::move(columns));
   });
@@ -338,7 +351,7 @@ Energies energies(Team& team, const MatrixView& w, const Factors& factors, int s
 }
 
 template <class Real>
-void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width, const Real* x, Real* y) {
+void multiply(Team& team, const Source& w, int scale_exponent, index_t width, const Real* x, Real* y) {
   check<Real>(w, width);
   for (index_t c = 0; c < width; c += kMaxBlockWidth) {
     const index_t count = std::min(index_t{kMaxBlockWidth}, width - c);
@@ -369,7 +382,8 @@ std::uint64_t read_pass(Team& team, const MatrixView& w) {
     const index_t start = task % pieces * kMinTask;
     for (index_t line = first; line < std::min(first + per_task, lines); ++line) {
       const index_t count = std::min(kMinTask, length - start);
-      sums[static_cast<std::size_t>(task)] += kernels.read(part(a, line, 1, start, count).data, count);
+      const MatrixView run = Source(a).part(line, 1, start, count).entries();
+      sums[static_cast<std::size_t>(task)] += kernels.read(run.data, count);
     }
   });
   std::uint64_t total = 0;
@@ -378,11 +392,11 @@ std::uint64_t read_pass(Team& team, const MatrixView& w) {
   return bits == 64 ? total : total & ((std::uint64_t{1} << bits) - 1);
 }
 
-template void gram_product(Team&, const MatrixView&, const Factors&, Side, int, int, const float*, float*,
+template void gram_product(Team&, const Source&, const Factors&, Side, int, int, const float*, float*,
                            linalg::OperatorStats*, Energies*);
-template void gram_product(Team&, const MatrixView&, const Factors&, Side, int, int, const double*, double*,
+template void gram_product(Team&, const Source&, const Factors&, Side, int, int, const double*, double*,
                            linalg::OperatorStats*, Energies*);
-template void multiply(Team&, const MatrixView&, int, index_t, const float*, float*);
-template void multiply(Team&, const MatrixView&, int, index_t, const double*, double*);
+template void multiply(Team&, const Source&, int, index_t, const float*, float*);
+template void multiply(Team&, const Source&, int, index_t, const double*, double*);
 
 }  // namespace mpfast::cpu

@@ -1,10 +1,11 @@
-// Products with W that read W in the type it is stored in, once wherever one pass is the fastest way (see
-// products.cpp).
+// Products with W that read W as it is stored, in its type or as codes, and once wherever one pass is the fastest way
+// (see products.cpp).
 #pragma once
 
 #include "core/energies.hpp"
 #include "core/factors.hpp"
 #include "core/types.hpp"
+#include "cpu/decoding/source.hpp"
 #include "cpu/machine/team.hpp"
 #include "linalg/backend.hpp"
 
@@ -30,18 +31,18 @@ constexpr int kMaxBlockWidth = 32;
 // In single precision factors between 2^-60 and 2^60 are safe: a product then has no more than the square of one beside
 // it, unless the trace in `stats` says that it may have overflowed.
 template <class Real>
-void gram_product(Team& team, const MatrixView& w, const Factors& factors, Side side, int scale_exponent, int width,
+void gram_product(Team& team, const Source& w, const Factors& factors, Side side, int scale_exponent, int width,
                   const Real* x, Real* z, linalg::OperatorStats* stats, Energies* energies = nullptr);
 
 // The energies of 2^-scale_exponent W, with its factors, in a pass of their own; `stats` says where W is not finite.
 // Bitwise the same result for any size of the team.
-Energies energies(Team& team, const MatrixView& w, const Factors& factors, int scale_exponent,
+Energies energies(Team& team, const Source& w, const Factors& factors, int scale_exponent,
                   linalg::OperatorStats* stats);
 
 // Y = 2^-scale_exponent W X (X: width vectors of length cols; Y: width vectors of length rows); for W^T X pass
 // w.transposed(). Same layouts, precisions and guarantees; any width >= 1.
 template <class Real>
-void multiply(Team& team, const MatrixView& w, int scale_exponent, index_t width, const Real* x, Real* y);
+void multiply(Team& team, const Source& w, int scale_exponent, index_t width, const Real* x, Real* y);
 
 // Reads every entry once and does next to nothing with it: the yardstick for the products above. Returns the sum of the
 // entries' bit patterns as unsigned integers of their size, modulo that size. Rows or columns must be contiguous.

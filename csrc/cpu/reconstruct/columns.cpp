@@ -158,7 +158,7 @@ class LeafTile {
           low = std::min(low, weights_[position(j * kRows + r)]);
           high = std::max(high, weights_[position(j * kRows + r)]);
         }
-        const reconstruct::Grid grid = reconstruct::grid_over(low, high, top);
+        const reconstruct::Grid grid = reconstruct::grid_over(low, high, top, problem_.symmetric);
         problem_.scale[(row_ + r) * groups + group] = grid.scale;
         problem_.zero[(row_ + r) * groups + group] = grid.zero;
       }
@@ -210,7 +210,7 @@ class Columns {
       for (index_t row = tile * kRows; row < std::min((tile + 1) * kRows, problem_.rows); ++row) {
         const float* const weights = problem_.weights + row * problem_.cols;
         const auto [low, high] = std::minmax_element(weights + whole.first, weights + whole.last);
-        const reconstruct::Grid grid = reconstruct::grid_over(*low, *high, top);
+        const reconstruct::Grid grid = reconstruct::grid_over(*low, *high, top, problem_.symmetric);
         problem_.scale[row * groups + group] = grid.scale;
         problem_.zero[row * groups + group] = grid.zero;
       }

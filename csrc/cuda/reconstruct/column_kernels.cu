@@ -179,7 +179,7 @@ __device__ int take_grid(const LeafTask& task, int first, Shared& s) {
       high = other_high > high ? other_high : high;
     }
     if (place.lane == 0) {
-      const reconstruct::Grid grid = reconstruct::grid_over(low, high, top_of(problem));
+      const reconstruct::Grid grid = reconstruct::grid_over(low, high, top_of(problem), problem.symmetric);
       s.scale[place.row] = grid.scale;
       s.zero[place.row] = grid.zero;
       if (inside) problem.scale[at] = grid.scale;
@@ -291,7 +291,7 @@ __global__ void grid_kernel(ColumnsProblem problem, ColumnRange whole) {
     high = other_high > high ? other_high : high;
   }
   if (lane != 0 || row >= problem.rows) return;
-  const reconstruct::Grid grid = reconstruct::grid_over(low, high, top_of(problem));
+  const reconstruct::Grid grid = reconstruct::grid_over(low, high, top_of(problem), problem.symmetric);
   const index_t at = row * ((problem.cols + problem.group - 1) / problem.group) + whole.first / problem.group;
   problem.scale[at] = grid.scale;
   problem.zero[at] = grid.zero;

@@ -33,14 +33,14 @@ class DeviceRun : public Run {
     lanczos_.advance(steps);
   }
 
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) override {
     const InCore core;
     const std::lock_guard one_call_at_a_time(mutex_);
-    return lanczos_.part(part).ritz(steps, core.poll());
+    return lanczos_.part(part).ritz(steps, count, core.poll());
   }
 
   py::array ritz_vectors(index_t count, index_t part) override {
-    const auto found = ritz(lanczos_.part(part).steps(), part);
+    const auto found = ritz(lanczos_.part(part).steps(), part, count);
     const ConstSmallView coefficients = leading_vectors(*found, count);
     const index_t dim = backend_.dim();
     py::array_t<Real> out({count, dim});
@@ -114,8 +114,8 @@ class StreamedRun : public Run {
             energies_) {}
 
   void advance(index_t steps) override { run_.advance(steps); }
-  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part) override {
-    return run_.ritz(steps, part);
+  std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) override {
+    return run_.ritz(steps, part, count);
   }
   py::array ritz_vectors(index_t count, index_t part) override { return run_.ritz_vectors(count, part); }
   std::vector<std::pair<index_t, bool>> parts() const override { return run_.parts(); }

@@ -87,7 +87,8 @@ class LayerWeights {
 
   // With a grid, its scales and zeros.
   py::object obs_columns(const DeviceMatrix& factor, std::optional<index_t> pruned,
-                         std::optional<std::pair<int, int>> pattern, std::optional<std::pair<int, index_t>> grid) {
+                         std::optional<std::pair<int, int>> pattern,
+                         std::optional<std::tuple<int, index_t, bool>> grid) {
     ColumnsProblem problem;
     problem.rows = rows_;
     problem.cols = cols_;
@@ -98,14 +99,16 @@ class LayerWeights {
     Floats scale;
     Floats zero;
     if (grid) {
-      const auto [bits, group] = *grid;
+      const auto [bits, group, symmetric] = *grid;
       if (bits < 1 || bits > reconstruct::kMostBits || group < 1 || group > cols_) {
         throw std::invalid_argument("bits must lie in [1, 8], and group between 1 and the number of columns");
       }
       if (pattern && group != cols_ && group % problem.m != 0) {
         throw std::invalid_argument("m must divide the columns of a grid");
       }
+      if (symmetric && bits < 2) throw std::invalid_argument("a symmetric grid is of 2 bits or more");
       problem.bits = bits;
+      problem.symmetric = symmetric;
       problem.group = group;
       scale = Floats({rows_, ceil_div(cols_, group)});
       zero = Floats({rows_, ceil_div(cols_, group)});

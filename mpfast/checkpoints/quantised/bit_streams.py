@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WORDS", "unpacked", "words_for"]
+__all__ = ["WORDS", "packed", "unpacked", "words_for"]
 
 #: Types of the words that hold streams: signed ones by their bits.
 WORDS = ("int32", "uint32")
@@ -17,6 +17,24 @@ _BITS_OF_A_WORD = 32
 def words_for(count: int, bits: int) -> int:
     """Return how many words of 32 bits as many codes take."""
     return -(-count * bits // _BITS_OF_A_WORD)
+
+
+def packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Return the words that hold the codes of each row, as `unpacked` reads them; bits that are left over are 0.
+
+    Parameters
+    ----------
+    codes : (R, n) array
+        Each below ``2 ** bits``.
+    bits : int
+        Of a code, 1 to 8.
+    """
+    rows, count = codes.shape
+    flags = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little").reshape(rows, count * bits)
+    held = np.zeros((rows, 4 * words_for(count, bits)), np.uint8)
+    stream = np.packbits(flags, axis=1, bitorder="little")
+    held[:, : stream.shape[1]] = stream
+    return held.view("<i4")
 
 
 def unpacked(words: NDArray[Any], bits: int, chosen: slice) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["E2M1", "FLOAT8", "exponents", "pairs", "rounding_of"]
+__all__ = ["E2M1", "FLOAT8", "VALUES", "exponents", "pairs", "rounding_of"]
 
 
 def _float8(exponent_bits: int, mantissa_bits: int, bias: int) -> NDArray[np.float32]:
@@ -55,6 +55,15 @@ def pairs(values: NDArray[np.float32], *, high_first: bool = False) -> NDArray[n
     byte = np.arange(256)
     nibbles = [byte >> 4, byte & 15] if high_first else [byte & 15, byte >> 4]
     return np.stack([values[nibble] for nibble in nibbles], axis=1)
+
+
+#: What a byte of each type of codes holds: a value of eight bits, (256,), or two of four, (256, 2), the low ones first
+#: where the name says no other order.
+VALUES = {
+    **FLOAT8,
+    "float4_e2m1": pairs(E2M1),
+    "float4_e2m1, high bits first": pairs(E2M1, high_first=True),
+}
 
 
 def rounding_of(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,6 @@ from mpfast.checkpoints.base import OutputPart, Role
 from mpfast.checkpoints.families import family_of
 from mpfast.checkpoints.fused import FusedParts, fused_parts
 from mpfast.checkpoints.quantised.blocks import Grid
-from mpfast.checkpoints.quantised.codes import E2M1, pairs
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, is_exponents, scale_numbers
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
@@ -40,7 +39,6 @@ __all__ = [
 GPT_OSS_METHODS = frozenset({"mxfp4"})
 MXFP4_METHODS = frozenset({"compressed-tensors", "fp8"})
 NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4", "nvfp4"})
-_TABLE = pairs(E2M1)
 # What OpenAI calls the projections into experts and out of them.
 _OPENAI = re.compile(r"(^|\.)mlp[12]_weight$")
 _MX, _NV = 32, 16
@@ -150,7 +148,7 @@ def _decoder(
         "nvfp4" if last else "mxfp4",
         # Two digits times a power of two: every number that float32 holds of them, bfloat16 holds, too.
         "float32" if last else "bfloat16",
-        _TABLE,
+        "float4_e2m1",
         StoredCodes(group, group.codes, packed),
         _TwoLevels(scales, last, divisor) if last else scales,
         largest_is_exact=bool(last),

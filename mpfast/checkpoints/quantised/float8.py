@@ -43,7 +43,7 @@ def decoder(group: Group) -> Decoder:
         _label(info.dtype, grid, powers),
         # Four digits at most times a power of two: bfloat16 holds eight, down to 2^-133.
         "bfloat16" if powers else "float32",
-        FLOAT8[info.dtype],
+        info.dtype,
         StoredCodes(group, group.codes, info.shape),
         BlockScales(group, found[0], grid),
     )

@@ -18,7 +18,7 @@ from mpfast.checkpoints.quantised.affine import Affine, described
 from mpfast.checkpoints.quantised.affine_parts import Stream, check_floats, check_type
 from mpfast.checkpoints.quantised.bit_streams import words_for
 from mpfast.checkpoints.quantised.blocks import Grid
-from mpfast.checkpoints.quantised.codes import E2M1, FLOAT8, pairs
+from mpfast.checkpoints.quantised.codes import FLOAT8
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
@@ -29,18 +29,18 @@ __all__ = ["METHODS", "decoder", "is_mlx"]
 
 @dataclass(frozen=True)
 class _Mode:
-    """A mode with codes of a table: its bits, how many have a scale, and whether that is an exponent alone."""
+    """A mode of floating-point codes: their bits, how many have a scale, their type; whether scales are exponents."""
 
     bits: int
     width: int
-    table: NDArray[np.float32]
+    code: str
     powers: bool
 
 
 _MODES = {
-    "mxfp4": _Mode(4, 32, pairs(E2M1), True),
-    "mxfp8": _Mode(8, 32, FLOAT8["float8_e4m3fn"], True),
-    "nvfp4": _Mode(4, 16, pairs(E2M1), False),
+    "mxfp4": _Mode(4, 32, "float4_e2m1", True),
+    "mxfp8": _Mode(8, 32, "float8_e4m3fn", True),
+    "nvfp4": _Mode(4, 16, "float4_e2m1", False),
 }
 #: What configurations call the methods that store weights so: MLX gives its mode, or nothing but the numbers.
 METHODS = frozenset({"affine", "metal", "quantization", "quantization_config", *_MODES})
@@ -99,7 +99,7 @@ def _of_table(
         name,
         # A few digits times a power of two, or times a float8.
         "bfloat16" if mode.powers else "float32",
-        mode.table,
+        mode.code,
         StoredCodes(group, group.codes, (*stored[:-1], 4 * stored[-1])),
         exponents if mode.powers else _Float8Scales(exponents),
     )

@@ -90,7 +90,7 @@ def dequantize_linear(group: Group) -> Decoder:
     if info.dtype in FLOAT8:
         group.only("", "scale")
         label = f"fp8 {grid.described}".strip()
-        return ScaledCodes(shape, label, "float32", FLOAT8[info.dtype], StoredCodes(group, "", shape), scales)
+        return ScaledCodes(shape, label, "float32", info.dtype, StoredCodes(group, "", shape), scales)
     check_type(group, "", *_BYTES, *_PACKED)
     zeros: Scales | float = 0.0
     if group.has("zero_point"):

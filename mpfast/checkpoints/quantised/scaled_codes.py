@@ -1,4 +1,4 @@
-"""Codes of a table, multiplied by the scale of the block that they are in: what most formats come to."""
+"""Floating-point codes, multiplied by the scale of the block that they are in: what many formats come to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.checkpoints.quantised.codes import rounding_of
+from mpfast.arrays import CORE_CODES, CodedRows
+from mpfast.checkpoints.quantised.codes import VALUES, rounding_of
 
 __all__ = ["ScaledCodes", "Scales", "by_rows", "in_blocks"]
 
@@ -35,16 +36,16 @@ class Codes(Protocol):
 
 @dataclass(frozen=True)
 class ScaledCodes:
-    """A `mpfast.arrays.Decoder`: ``table[code] * scale``.
+    """A `mpfast.arrays.CodeDecoder`: the value of each code times the scale of its block.
 
     Attributes
     ----------
     shape, stored, dtype
         As in `Decoder`.
-    table : (256,) or (256, 2) array
-        The value of each byte, or the two values.
+    code : str
+        The type of the codes, one of `mpfast.checkpoints.quantised.codes.VALUES`.
     codes : Codes
-        What is looked up.
+        Where they are.
     scales : Scales
         What the values are multiplied by.
     largest_is_exact : bool
@@ -56,14 +57,31 @@ class ScaledCodes:
     shape: tuple[int, ...]
     stored: str
     dtype: str
-    table: NDArray[np.float32]
+    code: str
     codes: Codes
     scales: Scales
     largest_is_exact: bool = False
 
     def rows(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return some rows in float32."""
+        found = self.coded(matrix, rows)
+        if found is not None:
+            return found.matrix(self.dtype).decoded()
         return self._decoded(self.table, matrix, rows, by_rows(self.scales, matrix, rows))
+
+    def coded(self, matrix: int, rows: slice) -> CodedRows | None:
+        """Return some rows as the core reads them; None where it has no such codes."""
+        if self.code not in CORE_CODES:
+            return None
+        codes = self.codes.read(matrix, rows)
+        if codes.strides[1] != codes.itemsize:
+            codes = np.ascontiguousarray(codes)
+        return CodedRows(self.code, codes, by_rows(self.scales, matrix, rows), self.scales.block[1])
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """The value of each byte, or the two values: (256,) or (256, 2)."""
+        return VALUES[self.code]
 
     def rounding(self, matrix: int, rows: slice) -> float | None:
         """Return the mean variance of rounding to the grid of the table, by the codes that occur."""

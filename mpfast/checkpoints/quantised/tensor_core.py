@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.blocks import Grid
-from mpfast.checkpoints.quantised.codes import E2M1, FLOAT8, pairs
+from mpfast.checkpoints.quantised.codes import FLOAT8
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
 from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, scale_numbers
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes, Scales
@@ -123,7 +123,7 @@ def block_scaled(
         _label(codes.dtype, width, powers=powers),
         # A few digits times a power of two: bfloat16 holds eight, down to 2^-133.
         "bfloat16" if powers else "float32",
-        pairs(E2M1, high_first=high_first) if packed else FLOAT8[codes.dtype],
+        codes.dtype if not packed else "float4_e2m1, high bits first" if high_first else "float4_e2m1",
         StoredCodes(group, group.codes, codes.shape),
         found,
         largest_is_exact=packed and not powers,

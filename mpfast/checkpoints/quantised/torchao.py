@@ -55,7 +55,7 @@ def _float8(group: Group, data: Mapping[str, Any]) -> Decoder:
     shape, dtype = group.info.shape, check_type(group, _CODES, *FLOAT8).dtype
     block, grid = _grid(group, data, shape)
     codes, scales = StoredCodes(group, _CODES, shape), BlockScales(group, _SCALE, grid)
-    return ScaledCodes(shape, _label("fp8", block, shape), "float32", FLOAT8[dtype], codes, scales)
+    return ScaledCodes(shape, _label("fp8", block, shape), "float32", dtype, codes, scales)
 
 
 def _integers(group: Group, data: Mapping[str, Any], *, symmetric: bool) -> Decoder:

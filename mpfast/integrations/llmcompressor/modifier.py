@@ -13,9 +13,9 @@ from pydantic import PrivateAttr, field_serializer, model_validator
 
 from mpfast import _core
 from mpfast.arrays import as_matrix
-from mpfast.integrations.llmcompressor.layer_counts import as_budget, as_text, pruned_entries
 from mpfast.integrations.torch.fit_options import FitOptions
 from mpfast.integrations.torch.input_sums import InputSums
+from mpfast.integrations.torch.layer_counts import as_budget, as_text, pruned_entries
 from mpfast.integrations.torch.layer_fits import LayerFit, few_inputs, fit_block
 from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
 from mpfast.integrations.torch.sites import Site

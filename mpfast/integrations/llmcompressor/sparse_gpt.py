@@ -9,7 +9,7 @@ from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
 from pydantic import PrivateAttr, field_serializer, model_validator
 
-from mpfast.integrations.llmcompressor.layer_counts import as_budget, as_text, pruned_entries
+from mpfast.integrations.torch.layer_counts import as_budget, as_text, pruned_entries
 from mpfast.support import InvalidValueError, parsed_pattern
 
 __all__ = ["MPFastSparseGPTModifier"]

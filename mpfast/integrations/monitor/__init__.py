@@ -2,7 +2,7 @@
 
 from mpfast.integrations.monitor.alarms import ALARMS, Alarm, Thresholds
 from mpfast.integrations.monitor.log import MEASURES, Measurement, SpectralLog, read_log
-from mpfast.integrations.monitor.plot import plot_log
+from mpfast.integrations.monitor.plot import chosen_layers, plot_log
 from mpfast.integrations.monitor.spectral_monitor import SpectralMonitor
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SpectralLog",
     "SpectralMonitor",
     "Thresholds",
+    "chosen_layers",
     "plot_log",
     "read_log",
 ]

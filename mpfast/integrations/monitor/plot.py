@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mpfast.integrations.monitor.log import MEASURES, SpectralLog
@@ -13,7 +13,7 @@ from mpfast.support import InvalidValueError, check_patterns, front_door, printa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_log"]
+__all__ = ["chosen_layers", "plot_log"]
 
 # More names than this hide what is drawn.
 _NAMED = 12
@@ -26,6 +26,7 @@ def plot_log(
     measure: str = "stable_rank",
     *,
     include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
     """Draw one measure of the layers over the steps; alarms are marked. ``show()`` is never called.
@@ -37,8 +38,8 @@ def plot_log(
         a run one kind of line.
     measure : str
         One of `MEASURES`.
-    include : str or iterable of str
-        Glob patterns of the layers to draw; default all.
+    include, exclude : str or iterable of str
+        Glob patterns of the layers to draw, and not to draw; default all, and none.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on; default the current ones.
 
@@ -55,12 +56,8 @@ def plot_log(
     """
     if measure not in MEASURES:
         raise InvalidValueError("measure", f"must be one of {', '.join(MEASURES)}, not {measure!r}")
-    patterns = check_patterns(include, "include")
     runs = {"": log} if isinstance(log, SpectralLog) else dict(log)
-    measured = dict.fromkeys(name for run in runs.values() for name in run.layers)
-    layers = [name for name in measured if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
-    if not layers:
-        raise InvalidValueError("include", "matches no layer that was measured" if patterns else "finds no measurement")
+    layers = chosen_layers(runs.values(), include, exclude)
     ax = current_axes(ax)
     named = len(layers) <= _NAMED
     for at, (title, run) in enumerate(runs.items()):
@@ -74,6 +71,31 @@ def plot_log(
     if named or len(runs) > 1:
         ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def chosen_layers(
+    runs: Iterable[SpectralLog], include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()
+) -> list[str]:
+    """Return the layers of runs whose names match, in the order of their first measurement.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    wanted, unwanted = check_patterns(include, "include"), check_patterns(exclude, "exclude")
+    measured = dict.fromkeys(name for run in runs for name in run.layers)
+    layers = [name for name in measured if (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)]
+    if not layers and (wanted or not unwanted):
+        found = "matches no layer that was measured" if wanted else "finds no measurement"
+        raise InvalidValueError("include", found)
+    if not layers:
+        raise InvalidValueError("exclude", "leaves no layer that was measured")
+    return layers
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _draw(ax: Axes, run: SpectralLog, name: str, measure: str, line: str, colour: str, label: str | None) -> None:

@@ -16,6 +16,9 @@ from mpfast.models.layer_report import LayerReport
 
 __all__ = ["comparison_page"]
 
+# Of so many rows the page has the spectra: of 46,848 matrices, of which a mixture may consist, they would be 100 MB.
+_SPECTRA = 2000
+
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
@@ -62,8 +65,10 @@ def comparison_page(
     heat = heat_map(rows, _OF_ANALYSES if analyses else _OF_WEIGHTS)
     for entry, row in zip(table["rows"], rows, strict=True):
         entry["place"] = place_of(row.name, heat)
-    for entry, pair in zip(table["rows"], pairs, strict=analyses):
-        entry["pair"] = [{"sentence": layer.sentence, "picture": whole_picture_of(layer)} for layer in pair]
+    for at in _most_changed(rows) if analyses else ():
+        table["rows"][at]["pair"] = [
+            {"sentence": layer.sentence, "picture": whole_picture_of(layer)} for layer in pairs[at]
+        ]
     content = {
         "of": document["of"],
         "sources": {"A": document["a"], "B": document["b"]},
@@ -76,7 +81,14 @@ def comparison_page(
         "table": table,
         "heat": heat,
         "budget": None,
+        "spectra": _SPECTRA,
         "levels": [],
         "normal": "",
     }
     return filled_page(f"mpfast: {document['a']} and {document['b']}", content)
+
+
+def _most_changed(rows: Sequence[DiffRow]) -> list[int]:
+    """Return the positions of the rows that changed most, those that did not change left out."""
+    changed = [at for at, row in enumerate(rows) if not row.equal]
+    return sorted(changed, key=lambda at: math.inf if math.isnan(rows[at].change) else rows[at].change)[-_SPECTRA:]

@@ -42,10 +42,12 @@ def filled_page(title: str, content: Mapping[str, Any]) -> str:
     files = resources.files(__package__)
     script = "\n".join((files / "scripts" / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     data = json.dumps(jsonable(content), allow_nan=False, separators=(",", ":"))
+    style = (files / "style.css").read_text(encoding="utf-8")
     pieces = {
         "TITLE": html.escape(printable(title)),
-        "POLICY": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
-        "STYLE": (files / "style.css").read_text(encoding="utf-8"),
+        "POLICY": f"default-src 'none'; base-uri 'none'; form-action 'none'; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'",
+        "STYLE": style,
         "SCRIPT": script,
         # No text may end the element that holds the data.
         "DATA": data.replace("<", "\\u003c"),
@@ -54,6 +56,6 @@ def filled_page(title: str, content: Mapping[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], page)
 
 
-def _digest(script: str) -> str:
-    """Return what a policy knows a script by."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+def _digest(text: str) -> str:
+    """Return what a policy knows a script or a style by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -13,8 +13,9 @@ __all__ = ["document_text", "row_table"]
 
 Row = TypeVar("Row")
 
-# Of numbers in rows. A page of 2000 layers with all digits would be a fifth larger than its 5 MB.
-DIGITS = 10
+# Of numbers in rows: more than float32 has, which weights come in at most. With all of them, the page of 2000 layers of
+# SmolLM2 would be of 6 MB in place of 4.8.
+DIGITS = 8
 
 
 def row_table(
@@ -62,4 +63,5 @@ def document_text(document: Mapping[str, Any]) -> str:
 
     It is told as text since JavaScript would round a large seed.
     """
-    return json.dumps({**{key: value for key, value in document.items() if key != "layers"}, "layers": []})
+    head = {key: value for key, value in document.items() if key != "layers"}
+    return json.dumps({**head, "layers": []}, allow_nan=False)

@@ -22,6 +22,6 @@ function fillBudget() {
   options(byId("budget-method"), Object.keys(data.budget.methods).map((name) => [name, name]));
   byId("budget-method").addEventListener("change", drawBudget);
   const texts = data.budget.names.map((name) => [named(name), "", element("span", { class: "bar" })]);
-  const redrawn = () => drawBudget();
-  plainTable(byId("budget").querySelector(".scroll"), "Budget", ["layer", "sparsity", "share of the layer"], texts, redrawn);
+  const headings = ["layer", "sparsity", "share of the layer"];
+  plainTable(byId("budget").querySelector(".scroll"), "Budget", headings, texts, drawBudget);
 }

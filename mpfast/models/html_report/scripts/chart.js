@@ -32,8 +32,8 @@ function spectrumChart(spectra, { width, scaled = false }) {
   const curves = spectra.map((spectrum) => curvesOf(spectrum, scaled && spectrum.edge > 0 ? spectrum.edge : 1));
   const height = Math.min(300, Math.max(220, 0.4 * width));
   const end = Math.max(...curves.map((curve) => curve.spectrum.end / curve.unit));
-  const densities = curves.flatMap((curve) => [...curve.bars.map((bar) => bar.density), ...curve.points.map((p) => p[1])]);
-  const top = 1.08 * Math.max(...densities, 1e-300);
+  const heights = ({ bars, points }) => [...bars.map((bar) => bar.density), ...points.map(([, density]) => density)];
+  const top = 1.08 * Math.max(...curves.flatMap(heights), 1e-300);
   const x = (s) => MARGIN.left + ((width - MARGIN.left - MARGIN.right) * s) / end;
   const y = (density) => height - MARGIN.bottom - (height - MARGIN.top - MARGIN.bottom) * Math.min(density / top, 1);
   const told = spectra.map(described).join(" ");
@@ -44,19 +44,19 @@ function spectrumChart(spectra, { width, scaled = false }) {
 }
 
 function axes(width, height, x, y, end, top, scaled) {
-  const floor = height - MARGIN.bottom;
+  const [left, right, floor] = [MARGIN.left, width - MARGIN.right, height - MARGIN.bottom];
   const made = [];
   for (const s of ticks(end, width < 480 ? 4 : 8)) {
     made.push(shape("line", { class: "tick", x1: x(s), x2: x(s), y1: floor, y2: floor + 5 }));
     made.push(shape("text", { x: x(s), y: floor + 18, "text-anchor": "middle" }, significant(s)));
   }
   for (const density of ticks(top, 4)) {
-    made.push(shape("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(density), y2: y(density) }));
-    made.push(shape("text", { x: MARGIN.left - 7, y: y(density) + 4, "text-anchor": "end" }, significant(density, 3)));
+    made.push(shape("line", { class: "grid", x1: left, x2: right, y1: y(density), y2: y(density) }));
+    made.push(shape("text", { x: left - 7, y: y(density) + 4, "text-anchor": "end" }, significant(density, 3)));
   }
-  made.push(shape("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: floor, y2: floor }));
+  made.push(shape("line", { class: "axis", x1: left, x2: right, y1: floor, y2: floor }));
   const across = scaled ? "singular value over the edge of its layer" : "singular value";
-  made.push(shape("text", { x: (MARGIN.left + width - MARGIN.right) / 2, y: height - 6, "text-anchor": "middle" }, across));
+  made.push(shape("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, across));
   const middle = (MARGIN.top + floor) / 2;
   const turned = { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` };
   made.push(shape("text", turned, "density"));
@@ -98,16 +98,20 @@ function described(spectrum) {
   return `Singular values of ${plain(spectrum.label)}: most lie near ${significant(mode, 3)}.${law}`;
 }
 
+/** A line of swatches for each spectrum. */
 function legend(spectra) {
-  const entries = spectra.flatMap((spectrum, at) => {
+  const lines = spectra.map((spectrum, at) => {
     const which = ["one", "other"][at];
-    const of = spectra.length > 1 ? ["", element("b", {}, "AB"[at] + " ")][1] : "";
     const told = [[`found ${which}`, "singular values"]];
-    if (spectrum.law) told.push([`law ${which}`, "law of even noise"], [`edge ${which}`, `its edge ${significant(spectrum.edge)}`]);
+    if (spectrum.law) {
+      told.push([`law ${which}`, "law of even noise"], [`edge ${which}`, `its edge ${significant(spectrum.edge)}`]);
+    }
     if (spectrum.spikes.length) told.push([`spike ${which}`, "spikes"]);
-    return told.map(([kind, text], first) => element("li", {}, swatch(kind), first || !of ? "" : of, text));
+    const side = spectra.length > 1 ? [element("li", {}, element("b", {}, "AB"[at]))] : [];
+    const marks = told.map(([kind, text]) => element("li", {}, swatch(kind), text));
+    return element("ul", { class: "legend" }, ...side, ...marks);
   });
-  return element("ul", { class: "legend" }, ...entries);
+  return element("div", {}, ...lines);
 }
 
 function swatch(kind) {

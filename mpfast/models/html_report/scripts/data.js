@@ -19,6 +19,9 @@ rows.forEach((row, at) => {
 /** Texts that tell more of a row than its figures: sentences and warnings. */
 function notesOf(row) {
   if (row.pair) return row.pair.map((side, at) => `${"AB"[at]}: ${side.sentence}`);
+  if (data.of === "analyses" && !valueOf(row, "equal")) {
+    return [`The page has the spectra of the ${data.spectra} rows that changed most; this is none of them.`];
+  }
   if (!isAnalysis) return [];
   return [valueOf(row, "sentence"), ...valueOf(row, "warnings").map((text) => `Warning: ${text}`)];
 }

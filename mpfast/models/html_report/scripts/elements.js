@@ -52,6 +52,20 @@ function significant(value, digits = 4) {
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
+/** A table with a heading over each column, and these lines in it. Roles are said since phones show lines as cards. */
+function tableOf(label, headings, lines) {
+  const heading = headings.map((text) => element("th", { scope: "col", role: "columnheader" }, text));
+  const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...heading));
+  return element("table", { role: "table", "aria-label": label }, head, element("tbody", { role: "rowgroup" }, ...lines));
+}
+
+/** A line of a table: what it is about, and what is said of that below these headings. */
+function tableLine(name, texts, headings) {
+  const title = element("th", { scope: "row", role: "rowheader" }, name);
+  const cells = texts.map((text, at) => element("td", { role: "cell", "data-heading": headings[at + 1] }, text));
+  return element("tr", { role: "row" }, title, ...cells);
+}
+
 function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => element("option", { value }, text)));
   if (chosen !== undefined) select.value = chosen;

@@ -3,8 +3,8 @@
 const map = { measure: 0, upright: false, cells: new Map() };
 
 const blockName = (at) => (data.heat.blocks[at] === null ? "–" : String(data.heat.blocks[at]));
-const placeName = (type, block) =>
-  `${plain(data.heat.labels[type])}, ${data.heat.blocks[block] === null ? "no block" : `block ${blockName(block)}`}`;
+const groupOfBlock = (at) => (data.heat.blocks[at] === null ? "no block" : `block ${blockName(at)}`);
+const placeName = (type, block) => `${plain(data.heat.labels[type])}, ${groupOfBlock(block)}`;
 
 const meanOf = (number) => (Array.isArray(number) ? number[0] : number);
 
@@ -67,7 +67,8 @@ function mapTable() {
     });
     return element("tr", { role: "row" }, heading(down, !map.upright, "row"), ...cells);
   });
-  const label = `${data.heat.measures[map.measure].name} by ${map.upright ? "block and layer type" : "layer type and block"}`;
+  const by = map.upright ? "block and layer type" : "layer type and block";
+  const label = `${data.heat.measures[map.measure].name} by ${by}`;
   const table = element("table", { role: "grid", "aria-label": label, class: map.upright ? "map upright" : "map" });
   table.append(element("thead", { role: "rowgroup" }, head), element("tbody", { role: "rowgroup" }, ...body));
   table.addEventListener("keydown", mapKey);

@@ -1,10 +1,10 @@
 // Two layers side by side: their spectra in one chart, and their figures.
 
-const rowCalled = (name) => rows.find((row) => row.name === name);
+const rowCalled = (name) => rows.find((row) => plain(row.name) === name);
 
 /** Take a layer as A, and go on to the choice of B. */
 function comparePair(row) {
-  byId("pair-a").value = row.name;
+  byId("pair-a").value = plain(row.name);
   drawPair();
   byId("pair").scrollIntoView();
   byId("pair-b").focus({ preventScroll: true });
@@ -25,15 +25,12 @@ function drawPair() {
       ? spectrumChart(spectra, { width, scaled: byId("pair-scaled").checked })
       : element("p", { class: "note" }, "The distribution of one of them is not known."),
   );
-  const heading = ["figure", "A", "B", "B over A"].map((text) => element("th", { scope: "col" }, text));
+  const headings = ["figure", "A", "B", "B over A"];
   const lines = columns.slice(1).map((column, at) => {
-    const texts = pair.map((row) => plain(row.cells[at]));
-    return element("tr", {}, element("th", { scope: "row" }, column.heading), ...[...texts, ratio(pair, column)].map(cell));
+    return tableLine(column.heading, [...pair.map((row) => plain(row.cells[at])), ratio(pair, column)], headings);
   });
-  table.replaceChildren(element("thead", {}, element("tr", {}, ...heading)), element("tbody", {}, ...lines));
+  table.replaceChildren(tableOf("Figures of two layers", headings, lines));
 }
-
-const cell = (text) => element("td", {}, text);
 
 function ratio(pair, column) {
   const [a, b] = pair.map((row) => valueOf(row, column.field));
@@ -53,10 +50,10 @@ function alike() {
 function fillPair() {
   if (!isAnalysis || rows.length < 2) return;
   byId("pair").hidden = false;
-  byId("pair-names").append(...rows.map((row) => element("option", { value: row.name })));
+  byId("pair-names").append(...rows.map((row) => element("option", { value: plain(row.name) })));
   const [a, b] = alike();
-  byId("pair-a").value = a.name;
-  byId("pair-b").value = b.name;
+  byId("pair-a").value = plain(a.name);
+  byId("pair-b").value = plain(b.name);
   for (const id of ["pair-a", "pair-b", "pair-scaled"]) byId(id).addEventListener("input", drawPair);
   drawPair();
 }

@@ -1,17 +1,28 @@
 // The table of layers: filtered, put in order and grouped, and no more of it in the page than is read at once.
 
-const PAGE = 200;
+const PAGE = 120;
 // Groups of longer tables begin folded on a phone.
 const LONG = 50;
 
-const view = { words: [], place: null, group: "block", sort: 0, down: false, limit: PAGE, folded: new Set(), open: new Set() };
-
-const GROUPS = {
-  none: ["nothing", () => ["", ""]],
-  block: ["block", (row) => [String(row.place[1]), groupOfBlock(row.place[1])]],
-  type: ["layer type", (row) => [String(row.place[0]), named(data.heat.labels[row.place[0]])]],
+// What is asked for: words of names, a [type, block], a group, the number of a column from 1 on and its direction; how
+// many rows at most; which groups are folded and which rows open.
+const view = {
+  words: [],
+  place: null,
+  group: "block",
+  sort: 0,
+  down: false,
+  limit: PAGE,
+  folded: new Set(),
+  open: new Set(),
 };
-const groupOfBlock = (at) => (data.heat.blocks[at] === null ? "without a block" : `block ${blockName(at)}`);
+
+// What rows can be grouped by: its name, the number of a row's group, and what is said of a group.
+const GROUPS = {
+  none: ["nothing", () => 0, () => ""],
+  block: ["block", (row) => row.place[1], groupOfBlock],
+  type: ["layer type", (row) => row.place[0], (at) => named(data.heat.labels[at])],
+};
 
 /** The rows that are asked for, in their order. */
 function chosenRows() {
@@ -36,44 +47,46 @@ function inOrder(a, b, sign) {
   return a < b ? -sign : a > b ? sign : 0;
 }
 
-/** Rows by group, in the order of blocks or types; equal groups are one. */
+/** Rows by group, in the order of blocks or types. */
 function grouped(found) {
-  if (view.group === "none") return [{ name: "", named: "", rows: found }];
+  const [, groupOf] = GROUPS[view.group];
   const groups = new Map();
   for (const row of found) {
-    const [name, shown] = GROUPS[view.group][1](row);
-    if (!groups.has(name)) groups.set(name, { name, named: shown, rows: [] });
-    groups.get(name).rows.push(row);
+    const at = groupOf(row);
+    if (!groups.has(at)) groups.set(at, { at, rows: [] });
+    groups.get(at).rows.push(row);
   }
-  return [...groups.values()].sort((a, b) => Number(a.name) - Number(b.name));
+  return [...groups.values()].sort((a, b) => a.at - b.at);
 }
 
 function drawTable() {
   const found = chosenRows();
   const table = byId("layer-table").querySelector("table");
-  let left = view.limit;
   const bodies = [];
-  const groups = grouped(found);
-  for (const group of groups) {
-    if (left <= 0) break;
-    const body = element("tbody", { role: "rowgroup" });
-    if (group.name) body.append(groupRow(group));
-    const shown = view.folded.has(group.name) ? [] : group.rows.slice(0, left);
-    body.append(...shown.flatMap(layerRow));
+  let [left, waiting] = [view.limit, 0];
+  for (const group of grouped(found)) {
+    const wanted = view.folded.has(group.at) ? [] : group.rows;
+    const shown = wanted.slice(0, Math.max(0, left));
+    waiting += left > 0 ? wanted.length - shown.length : wanted.length || 1;
+    if (left > 0) {
+      const heading = view.group === "none" ? [] : [groupRow(group)];
+      bodies.push(element("tbody", { role: "rowgroup" }, ...heading, ...shown.flatMap(layerRow)));
+    }
     left -= shown.length || 1;
-    bodies.push(body);
   }
   table.replaceChildren(table.tHead, ...bodies);
   drawHead();
-  const hidden = found.length - groups.reduce((sum, group) => sum + (view.folded.has(group.name) ? group.rows.length : 0), 0);
-  const more = byId("more");
-  more.hidden = left > 0 || hidden <= view.limit;
-  more.textContent = `Show ${Math.min(5 * PAGE, hidden - view.limit)} more`;
-  byId("count").textContent = `${found.length.toLocaleString("en")} of ${counted(rows.length, "row", "rows")}`;
-  byId("csv").textContent = found.length < rows.length ? "CSV of these rows" : "CSV";
-  const place = byId("place");
-  place.hidden = !view.place;
-  if (view.place) place.textContent = `${placeName(...view.place)} ✕`;
+  drawControls(found.length, waiting);
+}
+
+/** Say how many rows there are, how many more of them can be shown, and what the buttons do. */
+function drawControls(count, waiting) {
+  byId("more").hidden = !waiting;
+  byId("more").textContent = `Show ${Math.min(5 * PAGE, waiting)} more`;
+  byId("count").textContent = `${count.toLocaleString("en")} of ${counted(rows.length, "row", "rows")}`;
+  byId("csv").textContent = count < rows.length ? "CSV of these rows" : "CSV";
+  byId("place").hidden = !view.place;
+  if (view.place) byId("place").textContent = `${placeName(...view.place)} ✕`;
   byId("fold").hidden = view.group === "none";
   byId("fold").textContent = view.folded.size ? "Unfold all" : "Fold all";
   byId("direction").hidden = !view.sort;
@@ -127,9 +140,10 @@ function toggled(set, key, selector) {
 function pressed(event) {
   const line = event.target.closest("tr.group, tr.opens");
   const found = line?.querySelector("th button");
-  if (!found || String(getSelection())) return;
-  if (line.matches(".group")) toggled(view.folded, found.dataset.group, `[data-group="${found.dataset.group}"]`);
-  else toggled(view.open, Number(found.dataset.row), `[data-row="${found.dataset.row}"]`);
+  // Whoever selects the text of a line does not mean to open it.
+  if (!found || (!event.target.closest("button") && String(getSelection()))) return;
+  const [set, name] = line.matches(".group") ? [view.folded, "group"] : [view.open, "row"];
+  toggled(set, Number(found.dataset[name]), `[data-${name}="${found.dataset[name]}"]`);
 }
 
 function fillTable() {
@@ -151,7 +165,7 @@ function fillTable() {
   changed("sort", "change", (at) => Object.assign(view, { sort: Number(at), down: Number(at) > 1 }));
   changed("direction", "click", () => (view.down = !view.down));
   changed("place", "click", () => (view.place = null));
-  const fold = () => (view.folded = new Set(grouped(chosenRows()).map((group) => group.name)));
+  const fold = () => (view.folded = new Set(grouped(chosenRows()).map((group) => group.at)));
   changed("fold", "click", () => (view.folded.size ? view.folded.clear() : fold()));
   byId("more").addEventListener("click", () => {
     view.limit += 5 * PAGE;

@@ -2,16 +2,13 @@
 
 /** A table of texts and elements, the first of each line being its name; long ones go on when they are asked to. */
 function plainTable(place, label, headings, lines, grown = () => {}) {
-  const body = element("tbody");
-  const heading = headings.map((text) => element("th", { scope: "col" }, text));
-  place.replaceChildren(element("table", { "aria-label": label }, element("thead", {}, element("tr", {}, ...heading)), body));
+  const table = tableOf(label, headings, []);
+  const [body] = table.tBodies;
+  place.replaceChildren(table);
   const more = button("", () => show());
   const show = () => {
     const from = body.rows.length;
-    for (const [name, ...texts] of lines.slice(from, from + PAGE)) {
-      const cells = texts.map((text, at) => element("td", { "data-heading": headings[at + 1] }, text));
-      body.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells));
-    }
+    body.append(...lines.slice(from, from + PAGE).map(([name, ...texts]) => tableLine(name, texts, headings)));
     const left = lines.length - body.rows.length;
     more.textContent = `Show ${Math.min(PAGE, left)} more of ${left.toLocaleString("en")}`;
     more.hidden = !left;
@@ -30,9 +27,9 @@ function fillExperts() {
     named(found.name),
     String(found.experts),
     found.shape.join("x"),
-    quartiles(found.sigma_plus),
-    quartiles(found.signals),
-    quartiles(found.ks),
+    quartiles(found.sigma_plus, 4),
+    quartiles(found.signals, 4),
+    quartiles(found.ks, 3),
     data.levels.filter((level) => found.verdicts[level]).map((level) => `${found.verdicts[level]} ${level}`).join(", "),
     found.outliers.map((one) => `${one.expert} (${one.measure} ${significant(one.value)})`).join(", "),
     found.warnings.map(plain).join("; "),
@@ -40,10 +37,9 @@ function fillExperts() {
   plainTable(byId("experts").querySelector(".scroll"), "Experts", headings, lines);
 }
 
-function quartiles(found) {
-  const [lowest, first, median, third, highest] = [found.lowest, found.first, found.median, found.third, found.highest]
-    .map((value) => significant(value));
-  return `${median} (${first}–${third}; ${lowest}–${highest})`;
+function quartiles({ lowest, first, median, third, highest }, digits) {
+  const told = (value) => significant(value, digits);
+  return `${told(median)} (${told(first)}–${told(third)}; ${told(lowest)}–${told(highest)})`;
 }
 
 function fillSkipped() {

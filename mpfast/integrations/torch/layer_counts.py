@@ -1,4 +1,4 @@
-"""A budget by the linear modules of a model as llm-compressor has it, which makes one of every expert in a stack."""
+"""A budget by the linear modules of a live model, in which an expert of a stack may have become one of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pruned_entries(budget: Budget, model: torch.nn.Module) -> dict[str, int]:
     """Return how many entries of each linear module of a model go, by its name; of those alone of which any go.
 
     The names of a budget may be those of files, of a model with a head or of its body. What goes of a stack of experts
-    is shared out evenly over the linear modules that it has become.
+    is shared out evenly over the linear modules that it has become, as llm-compressor makes them.
 
     Raises
     ------
