@@ -49,8 +49,10 @@ class NarrowResult:
         A row for each matrix that reads fewer neurons or heads.
     settings : dict of str to int
         What the configuration says instead.
-    entries, entries_before : int
-        Of all tensors of the model.
+    entries : int
+        Of all tensors of the model that is written.
+    entries_before : int
+        Of all tensors of the source.
     out : Path or None
         The directory written; None for a dry run.
     seconds : float

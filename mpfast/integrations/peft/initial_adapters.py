@@ -52,7 +52,6 @@ class AdapterStart:
 
 
 @front_door
-@torch.no_grad()
 def start_adapters(
     model: torch.nn.Module,
     moments: str | os.PathLike[str] | Mapping[str, Any] | None = None,
@@ -126,24 +125,25 @@ def start_adapters(
     inputs = None if moments is None else _checked_moments(moments, layers)
     warn_caller("start_adapters", inputs.warning if isinstance(inputs, Moments) else "")
     found = []
-    for name, layer in layers.items():
-        weight = _as_rows(layer, layer.get_base_layer().weight)
-        wide = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
-        rank = layer.r[adapter]
-        moment = None if inputs is None else _float64(inputs[name])
-        if moment is None:
-            left, right = lowrank.factor(wide, rank, tol=tol, seed=seed, threads=threads)
-        else:
-            seen = inputs.rows_per_input[name] if isinstance(inputs, Moments) else None
-            share, diagonal = damping_for("lowrank", 0, damping, seen)
-            with argument_called(f"moments[{name!r}]", within="C"):
-                factor = reconstruct.Factor(moment, share, diagonal=diagonal, threads=threads)
-                left, right = reconstruct.lowrank(wide, factor, rank, threads=threads)
-        taken = _filled(layer, adapter, left, right).to(wide)
-        rest = wide - taken
-        whole = _energy(wide, moment)
-        found.append(AdapterStart(name, rank, 1 - _energy(rest, moment) / whole if whole else 0.0))
-        weight.copy_(rest)  # last: `wide` may be the weight itself
+    with torch.no_grad():
+        for name, layer in layers.items():
+            weight = _as_rows(layer, layer.get_base_layer().weight)
+            wide = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
+            rank = layer.r[adapter]
+            moment = None if inputs is None else _float64(inputs[name])
+            if moment is None:
+                left, right = lowrank.factor(wide, rank, tol=tol, seed=seed, threads=threads)
+            else:
+                seen = inputs.rows_per_input[name] if isinstance(inputs, Moments) else None
+                share, diagonal = damping_for("lowrank", 0, damping, seen)
+                with argument_called(f"moments[{name!r}]", within="C"):
+                    factor = reconstruct.Factor(moment, share, diagonal=diagonal, threads=threads)
+                    left, right = reconstruct.lowrank(wide, factor, rank, threads=threads)
+            taken = _filled(layer, adapter, left, right).to(wide)
+            rest = wide - taken
+            whole = _energy(wide, moment)
+            found.append(AdapterStart(name, rank, 1 - _energy(rest, moment) / whole if whole else 0.0))
+            weight.copy_(rest)  # last: `wide` may be the weight itself
     return tuple(found)
 
 
