@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,16 @@ def test_fifteen_hundred_matrices(tmp_path):
     assert (found["rows"], found["summaries"]) == (1500, 6)
     assert found["peak"] < 2 * (16 * MIB + ALLOWED * 1500 / MATRICES)
     assert found["reports"] < MIB
+
+
+@pytest.mark.slow
+def test_matrices_of_the_size_that_mixtures_have(tmp_path):
+    """One block of 48 of a mixture of 30 billion weights, in sparse files, in bfloat16 and in blocks of float8."""
+    script = Path(__file__).parents[1] / "benchmarks" / "mixture.py"
+    done = run_python(str(script), "--blocks", "1", "--threads", "2", "--folder", str(tmp_path), timeout=3600)
+    assert done.returncode == 0, done.stderr  # the script's own bound on the peak
+    found = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| bf16", "| fp8"))]
+    assert [(weights, matrices, known) for _, weights, matrices, known, *_ in found] == 2 * [("0.6 B", "389", "29")]
 
 
 @pytest.mark.slow

@@ -18,7 +18,15 @@ import numpy as np
 import mpfast
 from mpfast.arrays import QuantisedArray, as_matrix
 from mpfast.arrays.array_interfaces import CudaRecord
-from mpfast.checkpoints import AdapterProducts, dense_copy, open_checkpoint, select_layers, stored_chunks
+from mpfast.checkpoints import (
+    AdapterProducts,
+    dense_copy,
+    open_checkpoint,
+    reason_against_masking,
+    select_layers,
+    stored_chunks,
+)
+from mpfast.checkpoints.quantised import masked_codes
 from mpfast.checkpoints.safetensors import stored_bytes
 from mpfast.models import Analysis, Budget, LayerBudget, verify
 from mpfast.models.layer_json import layer_from_json, layer_to_json
@@ -120,7 +128,19 @@ _SAID: dict[str, Any] = {
     "packing_format": "auto_round:auto_gptq",
     "config_groups": {"a": {"weights": {"num_bits": 4, "symmetric": False, "block_structure": [8, 32]}}},
 }
-_CLASS = {"_type": "Int8Tensor", "_data": {"block_size": [1, 32], "target_dtype": {"_data": "int4"}}}
+_CLASSES: tuple[dict[str, Any], ...] = (
+    {"_type": "Int8Tensor", "_data": {"block_size": [1, 32], "target_dtype": {"_data": "int4"}}},
+    {"_type": "Int4Tensor", "_data": {"block_size": [1, 32]}},
+    {
+        "_type": "MXTensor",
+        "_data": {"block_size": 32, "elem_dtype": {"_data": "float4_e2m1fn_x2"}, "is_swizzled_scales": True},
+    },
+    {
+        "_type": "NVFP4Tensor",
+        "_data": {"block_size": 16, "is_swizzled_scales": False},
+        "_tensor_data_names": ["qdata", "scale", "per_tensor_scale"],
+    },
+)
 _STATE = {"quant_type": "nf4", "blocksize": 64, "shape": [8, 64], "nested_blocksize": 256, "nested_offset": 0.5}
 _STATE_WORD = "weight.quant_state.bitsandbytes__nf4"
 # Parts that fit each other, of which some are then changed: word, type, shape.
@@ -147,6 +167,11 @@ _FITTING = (
     (("weight", "I8", (8, 64)), ("SCB", "F32", (8,)), ("weight_format", "U8", ())),
     (("weight", "U32", (8, 8)), ("scales", "F16", (8, 2)), ("biases", "F16", (8, 2))),
     (("_weight_qdata", "I8", (8, 64)), ("_weight_scale", "F32", (8, 2)), ("_weight_zero_point", "I8", (8, 2))),
+    (("_weight_qdata", "I8", (8, 32)), ("_weight_scale", "BF16", (2, 8)), ("_weight_zero_point", "BF16", (2, 8))),
+    (("_weight_qdata", "U8", (8, 32)), ("_weight_scale", "F8_E8M0", (32, 16))),
+    (("_weight_qdata", "U8", (8, 32)), ("_weight_scale", "F8_E4M3", (8, 4)), ("_weight_per_tensor_scale", "F32", ())),
+    (("weight", "U8", (8, 32)), ("weight_scale", "F8_E4M3", (128, 4)), ("weight_scale_2", "F32", ())),
+    (("weight", "F8_E4M3", (8, 64)), ("weight_scale", "U8", (128, 4))),
 )
 
 
@@ -189,14 +214,14 @@ def fuzz_quantised(content: bytes) -> None:
         if change < 4:
             parts.insert(at, (word, kind, shape))
     header, size = _tiled(parts)
-    said = {"format": data.choose(("float8_e4m3fn", "nvfp4", "x"))}
+    said = {"format": data.choose(("float8_e4m3fn", "nvfp4", "x", "mxfp8"))}
     if data.byte() > 200:
         metadata = {
             "_quantization_metadata": json_bytes(altered({"layers": {"l": said}}, data), data).decode("latin-1")
         }
         header["__metadata__"] = metadata
     if "l._weight_qdata" in header:
-        header["__metadata__"] = {"l.weight": json_bytes(altered(_CLASS, data), data).decode("latin-1")}
+        header["__metadata__"] = {"l.weight": json_bytes(altered(data.choose(_CLASSES), data), data).decode("latin-1")}
     quantisation = {"quant_method": data.choose(_METHODS), "weight_block_size": [128, data.choose((128, 0, -1, 64))]}
     quantisation |= _SAID | {"bits": data.choose((4, 4, 8, 3, 0, -1)), "group_size": data.choose((32, 32, -1, 0, 64))}
     key = data.choose(("quantization_config", "quantization_config", "quantization"))
@@ -211,9 +236,20 @@ def fuzz_quantised(content: bytes) -> None:
         with contextlib.suppress(CheckpointError, MemoryError, InvalidValueError):
             checkpoint = open_checkpoint(folder)
             select_layers(checkpoint, None, None)
+            _mask(checkpoint)
             dense = dense_copy(checkpoint, "bfloat16")
             for info in dense.tensors:
                 assert sum(chunk.nbytes for chunk in stored_chunks(dense, info.name)) == stored_bytes(info)
+
+
+def _mask(checkpoint: Any) -> None:
+    """Drop every second entry of the weights that can be masked in their own format."""
+    for weight in getattr(checkpoint, "weights", {}).values():
+        if not reason_against_masking(weight):
+            keep = np.arange(math.prod(weight.decoder.shape)) % 2 == 0
+            with contextlib.suppress(InvalidValueError):
+                written = sum(chunk.nbytes for chunk in masked_codes(weight, keep))
+                assert written == stored_bytes(weight.group.info)
 
 
 def fuzz_sharded(content: bytes) -> None:
