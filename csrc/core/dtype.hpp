@@ -94,7 +94,7 @@ struct Format {
     const auto wide = static_cast<std::int32_t>(magnitude);
     const std::int32_t subnormal = wide < (1 << kMantissaBits) ? -1 : 0;
     const auto value = __builtin_bit_cast(float, (wide << kShift) + kRebias + (subnormal & kOne));
-    return value - __builtin_bit_cast(float, subnormal & (kRebias + kOne));
+    return value - __builtin_bit_cast(float, subnormal&(kRebias + kOne));
   }
 
   // From the bits of a float without its sign. A subnormal entry is a whole number of least ones: the sum has no room
