@@ -136,7 +136,6 @@ class MPFastSearcher(BaseSparseSearcher):
         return counts
 
 
-@SparsityModeRegistry.register_mode
 class MPFastMode(SparseMagnitudeModeDescriptor):
     """ModelOpt's mode ``"mpfast"``: masks by what the layers see, and the weights that are kept refitted to it.
 
@@ -185,3 +184,6 @@ class MPFastMode(SparseMagnitudeModeDescriptor):
     def search_algorithm(self) -> type[BaseSearcher]:
         """What finds masks and weights."""
         return MPFastSearcher
+
+
+SparsityModeRegistry.register_mode(MPFastMode)
