@@ -161,7 +161,7 @@ def checkpoint_lines(folder: Path, gigabytes: float, threads: int) -> list[str]:
 def main() -> None:
     """Write the weights, measure, write a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--folder", type=Path, default=None, help="where to write; default a temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file; default standard output")

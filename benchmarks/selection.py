@@ -227,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
-    lines += [*pattern_rows(rng), "", *memory_rows(rng), "", *selection_rows(rng)]
+    lines += [*pattern_rows(rng), "", *selection_rows(rng), "", *memory_rows(rng)]
     text = "\n".join(lines) + "\n"
     if options.out is None:
         sys.stdout.write(text)
