@@ -108,6 +108,8 @@ def test_what_the_command_line_says_in_another_way_is_not_looked_at(run, tmp_pat
         ("strict = 1", "mpfast.toml: strict: must be true or false, not 1"),
         ("seed = true", "mpfast.toml: seed: must be a text or a number, not True"),
         ("seed = [1, 2]", "mpfast.toml: seed: takes one value, not [1, 2]"),
+        ("base = ''", "mpfast.toml: base: is empty"),
+        ("include = ['*', '']", "mpfast.toml: include: is empty"),
         ("cache = 2020-01-01", "mpfast.toml: cache: must be a text or a number"),
         ("seed = ", "mpfast.toml: is no TOML: "),
         ("out = 'there'", "mpfast.toml: out: --out is said on the command line alone"),

@@ -218,6 +218,7 @@ def test_models_that_cannot_be(llama, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for change, options, fact in (
         ({"model_type": "mamba"}, {"neurons": 64}, "of the type 'mamba'.*known are"),
+        ({"model_type": ["llama"]}, {"neurons": 64}, r"of the type \['llama'\].*known are"),
         ({"model_type": "gpt2"}, {"neurons": 64}, "no tensor that ends in mlp.c_proj.weight"),
         ({"intermediate_size": 128}, {"neurons": 64}, "96 inputs, but intermediate_size is 128.*must have one size"),
         ({"num_key_value_heads": 8}, {"heads": 4}, "16 outputs, but num_attention_heads is 8"),
@@ -229,6 +230,22 @@ def test_models_that_cannot_be(llama, tmp_path):
             mpfast.narrow(tmp_path / "alone", moments=moments, **options)
     with pytest.raises(ValueError, match=r"do not do for layers\.0\.mlp\.down_proj\.weight"):
         mpfast.narrow(folder, moments={"layers.1.mlp.down_proj": np.eye(96)}, neurons=64)
+
+
+def test_writers_that_are_no_matrices_are_refused(llama, tmp_path):
+    folder, moments = llama
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight"))
+    bias = name.replace("weight", "bias")
+    for change, fact in (
+        ({name: np.ones(tensors[name].shape, np.int32)}, f"{name}: is no matrix of floating-point numbers"),
+        ({name: np.ones(tensors[name].size, np.float32)}, f"{name}: is no matrix of floating-point numbers"),
+        ({bias: np.ones((tensors[name].shape[0], 1), np.float32)}, f"{bias}: is no vector"),
+    ):
+        safetensors.save_file(tensors | change, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=fact):
+            mpfast.narrow(tmp_path, moments=moments, neurons=64)
 
 
 def test_heads_of_bert_stay(tmp_path):

@@ -162,6 +162,8 @@ def _as_given(where: str, param: Any, value: Any) -> Any:
     if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in values):
         raise typer.BadParameter(f"{where}: must be a text or a number, not {value!r}")
     texts = [str(one) for one in values]
+    if "" in texts:
+        raise typer.BadParameter(f"{where}: is empty")  # a path would be the working directory
     if param.multiple:
         return texts
     if len(texts) != 1 or isinstance(value, list):

@@ -17,6 +17,7 @@ __all__ = ["HEADS", "Joint", "Joints", "Writer", "heads_of", "neurons_of"]
 
 # What configurations call heads, those of keys and values, and sizes.
 HEADS, _GROUPS, _HEAD_SIZE, _HIDDEN = "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size"
+_NO_MATRIX = "is no matrix of floating-point numbers that reads inputs"
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,10 @@ def _configuration(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
         fact = f"{checkpoint.source}: has no config.json beside it, which would have to say the new sizes"
         raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
     family = config.get("model_type")
-    if family not in WIDTHS:
+    if not isinstance(family, str) or family not in WIDTHS:
         fact = f"is of the type {family!r}, in which it is not known what writes and reads the neurons"
         raise InvalidValueError("model", fact, f"known are {', '.join(sorted(WIDTHS))}")
-    return config, str(family)
+    return config, family
 
 
 def _joints(checkpoint: Checkpoint, units: Units, family: str) -> tuple[Joint, ...]:
@@ -174,9 +175,13 @@ def _joints(checkpoint: Checkpoint, units: Units, family: str) -> tuple[Joint, .
             weight, bias = f"{block}{writer}.weight", f"{block}{writer}.bias"
             if weight not in infos:
                 raise InvalidValueError("model", f"has {name}, but no {weight}, as models of the type {family!r} have")
-            (axis,) = {0, 1} - set(roles[weight].input_axes)
-            writers.append(Writer(infos[weight], axis, matrices))
+            axes = {0, 1} - set(roles[weight].input_axes)
+            if len(infos[weight].shape) != 2 or len(axes) != 1:
+                raise InvalidValueError("model", f"{weight}: {_NO_MATRIX}")
+            writers.append(Writer(infos[weight], axes.pop(), matrices))
             if bias in infos:
+                if len(infos[bias].shape) != 1:
+                    raise InvalidValueError("model", f"{bias}: is no vector, as a bias is")
                 writers.append(Writer(infos[bias], 0, matrices))
         found.append(Joint(layers[0], tuple(writers)))
     if not found:
