@@ -48,7 +48,7 @@ class ScoreCounts:
         return int(self.counts.sum())
 
     def share_above(self, level: float) -> float:
-        """Share of the scores above a level: those in its bin are taken to be evenly spread, below 2^-133 to be zero."""
+        """Share of the scores above a level: those in its bin are taken for evenly spread, below 2^-133 for zeros."""
         if not level < _LARGEST:
             return 0.0
         bits = int(np.float32(level).view(np.uint32))
