@@ -26,7 +26,7 @@ ALTERNATIVES = (
     frozenset({"sparsity", "pattern", "budget", "masks"}),
     frozenset({"rank", "energy", "error"}),
 )
-# What is written or replaced, and whom a command connects to: a file that lies about must not say it.
+# What is written or replaced, but for a cache, and whom a command connects to: a file that lies about must not say it.
 _SAID_EACH_TIME = ("out", "json", "csv", "html", "overwrite", "dry-run", "dask")
 
 

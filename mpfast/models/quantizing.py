@@ -204,7 +204,8 @@ def quantize(
         chosen = _with_moments(chosen, seen, skipped)
     if not chosen:
         sizes = {info.name: info.size for info in checkpoint.tensors}
-        raise InvalidValueError("", f"no layer is left to quantize{telling_reason(skipped, sizes)}")
+        linear = {layer.name: skipped[layer.name] for layer in layers if layer.kind == "linear"}
+        raise InvalidValueError("", f"no layer is left to quantize{telling_reason(linear or skipped, sizes)}")
     scale_type = "float16" if form.of_gguf else ""
     fits = IntegerFits(checkpoint, seen, form.bits, form.group, damping, team_size(threads), scale_type)
     logger.info("quantize: %s: %d layers", checkpoint.source, len(chosen))
