@@ -163,7 +163,7 @@ def test_analyze_keeps_results_and_writes_a_page(model, tmp_path):
         (["prune", "MODEL", "-o", "/missing/OUT", "--sparsity", "0.5"], "no such directory"),
         (["prune", "nowhere", "-o", "OUT", "--sparsity", "0.5"], "no such file"),
         (["prune", "MODEL", "-o", "OUT", "--pattern", "3:7"], "error: no layer is left to prune; "),
-        (["verify", "/"], "is this a directory that prune() or compress() wrote?"),
+        (["verify", "/"], "is this a directory that prune(), compress() or narrow() wrote?"),
         (["analyze", "MODEL", "--dask", "nonsense://x"], "nonsense"),
     ],
 )
