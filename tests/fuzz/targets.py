@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import shutil
+import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from mpfast.models import Analysis, Budget, LayerBudget, verify
 from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError, InvalidValueError
 
-from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
+from .structure import Bytes, altered, archive, gguf, json_bytes, npy, patched, safetensors
 
 MODERATE = 1 << 20
 
@@ -403,6 +404,35 @@ def fuzz_onnx(content: bytes) -> None:
     return None
 
 
+# Names, dimensions and types of tensors that fit each other: F32, Q4_0, Q8_0, F16, BF16, Q4_K, MXFP4, I8.
+_BLOCKS = ((0, 4, 1), (2, 18, 32), (8, 34, 32), (1, 2, 1), (30, 2, 1), (12, 144, 256), (39, 17, 32), (24, 1, 1))
+_GGUF_NAMES = ("blk.0.attn_q.weight", "blk.0.attn_qkv.weight", "blk.0.ffn_up_exps.weight", "output.weight", "w" * 65)
+
+
+def fuzz_gguf(content: bytes) -> None:
+    data = Bytes(content)
+    if data.byte() % 4 == 0:
+        return _file("w.gguf", b"GGUF" + data.rest())
+    numbers = (struct.pack("<II", 4, 32), struct.pack("<II", 4, data.number() % 2**32), data.take(16))
+    names = ("general.alignment", "general.file_type", "split.count", "llama.attention.head_count", data.text())
+    settings = [(name, data.choose(numbers)) for name in names if data.byte() % 2]
+    tensors = []
+    for name in _GGUF_NAMES[: 1 + data.byte() % len(_GGUF_NAMES)]:
+        kind, width, entries = data.choose(_BLOCKS)
+        sizes = [data.choose((256, 256, 32, 64, 33, 0)), *(data.choose((8, 1, 0, 16)) for _ in range(data.byte() % 4))]
+        if data.byte() > 230:
+            sizes = data.numbers()
+        stored = data.take(16).ljust(16, b"\x3c") * (abs(math.prod(sizes)) % MODERATE * width // entries // 16 + 16)
+        tensors.append((data.text() if data.byte() > 230 else name, sizes, kind, stored))
+    written = gguf(settings, tensors, data)
+    with Folder() as folder:
+        (folder / "w.gguf").write_bytes(patched(written, data) if data.byte() > 128 else written)
+        read_all(folder / "w.gguf")
+        with contextlib.suppress(CheckpointError, InvalidValueError):
+            mpfast.quantize(folder / "w.gguf", folder / "out", format=data.choose(("Q4_0", "Q8_0")))
+    return None
+
+
 @lru_cache
 def _report_documents() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     W = np.random.default_rng(0).standard_normal((12, 20))
@@ -508,7 +538,7 @@ def fuzz_arrays(content: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     name.removeprefix("fuzz_"): function for name, function in list(globals().items()) if name.startswith("fuzz_")
 }
-NEEDS = {"torch": "torch", "torch_index": "torch", "onnx": "onnx"}
+NEEDS = {"gguf": "gguf", "torch": "torch", "torch_index": "torch", "onnx": "onnx"}
 
 
 def run_target(name: str, content: bytes) -> None:
