@@ -167,7 +167,8 @@ def svd(
     ConvergenceWarning
         ``tol`` was not met, with the largest basis allowed or for rounding, or values may be rounding altogether;
         ``residuals`` say what was reached. ``vectors_tol`` was not met, because of rounding or because ``k`` ends
-        within a group of values that are not told apart; ``angles`` say what was reached.
+        within a group of values that are not told apart; ``angles`` say what was reached. Scales of rows and columns
+        that were to be measured did not settle.
 
     References
     ----------
@@ -242,6 +243,7 @@ def leading_triplets(
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     block = min(block or _default_block(source), p)
     found = _solve(source, Wanted(k, floor, tol, max(wanted, 1), vectors_tol), block, seed, request.thread_count)
+    unmet.append("" if profile is None else profile.unconverged)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
     unmet += [found.unmet_vectors, _lost_in_rounding(found)]
     return replace(_in_the_callers_framework(W, found, edge, profile), unmet_tolerance="; ".join(filter(None, unmet)))
