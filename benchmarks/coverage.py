@@ -37,7 +37,6 @@ from mpfast.spectra.synthetic import FAMILIES
 Draw = Callable[[str, tuple[int, int], int], NDArray[np.float64]]
 
 FIRST_SEED = 90000
-SEEDS_OF_A_MATRIX = 1000
 SHAPES = ((1100, 1400), (1100, 4400))  # estimated by default, and small enough for the truth
 DETECTION_SHAPE = (400, 600)
 STRENGTHS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
@@ -49,6 +48,11 @@ UNEVEN_STRENGTH = 2.0
 
 def uneven_draw(name: str, shape: tuple[int, int], seed: int) -> NDArray[np.float64]:
     return uneven_family(name, shape, seed, UNEVEN_STRENGTH)
+
+
+def seed_of(name: str, matrix: int, run: int) -> int:
+    """Of the probes: no two families have the same, so that their shares are independent."""
+    return int(np.random.SeedSequence([*name.encode(), matrix, run]).generate_state(1)[0])
 
 
 class Runs:
@@ -74,7 +78,7 @@ class Runs:
             W = draw_one(name, shape, FIRST_SEED + matrix).astype(np.float32)
             truth = mpfast.spectrum(W, method="exact", noise=noise).edge.sigma_plus
         for record in missing:
-            seed = SEEDS_OF_A_MATRIX * matrix + record["run"]
+            seed = seed_of(name, matrix, record["run"])
             edge = mpfast.spectrum(W, method="lanczos", seed=seed, noise=noise).edge
             record.update(truth=truth, edge=edge.sigma_plus, error=edge.sigma_plus_error)
             self.seen[self.key(record)] = record
