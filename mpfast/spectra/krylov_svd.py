@@ -75,7 +75,8 @@ class SVD:
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     unmet_tolerance
         What was reached where ``tol`` was not met with the largest basis allowed, or ``vectors_tol``, how many values
-        may be rounding, and what is missing of ``until="mp_edge"``; empty where all is as asked for.
+        may be rounding, what is missing of ``until="mp_edge"``, and what scales leave that did not settle; empty where
+        all is as asked for.
     noise
         The scales of rows and columns where these were taken out: the triplets are those of the scaled matrix, and
         ``diag(row_scale) U diag(s) Vh diag(col_scale)``, over the live rows and columns, approximates W. None where
