@@ -54,8 +54,9 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe, and
-        all of ``sigma_plus`` where that is the level of rounding: the noise may be anything from 0 up to it.
+        One standard error of ``sigma_plus``, with what scales of rows and columns leave uneven; but for that 0 when
+        every singular value is known, infinite for a single probe, and all of ``sigma_plus`` where that is the level of
+        rounding: the noise may be anything from 0 up to it.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge

@@ -168,6 +168,11 @@ class Spectrum:
         """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
         return 0.5 * self.settling
 
+    @property
+    def unconverged(self) -> str:
+        """What was not reached, of ``tol`` and of scales that were to be measured; empty where all was."""
+        return "; ".join(filter(None, (self.unmet_tolerance, "" if self.noise is None else self.noise.unconverged)))
+
     def cdf(self, s: ArrayLike) -> Array:
         """Share of singular values at or below ``s`` (singular-value scale)."""
         return self.measure.cdf(s)
