@@ -42,9 +42,10 @@ class SpectralMonitor:
     is left. Layers that do not train are left out. Numbers are those of even noise, see `mpfast.spectrum`, with the
     same seed every time, so that differences between two steps are clearer than the error bar of either.
 
-    Where several processes train, rank 0 measures and every rank must call. Parameters that ranks hold shares of are
-    gathered one by one under FSDP2 (``fully_shard``); under FSDP1 and DeepSpeed ZeRO-3 they are left out, and
-    `skipped` says so.
+    Where several processes train, every rank must call; rank 0 measures, writes, warns and alone knows `alarms` and
+    `latest`. Parameters that ranks hold shares of are gathered one by one under FSDP2 (``fully_shard``); under FSDP1
+    and DeepSpeed ZeRO-3, and where only some of the ranks share one, they are left out, and `skipped` says so. Layers
+    have the names that they have without ``DistributedDataParallel`` or ``torch.compile``.
 
     Parameters
     ----------
@@ -153,6 +154,11 @@ class SpectralMonitor:
         dict of str to float
             ``spectral/<layer>/<measure>`` for the layers measured, ``spectral/layers`` and ``spectral/seconds``;
             empty where it was not time, and on other ranks than 0.
+
+        Raises
+        ------
+        RuntimeError
+            On the other ranks, where rank 0 has raised something: all end, and none waits.
         """
         self._steps = self._steps + 1 if step is None else step
         return {} if self._steps % self.every else self.measure(model, self._steps)
