@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 import mpfast
 from mpfast.checkpoints import files_behind, open_checkpoint
 from mpfast.support import output_directories
-from mpfast.support.output_directories import claimed_directory, is_marked, staged_directory, write_mark
+from mpfast.support.directory_marks import is_marked, write_mark
+from mpfast.support.output_directories import claimed_directory, staged_directory
 
 from .references import run_python
 
@@ -129,7 +130,7 @@ class TestTheSwap:
             pytest.skip("directories cannot be exchanged here")
         code = (
             "import os, sys, signal, shutil, pathlib; from mpfast.support import output_directories as o\n"
-            "from mpfast.support.output_directories import *\n"
+            "from mpfast.support import staged_directory, write_mark\n"
             "out, step, exchanges = sys.argv[1], int(sys.argv[2]), sys.argv[3] == 'True'\n"
             "count = 0\n"
             "def dying(function):\n"

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.operators import RestrictedSource, Source, energies, scaled
-from mpfast.spectra import laws
 from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
+from mpfast.spectra.marchenko_pastur import sigma_plus
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk, unevenness_of
 from mpfast.spectra.request import Request, checked_scales
+from mpfast.spectra.tracy_widom import tracy_widom_threshold
 
 Array = NDArray[np.float64]
 Kept = NDArray[np.bool_]
@@ -174,7 +175,7 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
 
 def _good_enough(shape: tuple[int, int]) -> float:
     """What scales may leave, as a share of the edge."""
-    threshold = laws.tracy_widom_threshold(1.0, shape, FALSE_ALARMS) / laws.sigma_plus(1.0, shape)
+    threshold = tracy_widom_threshold(1.0, shape, FALSE_ALARMS) / sigma_plus(1.0, shape)
     return min(SETTLED, WAYS_TO_THE_THRESHOLD * (threshold - 1))
 
 
