@@ -7,9 +7,6 @@
     python benchmarks/quality/smaller.py --model minilm --times --out benchmarks/results/quality/smaller-minilm
     python benchmarks/quality/smaller.py --model smollm2 --times --out benchmarks/results/quality/smaller-smollm2
 
-With ``--models`` the models that are timed stay in a folder, and those that are there are not written again: what takes
-long can be done before, on a machine that does other things, too.
-
 Texts, halves and moments are those of reconstruction.py, seed 0. Every model is written by `mpfast.narrow`,
 `mpfast.quantize` or `mpfast.prune` and loaded by `from_pretrained`, or decoded by the package gguf; sizes are those of
 the files of weights. With ``--times`` what has been measured is timed: in float32, with one thread, in turns with the
@@ -22,7 +19,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import shutil
 import statistics
 import sys
@@ -30,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -136,24 +131,19 @@ class Run:
     ----------
     rows
         By name of the case; the dense model first.
-    models
-        Where those that are timed stay, if anywhere.
     """
 
-    def __init__(self, task: Task, out: Path, models: Path | None) -> None:
-        self.task, self.out, self.models = task, out, models
+    def __init__(self, task: Task, out: Path) -> None:
+        self.task, self.out = task, out
         self.work = tempfile.TemporaryDirectory()
         self.dense = Path(self.work.name) / "dense"
         task.model.save_pretrained(self.dense)
+        self.moments = task.collected(0, 4)
         self.base: Scores = {}
         before = out.with_suffix(".json")
         self.rows: dict[str, Row] = {}
         for row in json.loads(before.read_text()) if before.exists() else []:
             self.rows[row["case"]] = row
-
-    @cached_property
-    def moments(self) -> SecondMoments:
-        return self.task.collected(0, 4)
 
     def complete(self, cases: list[Case], times: bool) -> None:
         if "dense" not in self.rows:
@@ -161,19 +151,15 @@ class Run:
             self.rows["dense"] = self._scored("dense", self.dense)
         for case in cases:
             row = self.rows.get(case.name)
-            kept = self.models / re.sub(r"\W+", "-", case.name) if self.models and case.timed else None
-            timed = times and case.timed and (row is None or "times" not in row)
-            if row is not None and not timed and (kept is None or kept.exists()):
+            if row is not None and not (times and case.timed and "times" not in row):
                 continue
-            folder = kept or Path(self.work.name) / "out"
-            if not folder.exists():
-                case.write(self.dense, folder, self.moments)
+            folder = Path(self.work.name) / "out"
+            case.write(self.dense, folder, self.moments)
             if row is None:
                 row = self.rows[case.name] = self._scored(case.name, folder)
-            if timed:
+            if times and case.timed:
                 row["times"] = self._times(folder)
-            if kept is None:
-                shutil.rmtree(folder)
+            shutil.rmtree(folder)
             print(row, file=sys.stderr, flush=True)
             self.write()
         self.write()
@@ -284,10 +270,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="writes OUT.md and OUT.json")
     parser.add_argument("--quick", action="store_true", help="a tenth of the texts: to see that it runs")
     parser.add_argument("--times", action="store_true", help="time what has been measured")
-    parser.add_argument("--models", type=Path, help="folder of the models that are timed: written once")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    run = Run({"minilm": MiniLM, "smollm2": SmolLM2}[options.model](options.quick), options.out, options.models)
+    run = Run({"minilm": MiniLM, "smollm2": SmolLM2}[options.model](options.quick), options.out)
     run.complete(CASES[options.model], options.times)
 
 
