@@ -15,7 +15,8 @@ from typing import Any
 from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import Checkpoint, OutputPart, Role, TensorInfo
-from mpfast.checkpoints.families import CONV1D, Family, family_of, quantisation_of, setting
+from mpfast.checkpoints.config_json import quantisation_of, setting
+from mpfast.checkpoints.families import CONV1D, Family, family_of
 from mpfast.checkpoints.fused import consecutive, fused_parts, is_fused_qkv
 from mpfast.checkpoints.quantised_modules import companions_of, parent_of
 
