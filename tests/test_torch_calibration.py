@@ -16,9 +16,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mpfast.checkpoints import MomentFile  # noqa: E402
-from mpfast.integrations.torch import calibration  # noqa: E402
+from mpfast.integrations.torch import row_sums  # noqa: E402
 from mpfast.integrations.torch.calibration import SecondMoments  # noqa: E402
-from mpfast.integrations.torch.layers import input_rows, prunable_modules  # noqa: E402
+from mpfast.integrations.torch.layers import input_rows, prunable_modules, watchable_modules  # noqa: E402
 from mpfast.masks.projection import output_error, project  # noqa: E402
 
 from .references import run_python  # noqa: E402
@@ -222,8 +222,8 @@ def test_layers_that_are_handed_the_same_tensor_share_a_sum(mode, monkeypatch):
     torch.manual_seed(4)
     model = Attention()
     counted = []
-    core = calibration._core
-    monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=lambda *a: counted.append(core.add_gram(*a))))
+    core = row_sums._core
+    monkeypatch.setattr(row_sums, "_core", SimpleNamespace(add_gram=lambda *a: counted.append(core.add_gram(*a))))
     batches = [torch.randn(2, 30, 12) for _ in range(3)]
     with SecondMoments(model, folds=1) as moments, mode():
         for batch in batches:
@@ -434,7 +434,7 @@ def test_what_was_cut_short_is_no_sum(monkeypatch, tmp_path):
     moments = SecondMoments(torch.nn.Sequential(layer))
     with moments:
         layer(torch.randn(20, 4))
-    monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=stop))
+    monkeypatch.setattr(row_sums, "_core", SimpleNamespace(add_gram=stop))
     with pytest.raises(KeyboardInterrupt), moments:
         layer(torch.randn(20, 4))
     for read in (lambda: moments["0"], lambda: moments.save(tmp_path / "m.safetensors")):
@@ -512,7 +512,7 @@ def test_bad_options_are_refused_before_anything_runs(options, match):
 
 
 def test_what_is_no_module_and_no_mask_of_padding():
-    for call in (SecondMoments, calibration.watchable_modules):
+    for call in (SecondMoments, watchable_modules):
         with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not dict"):
             call({"weight": torch.ones(2, 2)})
     moments = SecondMoments(torch.nn.Sequential(torch.nn.Linear(4, 2)))
