@@ -17,7 +17,6 @@ from mpfast.arrays.quantised import CORE_CODES, CodeDecoder, CodedRows, Decoder,
 from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
-    as_bits,
     as_matrix,
     as_numpy,
     as_wide,
@@ -45,7 +44,6 @@ __all__ = [
     "QuantisedArray",
     "SecondMoment",
     "address_of",
-    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",
