@@ -29,6 +29,7 @@
 #include "core/changed.hpp"
 #include "core/small_matrix.hpp"
 #include "linalg/backend.hpp"
+#include "linalg/band_spectrum.hpp"
 #include "linalg/orthonormaliser.hpp"
 #include "linalg/small_eigen.hpp"
 #include "linalg/triangular.hpp"
@@ -132,6 +133,21 @@ class BlockLanczos {
   // All of them.
   std::shared_ptr<const RitzValues> ritz(index_t steps, const Poll& poll) {
     return ritz(steps, std::numeric_limits<index_t>::max(), poll);
+  }
+
+  // T without what rounding has left outside of its band: what a glimpse of its values takes.
+  SymmetricBand band() const {
+    if (steps_ < 1) throw std::invalid_argument("no Ritz values before the first step");
+    SymmetricBand out(steps_ * width_, width_);
+    for (index_t j = 0; j < out.order; ++j) {
+      for (index_t i = 0; i <= std::min(width_, out.order - 1 - j); ++i) out.at(i, j) = t(j + i, j);
+    }
+    return out;
+  }
+
+  // The residual of the Ritz pair next to `theta`, by the band.
+  double residual_near(double theta) const {
+    return coupling_norm(couplings_[steps_ - 1], end_of_eigenvector(band(), theta, width_));
   }
 
   // out (vectors of length p) = V times `coefficients`, whose rows say how many vectors of V.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.operators import Source, start_run
+from mpfast.operators import LanczosRun, Source, start_run
 from mpfast.spectra.ritz_errors import EQUAL, angles, error_bounds, groups, may_hide_equal_ones, relative_errors
 from mpfast.spectra.triplets import Basis, Wanted, unmet_tolerance
 
@@ -18,9 +18,11 @@ Array = NDArray[np.float64]
 
 # A bound of the error beyond which the first look was far too early.
 NEAR = 3e-2
-# From the second look on, Ritz values are looked at each time the basis has grown by at most this factor. A look costs
-# about two steps.
+# From the second look on, Ritz values are looked at each time the basis has grown by at most this factor.
 CHECK_GROWTH = 1.25
+# Up to this width of a block a glimpse of the last wanted value costs one to two steps; all Ritz values cost as much as
+# five to forty.
+GLIMPSES_UP_TO = 8
 # Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
 CAUTION = 0.75
 # The widest block, which the runs have that look for equal singular values; and how many of these there may be.
@@ -65,32 +67,59 @@ class KrylovSearch:
         previous, before = -1, (0, 0.0)
         while True:
             run.advance(steps - run.steps)
-            size = run.steps * width
-            # What is judged by others looks at those up to three blocks further down.
-            theta, residual, _ = run.ritz(count=None if self.k is None else self.k + 3 * width + 1)
-            count = self._count(theta)
-            # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
-            errors = error_bounds if steps < second else relative_errors
-            worst = float(errors(theta, residual, count, width).max(initial=0.0))
-            counted = self.k is not None or count == previous
-            missing = max(worst, self._as_error(theta, residual, count))
-            if counted and missing <= self.tol and count < len(theta):
-                break
-            if run.exhausted or steps >= limit:
-                if worst > self.tol and not run.exhausted:
-                    self._falls_short(f"with a basis of {size} vectors", count, worst)
-                break
+            early = steps < second
+            count, glimpsed = self._glimpse(run, early=early)
+            missing = glimpsed
+            last = run.exhausted or steps >= limit
+            if last or glimpsed <= self.tol:
+                # What is judged by others looks at those up to three blocks further down.
+                theta, residual, _ = run.ritz(count=None if self.k is None else self.k + 3 * width + 1)
+                count = self._count(theta)
+                worst = float(self._errors(theta, residual, count, width, early=early).max(initial=0.0))
+                missing = max(worst, self._as_error(theta, residual, count))
+                counted = self.k is not None or count == previous
+                if counted and missing <= self.tol and count < len(theta):
+                    break
+                if last:
+                    if worst > self.tol and not run.exhausted:
+                        self._falls_short(f"with a basis of {run.steps * width} vectors", count, worst)
+                    break
+            glimpsed = glimpsed or missing
             more = math.ceil((CHECK_GROWTH - 1) * steps)
-            if steps < second and missing > NEAR:
+            if early and missing > NEAR:
                 more = second - steps
-            elif 0 < missing < before[1] and count == previous:
-                rate = math.log(before[1] / missing) / (steps - before[0])
+            elif 0 < glimpsed < before[1] and count == previous:
+                rate = math.log(before[1] / glimpsed) / (steps - before[0])
                 more = min(more, math.ceil(CAUTION * math.log(missing / self.tol) / rate))
-            previous, before = count, (steps, missing)
+            previous, before = count, (steps, glimpsed)
             steps = min(steps + max(more, 1), limit)
         count = min(count, len(theta))
         vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
         return Basis(vectors, residual[:count], _at(theta, count), _at(theta + residual, count)), theta
+
+    def _glimpse(self, run: LanczosRun, *, early: bool) -> tuple[int, float]:
+        """How many Ritz values are wanted, and the error of the last of them, which is about the largest.
+
+        At a small share of the cost of all of them. Where there is no glimpse, which is cheap for narrow blocks alone,
+        the error is 0: a decomposition has to tell.
+        """
+        width, size = run.width, run.steps * run.width
+        if width > GLIMPSES_UP_TO:
+            return 0, 0.0
+        floor = self.wanted.floor * 2.0**-self.source.scale_exponent
+        count = run.values_above(floor**2) if self.k is None else self.k
+        if count < 1 or count + 3 * width > size:
+            return count, 0.0
+        first = max(count - max(width - 1, 1), 0)
+        theta = run.values_at([*range(first, count + width), count - 1 + 3 * width])
+        residuals = np.full(count - first, run.residual_near(theta[count - first - 1]))
+        error = float(self._errors(theta, residuals, count - first, width, early=early)[-1])
+        return count, error if math.isfinite(error) else 0.0
+
+    def _errors(self, theta: Array, residual: Array, count: int, width: int, *, early: bool) -> Array:
+        """Relative errors of singular values."""
+        # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
+        return (error_bounds if early else relative_errors)(theta, residual, count, width)
 
     def _as_error(self, theta: Array, residual: Array, count: int) -> float:
         """The worst angle as an error of values: as many times `tol` as it is of `vectors_tol`.
