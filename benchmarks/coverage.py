@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
-from mpfast.bench import machine
 from mpfast.spectra import NoiseModel, critical_signal, family, low_rank, uneven_family
 from mpfast.spectra.synthetic import FAMILIES
 
@@ -145,16 +145,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot is not None:
         importlib.import_module("matplotlib")  # where it is missing, say so now, not after an hour
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
+    lines = [machine_line(), ""]
     for shape in SHAPES:
         lines += [*coverage_lines(shape, options.draws, FAMILIES, family, "even"), ""]
         lines += [*coverage_lines(shape, options.draws, UNEVEN, uneven_draw, "auto"), ""]
     rates = detection_rates(options.draws)
     text = "\n".join([*lines, *detection_lines(rates, options.draws)]) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    print_or_write(text, options.out)
     if options.plot is not None:
         plot_detection(rates, options.draws, options.plot)
 
