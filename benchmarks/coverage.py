@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
-from mpfast.bench import machine
 from mpfast.spectra import NoiseModel, critical_signal, family, low_rank, uneven_family
 from mpfast.spectra.synthetic import FAMILIES
 
@@ -207,14 +207,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot is not None:
         importlib.import_module("matplotlib")  # where it is missing, say so now, not after an hour
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
+    lines = [machine_line(), ""]
     lines += coverage_lines(options.matrices, options.runs, Runs(options.seen))
     rates = detection_rates(options.draws)
     text = "\n".join([*lines, *detection_lines(rates, options.draws)]) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    print_or_write(text, options.out)
     if options.plot is not None:
         plot_detection(rates, options.draws, options.plot)
 

@@ -11,6 +11,7 @@ import numpy as np
 from mpfast.arrays import native, refuse_masked
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.checkpoints.memory import SharedMemory, shared_memory
+from mpfast.checkpoints.parameter_roles import LAYERS, role_of
 from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = ["ArrayMapping"]
@@ -209,8 +210,6 @@ def _known_by_memory(memory: SharedMemory) -> dict[str, Role]:
 
 def _rank(name: str, role: Role | None) -> int:
     """Which of several names of one tensor it is analysed under, lowest first: stable among equals."""
-    from mpfast.checkpoints.roles import LAYERS, role_of
-
     kind = (role or role_of(TensorInfo(name, (64, 64), "float32"))).kind
     return 0 if kind == "embedding" else 1 if kind == "head" else 2 if kind in LAYERS else 3
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.directories import open_directory, refuse_pickled_pieces
@@ -46,8 +46,8 @@ class Format:
     def open(self, path: Path) -> Checkpoint:
         """Open a file of this format."""
         module, _, name = self.opener.partition(":")
-        opener = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-        return cast(Callable[[Path], Checkpoint], opener)(path)
+        opener: Callable[[Path], Checkpoint] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return opener(path)
 
 
 def _is_safetensors(path: Path, first: bytes) -> bool:
@@ -256,7 +256,8 @@ def open_checkpoint(model: Any, *, gather: Callable[[Any], Any] | None = None) -
     (TensorInfo(name='head.weight', shape=(10, 64), dtype='float32'),)
     """
     if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
-        return model  # type: ignore[no-any-return]
+        checkpoint: Checkpoint = model
+        return checkpoint
     return dequantised(_as_stored(model, gather))
 
 

@@ -39,6 +39,14 @@ def check_law(variance: float, shape: tuple[int, int]) -> None:
         raise InvalidValueError("shape", f"must be two positive integers, not {shape!r}")
 
 
+def checked_probabilities(u: ArrayLike) -> Array:
+    """Return probabilities in float64; InvalidValueError where one is outside [0, 1]."""
+    probabilities = np.asarray(u, dtype=np.float64)
+    if np.any((probabilities < 0) | (probabilities > 1)):
+        raise InvalidValueError("u", "must lie in [0, 1]")
+    return probabilities
+
+
 def without_overflow(x: ArrayLike, scale: float) -> Array:
     """Return ``x / scale`` in float64; infinite, without a word, where that is beyond its range."""
     with np.errstate(over="ignore"):
@@ -220,10 +228,7 @@ class MarchenkoPasturEigenvalues:
         ValueError
             A probability is outside.
         """
-        u = np.asarray(u, dtype=np.float64)
-        if np.any((u < 0) | (u > 1)):
-            raise InvalidValueError("u", "must lie in [0, 1]")
-        return self.variance * _unit_ppf(u, _Ratio.of(self.shape))
+        return self.variance * _unit_ppf(checked_probabilities(u), _Ratio.of(self.shape))
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ class TracyWidom:
         ValueError
             A probability is not strictly between 0 and 1.
         """
-        u = np.asarray(u, dtype=np.float64)
-        if np.any((u <= 0) | (u >= 1)):
-            raise InvalidValueError("u", "must lie strictly between 0 and 1")
+        u = _checked(u)
         return self._inverse(np.log(u) - np.log1p(-u))
 
     def isf(self, u: ArrayLike) -> Array:
@@ -127,9 +125,7 @@ class TracyWidom:
         ValueError
             A probability is not strictly between 0 and 1.
         """
-        u = np.asarray(u, dtype=np.float64)
-        if np.any((u <= 0) | (u >= 1)):
-            raise InvalidValueError("u", "must lie strictly between 0 and 1")
+        u = _checked(u)
         return self._inverse(np.log1p(-u) - np.log(u))
 
     def _inverse(self, target: Array) -> Array:
@@ -142,6 +138,13 @@ class TracyWidom:
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         quantiles: Array = np.where(np.isnan(target), np.nan, 0.5 * (low + high))[()]
         return quantiles
+
+
+def _checked(u: ArrayLike) -> Array:
+    probabilities = np.asarray(u, dtype=np.float64)
+    if np.any((probabilities <= 0) | (probabilities >= 1)):
+        raise InvalidValueError("u", "must lie strictly between 0 and 1")
+    return probabilities
 
 
 @lru_cache(maxsize=64)

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from mpfast.support.log import logger
     from mpfast.support.output_directories import (
         OutputDirectory,
-        check_directory,
         claimed_directory,
         restore_directory,
         staged_directory,
@@ -92,7 +91,6 @@ __all__ = [
     "Workers",
     "argument_called",
     "arrays_given_back",
-    "check_directory",
     "check_flag",
     "check_group",
     "check_path",

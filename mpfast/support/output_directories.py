@@ -31,14 +31,14 @@ from mpfast.support.directory_marks import MARK_FILE, files_below, is_marked, st
 from mpfast.support.errors import warn_caller
 from mpfast.support.safe_files import STAGING_SUFFIX, named_errors, sync_directory
 
-__all__ = ["OutputDirectory", "check_directory", "claimed_directory", "restore_directory", "staged_directory"]
+__all__ = ["OutputDirectory", "claimed_directory", "restore_directory", "staged_directory"]
 
 LOCK_SUFFIX = ".mpfast-lock"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
+def _checked(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
     """Return where `out` is to be written; errors as `claimed_directory`, before any work is done.
 
     What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast that holds what the
@@ -179,12 +179,12 @@ def claimed_directory(
     check_path(out, "out")
     sources = list(sources)
     restore_directory(out)
-    target = check_directory(out, overwrite=overwrite, sources=sources)
+    target = _checked(out, overwrite=overwrite, sources=sources)
     with held_lock(out, _beside(target, LOCK_SUFFIX)):
         # Whoever held the lock a moment ago may have written it, or was killed while he did.
         _restore(target)
         _remove_leftovers(target)
-        check_directory(out, overwrite=overwrite, sources=sources)
+        _checked(out, overwrite=overwrite, sources=sources)
         yield OutputDirectory(target, overwrite)
 
 
