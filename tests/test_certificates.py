@@ -163,7 +163,8 @@ def test_errors() -> None:
 
 torch = pytest.importorskip("torch")
 
-from mpfast.integrations.torch.certificates import certify, magnification  # noqa: E402
+from mpfast.integrations.torch.certificates import certify  # noqa: E402
+from mpfast.integrations.torch.magnification import magnification  # noqa: E402
 
 
 def random_network(seed: int) -> tuple[torch.nn.Module, torch.Tensor]:

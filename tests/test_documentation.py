@@ -24,9 +24,9 @@ REFERENCED = [
     "mpfast",
     *(f"mpfast.masks.{name}" for name in ("by_magnitude", "by_spectrum", "groups", "by_noise_floor", "projection")),
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
-    *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
+    *(f"mpfast.spectra.{name}" for name in ("marchenko_pastur", "tracy_widom", "metrics", "distribution", "lowrank")),
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd", "second_moment")),
-    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization")),
+    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization", "singular_vectors")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
@@ -103,6 +103,7 @@ def test_sections_of_parameters_have_all_of_them(package):
 @pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
     """Every block of a page, one after the other; where output is shown below a block, it is the one it prints."""
+    monkeypatch.setenv("LLM_COMPRESSOR_LOG_DISABLED", "true")  # its log goes where output does
     for package in NEEDS.get(page, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ from mpfast.checkpoints.base import Role, TensorInfo
 from mpfast.checkpoints.config_json import checked_config
 from mpfast.checkpoints.families import Family, family_of
 from mpfast.checkpoints.fused import consecutive, fused_parts
-from mpfast.checkpoints.roles import LAYERS, parameter_role, role_of
+from mpfast.checkpoints.parameter_roles import LAYERS, parameter_role, role_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["TorchModules"]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from mpfast.operators import Source
 from mpfast.spectra.probe_noise import expected_error, likely_error
+from mpfast.spectra.probe_runs import INITIAL_STEPS
 from mpfast.spectra.request import Request
-from mpfast.spectra.session import INITIAL_STEPS, MARGIN
+from mpfast.spectra.session import MARGIN
 
 __all__ = ["EXACT_UP_TO", "LANCZOS_FROM", "MAX_PROBES", "exact_is_cheaper", "exact_is_possible", "first_probes"]
 
