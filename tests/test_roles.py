@@ -349,3 +349,34 @@ def test_config_files_are_read_strictly(tmp_path):
             mpfast.analyze(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "limit": Infinity}')  # as transformers writes it
     assert roles_of(open_checkpoint(tmp_path))["h.c_fc.weight"].source == "config.json"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"intermediate_size": "1536"}, "intermediate_size must be a whole number, or a list of them, not '1536'"),
+        ({"hidden_size": 64.0}, "hidden_size must be a whole number.*, not 64.0"),
+        ({"vocab_size": True}, "vocab_size must be a whole number"),
+        ({"head_dim": -1}, "head_dim must be a whole number"),
+        ({"num_kv_heads": [3, "3"]}, "num_kv_heads must be a whole number, or a list of them"),
+        ({"text_config": {"num_experts": "8"}}, r"config\.json: text_config: num_experts must be a whole number"),
+        ({"ffn_config": {"moe_num_experts": {}}}, r"config\.json: ffn_config: moe_num_experts must be a whole number"),
+        ({"multi_query": "true"}, "multi_query must be true or false, not 'true'"),
+        ({"model_type": 2}, "model_type must be a text, not 2"),
+        ({"architectures": "BertModel"}, "architectures must be a list of texts, not 'BertModel'"),
+        ({"quantization_config": "fp8"}, "quantization_config must be an object, not 'fp8'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_no_setting_that_is_missing(config, message, tmp_path):
+    save_file({"h.c_fc.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for call in (mpfast.inspect, mpfast.analyze):
+        with pytest.raises(mpfast.CheckpointError, match=message):
+            call(tmp_path)
+
+
+def test_settings_that_may_be_missing_or_one_for_each_block(tmp_path):
+    save_file({"h.c_fc.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    said = {"n_inner": None, "num_kv_heads": [3, 4], "num_experts": 0, "quantization_config": None, "own": "64"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert len(mpfast.analyze(tmp_path)) == 1

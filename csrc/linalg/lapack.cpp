@@ -34,7 +34,6 @@ void scipy_dlarfb_(const char* side, const char* trans, const char* direct, cons
                    const blasint* n, const blasint* k, const double* v, const blasint* ldv, const double* t,
                    const blasint* ldt, double* c, const blasint* ldc, double* work, const blasint* ldwork, std::size_t,
                    std::size_t, std::size_t, std::size_t);
-void scipy_dsterf_(const blasint* n, double* d, double* e, blasint* info);
 void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint* lda, double* d, double* e, double* tau,
                    double* work, const blasint* lwork, blasint* info, std::size_t);
 void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* a, const blasint* lda, double* w,
@@ -284,13 +283,6 @@ void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, i
   const CallOfBlas call;
   scipy_dlarfb_("L", transpose ? "T" : "N", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1,
                 1, 1);
-}
-
-void tridiagonal_eigenvalues(index_t n, double* d, double* e) {
-  const blasint n_ = narrow(n);
-  blasint info = 0;
-  scipy_dsterf_(&n_, d, e, &info);
-  require_success(info, "dsterf");
 }
 
 void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e, double* tau) {

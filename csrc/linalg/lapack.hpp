@@ -83,9 +83,6 @@ void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, inde
 void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t,
              index_t ldt, double* c, index_t ldc, double* workspace);
 
-// Eigenvalues of the symmetric tridiagonal (d, e), ascending into d; e is destroyed (LAPACK sterf).
-void tridiagonal_eigenvalues(index_t n, double* d, double* e);
-
 // T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd), with Q in A below the diagonal and in tau; d has
 // n entries, e and tau have n - 1.
 void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e, double* tau);

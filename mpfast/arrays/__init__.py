@@ -17,6 +17,7 @@ from mpfast.arrays.quantised import CORE_CODES, CodeDecoder, CodedRows, Decoder,
 from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
+    LARGEST,
     as_matrix,
     as_numpy,
     as_wide,
@@ -37,6 +38,7 @@ from mpfast.arrays.views import (
 __all__ = [
     "CORE_CODES",
     "FLOATS",
+    "LARGEST",
     "CodeDecoder",
     "CodedRows",
     "Decoder",

@@ -20,6 +20,8 @@ from mpfast.arrays.quantised import QuantisedArray
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError, argument_called
 
 __all__ = [
+    "FLOATS",
+    "LARGEST",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -38,8 +40,8 @@ __all__ = [
 ]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-# The largest numbers of the types to which double precision is rounded.
-_LARGEST = {
+#: The largest numbers of the types to which double precision is rounded.
+LARGEST = {
     "float32": float(np.finfo(np.float32).max),
     "float16": float(np.finfo(np.float16).max),
     "bfloat16": 2.0**128 - 2.0**120,
@@ -172,8 +174,8 @@ def in_storage(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
     Numbers that are of that type already are not copied.
     """
-    if dtype == "float16" or (dtype in _LARGEST and values.dtype == np.float64):
-        values = np.clip(values, -_LARGEST[dtype], _LARGEST[dtype])
+    if dtype == "float16" or (dtype in LARGEST and values.dtype == np.float64):
+        values = np.clip(values, -LARGEST[dtype], LARGEST[dtype])
     if dtype == "bfloat16":
         return narrowed(values)
     return values.astype(dtype, copy=False)

@@ -14,8 +14,9 @@ from mpfast.checkpoints.adapter_settings import (
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory
+from mpfast.checkpoints.config_json import read_config, setting
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import other_names, setting, stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.gguf_file import GgufFile
 from mpfast.checkpoints.gguf_writer import GGUF_TYPES, GgufWriter
 from mpfast.checkpoints.identity import content_sample_hash
@@ -157,6 +158,7 @@ __all__ = [
     "path_of",
     "prefetched",
     "quantised_weight",
+    "read_config",
     "read_layer",
     "reason_against_masking",
     "repackable",

@@ -9,7 +9,8 @@ from typing import Any
 
 from mpfast.checkpoints.bare import bare, is_bare, is_structured, merged_experts, optimiser_state
 from mpfast.checkpoints.base import OutputPart, Role, TensorInfo
-from mpfast.checkpoints.families import CONV1D, Family, family_of, setting
+from mpfast.checkpoints.config_json import setting
+from mpfast.checkpoints.families import CONV1D, Family, family_of
 from mpfast.checkpoints.fused import consecutive, fused_parts, is_fused_qkv
 from mpfast.checkpoints.quantised_modules import parent_of
 

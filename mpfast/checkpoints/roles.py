@@ -15,7 +15,7 @@ from typing import Any
 from mpfast.checkpoints.adapter_names import factor_roles
 from mpfast.checkpoints.bare import is_structured
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
-from mpfast.checkpoints.families import quantisation_of
+from mpfast.checkpoints.config_json import quantisation_of
 from mpfast.checkpoints.parameter_roles import LAYERS, by_shape_and_name, of_parameter, unsupported_dtype
 from mpfast.checkpoints.quantised_modules import companions_of
 

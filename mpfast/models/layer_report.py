@@ -15,6 +15,7 @@ from mpfast.support import (
     InvalidValueError,
     facts_as_html,
     front_door,
+    notebook_cell,
     percent,
     printable,
     with_error,
@@ -195,8 +196,8 @@ class LayerReport:
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         figures = row_figures([self])
-        facts = {heading: cell(self) for heading, cell in figures.items() if heading not in ("layer", "noise")}
-        return facts_as_html(self.name, facts, [f"{self.verdict}: {self.sentence}", *self.warnings])
+        facts = {heading: cell(self) for heading, cell in figures.items() if heading != "layer"}
+        return notebook_cell(facts_as_html(self.name, facts, [self.sentence], self.warnings))
 
     @property
     def picture(self) -> Picture | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 import time
 from collections.abc import Mapping
@@ -37,10 +36,11 @@ from mpfast.support import (
     check_flag,
     check_path,
     claimed_directory,
+    facts_as_html,
     front_door,
     logger,
+    notebook_cell,
     percent,
-    printable,
     warn_caller,
 )
 
@@ -88,7 +88,7 @@ class PruneResult:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the budget as it was met."""
-        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
+        return notebook_cell(facts_as_html(repr(self), {}), self.budget._as_html())
 
     @property
     def sparsity(self) -> float:

@@ -30,7 +30,7 @@ from mpfast.spectra.noise import energy_share
 from mpfast.spectra.probe_noise import expected_error, jackknife_error
 from mpfast.spectra.rounding import check_range, size_of_entries
 from mpfast.spectra.tracy_widom import tracy_widom_threshold
-from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, percent, with_error
+from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, notebook_cell, percent, with_error
 
 Array = NDArray[np.float64]
 
@@ -54,8 +54,9 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe, and
-        all of ``sigma_plus`` where that is the level of rounding: the noise may be anything from 0 up to it.
+        One standard error of ``sigma_plus``, with what scales of rows and columns leave uneven; but for that 0 when
+        every singular value is known, infinite for a single probe, and all of ``sigma_plus`` where that is the level of
+        rounding: the noise may be anything from 0 up to it.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge
@@ -121,17 +122,18 @@ class EdgeFit:
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         facts = {
-            "edge sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
+            "sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
             "threshold": f"{self.threshold:.5g}",
             "spikes": f"{self.spikes} above the threshold, {self.spikes_above_edge} above the edge",
             "strict": str(self.strict),
             "standard deviation of the noise": f"{math.sqrt(self.variance):.5g}",
-            "energy in the noise": percent(self.share),
-            "unevenness": percent(self.unevenness),
+            "share": percent(self.share),
+            "uneven": percent(self.unevenness),
             "KS": f"{self.ks:.4f}",
+            "fit": self.verdict,
             "estimator": self.estimator,
         }
-        return facts_as_html(repr(self), facts, self.warnings)
+        return notebook_cell(facts_as_html(repr(self), facts, warnings=self.warnings))
 
     @property
     def law(self) -> MarchenkoPastur:

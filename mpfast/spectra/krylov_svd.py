@@ -75,7 +75,8 @@ class SVD:
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     unmet_tolerance
         What was reached where ``tol`` was not met with the largest basis allowed, or ``vectors_tol``, how many values
-        may be rounding, and what is missing of ``until="mp_edge"``; empty where all is as asked for.
+        may be rounding, what is missing of ``until="mp_edge"``, and what scales leave that did not settle; empty where
+        all is as asked for.
     noise
         The scales of rows and columns where these were taken out: the triplets are those of the scaled matrix, and
         ``diag(row_scale) U diag(s) Vh diag(col_scale)``, over the live rows and columns, approximates W. None where
@@ -155,7 +156,8 @@ def svd(
     ConvergenceWarning
         ``tol`` was not met, with the largest basis allowed or for rounding, or values may be rounding altogether;
         ``residuals`` say what was reached. ``vectors_tol`` was not met, because of rounding or because ``k`` ends
-        within a group of values that are not told apart; ``angles`` say what was reached.
+        within a group of values that are not told apart; ``angles`` say what was reached. Scales of rows and columns
+        that were to be measured did not settle.
 
     References
     ----------
@@ -230,6 +232,7 @@ def leading_triplets(
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     block = min(block or _default_block(source), p)
     found = _solve(source, Wanted(k, floor, tol, max(wanted, 1), vectors_tol), block, seed, request.thread_count)
+    unmet.append("" if profile is None else profile.unconverged)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
     unmet += [found.unmet_vectors, _lost_in_rounding(found)]
     return replace(_in_the_callers_framework(W, found, edge, profile), unmet_tolerance="; ".join(filter(None, unmet)))

@@ -15,7 +15,7 @@ from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.rounding import GRAM_RESOLUTION, rounding_level
 from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
-from mpfast.support import InvalidValueError, KeptProperty, Record, facts_as_html, front_door, with_error
+from mpfast.support import InvalidValueError, KeptProperty, Record, facts_as_html, front_door, notebook_cell, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,6 +167,11 @@ class Spectrum:
     def extra_error(self) -> float:
         """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
         return 0.5 * self.settling
+
+    @property
+    def unconverged(self) -> str:
+        """What was not reached, of ``tol`` and of scales that were to be measured; empty where all was."""
+        return "; ".join(filter(None, (self.unmet_tolerance, "" if self.noise is None else self.noise.unconverged)))
 
     def cdf(self, s: ArrayLike) -> Array:
         """Share of singular values at or below ``s`` (singular-value scale)."""
@@ -379,10 +384,15 @@ class Spectrum:
         """Return what a notebook shows."""
         facts = {key.replace("_", " "): f"{value:.5g}" for key, value in self.metrics().items()}
         if self.of_outputs:
-            return facts_as_html(repr(self), facts)
+            return notebook_cell(facts_as_html(repr(self), facts))
         edge = self.edge
-        fit = {"edge sigma+": with_error(edge.sigma_plus, edge.sigma_plus_error), "spikes": str(edge.spikes)}
-        return facts_as_html(repr(self), fit | {"fit": f"{edge.verdict}, KS {edge.ks:.4f}"} | facts, edge.warnings)
+        fit = {
+            "sigma+": with_error(edge.sigma_plus, edge.sigma_plus_error),
+            "spikes": str(edge.spikes),
+            "KS": f"{edge.ks:.4f}",
+            "fit": edge.verdict,
+        }
+        return notebook_cell(facts_as_html(repr(self), fit | facts, warnings=edge.warnings))
 
 
 @front_door

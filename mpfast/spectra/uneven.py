@@ -21,7 +21,17 @@ from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
 from mpfast.spectra.marchenko_pastur import sigma_plus
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk, unevenness_of
+from mpfast.spectra.noise import (
+    DEAD,
+    SETTLED,
+    Energies,
+    NoiseProfile,
+    edge_shift,
+    fit_shift,
+    live_sides,
+    shrunk,
+    unevenness_of,
+)
 from mpfast.spectra.request import Request, checked_scales
 from mpfast.spectra.tracy_widom import tracy_widom_threshold
 
@@ -108,6 +118,11 @@ class _Reading(NamedTuple):
     deflated: int
     passes: int
 
+    @property
+    def left_in_fit(self) -> float:
+        """By what share they move the edge that is fitted."""
+        return fit_shift(self.rows, self.columns)
+
 
 @dataclass(frozen=True)
 class _Round:
@@ -168,6 +183,7 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
         variance=fitted_variance(spectrum),
         even_spikes=first.edge.spikes,
         even_ks=first.edge.ks,
+        left_in_fit=best.reading.left_in_fit,
     )
     passes += spectrum.passes - best.estimate.look.passes
     return Measured(_with_profile(spectrum, profile, passes), best.estimate.source)
@@ -200,6 +216,7 @@ def measured_with(source: Source, request: Request, scales: Sequence[ArrayLike])
         deflated=0 if reading is None else reading.deflated,
         fro_norm=math.nan if found is None else found.fro_norm,
         variance=fitted_variance(spectrum),
+        left_in_fit=None if reading is None else reading.left_in_fit,
     )
     passes = spectrum.passes + (0 if reading is None else reading.passes)
     return Measured(_with_profile(spectrum, profile, passes), estimate.source)

@@ -50,7 +50,7 @@ from mpfast.support.json_records import (
     unique_keys,
 )
 from mpfast.support.kept import KeptProperty
-from mpfast.support.notebook import facts_as_html, rows_as_html
+from mpfast.support.notebook import design, facts_as_html, notebook_cell, rows_as_html
 from mpfast.support.wording import counted, percent, with_error
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ __all__ = [
     "check_tolerance",
     "claimed_directory",
     "counted",
+    "design",
     "facts_as_html",
     "float_array",
     "floor_count",
@@ -111,6 +112,7 @@ __all__ = [
     "matrix_called",
     "named_errors",
     "no_constant",
+    "notebook_cell",
     "package_missing",
     "parse_json",
     "parsed_pattern",

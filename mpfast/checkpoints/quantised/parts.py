@@ -74,11 +74,14 @@ class BlockScales:
         The part.
     grid : Grid
         Of its scales.
+    kind : str
+        Their type where that of the part is none of scales; empty: that of the part.
     """
 
     group: Group
     word: str
     grid: Grid
+    kind: str = ""
 
     @property
     def block(self) -> tuple[int, int]:
@@ -89,7 +92,8 @@ class BlockScales:
         """Return the scales of a matrix by rows of blocks: (rows, columns of blocks)."""
         shape = self.grid.shape
         stored = self.group.read(self.word).reshape(shape)
-        return scale_numbers(stored[matrix if shape[0] > 1 else 0, rows], self.group.parts[self.word].dtype)
+        kind = self.kind or self.group.parts[self.word].dtype
+        return scale_numbers(stored[matrix if shape[0] > 1 else 0, rows], kind)
 
 
 @dataclass(frozen=True)
