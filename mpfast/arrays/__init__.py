@@ -18,7 +18,6 @@ from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
     LARGEST,
-    as_bits,
     as_matrix,
     as_numpy,
     as_wide,
@@ -47,7 +46,6 @@ __all__ = [
     "QuantisedArray",
     "SecondMoment",
     "address_of",
-    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",

@@ -22,7 +22,6 @@ from mpfast.support import InputError, InvalidTypeError, InvalidValueError, Unre
 __all__ = [
     "FLOATS",
     "LARGEST",
-    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -117,28 +116,6 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
         raise InvalidValueError(name, f"is not aligned to its {dtype} entries", f"pass {name}.copy()")
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
-
-
-def as_bits(array: Any, *, name: str = "W") -> NDArray[Any]:
-    """Return an array of any element type as NumPy, entries of a type that NumPy lacks as integers of their size.
-
-    Raises
-    ------
-    TypeError
-        The entries are in no plain memory of the host: sparse, quantised or of another framework's own kind.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor):
-        return np.asarray(array)
-    try:
-        tensor = array.detach().resolve_conj().resolve_neg()
-        try:
-            return np.asarray(tensor.numpy())
-        except TypeError:  # bfloat16, float8 and whatever comes next
-            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-            return np.asarray(tensor.contiguous().view(kind).numpy())
-    except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
-        raise InvalidTypeError(name, f"is a {type(array).__name__} of {array.dtype} without plain entries") from error
 
 
 def refuse_masked(array: Any, name: str) -> None:
@@ -265,7 +242,7 @@ def _viewed(W: Any, name: str, module: str) -> NDArray[Any]:
     if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
         raise InvalidTypeError(name, "is a data frame of mixed types", f"pass {name}.to_numpy('float64')")
     if not isinstance(W, (list, tuple, type)):
-        if _is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
+        if is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
             return _asarray(W, W, name)
         if hasattr(W, "__array_interface__"):
             return _asarray(HostRecord.of(W, name), W, name)
@@ -322,7 +299,7 @@ def _from_dlpack(W: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _is_buffer(W: Any) -> bool:
+def is_buffer(W: Any) -> bool:
     try:
         memoryview(W)
     except (TypeError, BufferError, ValueError):  # ValueError: NumPy's, of a type that buffers cannot name

@@ -88,8 +88,8 @@ def copy_companions(checkpoint: Checkpoint, target: Path, *, leave_out: tuple[st
     -------
     tuple of str
         What was not copied and why, a sentence each: other forms of the same weights, and symbolic links that lead out
-        of the directory, which are not followed, but for the index of the files. Links of a Hugging Face cache into the blobs of the same repository
-        are. What a `DenseCopy` has another text of is written as it says.
+        of the directory, which are not followed, but for the index of the files. Links of a Hugging Face cache into the
+        blobs of the same repository are. What a `DenseCopy` has another text of is written as it says.
     """
     directory = home_directory(checkpoint)
     if directory is None:

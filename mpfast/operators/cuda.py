@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,7 +208,7 @@ def open_device_array(W: Any, threads: int) -> DeviceSource:
     return DeviceSource(device_matrix(W, cuda_backend()), threads)
 
 
-def _has_contiguous_rows(array: NDArray[Any]) -> bool:
+def has_contiguous_rows(array: NDArray[Any]) -> bool:
     """Whether rows lie one behind the other in memory, perhaps with gaps."""
     (step, stride), length = array.strides, array.shape[1] * array.itemsize
     return stride == array.itemsize and (len(array) == 1 or step >= length)
@@ -220,8 +220,8 @@ def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> Device
         numbers = matrix.decoded()
         bits = narrowed(numbers) if matrix.dtype == "bfloat16" else numbers
         matrix = _core.Matrix(bits, matrix.dtype)
-    array = cast(NDArray[Any], matrix.owner)
-    if not any(_has_contiguous_rows(view) for view in (array, array.T)):
+    array: NDArray[Any] = matrix.owner
+    if not any(has_contiguous_rows(view) for view in (array, array.T)):
         raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
     if array.nbytes <= RESIDENT_SHARE * device.backend.free_memory(device.index):
         return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), threads)

@@ -145,23 +145,3 @@ def archive(members: list[tuple[str, bytes]], data: Bytes) -> bytes:
             method = data.choose((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2))
             packed.writestr(zipfile.ZipInfo(name.encode("utf-8", "replace").decode() or "w"), content, method)
     return patched(stream.getvalue(), data)
-
-
-def gguf(settings: list[tuple[str, bytes]], tensors: list[tuple[str, list[int], int, bytes]], data: Bytes) -> bytes:
-    """A GGUF file whose counts and places fit, most often; of each setting what stands behind its name is given."""
-    count = data.number() % 2**64 if data.byte() > 230 else len(tensors)
-    header = struct.pack("<4sIQQ", b"GGUF", 2 + data.byte() % 2, count, len(settings))
-    header += b"".join(_gguf_text(name) + value for name, value in settings)
-    at, content = 0, b""
-    for name, sizes, kind, entries in tensors:
-        place = data.number() % 2**64 if data.byte() > 240 else at
-        known = struct.pack(f"<{len(sizes)}Q", *(size % 2**64 for size in sizes))
-        header += _gguf_text(name) + struct.pack("<I", len(sizes)) + known + struct.pack("<IQ", kind, place)
-        content += entries + bytes(-len(entries) % 32)
-        at = len(content)
-    return header + bytes(-len(header) % 32) + content
-
-
-def _gguf_text(text: str) -> bytes:
-    content = text.encode("utf-8", "surrogatepass")
-    return struct.pack("<Q", len(content)) + content

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import OutputPart, Role
@@ -19,7 +15,7 @@ from mpfast.checkpoints.families import family_of
 from mpfast.checkpoints.fused import FusedParts, fused_parts
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
-from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, is_exponents, scale_numbers
+from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, TwoLevels, is_exponents
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
 
 __all__ = [
@@ -168,28 +164,6 @@ def _decoder(
         "float32" if last else "bfloat16",
         "float4_e2m1",
         StoredCodes(group, group.codes, packed),
-        _TwoLevels(scales, last, divisor) if last else scales,
+        TwoLevels(scales, group, last, divisor=divisor) if last else scales,
         largest_is_exact=bool(last),
     )
-
-
-@dataclass(frozen=True)
-class _TwoLevels:
-    """Scales of blocks under one for each matrix, or one for all."""
-
-    blocks: BlockScales
-    word: str
-    divisor: bool
-
-    @property
-    def block(self) -> tuple[int, int]:
-        return self.blocks.block
-
-    def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
-        group = self.blocks.group
-        last = scale_numbers(group.read(self.word), group.parts[self.word].dtype).reshape(-1)
-        factor = last[matrix if len(last) > 1 else 0]
-        scales = self.blocks.read(matrix, rows)
-        with np.errstate(all="ignore"):
-            found: NDArray[np.float32] = scales / factor if self.divisor else scales * factor
-        return found
