@@ -366,3 +366,41 @@ def test_what_is_not_written(write, tmp_path):
     np.save(tmp_path / "w.npy", weights(64, 64))
     with pytest.raises(ValueError, match="a GGUF file is made from one"):
         mpfast.quantize(tmp_path / "w.npy", format="Q4_0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_transformers_loads_what_is_written(tmp_path, kind):
+    """A tiny LLaMA whose head is its table of embeddings: the weights are those that are read here."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    writer = gguf.GGUFWriter(tmp_path / "source.gguf", "llama")
+    sizes = {"context_length": 64, "embedding_length": 64, "block_count": 1, "feed_forward_length": 128}
+    for name, value in {**sizes, "head_count": 4, "head_count_kv": 2, "rope_dimension_count": 16}.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"t{number}" for number in range(96)])
+    writer.add_token_scores([0.0] * 96)
+    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    shapes |= {"ffn_gate": (128, 64), "ffn_up": (128, 64), "ffn_down": (64, 128), "attn_norm": (64,), "ffn_norm": (64,)}
+    names = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    for name, shape in {"token_embd.weight": (96, 64), "output_norm.weight": (64,), **names}.items():
+        writer.add_tensor(name, weights(*shape))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        step()
+    writer.close()
+    mpfast.quantize(tmp_path / "source.gguf", tmp_path / "out", format=kind)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    assert model.config.tie_word_embeddings
+    read = open_checkpoint(tmp_path / "out" / "model.gguf").read
+    block = model.model.layers[0]
+    # Rows of queries and keys are in another order there.
+    for module, name in (
+        (block.mlp.up_proj, "ffn_up"),
+        (block.mlp.down_proj, "ffn_down"),
+        (block.self_attn.v_proj, "attn_v"),
+        (block.self_attn.o_proj, "attn_output"),
+    ):
+        assert np.array_equal(module.weight.detach().numpy(), read(f"blk.0.{name}.weight"))
