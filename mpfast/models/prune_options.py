@@ -142,8 +142,9 @@ class PruneOptions:
             if value is not None and not self.has_moments:
                 raise InvalidValueError(name, "goes with moments")
         if self.repack and self.has_moments:
-            fact = "keeps the codes of what is kept, and moments give that new values"
-            raise InvalidValueError("repack", fact, "pass dequantize='bfloat16' (--dequantize bf16) in its place")
+            fact = "keeps the codes of what is kept, and moments give that new values, which have no codes"
+            advice = "pass dequantize='bfloat16' (--dequantize bf16) in its place, or leave the moments out"
+            raise InvalidValueError("repack", fact, advice)
         if self.refit is not None and (type(self.refit) is not int or self.refit < 0):
             raise InvalidValueError("refit", f"must be an integer of at least 0, not {self.refit!r}")
 
