@@ -37,15 +37,13 @@ from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduc
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.matrices import MIN_SIDE, WHOLE, ConvView, ExpertsView, QkvView, Views
+from mpfast.checkpoints.moment_files import MomentFile, is_moment_file, write_moments
 from mpfast.checkpoints.moments import (
     FEW_ROWS_PER_INPUT,
     InputSum,
-    MomentFile,
     Moments,
     WatchedWeight,
-    is_moment_file,
     weight_of,
-    write_moments,
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
