@@ -21,34 +21,36 @@ template <int kBitsOf, int kMantissa, int kBias>
 struct CodeFormat {
   static constexpr int kBits = kBitsOf;
   static constexpr int kMantissaBits = kMantissa;
+  static constexpr int kExponentBits = kBitsOf - 1 - kMantissa;
   static constexpr float kUnit = 1U << (15 - kBias);
 };
 
-// kNoNumber: the magnitude that is NaN, and is none in a half; kNegativeZeroIsNaN: whether the bits of -0 are.
+// Codes that are NaN, and whose bits are none in a half. kOnesAreNaN: where all bits but the sign are ones;
+// kNegativeZeroIsNaN: -0.
 template <Code>
 struct FormatOf;
 template <>
 struct FormatOf<Code::e4m3fn> : CodeFormat<8, 3, 7> {
   static constexpr const char* kName = "float8_e4m3fn";
-  static constexpr int kNoNumber = 0x7f;
+  static constexpr bool kOnesAreNaN = true;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 template <>
 struct FormatOf<Code::e5m2> : CodeFormat<8, 2, 15> {
   static constexpr const char* kName = "float8_e5m2";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 template <>
 struct FormatOf<Code::e4m3fnuz> : CodeFormat<8, 3, 8> {
   static constexpr const char* kName = "float8_e4m3fnuz";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = true;
 };
 template <>
 struct FormatOf<Code::e2m1> : CodeFormat<4, 1, 1> {
   static constexpr const char* kName = "float4_e2m1";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 
@@ -61,14 +63,13 @@ template <Code code>
   constexpr std::uint32_t kSign = 1U << (Format::kBits - 1);
   constexpr std::uint32_t kInfinity = 0x7f800000;
   constexpr std::uint32_t kNaN = 0x7fc00000;
-  constexpr int kExponentBits = Format::kBits - 1 - Format::kMantissaBits;
   const std::uint32_t magnitude = bits & (kSign - 1);
   std::uint32_t same = magnitude << (23 - Format::kMantissaBits);
-  if constexpr (kExponentBits == 5) {  // as of a half, the largest exponent is that of infinities and NaN
+  if constexpr (Format::kExponentBits == 5) {  // as of a half, the largest exponent is that of infinities and NaN
     if (magnitude >> Format::kMantissaBits == 31) same |= kInfinity;
   }
-  if constexpr (Format::kNoNumber >= 0) {
-    if (magnitude == Format::kNoNumber) same = kNaN;
+  if constexpr (Format::kOnesAreNaN) {
+    if (magnitude == kSign - 1) same = kNaN;
   }
   if constexpr (Format::kNegativeZeroIsNaN) {
     if (bits == kSign) same = kNaN;

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mpfast.cli.configuration import ALTERNATIVES, configuration_in_force
+from mpfast.cli.configuration import ALTERNATIVES, blame, remember_configured
 from mpfast.cli.examples import EXAMPLES
 
 __all__ = ["Command", "Group"]
@@ -46,12 +46,19 @@ class Command(TyperCommand):
                 raise typer.BadParameter("is empty; is a variable of the shell not set?", ctx=ctx, param=param)
         configured = _without_alternatives(ctx.default_map or {}, given)
         ctx.default_map = configured
+        remember_configured(ctx, configured.keys() - given.keys())
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            name = error.param.name if error.param is not None else None
-            if name in configured and name not in given:
-                error.message = f"{error.message} ({configuration_in_force(ctx)} says so)"
+            error.message = blame(error.message, str(error.param.name) if error.param is not None else "")
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; wrong usage names the file where an option of a file is wrong."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = blame(error.message)
             raise
 
 

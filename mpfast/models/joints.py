@@ -122,7 +122,7 @@ def neurons_of(checkpoint: Checkpoint) -> Joints:
     config, family = _configuration(checkpoint)
     widths = WIDTHS[family]
     joints = _joints(checkpoint, widths.neurons, family)
-    size = setting(config, widths.size) or joints[0].reader.inputs
+    size = _one_size(config, widths.size) or joints[0].reader.inputs
     _check(joints, size, {size}, f"{widths.size} is {size}")
     return Joints("neurons", size, joints, {widths.size: 1}, {})
 
@@ -134,18 +134,26 @@ def heads_of(checkpoint: Checkpoint) -> Joints:
     if widths.heads is None:
         raise InvalidValueError("heads", f"cannot go from a model of the type {family!r}: {widths.no_heads}")
     joints = _joints(checkpoint, widths.heads, family)
-    heads = setting(config, HEADS)
+    heads = _one_size(config, HEADS)
     if heads is None:
         raise InvalidValueError("model", f"has no {HEADS} in its config.json")
-    groups = setting(config, _GROUPS) or heads
+    groups = _one_size(config, _GROUPS) or heads
     inputs = joints[0].reader.inputs
-    size = setting(config, _HEAD_SIZE) or inputs // heads
+    size = _one_size(config, _HEAD_SIZE) or inputs // heads
     said = f"{HEADS} is {heads}, {_GROUPS} {groups} and {_HEAD_SIZE} {size}"
     if heads % groups:
         raise InvalidValueError("model", f"has no whole groups of heads: {said}")
     _check(joints, heads * size, {heads * size, groups * size}, said)
     hidden = setting(config, _HIDDEN) if widths.hidden_by_heads else None
     return Joints("heads", groups, joints, {HEADS: heads // groups, _GROUPS: 1}, {_HEAD_SIZE: size}, hidden)
+
+
+def _one_size(config: Mapping[str, Any], name: str) -> int | None:
+    """What a configuration says that all blocks have; None where it does not say."""
+    if isinstance(config.get(name), list | tuple):
+        fact = f"says {name} in its config.json for each block by itself, and one number would be written"
+        raise InvalidValueError("model", fact)
+    return setting(config, name)
 
 
 def _configuration(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:

@@ -145,7 +145,8 @@ def quantize(
     format : {"compressed-tensors", "Q4_0", "Q8_0"}, optional
         ``pack-quantized`` of compressed-tensors, the default but for GGUF files, which transformers loads where that
         library is installed. Or a type of GGUF, for such a file alone: its settings are kept byte for byte, but for
-        ``general.file_type``, and matrices of any type are rounded anew.
+        ``general.file_type``, and ``general.quantization_version`` is added where it lacks; matrices of any type are
+        rounded anew.
     bits : int, optional
         Of a weight, 2 to 8; default 4. GGUF's types have 4 and 8.
     group : int, optional

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,7 +209,7 @@ def open_device_array(W: Any, threads: int) -> DeviceSource:
     return DeviceSource(device_matrix(W, cuda_backend()), threads)
 
 
-def _has_contiguous_rows(array: NDArray[Any]) -> bool:
+def has_contiguous_rows(array: NDArray[Any]) -> bool:
     """Whether rows lie one behind the other in memory, perhaps with gaps."""
     (step, stride), length = array.strides, array.shape[1] * array.itemsize
     return stride == array.itemsize and (len(array) == 1 or step >= length)
@@ -221,8 +221,8 @@ def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> Device
         matrix = _with_rows_in_order(matrix)
         counted = 2 * matrix.shape[0] * matrix.shape[1]
     else:
-        array = cast(NDArray[Any], matrix.owner)
-        if not any(_has_contiguous_rows(view) for view in (array, array.T)):
+        array: NDArray[Any] = matrix.owner
+        if not any(has_contiguous_rows(view) for view in (array, array.T)):
             raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
         counted = array.nbytes
     if counted <= RESIDENT_SHARE * device.backend.free_memory(device.index):
@@ -232,9 +232,9 @@ def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> Device
 
 def _with_rows_in_order(matrix: _core.Matrix) -> _core.Matrix:
     """Copy codes and scales whose rows overlap or lie the other way round in memory."""
-    code, codes, scales, width = cast(tuple[str, NDArray[np.uint8], NDArray[np.float32], int], matrix.owner)
-    if not _has_contiguous_rows(codes):
+    code, codes, scales, width = matrix.owner
+    if not has_contiguous_rows(codes):
         codes = np.ascontiguousarray(codes)
-    if not _has_contiguous_rows(scales):
+    if not has_contiguous_rows(scales):
         scales = np.ascontiguousarray(scales)
     return _core.Matrix.of_codes(code, codes, scales, width, matrix.dtype)

@@ -55,6 +55,16 @@ class DeviceRun : public Run {
     return out;
   }
 
+  linalg::SymmetricBand band(index_t part) override {
+    const std::lock_guard one_call_at_a_time(mutex_);
+    return lanczos_.part(part).band();
+  }
+
+  double residual_near(double theta, index_t part) override {
+    const std::lock_guard one_call_at_a_time(mutex_);
+    return lanczos_.part(part).residual_near(theta);
+  }
+
   std::vector<std::pair<index_t, bool>> parts() const override { return parts_of(lanczos_); }
   index_t steps() const override { return lanczos_.steps(); }
   index_t width() const override { return lanczos_.width(); }
@@ -118,6 +128,8 @@ class StreamedRun : public Run {
     return run_.ritz(steps, part, count);
   }
   py::array ritz_vectors(index_t count, index_t part) override { return run_.ritz_vectors(count, part); }
+  linalg::SymmetricBand band(index_t part) override { return run_.band(part); }
+  double residual_near(double theta, index_t part) override { return run_.residual_near(theta, part); }
   std::vector<std::pair<index_t, bool>> parts() const override { return run_.parts(); }
   index_t steps() const override { return run_.steps(); }
   index_t width() const override { return run_.width(); }
