@@ -78,7 +78,11 @@ def test_rows_may_lie_anywhere(code):
     same_bits(matrix_of(code, codes, one, 32).decoded(), numbers_of(code, codes, one, 32))
 
 
-SHAPES = [(203, 158, 32), (158, 203, 128), (1, 300, 16), (300, 2, 2), (9, 70_000, 128), (700, 90, 90), (40, 1400, 100)]
+SHAPES = [
+    *((203, 158, 32), (158, 203, 128), (1, 300, 16), (300, 2, 2), (9, 70_000, 128), (700, 90, 90), (40, 1400, 100)),
+    # Blocks of a register with AVX-512 and with AVX2, of neither, and of several; rows behind the last whole tile.
+    *((130, 96, 16), (131, 100, 8), (129, 64, 4), (263, 1100, 48)),
+]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -122,6 +126,28 @@ def test_energies_and_factors_are_those_of_the_numbers(code, shape):
             assert np.all(np.abs(z.T - w.T @ (w @ wide)) <= bound)
             np.testing.assert_allclose(found[0], rows, rtol=1e-6)
             np.testing.assert_allclose(found[1], columns, rtol=1e-6)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("row", [0, 13, 39])
+def test_rows_under_huge_scales_are_those_of_the_numbers(code, row):
+    """A scale so large that it is not finite with the unit of a format in it ends a sweep at its row."""
+    codes, scales, _ = coded(code, 40, 96, 32)
+    small = np.flatnonzero((np.abs(values_of(code)) <= 1).all(axis=1))  # NaN is not
+    codes[row, : codes.shape[1] // 3] = np.random.default_rng(row).choice(small, codes.shape[1] // 3)
+    scales[row, 0] = 2.0**127
+    numbers = numbers_of(code, codes, scales, 32)
+    assert np.all(np.isfinite(numbers))
+    exact = np.ldexp(numbers.astype(np.float64), -127)
+    matrix = matrix_of(code, codes, scales, 32)
+    for width in (1, 4):
+        x = vectors(width, 96, "float32")
+        found = _core.gram_product(matrix, x, "right", 2, 127)[0].T
+        bound = 4 * np.finfo(np.float32).eps * np.sqrt(sum(exact.shape))
+        wide = x.T.astype(np.float64)
+        size = np.abs(exact).T @ (np.abs(exact) @ np.abs(wide))
+        # What is 2^-127 of the largest is lost.
+        assert np.all(np.abs(found - exact.T @ (exact @ wide)) <= bound * size + np.finfo(np.float32).tiny)
 
 
 def test_tiny_and_huge_numbers_keep_their_squares():

@@ -21,34 +21,36 @@ template <int kBitsOf, int kMantissa, int kBias>
 struct CodeFormat {
   static constexpr int kBits = kBitsOf;
   static constexpr int kMantissaBits = kMantissa;
+  static constexpr int kExponentBits = kBitsOf - 1 - kMantissa;
   static constexpr float kUnit = 1U << (15 - kBias);
 };
 
-// kNoNumber: the magnitude that is NaN, and is none in a half; kNegativeZeroIsNaN: whether the bits of -0 are.
+// Codes that are NaN, and whose bits are none in a half. kOnesAreNaN: where all bits but the sign are ones;
+// kNegativeZeroIsNaN: -0.
 template <Code>
 struct FormatOf;
 template <>
 struct FormatOf<Code::e4m3fn> : CodeFormat<8, 3, 7> {
   static constexpr const char* kName = "float8_e4m3fn";
-  static constexpr int kNoNumber = 0x7f;
+  static constexpr bool kOnesAreNaN = true;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 template <>
 struct FormatOf<Code::e5m2> : CodeFormat<8, 2, 15> {
   static constexpr const char* kName = "float8_e5m2";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 template <>
 struct FormatOf<Code::e4m3fnuz> : CodeFormat<8, 3, 8> {
   static constexpr const char* kName = "float8_e4m3fnuz";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = true;
 };
 template <>
 struct FormatOf<Code::e2m1> : CodeFormat<4, 1, 1> {
   static constexpr const char* kName = "float4_e2m1";
-  static constexpr int kNoNumber = -1;
+  static constexpr bool kOnesAreNaN = false;
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 

@@ -51,7 +51,7 @@ from mpfast.support.json_records import (
 )
 from mpfast.support.kept import KeptProperty
 from mpfast.support.notebook import design, facts_as_html, notebook_cell, rows_as_html
-from mpfast.support.wording import counted, percent, with_error
+from mpfast.support.wording import counted, percent, signed, with_error
 
 if TYPE_CHECKING:
     from mpfast.support.directory_marks import MARK_FILE, read_mark, write_mark
@@ -129,6 +129,7 @@ __all__ = [
     "rows_as_html",
     "short",
     "side_by_side",
+    "signed",
     "staged_directory",
     "storage_bits",
     "summary_of_unmet",

@@ -1,6 +1,7 @@
 // Compiled once per instruction set (see CMakeLists.txt), with internal linkage for all but the last functions.
 #include "cpu/decoding/code_kernels.hpp"
 
+#include "cpu/decoding/code_registers.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "cpu/machine/simd.hpp"
 
@@ -8,50 +9,7 @@ namespace mpfast::cpu::MPFAST_ISA {
 
 namespace {
 
-// Codes are taken as many at a time as fill a register of 16-bit integers: two registers of floats.
 constexpr int L = kLanes<float>;
-using Words = Vec<std::uint16_t>;
-using Bits = Vec<std::uint32_t>;
-
-// Two registers' worth of consecutive codes of eight bits, a word each.
-[[gnu::always_inline]] inline Words load_bytes(const std::uint8_t* p) {
-#if defined(__AVX512F__)
-  return bit_copy<Words>(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(__AVX2__)
-  return bit_copy<Words>(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#else
-  return __builtin_convertvector(load_as<VecN<std::uint8_t, 2 * L>>(p), Words);
-#endif
-}
-
-// The same of four bits; the first is the low one of its byte. What is above the four bits of a word is not cleared.
-[[gnu::always_inline]] inline Words load_nibbles(const std::uint8_t* p) {
-#if defined(__AVX512F__)
-  const auto bytes =
-      bit_copy<Bits>(_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  const auto bytes = bit_copy<Bits>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  const auto bytes = __builtin_convertvector(load_as<VecN<std::uint8_t, L>>(p), Bits);
-#endif
-  return bit_copy<Words>(bytes | (bytes << 12));
-}
-
-// Halves with the exponents and mantissas of codes, and NaN in the place of what is none.
-template <Code code>
-[[gnu::always_inline]] inline Words halves_of(const Words& codes) {
-  using Format = FormatOf<code>;
-  constexpr auto kSign = static_cast<std::uint16_t>(1U << (Format::kBits - 1));
-  constexpr std::uint16_t kNaN = 0x7e00;
-  const Words magnitude = codes & static_cast<std::uint16_t>(kSign - 1);
-  Words halves = magnitude << (10 - Format::kMantissaBits);
-  halves |= (codes << (16 - Format::kBits)) & std::uint16_t{0x8000};
-  if constexpr (Format::kNoNumber >= 0) {
-    halves |= bit_copy<Words>(magnitude == static_cast<std::uint16_t>(Format::kNoNumber)) & kNaN;
-  }
-  if constexpr (Format::kNegativeZeroIsNaN) halves |= bit_copy<Words>(codes == kSign) & kNaN;
-  return halves;
-}
 
 [[gnu::always_inline]] inline void store_as(float* target, Vec<float> v) { store(target, v); }
 
@@ -64,10 +22,8 @@ template <Code code>
 template <Code code, class Real>
 [[gnu::always_inline]] inline void decode_words(const Words& codes, Vec<float> factor, Real* target) {
   const Words halves = halves_of<code>(codes);
-  Half stored[2 * L];
-  __builtin_memcpy(stored, &halves, sizeof halves);
-  store_as(target, load_float<L>(stored) * factor);
-  store_as(target + L, load_float<L>(stored + L) * factor);
+  store_as(target, widened<0>(halves) * factor);
+  store_as(target + L, widened<1>(halves) * factor);
 }
 
 // Entries [first, last) of a row of codes as halves, times a factor. kWhole: they fill the registers. What lies `ahead`
@@ -84,7 +40,7 @@ template <Code code, bool kWhole, class Real>
       codes[k] = static_cast<std::uint16_t>(kInPairs ? row[j / 2] >> (j % 2 * 4) : row[j]);
     }
     Real numbers[2 * L];
-    decode_words<code>(load_as<Words>(codes), factors, numbers);
+    decode_words<code>(with_copies<FormatOf<code>::kBits>(load_as<Words>(codes)), factors, numbers);
     for (index_t k = 0; k < count; ++k) target[k] = numbers[k];
     first += count;
     target += count;
@@ -93,7 +49,7 @@ template <Code code, bool kWhole, class Real>
   for (; first + 2 * L <= last; first += 2 * L, target += 2 * L) {
     const std::uint8_t* const at = row + (kInPairs ? first / 2 : first);
     __builtin_prefetch(at + ahead, 0, 2);
-    decode_words<code>(kInPairs ? load_nibbles(at) : load_bytes(at), factors, target);
+    decode_words<code>(load_codes<code>(at), factors, target);
   }
   if (!kWhole && first < last) take(last - first);
 }

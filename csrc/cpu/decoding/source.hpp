@@ -42,6 +42,15 @@ class Source {
   // As it lies in memory; not of codes.
   MatrixView entries() const { return {data_, dtype, rows, cols, row_stride_, col_stride_}; }
 
+  // Of codes, whole rows of them: as they lie in memory.
+  CodedMatrix codes() const {
+    CodedMatrix found = coded_;
+    found.rows = rows;
+    found.codes += row_ * coded_.row_stride;
+    found.scales += row_ * coded_.scale_stride;
+    return found;
+  }
+
   Source transposed() const {
     Source other = *this;
     std::swap(other.rows, other.cols);

@@ -22,8 +22,11 @@ namespace {
 
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 
-// A cell is closed that is at most twice this wide, in roundings of the largest eigenvalue.
+// A cell is closed that is at most twice this wide, in roundings of what it holds: where T is graded, small eigenvalues
+// are known better than to a rounding of the largest.
 constexpr double kRoundings = 2;
+// What is smaller than this share of the largest is a zero.
+constexpr double kZero = kEpsilon * kEpsilon;
 
 // A cell that Laguerre's iteration has not closed after so many looks is halved, every other time.
 constexpr int kPatience = 8;
@@ -48,6 +51,7 @@ struct Cell {
   index_t count() const { return high.below - low.below; }
   double width() const { return high.x - low.x; }
   double middle() const { return low.x + width() / 2; }
+  double size() const { return std::max(std::abs(low.x), std::abs(high.x)); }
 };
 
 class Search {
@@ -63,9 +67,9 @@ class Search {
       before = after;
     }
     const double largest = std::max(std::abs(low), std::abs(high));
-    enough_ = kRoundings * kEpsilon * largest;
-    low -= 4 * enough_;
-    high += 4 * enough_;
+    zero_ = kZero * largest;
+    low -= 8 * kEpsilon * largest;
+    high += 8 * kEpsilon * largest;
     const double tiny = std::numeric_limits<double>::min() * std::max(1.0, *std::ranges::max_element(squares));
     matrix_ = {n_, d.data(), squares.data(), tiny};
     constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
@@ -91,10 +95,12 @@ class Search {
     return n / (sign * point.first + std::sqrt(std::max(spread, 0.0)));
   }
 
+  double enough(const Cell& cell) const { return std::max(kRoundings * kEpsilon * cell.size(), zero_); }
+
   // Takes the values of closed cells.
   void settle() {
     std::erase_if(cells_, [this](const Cell& cell) {
-      if (cell.width() > 2 * enough_) return false;
+      if (cell.width() > 2 * enough(cell)) return false;
       std::fill(values_ + cell.low.below, values_ + cell.high.below, cell.middle());
       return true;
     });
@@ -112,7 +118,7 @@ class Search {
         continue;
       }
       // A little beyond where the iteration arrives: once that is at the eigenvalue, the cell closes around it.
-      const double beyond = 0.9 * enough_, right = step(cell.low, 1), left = step(cell.high, -1);
+      const double beyond = 0.9 * enough(cell), right = step(cell.low, 1), left = step(cell.high, -1);
       const double x = left < right || std::isnan(right) ? cell.high.x - left - beyond : cell.low.x + right + beyond;
       const bool is_inside = x > cell.low.x && x < cell.high.x;
       ++cell.looks;
@@ -166,7 +172,7 @@ class Search {
   index_t n_;
   double* values_;
   Tridiagonal matrix_;
-  double enough_ = 0;
+  double zero_ = 0;
   std::vector<Cell> cells_;     // ascending
   std::vector<double> shifts_;  // of a round
   std::vector<Point> points_;   // what was seen around them

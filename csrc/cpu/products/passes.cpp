@@ -21,6 +21,62 @@ void weight_rows(const double* row_factors, index_t rows, index_t width, Real* y
   }
 }
 
+// Whether a pass sweeps over its rows, and how: over those of one group of vectors, as they lie in memory.
+template <class Real>
+class Sweep {
+ public:
+  Sweep(const Product<Real>& product, const EnergyPass<Real>& energies) : product_(product), energies_(energies) {
+    if (product.width > kGroupWidth) return;
+    if (!product.packs()) {
+      over_entries_ = product.kernels().sweep;
+    } else if (product.b.is_coded() && !energies.reads_panels()) {
+      if constexpr (sizeof(Real) == sizeof(float)) {
+        over_codes_ = for_active_isa([&]<class Isa>() { return coded_sweep<Isa>(product.b.codes().type); });
+      }
+    }
+  }
+
+  // z += rows^T (rows x) and the energies of rows, for as many rows from the first one on as it returns.
+  index_t operator()(index_t first, index_t count, const VectorLayout<Real>& layout, const Real* x, Real* z,
+                     Buffer<double>& column_energies, Workspace<Real>& work) const {
+    const auto vectors_of = [&](index_t row) {
+      const Squares squares = energies_.for_kernels(row, 0, column_energies);
+      return SweepVectors<Real>{product_.width,
+                                x,
+                                product_.scale.half,
+                                product_.scale.rest,
+                                product_.row_factors(row),
+                                z,
+                                squares,
+                                squares.wanted() ? work.column_runs(layout.padded()) : nullptr};
+    };
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      if (over_codes_ != nullptr) {
+        const index_t registers = layout.padded() / product_.kernels().lanes;
+        return over_codes_(rows_of(first, count).codes(), vectors_of(first), work.scales_of(registers));
+      }
+    }
+    if (over_entries_ == nullptr) return 0;
+    // Energies that the kernels leave are read off rows that the cache still holds.
+    const index_t step = energies_.reads_panels() ? kMaxPanelRows : count;
+    for (index_t done = 0; done < count; done += step) {
+      const index_t row = first + done;
+      const Panel panel = panel_at(rows_of(row, std::min(step, count - done)).entries());
+      over_entries_(panel, vectors_of(row));
+      energies_.add(panel, row, 0, column_energies);
+    }
+    return count;
+  }
+
+ private:
+  Source rows_of(index_t first, index_t count) const { return product_.b.part(first, count, 0, product_.b.cols); }
+
+  const Product<Real>& product_;
+  const EnergyPass<Real>& energies_;
+  decltype(ProductKernels<Real>::sweep) over_entries_ = nullptr;
+  CodedSweep over_codes_ = nullptr;
+};
+
 }  // namespace
 
 template <class Real>
@@ -35,39 +91,27 @@ void one_pass(Team& team, const Product<Real>& product, const Real* x, Real* z, 
   std::vector<Workspace<Real>> workspaces(static_cast<std::size_t>(team.size()));
   PartialTree<Real> tree(blocks.chunks, layout.size());
   EnergyPass<Real> energies(product.target(learned), kernels, product.panel_dtype(), blocks.chunks, 0, b.cols);
+  const Sweep<Real> sweep(product, energies);
   team.parallel_for(blocks.chunks, [&](index_t chunk, int worker) {
     auto& work = workspaces[static_cast<std::size_t>(worker)];
     Buffer<Real> partial = tree.acquire();
     Buffer<double> column_energies = energies.begin();
     const index_t first = chunk * blocks.chunk;
     const index_t last = std::min(first + blocks.chunk, b.rows);
-    if (kernels.sweep != nullptr && product.width <= kGroupWidth && !product.packs()) {
-      // Energies that the kernels leave are read off rows that the cache still holds.
-      const index_t step = energies.reads_panels() ? kMaxPanelRows : last - first;
-      for (index_t row = first; row < last; row += step) {
-        const index_t rows = std::min(step, last - row);
-        const Panel panel = panel_at(b.part(row, rows, 0, b.cols).entries());
-        const Squares squares = energies.for_kernels(row, 0, column_energies);
-        kernels.sweep(panel, product.width, packed_x.get(), product.scale.half, product.scale.rest,
-                      product.row_factors(row), partial.get(), squares,
-                      squares.wanted() ? work.column_runs(layout.padded()) : nullptr);
-        energies.add(panel, row, 0, column_energies);
+    const index_t swept = sweep(first, last - first, layout, packed_x.get(), partial.get(), column_energies, work);
+    for (index_t row = first + swept; row < last; row += blocks.panel) {
+      const Piece rows{row, std::min(blocks.panel, last - row), 0, b.cols};
+      dots_of_rows(product, layout, packed_x.get(), rows, blocks.panel, b.cols, product.scale.half, product.scale.rest,
+                   work);
+      const Panel panel = work.whole_panel(product, rows, b.cols);
+      for (index_t group = 0; group < layout.groups(); ++group) {
+        const index_t width = layout.group_width(group);
+        Real* const y = work.factors(layout.first_vector(group));
+        weight_rows(product.row_factors(row), panel.rows, width, y);
+        kernels.axpy(panel, width, y, partial.get() + layout.offset(group, 0),
+                     group == 0 ? energies.for_kernels(row, 0, column_energies) : Squares{});
       }
-    } else {
-      for (index_t row = first; row < last; row += blocks.panel) {
-        const Piece rows{row, std::min(blocks.panel, last - row), 0, b.cols};
-        dots_of_rows(product, layout, packed_x.get(), rows, blocks.panel, b.cols, product.scale.half,
-                     product.scale.rest, work);
-        const Panel panel = work.whole_panel(product, rows, b.cols);
-        for (index_t group = 0; group < layout.groups(); ++group) {
-          const index_t width = layout.group_width(group);
-          Real* const y = work.factors(layout.first_vector(group));
-          weight_rows(product.row_factors(row), panel.rows, width, y);
-          kernels.axpy(panel, width, y, partial.get() + layout.offset(group, 0),
-                       group == 0 ? energies.for_kernels(row, 0, column_energies) : Squares{});
-        }
-        energies.add(panel, row, 0, column_energies);
-      }
+      energies.add(panel, row, 0, column_energies);
     }
     energies.finish(chunk, std::move(column_energies));
     tree.finish(chunk, std::move(partial));

@@ -42,6 +42,26 @@ struct Squares {
   double* cols = nullptr;
 
   bool wanted() const { return rows != nullptr; }
+
+  // Those of the rows from `row` on.
+  Squares from(index_t row) const { return wanted() ? Squares{rows + row, cols} : Squares{}; }
+};
+
+// What a sweep over rows multiplies one group of vectors with, and what it adds to: z += rows^T (alpha beta f^2 o (rows
+// x)), where f are factors of the rows, or null. With squares, `col_runs` are zeros, as many as there are
+// `squares.cols`, which the sweep leaves so.
+template <class Real>
+struct SweepVectors {
+  index_t width = 0;
+  const Real* x = nullptr;
+  Real alpha{};
+  Real beta{};
+  const double* row_factors = nullptr;
+  Real* z = nullptr;
+  Squares squares;
+  Real* col_runs = nullptr;
+
+  const double* factors_from(index_t row) const { return row_factors == nullptr ? nullptr : row_factors + row; }
 };
 
 // The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or
@@ -64,10 +84,8 @@ struct ProductKernels {
   // z[c][j] += sum_i panel[i][j] y[i * width + c], for at most kMaxPanelRows rows.
   void (*axpy)(const Panel& panel, index_t width, const Real* y, Real* z, const Squares& squares);
 
-  // z += panel^T (alpha beta f^2 o (panel x)) for one group and any number of rows, where f are factors of the rows, or
-  // null. With squares, `col_runs` are zeros, as many as there are `squares.cols`, which it leaves so.
-  void (*sweep)(const Panel& panel, index_t width, const Real* x, Real alpha, Real beta, const double* row_factors,
-                Real* z, const Squares& squares, Real* col_runs);
+  // Both at once, for one group and any number of rows.
+  void (*sweep)(const Panel& panel, const SweepVectors<Real>& vectors);
 
   // target[i * target_stride + j] = source[i][j], widened.
   void (*pack)(const PackSource& source, Real* target, index_t target_stride);

@@ -13,6 +13,7 @@
 #include "core/types.hpp"
 #include "cpu/decoding/source.hpp"
 #include "cpu/machine/dispatch.hpp"
+#include "cpu/products/coded_sweep.hpp"
 #include "cpu/products/energy_pass.hpp"
 #include "cpu/products/product_kernels.hpp"
 #include "cpu/products/product_vectors.hpp"
@@ -108,14 +109,15 @@ struct Product {
 // Contiguous rows as they lie in memory.
 inline Panel panel_at(const MatrixView& view) { return {view.data, view.row_stride, view.rows, view.cols}; }
 
-// What one worker needs: y = panel X for all vectors, group by group, the registers that y is the sums of, and a packed
-// panel.
+// What one worker needs: y = panel X for all vectors, group by group, the registers that y is the sums of, a packed
+// panel, and what a sweep asks for.
 template <class Real>
 struct Workspace {
   Buffer<Real> y;
   Buffer<Real> totals;
   Buffer<Real> panel;
   Buffer<Real> runs;
+  Buffer<float> scales;
 
   Real* factors(index_t first_vector = 0) {
     if (y.get() == nullptr) y = Buffer<Real>(kMaxPanelRows, kMaxBlockWidth, "a panel's products");
@@ -129,6 +131,12 @@ struct Workspace {
       std::fill_n(runs.get(), length, Real{0});
     }
     return runs.get();
+  }
+
+  // Of a sweep over codes, for each of so many registers of columns.
+  float* scales_of(index_t registers) {
+    if (scales.get() == nullptr) scales = Buffer<float>(registers, kSweepScales, "the scales of a sweep");
+    return scales.get();
   }
 
   Real* totals_of(index_t first_vector, index_t lanes) {
