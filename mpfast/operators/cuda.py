@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
-from mpfast.operators.factors import Energies, Factors, times
+from mpfast.operators.factors import Energies, Factored, Factors, times
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.protocol import LanczosRun, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
@@ -35,7 +35,7 @@ DEVICE_EIGENVALUES_FROM = 1024
 QUARTILE_TOLERANCE = 1e-6
 
 
-class DeviceSource:
+class DeviceSource(Factored):
     """A matrix in device memory."""
 
     exact_norm = True
@@ -59,7 +59,9 @@ class DeviceSource:
     def energies(self, run: LanczosRun | None) -> Energies | None:
         if run is not None and run.energies is not None:
             return run.energies
-        rows, columns, nonfinite, row, col = self.backend.energies(self.matrix, self._exponent, self._pair)
+        rows, columns, nonfinite, row, col = self.backend.energies(
+            self.matrix, self.kernel_exponent, self.kernel_factors
+        )
         raise_if_nonfinite("W", nonfinite, (row, col))
         return rows, columns
 
@@ -68,7 +70,15 @@ class DeviceSource:
     ) -> _cuda.LanczosRun:
         double = precise or (self.factors is not None and self.factors.need_double)
         run: _cuda.LanczosRun = self.backend.lanczos_run(
-            self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies, parts=parts
+            self.matrix,
+            width,
+            seed,
+            stream,
+            self.kernel_exponent,
+            double,
+            factors=self.kernel_factors,
+            energies=energies,
+            parts=parts,
         )
         return run
 
@@ -90,7 +100,7 @@ class DeviceSource:
 
     def gram(self) -> Array:
         with gram_memory(self.shape):
-            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self._exponent, self._pair)
+            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self.kernel_exponent, self.kernel_factors)
         raise_if_nonfinite("W", nonfinite, (row, col))
         symmetric: Array = 0.5 * (gram + gram.T)
         return symmetric
@@ -104,16 +114,10 @@ class DeviceSource:
 
     def _product(self, X: NDArray[Any], transpose: bool) -> NDArray[Any]:
         """With the matrix as it is stored."""
-        product: NDArray[Any] = self.backend.multiply(self.matrix, np.ascontiguousarray(X), transpose, self._exponent)
+        product: NDArray[Any] = self.backend.multiply(
+            self.matrix, np.ascontiguousarray(X), transpose, self.kernel_exponent
+        )
         return product
-
-    @property
-    def _exponent(self) -> int:
-        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
-
-    @property
-    def _pair(self) -> Energies | None:
-        return None if self.factors is None else self.factors.pair
 
     def _eigenvalues(self, gram: Array) -> Array:
         """Ascending, by cuSOLVER where the process has PyTorch or CuPy loaded, else by the host."""
@@ -151,10 +155,10 @@ class StreamedSource(MatrixSource):
             width,
             seed,
             stream,
-            self._exponent,
+            self.kernel_exponent,
             precise or (self.factors is not None and self.factors.need_double),
             PANEL_BYTES,
-            factors=self._pair,
+            factors=self.kernel_factors,
             energies=energies,
             parts=parts,
         )
