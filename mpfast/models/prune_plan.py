@@ -1,4 +1,4 @@
-"""What `prune` leaves to whom: which layers are pruned, and by what plan the masks of these come about."""
+"""Which layers `prune` prunes where moments decide, and by what plan the masks come about."""
 
 from __future__ import annotations
 
