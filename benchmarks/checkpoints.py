@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from printed import machine_line, print_or_write
 
 from mpfast.arrays import narrowed
-from mpfast.bench import machine
 from mpfast.checkpoints import SafetensorsWriter, TensorInfo
 
 SHAPES = {
@@ -167,7 +167,7 @@ def main() -> None:
                 theirs = [sys.executable, "-c", WEIGHTWATCHER, str(minilm)]
                 rows.append(measure("MiniLM: WeightWatcher, with its MP fit", theirs, size))
     lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        machine_line(),
         "",
         "Wall time of the whole process and its peak resident memory; what is read is in the system's cache,",
         "what is written goes to the disk. The bytes of verify are those of both checkpoints.",
@@ -182,10 +182,7 @@ def main() -> None:
             f"| {1e3 * gigabytes / seconds:.0f} | {float(str(row['peak_megabytes'])):.0f} MB |"
         )
     text = "\n".join(lines) + "\n"
-    if options.out is None:
-        print(text, end="")
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
 from mpfast import _core
-from mpfast.bench import machine
 from mpfast.spectra import critical_signal, low_rank
 
 WIDTHS = (1, 4, 8, 16, 32)
@@ -216,17 +216,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="Markdown file; default standard output")
     parser.add_argument("--plot", type=Path, default=None, help="SVG file of milliseconds and s/GB over sizes")
     options = parser.parse_args()
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
+    lines = [machine_line(), ""]
     lines += product_lines(options.threads, options.rounds)
     shapes, points = shape_lines(options.threads, options.rounds)
     lines += [*shapes, *seed_lines(options.threads, options.seeds)]
     if options.plot is not None:
         draw(points, options.plot)
     text = "\n".join(lines).rstrip() + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,37 @@
 """Are the error bars right, and which spikes are found?
 
-    python benchmarks/coverage.py [--draws 200] [--out FILE.md] [--plot FILE.svg]
+    python benchmarks/coverage.py [--matrices 16] [--runs 25] [--draws 200] [--seen FILE.jsonl] [--out FILE.md]
+        [--plot FILE.svg]
 
 Coverage: for every family of `mpfast.spectra.synthetic`, how often the edge from all singular values lies within
 one and two reported standard errors of the measured one; nominal are 68.3 % and 95.4 %. The same for the families of
 uneven noise, with ten signals at twice the critical size in each, where both edges are those of ``noise="auto"``:
-scales are found anew from all singular values and from passes. The error holds what the scales leave uneven, too, which
-both edges share: where that is more than the passes add, nearly all edges lie within it.
+scales are found anew from all singular values and from passes. Each matrix is measured with several seeds of the
+probes, whose errors are independent of each other; beside a share stands the standard error of so many runs.
 
 Detection: one spike of growing size in Gaussian noise, and how often it is counted. Below the critical size (m n)^(1/4)
 no method can see it in the singular values; above it, it stands out more and more.
+
+Measurements are kept in ``--seen``, a line for each, and not repeated by the next call.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
-from mpfast.bench import machine
 from mpfast.spectra import NoiseModel, critical_signal, family, low_rank, uneven_family
 from mpfast.spectra.synthetic import FAMILIES
 
@@ -44,28 +51,78 @@ def uneven_draw(name: str, shape: tuple[int, int], seed: int) -> NDArray[np.floa
     return uneven_family(name, shape, seed, UNEVEN_STRENGTH)
 
 
-def coverage_lines(
-    shape: tuple[int, int], draws: int, names: Sequence[str], draw_one: Draw, noise: NoiseModel
-) -> list[str]:
-    lines = [
-        f"## Coverage of sigma_plus, noise={noise!r}, {shape[0]} x {shape[1]} fp32, {draws} matrices of each family",
-        "",
-        "| family | within one standard error | within two | RMS error | reported |",
-        "|---|---|---|---|---|",
-    ]
-    for name in names:
-        scores, errors, reported = [], [], []
-        for draw in range(draws):
-            W = draw_one(name, shape, FIRST_SEED + draw).astype(np.float32)
+def seed_of(name: str, matrix: int, run: int) -> int:
+    """Of the probes: no two families have the same, so that their shares are independent."""
+    return int(np.random.SeedSequence([*name.encode(), matrix, run]).generate_state(1)[0])
+
+
+class Runs:
+    """Measurements of edges, kept in a file: {family, shape, noise, matrix, run, truth, edge, error} each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self.seen = {self.key(record): record for record in map(json.loads, lines)}
+
+    @staticmethod
+    def key(record: dict[str, Any]) -> tuple[Any, ...]:
+        return (*(record[name] for name in ("family", "noise", "matrix", "run")), *record["shape"])
+
+    def of_matrix(
+        self, draw_one: Draw, name: str, shape: tuple[int, int], noise: NoiseModel, matrix: int, runs: int
+    ) -> list[dict[str, Any]]:
+        """Those of one matrix; what is missing is measured."""
+        start = {"family": name, "shape": list(shape), "noise": noise, "matrix": matrix}
+        wanted = [{**start, "run": run} for run in range(runs)]
+        missing = [record for record in wanted if self.key(record) not in self.seen]
+        if missing:
+            W = draw_one(name, shape, FIRST_SEED + matrix).astype(np.float32)
             truth = mpfast.spectrum(W, method="exact", noise=noise).edge.sigma_plus
-            edge = mpfast.spectrum(W, method="lanczos", seed=draw, noise=noise).edge
-            scores.append(abs(edge.sigma_plus - truth) / edge.sigma_plus_error)
-            errors.append(edge.sigma_plus / truth - 1)
-            reported.append(edge.sigma_plus_error / truth)
-        one, two = (100 * np.mean(np.array(scores) <= limit) for limit in (1, 2))
-        rms, bar = (100 * np.sqrt(np.mean(np.square(values))) for values in (errors, reported))
-        lines.append(f"| {name} | {one:.1f} % | {two:.1f} % | {rms:.2f} % | {bar:.2f} % |")
-        print(lines[-1], file=sys.stderr)
+        for record in missing:
+            seed = seed_of(name, matrix, record["run"])
+            edge = mpfast.spectrum(W, method="lanczos", seed=seed, noise=noise).edge
+            record.update(truth=truth, edge=edge.sigma_plus, error=edge.sigma_plus_error)
+            self.seen[self.key(record)] = record
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in missing)
+        return [self.seen[self.key(record)] for record in wanted]
+
+
+def coverage_line(name: str, records: list[dict[str, Any]]) -> str:
+    """One row of a table."""
+    truth, edge, error = (np.array([run[key] for run in records]) for key in ("truth", "edge", "error"))
+    cells = []
+    for limit in (1, 2):
+        share = float((abs(edge - truth) <= limit * error).mean())
+        cells.append(f"{100 * share:.1f} % ± {100 * math.sqrt(share * (1 - share) / truth.size):.1f}")
+    rms, bar = (100 * math.sqrt(np.square(values / truth).mean()) for values in (edge - truth, error))
+    return f"| {name} | {' | '.join(cells)} | {rms:.2f} % | {bar:.2f} % |"
+
+
+def coverage_lines(matrices: int, runs: int, seen: Runs) -> list[str]:
+    """Tables of all families; one matrix of every family is measured before the next one."""
+    tables: list[tuple[tuple[int, int], Sequence[str], Draw, NoiseModel]] = [
+        (shape, *each) for shape in SHAPES for each in ((FAMILIES, family, "even"), (UNEVEN, uneven_draw, "auto"))
+    ]
+    for matrix in range(matrices):
+        for shape, names, draw_one, noise in tables:
+            for name in names:
+                seen.of_matrix(draw_one, name, shape, noise, matrix, runs)
+        print(f"{matrix + 1} of {matrices} matrices of each family", file=sys.stderr)
+    lines = []
+    for shape, names, draw_one, noise in tables:
+        lines += [
+            f"## Coverage of sigma_plus, noise={noise!r}, {shape[0]} x {shape[1]} fp32, {matrices} matrices of each "
+            f"family, each with {runs} seeds",
+            "",
+            "| family | within one standard error | within two | RMS error | reported |",
+            "|---|---|---|---|---|",
+        ]
+        for name in names:
+            found = (seen.of_matrix(draw_one, name, shape, noise, matrix, runs) for matrix in range(matrices))
+            lines.append(coverage_line(name, list(chain.from_iterable(found))))
+        lines.append("")
     return lines
 
 
@@ -139,22 +196,20 @@ def plot_detection(rates: dict[str, list[float]], draws: int, path: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--matrices", type=int, default=16, help="of each family")
+    parser.add_argument("--runs", type=int, default=25, help="with other probes, of each matrix")
+    parser.add_argument("--draws", type=int, default=200, help="for the detection of a spike, of each strength")
+    parser.add_argument("--seen", type=Path, default=None, help="file of what has been measured, which is added to")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file; default standard output")
     parser.add_argument("--plot", type=Path, default=None, help="SVG file of the detection curve; needs matplotlib")
     options = parser.parse_args()
     if options.plot is not None:
         importlib.import_module("matplotlib")  # where it is missing, say so now, not after an hour
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
-    for shape in SHAPES:
-        lines += [*coverage_lines(shape, options.draws, FAMILIES, family, "even"), ""]
-        lines += [*coverage_lines(shape, options.draws, UNEVEN, uneven_draw, "auto"), ""]
+    lines = [machine_line(), ""]
+    lines += coverage_lines(options.matrices, options.runs, Runs(options.seen))
     rates = detection_rates(options.draws)
     text = "\n".join([*lines, *detection_lines(rates, options.draws)]) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    print_or_write(text, options.out)
     if options.plot is not None:
         plot_detection(rates, options.draws, options.plot)
 

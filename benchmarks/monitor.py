@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from printed import machine_line, print_or_write
 
-from mpfast.bench import machine
 from mpfast.integrations.monitor import SpectralMonitor, read_log
 
 WIDTH, BLOCKS, TOKENS = 512, 12, 24_000
@@ -82,11 +82,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = lines_of(options.steps, Path(folder))
-    text = "\n".join([", ".join(f"{key} {value}" for key, value in machine().items()), "", *lines]) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    text = "\n".join([machine_line(), "", *lines]) + "\n"
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
-from mpfast.bench import machine
 from mpfast.spectra import fit_values, uneven_family
 from mpfast.spectra.synthetic_noise import UNEVEN_FAMILIES
 
@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     rows, columns = map(int, options.shape.split("x"))
     lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        machine_line(),
         "",
         f"Means over {options.seeds} matrices of each family: the number of values taken for signals; with planted "
         "ones found + false, but for families that have signals of their own.",
@@ -186,10 +186,7 @@ def main() -> None:
     for strength in (None, STRENGTH):
         lines += [*table((rows, columns), strength, options.seeds), ""]
     text = "\n".join(lines)
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from checkpoints import SHAPES, into_cache
 from numpy.typing import NDArray
+from printed import machine_line, print_or_write
 
 import mpfast
 from mpfast.arrays import narrowed
-from mpfast.bench import machine
 from mpfast.checkpoints import SafetensorsWriter, TensorInfo, open_checkpoint
 from mpfast.checkpoints.quantised.codes import E2M1, FLOAT8
 
@@ -168,7 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        machine_line(),
         "",
         "| stored as | shape | edge, ms | of bf16, ms | ratio | error of the edge |",
         "|---|---|---|---|---|---|",
@@ -184,10 +184,7 @@ def main() -> None:
         if options.gigabytes > 0:
             lines += checkpoint_lines(folder, options.gigabytes, options.threads)
     text = "\n".join(lines) + "\n"
-    if options.out is None:
-        print(text, end="")
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +27,9 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before NumPy starts its threads
 
 import numpy as np  # noqa: E402
+from printed import machine_line, print_or_write  # noqa: E402
 
 from mpfast import _core, reconstruct  # noqa: E402
-from mpfast.bench import machine  # noqa: E402
 
 BLOCK = 128
 STEPS = 4  # of a refit
@@ -178,7 +177,7 @@ def main() -> None:
     except ImportError:
         theirs = {}
     lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        machine_line(),
         "",
         f"{options.size} x {options.size} fp32, processor seconds of one thread; load before: {load:.1f}.",
         "Times of mpfast are those of the public functions, conversions and checks included.",
@@ -195,10 +194,7 @@ def main() -> None:
         limit, binds = bounds[name]
         lines.append(f"| {name} | {cells[0]} | {limit:.2f} s | {binds} | {limit / spent:.2f} | {cells[1]} |")
     text = "\n".join(lines) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

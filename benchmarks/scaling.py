@@ -28,10 +28,10 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's own threads are no part of this
 
 import numpy as np
+from printed import machine_line, print_or_write
 
 import mpfast
 from mpfast import _core, masks, reconstruct
-from mpfast.bench import machine
 
 THREADS = (2, 4, 8, 16)
 MODELLED = (8, 16, 64)
@@ -126,7 +126,7 @@ def counting() -> tuple[list[str], str]:
 
 def report(options: argparse.Namespace) -> list[str]:
     lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        machine_line(),
         "",
         f"## Tasks and serial share, matrices of {options.size} x {options.size} float32",
         "",
@@ -163,10 +163,7 @@ def main() -> None:
             job(int(threads))
         return
     text = "\n".join(report(options)) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

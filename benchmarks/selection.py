@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from printed import machine_line, print_or_write
 
 from mpfast import _core, masks
-from mpfast.bench import machine
 from mpfast.masks import project
 
 SHAPE = (3072, 768)
@@ -226,13 +226,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="Markdown file; default standard output")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items()), ""]
+    lines = [machine_line(), ""]
     lines += [*pattern_rows(rng), "", *selection_rows(rng), "", *memory_rows(rng)]
     text = "\n".join(lines) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    print_or_write(text, options.out)
 
 
 if __name__ == "__main__":

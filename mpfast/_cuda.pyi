@@ -1,11 +1,14 @@
 # Private. Addresses and stream handles are integers; strides count entries. As _core unless said otherwise.
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 class CudaError(RuntimeError): ...
+
+# In host memory: entries, or the type of codes, codes (rows, bytes), scales (rows, blocks) and the entries of a block.
+_HostMatrix: TypeAlias = NDArray[Any] | tuple[str, NDArray[np.uint8], NDArray[np.float32], int]
 
 @final
 class Matrix:
@@ -22,11 +25,13 @@ class Matrix:
     @staticmethod
     def from_dlpack(capsule: object, stream: int) -> Matrix: ...
     @staticmethod
-    def upload(array: NDArray[Any], dtype: str, device: int) -> Matrix: ...
+    def upload(matrix: _HostMatrix, dtype: str, device: int) -> Matrix: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def is_coded(self) -> bool: ...
     @property
     def device(self) -> int: ...
 
@@ -78,6 +83,9 @@ class LanczosRun:
         self, steps: int | None = None, part: int = 0, count: int | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]: ...
+    def values_at(self, numbers: Sequence[int], part: int = 0) -> NDArray[np.float64]: ...
+    def values_above(self, theta: float, part: int = 0) -> int: ...
+    def residual_near(self, theta: float, part: int = 0) -> float: ...
     @property
     def parts(self) -> list[tuple[int, bool]]: ...
     @property
@@ -105,7 +113,7 @@ def lanczos_run(
     parts: int = 1,
 ) -> LanczosRun: ...
 def lanczos_run_streamed(
-    array: NDArray[Any],
+    matrix: _HostMatrix,
     dtype: str,
     device: int,
     width: int,

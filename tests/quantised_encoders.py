@@ -45,3 +45,32 @@ def check(decoder, numbers, rounding=None, *, rtol=1e-6):
         assert array.rounding() is None
     else:
         np.testing.assert_allclose(array.rounding(), rounding, rtol=rtol)
+
+
+class Part:
+    """A part in memory, with blocks where it is scales."""
+
+    def __init__(self, array, block=(1, 1)):
+        self.array, self.block = array, block
+
+    def read(self, matrix, rows):
+        return self.array[matrix, rows]
+
+
+def without(*words):
+    """Return what takes parts of a weight ``l`` away."""
+
+    def change(parts):
+        for word in words:
+            del parts[f"l.{word}"]
+
+    return change
+
+
+def with_part(word, value):
+    """Return what puts another part into the place of one."""
+
+    def change(parts):
+        parts[f"l.{word}"] = value
+
+    return change

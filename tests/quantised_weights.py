@@ -238,6 +238,14 @@ def modelopt_nvfp4():
     return tensors | {"l.input_scale": np.ones((), np.float32)}, said_by("modelopt"), "nvfp4", numbers
 
 
+def kernels_nvfp4():
+    """As the kernels of transformers keep a weight: scales in bytes, twice, four of the second kind in an integer."""
+    packed, scales, last, numbers = nvfp4_parts((144, 96), divided=True)
+    tensors = {"l.weight": packed, "l.weight_sf_rowmajor": scales.view(np.uint8)}
+    tensors["l.weight_sf"] = in_tiles(scales).view(np.int32)
+    return tensors | {"l.weight_global_scale": last.reshape(1)}, said_by("nvfp4"), "nvfp4", numbers
+
+
 def in_tiles(scales):
     """In the order of tensor cores: tiles of 128 rows and 4 columns, each by its rows modulo 32."""
     rows, columns = scales.shape
@@ -299,6 +307,7 @@ CASES = {
     "experts of DeepSeek-V4": rows_of_mxfp4("weight", "scale", "fp8", np.int8),
     "compressed-tensors NVFP4": compressed_tensors_nvfp4,
     "ModelOpt NVFP4": modelopt_nvfp4,
+    "transformers' NVFP4": kernels_nvfp4,
     "ComfyUI NVFP4": comfy_nvfp4,
     "ComfyUI MXFP8": comfy_mxfp8(False),
     "ComfyUI MXFP8, said in the header": comfy_mxfp8(True),

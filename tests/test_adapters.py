@@ -12,6 +12,8 @@ import mpfast
 from mpfast.checkpoints import AdapterProducts, KroneckerProduct, LowRankProduct, open_checkpoint, updates_of
 from mpfast.checkpoints.low_rank_products import hadamard_product
 
+from .tiny_models import adalora
+
 EPS = np.finfo(np.float64).eps
 
 
@@ -390,6 +392,49 @@ def test_updates_are_those_that_peft_adds(tmp_path):
         assert live == pytest.approx(found, rel=1e-12)
         with pytest.raises(ValueError, match="live model"):
             mpfast.resize(model, rank=2)
+
+
+@pytest.mark.parametrize("alpha", [6, 0])
+def test_updates_of_adalora_are_those_that_peft_adds(tmp_path, alpha):
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    base, model = adalora(lora_alpha=alpha)
+    live = {name.rsplit(".", 2)[0]: norm for name, norm in norms(model).items() if name.endswith(".default")}
+    trained = {
+        name: float(module.get_delta_weight("default").detach().double().norm())
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert live == pytest.approx(trained, rel=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(torch.nn.ModuleDict(base), tmp_path)
+    expected = {
+        name: float(module.get_delta_weight("default").detach().double().norm())
+        for name, module in loaded.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    analysis = mpfast.analyze(tmp_path)
+    found = {row.name.removesuffix(".lora"): row.fro_norm for row in analysis}
+    assert found == pytest.approx(expected, rel=1e-5)  # PEFT's are of float32
+    assert not any("scale" in text for row in analysis for text in row.warnings)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"init_r": 5},
+        {"init_r": None, "lora_alpha": 2},
+        {"init_r": 4, "lora_alpha": None},
+        {"peft_type": "LORA", "r": 4},
+    ],
+)
+def test_a_scale_of_adalora_that_its_configuration_does_not_say_is_missing(tmp_path, config):
+    names = [f"base_model.model.q.{word}" for word in ("lora_A", "lora_E", "lora_B")]
+    A, E, B = single(4, 24), single(4, 1, seed=1), single(16, 4, seed=2)
+    config = {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 2, **config}
+    path = peft_directory(tmp_path / "a", dict(zip(names, (A, E, B), strict=True)), **config)
+    (row,) = mpfast.analyze(path)
+    assert row.fro_norm == pytest.approx(np.linalg.norm(B @ (A * E)), rel=1e-6)
+    assert any("without the scale" in text for text in row.warnings)
 
 
 def test_fused_experts_are_one_matrix_each(tmp_path):

@@ -134,10 +134,12 @@ def test_randomness_tells_structure_from_noise() -> None:
 
 def test_anderson_darling_is_scipy_s() -> None:
     stats = pytest.importorskip("scipy.stats")
-    from mpfast.spectra.singular_vectors import _anderson
+    from mpfast.spectra.singular_vectors import anderson_darling
 
     u = np.random.default_rng(7).standard_normal(200)
-    assert _anderson(stats, u) == pytest.approx(stats.anderson(u, "norm", method="interpolate").statistic, rel=1e-6)
+    assert anderson_darling(stats, u) == pytest.approx(
+        stats.anderson(u, "norm", method="interpolate").statistic, rel=1e-6
+    )
 
 
 def test_a_matrix_without_noise() -> None:

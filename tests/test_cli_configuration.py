@@ -118,6 +118,11 @@ def test_what_the_command_line_says_in_another_way_is_not_looked_at(run, tmp_pat
         ("tol = 'small'", "mpfast.toml says so"),
         ("tol = 2", "mpfast.toml says so"),
         ("[analyze]\nsort = 'alpha'", "mpfast.toml says so"),
+        ("fail-on = 'spikes'", "mpfast.toml says so"),
+        ("fail-on = ['ks > 1', 'loss > 1']", "mpfast.toml says so"),
+        ("top = 0", "mpfast.toml says so"),
+        ("threads = -1", "mpfast.toml says so"),
+        ("include = 'none.*'", "mpfast.toml says so"),
     ],
 )
 def test_what_cannot_be_is_wrong_usage_with_the_place(run, tmp_path, text, message):
@@ -125,6 +130,16 @@ def test_what_cannot_be_is_wrong_usage_with_the_place(run, tmp_path, text, messa
     code, out, err = run("analyze", "model.safetensors")
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_the_file_is_named_for_its_own_options_alone(run, tmp_path):
+    (tmp_path / "mpfast.toml").write_text("base = 'missing.safetensors'\n[prune]\npattern = '2:4'\ndamping = 0.1\n")
+    code, _, err = run("analyze", "model.safetensors")
+    assert (code, "missing.safetensors" in err, "mpfast.toml says so" in err) == (1, True, True)
+    code, _, err = run("analyze", "model.safetensors", "--base", "model.safetensors", "--fail-on", "spikes")
+    assert (code, "mpfast.toml" in err) == (2, False)
+    code, _, err = run("prune", "model.safetensors", "--dry-run")
+    assert (code, "--damping go with --moments" in err, "mpfast.toml says so" in err) == (2, True, True)
 
 
 def test_a_file_that_is_named_must_be_there(run, tmp_path):

@@ -15,9 +15,8 @@ from mpfast.arrays import CORE_CODES, QuantisedArray, as_matrix
 from mpfast.checkpoints.quantised import ScaledCodes
 from mpfast.checkpoints.quantised.codes import VALUES
 
-from .references import run_python
-from .test_gram import gaussian, vectors
-from .test_quantised_arrays import Part
+from .quantised_encoders import Part
+from .references import gaussian, run_python, vectors
 
 CODES = sorted(CORE_CODES)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import mpfast
 from mpfast import _core
 from mpfast.arrays.devices import is_on_gpu
-from mpfast.operators.cuda import _has_contiguous_rows
+from mpfast.operators.cuda import has_contiguous_rows
 
 from .device_arrays import DTYPES, device_matrix, on_device, stored
 from .references import run_python
@@ -315,6 +315,6 @@ def test_a_kernel_that_leaves_its_memory_would_be_found(cuda: Any) -> None:
 def test_which_host_arrays_can_be_copied_line_by_line() -> None:
     W = np.zeros((6, 8), np.float32)
     for good in (W, W.T, W[:, 2:5], W[1:3].T):
-        assert any(_has_contiguous_rows(view) for view in (good, good.T))
+        assert any(has_contiguous_rows(view) for view in (good, good.T))
     for bad in (W[::-1], W[:, ::2], np.broadcast_to(W[:1], (6, 8)), np.lib.stride_tricks.sliding_window_view(W[0], 3)):
-        assert not any(_has_contiguous_rows(view) for view in (bad, bad.T))
+        assert not any(has_contiguous_rows(view) for view in (bad, bad.T))

@@ -24,9 +24,9 @@ REFERENCED = [
     "mpfast",
     *(f"mpfast.masks.{name}" for name in ("by_magnitude", "by_spectrum", "groups", "by_noise_floor", "projection")),
     *(f"mpfast.masks.{name}" for name in ("restoration", "regimes", "allocation", "certificates")),
-    *(f"mpfast.spectra.{name}" for name in ("laws", "metrics", "distribution", "lowrank", "singular_vectors")),
+    *(f"mpfast.spectra.{name}" for name in ("marchenko_pastur", "tracy_widom", "metrics", "distribution", "lowrank")),
     *(f"mpfast.spectra.{name}" for name in ("synthetic", "shrinkage", "measured", "krylov_svd", "second_moment")),
-    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization")),
+    *(f"mpfast.spectra.{name}" for name in ("separable", "synthetic_noise", "quantization", "singular_vectors")),
     *(f"mpfast.models.{name}" for name in ("analysis", "exporters", "budget", "budgeting", "verification", "pruning")),
     *(f"mpfast.checkpoints.{name}" for name in ("opening",)),
     "mpfast.reconstruct",
@@ -38,6 +38,12 @@ REFERENCED = [
     "mpfast.integrations.peft",
     "mpfast.integrations.weightwatcher",
 ]
+# Directories that blocks write: an output without a suffix, by the command line or in Python.
+WRITTEN = re.compile(
+    r'(?:^mpfast .* -o |Path\("|\b(?:prune|compress|narrow|quantize|resize|reconstruct_checkpoint|save_pretrained)\('
+    r'(?:[^,()]+, )?")([\w/-]+)(?![\w./-])',
+    re.MULTILINE,
+)
 OPTIONAL = {
     "mpfast.cli": "typer",
     "mpfast.integrations.torch": "torch",
@@ -97,6 +103,7 @@ def test_sections_of_parameters_have_all_of_them(package):
 @pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
     """Every block of a page, one after the other; where output is shown below a block, it is the one it prints."""
+    monkeypatch.setenv("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")  # its log goes where output does
     for package in NEEDS.get(page, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
@@ -119,7 +126,7 @@ def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
         elif block.language == "bash" and page != "README.md":
             run_commands(block.code)
         elif block.language == "toml":
-            (tmp_path / "mpfast.toml").write_text(block.code)
+            (tmp_path / re.match(r"# ([\w.]+)", block.code)[1]).write_text(block.code)
         else:
             continue
         printed = capsys.readouterr().out
@@ -147,6 +154,17 @@ def run_commands(code):
         if told:
             assert told == 'echo "exit status $?"'
             print(f"exit status {end.value.code}")
+
+
+def test_pages_can_be_followed_one_after_the_other():
+    """In one directory: what a page writes is of no other page, and no option of one is in force on the next."""
+    written = {}
+    for page in PAGES:
+        for block in blocks_of(page):
+            for name in WRITTEN.findall(block.code) if block.language in ("bash", "python") else ():
+                assert written.setdefault(name, page) == page, name
+            assert block.language != "toml" or page.startswith("docs/reference/") or "mpfast.toml" not in block.code
+    assert {"half", "by-error", "exported", "pruned", "steps"} <= set(written)
 
 
 def test_no_block_is_left_out():

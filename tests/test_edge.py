@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mpfast
-from mpfast.spectra import fit_values, laws
+from mpfast.spectra import fit_values, sigma_plus
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.probe_noise import expected_error, jackknife_error, likely_error
@@ -29,7 +29,7 @@ def test_estimators_find_the_variance_under_spikes(estimator, shape):
     fit = mpfast.spectrum(W).fit(estimator)
     # Six spikes of 200 or 300 values shift the central ranks: BEMA and the median come out up to 4 % high.
     assert fit.variance == pytest.approx(0.3, rel=0.01 if estimator == "residual" else 0.04)
-    assert fit.sigma_plus == pytest.approx(laws.sigma_plus(fit.variance, shape))
+    assert fit.sigma_plus == pytest.approx(sigma_plus(fit.variance, shape))
     assert fit.estimator == estimator
     assert fit.spikes == fit.spikes_above_edge == 6
     assert fit.bulk_fraction == 1 - 6 / min(shape)

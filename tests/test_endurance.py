@@ -289,13 +289,13 @@ SUBINTERPRETER = """
     lines = [
         "try:",
         "    import mpfast",
-        "    print(round(mpfast.spectra.laws.sigma_plus(1.0, (4, 9)), 6))",
+        "    print(round(mpfast.spectra.sigma_plus(1.0, (4, 9)), 6))",
         "except ImportError as error:",
         "    print('ImportError')",
     ]
     interpreters.run_string(other, chr(10).join(lines))
     interpreters.destroy(other)
-    print("alive", mpfast.spectra.laws.sigma_plus(1.0, (4, 9)))
+    print("alive", mpfast.spectra.sigma_plus(1.0, (4, 9)))
 """
 
 

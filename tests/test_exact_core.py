@@ -306,6 +306,32 @@ def test_matrices_that_need_no_reduction(n: int) -> None:
     np.testing.assert_allclose(_core.symmetric_eigenvalues(tridiagonal, 2), expected, rtol=0, atol=1e-13)
 
 
+# Of clusters, of zeros and over many decades: what a search from cell to cell finds hard.
+SPECTRA = {
+    "three values": np.repeat([1.0, 2.0, 3.0], 50),
+    "mostly zero": np.r_[np.zeros(120), np.linspace(1, 2, 30)],
+    "pairs": np.repeat(np.linspace(-1, 1, 75), 2),
+    "graded": np.logspace(0, -20, 150),
+    "one of another scale": np.r_[1e9, np.linspace(1, 2, 149)],
+    "nearly equal": 1 + 1e-14 * np.arange(150),
+}
+
+
+@pytest.mark.parametrize("values", SPECTRA.values(), ids=SPECTRA)
+def test_eigenvalues_that_lie_close_together_or_far_apart(values: NDArray[np.float64]) -> None:
+    q = np.linalg.qr(np.random.default_rng(21).standard_normal((len(values), len(values))))[0]
+    a = (q * values) @ q.T
+    found = [_core.symmetric_eigenvalues((a + a.T) / 2, threads) for threads in (1, 3)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], np.sort(values), rtol=0, atol=4e-15 * np.abs(values).max())
+
+
+def test_blocks_that_do_not_couple() -> None:
+    a = np.kron(np.eye(20), np.ones((5, 5)))
+    found = _core.symmetric_eigenvalues(a, 2)
+    np.testing.assert_allclose(found, np.r_[np.zeros(80), np.full(20, 5.0)], rtol=0, atol=4e-15)
+
+
 @pytest.mark.parametrize("scale", [1e-305, 1e-200, 1e200, 1e300])
 def test_symmetric_eigenvalues_scale(scale: float) -> None:
     a = np.random.default_rng(15).standard_normal((460, 460))

@@ -293,6 +293,66 @@ def test_with_moments_the_outputs_change_less(write, tmp_path):
         assert other.weight_error < row.weight_error
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_settings_are_kept_and_say_how_blocks_are_written(write, tmp_path, kind):
+    def settings(reader):
+        return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+
+    path = tmp_path / "source.gguf"
+    for said in (False, True):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([f"t{number}é" for number in range(300)])
+        writer.add_token_scores([0.5] * 300)
+        writer.add_chat_template("x" * 70_000)
+        writer.add_int8("small", -3)
+        writer.add_custom_alignment(64)
+        if said:
+            writer.add_quantization_version(1)
+        for name, shape in (("blk.0.attn_q.weight", (48, 64)), ("odd", (7,)), ("n" * 70 + ".weight", (16, 32))):
+            writer.add_tensor(name, weights(*shape))
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            step()
+        writer.close()
+        mpfast.quantize(path, tmp_path / "out", format=kind, overwrite=True)
+        before, after = (gguf.GGUFReader(place) for place in (path, tmp_path / "out" / "model.gguf"))
+        version = {} if said else {"general.quantization_version": 2}
+        assert settings(after) == settings(before) | version
+        assert [tensor.name for tensor in after.tensors] == [tensor.name for tensor in before.tensors]
+        assert np.array_equal(after.tensors[1].data, before.tensors[1].data)
+        assert [tensor.tensor_type.name for tensor in after.tensors] == [kind, "F32", kind]
+
+
+def test_scales_that_half_precision_does_not_hold(write, tmp_path):
+    W = weights(48, 64)
+    W[3], W[4, :32] = 1e-9, 0.0
+    path = write({"blk.0.attn_q.weight": W})
+    (row,) = mpfast.quantize(path, tmp_path / "out", format="Q4_0").layers
+    found = open_checkpoint(tmp_path / "out" / "model.gguf").read("blk.0.attn_q.weight")
+    assert not found[3].any()
+    assert not found[4, :32].any()
+    # What is lost is that row; its share of the whole is next to nothing.
+    others = np.delete(found - W, 3, axis=0)
+    assert row.weight_error == pytest.approx(np.square(others, dtype=np.float64).sum() / np.square(W).sum(), rel=1e-5)
+    mixing = weights(64, 64) / 8
+    moments = {"blk.0.attn_q.weight": mixing.T @ mixing + np.eye(64)}
+    mpfast.quantize(path, tmp_path / "seen", format="Q4_0", moments=moments, damping=0.01)
+    assert not open_checkpoint(tmp_path / "seen" / "model.gguf").read("blk.0.attn_q.weight")[3].any()
+    for scale in (1e-9, 1e6):
+        path = write({"blk.0.attn_q.weight": W * np.float32(scale)})
+        with pytest.raises(ValueError, match="has scales that float16 does not hold; leave it out"):
+            mpfast.quantize(path, tmp_path / "other", format="Q4_0")
+        assert not (tmp_path / "other").exists()
+
+
+def test_a_part_of_a_model_is_not_written_under_another_name(write, tmp_path):
+    path = write({"blk.0.attn_q.weight": weights(48, 64)}, split__count=3)
+    assert mpfast.quantize(path, format="Q8_0").layers
+    with pytest.raises(ValueError, match="is one file of several that are a model; merge them first"):
+        mpfast.quantize(path, tmp_path / "out", format="Q8_0")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_not_written(write, tmp_path):
     path = model(write)
     for options, fact in (

@@ -9,7 +9,7 @@ import pytest
 
 import mpfast
 from mpfast import MarchenkoPastur, shrink
-from mpfast.spectra import berlyand2026, fit_values, laws, metrics
+from mpfast.spectra import berlyand2026, fit_values, metrics, sigma_plus, tracy_widom_threshold
 from mpfast.spectra.measured import Spectrum
 
 from .references import singular_values
@@ -59,9 +59,9 @@ def test_size_of_the_published_slip_of_precedence(g, ratio):
     """``**4/3`` for ``**(4/3)`` multiplies the Tracy-Widom term by this much."""
     q = 60_000
     shape = (round(g * q), q)
-    edge_level = laws.sigma_plus(1.0, shape)
+    edge_level = sigma_plus(1.0, shape)
     published = berlyand2026.published_threshold(1.0, shape, 0.1) ** 2 - edge_level**2
-    correct = laws.tracy_widom_threshold(1.0, shape, 0.1) ** 2 - edge_level**2
+    correct = tracy_widom_threshold(1.0, shape, 0.1) ** 2 - edge_level**2
     # The published code's quantile at .9 is 4e-5 off as well.
     assert published / correct == pytest.approx(ratio, abs=7e-4)
 
@@ -78,7 +78,7 @@ def test_size_of_the_published_slip_of_precedence(g, ratio):
 )
 def test_published_threshold_lies_below_the_edge(shape, ratio):
     threshold = berlyand2026.published_threshold(1.0, shape, 0.8)
-    assert threshold / laws.sigma_plus(1.0, shape) == pytest.approx(ratio, abs=5.1e-5)
+    assert threshold / sigma_plus(1.0, shape) == pytest.approx(ratio, abs=5.1e-5)
 
 
 BETAS = (0.05, 0.5, 0.8, 0.95)
@@ -125,7 +125,7 @@ def test_r_plus_s_example(seed, r_plus_s):
     v = bema_with_ranks_from_zero(spectrum.values, (1000, 1000))
     assert v == pytest.approx(golden["v"], abs=5.1e-6)
     for beta, level in zip(BETAS, golden.get("correct", ()), strict=False):
-        assert laws.tracy_widom_threshold(v, (1000, 1000), beta) ** 2 / 1000 == pytest.approx(level, abs=5.1e-5)
+        assert tracy_widom_threshold(v, (1000, 1000), beta) ** 2 / 1000 == pytest.approx(level, abs=5.1e-5)
     for beta, level in zip(BETAS, golden.get("published", ()), strict=False):
         fit = spectrum.fit(beta=beta, compat="berlyand2026")
         assert fit.threshold**2 / 1000 == pytest.approx(level, abs=5.1e-5)
@@ -197,7 +197,7 @@ def test_spiked_table(recipe, block, correct, published):
     spectrum = mpfast.spectrum(spiked(m, n, seed, theta), method="exact")
     fixed = berlyand2026.fit(spectrum.values, (m, n), 0.25, 0.1, fixed_cdf=True)
     assert q * fixed.variance == pytest.approx(qv, abs=5.1e-7)
-    edge_level = laws.sigma_plus(fixed.variance, (m, n))
+    edge_level = sigma_plus(fixed.variance, (m, n))
     assert edge_level == pytest.approx(sigma, abs=5.1e-7)
     assert fixed.error == pytest.approx(error, abs=5.1e-7)
 
@@ -214,7 +214,7 @@ def test_spiked_table(recipe, block, correct, published):
     assert spectrum.edge.spikes == spikes
 
     threshold, count = correct
-    level = laws.tracy_widom_threshold(fixed.variance, (m, n), 0.1)
+    level = tracy_widom_threshold(fixed.variance, (m, n), 0.1)
     assert level == pytest.approx(threshold, abs=5.1e-7)
     assert np.count_nonzero(values > level) == count
     fit = spectrum.fit(beta=0.8, compat="berlyand2026")

@@ -14,7 +14,7 @@ import pytest
 
 from mpfast import _core
 
-from .references import run_python
+from .references import gaussian, run_python, vectors
 
 STORAGES = ["float64", "float32", "float16", "bfloat16"]
 CASES = [(storage, real) for storage in STORAGES for real in ("float32", "float64")][1:]
@@ -31,14 +31,6 @@ def store(values, storage):
 
 def widen(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def gaussian(rows, cols, seed=0):
-    return np.random.default_rng([seed, rows, cols]).standard_normal((rows, cols))
-
-
-def vectors(width, dim, real, seed=1):
-    return np.random.default_rng([seed, width, dim]).standard_normal((width, dim)).astype(real)
 
 
 def check_gram(array, exact, storage, real, width, side, threads=2):

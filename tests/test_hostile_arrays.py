@@ -341,12 +341,12 @@ def test_a_masked_array_of_which_nothing_is_masked_is_an_array():
 def test_a_type_that_buffers_cannot_name_is_read_otherwise():
     """TensorFlow's bfloat16 is ml_dtypes', which NumPy refuses to export."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    from mpfast.arrays.views import _is_buffer
+    from mpfast.arrays.views import is_buffer
 
     W = masked().data.astype(ml_dtypes.bfloat16)
     with pytest.raises(ValueError, match="cannot include dtype"):
         memoryview(W)
-    assert not _is_buffer(W)
+    assert not is_buffer(W)
 
 
 def test_a_module_is_told_where_its_weight_is():

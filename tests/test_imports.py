@@ -152,6 +152,6 @@ def test_what_is_imported_is_there(file):
 
 def test_the_package_loads_nothing_that_only_writing_and_threads_need() -> None:
     """A name of `mpfast.support` that is asked for at once loads all files before it, and `import mpfast` waits."""
-    later = ("safe_files", "output_directories", "workers", "log", "freed_memory")
+    later = ("safe_files", "directory_marks", "output_directories", "workers", "log", "freed_memory")
     code = f"import sys, mpfast; print([name for name in {later} if 'mpfast.support.' + name in sys.modules])"
     assert run_python("-c", code).stdout.split() == ["[]"]

@@ -215,6 +215,42 @@ def test_ritz_vectors_are_eigenvectors():
     np.testing.assert_allclose(error, residual[:10], atol=1e-9 * theta[0])
 
 
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_single_ritz_values_are_those_of_the_decomposition(width):
+    run = _core.lanczos_run(_core.Matrix(family("spikes40", (250, 400), 2), "float64"), width, 0, 0, 0, True, 1)
+    run.advance(24)
+    theta, residual, _ = run.ritz()
+    numbers = [0, 3, 17, 23]
+    np.testing.assert_allclose(run.values_at(numbers), theta[numbers], rtol=1e-8)
+    for number in numbers:
+        assert run.values_above(theta[number] * (1 - 1e-8)) == number + 1
+    # Residuals of the others are rounding.
+    for number in np.flatnonzero(residual > 1e-9 * theta[0])[:3]:
+        np.testing.assert_allclose(run.residual_near(theta[number]), residual[number], rtol=1e-4)
+
+
+def test_single_ritz_values_of_a_run_that_has_closed():
+    run = diagonal_run(np.r_[np.full(4, 9.0), np.full(20, 1.0), np.zeros(40)], 4)
+    run.advance(16)
+    assert run.exhausted
+    count = len(run.ritz()[0])
+    np.testing.assert_allclose(
+        run.values_at([0, 3, 4, 7, count - 1]), [9, 9, 1, 1, run.ritz()[0][-1]], rtol=1e-8, atol=1e-12
+    )
+    assert run.values_above(5.0) == 4
+    assert run.residual_near(9.0) <= 1e-12
+
+
+@pytest.mark.parametrize("number", [-1, 8])
+def test_single_ritz_values_that_a_run_has_not(number):
+    run = diagonal_run(np.arange(1.0, 21), 2)
+    with pytest.raises(ValueError, match="first step"):
+        run.values_at([0])
+    run.advance(4)
+    with pytest.raises(ValueError, match="number"):
+        run.values_at([number])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_results_do_not_depend_on_the_number_of_threads(dtype):
     W = family("gauss", (500, 300), 4).astype(dtype)

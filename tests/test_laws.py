@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, special
 
 from mpfast import MarchenkoPastur, TracyWidom
-from mpfast.spectra import fit_values, laws
-from mpfast.spectra.laws import MarchenkoPasturEigenvalues, largest_value_pvalue
+from mpfast.spectra import MarchenkoPasturEigenvalues, fit_values, largest_value_pvalue, tracy_widom_threshold
 
 SHAPES = [(100, 100), (50, 100), (300, 100), (10, 999), (1, 5), (3, 100_000)]
 
@@ -167,10 +166,10 @@ def test_tracy_widom_tails_are_monotone_and_complementary():
 def test_largest_noise_value_exceeds_the_threshold_as_often_as_promised(shape):
     """Johnstone's law without finite-size shifts is conservative: 10 % nominal is 6 to 10 % at this size."""
     rng = np.random.default_rng(5)
-    threshold = laws.tracy_widom_threshold(1.0, shape, 0.1)
+    threshold = tracy_widom_threshold(1.0, shape, 0.1)
     largest = np.array([np.linalg.norm(rng.standard_normal(shape), 2) for _ in range(400)])
     assert 0.02 <= np.mean(largest > threshold) <= 0.13
-    pvalues = np.array([laws.largest_value_pvalue(s, 1.0, shape) for s in largest])
+    pvalues = np.array([largest_value_pvalue(s, 1.0, shape) for s in largest])
     assert np.mean(pvalues < 0.1) == pytest.approx(np.mean(largest > threshold))
 
 
@@ -241,8 +240,8 @@ def test_laws_at_the_ends_of_the_range_of_float64(shape, exponent):
         if abs(exponent) < 1000:  # beyond, a density per unit of s^2 / q is no float64 itself
             density = scaled.eigenvalues().pdf(scaled.variance) * scaled.variance
             assert density == pytest.approx(unit.eigenvalues().pdf(1.0), rel=1e-12)
-        threshold = laws.tracy_widom_threshold(1.0, shape)
-        assert laws.tracy_widom_threshold(scaled.variance, shape) == pytest.approx(threshold * scale, rel=1e-14)
+        threshold = tracy_widom_threshold(1.0, shape)
+        assert tracy_widom_threshold(scaled.variance, shape) == pytest.approx(threshold * scale, rel=1e-14)
         for level in (0.5, 1.0, 1.01):
             ours = largest_value_pvalue(level * threshold * scale, scaled.variance, shape)
             assert ours == pytest.approx(largest_value_pvalue(level * threshold, 1.0, shape), rel=1e-9)

@@ -218,7 +218,13 @@ def test_models_that_cannot_be(llama, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for change, options, fact in (
         ({"model_type": "mamba"}, {"neurons": 64}, "of the type 'mamba'.*known are"),
-        ({"model_type": ["llama"]}, {"neurons": 64}, r"of the type \['llama'\].*known are"),
+        ({"model_type": ["llama"]}, {"neurons": 64}, r"config\.json: model_type must be a text, not \['llama'\]"),
+        ({"intermediate_size": "96"}, {"neurons": 64}, r"config\.json: intermediate_size must be a whole number"),
+        (
+            {"intermediate_size": [96, 96]},
+            {"neurons": 64},
+            "says intermediate_size in its config.json for each",
+        ),
         ({"model_type": "gpt2"}, {"neurons": 64}, "no tensor that ends in mlp.c_proj.weight"),
         ({"intermediate_size": 128}, {"neurons": 64}, "96 inputs, but intermediate_size is 128.*must have one size"),
         ({"num_key_value_heads": 8}, {"heads": 4}, "16 outputs, but num_attention_heads is 8"),

@@ -13,7 +13,7 @@ import mpfast
 from mpfast import _core, lowrank, reconstruct
 from mpfast.spectra.probe_noise import jackknife_error
 
-from .references import bfloat16_bits, from_bfloat16_bits, singular_values
+from .references import bfloat16_bits, from_bfloat16_bits, least_rank, root_of, singular_values
 
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -25,20 +25,9 @@ def layer(m, n, rows, seed=0, dtype=np.float64):
     return rng.standard_normal((m, n)).astype(dtype), x.T @ x / rows
 
 
-def root_of(C):
-    values, vectors = np.linalg.eigh(C)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
 def outputs(W, C):
     """Singular values of W C^(1/2), by full decompositions."""
     return singular_values(np.asarray(W, np.float64) @ root_of(C))
-
-
-def least_rank(values, error):
-    """By definition: the first rank whose tail is small enough."""
-    squares = values**2
-    return next(k for k in range(1, len(values) + 1) if squares[k:].sum() <= error**2 * squares.sum() + 1e-15)
 
 
 # The root of a second moment ------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ def test_experts_of_a_stack_share_the_largest_of_their_ranks():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("rslora", [False, True])
-def test_a_start_without_moments_is_pissa(kind, rslora):
+@pytest.mark.parametrize(("rslora", "dora"), [(False, False), (True, False), (False, True)])
+def test_a_start_without_moments_is_pissa(kind, rslora, dora):
     """The same product as PEFT's by a full decomposition; the model computes what it did before."""
     settings = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4}
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_a_start_without_moments_is_pissa(kind, rslora):
         "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).eval(),
     }[kind]
     chosen = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[kind]
-    options = {"r": 5, "lora_alpha": 12, "target_modules": chosen, "use_rslora": rslora}
+    options = {"r": 5, "lora_alpha": 12, "target_modules": chosen, "use_rslora": rslora, "use_dora": dora}
     options["fan_in_fan_out"] = kind == "gpt2"
     model = make()
     before = model(tokens()).logits
@@ -181,6 +181,25 @@ def test_a_trained_start_becomes_an_adapter_of_the_base_as_it_was(tmp_path):
     torch.testing.assert_close(loaded(tokens()).logits, trained, atol=5e-5, rtol=0)  # roundings, as above
 
 
+def test_a_trained_start_of_dora_goes_with_the_weights_that_are_left(tmp_path):
+    model = tiny("llama", num_hidden_layers=2)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["up_proj"], use_dora=True))
+    before = adapted(tokens()).logits
+    ours.start_adapters(adapted)
+    torch.testing.assert_close(adapted(tokens()).logits, before, atol=2e-5, rtol=0)  # roundings, as above
+    optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=20.0)
+    optimizer.zero_grad()
+    adapted(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    trained = adapted(tokens()).logits.detach()
+    adapted.save_pretrained(tmp_path / "tuned")
+    adapted.unload().save_pretrained(tmp_path / "left")
+    left = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "left")
+    loaded = peft.PeftModel.from_pretrained(left, tmp_path / "tuned").eval()
+    torch.testing.assert_close(loaded(tokens()).logits, trained, atol=2e-5, rtol=0)
+    assert (trained - before).abs().max() > 0.01
+
+
 def test_bfloat16_weights_keep_their_outputs_to_their_rounding():
     model = tiny("llama", num_hidden_layers=1).to(torch.bfloat16)
     dense = model.model.layers[0].mlp.up_proj.weight.detach().clone()
@@ -197,7 +216,10 @@ def test_bfloat16_weights_keep_their_outputs_to_their_rounding():
     ("options", "message"),
     [
         ({"target_modules": ["embed_tokens"]}, "is of PEFT's class Embedding"),
-        ({"target_modules": ["q_proj"], "use_dora": True}, "is no plain LoRA but a Dora"),
+        (
+            {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "alora_invocation_tokens": [1]},
+            "neither plain LoRA nor DoRA but of PEFT's class ALora",
+        ),
         ({"target_modules": ["q_proj"], "r": 64}, "has rank 64, but its weight is"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "has started from something else"),
         ({"target_modules": ["q_proj"], "lora_alpha": 0}, "a positive scale is needed"),

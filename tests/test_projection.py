@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mpfast import masks
-from mpfast.masks.projection import _Problem, output_error, permute_inputs, permute_outputs, project
+from mpfast.masks.projection import output_error, permute_inputs, permute_outputs, project
+from mpfast.masks.projection_problem import Problem
 
 
 def random_moments(rng: np.random.Generator, groups: int, m: int) -> NDArray[np.float64]:
@@ -383,7 +384,7 @@ def test_no_mask_costs_less_than_the_lower_bound(n: int, m: int, correlated: boo
     if not correlated:
         C = C * np.eye(m)
     _, best = enumerated(W, C, n, m)
-    bound = _Problem(W, "float64", W.shape, n, m, C).lower_bound(C)
+    bound = Problem(W, "float64", W.shape, n, m, C).lower_bound(C)
     assert bound <= best.sum() * (1 + 1e-12)
     if not correlated:
         assert bound == pytest.approx(best.sum(), rel=1e-12)

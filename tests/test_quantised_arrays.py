@@ -11,6 +11,8 @@ from mpfast.checkpoints.quantised.codes import E2M1, FLOAT8, exponents, pairs, r
 from mpfast.checkpoints.quantised.group import NotDecodedError, as_float32, check_shape, groups_of
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
 
+from .quantised_encoders import Part
+
 BYTES = np.arange(256, dtype=np.uint8)
 
 
@@ -31,16 +33,8 @@ def test_every_exponent_and_every_pair_of_nibbles():
 
 def test_rounding_to_a_uniform_grid_has_a_twelfth_of_the_square_of_its_step():
     np.testing.assert_allclose(rounding_of(np.arange(-8, 8, dtype=np.float32) / 4), 1 / (16 * 12), rtol=1e-6)
-
-
-class Part:
-    """A part in memory, with blocks where it is scales."""
-
-    def __init__(self, array, block=(1, 1)):
-        self.array, self.block = array, block
-
-    def read(self, matrix, rows):
-        return self.array[matrix, rows]
+    for alone in ([0.5] * 16, [np.nan, 2.0], [np.inf, np.nan], []):
+        assert not rounding_of(np.array(alone, np.float32)).any()
 
 
 def stack(dtype="float32"):

@@ -12,6 +12,8 @@ from mpfast.checkpoints.quantised.codes import rounding_of
 from mpfast.checkpoints.quantised.group import NotDecodedError
 from tests.quantised_encoders import check, group
 
+from .quantised_encoders import with_part, without
+
 SAID = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 
@@ -110,20 +112,6 @@ def test_int8_of_the_library():
     expected = functional.int8_vectorwise_dequant(codes, maxima).numpy()
     decoder = bitsandbytes.int8(group({"l.weight": codes.numpy(), "l.SCB": maxima.numpy()}, SAID))
     np.testing.assert_allclose(decoder.rows(0, slice(0, 64, 1)), expected, rtol=4e-7)
-
-
-def without(word):
-    def change(parts):
-        del parts[f"l.{word}"]
-
-    return change
-
-
-def with_part(word, value):
-    def change(parts):
-        parts[f"l.{word}"] = value
-
-    return change
 
 
 def with_state(**more):

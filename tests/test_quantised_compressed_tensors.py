@@ -10,6 +10,8 @@ from mpfast.checkpoints.quantised import compressed_tensors
 from mpfast.checkpoints.quantised.group import NotDecodedError, groups_of
 from tests.quantised_encoders import check, group, model, packed
 
+from .quantised_encoders import with_part, without
+
 
 def said(**weights):
     """A configuration with one group of layers."""
@@ -166,20 +168,6 @@ def test_packs_of_the_library(bits, symmetric, shape):
     found = group(parts, said(num_bits=bits, group_size=32, symmetric=symmetric))
     numbers = compressed_tensors.decoder_of_packs(found)
     check(numbers, expected, np.mean(np.square(parts["l.weight_scale"], dtype=np.float64)) / 12)
-
-
-def without(word):
-    def change(parts):
-        del parts[f"l.{word}"]
-
-    return change
-
-
-def with_part(word, value):
-    def change(parts):
-        parts[f"l.{word}"] = value
-
-    return change
 
 
 REFUSED = [

@@ -161,6 +161,17 @@ FOUR_BITS = {
         "has no weight_global_scale",
     ),
     "no scales": (without("compressed-tensors MXFP4", "weight_scale"), "has no weight_scale, and is never cast"),
+    "no scale of the matrix of ModelOpt": (without("ModelOpt NVFP4", "weight_scale_2"), "has no weight_scale_2"),
+    "no scale of the matrix of transformers": (
+        without("transformers' NVFP4", "weight_global_scale"),
+        "has no weight_global_scale",
+    ),
+    "scales in tiles alone": (without("transformers' NVFP4", "weight_sf_rowmajor"), "has no weight_sf_rowmajor"),
+    "scales in bytes that are none": (
+        without("transformers' NVFP4", weight_sf_rowmajor=np.ones((144, 6), np.int8)),
+        "is int8, where uint8 is expected",
+    ),
+    "empty scales": (without("block float8", weight_scale_inv=np.ones((0, 1), np.float32)), "_inv is empty"),
     "scales of other blocks": (
         without("ModelOpt NVFP4", weight_scale=np.ones((48, 3), ml_dtypes.float8_e4m3fn)),
         r"\(48, 3\), where \(48, 6\) is expected",

@@ -13,6 +13,8 @@ from mpfast.checkpoints.quantised.group import NotDecodedError
 from mpfast.support import CheckpointError
 from tests.quantised_encoders import check, group, packed
 
+from .quantised_encoders import with_part, without
+
 
 @settings(deadline=None)
 @given(st.data(), st.integers(1, 8), st.integers(1, 70))
@@ -87,21 +89,6 @@ def test_gptq_of_a_layer_with_its_own_bits_goes_by_the_shapes():
 def test_auto_round_in_the_layout_of_gptq(said, less):
     parts, numbers, _ = gptq_parts(np.random.default_rng(2), 4, 64, 128, 32, less=less)
     check(gptq.decoder(group(parts, {"quant_method": "auto-round", "bits": 4, "group_size": 32, **said})), numbers)
-
-
-def without(*words):
-    def change(parts):
-        for word in words:
-            del parts[f"l.{word}"]
-
-    return change
-
-
-def with_part(word, value):
-    def change(parts):
-        parts[f"l.{word}"] = value
-
-    return change
 
 
 REFUSED = [

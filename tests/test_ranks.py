@@ -14,8 +14,7 @@ from mpfast.bench.cases import find_minilm
 from mpfast.checkpoints import MomentFile, open_checkpoint
 from mpfast.models import ranks
 
-from .references import bfloat16_bits, from_bfloat16_bits, singular_values
-from .test_output_spectrum import least_rank, root_of
+from .references import bfloat16_bits, from_bfloat16_bits, least_rank, root_of, singular_values
 
 ERRORS = (0.05, 0.2)
 

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 import mpfast
 from mpfast.checkpoints.safetensors import SafetensorsFile
 
+from .tiny_models import adalora
+
 # Factors in float32: each of the two is off by half a unit per entry, and so is their product, relative to its norm.
 ROUNDING = 2.0**-22
 
@@ -423,6 +425,40 @@ def test_peft_loads_what_is_written_and_computes_with_the_truncated_products(pef
                 cut_in_place(torch, module, ranks[name], reports[name].experts)
         tokens = torch.arange(30).reshape(3, 10)
         torch.testing.assert_close(loaded(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [6, 0])
+@pytest.mark.parametrize("options", [{"rank": 3}, {"error": 0.5}])
+def test_peft_loads_resized_adapters_of_adalora(peft, tmp_path, alpha, options):
+    base, model = adalora(lora_alpha=alpha)
+    model.save_pretrained(tmp_path / "a")
+    whole = {name: delta_of(module) for name, module in updated(base, peft, tmp_path / "a")}
+    result = mpfast.resize(tmp_path / "a", tmp_path / "out", **options)
+    reports = {layer.name.split(".")[-2]: layer for layer in result.layers}
+    assert {name: layer.old_rank for name, layer in reports.items()} == {"conv": 3, "fc": 2, "head": 5}
+    for name, module in updated(base, peft, tmp_path / "out"):
+        rank = module.r["default"]
+        assert rank == reports[name].rank
+        found = delta_of(module)
+        norm = np.linalg.norm(whole[name])
+        assert np.linalg.norm(found - truncated(whole[name], rank)) <= 4 * ROUNDING * norm
+        assert reports[name].error == pytest.approx(np.linalg.norm(found - whole[name]) / norm, rel=1e-3, abs=1e-5)
+    again = mpfast.resize(tmp_path / "out", tmp_path / "again", rank=2)
+    ranks = {name: min(layer.rank, 2) for name, layer in reports.items()}
+    assert {layer.name.split(".")[-2]: layer.rank for layer in again.layers} == ranks
+    assert {name: module.r["default"] for name, module in updated(base, peft, tmp_path / "again")} == ranks
+
+
+def updated(base, peft, place):
+    """The modules that PEFT updates when it loads an adapter, by name."""
+    import torch
+
+    modules = peft.PeftModel.from_pretrained(torch.nn.ModuleDict(copy.deepcopy(base)), place).named_modules()
+    return [(name.rpartition(".")[2], module) for name, module in modules if hasattr(module, "get_delta_weight")]
+
+
+def delta_of(module):
+    return module.get_delta_weight("default").detach().double().flatten(1).numpy()
 
 
 def cut_in_place(torch, module, rank, experts):

@@ -9,7 +9,7 @@ import pytest
 
 from mpfast import masks
 from mpfast.masks.allocation import linear_map
-from mpfast.masks.by_noise_floor import _at_most
+from mpfast.masks.by_noise_floor import rounded_down
 from mpfast.masks.projection import output_error
 from mpfast.masks.restoration import input_norm_saliency, restoration_gain
 
@@ -203,5 +203,5 @@ def test_noise_floor_compares_entries_of_a_type_with_the_level_in_float64(dtype:
         around = [nearest, torch.tensor(0.0, dtype=kind), torch.tensor(torch.finfo(kind).max, dtype=kind)]
         around += [torch.tensor(level * (1 + step * torch.finfo(kind).eps)).to(kind) for step in (-2, -1, 1, 2)]
         sizes = torch.stack([entry for entry in around if bool(entry.isfinite())])
-        found = sizes > _at_most(level, dtype)
+        found = sizes > rounded_down(level, dtype)
         assert found.tolist() == (sizes.double() > level).tolist()

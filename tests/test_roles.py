@@ -1,9 +1,8 @@
-"""What tensors are to their model: a table of names, types and shapes, live modules, and what follows from it."""
+"""What tensors are to their model: a table of names, types and shapes, and which axis the inputs are."""
 
 from __future__ import annotations
 
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -12,214 +11,10 @@ from safetensors.numpy import load_file, save_file
 import mpfast
 from mpfast import masks
 from mpfast.checkpoints import Views, open_checkpoint, roles_of, select_layers
-from mpfast.checkpoints.base import Role, TensorInfo
+from mpfast.checkpoints.base import Role
 from mpfast.checkpoints.roles import quantised_weight
 
-
-class Named:
-    """A checkpoint that is names, shapes and types alone."""
-
-    source = "a table"
-    others = ()
-
-    def __init__(self, tensors, config=None):
-        self.config = config
-        self.tensors = tuple(
-            TensorInfo(name, *(entry if isinstance(entry[0], tuple) else (entry, "float32")))
-            for name, entry in tensors.items()
-        )
-
-
-def kinds(tensors, config=None):
-    return {name: role.kind for name, role in roles_of(Named(tensors, config)).items()}
-
-
-# Of each format of quantised weights: which tensors are packed, which belong to them, and which are neither.
-QUANTISED = {
-    "block float8": {
-        "l.weight": ((256, 256), "float8_e4m3fn", "quantised"),
-        "l.weight_scale_inv": ((2, 2), "float32", "companion"),
-        "l.bias": ((256,), "float32", "vector"),
-    },
-    "float8 with a suffix nobody has seen": {
-        "l.weight": ((256, 256), "float8_e5m2", "quantised"),
-        "l.descale": ((256, 16), "float32", "companion"),
-    },
-    "GPTQ": {
-        "q.qweight": ((64, 512), "int32", "quantised"),
-        "q.qzeros": ((16, 64), "int32", "companion"),
-        "q.scales": ((16, 512), "float16", "companion"),
-        "q.g_idx": ((512,), "int32", "companion"),
-        "norm.weight": ((512,), "float16", "vector"),
-        "lm_head.weight": ((100, 64), "float16", "head"),
-    },
-    "compressed-tensors": {
-        "q.weight_packed": ((64, 64), "int32", "quantised"),
-        "q.weight_scale": ((64, 16), "bfloat16", "companion"),
-        "q.weight_shape": ((2,), "int64", "companion"),
-    },
-    "MXFP4 stacks": {
-        "m.experts.gate_up_proj_blocks": ((4, 64, 2, 16), "uint8", "quantised"),
-        "m.experts.gate_up_proj_scales": ((4, 64, 2), "uint8", "companion"),
-        "m.experts.gate_up_proj_bias": ((4, 64), "bfloat16", "vector"),
-    },
-    "stacks of float8": {
-        "m.experts.down_proj": ((4, 64, 64), "float8_e4m3fn", "quantised"),
-        "m.experts.down_proj_scale_inv": ((4, 16, 16), "float32", "companion"),
-    },
-    "bitsandbytes": {
-        "q.weight": ((2048, 1), "uint8", "quantised"),
-        "q.weight.absmax": ((64,), "float32", "companion"),
-        "q.weight.nested_quant_map": ((16, 16), "float32", "companion"),
-        "q.weight.quant_state.bitsandbytes__nf4": ((80,), "uint8", "companion"),
-    },
-    "MLX": {
-        "l.weight": ((64, 32), "uint32", "quantised"),
-        "l.scales": ((64, 16), "float16", "companion"),
-        "l.biases": ((64, 16), "float16", "companion"),
-    },
-    "torchao": {
-        "l._weight_qdata": ((64, 64), "int8", "quantised"),
-        "l._weight_scale": ((64, 16), "float32", "companion"),
-    },
-    "SVDQuant": {
-        "l.qweight": ((64, 32), "int8", "quantised"),
-        "l.wscales": ((16, 64), "bfloat16", "companion"),
-        "l.proj_down": ((64, 16), "bfloat16", "companion"),
-        "l.proj_up": ((64, 16), "bfloat16", "companion"),
-    },
-    "HQQ": {"l.W_q": ((64, 64), "uint8", "quantised"), "l.scale": ((64, 16), "float16", "companion")},
-    "SpQR": {
-        "l.dense_weights": ((4096,), "int64", "quantised"),
-        "l.scales": ((16, 256), "float32", "companion"),
-        "o.weight": ((64, 64), "float32", "linear"),
-    },
-    "codes in int64": {
-        "l.qweight": ((64, 64), "int64", "quantised"),
-        "l.scales": ((16, 64), "float16", "companion"),
-    },
-    "bits": {"l.weight_bits": ((64, 64), "bool", "quantised"), "l.scales": ((16, 64), "float16", "companion")},
-    "QuIP#": {"l.Qidxs": ((64, 64), "int64", "quantised"), "l.codebook": ((256, 8), "float32", "companion")},
-    "VPTQ": {
-        "l.indices": ((1, 64, 16), "int32", "quantised"),
-        "l.res_indices": ((1, 64, 16), "uint16", "quantised"),
-        "l.centroids.weight": ((1, 2048), "float16", "companion"),
-        "l.res_centroids.weight": ((16, 2048), "float16", "companion"),
-        "l.perm": ((64,), "uint16", "companion"),
-        "l.weight_scale": ((64,), "float16", "companion"),
-        "l.weight_bias": ((64,), "float16", "vector"),
-    },
-    "codes in a list of codebooks": {
-        "l.codes": ((64, 16, 2), "int16", "quantised"),
-        "l.codebooks.0": ((256, 8), "float16", "companion"),
-        "l.codebooks.1": ((256, 8), "float16", "companion"),
-    },
-    "scales in a module of their own": {
-        "l.weight": ((64, 64), "int8", "quantised"),
-        "l.scale.weight": ((64, 16), "float32", "companion"),
-        "l.zeros.weight": ((64, 16), "uint8", "companion"),
-        "l.norm.weight": ((64,), "float32", "vector"),
-        "l.out.weight": ((64, 64), "float32", "linear"),
-    },
-    "no module": {"weight": ((64, 64), "int8", "quantised"), "weight_scale": ((64, 16), "float32", "companion")},
-    # Integers that make nothing quantised.
-    "a causal mask": {
-        "h.attn.bias": ((1, 1, 64, 64), "uint8", "buffer"),
-        "h.attn.rel": ((64, 64), "float32", "unknown"),
-        "h.attn.c.weight": ((64, 64), "float32", "linear"),
-    },
-    "positions": {
-        "embeddings.position_ids": ((1, 64), "int32", "buffer"),
-        "embeddings.position_embeddings": ((1, 64, 64), "float32", "embedding"),
-    },
-    "int64 and bool beside a plain weight": {
-        "m.relation": ((64, 64), "int64", "buffer"),
-        "m.tril": ((64, 64), "bool", "buffer"),
-        "m.weight": ((64, 64), "float32", "linear"),
-    },
-    "LeViT": {
-        "a.attention_biases": ((12, 49), "float32", "vector"),
-        "a.attention_bias_idxs": ((49, 49), "int64", "buffer"),
-        "a.qkv.weight": ((192, 64), "float32", "linear"),
-    },
-    "LeViT in int32": {
-        "a.attention_biases": ((12, 49), "float32", "vector"),
-        "a.attention_bias_idxs": ((49, 49), "int32", "buffer"),
-    },
-    "Swin": {
-        "a.logit_scale": ((12, 1, 1), "float32", "unknown"),
-        "a.relative_position_index": ((49, 49), "int64", "buffer"),
-        "a.table": ((49, 49), "int64", "buffer"),
-        "a.qkv.weight": ((192, 64), "float32", "linear"),
-    },
-    "a mask beside a learned scale": {
-        "a.scale": ((1,), "float32", "vector"),
-        "a.tril": ((64, 64), "bool", "buffer"),
-        "a.rows": ((64, 64), "int64", "buffer"),
-    },
-    "a module that is called scale": {
-        "a.scale.weight": ((64, 64), "float32", "linear"),
-        "a.0.weight": ((64, 64), "float32", "linear"),
-    },
-    "indices without a codebook": {
-        "a.indices": ((64, 64), "int32", "buffer"),
-        "a.scale": ((64, 16), "float32", "unknown"),
-    },
-    "a table beside a plain weight": {
-        "m.table": ((64, 64), "int32", "buffer"),
-        "m.weight": ((64, 64), "float32", "linear"),
-    },
-    "arrays without modules": {"labels_x": ((64, 64), "int8", "buffer"), "w": ((64, 64), "float32", "linear")},
-    "a float8 tensor by itself": {
-        "a.weight": ((64, 64), "float32", "linear"),
-        "b.weight": ((64, 64), "float8_e4m3fn", "buffer"),
-    },
-}
-
-
-@pytest.mark.parametrize("case", QUANTISED)
-def test_quantised_weights_and_their_companions(case):
-    table = QUANTISED[case]
-    found = roles_of(Named({name: entry[:2] for name, entry in table.items()}))
-    assert {name: role.kind for name, role in found.items()} == {name: entry[2] for name, entry in table.items()}
-    packed = [name for name, entry in table.items() if entry[2] == "quantised"]
-    for role in found.values():
-        if role.kind == "companion":
-            assert role.of in packed
-            assert role.of in role.reason
-    weight = quantised_weight(Named({name: entry[:2] for name, entry in table.items()}))
-    assert weight in packed if packed else weight is None
-
-
-def test_the_configuration_says_that_a_checkpoint_is_quantised():
-    tensors = {"l.weight": ((64, 64), "float8_e4m3fn"), "n.weight": ((64, 64), "float32")}
-    assert quantised_weight(Named(tensors)) is None
-    assert quantised_weight(Named(tensors, {"quantization_config": {"quant_method": "fp8"}})) == "l.weight"
-    assert quantised_weight(Named({"n.weight": (64, 64)}, {"quantization_config": {"quant_method": "fp8"}})) is None
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda path, out: mpfast.analyze(path),
-        lambda path, out: mpfast.analyze(path, base=path),
-        lambda path, out: mpfast.inspect(path),
-        lambda path, out: mpfast.prune(path, out, sparsity=0.5, method="magnitude"),
-        lambda path, out: mpfast.prune(path, out, sparsity=0.5),
-        lambda path, out: mpfast.compress(path, out, rank=4),
-    ],
-)
-def test_a_configuration_that_speaks_of_quantisation_where_none_is_seen(call, tmp_path):
-    """Of what was dequantised, or packed in a way that is not known; a file of tensors cannot tell."""
-    save_file({"n.weight": weight(64, 64)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "new"}}')
-    with pytest.warns(UserWarning, match=r"the configuration says that the weights are quantised \(new\), but no"):
-        call(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
-    save_file({"n.weight": weight(64, 64), "q.weight": np.ones((64, 64), np.int8)}, tmp_path / "model.safetensors")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mpfast.analyze(tmp_path)
-
+from .named_tensors import Named, kinds, weight
 
 # Name, shape, kind and the axes of the inputs, without a configuration.
 ALONE = [
@@ -479,10 +274,6 @@ def test_the_experts_of_mixtral_on_disk_are_matrices():
     assert {role.kind for role in roles_of(Named(table, {"vocab_size": 128, "hidden_size": 64})).values()} == {"linear"}
 
 
-def weight(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 def along(keep, axes, n=2, m=4):
     others = [axis for axis in range(keep.ndim) if axis not in axes]
     rows = keep.transpose([*others, *axes]).reshape(-1, m)
@@ -542,232 +333,6 @@ def test_where_no_orientation_is_known_a_pattern_is_refused():
         mpfast.prune(model, pattern="2:4")
 
 
-def test_quantised_checkpoints_are_neither_pruned_nor_factored():
-    model = {"q.qweight": np.ones((64, 64), np.int32), "q.scales": weight(16, 64), "out.weight": weight(64, 64)}
-    for change in (
-        lambda: mpfast.prune(model, sparsity=0.5),
-        lambda: mpfast.prune(model, sparsity=0.5, include="out.*"),
-        lambda: mpfast.compress(model, rank=4),
-    ):
-        with pytest.raises(ValueError, match=r"model is quantised: q\.qweight is packed"):
-            change()
-    analysis = mpfast.analyze(model)
-    assert [row.name for row in analysis] == ["out.weight"]
-    assert {t.name: "quantised q.qweight" in t.reason for t in analysis.skipped}["q.scales"]
-    difference = mpfast.analyze(model, base={name: array + 1 for name, array in model.items()})
-    assert [row.name for row in difference] == ["out.weight"]
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_a_table_of_biases_with_its_indices_is_pruned_around(dtype):
-    """LeViT and its kin: the biases are looked up and added."""
-    model = {
-        "a.attention_biases": weight(12, 49),
-        "a.attention_bias_idxs": np.zeros((49, 49), dtype),
-        "a.logit_scale": weight(12, 8),
-        "a.qkv.weight": weight(192, 64),
-    }
-    result = mpfast.prune(model, sparsity=0.5, method="magnitude", include="a.[aq]*")
-    assert [row.name for row in result.budget] == ["a.qkv.weight"]
-
-
-def test_lora_factors_are_left_out_of_pruning_and_budgets():
-    pair = {"q.lora_A.weight": weight(8, 64), "q.lora_B.weight": weight(64, 8)}
-    with pytest.raises(ValueError, match=r"no layer is left to prune.*factor of the LoRA update of q"):
-        mpfast.prune(pair, sparsity=0.5)
-    with pytest.raises(ValueError, match="no layer is left"):
-        mpfast.analyze(pair).budget(0.5)
-    model = {**pair, "w.weight": weight(64, 64)}
-    analysis = mpfast.analyze(model)
-    assert {row.name: row.kind for row in analysis} == {"q.lora": "lora", "w.weight": "linear"}
-    assert [row.name for row in analysis.budget(0.5)] == ["w.weight"]
-    result = mpfast.prune(model, sparsity=0.5)
-    assert [row.name for row in result.budget] == ["w.weight"]
-    assert {t.name for t in result.skipped} == set(pair)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "product"),
-    [
-        ("u.lora_down.weight", "u.lora_up.weight", "u.lora"),
-        ("u.lora.down.weight", "u.lora.up.weight", "u.lora"),
-        ("u.lora_embedding_A.default", "u.lora_embedding_B.default", "u.lora.default"),
-        ("u.lora_linear_layer.down.weight", "u.lora_linear_layer.up.weight", "u.lora"),
-        ("u.to_q_lora.down.weight", "u.to_q_lora.up.weight", "u.to_q_lora"),
-        ("u.qkv_lora1.down.weight", "u.qkv_lora1.up.weight", "u.qkv_lora1"),
-        ("u.lora_a.weight", "u.lora_b.weight", "u.lora"),
-        ("u/lora_A/weight", "u/lora_B/weight", "u/lora"),
-    ],
-)
-def test_pairs_of_other_tools_are_products_too(first, second, product):
-    A, B = weight(4, 64), weight(48, 4, seed=1)
-    (row,) = mpfast.analyze({first: A, second: B})
-    assert (row.name, row.shape, row.spikes) == (product, (48, 64), 4)
-    # kohya and diffusers multiply by 1 where no alpha is stored; the others have it in a file that is not there.
-    assert any("without the scale" in text for text in row.warnings) == ("down" not in first)
-    assert row.fro_norm == pytest.approx(np.linalg.norm(B @ A), rel=1e-5)
-    conv = mpfast.analyze({first: A.reshape(4, 16, 2, 2), second: B.reshape(48, 4, 1, 1)})
-    assert conv[0].fro_norm == pytest.approx(row.fro_norm, rel=1e-12)
-
-
-@pytest.mark.parametrize("word", ["exploration", "floral", "explora", "pylorax", "lorax", "loraless"])
-def test_words_that_hold_the_letters_of_lora_are_no_factors(word):
-    """The layers of a bottleneck go down and up as well."""
-    model = {f"{word}.down.weight": weight(16, 64), f"{word}.up.weight": weight(64, 16)}
-    assert kinds({name: array.shape for name, array in model.items()}) == dict.fromkeys(model, "linear")
-    assert {row.name for row in mpfast.analyze(model)} == set(model)
-
-
-@pytest.mark.parametrize(
-    ("extra", "end"), [("lora_E", ""), ("lora_E.default", ""), ("lora_diag.weight", ".weight"), ("lora_E", ".weight")]
-)
-def test_pairs_with_a_factor_between_them_are_no_products(extra, end):
-    adapter = ".default" if ".default" in extra else ""
-    first, second = ("lora_down", "lora_up") if "diag" in extra else ("lora_A", "lora_B")
-    model = {f"q.{first}{adapter}{end}": weight(8, 64), f"q.{second}{adapter}{end}": weight(48, 8)}
-    assert [row.kind for row in mpfast.analyze(model)] == ["lora"]
-    analysis = mpfast.analyze({**model, f"q.{extra}": weight(8, 8), "fc.weight": weight(32, 32)})
-    assert [row.name for row in analysis] == ["fc.weight"]
-    reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
-    assert all(f"with q.{extra} among its factors" in reasons[name] for name in model)
-
-
-def test_adapters_of_other_kinds_are_refused_alone_and_left_out_beside_others():
-    adapter = {"q.vera_A": weight(16, 64), "q.hra_u": weight(64, 16), "k.diff": weight(32, 32)}
-    adapter |= {f"v.{word}.weight": weight(16, 16) for word in ("a1", "a2", "b1", "b2")}
-    with pytest.raises(ValueError, match=r"no layer is left to prune.*merge it into its base"):
-        mpfast.prune(adapter, sparsity=0.5)
-    result = mpfast.prune({**adapter, "fc.weight": weight(32, 32), "a1.weight": weight(32, 32)}, sparsity=0.5)
-    assert [row.name for row in result.budget] == ["fc.weight", "a1.weight"]
-
-
-def test_factors_stored_the_other_way_round_are_no_layers():
-    """MLX: A (n, r), B (r, m)."""
-    model = {"u.lora_a": weight(64, 4), "u.lora_b": weight(4, 64, seed=1), "w.weight": weight(64, 64)}
-    assert [row.name for row in mpfast.analyze(model)] == ["w.weight"]
-    assert {t.name for t in mpfast.prune(model, sparsity=0.5, method="magnitude").skipped} == {"u.lora_a", "u.lora_b"}
-
-
-def test_one_array_under_two_names_is_one_layer(tmp_path):
-    W, other = weight(96, 64), weight(64, 64, seed=1)
-    model = {"head.out.weight": W, "embed.weight": W, "a.weight": other, "b.weight": other, "c.weight": other.copy()}
-    analysis = mpfast.analyze(model)
-    assert [row.name for row in analysis] == ["embed.weight", "a.weight", "c.weight"]
-    reasons = {t.name: t.reason for t in analysis.skipped}
-    assert reasons == {"head.out.weight": "the same tensor as embed.weight", "b.weight": "the same tensor as a.weight"}
-    result = mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="uniform")
-    assert set(result.masks) == {"a.weight", "c.weight"}
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    np.testing.assert_array_equal(written["a.weight"], other * result.masks["a.weight"])
-    np.testing.assert_array_equal(written["b.weight"], written["a.weight"])
-    np.testing.assert_array_equal(written["head.out.weight"], W)
-
-
-def torch_tensor(array):
-    return pytest.importorskip("torch").from_numpy(array)
-
-
-def same(array):
-    return array
-
-
-IN_MEMORY = [same, torch_tensor]
-
-
-@pytest.mark.parametrize("change", [lambda m: mpfast.prune(m, sparsity=0.5), lambda m: mpfast.compress(m, rank=4)])
-def test_a_refusal_says_what_keeps_the_largest_tensor(change):
-    tied = weight(64, 64)
-    model = {"0.bias": weight(64), "0.weight": tied, "1.bias": weight(64), "1.weight": tied.T}
-    with pytest.raises(ValueError, match=r"no layer is left to \w+; 0\.weight: shares memory with 1\.weight"):
-        change(model)
-
-
-def test_a_refusal_does_not_repeat_what_the_caller_left_out():
-    model = {"large.weight": weight(64, 64), "small.weight": weight(64, 4), "small.bias": weight(64)}
-    with pytest.raises(ValueError, match=r"no layer is left to prune; small\.weight: too small"):
-        mpfast.prune(model, sparsity=0.5, include="small*")
-
-
-@pytest.mark.parametrize("framework", IN_MEMORY)
-def test_one_memory_seen_otherwise_is_one_layer_and_stays_whole(framework, tmp_path):
-    """An embedding and a head that is stored transposed: what is pruned in one would not be in the other."""
-    W = framework(weight(96, 64))
-    model = {
-        "head.kernel": W.T,
-        "embed.weight": W,
-        "head.alias": W.T,
-        "flat": W.reshape(64, 96),
-        "rows": W.reshape(1, 96, 64),
-        "a.weight": framework(weight(64, 64, seed=1)),
-    }
-    analysis = mpfast.analyze(model)
-    assert [row.name for row in analysis] == ["embed.weight", "a.weight"]
-    assert "shares memory with head.kernel and 3 more" in analysis[0].warnings
-    assert {t.name: t.reason for t in analysis.skipped} == {
-        "head.kernel": "the same tensor as embed.weight, transposed",
-        "head.alias": "the same tensor as embed.weight, transposed",
-        "flat": "the same tensor as embed.weight, in another shape or order",
-        "rows": "the same tensor as embed.weight, in another shape or order",
-    }
-    result = mpfast.prune(model, tmp_path / "out", sparsity=0.5, method="magnitude", embeddings=True)
-    assert [row.name for row in result.budget] == ["a.weight"]
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    np.testing.assert_array_equal(written["head.kernel"], np.asarray(W).T)
-    np.testing.assert_array_equal(written["embed.weight"], np.asarray(W))
-    assert mpfast.verify(tmp_path / "out", model).ok
-    factored = mpfast.compress(model, tmp_path / "factored", rank=4, embeddings=True)
-    assert [row.name for row in factored.layers] == ["a.weight"]
-
-
-@pytest.mark.parametrize("framework", IN_MEMORY)
-@pytest.mark.parametrize(
-    ("view", "meets"),
-    [
-        (lambda W: W[:64], True),
-        (lambda W: W[:, 8:40], True),
-        (lambda W: W[::2].T, True),
-        (lambda W: W.reshape(-1), True),
-        (lambda W: W.reshape(-1)[100:200], True),
-        (lambda W: W + 0, False),
-    ],
-)
-def test_views_of_a_part_are_analysed_and_stay_whole(framework, view, meets):
-    W = framework(weight(96, 64))
-    model = {"a.weight": W[:80], "b.weight": view(W), "c.weight": framework(weight(64, 64, seed=1))}
-    analysis = mpfast.analyze(model)
-    assert {"a.weight", "c.weight"} <= {row.name for row in analysis}
-    assert {row.name for row in analysis if any("shares memory" in text for text in row.warnings)} == (
-        {row.name for row in analysis if row.name[0] in "ab"} if meets else set()
-    )
-    result = mpfast.prune(model, sparsity=0.5, method="magnitude")
-    reasons = {t.name: t.reason for t in result.skipped}
-    assert ("a.weight" in {row.name for row in result.budget}) is not meets
-    if meets:
-        assert reasons["a.weight"] == (
-            "shares memory with b.weight, which would change as well: make copies of them first"
-        )
-        with pytest.raises(ValueError, match="no layer is left to prune"):
-            mpfast.prune({"a.weight": model["a.weight"], "b.weight": model["b.weight"]}, sparsity=0.5)
-
-
-@pytest.mark.parametrize("framework", IN_MEMORY)
-def test_parts_of_one_memory_that_do_not_meet_are_layers(framework):
-    """Rows, columns and every second row of one matrix: interleaved, without an entry in common."""
-    W = framework(weight(96, 128))
-    model = {"a": W[:32, :64], "b": W[:32, 64:], "c": W[32::2, :64], "d": W[33::2, :64], "e": W[32:, 64:]}
-    assert [row.name for row in mpfast.prune(model, sparsity=0.5, method="magnitude").budget] == list(model)
-    assert not any("memory" in text for row in mpfast.analyze(model) for text in row.warnings)
-
-
-def test_a_file_of_torch_knows_what_shares_memory(tmp_path):
-    torch = pytest.importorskip("torch")
-    W = torch.randn(64, 96)
-    torch.save({"a.weight": W, "b.weight": W.T, "c.weight": W[:32], "d.weight": torch.randn(32, 32)}, tmp_path / "m.pt")
-    assert [row.name for row in mpfast.analyze(tmp_path / "m.pt")] == ["a.weight", "c.weight", "d.weight"]
-    result = mpfast.prune(tmp_path / "m.pt", sparsity=0.5, method="magnitude")
-    assert [row.name for row in result.budget] == ["d.weight"]
-
-
 def test_a_directory_of_shards_has_one_set_of_roles(tmp_path):
     """The scale may lie in another file than the weight."""
     save_file({"q.weight": np.ones((64, 64), np.int8)}, tmp_path / "a.safetensors")
@@ -784,3 +349,34 @@ def test_config_files_are_read_strictly(tmp_path):
             mpfast.analyze(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "limit": Infinity}')  # as transformers writes it
     assert roles_of(open_checkpoint(tmp_path))["h.c_fc.weight"].source == "config.json"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"intermediate_size": "1536"}, "intermediate_size must be a whole number, or a list of them, not '1536'"),
+        ({"hidden_size": 64.0}, "hidden_size must be a whole number.*, not 64.0"),
+        ({"vocab_size": True}, "vocab_size must be a whole number"),
+        ({"head_dim": -1}, "head_dim must be a whole number"),
+        ({"num_kv_heads": [3, "3"]}, "num_kv_heads must be a whole number, or a list of them"),
+        ({"text_config": {"num_experts": "8"}}, r"config\.json: text_config: num_experts must be a whole number"),
+        ({"ffn_config": {"moe_num_experts": {}}}, r"config\.json: ffn_config: moe_num_experts must be a whole number"),
+        ({"multi_query": "true"}, "multi_query must be true or false, not 'true'"),
+        ({"model_type": 2}, "model_type must be a text, not 2"),
+        ({"architectures": "BertModel"}, "architectures must be a list of texts, not 'BertModel'"),
+        ({"quantization_config": "fp8"}, "quantization_config must be an object, not 'fp8'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_no_setting_that_is_missing(config, message, tmp_path):
+    save_file({"h.c_fc.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for call in (mpfast.inspect, mpfast.analyze):
+        with pytest.raises(mpfast.CheckpointError, match=message):
+            call(tmp_path)
+
+
+def test_settings_that_may_be_missing_or_one_for_each_block(tmp_path):
+    save_file({"h.c_fc.weight": weight(64, 64)}, tmp_path / "model.safetensors")
+    said = {"n_inner": None, "num_kv_heads": [3, 4], "num_experts": 0, "quantization_config": None, "own": "64"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert len(mpfast.analyze(tmp_path)) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
 from mpfast.spectra import clean, diagonal_weight, effective_rows, shrink_to_diagonal
-from mpfast.spectra.second_moment import _increasing
+from mpfast.spectra.second_moment import increasing
 
 
 def population(d, seed=0):
@@ -109,7 +109,7 @@ def test_shrinking_keeps_the_diagonal():
 @settings(max_examples=60)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
 def test_increasing_is_isotonic_regression(values):
-    np.testing.assert_allclose(_increasing(np.array(values)), isotonic_regression(values).x, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(increasing(np.array(values)), isotonic_regression(values).x, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 import mpfast
 from mpfast import lowrank
-from mpfast.spectra import krylov_svd, ritz_errors
+from mpfast.spectra import krylov_search, ritz_errors
 from mpfast.spectra.synthetic import family, low_rank
 from mpfast.support.errors import ConvergenceWarning
 
@@ -303,13 +303,13 @@ def test_a_tolerance_below_the_rounding_of_fp32_products_is_met(tol):
 def test_further_runs_see_other_vectors(monkeypatch):
     # 80 equal values: a further run that repeated the probes of another would show the same 32 of their vectors.
     streams = []
-    start = krylov_svd.start_run
+    start = krylov_search.start_run
 
     def watched(source, width, seed, stream, *rest, **options):
         streams.append(stream)
         return start(source, width, seed, stream, *rest, **options)
 
-    monkeypatch.setattr(krylov_svd, "start_run", watched)
+    monkeypatch.setattr(krylov_search, "start_run", watched)
     s = np.concatenate([np.full(80, 10.0), np.linspace(1, 0.1, 520)])
     W = (orthonormal(700, 600, 19) * s) @ orthonormal(600, 600, 20).T
     found = mpfast.svd(W, 80, block=4)

@@ -1,10 +1,7 @@
-"""Second moments collected from running PyTorch models."""
+"""Second moments of the inputs of live modules against their rows: which are counted, and in which types."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import struct
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +11,12 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-
-from mpfast.checkpoints import MomentFile  # noqa: E402
-from mpfast.integrations.torch import calibration  # noqa: E402
+from mpfast.integrations.torch import row_sums  # noqa: E402
 from mpfast.integrations.torch.calibration import SecondMoments  # noqa: E402
-from mpfast.integrations.torch.layers import input_rows, prunable_modules  # noqa: E402
+from mpfast.integrations.torch.layers import input_rows, prunable_modules, watchable_modules  # noqa: E402
 from mpfast.masks.projection import output_error, project  # noqa: E402
 
-from .references import run_python  # noqa: E402
-
-
-def moment_of(rows: Any) -> Any:
-    return rows.double().T @ rows.double() / len(rows)
+from .attention import moment_of  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -168,239 +159,6 @@ def test_what_is_left_out_says_why() -> None:
         SecondMoments(model, layout="rows")
 
 
-@pytest.mark.parametrize(
-    ("key", "text", "message"),
-    [
-        ("format", "mpfast-second-moments", "no second moments"),
-        ("sums", "", "sums in its metadata is damaged"),
-        ("sums", "[" * 20_000, "nested too deeply"),
-        ("sums", "{}", "sums in its metadata must be of another form"),
-        ("sums", '[{"modules": ["0"], "rows": [-3], "calls": 1}]', "rows must be a list of positive integers"),
-        ("sums", '[{"modules": ["0"], "rows": [], "calls": 1}]', "rows must be a list of positive integers"),
-        ("sums", '[{"modules": ["0"], "calls": 1}]', "lacks the field 'rows'"),
-        ("sums", '[{"modules": [], "rows": [9], "calls": 1}]', "modules must be a list of names"),
-        ("sums", '[{"modules": ["0", "0"], "rows": [9], "calls": 1}]', "two sums"),
-        ("sums", '[{"modules": ["0"], "rows": [9, 9], "calls": 1}]', "lacks the tensor '0.1'"),
-        ("weights", "{}", "lacks the field '0'"),
-        ("options", None, "options in its metadata is damaged"),
-        ("model", "[1]", "model in its metadata must be of another form"),
-    ],
-)
-def test_files_that_lie(tmp_path, key, text, message):
-    path = tmp_path / "moments.safetensors"
-    layer = torch.nn.Linear(4, 4)
-    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
-        layer(torch.ones(40, 4))
-    moments.save(path)
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"][key] = text
-    if text is None:
-        del header["__metadata__"][key]
-    changed = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
-    with pytest.raises(ValueError, match=message):
-        moments.load(path)
-    with pytest.raises(ValueError, match=message):
-        MomentFile(path)
-
-
-class Attention(torch.nn.Module):
-    """Three layers that are handed the same tensor, and one that is handed another."""
-
-    def __init__(self, d: int = 12) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (torch.nn.Linear(d, d) for _ in range(4))
-
-    def forward(self, x: Any) -> Any:
-        return self.o(torch.tanh(self.q(x) + self.k(x) - self.v(x)))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_layers_that_are_handed_the_same_tensor_share_a_sum(mode, monkeypatch):
-    torch.manual_seed(4)
-    model = Attention()
-    counted = []
-    core = calibration._core
-    monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=lambda *a: counted.append(core.add_gram(*a))))
-    batches = [torch.randn(2, 30, 12) for _ in range(3)]
-    with SecondMoments(model, folds=1) as moments, mode():
-        for batch in batches:
-            model(batch + 0)
-    assert len(counted) == 2 * 3
-    assert moments.shared == {"k": "q", "v": "q"}
-    assert list(moments) == ["q", "k", "v", "o"]
-    assert moments["q"] is moments["k"] is moments["v"]
-    assert moments["q"] is moments["q"]
-    assert moments.rows == dict.fromkeys("qkvo", 180)
-    torch.testing.assert_close(moments["v"], moment_of(torch.cat(batches).reshape(-1, 12)), rtol=1e-5, atol=1e-6)
-
-
-def test_a_new_pass_counts_the_same_tensor_again():
-    model = Attention()
-    x = torch.randn(50, 12)
-    with SecondMoments(model) as moments:
-        model(x)
-        model(x)
-    assert moments.rows == dict.fromkeys("qkvo", 100)
-    torch.testing.assert_close(moments["k"], moment_of(x), rtol=1e-5, atol=1e-6)
-
-
-def test_sums_part_when_the_inputs_do():
-    torch.manual_seed(5)
-    model = Attention()
-    x, y, z = torch.randn(3, 60, 12)
-    with SecondMoments(model) as moments, torch.no_grad():
-        model(x)
-        assert moments.shared == {"k": "q", "v": "q"}
-        model.q(y)
-        model.k(y)
-        y += 1  # written to in between
-        model.v(y)
-        model.q(z)
-    was = y - 1
-    assert moments.shared == {}
-    for name, seen in {"q": [x, was, z], "k": [x, was], "v": [x, y]}.items():
-        assert moments.rows[name] == 60 * len(seen)
-        torch.testing.assert_close(moments[name], moment_of(torch.cat(seen)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("seed", range(12))
-def test_any_order_of_calls_gives_every_module_the_sum_of_what_it_was_handed(mode, seed):
-    """Whatever is shared: against sums that every module has of its own."""
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    names = "abcd"
-    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2) for name in names})
-    handed: dict[str, list[Any]] = {name: [] for name in names}
-    with mode(), SecondMoments(model, folds=2) as moments:
-        tensors = [torch.randn(4, 3) for _ in range(2)]
-        for _ in range(60):
-            kind = rng.integers(10)
-            if kind == 0:
-                tensors[rng.integers(2)].add_(1)
-            elif kind == 1:
-                tensors[rng.integers(2)] = torch.randn(4, 3)
-            elif kind == 2:
-                assert set(moments) <= set(names)  # reading settles what is waiting
-            else:
-                x = tensors[rng.integers(2)]
-                x = x if rng.random() < 0.7 else x[:]
-                for name in names if rng.random() < 0.7 else rng.choice(list(names), 2):
-                    model[name](x)
-                    handed[name].append(x.clone())
-    for name, inputs in handed.items():
-        assert moments.rows[name] == 4 * len(inputs)
-        torch.testing.assert_close(moments[name], moment_of(torch.cat(inputs)), rtol=1e-5, atol=1e-5)
-
-
-def test_convolutions_share_what_they_cut_alike():
-    model = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(2, 3, 3, 2)])
-    x = torch.randn(3, 2, 20, 20)
-    with SecondMoments(model) as moments:
-        for conv in model:
-            conv(x)
-    assert moments.shared == {"1": "0"}
-
-
-def test_rows_are_chosen_alike_where_the_inputs_are_shared():
-    model = Attention()
-    batches = [torch.randn(200, 12) for _ in range(3)]
-    collected = []
-    for include in (None, "k"):
-        with SecondMoments(model, share=0.3, include=include) as moments:
-            for batch in batches:
-                model(batch)
-        collected.append(moments)
-    assert collected[0].rows["k"] == collected[1].rows["k"]
-    assert torch.equal(collected[0]["k"], collected[1]["k"])
-
-
-@pytest.mark.parametrize("sizes", [[64] * 9, [1] * 5, [500], [7, 90, 2, 33, 33, 200]])
-@pytest.mark.parametrize("folds", [2, 3, 4])
-def test_folds_are_contiguous_parts_of_similar_size(sizes, folds):
-    torch.manual_seed(6)
-    layer = torch.nn.Linear(5, 2)
-    data = torch.randn(sum(sizes), 5, dtype=torch.float64)
-    with SecondMoments(torch.nn.Sequential(layer.double()), folds=folds) as moments:
-        for batch in data.split(sizes):
-            layer(batch)
-    rows = moments.fold_rows("0")
-    assert sum(rows) == moments.rows["0"] == len(data)
-    assert len(rows) == min(folds, len(data))
-    assert max(rows) <= 2 * min(rows[:-1])
-    ends = np.cumsum([0, *rows])
-    for number, (begin, end) in enumerate(itertools.pairwise(ends)):
-        torch.testing.assert_close(moments.fold("0", number), moment_of(data[begin:end]))
-        others = torch.cat([data[:begin], data[end:]])
-        torch.testing.assert_close(moments.without("0", number), moment_of(others))
-    torch.testing.assert_close(moments["0"], moment_of(data))
-    with pytest.raises(ValueError, match=r"fold\(\): number must lie between 0 and"):
-        moments.fold("0", folds)
-
-
-def test_four_parts_are_kept_apart_by_default():
-    layer = torch.nn.Linear(5, 2)
-    with SecondMoments(torch.nn.Sequential(layer)) as moments:
-        layer(torch.randn(40, 5))
-    assert moments.fold_rows("0") == (10, 10, 10, 10)
-
-
-def test_without_needs_a_second_part():
-    layer = torch.nn.Linear(5, 2)
-    with SecondMoments(torch.nn.Sequential(layer), folds=1) as moments:
-        layer(torch.randn(20, 5))
-    assert moments.fold_rows("0") == (20,)
-    with pytest.raises(ValueError, match="folds=2 or more"):
-        moments.without("0", 0)
-
-
-def test_a_file_has_it_all_and_needs_no_torch(tmp_path):
-    torch.manual_seed(7)
-    model = Attention()
-    with SecondMoments(model, folds=3, source="org/name") as moments:
-        for _ in range(5):
-            model(torch.randn(40, 12))
-    path = tmp_path / "moments.safetensors"
-    moments.save(path)
-    file = MomentFile(path)
-    assert list(file) == list(moments)
-    assert file.rows == moments.rows
-    assert file.rows_per_input == dict.fromkeys("qkvo", 200 / 12)
-    assert file.shared == {"k": "q", "v": "q"}
-    assert file["q"] is file["k"]
-    assert not file["q"].flags.writeable
-    assert file.weights == {name: f"{name}.weight" for name in "qkvo"}
-    assert file.model.text("source") == "org/name"
-    assert file.model.get("source_hash") is None
-    assert file.warning == ""
-    for name in file:
-        assert np.array_equal(file[name], moments[name].numpy())
-        assert np.array_equal(file[name], file[name].T)
-        for number in range(3):
-            assert np.array_equal(file.fold(name, number), moments.fold(name, number).numpy())
-            assert np.array_equal(file.without(name, number), moments.without(name, number).numpy())
-    going_on = SecondMoments(model, folds=3)
-    going_on.load(path)
-    more = torch.randn(40, 12)
-    for watcher in (going_on, moments):
-        torch.manual_seed(8)
-        with watcher:
-            model(more)
-    assert going_on.shared == moments.shared
-    for name in moments:
-        assert torch.equal(going_on[name], moments[name])
-    code = "import sys; from mpfast.checkpoints import MomentFile\n"
-    code += "print(MomentFile(sys.argv[1])['q'].shape, 'torch' in sys.modules)"
-    assert run_python("-c", code, str(path)).stdout.strip() == "(12, 12) False"
-    with torch.no_grad():
-        model.q.weight += 1
-    with pytest.raises(ValueError, match="of other weights"):
-        going_on.load(path)
-
-
 def test_few_inputs_are_warned_of():
     layer = torch.nn.Linear(8, 2)
     moments = SecondMoments(torch.nn.Sequential(layer))
@@ -434,7 +192,7 @@ def test_what_was_cut_short_is_no_sum(monkeypatch, tmp_path):
     moments = SecondMoments(torch.nn.Sequential(layer))
     with moments:
         layer(torch.randn(20, 4))
-    monkeypatch.setattr(calibration, "_core", SimpleNamespace(add_gram=stop))
+    monkeypatch.setattr(row_sums, "_core", SimpleNamespace(add_gram=stop))
     with pytest.raises(KeyboardInterrupt), moments:
         layer(torch.randn(20, 4))
     for read in (lambda: moments["0"], lambda: moments.save(tmp_path / "m.safetensors")):
@@ -512,32 +270,12 @@ def test_bad_options_are_refused_before_anything_runs(options, match):
 
 
 def test_what_is_no_module_and_no_mask_of_padding():
-    for call in (SecondMoments, calibration.watchable_modules):
+    for call in (SecondMoments, watchable_modules):
         with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not dict"):
             call({"weight": torch.ones(2, 2)})
     moments = SecondMoments(torch.nn.Sequential(torch.nn.Linear(4, 2)))
     with pytest.raises(TypeError, match="valid must be a tensor or None, not list"):
         moments.valid = [True, False]
-
-
-def test_a_file_is_of_the_sizes_of_the_model(tmp_path):
-    """Without weights, as on the meta device, nothing else tells."""
-    layer = torch.nn.Linear(8, 2)
-    with SecondMoments(torch.nn.Sequential(layer)) as moments:
-        layer(torch.randn(40, 8))
-    path = tmp_path / "moments.safetensors"
-    moments.save(path)
-    same = SecondMoments(torch.nn.Sequential(torch.nn.Linear(8, 2, device="meta")))
-    same.load(path)
-    assert torch.equal(same["0"], moments["0"])
-    other = SecondMoments(torch.nn.Sequential(torch.nn.Linear(6, 2, device="meta")))
-    with pytest.raises(ValueError, match=r"shape \(8, 8\) for '0', which needs \(6, 6\)"):
-        other.load(path)
-    for bad in ("", None):
-        with pytest.raises((ValueError, TypeError), match=r"save\(\): path "):
-            moments.save(bad)
-        with pytest.raises((ValueError, TypeError), match=r"MomentFile\(\): path "):
-            MomentFile(bad)
 
 
 def test_fused_projections_are_watched_as_modules_are(tmp_path):

@@ -1,14 +1,11 @@
-"""Checkpoints compressed block by block, from files to files: the bits of the model in memory, through kills, too."""
+"""Checkpoints refitted block by block: the bits of the model in memory, and what is written."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +13,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
 import mpfast  # noqa: E402
 from mpfast import reconstruct  # noqa: E402
 from mpfast.checkpoints import MaskFile, open_checkpoint  # noqa: E402
-from mpfast.integrations.torch import reconstruct_checkpoint, reconstruct_model, whole_checkpoints  # noqa: E402
+from mpfast.integrations.torch import reconstruct_checkpoint, reconstruct_model  # noqa: E402
 from mpfast.integrations.torch.skeletons import Skeleton  # noqa: E402
-from mpfast.integrations.torch.stored_names import StoredNames  # noqa: E402
-from mpfast.support import CheckpointError  # noqa: E402
 
-from .test_torch_whole_models import MODELS, batches, tiny  # noqa: E402
+from .whole_models import MODELS, batches, saved, tiny  # noqa: E402
 
 # Few rows for each input, which the tiny models have, are said to be few.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 4 inputs per dimension")
-
-
-def saved(kind, folder, dtype=torch.float32, shard="50GB", **changes):
-    model = tiny(kind, **changes).to(dtype)
-    model.save_pretrained(folder, max_shard_size=shard)
-    return type(model)
 
 
 def check(class_, folder, out, given, **options):
@@ -185,179 +173,6 @@ def test_what_is_written(tmp_path):
     assert not (tmp_path / "again" / "reconstruction.json").exists()
 
 
-KILLED = """
-    import os, signal, sys
-    from mpfast.integrations.torch import reconstruct_checkpoint
-    sys.path.append(sys.argv[4])  # behind the installed mpfast: the sources beside the tests have no core
-    from tests.test_torch_whole_models import batches
-
-    def progress(done, total):
-        if done == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    reconstruct_checkpoint(sys.argv[1], sys.argv[2], batches("llama"), sparsity=0.5, progress=progress)
-"""
-
-
-def killed(folder, out, done):
-    """Run the same in a process that is killed after so many blocks; 0: which is not."""
-    arguments = [str(folder), str(out), str(done), str(Path(__file__).resolve().parent.parent)]
-    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), *arguments]
-    return subprocess.run(script, check=False, capture_output=True, text=True, cwd=out.parent).returncode
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing kills so hard here")
-def test_a_killed_run_goes_on(tmp_path):
-    """Killed twice, after the first and after the third of four blocks: the output has the bits of one run."""
-    saved("llama", tmp_path / "model", num_hidden_layers=4)
-    assert killed(tmp_path / "model", tmp_path / "whole", 0) == 0
-    assert killed(tmp_path / "model", tmp_path / "out", 1) == -signal.SIGKILL
-    work = tmp_path / ".out.mpfast-blocks"
-    first = (work / "block-00000" / "record.json").stat()
-    assert not (work / "block-00001").exists()
-    assert not (tmp_path / "out").exists()
-    assert killed(tmp_path / "model", tmp_path / "out", 3) == -signal.SIGKILL
-    assert len(list(work.glob("block-*/record.json"))) == 3
-    # Not made again.
-    assert (work / "block-00000" / "record.json").stat().st_mtime_ns == first.st_mtime_ns
-    assert killed(tmp_path / "model", tmp_path / "out", 0) == 0
-    for name in ("model.safetensors", "masks.safetensors"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    reports = [json.loads((tmp_path / name / "reconstruction.json").read_text()) for name in ("out", "whole")]
-    assert reports[0]["layers"] == reports[1]["layers"]
-    assert mpfast.verify(tmp_path / "out").ok
-    assert not list(tmp_path.glob(".*.mpfast-*"))
-
-
-class StopError(Exception):
-    """Somebody has had enough."""
-
-
-def stopped(folder, out, given, **options):
-    def progress(done, total):
-        raise StopError
-
-    with pytest.raises(StopError):
-        reconstruct_checkpoint(folder, out, given, progress=progress, **options)
-
-
-def test_the_work_of_another_run_is_not_touched(tmp_path):
-    saved("llama", tmp_path / "model")
-    given, out = batches("llama"), tmp_path / "out"
-    stopped(tmp_path / "model", out, given, sparsity=0.5)
-    work = tmp_path / ".out.mpfast-blocks"
-    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
-    assert len(before) > 2
-    with pytest.raises(FileExistsError, match=r"1 finished blocks of another run \(sparsity differ\).*restart=True"):
-        reconstruct_checkpoint(tmp_path / "model", out, given, sparsity=0.6)
-    with pytest.raises(FileExistsError, match=r"another run \(data differ\)"):
-        reconstruct_checkpoint(tmp_path / "model", out, given[:3], sparsity=0.5)
-    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
-    result = reconstruct_checkpoint(tmp_path / "model", out, given, sparsity=0.6, restart=True)
-    assert result.budget.sparsity == 0.6
-    assert not work.exists()
-
-
-def cut_off(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def one_bit_changed(path):
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def one_tensor_renamed(path):
-    content = path.read_bytes()
-    at = content.index(b"weights:") + len(b"weights:")
-    path.write_bytes(content[:at] + b"M" + content[at + 1 :])
-
-
-def no_file_listed(path):
-    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
-
-
-def a_list_written(path):
-    path.write_text("[]")
-
-
-@pytest.mark.parametrize(
-    ("damage", "file", "fact"),
-    [
-        (one_tensor_renamed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
-        (no_file_listed, "record.json", r"record\.json: is not as it was written"),
-        (a_list_written, "record.json", r"record\.json: is not as it was written"),
-        (cut_off, "00001.safetensors", r"00001\.safetensors: .*"),
-        (one_bit_changed, "00001.safetensors", r"00001\.safetensors: holds other weights than were written"),
-        (Path.unlink, "00001.safetensors", ".*"),
-        (cut_off, "record.json", r"record\.json: .*"),
-    ],
-)
-def test_a_finished_block_that_was_damaged_can_be_removed(damage, file, fact, tmp_path):
-    saved("llama", tmp_path / "model")
-    given = batches("llama")
-    stopped(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    block = tmp_path / ".out.mpfast-blocks" / "block-00000"
-    damage(block / file)
-    with pytest.raises(CheckpointError, match=rf"{fact}; remove block-00000, and it is done anew"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    shutil.rmtree(block)
-    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    reconstruct_checkpoint(tmp_path / "model", tmp_path / "whole", given, sparsity=0.5)
-    whole, mended = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
-    assert mended.read_bytes() == whole.read_bytes()
-
-
-def test_what_is_fitted_of_a_block_is_let_go_of(tmp_path, monkeypatch):
-    """When the last matrix of a block is fitted, the others are in files and no longer in memory."""
-    saved("llama", tmp_path / "model")
-    left = []
-    unload = Skeleton.unload
-
-    def spy(self, names, tensors):
-        unload(self, names, tensors)
-        left.append({name for name in tensors if tensors[name].dim() == 2})
-        alive = {name for name, parameter in self.model.named_parameters() if not parameter.is_meta}
-        assert {name for name in alive if name in tensors or name.endswith("proj.weight")} == set(tensors)
-
-    monkeypatch.setattr(Skeleton, "unload", spy)
-    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-    assert [len(names) for names in left] == [6, 5, 4, 3, 2, 1, 0] * 2
-
-
-def test_another_model_is_another_run(tmp_path):
-    saved("llama", tmp_path / "model")
-    stopped(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-    model = tiny("llama")
-    with torch.no_grad():
-        model.lm_head.weight += 1
-    model.save_pretrained(tmp_path / "model")
-    with pytest.raises(FileExistsError, match=r"another run \(model differ\)"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-
-
-def test_a_change_that_no_sample_of_the_files_sees(tmp_path, monkeypatch):
-    """The identity of a model is a sample of its bytes; a finished block is told by all of them."""
-    saved("llama", tmp_path / "model")
-    stopped(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-    monkeypatch.setattr(whole_checkpoints, "content_sample_hash", lambda path: noted["model"])
-    noted = json.loads((tmp_path / ".out.mpfast-blocks" / "run.json").read_text())
-    model = tiny("llama")
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[3, 5] += 1
-    model.save_pretrained(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"model\.layers\.0: has other weights.*restart=True"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-
-
-def test_nothing_is_left_of_a_run_that_did_nothing(tmp_path):
-    saved("llama", tmp_path / "model")
-    with pytest.raises(ValueError, match="input_ids"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", [{"nothing": 1}], sparsity=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
 def test_threads_of_the_core_do_not_matter(tmp_path):
     saved("llama", tmp_path / "model")
     for threads in (1, 3):
@@ -366,95 +181,6 @@ def test_threads_of_the_core_do_not_matter(tmp_path):
         )
     one, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("1", "3"))
     assert one == three
-
-
-def test_an_existing_output(tmp_path):
-    saved("llama", tmp_path / "model")
-    given = batches("llama")
-    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    with pytest.raises(FileExistsError, match="overwrite"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.6, overwrite=True)
-    assert mpfast.verify(tmp_path / "out").ok
-    with pytest.raises(FileExistsError, match="lies there"):
-        reconstruct_checkpoint(tmp_path / "out", tmp_path / "out", given, sparsity=0.5, overwrite=True)
-
-
-def without(folder, name):
-    """Take a tensor out of a checkpoint of one file."""
-    safetensors = pytest.importorskip("safetensors.torch")
-    tensors = safetensors.load_file(folder / "model.safetensors")
-    del tensors[name]
-    safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("llama", "model.layers.1.mlp.up_proj.weight"), ("moe", "model.layers.1.mlp.experts.2.up_proj.weight")],
-)
-def test_names_that_match_nothing(kind, name, tmp_path):
-    """A tensor of a block that is not there, and an expert that is not: never a guess."""
-    saved(kind, tmp_path / "model")
-    without(tmp_path / "model", name)
-    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches(kind), sparsity=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_way_back_that_is_none(tmp_path, monkeypatch):
-    """What is read is turned back and compared before anything is fitted."""
-    saved("moe", tmp_path / "model")
-    write = StoredNames.write
-    monkeypatch.setattr(
-        StoredNames, "write", lambda *args: {name: tensor.flip(0) for name, tensor in write(*args).items()}
-    )
-    with pytest.raises(ValueError, match="turns back again"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("moe"), sparsity=0.5)
-
-
-def test_blocks_that_hand_on_more_than_hidden_states(tmp_path):
-    """T5's first block computes the positions for all."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=96, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4)
-    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"depends on what other blocks compute.*reconstruct_model"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-
-
-def test_a_block_that_is_called_again_after_the_last_one(tmp_path):
-    """ALBERT has one block: what it gets the second time would be left out."""
-    torch.manual_seed(0)
-    config = transformers.AlbertConfig(
-        vocab_size=96, embedding_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4,
-    )  # fmt: skip
-    transformers.AlbertForMaskedLM(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"albert_layer_groups.0 is called more than once in a pass"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", batches("llama"), sparsity=0.5)
-
-
-def test_no_model_of_transformers(tmp_path):
-    given = batches("llama")
-    np.savez(tmp_path / "model.npz", **{"a.weight": np.zeros((16, 16))})
-    with pytest.raises(ValueError, match="no directory of a model"):
-        reconstruct_checkpoint(tmp_path / "model.npz", tmp_path / "out", given, sparsity=0.5)
-    saved("llama", tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(path.read_text().replace("LlamaForCausalLM", "NobodyForNothing"))
-    with pytest.raises(ValueError, match="names the class NobodyForNothing, which transformers lacks"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "out", given, sparsity=0.5)
-    with pytest.raises(FileNotFoundError):
-        reconstruct_checkpoint(tmp_path / "nowhere", tmp_path / "out", given, sparsity=0.5)
-
-
-def test_nothing_is_written_into_the_source(tmp_path):
-    saved("llama", tmp_path / "model")
-    before = sorted(path.name for path in (tmp_path / "model").iterdir())
-    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
-        reconstruct_checkpoint(tmp_path / "model", tmp_path / "model" / "out", batches("llama"), sparsity=0.5)
-    with pytest.raises(FileExistsError, match=r"lies in .*model, which is only read"):
-        mpfast.prune(tmp_path / "model", tmp_path / "model" / "out", sparsity=0.5)
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
 
 
 def test_one_block_at_a_time_has_weights(tmp_path, monkeypatch):

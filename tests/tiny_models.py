@@ -44,3 +44,22 @@ def linear_modules(model: Any) -> dict[str, Any]:
     import torch
 
     return {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+
+
+def adalora(**options):
+    """Modules, and PEFT's model of them whose updates have lost ranks, as AdaLoRA's training leaves it."""
+    import peft
+    import torch
+
+    base = {"conv": torch.nn.Conv2d(8, 12, 3), "fc": torch.nn.Linear(24, 32), "head": torch.nn.Linear(32, 20)}
+    settings = {"init_r": 5, "target_r": 2, "total_step": 10, "target_modules": list(base), **options}
+    torch.manual_seed(1)
+    model = peft.get_peft_model(torch.nn.ModuleDict(base), peft.AdaLoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    kept = {"conv": [True, False, True, True, False], "fc": [False, True, False, False, True]}
+    for name, ranks in kept.items():
+        model.base_model.model[name].lora_E["default"].data[~torch.tensor(ranks)] = 0
+    model.peft_config["default"].rank_pattern = {f"{name}.lora_E.default": ranks for name, ranks in kept.items()}
+    return base, model

@@ -26,13 +26,14 @@ char* scipy_openblas_get_corename(void);
 // Fortran routines; the trailing std::size_t are the hidden lengths of the character arguments.
 void scipy_dpotrf_(const char* uplo, const blasint* n, double* a, const blasint* lda, blasint* info, std::size_t);
 void scipy_spotrf_(const char* uplo, const blasint* n, float* a, const blasint* lda, blasint* info, std::size_t);
+void scipy_dgbsv_(const blasint* n, const blasint* kl, const blasint* ku, const blasint* nrhs, double* ab,
+                  const blasint* ldab, blasint* ipiv, double* b, const blasint* ldb, blasint* info);
 void scipy_dgeqrt3_(const blasint* m, const blasint* n, double* a, const blasint* lda, double* t, const blasint* ldt,
                     blasint* info);
 void scipy_dlarfb_(const char* side, const char* trans, const char* direct, const char* storev, const blasint* m,
                    const blasint* n, const blasint* k, const double* v, const blasint* ldv, const double* t,
                    const blasint* ldt, double* c, const blasint* ldc, double* work, const blasint* ldwork, std::size_t,
                    std::size_t, std::size_t, std::size_t);
-void scipy_dsterf_(const blasint* n, double* d, double* e, blasint* info);
 void scipy_dsytrd_(const char* uplo, const blasint* n, double* a, const blasint* lda, double* d, double* e, double* tau,
                    double* work, const blasint* lwork, blasint* info, std::size_t);
 void scipy_dsyevd_(const char* job, const char* uplo, const blasint* n, double* a, const blasint* lda, double* w,
@@ -257,6 +258,16 @@ void solve_cholesky(index_t n, const float* l, index_t ldl, float* x) {
   scipy_cblas_strsv(CblasColMajor, CblasLower, CblasTrans, CblasNonUnit, narrow(n), l, narrow(ldl), x, 1);
 }
 
+bool solve_band(index_t n, index_t width, double* a, double* x) {
+  const blasint n_ = narrow(n), width_ = narrow(width), lda = narrow(3 * width + 1), one = 1;
+  std::vector<blasint> pivots(static_cast<std::size_t>(n));
+  blasint info = 0;
+  const CallOfBlas call;
+  scipy_dgbsv_(&n_, &width_, &width_, &one, a, &lda, pivots.data(), x, &n_, &info);
+  if (info < 0) require_success(info, "dgbsv");
+  return info == 0;
+}
+
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt) {
   const blasint m_ = narrow(m), n_ = narrow(n), lda_ = narrow(lda), ldt_ = narrow(ldt);
   blasint info = 0;
@@ -272,13 +283,6 @@ void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, i
   const CallOfBlas call;
   scipy_dlarfb_("L", transpose ? "T" : "N", "F", "C", &m_, &n_, &k_, v, &ldv_, t, &ldt_, c, &ldc_, workspace, &n_, 1, 1,
                 1, 1);
-}
-
-void tridiagonal_eigenvalues(index_t n, double* d, double* e) {
-  const blasint n_ = narrow(n);
-  blasint info = 0;
-  scipy_dsterf_(&n_, d, e, &info);
-  require_success(info, "dsterf");
 }
 
 void tridiagonalize(index_t n, double* a, index_t lda, double* d, double* e, double* tau) {

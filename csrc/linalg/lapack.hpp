@@ -70,6 +70,11 @@ void solve_lower(index_t m, index_t n, const double* l, index_t ldl, double* b, 
 // x = (L L^T)^-1 x for the lower triangular L (n x n).
 void solve_cholesky(index_t n, const float* l, index_t ldl, float* x);
 
+// x = A^-1 x for a band matrix with `width` diagonals on each side of the main one (LAPACK gbsv): entry (i, j) lies at
+// a[2 * width + i - j + j * (3 * width + 1)], and the first `width` of those places are for what pivoting fills in. A
+// becomes its factors. Says whether A could be inverted.
+bool solve_band(index_t n, index_t width, double* a, double* x);
+
 // QR of A (m x n, m >= n) in place, recursive: R above, the unit lower trapezoidal V below, Q = I - V T V^T.
 // T is n x n upper triangular; what lies below its diagonal is left alone.
 void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, index_t ldt);
@@ -77,9 +82,6 @@ void qr_compact_wy(index_t m, index_t n, double* a, index_t lda, double* t, inde
 // C = Q C, or Q^T C, for the Q of qr_compact_wy with k reflectors; C is m x n, workspace holds n * k.
 void apply_q(bool transpose, index_t m, index_t n, index_t k, const double* v, index_t ldv, const double* t,
              index_t ldt, double* c, index_t ldc, double* workspace);
-
-// Eigenvalues of the symmetric tridiagonal (d, e), ascending into d; e is destroyed (LAPACK sterf).
-void tridiagonal_eigenvalues(index_t n, double* d, double* e);
 
 // T = Q^T A Q from the lower triangle of A, one stage (LAPACK sytrd), with Q in A below the diagonal and in tau; d has
 // n entries, e and tau have n - 1.

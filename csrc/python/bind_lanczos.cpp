@@ -74,6 +74,16 @@ class HostRun : public Run {
     return out;
   }
 
+  linalg::SymmetricBand band(index_t part) override {
+    const std::lock_guard one_call_at_a_time(mutex_);
+    return lanczos_.part(part).band();
+  }
+
+  double residual_near(double theta, index_t part) override {
+    const std::lock_guard one_call_at_a_time(mutex_);
+    return lanczos_.part(part).residual_near(theta);
+  }
+
   std::vector<std::pair<index_t, bool>> parts() const override { return parts_of(lanczos_); }
   index_t steps() const override { return lanczos_.steps(); }
   index_t width() const override { return lanczos_.width(); }

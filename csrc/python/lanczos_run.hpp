@@ -35,6 +35,9 @@ class Run {
   // Of a part: a run beside others, with a Krylov space of its own.
   virtual std::shared_ptr<const linalg::RitzValues> ritz(index_t steps, index_t part, index_t count) = 0;
   virtual py::array ritz_vectors(index_t count, index_t part) = 0;
+  // T of a part without what rounding has left outside of its band, and the residual of one of its values.
+  virtual linalg::SymmetricBand band(index_t part) = 0;
+  virtual double residual_near(double theta, index_t part) = 0;
   // Steps that each has taken, and whether its space has closed.
   virtual std::vector<std::pair<index_t, bool>> parts() const = 0;
   virtual index_t steps() const = 0;
@@ -82,6 +85,35 @@ inline py::tuple ritz_tuple(Run& run, std::optional<index_t> steps, index_t part
                         py::array_t<double>({r->width(), r->size()}, r->weight.data()));
 }
 
+// Precision of single Ritz values, relative: finer than any distance that is asked of them.
+constexpr double kGlimpse = 1e-9;
+
+inline py::array_t<double> glimpse_values(Run& run, const std::vector<index_t>& numbers, index_t part) {
+  steps_of(run, part);
+  std::vector<double> out;
+  {
+    const InCore core;
+    const linalg::SymmetricBand band = run.band(part);
+    for (const index_t number : numbers) {
+      if (number < 0 || number >= band.order) throw std::invalid_argument("the run has no Ritz value of that number");
+    }
+    out = linalg::eigenvalues(band, numbers, kGlimpse);
+  }
+  return to_array(out, {std::ssize(out)});
+}
+
+inline index_t glimpse_count(Run& run, double theta, index_t part) {
+  steps_of(run, part);
+  const InCore core;
+  return linalg::eigenvalues_above(run.band(part), {&theta, 1}).front();
+}
+
+inline double glimpse_residual(Run& run, double theta, index_t part) {
+  steps_of(run, part);
+  const InCore core;
+  return run.residual_near(theta, part);
+}
+
 // Every module has its own Python class of this name.
 inline void register_run(py::module_& m) {
   whole_class<Run>(m, "LanczosRun", py::module_local(),
@@ -97,6 +129,11 @@ inline void register_run(py::module_& m) {
             return run.ritz_vectors(count, part);
           },
           py::arg("count"), py::arg("part") = 0, "Leading Ritz vectors of a part, (count, dim).")
+      .def("values_at", &glimpse_values, py::arg("numbers"), py::arg("part") = 0,
+           "Ritz values by their numbers, 0 for the largest, to about nine digits.")
+      .def("values_above", &glimpse_count, py::arg("theta"), py::arg("part") = 0, "How many Ritz values exceed theta.")
+      .def("residual_near", &glimpse_residual, py::arg("theta"), py::arg("part") = 0,
+           "Residual of the Ritz pair next to theta.")
       .def_property_readonly("parts", &Run::parts)
       .def_property_readonly("steps", &Run::steps)
       .def_property_readonly("width", &Run::width)

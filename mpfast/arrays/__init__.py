@@ -17,7 +17,7 @@ from mpfast.arrays.quantised import CORE_CODES, CodeDecoder, CodedRows, Decoder,
 from mpfast.arrays.second_moment import SecondMoment
 from mpfast.arrays.views import (
     FLOATS,
-    as_bits,
+    LARGEST,
     as_matrix,
     as_numpy,
     as_wide,
@@ -38,6 +38,7 @@ from mpfast.arrays.views import (
 __all__ = [
     "CORE_CODES",
     "FLOATS",
+    "LARGEST",
     "CodeDecoder",
     "CodedRows",
     "Decoder",
@@ -45,7 +46,6 @@ __all__ = [
     "QuantisedArray",
     "SecondMoment",
     "address_of",
-    "as_bits",
     "as_matrix",
     "as_numpy",
     "as_wide",

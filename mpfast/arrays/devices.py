@@ -149,7 +149,7 @@ def device_matrix(W: Any, backend: Any, *, name: str = "W") -> _cuda.Matrix:
             raise kind(name, f"cannot be read through DLPack: {error}") from error
         return matrix
     record = CudaRecord.of(W, name)
-    return backend.Matrix(  # type: ignore[no-any-return]
+    described: _cuda.Matrix = backend.Matrix(
         address=record.address,
         dtype=record.dtype,
         shape=record.shape,
@@ -158,6 +158,7 @@ def device_matrix(W: Any, backend: Any, *, name: str = "W") -> _cuda.Matrix:
         stream=record.stream,
         owner=W,
     )
+    return described
 
 
 def address_of(array: Any) -> int:

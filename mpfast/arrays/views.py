@@ -20,7 +20,8 @@ from mpfast.arrays.quantised import QuantisedArray
 from mpfast.support import InputError, InvalidTypeError, InvalidValueError, UnreadableArrayError, argument_called
 
 __all__ = [
-    "as_bits",
+    "FLOATS",
+    "LARGEST",
     "as_matrix",
     "as_numpy",
     "as_wide",
@@ -39,8 +40,8 @@ __all__ = [
 ]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-# The largest numbers of the types to which double precision is rounded.
-_LARGEST = {
+#: The largest numbers of the types to which double precision is rounded.
+LARGEST = {
     "float32": float(np.finfo(np.float32).max),
     "float16": float(np.finfo(np.float16).max),
     "bfloat16": 2.0**128 - 2.0**120,
@@ -117,28 +118,6 @@ def as_numpy(W: Any, *, name: str = "W") -> tuple[NDArray[Any], str]:
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 
-def as_bits(array: Any, *, name: str = "W") -> NDArray[Any]:
-    """Return an array of any element type as NumPy, entries of a type that NumPy lacks as integers of their size.
-
-    Raises
-    ------
-    TypeError
-        The entries are in no plain memory of the host: sparse, quantised or of another framework's own kind.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor):
-        return np.asarray(array)
-    try:
-        tensor = array.detach().resolve_conj().resolve_neg()
-        try:
-            return np.asarray(tensor.numpy())
-        except TypeError:  # bfloat16, float8 and whatever comes next
-            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-            return np.asarray(tensor.contiguous().view(kind).numpy())
-    except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
-        raise InvalidTypeError(name, f"is a {type(array).__name__} of {array.dtype} without plain entries") from error
-
-
 def refuse_masked(array: Any, name: str) -> None:
     """Raise ValueError for a NumPy array with masked entries: what lies below the mask is no number to compute with."""
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
@@ -195,8 +174,8 @@ def in_storage(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
     Numbers that are of that type already are not copied.
     """
-    if dtype == "float16" or (dtype in _LARGEST and values.dtype == np.float64):
-        values = np.clip(values, -_LARGEST[dtype], _LARGEST[dtype])
+    if dtype == "float16" or (dtype in LARGEST and values.dtype == np.float64):
+        values = np.clip(values, -LARGEST[dtype], LARGEST[dtype])
     if dtype == "bfloat16":
         return narrowed(values)
     return values.astype(dtype, copy=False)
@@ -263,7 +242,7 @@ def _viewed(W: Any, name: str, module: str) -> NDArray[Any]:
     if module == "pandas" and W.ndim == 2 and len(set(W.dtypes)) > 1:
         raise InvalidTypeError(name, "is a data frame of mixed types", f"pass {name}.to_numpy('float64')")
     if not isinstance(W, (list, tuple, type)):
-        if _is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
+        if is_buffer(W) or hasattr(W, "__array_struct__"):  # these NumPy prefers, and checks
             return _asarray(W, W, name)
         if hasattr(W, "__array_interface__"):
             return _asarray(HostRecord.of(W, name), W, name)
@@ -320,7 +299,7 @@ def _from_dlpack(W: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _is_buffer(W: Any) -> bool:
+def is_buffer(W: Any) -> bool:
     try:
         memoryview(W)
     except (TypeError, BufferError, ValueError):  # ValueError: NumPy's, of a type that buffers cannot name

@@ -39,7 +39,13 @@ def missing_cases() -> dict[str, str]:
 
 @front_door
 def build(name: str, *, full: bool) -> Case:
-    """Make one case, its matrices included; ``full`` asks for the sizes that are published."""
+    """Make one case, its matrices included; ``full`` asks for the sizes that are published.
+
+    Raises
+    ------
+    ValueError
+        No case has this name, or it needs a package that is not installed.
+    """
     if name not in case_names():
         why = missing_cases().get(name)
         if why:

@@ -14,8 +14,9 @@ from mpfast.checkpoints.adapter_settings import (
 from mpfast.checkpoints.adapter_updates import Update, updated_modules, updates_of
 from mpfast.checkpoints.base import Checkpoint, NoTensor, OutputPart, Role, TensorInfo, prefetched
 from mpfast.checkpoints.companions import copy_companions, home_directory
+from mpfast.checkpoints.config_json import read_config, setting
 from mpfast.checkpoints.difference import Difference, counterparts
-from mpfast.checkpoints.families import other_names, setting, stacked_expert
+from mpfast.checkpoints.families import other_names, stacked_expert
 from mpfast.checkpoints.gguf_file import GgufFile
 from mpfast.checkpoints.gguf_writer import GGUF_TYPES, GgufWriter
 from mpfast.checkpoints.identity import content_sample_hash
@@ -36,15 +37,13 @@ from mpfast.checkpoints.low_rank_products import KroneckerProduct, LowRankProduc
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.mask_files import MASKS_FILE, MaskFile, mask_writer, packed
 from mpfast.checkpoints.matrices import MIN_SIDE, WHOLE, ConvView, ExpertsView, QkvView, Views
+from mpfast.checkpoints.moment_files import MomentFile, is_moment_file, write_moments
 from mpfast.checkpoints.moments import (
     FEW_ROWS_PER_INPUT,
     InputSum,
-    MomentFile,
     Moments,
     WatchedWeight,
-    is_moment_file,
     weight_of,
-    write_moments,
 )
 from mpfast.checkpoints.numpy_files import NpyFile
 from mpfast.checkpoints.opening import FORMATS, Format, format_of, located, open_checkpoint, path_of
@@ -159,6 +158,7 @@ __all__ = [
     "path_of",
     "prefetched",
     "quantised_weight",
+    "read_config",
     "read_layer",
     "reason_against_masking",
     "repackable",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mpfast.checkpoints.base import Role, TensorInfo
 
-__all__ = ["FactorName", "factor_roles", "is_of_parameters", "names_between", "parsed_factor"]
+__all__ = ["FactorName", "factor_roles", "is_lengths", "is_of_parameters", "names_between", "parsed_factor"]
 
 # PEFT, its embeddings, torchtune, kohya, diffusers and x-flux: what multiplies first, and its partner.
 _PARTNERS = {"A": "B", "a": "b", "down": "up"}
@@ -32,7 +32,8 @@ _MORE = (
 # LyCORIS' GLoRA, whose short names say something where all four are there.
 _FOUR = ("a1", "a2", "b1", "b2")
 # Between the two factors of a pair: without it their product is not the update.
-_BETWEEN = ("lora_E", "lora_mid", "lora_diag")
+_LENGTHS = "lora_E"
+_BETWEEN = (_LENGTHS, "lora_mid", "lora_diag")
 _FACTOR = re.compile(
     rf"(?P<module>.*?)(?P<dot>^|[./])(?P<which>(?P<first>{_FIRST})|{_SECOND}|{_MORE})"
     r"(?P<adapter>[./](?!weight$)[^./]+)?(?P<end>[./]weight)?"
@@ -105,6 +106,12 @@ def names_between(factor: FactorName) -> list[str]:
     return [factor.named(word, end) for word in _BETWEEN for end in ("", ".weight")]
 
 
+def is_lengths(info: TensorInfo, factor: FactorName) -> bool:
+    """Whether a tensor is what AdaLoRA has between the factors of a pair: a number for each of the ranks, (r, 1)."""
+    names = (factor.named(_LENGTHS), factor.named(_LENGTHS, ".weight"))
+    return info.name in names and len(info.shape) == 2 and info.shape[1] == 1
+
+
 def factor_roles(tensors: Iterable[TensorInfo]) -> dict[str, Role]:
     """Return the roles of the tensors that are factors of updates, by name."""
     roles = {}
@@ -132,7 +139,7 @@ def is_of_parameters(factor: FactorName) -> bool:
 def _obstacle(factor: FactorName, infos: dict[str, TensorInfo]) -> str:
     """Say in brackets why factors of these names can be no plain product of two."""
     between = next((name for name in names_between(factor) if name in infos), "")
-    if between:
+    if between and not is_lengths(infos[between], factor):
         return f" (with {between} among its factors, it is no product of two)"
     if is_of_parameters(factor):
         return " (of fused experts, perhaps, whose number an adapter_config.json beside it must tell)"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.tensor_bits import as_stored
@@ -51,6 +51,14 @@ class AdapterSettings:
     values: Mapping[str, Any]
     prefix: str
 
+    #: Whether the updates have a factor of one number per rank, ``lora_E``, between their two.
+    has_lengths: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], prefix: str) -> AdapterSettings:
+        """Read a configuration as its kind of adapter does."""
+        return (AdaLoraSettings if values.get("peft_type") == "ADALORA" else cls)(values, prefix)
+
     @property
     def alpha_name(self) -> str:
         """What the configuration calls alpha."""
@@ -77,12 +85,24 @@ class AdapterSettings:
         value = found.pop() if len(found) == 1 else None
         return int(value) if value is not None and value >= 1 and value == int(value) else None
 
-    def scale(self, module: str) -> float | None:
-        """By what a module's update is multiplied: alpha / r, or alpha / sqrt(r); None where that is not said."""
+    def scale(self, module: str, rank: int) -> float | None:
+        """By what a module's update is multiplied: alpha / r, or alpha / sqrt(r); None where that is not said.
+
+        Parameters
+        ----------
+        module
+            As the file calls it.
+        rank
+            Of its factors, 0 where they have none. PEFT would not load factors of another rank than it is told.
+        """
         alphas = {self._value(key, "alpha_pattern", self.alpha_name) for key in self.keys_of(module)}
-        rank = self.rank(module)
+        said = self.rank(module)
         alpha = alphas.pop() if len(alphas) == 1 else None
-        return None if alpha is None or rank is None else alpha / self._divisor(rank)
+        return None if alpha is None or said is None or rank not in (0, said) else alpha / self._divisor(said)
+
+    def change(self, before: int, after: int) -> float:
+        """What the factors are to be multiplied by when their rank changes, for alpha cannot say it: 1 of LoRA."""
+        return 1.0
 
     def with_ranks(self, wanted: Mapping[str, int], kept: Iterable[str]) -> dict[str, Any]:
         """Return the configuration with other ranks, and alphas that keep the scales.
@@ -134,8 +154,68 @@ class AdapterSettings:
             if _matches(expression, key):
                 found = value
                 break
-        usable = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-        return float(found) if usable and found is not None else None
+        return _number(found)
+
+
+class AdaLoraSettings(AdapterSettings):
+    """What PEFT's AdaLoRA says: the rank that all updates began with, and which of its ranks each has kept.
+
+    The updates ``lora_B diag(lora_E) lora_A`` are multiplied by alpha over the rank at the beginning, to which PEFT
+    adds 1e-5, however many are left; without an alpha above zero, the rank of the update takes its place.
+    """
+
+    has_lengths: ClassVar[bool] = True
+
+    def rank(self, module: str) -> int | None:
+        """Rank of a module's update; None where the configuration does not say."""
+        kept = self._kept(module)
+        return self._first_rank() if kept is None else sum(kept)
+
+    def scale(self, module: str, rank: int) -> float | None:
+        """By what a module's update of this rank is multiplied; None where that is not said.
+
+        While a model is trained, its updates have all ranks, and zeros where they are to have none.
+        """
+        first, alpha = self._first_rank(), _number(self.values.get("lora_alpha"))
+        if first is None or alpha is None or rank not in (self.rank(module), first):
+            return None
+        return (alpha if alpha > 0 else rank) / (first + 1e-5)
+
+    def change(self, before: int, after: int) -> float:
+        """See `AdapterSettings.change`."""
+        alpha = _number(self.values.get("lora_alpha"))
+        return 1.0 if alpha is None or alpha > 0 else before / after
+
+    def with_ranks(self, wanted: Mapping[str, int], kept: Iterable[str]) -> dict[str, Any]:
+        """Return the configuration with other ranks; see `AdapterSettings.with_ranks`."""
+        patterns = dict(self._patterns())
+        first = self._first_rank() or 0
+        for module, rank in wanted.items():
+            if rank != self.rank(module):
+                patterns[self._key(module)] = [at < rank for at in range(first)]
+        return {**self.values, "rank_pattern": patterns}
+
+    def _first_rank(self) -> int | None:
+        value = self.values.get("init_r")
+        return value if type(value) is int and value >= 1 else None
+
+    def _patterns(self) -> Mapping[str, Any]:
+        found = self.values.get("rank_pattern")
+        return found if isinstance(found, Mapping) else {}
+
+    def _kept(self, module: str) -> list[bool] | None:
+        """Which of a module's ranks are left; None where all are."""
+        found = self._patterns().get(self._key(module))
+        return found if isinstance(found, list) and all(type(kept) is bool for kept in found) else None
+
+    def _key(self, module: str) -> str:
+        return f"{module.removeprefix(self.prefix)}.lora_E"
+
+
+def _number(value: Any) -> float | None:
+    """Return what an entry says where that is a finite number."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 def _matches(expression: Any, name: str) -> bool:
@@ -179,7 +259,7 @@ def _plain(value: float) -> float:
 def live_settings(checkpoint: Checkpoint) -> dict[str, AdapterSettings]:
     """Return what PEFT's configurations in a live model say, by the names of its adapters."""
     adapters: Mapping[str, Mapping[str, Any]] = getattr(as_stored(checkpoint), "adapters", {})
-    return {name: AdapterSettings(values, _PEFT_PREFIX) for name, values in adapters.items()}
+    return {name: AdapterSettings.of(values, _PEFT_PREFIX) for name, values in adapters.items()}
 
 
 def settings_beside(checkpoint: Checkpoint) -> AdapterSettings | None:
@@ -203,7 +283,7 @@ def settings_beside(checkpoint: Checkpoint) -> AdapterSettings | None:
         raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: is no JSON object; PEFT writes one")
-    return AdapterSettings(found, _PEFT_PREFIX)
+    return AdapterSettings.of(found, _PEFT_PREFIX)
 
 
 def unpacked_settings(metadata: Mapping[str, str]) -> dict[str, AdapterSettings]:
@@ -220,7 +300,7 @@ def unpacked_settings(metadata: Mapping[str, str]) -> dict[str, AdapterSettings]
     # An empty one, of a file of one component that is not named, begins every name: it comes last.
     prefixes = sorted(found_prefixes, key=len, reverse=True)
     return {
-        prefix: AdapterSettings(
+        prefix: AdapterSettings.of(
             {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}, prefix
         )
         for prefix in prefixes

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.arrays import FLOATS
-from mpfast.checkpoints.adapter_names import FactorName, is_of_parameters, names_between, parsed_factor
+from mpfast.checkpoints.adapter_names import FactorName, is_lengths, is_of_parameters, names_between, parsed_factor
 from mpfast.checkpoints.adapter_settings import (
     AdapterSettings,
     live_settings,
@@ -48,8 +48,8 @@ class Update:
     module : str
         What is updated, as the file calls it.
     factors : mapping of str to TensorInfo
-        By their words: "A" and "B" of a pair, also with a "core" between them, else LyCORIS' own without what comes
-        before (``w1_a``).
+        By their words: "A" and "B" of a pair, also with a "core" or AdaLoRA's "E" (r, 1) between them, else LyCORIS'
+        own without what comes before (``w1_a``).
     shape : (int, int)
         Of the matrix, (out, in); convolutions unfold to out x (in kh kw).
     rank : int
@@ -91,9 +91,8 @@ class Update:
             alpha = float(np.asarray(_numbers(read, self.factors["alpha"])).reshape(-1)[0])
             return alpha / self.rank if self.rank else 1.0  # LyCORIS: with whole factors, alpha counts as the rank
         if self.settings is not None:
-            # PEFT would not load factors of another rank than it is told.
-            agrees = self.rank in (0, self.settings.rank(self.module))
-            return self.settings.scale(self.module) if agrees else None
+            agrees = self.settings.has_lengths == ("E" in self.factors)
+            return self.settings.scale(self.module, self.rank) if agrees else None
         return 1.0 if self.is_unit else None
 
     def product(self, read: Read, expert: int = 0, scale: float = 1.0) -> LowRankProduct | KroneckerProduct | Any:
@@ -112,11 +111,13 @@ class Update:
         return KroneckerProduct(F, G.reshape(len(G), -1), scale)
 
     def pair(self, read: Read, expert: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return A (r, in) and B (out, r) of a pair, of one expert."""
+        """Return A (r, in) and B (out, r) of a pair, of one expert; what lies between them goes into A."""
         a, b = self.factors["A"], self.factors["B"]
         # Of a stack, the rows and columns of the one expert, before they are widened.
         A = numbers(read(a.name)[expert * self.rank : (expert + 1) * self.rank], a)
         B = numbers(read(b.name)[:, expert :: self.count], b)
+        if "E" in self.factors:
+            A = A.astype(np.float64) * _numbers(read, self.factors["E"])
         return A.reshape(self.rank, -1), B.reshape(-1, self.rank)
 
 
@@ -177,7 +178,7 @@ def _pair(info: TensorInfo, factor: FactorName, infos: Mapping[str, TensorInfo],
     found = _Found.of(factor, infos, settings)
     between = [infos[name] for name in names_between(factor) if name in infos]
     if between:
-        return _with_core(factor, info, partner, between, found)
+        return _with_core(factor, info, partner, between, found) or _with_lengths(factor, info, partner, between, found)
     rows, inner, count = partner.shape[0], info.shape[0], 1
     if is_of_parameters(factor) or (found.settings is not None and found.settings.is_of_parameters(factor.module)):
         rank = None if found.settings is None else found.settings.rank(factor.module)
@@ -202,6 +203,18 @@ def _with_core(
         return None
     shape = (B.shape[0], A.shape[1] * math.prod(core.shape[2:]))
     return found.update(factor.product, "tucker", {"A": A, "core": core, "B": B}, shape, rank)
+
+
+def _with_lengths(
+    factor: FactorName, A: TensorInfo, B: TensorInfo, between: list[TensorInfo], found: _Found
+) -> Update | None:
+    """The update of AdaLoRA: A (r, in), E (r, 1) and B (out, r), which of a convolution are unfolded."""
+    E, *others = between
+    plain = len(A.shape) == 2 and found.alpha is None and not is_of_parameters(factor)
+    if others or not plain or not is_lengths(E, factor) or E.shape[0] != A.shape[0] or not _are_numbers(E):
+        return None
+    found = replace(found, is_unit=False)
+    return found.update(factor.product, "pair", {"A": A, "E": E, "B": B}, (B.shape[0], A.shape[1]), A.shape[0])
 
 
 def _fits(A: TensorInfo, B: TensorInfo) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mpfast.checkpoints.base import Role, TensorInfo
-from mpfast.checkpoints.families import experts_of, family_of
+from mpfast.checkpoints.config_json import experts_of
+from mpfast.checkpoints.families import family_of
 from mpfast.checkpoints.quantised_modules import parent_of
 
 __all__ = ["bare", "is_bare", "is_structured", "merged_experts", "optimiser_state"]

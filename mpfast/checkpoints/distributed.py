@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mpfast.checkpoints.base import NoTensor, TensorInfo
-from mpfast.checkpoints.families import read_config
+from mpfast.checkpoints.config_json import read_config
 from mpfast.checkpoints.safetensors import SafetensorsFile
 from mpfast.support import CheckpointError, parse_json, short
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mpfast.support import CheckpointError, unique_keys
+from mpfast.checkpoints.config_json import languages_of
 
 __all__ = [
     "CONV1D",
     "FAMILIES",
     "Family",
     "StackedExpert",
-    "experts_of",
     "family_of",
     "other_names",
-    "quantisation_of",
-    "quantisation_settings",
-    "read_config",
-    "setting",
     "stacked_expert",
-    "with_dtype",
-    "without_quantisation",
 ]
 
 #: Names of the projections that GPT-2 and its kin store as (in, out), others under the same names as (out, in).
@@ -114,11 +104,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 _NO_FAMILY = Family()
-# What configurations say of quantisation is under one of these, by itself or in the part on the language model.
-_ON_QUANTISATION = ("quantization_config", "quantization", "compression_config")
-# Under which transformers' models say the type of their weights, before version 5 and since.
-_DTYPE = ("torch_dtype", "dtype")
-_ON_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 # What the projections of experts that are stored one by one are called, two into an expert and one out of it, and what
 # transformers stacks them into when it loads them, the former two one below the other.
 _INTO_EXPERTS = (("gate_proj", "up_proj"), ("w1", "w3"))
@@ -210,100 +195,8 @@ def _block_of(stack: str) -> str:
 
 def family_of(config: Mapping[str, Any] | None) -> Family:
     """Return what is known of a model's family; nothing particular where its type is not listed."""
-    for said in () if config is None else chain((config,), _languages(config)):
+    for said in () if config is None else (config, *languages_of(config)):
         kind = said.get("model_type")
         if isinstance(kind, str) and kind in FAMILIES:
             return FAMILIES[kind]
     return _NO_FAMILY
-
-
-def setting(config: Mapping[str, Any] | None, *names: str) -> int | None:
-    """Return the first positive integer that a configuration has by these names, or one of its parts.
-
-    These are those on the language model, its attention and its feed-forward layers.
-    """
-    if config is None:
-        return None
-    for said in chain((config,), _languages(config), _parts_of(config, "attn_config", "ffn_config")):
-        for name in names:
-            value = said.get(name)
-            if type(value) is int and value > 0:
-                return value
-    return None
-
-
-def quantisation_of(config: Mapping[str, Any] | None) -> str:
-    """Name the method by which a configuration says that the weights are quantised; empty where it does not."""
-    for key, found in _quantisations(config):
-        method = found.get("quant_method", found.get("quant_algo", found.get("mode")))
-        return method if isinstance(method, str) else key
-    return ""
-
-
-def quantisation_settings(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return what a configuration says of the quantisation of the weights; empty where it says nothing."""
-    return next((found for _, found in _quantisations(config)), {})
-
-
-def _quantisations(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for said in () if config is None else chain((config,), _languages(config)):
-        for key in _ON_QUANTISATION:
-            found = said.get(key)
-            if isinstance(found, Mapping) and found:
-                yield key, found
-
-
-def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration that says nothing of the quantisation of the weights."""
-    kept = {key: value for key, value in config.items() if key not in _ON_QUANTISATION}
-    for key in _ON_LANGUAGE:
-        if isinstance(kept.get(key), Mapping):
-            kept[key] = {name: value for name, value in kept[key].items() if name not in _ON_QUANTISATION}
-    return kept
-
-
-def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a configuration that names this type of two bytes, where it names any but a wider one."""
-    kept = dict(config)
-    for key in _DTYPE:
-        if isinstance(kept.get(key), str) and kept[key].removeprefix("torch.") not in ("float32", "float64", "auto"):
-            kept[key] = dtype
-    for key in _ON_LANGUAGE:
-        if isinstance(kept.get(key), Mapping):
-            kept[key] = with_dtype(kept[key], dtype)
-    return kept
-
-
-def _languages(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The part on the language model, if there is one; looked for when it is asked for."""
-    return islice(_parts_of(config, *_ON_LANGUAGE), 1)
-
-
-def _parts_of(config: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, Any]]:
-    return (config[key] for key in keys if key in config and isinstance(config[key], Mapping))
-
-
-def experts_of(config: Mapping[str, Any] | None) -> int | None:
-    """Return the number of experts that a configuration says."""
-    return setting(config, "moe_num_experts", "num_local_experts", "num_experts")
-
-
-def read_config(directory: Path) -> Mapping[str, Any] | None:
-    """Return what the ``config.json`` of a directory says; None where there is none.
-
-    Raises
-    ------
-    CheckpointError
-        It is no JSON object, or has a key twice.
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        # Infinities and NaN are no JSON, but transformers writes them.
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds {type(config).__name__}, not the object of a model's settings")
-    return config

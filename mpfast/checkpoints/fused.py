@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpfast.checkpoints.base import OutputPart
-from mpfast.checkpoints.families import Family, setting
+from mpfast.checkpoints.config_json import setting
+from mpfast.checkpoints.families import Family
 from mpfast.checkpoints.quantised_modules import parent_of
 
 __all__ = ["LAYOUTS", "FusedParts", "consecutive", "fused_parts", "is_fused_qkv"]

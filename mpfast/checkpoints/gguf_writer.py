@@ -1,4 +1,4 @@
-"""A GGUF file like another, some of whose tensors are of another type: its settings are kept byte for byte."""
+"""A GGUF file like another, some of whose tensors are of another type: its settings are kept as they are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ __all__ = ["GGUF_TYPES", "GgufWriter"]
 #: Types that are written, and what ``general.file_type`` calls a file most of whose matrices are of one.
 GGUF_TYPES = {"Q4_0": 2, "Q8_0": 7}
 _FILE_TYPE, _UINT32 = "general.file_type", 4
+# Of the blocks of ggml; a file that has some must say so.
+_BLOCK_VERSION, _VERSION_NOW = "general.quantization_version", 2
+_SETTINGS_AT = 16
 _NUMBERS = {block.name: number for number, block in BLOCKS.items()}
 _CHUNK_BYTES = 16 << 20
 
@@ -44,6 +47,9 @@ class GgufWriter:
         place = header.places.get(_FILE_TYPE)
         if place is not None and place[1] == _UINT32:
             start[place[0] : place[0] + 4] = struct.pack("<I", GGUF_TYPES[kind])
+        if _BLOCK_VERSION not in header.places:
+            struct.pack_into("<Q", start, _SETTINGS_AT, len(header.places) + 1)
+            start += _text(_BLOCK_VERSION) + struct.pack("<II", _UINT32, _VERSION_NOW)
         at, entries = 0, bytearray()
         self._spans: dict[str, tuple[int, int]] = {}
         for entry in header.entries:
@@ -89,6 +95,10 @@ class GgufWriter:
 
 def _entry(entry: Entry, number: int, offset: int) -> bytes:
     """What a file says of a tensor: name, dimensions, the contiguous one first, type and place."""
-    name = entry.name.encode()
     sizes = entry.shape[::-1]
-    return struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, number, offset)
+    return _text(entry.name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, number, offset)
+
+
+def _text(text: str) -> bytes:
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content

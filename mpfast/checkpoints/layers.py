@@ -14,7 +14,8 @@ from mpfast import _core
 from mpfast.checkpoints.base import Checkpoint, Role, TensorInfo
 from mpfast.checkpoints.effective import read_as_used
 from mpfast.checkpoints.matrices import MIN_SIDE, SPLIT, WHOLE, Views, matrices_of
-from mpfast.checkpoints.roles import LAYERS, role_of, roles_of
+from mpfast.checkpoints.parameter_roles import LAYERS, role_of
+from mpfast.checkpoints.roles import roles_of
 from mpfast.support import InvalidValueError, check_patterns
 
 __all__ = [

@@ -11,6 +11,7 @@ import numpy as np
 from mpfast.arrays import native, refuse_masked
 from mpfast.checkpoints.base import NoTensor, Role, TensorInfo
 from mpfast.checkpoints.memory import SharedMemory, shared_memory
+from mpfast.checkpoints.parameter_roles import LAYERS, role_of
 from mpfast.support import InvalidTypeError, InvalidValueError, UnreadableArrayError
 
 __all__ = ["ArrayMapping"]
@@ -23,11 +24,13 @@ class ArrayMapping:
     ----------
     model : mapping or live model
         The arrays are neither copied nor moved.
+    gather : function, optional
+        Makes the whole of a DTensor of which this process holds a part, whenever it is read.
 
     Raises
     ------
     TypeError
-        `model` is neither, or a value is no array.
+        `model` is neither, or a value is no array, or a part of one and `gather` is None.
     ValueError
         Two arrays come out with the same name.
 
@@ -39,8 +42,9 @@ class ArrayMapping:
         The configurations of PEFT's adapters in a live model, by their names.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, gather: Callable[[Any], Any] | None = None) -> None:
         self._source = type(model).__name__
+        self._gather = gather
         self.config: Mapping[str, Any] | None = None
         self.adapters: Mapping[str, Mapping[str, Any]] = {}
         self._computed: dict[str, Callable[[], Any]] = {}
@@ -58,7 +62,7 @@ class ArrayMapping:
         for name, value in _flatten(arrays, ""):
             if name in self._arrays or any(other.name == name for other in others):
                 raise InvalidValueError("model", f"has two arrays that are called {name!r}")
-            found = _entry(name, value, live)
+            found = _entry(name, value, live, gather is not None)
             if isinstance(found, NoTensor):
                 others.append(found)
             else:
@@ -93,7 +97,9 @@ class ArrayMapping:
         A weight that a parametrisation computes has its name in the model.
         """
         compute = self._computed.get(name)
-        array = self._arrays[name] if compute is None else compute()
+        array = self._arrays[name] if compute is None else _local(name, compute(), self._gather is not None)
+        if self._gather is not None and type(array).__name__ == "DTensor":
+            return self._gather(array)
         return native(array) if isinstance(array, np.ndarray) else array
 
     def prefetch(self, name: str) -> None:
@@ -146,7 +152,7 @@ def _flatten(arrays: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]
             yield name, value
 
 
-def _entry(name: str, value: Any, live: bool) -> Any:
+def _entry(name: str, value: Any, live: bool, parts: bool) -> Any:
     """Return the array that an entry is, or what it is instead; TypeError where nothing of that kind may be there."""
     kind = type(value).__name__
     extra = name.rpartition(".")[2] == "_extra_state"
@@ -159,7 +165,7 @@ def _entry(name: str, value: Any, live: bool) -> Any:
         fact = f"is a {kind} whose shape or type cannot be read: {type(error).__name__}: {error}"
         raise UnreadableArrayError(f"model[{name!r}]", fact) from error
     if is_array:
-        return _local(name, value)
+        return _local(name, value, parts)
     if isinstance(value, str | bytes | type(None)):
         return NoTensor(name, kind, "extra state, no tensor" if extra else f"a value of type {kind}, no tensor")
     if isinstance(value, bool | int | float):
@@ -169,21 +175,27 @@ def _entry(name: str, value: Any, live: bool) -> Any:
     raise InvalidTypeError(f"model[{name!r}]", f"is {kind}, not an array")
 
 
-def _local(name: str, array: Any) -> Any:
-    """The part of a distributed tensor that this process holds, where that is all of it; any other array as it is."""
+def _local(name: str, array: Any, parts: bool) -> Any:
+    """The part of a distributed tensor that this process holds, where that is all of it; any other array as it is.
+
+    A part of a DTensor is refused, or stays what it is where `parts` are taken.
+    """
     kind = type(array).__name__
     if kind not in ("DTensor", "ShardedTensor", "LocalTensor") or not type(array).__module__.startswith("torch."):
         return array
-    local = array.to_local() if kind == "DTensor" else None
-    partial = kind == "DTensor" and any(place.is_partial() for place in array.placements)
-    if local is None or partial or tuple(local.shape) != tuple(array.shape):
+    if kind == "DTensor":
+        # By the layout and not by shapes: of few rows one process may hold all, and others none.
+        layout = zip(array.placements, array.device_mesh.shape, strict=True)
+        if all(place.is_replicate() or count == 1 for place, count in layout):
+            return array.to_local()
+    if kind != "DTensor" or not parts:
         raise InvalidTypeError(
             f"model[{name!r}]",
             f"is a {kind}, of which this process holds a part",
             "gather the state first, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "full_state_dict=True",
         )
-    return local
+    return array
 
 
 def _known_by_memory(memory: SharedMemory) -> dict[str, Role]:
@@ -198,8 +210,6 @@ def _known_by_memory(memory: SharedMemory) -> dict[str, Role]:
 
 def _rank(name: str, role: Role | None) -> int:
     """Which of several names of one tensor it is analysed under, lowest first: stable among equals."""
-    from mpfast.checkpoints.roles import LAYERS, role_of
-
     kind = (role or role_of(TensorInfo(name, (64, 64), "float32"))).kind
     return 0 if kind == "embedding" else 1 if kind == "head" else 2 if kind in LAYERS else 3
 

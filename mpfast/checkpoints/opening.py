@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mpfast.checkpoints.base import Checkpoint
 from mpfast.checkpoints.directories import open_directory, refuse_pickled_pieces
@@ -46,8 +46,8 @@ class Format:
     def open(self, path: Path) -> Checkpoint:
         """Open a file of this format."""
         module, _, name = self.opener.partition(":")
-        opener = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-        return cast(Callable[[Path], Checkpoint], opener)(path)
+        opener: Callable[[Path], Checkpoint] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return opener(path)
 
 
 def _is_safetensors(path: Path, first: bytes) -> bool:
@@ -220,7 +220,7 @@ def _refuse_what_only_looks_like_weights(path: Path) -> None:
 
 
 @front_door
-def open_checkpoint(model: Any) -> Checkpoint:
+def open_checkpoint(model: Any, *, gather: Callable[[Any], Any] | None = None) -> Checkpoint:
     """Open whatever holds a model's tensors. Nothing but headers is read.
 
     Parameters
@@ -229,6 +229,9 @@ def open_checkpoint(model: Any) -> Checkpoint:
         A file of one of the `FORMATS`; a directory of safetensors files, with or without an index; a Hugging Face
         model directory, or the id of a model in the local cache; a mapping from names to arrays of any framework
         (nested ones are flattened); or a live PyTorch, Keras or Flax model.
+    gather : function, optional
+        Makes the whole of a PyTorch DTensor of which this process holds a part, whenever the tensor is read: all
+        processes must then read the same tensors in the same order. Without it such parts are refused.
 
     Raises
     ------
@@ -253,16 +256,17 @@ def open_checkpoint(model: Any) -> Checkpoint:
     (TensorInfo(name='head.weight', shape=(10, 64), dtype='float32'),)
     """
     if all(hasattr(model, attribute) for attribute in ("tensors", "read", "release", "source")):
-        return model  # type: ignore[no-any-return]
-    return dequantised(_as_stored(model))
+        checkpoint: Checkpoint = model
+        return checkpoint
+    return dequantised(_as_stored(model, gather))
 
 
-def _as_stored(model: Any) -> Checkpoint:
+def _as_stored(model: Any, gather: Callable[[Any], Any] | None) -> Checkpoint:
     """Open what is no checkpoint yet, its tensors as they are stored."""
     if not isinstance(model, str | os.PathLike):
         from mpfast.checkpoints.mapping import ArrayMapping
 
-        return ArrayMapping(model)
+        return ArrayMapping(model, gather)
     check_path(model, "model")
     path = located(model)
     if path.is_dir():

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.checkpoints.base import NoTensor, TensorInfo
-from mpfast.checkpoints.families import read_config
+from mpfast.checkpoints.config_json import read_config
 from mpfast.checkpoints.mapped_pages import drop_pages, fetch_pages
 from mpfast.support import (
     MAX_DIMENSIONS,

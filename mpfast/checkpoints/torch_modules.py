@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from mpfast.checkpoints.base import Role, TensorInfo
+from mpfast.checkpoints.config_json import checked_config
 from mpfast.checkpoints.families import Family, family_of
 from mpfast.checkpoints.fused import consecutive, fused_parts
-from mpfast.checkpoints.roles import LAYERS, parameter_role, role_of
+from mpfast.checkpoints.parameter_roles import LAYERS, parameter_role, role_of
 from mpfast.support import InvalidValueError
 
 __all__ = ["TorchModules"]
@@ -212,7 +213,7 @@ def _config_of(model: Any) -> Mapping[str, Any] | None:
     if not callable(to_dict) or not hasattr(model.config, "model_type"):
         return None
     config = to_dict()
-    return config if isinstance(config, Mapping) else None
+    return checked_config(config, f"{type(model).__name__}.config") if isinstance(config, Mapping) else None
 
 
 def _computes_as_its_class(module: Any) -> bool:

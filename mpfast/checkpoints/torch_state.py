@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpfast.checkpoints.base import NoTensor, TensorInfo
-from mpfast.checkpoints.families import read_config
+from mpfast.checkpoints.config_json import read_config
 from mpfast.checkpoints.mapping import ArrayMapping
 from mpfast.checkpoints.shard_index import weight_map_of
 from mpfast.support import CheckpointError, is_text, package_missing, short

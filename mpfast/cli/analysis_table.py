@@ -165,7 +165,7 @@ def _warning_lines(rows: Sequence[LayerReport | ExpertSummary], verbose: bool) -
 def _total_lines(analysis: Analysis) -> list[Line]:
     totals = analysis.summary()
     counts = totals["verdicts"]
-    verdicts = ", ".join(f"{counts[level]} {level}" for level in VERDICTS if level in counts)
+    verdicts = ", ".join(f"{counts[level]:,} {level}" for level in VERDICTS if level in counts)
     fits = f" (noise: {verdicts})" if verdicts else ""
     return [
         plain(

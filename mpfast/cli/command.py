@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mpfast.cli.configuration import ALTERNATIVES, configuration_in_force
+from mpfast.cli.configuration import ALTERNATIVES, blame, remember_configured
 from mpfast.cli.examples import EXAMPLES
 
 __all__ = ["Command", "Group"]
@@ -19,6 +20,7 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the commands in panels."""
         self.rich_markup_mode = "rich"
+        _hide_types_of_switches(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
 
@@ -31,6 +33,7 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the options in panels, and the examples below them."""
         self.rich_markup_mode = "rich"
+        _hide_types_of_switches(self.get_params(ctx))
         # The lines of a docstring are no lines of the terminal.
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (self.help or "").split("\n\n"))
         super().format_help(ctx, formatter)
@@ -46,13 +49,27 @@ class Command(TyperCommand):
                 raise typer.BadParameter("is empty; is a variable of the shell not set?", ctx=ctx, param=param)
         configured = _without_alternatives(ctx.default_map or {}, given)
         ctx.default_map = configured
+        remember_configured(ctx, configured.keys() - given.keys())
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            name = error.param.name if error.param is not None else None
-            if name in configured and name not in given:
-                error.message = f"{error.message} ({configuration_in_force(ctx)} says so)"
+            error.message = blame(error.message, str(error.param.name) if error.param is not None else "")
             raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; wrong usage names the file where an option of a file is wrong."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = blame(error.message)
+            raise
+
+
+def _hide_types_of_switches(params: Iterable[Any]) -> None:
+    """Show no type of options that take no value, as some versions of typer do."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
 
 
 def _without_alternatives(configured: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

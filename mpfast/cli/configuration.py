@@ -7,8 +7,10 @@ option, in a table of a command's name for that one. What the command line says 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import typer
 
 from mpfast.support import package_missing
 
-__all__ = ["ALTERNATIVES", "configuration_in_force", "configure", "settable"]
+__all__ = ["ALTERNATIVES", "blame", "configuration_in_force", "configure", "remember_configured", "settable"]
 
 _OWN, _PROJECT = "mpfast.toml", "pyproject.toml"
 _TABLE = "tool.mpfast"
 _META = "mpfast.configuration"
+# The file, and by parameter the options of the command at work that have their values from it.
+_CONFIGURED: ContextVar[tuple[str, Mapping[str, str]]] = ContextVar("configured", default=("", {}))
 #: Options of which one call takes one: where the command line has any of a group, a file's are not looked at.
 ALTERNATIVES = (
     frozenset({"sparsity", "pattern", "budget", "masks"}),
@@ -60,6 +64,28 @@ def configuration_in_force(ctx: Any) -> str | None:
     return path
 
 
+def remember_configured(ctx: Any, names: Collection[str]) -> None:
+    """Take note of which parameters of the command at work have their values from the file."""
+    options = {param.name: key for key, param in settable(ctx.command).items() if param.name in names}
+    _CONFIGURED.set((configuration_in_force(ctx) or "", options))
+
+
+def blame(message: str, name: str = "") -> str:
+    """Return what is wrong, with the file that says so where it is an option of the file.
+
+    Parameters
+    ----------
+    message
+        What is wrong; it may name options as the command line spells them.
+    name
+        Of the parameter that it is about, if that is known.
+    """
+    file, configured = _CONFIGURED.get()
+    named = set(re.findall(r"--([\w-]+)", message))
+    found = name in configured or not named.isdisjoint(configured.values())
+    return f"{message} ({file} says so)" if found else message
+
+
 def settable(command: Any) -> dict[str, Any]:
     """Return by key the options of a command that a file can set."""
     found = {}
@@ -84,8 +110,10 @@ def _table_of(file: Path, given: bool) -> Mapping[str, Any] | None:
     """Return what a file says; None where it is a project's that says nothing of mpfast."""
     try:
         text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: cannot be read: {str(error.strerror).lower()}") from None
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{file}: is no text in UTF-8: {error}") from None
     if file.name == _PROJECT and "mpfast" not in text and not given:
         return None  # the common case costs no parser
     parse = _parser(file)

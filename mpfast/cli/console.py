@@ -18,6 +18,7 @@ from typing import Any, NoReturn, ParamSpec
 import typer
 
 from mpfast.checkpoints import check_target, is_report
+from mpfast.cli.configuration import blame
 from mpfast.cli.tables import Line, printable
 from mpfast.models import jsonable
 from mpfast.support import InputError, logger, write_text_atomically
@@ -61,24 +62,27 @@ def reports_errors(command: Callable[Arguments, None]) -> Callable[Arguments, No
             except BrokenPipeError:
                 raise  # `mpfast ... | head`: click ends this quietly
             except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-                status = EXIT_WRONG_USAGE if _is_about_an_option(error, kwargs) else EXIT_FAILED
-                fail([message_of(error) or type(error).__name__], status)
+                option = _option_of(error, kwargs)
+                message = message_of(error) or type(error).__name__
+                is_usage = isinstance(error, InputError) and option and not isinstance(kwargs[option], Path)
+                fail([blame(message, option)], EXIT_WRONG_USAGE if is_usage else EXIT_FAILED)
         if strict and warned:
             fail([f"{len(warned)} {'warning' if len(warned) == 1 else 'warnings'}, and --strict was asked for"])
 
     return guarded
 
 
-def _is_about_an_option(error: BaseException, options: Mapping[str, Any]) -> bool:
-    """Whether an option has a value that it cannot have, alone, with the others or with this model: wrong usage.
+def _option_of(error: BaseException, options: Mapping[str, Any]) -> str:
+    """Return the option that an error is about; empty where it is about none.
 
-    What a file holds is none, however the command names the file.
+    It has a value that it cannot have, alone, with the others or with this model, or is a path that something is wrong
+    with; that is no wrong usage, however the command names the file.
     """
-    if not isinstance(error, InputError):
-        return False
-    option = re.match(r"\w*", error.argument)
-    name = "" if option is None else option[0]
-    return name in options and not isinstance(options[name], Path)
+    if isinstance(error, InputError):
+        option = re.match(r"\w*", error.argument)
+        return option[0] if option is not None and option[0] in options else ""
+    # Of files and directories, messages say the path first.
+    return next((name for name, value in options.items() if message_of(error).startswith(f"{value}: ")), "")
 
 
 def fail(findings: Sequence[str], status: int = EXIT_FAILED) -> NoReturn:

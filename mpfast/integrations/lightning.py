@@ -18,7 +18,7 @@ if _found is None:
 _Callback: Any = importlib.import_module(_found).Callback
 
 
-class SpectralMonitor(monitor.SpectralMonitor, _Callback):  # type: ignore[misc]
+class SpectralMonitor(monitor.SpectralMonitor, _Callback):  # type: ignore[misc]  # an unknown base
     """`mpfast.integrations.monitor.SpectralMonitor` as ``Trainer(callbacks=[SpectralMonitor(every=100)])``.
 
     The weights are measured before the first step, too: what cannot work fails there. Scalars go to all loggers of the

@@ -23,7 +23,7 @@ _PRINTERS = (transformers.PrinterCallback, transformers.ProgressCallback)
 _Callback: Any = transformers.TrainerCallback
 
 
-class SpectralMonitor(monitor.SpectralMonitor, _Callback):  # type: ignore[misc]
+class SpectralMonitor(monitor.SpectralMonitor, _Callback):  # type: ignore[misc]  # an unknown base
     """`mpfast.integrations.monitor.SpectralMonitor` as ``Trainer(..., callbacks=[SpectralMonitor(every=100)])``.
 
     The weights are measured before the first step, too: what cannot work fails there. Scalars go to

@@ -20,17 +20,8 @@ from mpfast.masks.restoration import input_norm_saliency, restoration_gain, rest
 from mpfast.masks.score_counts import ScoreCounts, cut_shares
 
 if TYPE_CHECKING:
-    from mpfast.masks.certificates import (
-        BOUND,
-        ESTIMATE,
-        EXACT,
-        PROXY,
-        Labelled,
-        LayerCertificate,
-        RemovedWeights,
-        margin_safe,
-        worst_cross_entropy,
-    )
+    from mpfast.masks.certificates import BOUND, ESTIMATE, EXACT, PROXY, Labelled, LayerCertificate, RemovedWeights
+    from mpfast.masks.loss_bounds import margin_safe, worst_cross_entropy
     from mpfast.masks.projection import Projection, output_error, permute_inputs, permute_outputs, project
 
 __all__ = [
@@ -75,9 +66,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Most programs use neither, and they take as long to load as the other methods together.
+    # Most programs use none of these, which take as long to load as all other methods together.
     if name in __all__:
-        for file in ("projection", "certificates"):
+        for file in ("projection", "certificates", "loss_bounds"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -69,7 +69,7 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
         variance = found.edge.variance
     level = math.sqrt(variance) * math.sqrt(2 * math.log(2 * math.prod(shape) / delta))
     if on_gpu:
-        return _larger(abs(W), _at_most(level, str(W.dtype).removeprefix("torch.")))
+        return _larger(abs(W), rounded_down(level, str(W.dtype).removeprefix("torch.")))
     # Row by row in float64: the level as the storage type would round it is another one.
     keep = np.empty(shape, dtype=np.bool_)
     for entries, kept in zip(array, keep, strict=True):
@@ -77,7 +77,7 @@ def noise_floor(W: Any, delta: float = 0.05, *, variance: float | None = None, s
     return like(keep, W)
 
 
-def _at_most(level: float, dtype: str) -> float:
+def rounded_down(level: float, dtype: str) -> float:
     """The largest number of a type that is not above ``level``: entries of the type exceed both or neither."""
     if dtype == "float64":
         return level

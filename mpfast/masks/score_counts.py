@@ -12,9 +12,12 @@ __all__ = ["ScoreCounts", "cut_shares"]
 
 Array = NDArray[np.float64]
 
-# Bins are the leading 16 bits of float32 without the sign: the exponent and 7 bits, 0.8 % apart at most.
-_BINS = 1 << 15
-_LARGEST = float(np.finfo(np.float32).max)
+# Bins are the leading bits of float64, the exponent and 7 bits: 0.8 % apart at most, from the smallest float32 to the
+# largest. A bin more, the first, is for zeros and what is less, and the last for what is larger, too.
+_DROPPED_BITS = 45
+_SMALLEST, _LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
+_FROM, _UP_TO = (np.array([_SMALLEST, _LARGEST]).view(np.int64) >> _DROPPED_BITS).tolist()
+_BINS = _UP_TO - _FROM + 2
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class ScoreCounts:
 
     Attributes
     ----------
-    counts : (32768,) array of int64
-        Scores in each bin, by the leading bits of their float32.
+    counts : (35457,) array of int64
+        Scores in each bin: zeros, and those from 2^-149 on by their leading bits.
     total : float
         Their sum.
     """
@@ -34,10 +37,9 @@ class ScoreCounts:
 
     @classmethod
     def of(cls, scores: ArrayLike) -> ScoreCounts:
-        """Count an array of scores of any shape; what is above the largest float32 counts as that."""
-        wide = np.asarray(scores, dtype=np.float64)
-        bits = np.minimum(wide, _LARGEST).astype(np.float32).view(np.uint32).reshape(-1) >> 16
-        return cls(np.bincount(bits, minlength=_BINS).astype(np.int64), float(wide.sum()))
+        """Count an array of scores of any shape; what is below the smallest float32, 2^-149, counts as zero."""
+        wide = np.asarray(scores, dtype=np.float64).reshape(-1)
+        return cls(np.bincount(_bins(wide), minlength=_BINS).astype(np.int64, copy=False), float(wide.sum()))
 
     def __add__(self, other: ScoreCounts) -> ScoreCounts:
         return ScoreCounts(self.counts + other.counts, self.total + other.total)
@@ -48,19 +50,28 @@ class ScoreCounts:
         return int(self.counts.sum())
 
     def share_above(self, level: float) -> float:
-        """Share of the scores above a level: those in its bin are taken for evenly spread, below 2^-133 for zeros."""
+        """Share of the scores above a level, those in its bin taken to be evenly spread."""
         if not level < _LARGEST:
             return 0.0
-        bits = int(np.float32(level).view(np.uint32))
-        at, low, high = bits >> 16, *_ends(bits >> 16)
-        inside = 0.0 if level == 0 else float(self.counts[at]) * (high - level) / (high - low)
-        return (int(self.counts[at + 1 :].sum()) + inside) / self.size
+        (at,) = _bins(np.array([level], np.float64)).tolist()
+        above = int(self.counts[at + 1 :].sum())
+        if at == 0:
+            return above / self.size
+        low, high = _starts_of(at, at + 1)
+        return (above + float(self.counts[at]) * (high - level) / (high - low)) / self.size
 
 
-def _ends(bin_: int) -> tuple[float, float]:
-    """Where a bin begins and ends."""
-    edges = np.array([bin_ << 16, (bin_ + 1) << 16], np.uint32).view(np.float32)
-    return float(edges[0]), float(edges[1])
+def _bins(scores: Array) -> NDArray[np.int64]:
+    bins = scores.view(np.int64) >> _DROPPED_BITS
+    bins -= _FROM - 1
+    return np.clip(bins, 0, _BINS - 1, out=bins)
+
+
+def _starts_of(*bins: int) -> list[float]:
+    """Where bins begin, other than the first."""
+    leading = np.array(bins, np.int64) + (_FROM - 1)
+    starts: list[float] = (leading << _DROPPED_BITS).view(np.float64).tolist()
+    return starts
 
 
 def cut_shares(layers: Sequence[ScoreCounts], pruned: int, low: ArrayLike, high: ArrayLike) -> Array:

@@ -9,7 +9,6 @@ from mpfast.models.csv_text import csv_of
 from mpfast.models.diff_rows import DIFF_COLUMNS, DiffRow, diff_figures
 from mpfast.models.expert_summary import (
     FENCE,
-    FEWEST_EXPERTS,
     ExpertRows,
     ExpertSummary,
     OutlyingExpert,
@@ -33,7 +32,7 @@ from mpfast.models.layer_report import (
     signals_range,
     sorted_rows,
 )
-from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, PATTERN_METHOD, Method, method_named
+from mpfast.models.methods import DEFAULT_METHOD, DEFAULT_SHARES, METHODS, Method, method_named
 from mpfast.models.model_diff import ModelDiff
 from mpfast.models.module_names import body_of, module_patterns
 from mpfast.models.narrow_fits import NarrowedLayer
@@ -67,12 +66,10 @@ __all__ = [
     "EXPORTERS",
     "FACTORS_FORMAT",
     "FENCE",
-    "FEWEST_EXPERTS",
     "FITTED_METHODS",
     "LEVELS",
     "METHODS",
     "NUMBER_COLUMNS",
-    "PATTERN_METHOD",
     "QUANTIZE_FORMATS",
     "SORT_COLUMNS",
     "VERDICTS",

@@ -17,11 +17,11 @@ from mpfast.checkpoints import (
     SafetensorsWriter,
     TensorInfo,
     home_directory,
+    read_config,
     stored_bits,
 )
 from mpfast.models.factoring import FactoredLayer, Factoring, Factors
 from mpfast.models.skipped import SkippedTensor
-from mpfast.support import parse_json
 
 __all__ = ["Orientation", "changed_tensors", "configuration_of", "head_tensors", "task_type", "write_adapter"]
 
@@ -51,11 +51,7 @@ def configuration_of(model: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
             names = found.get("architectures") or [type(model).__name__]
             return {**found, "architectures": names}
     home = home_directory(checkpoint)
-    try:
-        found = {} if home is None else parse_json((home / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return (None if home is None else read_config(home)) or {}
 
 
 def task_type(configuration: Mapping[str, Any]) -> str | None:

@@ -16,14 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpfast.checkpoints import check_target
+from mpfast.checkpoints import check_target, read_config
 from mpfast.models.budget_row import LayerBudget, check_budget, module_of
 from mpfast.support import (
     InvalidTypeError,
     InvalidValueError,
     check_path,
     front_door,
-    parse_json,
     warn_caller,
     write_bytes_atomically,
 )
@@ -187,11 +186,8 @@ def _order_of_file(budget: Budget, rows: Mapping[Place, LayerBudget]) -> tuple[l
 
 def _model_type(source: Path) -> str:
     for folder in (source, source.parent):
-        try:
-            found = parse_json((folder / "config.json").read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and isinstance(found.get("model_type"), str):
+        found = read_config(folder) or {}
+        if found.get("model_type") is not None:
             return str(found["model_type"])
     return "which no config.json beside it tells"
 

@@ -42,7 +42,7 @@ def budget_from_reports(
     skipped: Iterable[SkippedTensor] = (),
     provenance: Provenance | None = None,
 ) -> Budget:
-    """Share ``sparsity`` out over analysed layers; see `mpfast.Analysis.budget`.
+    """Share ``sparsity`` out over analysed layers; options and errors as `mpfast.Analysis.budget`.
 
     `skipped` are the tensors of the checkpoint that were not analysed, `provenance` is what made the reports.
     """

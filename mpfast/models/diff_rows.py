@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mpfast.support import signed
+
 __all__ = ["DIFF_COLUMNS", "DiffRow", "diff_figures"]
 
 
@@ -69,11 +71,15 @@ def diff_figures(analyses: bool) -> dict[str, Callable[[DiffRow], str]]:
         return {"change": lambda row: f"{row.change:.3g}", "largest": lambda row: f"{row.largest:.3g}"}
     return {
         "norm": lambda row: f"{row.change:.2%}",
-        "sigma+": lambda row: f"{row.sigma_plus:+.2%}",
-        "KS": lambda row: f"{row.ks:+.3f}",
-        "spikes": lambda row: f"{row.spikes:+d}",
-        "signals": lambda row: f"{row.signals:+d}",
-        "share": lambda row: f"{row.share:+.3f}",
-        "eff.rank": lambda row: f"{row.effective_rank:+.2%}",
+        "sigma+": lambda row: _signed(row.sigma_plus, ".2%"),
+        "KS": lambda row: _signed(row.ks, ".3f"),
+        "spikes": lambda row: _signed(row.spikes, "d"),
+        "signals": lambda row: _signed(row.signals, "d"),
+        "share": lambda row: _signed(row.share, ".3f"),
+        "eff.rank": lambda row: _signed(row.effective_rank, ".2%"),
         "noise": lambda row: " -> ".join(dict.fromkeys(row.verdicts)),
     }
+
+
+def _signed(value: float | None, form: str) -> str:
+    return "?" if value is None else signed(value, form)

@@ -136,9 +136,10 @@ class ExpertSummary:
 
 def check_expert_rows(value: Any) -> ExpertRows:
     """Return how the rows of experts are reported; InvalidValueError where `value` says nothing of the kind."""
-    for word in get_args(ExpertRows):
+    known: tuple[ExpertRows, ...] = get_args(ExpertRows)
+    for word in known:
         if value == word:
-            return value  # type: ignore[no-any-return]
+            return word
     raise InvalidValueError("expert_rows", f"must be one of {', '.join(get_args(ExpertRows))}, not {value!r}")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mpfast.checkpoints import GgufFile, GgufWriter, Layer, SourceFiles, copy_companions, files_behind
 from mpfast.models.integer_fits import IntegerFits, Integers, QuantizedLayer
 from mpfast.models.output_mark import mark_output
-from mpfast.support import OutputDirectory
+from mpfast.support import InvalidValueError, OutputDirectory
 
 __all__ = ["BLOCK", "GGUF_BITS", "write_gguf"]
 
@@ -25,6 +25,10 @@ def write_gguf(
     checkpoint: GgufFile, place: OutputDirectory, chosen: Sequence[Layer], fits: IntegerFits, kind: str
 ) -> tuple[tuple[QuantizedLayer, ...], tuple[str, ...], int]:
     """Write the file with these matrices in a type, all or nothing; returns as `write_packed`."""
+    if checkpoint.others:  # their names tell loaders what belongs together, and would not be those of this one
+        raise InvalidValueError(
+            "model", "is one file of several that are a model", "merge them first: llama-gguf-split"
+        )
     source = SourceFiles(files_behind(checkpoint))
     rows = []
     with place.staged() as staging:

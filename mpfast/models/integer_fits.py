@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core, reconstruct
-from mpfast.arrays import in_storage, raise_if_nonfinite, wide, widened
+from mpfast.arrays import LARGEST, in_storage, raise_if_nonfinite, wide, widened
 from mpfast.checkpoints import Checkpoint, Layer, read_layer, stored
 from mpfast.models.layer_moments import LayerMoments
 from mpfast.models.mask_plans import matrix_of
@@ -108,7 +108,7 @@ class IntegerFits:
         groups = weights.astype(np.float32).reshape(len(weights), -1, self.group)
         scale = np.maximum(-groups.min(axis=2) / self._zero, groups.max(axis=2) / (self._zero - 1))
         scale[scale == 0] = 1
-        scales = self._scales(scale, layer)
+        scales = self._scales(scale, weights, layer)
         integers = Integers(self._codes(weights, wide(scales, self._type_of_scales(layer))), scales)
         return QuantizedLayer(layer.name, layer.shape, _change(rows, self.numbers(integers, layer), layer)), integers
 
@@ -123,7 +123,9 @@ class IntegerFits:
             heldout = None if others is None else self._fit(weights, others).heldout(kept_back)
         grid = fit.grid
         assert grid is not None, "quantize makes one"
-        integers = Integers(self._codes(np.asarray(fit.weights), grid.scale), self._scales(grid.scale, layer))
+        scales = self._scales(grid.scale, weights, layer)
+        # What was rounded on a scale that was raised has other codes; of the rest none moves by half of one.
+        integers = Integers(self._codes(np.asarray(fit.weights), wide(scales, self._type_of_scales(layer))), scales)
         found = self.numbers(integers, layer)
         unit = power_near(float(np.abs(weights).max())), factor.root_unit
         target = matrix_of(rows, layer)
@@ -146,14 +148,19 @@ class IntegerFits:
         codes: NDArray[np.uint8] = places.clip(0, 2 * self._zero - 1).astype(np.uint8).reshape(weights.shape)
         return codes
 
-    def _scales(self, scale: NDArray[Any], layer: Layer) -> NDArray[Any]:
-        """Scales in the type that they are stored in: whoever reads them computes with that."""
+    def _scales(self, scale: NDArray[Any], weights: NDArray[Any], layer: Layer) -> NDArray[Any]:
+        """Scales in the type that they are stored in: whoever reads them computes with that.
+
+        A group of next to nothing among others has the smallest scale of the type.
+        """
         kind = self._type_of_scales(layer)
         bits = in_storage(scale, kind)
-        held = wide(bits, kind)
-        if not (np.isfinite(held) & (held > 0)).all():
+        held = wide(bits, kind) > 0
+        used = weights.reshape(*scale.shape, -1).any(axis=2)
+        if used.any() and (not held[used].any() or scale.max() > LARGEST[kind]):
             raise InvalidValueError(layer.name, f"has scales that {kind} does not hold", "leave it out: exclude=")
-        return bits
+        smallest = np.array(1, f"u{bits.itemsize}").view(bits.dtype)
+        return np.where(held, bits, smallest)
 
     def _type_of_scales(self, layer: Layer) -> str:
         return self.scale_type or layer.dtype

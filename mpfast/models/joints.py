@@ -122,7 +122,7 @@ def neurons_of(checkpoint: Checkpoint) -> Joints:
     config, family = _configuration(checkpoint)
     widths = WIDTHS[family]
     joints = _joints(checkpoint, widths.neurons, family)
-    size = setting(config, widths.size) or joints[0].reader.inputs
+    size = _one_size(config, widths.size) or joints[0].reader.inputs
     _check(joints, size, {size}, f"{widths.size} is {size}")
     return Joints("neurons", size, joints, {widths.size: 1}, {})
 
@@ -134,12 +134,12 @@ def heads_of(checkpoint: Checkpoint) -> Joints:
     if widths.heads is None:
         raise InvalidValueError("heads", f"cannot go from a model of the type {family!r}: {widths.no_heads}")
     joints = _joints(checkpoint, widths.heads, family)
-    heads = setting(config, HEADS)
+    heads = _one_size(config, HEADS)
     if heads is None:
         raise InvalidValueError("model", f"has no {HEADS} in its config.json")
-    groups = setting(config, _GROUPS) or heads
+    groups = _one_size(config, _GROUPS) or heads
     inputs = joints[0].reader.inputs
-    size = setting(config, _HEAD_SIZE) or inputs // heads
+    size = _one_size(config, _HEAD_SIZE) or inputs // heads
     said = f"{HEADS} is {heads}, {_GROUPS} {groups} and {_HEAD_SIZE} {size}"
     if heads % groups:
         raise InvalidValueError("model", f"has no whole groups of heads: {said}")
@@ -148,12 +148,20 @@ def heads_of(checkpoint: Checkpoint) -> Joints:
     return Joints("heads", groups, joints, {HEADS: heads // groups, _GROUPS: 1}, {_HEAD_SIZE: size}, hidden)
 
 
+def _one_size(config: Mapping[str, Any], name: str) -> int | None:
+    """What a configuration says that all blocks have; None where it does not say."""
+    if isinstance(config.get(name), list | tuple):
+        fact = f"says {name} in its config.json for each block by itself, and one number would be written"
+        raise InvalidValueError("model", fact)
+    return setting(config, name)
+
+
 def _configuration(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
     """What config.json says, and the family; its blocks are known."""
     config = getattr(checkpoint, "config", None)
     if not config:
         fact = f"{checkpoint.source}: has no config.json beside it, which would have to say the new sizes"
-        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
+        raise InvalidValueError("", fact, "pass a directory that save_pretrained wrote")
     family = config.get("model_type")
     if not isinstance(family, str) or family not in WIDTHS:
         fact = f"is of the type {family!r}, in which it is not known what writes and reads the neurons"

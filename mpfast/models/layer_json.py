@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mpfast.models.layer_report import LayerReport, converted, number
+from mpfast.models.column_values import converted, number
+from mpfast.models.layer_report import LayerReport
 from mpfast.spectra import Histogram
 from mpfast.support import InvalidValueError, Record, parse_json, short
 

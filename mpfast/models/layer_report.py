@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from mpfast.models.column_values import column_error, converted, count, integers, number, text, texts
 from mpfast.models.noise_verdict import noise_sentence, noise_verdict
 from mpfast.models.ordering import in_order
 from mpfast.spectra import METRICS, Histogram, Picture, current_axes, draw_picture, quantization_noise
@@ -16,11 +15,9 @@ from mpfast.support import (
     InvalidValueError,
     facts_as_html,
     front_door,
-    is_shape,
-    is_text,
+    notebook_cell,
     percent,
     printable,
-    short,
     with_error,
 )
 
@@ -37,10 +34,7 @@ __all__ = [
     "SORT_COLUMNS",
     "WORD_COLUMNS",
     "LayerReport",
-    "converted",
     "distances",
-    "integers",
-    "number",
     "row_figures",
     "signals_range",
     "sorted_rows",
@@ -202,8 +196,8 @@ class LayerReport:
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         figures = row_figures([self])
-        facts = {heading: cell(self) for heading, cell in figures.items() if heading not in ("layer", "noise")}
-        return facts_as_html(self.name, facts, [f"{self.verdict}: {self.sentence}", *self.warnings])
+        facts = {heading: cell(self) for heading, cell in figures.items() if heading != "layer"}
+        return notebook_cell(facts_as_html(self.name, facts, [self.sentence], self.warnings))
 
     @property
     def picture(self) -> Picture | None:
@@ -229,7 +223,9 @@ class LayerReport:
         """
         ax = current_axes(ax)
         draw_picture(ax, self.picture)
-        ax.set_title(f"{printable(self.name)}: {self.spikes} spikes, noise {self.verdict}")
+        # Two lines, for names of layers are long, and a title that is wider than its picture is cut.
+        title = f"{printable(self.name)}\n{self.spikes} spikes, noise {self.verdict}"
+        ax.set_title(title, fontsize="medium")
         return ax
 
     @property
@@ -268,7 +264,7 @@ class LayerReport:
             raise InvalidValueError("", f"the row lacks {', '.join(sorted(missing))}")
         values = {name: converted(name, row[name], convert) for name, convert in COLUMNS.items()}
         if len(values["shape"]) != 2:
-            raise _column_error("shape", row["shape"])
+            raise column_error("shape", row["shape"])
         metrics = {key: converted(key, value, number) for key, value in row.items() if key not in COLUMNS}
         return cls(**values, metrics=metrics)
 
@@ -279,63 +275,14 @@ def _rounding_share(spectrum: Spectrum, rounding: float | None) -> float:
     return quantization_noise(spectrum, rounding).share
 
 
-def converted(column: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-    """Return a value of JSON as a column has it; InvalidValueError names the column whose value it cannot be."""
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise _column_error(column, value) from None
-
-
-def _column_error(column: str, value: Any) -> InvalidValueError:
-    return InvalidValueError("", f"the column {short(column)} cannot be {short(value)}")
-
-
-def integers(values: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape as Python integers; TypeError or ValueError where it is none."""
-    if isinstance(values, str | Mapping):
-        raise TypeError("expected a sequence")
-    shape = tuple(_count(value) for value in values)
-    if not is_shape(shape):
-        raise ValueError("expected the extents of an array")
-    return shape
-
-
-def _text(value: Any) -> str:
-    if not is_text(value):
-        raise TypeError("expected text")
-    return str(value)
-
-
-def _texts(values: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(values, str | Mapping):
-        raise TypeError("expected a sequence")
-    return tuple(_text(value) for value in values)
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
-        raise ValueError("expected a count")
-    return int(value)
-
-
-def number(value: Any) -> float:
-    """Return a number of JSON, where infinities are text; TypeError where it is none."""
-    if isinstance(value, str) and value in ("inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError("expected a number")
-    return float(value)
-
-
 # How each column comes back from JSON, by its annotation, which is a string in this module.
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "str": _text,
+    "str": text,
     "float": number,
-    "int": _count,
+    "int": count,
     "tuple[int, ...]": integers,
     "tuple[int, int]": integers,
-    "tuple[str, ...]": _texts,
+    "tuple[str, ...]": texts,
 }
 COLUMNS: dict[str, Any] = {
     column.name: _CONVERTERS[str(column.type)]
@@ -343,11 +290,11 @@ COLUMNS: dict[str, Any] = {
     if column.name not in ("metrics", "histogram")
 }
 #: The columns of one number each.
-NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (number, _count)), *METRICS)
+NUMBER_COLUMNS = (*(name for name, convert in COLUMNS.items() if convert in (number, count)), *METRICS)
 # Texts of many words.
 _SENTENCES = ("unmet_tolerance", "sentence")
 #: The columns of one word each, or of a name.
-WORD_COLUMNS = tuple(name for name, convert in COLUMNS.items() if convert is _text and name not in _SENTENCES)
+WORD_COLUMNS = tuple(name for name, convert in COLUMNS.items() if convert is text and name not in _SENTENCES)
 #: The columns that rows can be put in order by: those of a word, of one number each, the shape, and the measures.
 SORT_COLUMNS = (
     *(name for name in COLUMNS if name in WORD_COLUMNS or name in NUMBER_COLUMNS),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 from mpfast.checkpoints import NameFilter, name_filter
 from mpfast.models.layer_report import LayerReport, row_figures
+from mpfast.models.noise_verdict import WHAT_IS_NORMAL
 from mpfast.models.plot import plot_analysis
 from mpfast.models.rows import Rows
 from mpfast.models.skipped import SkippedTensor
@@ -57,7 +58,12 @@ class LayerRows(Rows[LayerReport]):
         """Return the result with these in the place of its own."""
 
     def _columns_shown(self) -> dict[str, Callable[[LayerReport], str]]:
-        return row_figures(self.layers)
+        return row_figures(self.layers) | {"layer": lambda row: f"{row.name} !" if row.warnings else row.name}
+
+    def _notes_shown(self) -> tuple[str, ...]:
+        count = sum(bool(row.warnings) for row in self.layers)
+        marked = f"! {count} {'layer has' if count == 1 else 'layers have'} warnings; a layer shows its own."
+        return (marked, WHAT_IS_NORMAL) if count else (WHAT_IS_NORMAL,)
 
     @front_door
     def plot(self, ax: Axes | None = None, *, measure: str | Callable[[LayerReport], float] = "share") -> Axes:

@@ -63,10 +63,15 @@ class ModelDiff(Rows[DiffRow]):
             **diff_figures(self.analyses),
         }
 
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the rows, and what has no partner."""
+    def _as_html(self) -> str:
+        """What changed, how many rows did not, and what has no partner."""
+        changed = [row for row in self.rows if not row.equal]
+        equal = len(self) - len(changed)
+        notes = [f"{equal:,} {self.nouns[equal != 1]} equal in both"] if equal else []
         missing = {"only in one": lambda entry: entry[0], "why": lambda entry: entry[1]}
-        return super()._repr_html_() + (rows_as_html("", self.unmatched, missing) if self.unmatched else "")
+        return rows_as_html(repr(self), changed, self._columns_shown(), notes) + rows_as_html(
+            "", self.unmatched, missing
+        )
 
     def __repr__(self) -> str:
         return f"ModelDiff({self.a!r} to {self.b!r}: {self.changed} of {len(self)} {self.nouns[1]} changed)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -83,8 +84,9 @@ def provenance_of(model: Any, base: Any = None, **options: Any) -> Provenance:
     )
 
 
+@functools.cache
 def installed_version() -> str:
-    """Version of the installed package."""
+    """Version of the installed package, looked up once: it takes reading the list of all packages."""
     try:
         return metadata.version("mpfast")
     except metadata.PackageNotFoundError:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mpfast.checkpoints import (
-    Checkpoint,
-    Layer,
     MaskFile,
     NameFilter,
     check_writable,
@@ -24,31 +19,28 @@ from mpfast.checkpoints import (
     select_layers,
     unseen_quantisation,
 )
-from mpfast.models.bounds import Bounds
 from mpfast.models.budget import Budget
-from mpfast.models.budget_fit import FittedBudget, plan_of_budget
+from mpfast.models.budget_fit import FittedBudget
 from mpfast.models.extent import dense_tensors, model_entries, warn_of_emptied
 from mpfast.models.layer_moments import LayerMoments
-from mpfast.models.layer_report import LayerReport
 from mpfast.models.mask_fit import FittedMasks
-from mpfast.models.mask_plans import GivenMasks, LayerCuts, MaskPlan, Pattern, RowCuts, global_cut
-from mpfast.models.methods import METHODS
 from mpfast.models.provenance import called, provenance_of
 from mpfast.models.prune_options import PruneOptions, changeable, layers_to_prune
+from mpfast.models.prune_plan import dropped_share, layers_with_moments, plan_masks
 from mpfast.models.pruned_output import MaskingPass, write_pruned
 from mpfast.models.refitting import Refitting
-from mpfast.models.shared_counts import Knowledge, gradients_of, shared_counts, spectra_of
+from mpfast.models.shared_counts import gradients_of
 from mpfast.models.skipped import SkippedTensor, skipped_tensors
 from mpfast.support import (
     InvalidTypeError,
     check_flag,
     check_path,
     claimed_directory,
-    floor_count,
+    facts_as_html,
     front_door,
     logger,
+    notebook_cell,
     percent,
-    printable,
     warn_caller,
 )
 
@@ -96,7 +88,7 @@ class PruneResult:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the budget as it was met."""
-        return f"<p>{html.escape(printable(repr(self)))}</p>{self.budget._repr_html_()}"
+        return notebook_cell(facts_as_html(repr(self), {}), self.budget._as_html())
 
     @property
     def sparsity(self) -> float:
@@ -289,7 +281,7 @@ def prune(
     known = None if moments is None else LayerMoments(moments, model, checkpoint, layers)
     if known is not None:
         warn_caller("prune", known.warning)
-        layers = _fitted_layers(layers, skipped, known, options)
+        layers = layers_with_moments(layers, skipped, known, options)
     slopes = {} if gradients is None else gradients_of(gradients, layers)
     logger.info("prune: %s: %d layers by %s", checkpoint.source, len(layers), options.label)
     # Of a path, the masks are in a file beside the weights.
@@ -300,7 +292,7 @@ def prune(
     empty = Budget(
         (),
         options.label,
-        options.target if laid_out is None else _dropped_share(laid_out, layers),
+        options.target if laid_out is None else dropped_share(laid_out, layers),
         options.wanted_pattern,
         checkpoint.source,
         dense=dense_tensors(stays),
@@ -335,7 +327,7 @@ def prune(
             read = [file for file in (masks, moments) if isinstance(file, str | os.PathLike)]
             sources = files_behind(model, checkpoint, *read)
             place = stack.enter_context(claimed_directory(out, overwrite=overwrite, sources=sources))
-        plan, counts, reports = _plan(checkpoint, layers, options, fitted, laid_out, known, slopes)
+        plan, counts, reports = plan_masks(checkpoint, layers, options, fitted, laid_out, known, slopes)
         if known is not None:
             plan = Refitting(
                 plan,
@@ -366,72 +358,9 @@ def prune(
     )
 
 
-def _plan(
-    checkpoint: Checkpoint,
-    layers: Sequence[Layer],
-    options: PruneOptions,
-    budget: FittedBudget | None,
-    masks: FittedMasks | None,
-    moments: LayerMoments | None,
-    gradients: Mapping[str, Any],
-) -> tuple[MaskPlan, Mapping[str, int], Mapping[str, LayerReport]]:
-    """Decide what goes, how much of each layer where that is known before, and with which spectra."""
-    if masks is not None:
-        return GivenMasks(masks), {}, {}
-    if options.groups is not None:
-        return Pattern(*options.groups, options.team), {}, {}
-    if budget is not None:
-        by_row = options.label in METHODS and METHODS[options.label].per_row
-        plan, counts = plan_of_budget(budget, checkpoint, layers, per_row=by_row, threads=options.team)
-        return plan, counts, {}
-    method = options.sharing
-    reports = _spectra(checkpoint, layers, options) if method.needs_spectra else {}
-    if method.cuts_globally and not options.chooser:
-        scales = method.scales([reports.get(layer.name) for layer in layers], options.target)
-        pruned = floor_count(options.target, sum(layer.size for layer in layers))
-        return global_cut(checkpoint, layers, scales, pruned, options.highest, options.team), {}, reports
-    known = Knowledge(reports, moments, gradients, options.factor_damping)
-    bounds = Bounds.checked(options.target, ceiling=options.highest)
-    counts = shared_counts(method, checkpoint, layers, known, options.target, bounds, options.team)
-    return (RowCuts if method.per_row else LayerCuts)(counts, options.team), counts, reports
-
-
-def _fitted_layers(
-    layers: list[Layer], skipped: dict[str, str], moments: LayerMoments, options: PruneOptions
-) -> list[Layer]:
-    """Leave dense what has no moment, where it was left to the moments what goes, or how much."""
-    measured = "moments" in options.sharing.needs
-    if options.given_budget is not None or not (options.chooser or measured):
-        return layers
-    reasons = {
-        layer.name: moments.reason_against_one(layer) if measured else moments.reasons.get(layer.name, "")
-        for layer in layers
-    }
-    skipped |= {name: f"no second moment: {reason}" for name, reason in reasons.items() if reason}
-    return [layer for layer in layers if not reasons[layer.name]]
-
-
-def _dropped_share(masks: FittedMasks, layers: Sequence[Layer]) -> float:
-    """Share of the entries of these layers that masks drop."""
-    kept = sum(int(np.count_nonzero(masks.mask_of(layer))) for layer in layers)
-    return 1 - kept / sum(layer.size for layer in layers)
-
-
 def _opened_masks(masks: Any) -> Mapping[str, Any] | None:
     if masks is None or isinstance(masks, Mapping):
         return masks
     if isinstance(masks, str | os.PathLike):
         return MaskFile(check_path(masks, "masks"))
     raise InvalidTypeError("masks", f"must be a file or a mapping, not {type(masks).__name__}")
-
-
-def _spectra(checkpoint: Checkpoint, layers: Sequence[Layer], options: PruneOptions) -> dict[str, LayerReport]:
-    return spectra_of(
-        checkpoint,
-        layers,
-        tol=options.tol,
-        seed=options.seed,
-        device=options.device,
-        threads=options.threads,
-        progress=options.progress,
-    )

@@ -145,7 +145,8 @@ def quantize(
     format : {"compressed-tensors", "Q4_0", "Q8_0"}, optional
         ``pack-quantized`` of compressed-tensors, the default but for GGUF files, which transformers loads where that
         library is installed. Or a type of GGUF, for such a file alone: its settings are kept byte for byte, but for
-        ``general.file_type``, and matrices of any type are rounded anew.
+        ``general.file_type``, and ``general.quantization_version`` is added where it lacks; matrices of any type are
+        rounded anew.
     bits : int, optional
         Of a weight, 2 to 8; default 4. GGUF's types have 4 and 8.
     group : int, optional
@@ -266,7 +267,7 @@ def _form_of(checkpoint: Checkpoint, format: Any, bits: Any, group: Any) -> _For
     group = _GROUP if group is None else positive_integer(group, "group", optional=False)
     if not getattr(checkpoint, "config", None) or home_directory(checkpoint) is None:
         fact = f"{checkpoint.source}: has no config.json beside it, which would have to say how weights are stored"
-        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
+        raise InvalidValueError("", fact, "pass a directory that save_pretrained wrote")
     check_writable(checkpoint)
     return _Form(PACKED, int(bits), int(group))
 

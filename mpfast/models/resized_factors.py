@@ -76,15 +76,31 @@ def resized(update: Update, read: Read, rank: int) -> tuple[ResizedUpdate, dict[
         return ResizedUpdate(update.name, update.shape, rank, rank, 0.0, update.count), {}
     alpha, change = _alpha(update, read, rank)
     parts = _of_each(update, read, LowRankProduct.decomposed)
+    infos = update.factors
+    if "E" in infos:
+        return _with_lengths(update, read, parts[0], rank)
     # Both factors have the square roots of the singular values: the smallest range of entries.
     first = np.concatenate([np.sqrt(s[:rank])[:, None] * Vh[:rank] for _, s, Vh in parts])
     second = np.stack([change * U[:, :rank] * np.sqrt(s[:rank]) for U, s, _ in parts], axis=2)
-    infos = update.factors
     A = _stored(first, infos["A"].dtype, update.name).reshape(update.count * rank, *infos["A"].shape[1:])
     B = _stored(second, infos["B"].dtype, update.name).reshape(len(second), -1, *infos["B"].shape[2:])
     error = _error(update, read, rank, wide(A, infos["A"].dtype), wide(B, infos["B"].dtype) / change)
     report = ResizedUpdate(update.name, update.shape, update.rank, rank, error, update.count)
     return report, {infos["A"].name: A, infos["B"].name: B} | ({} if alpha is None else {update.alpha: alpha})
+
+
+def _with_lengths(
+    update: Update, read: Read, parts: tuple[NDArray[Any], ...], rank: int
+) -> tuple[ResizedUpdate, dict[str, NDArray[Any]]]:
+    """Cut an update of AdaLoRA: to singular vectors, as its training wants them, and singular values between them."""
+    U, s, Vh = parts
+    change = 1.0 if update.settings is None else update.settings.change(update.rank, rank)
+    values = {"A": Vh[:rank], "E": change * s[:rank, None], "B": U[:, :rank]}
+    stored = {word: _stored(part, update.factors[word].dtype, update.name) for word, part in values.items()}
+    A, E, B = (wide(part, update.factors[word].dtype) for word, part in stored.items())
+    error = _error(update, read, rank, A * E / change, B)
+    report = ResizedUpdate(update.name, update.shape, update.rank, rank, error)
+    return report, {update.factors[word].name: part for word, part in stored.items()}
 
 
 def _of_each(update: Update, read: Read, what: Callable[[LowRankProduct], Any]) -> list[Any]:

@@ -109,6 +109,9 @@ class _Plan:
             rows = self.updates[name].count * rank
             infos[A.name] = TensorInfo(A.name, (rows, *A.shape[1:]), A.dtype)
             infos[B.name] = TensorInfo(B.name, (B.shape[0], rows, *B.shape[2:]), B.dtype)
+            E = self.updates[name].factors.get("E")
+            if E is not None:
+                infos[E.name] = TensorInfo(E.name, (rows, 1), E.dtype)
         return infos
 
     def modules(self, prefix: str = "") -> tuple[dict[str, int], list[str]]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from mpfast.checkpoints import check_target
 from mpfast.models.provenance import Provenance
-from mpfast.support import MissingKeyError, check_path, front_door, return_or_write, rows_as_html
+from mpfast.support import MissingKeyError, check_path, front_door, notebook_cell, return_or_write, rows_as_html
 
 __all__ = ["Named", "Rows", "json_text"]
 
@@ -69,7 +69,14 @@ class Rows(Sequence[Row]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        return rows_as_html(repr(self), self, self._columns_shown())
+        return notebook_cell(self._as_html())
+
+    def _as_html(self) -> str:
+        return rows_as_html(repr(self), self, self._columns_shown(), self._notes_shown())
+
+    def _notes_shown(self) -> tuple[str, ...]:
+        """Return what a notebook says below the rows."""
+        return ()
 
     @abstractmethod
     def _sources(self) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, narrowed, raise_if_nonfinite
-from mpfast.operators.factors import Energies, Factors, times
+from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
+from mpfast.operators.factors import Energies, Factored, Factors, times
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.protocol import LanczosRun, gram_memory
 from mpfast.support import InvalidTypeError, InvalidValueError
@@ -24,7 +24,8 @@ Array = NDArray[np.float64]
 
 # Share of the free device memory that a matrix may be copied into; a larger one streams through the device. Two layers
 # of a model may be on their way to a device at the same time. The partial results of a product in two passes come on
-# top: a quarter of a matrix of 16-bit entries, an eighth of others, half of one of 16 bits in double precision.
+# top: a quarter of a matrix of 16-bit entries, an eighth of others, half of one of 16 bits in double precision. They do
+# not shrink with codes, which therefore count as entries of 16 bits.
 RESIDENT_SHARE = 0.4
 # Device memory for one panel of a streamed matrix; there are two.
 PANEL_BYTES = 256 << 20
@@ -34,7 +35,7 @@ DEVICE_EIGENVALUES_FROM = 1024
 QUARTILE_TOLERANCE = 1e-6
 
 
-class DeviceSource:
+class DeviceSource(Factored):
     """A matrix in device memory."""
 
     exact_norm = True
@@ -58,7 +59,9 @@ class DeviceSource:
     def energies(self, run: LanczosRun | None) -> Energies | None:
         if run is not None and run.energies is not None:
             return run.energies
-        rows, columns, nonfinite, row, col = self.backend.energies(self.matrix, self._exponent, self._pair)
+        rows, columns, nonfinite, row, col = self.backend.energies(
+            self.matrix, self.kernel_exponent, self.kernel_factors
+        )
         raise_if_nonfinite("W", nonfinite, (row, col))
         return rows, columns
 
@@ -67,7 +70,15 @@ class DeviceSource:
     ) -> _cuda.LanczosRun:
         double = precise or (self.factors is not None and self.factors.need_double)
         run: _cuda.LanczosRun = self.backend.lanczos_run(
-            self.matrix, width, seed, stream, self._exponent, double, factors=self._pair, energies=energies, parts=parts
+            self.matrix,
+            width,
+            seed,
+            stream,
+            self.kernel_exponent,
+            double,
+            factors=self.kernel_factors,
+            energies=energies,
+            parts=parts,
         )
         return run
 
@@ -89,7 +100,7 @@ class DeviceSource:
 
     def gram(self) -> Array:
         with gram_memory(self.shape):
-            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self._exponent, self._pair)
+            gram, nonfinite, row, col = self.backend.gram_matrix(self.matrix, self.kernel_exponent, self.kernel_factors)
         raise_if_nonfinite("W", nonfinite, (row, col))
         symmetric: Array = 0.5 * (gram + gram.T)
         return symmetric
@@ -103,16 +114,10 @@ class DeviceSource:
 
     def _product(self, X: NDArray[Any], transpose: bool) -> NDArray[Any]:
         """With the matrix as it is stored."""
-        product: NDArray[Any] = self.backend.multiply(self.matrix, np.ascontiguousarray(X), transpose, self._exponent)
+        product: NDArray[Any] = self.backend.multiply(
+            self.matrix, np.ascontiguousarray(X), transpose, self.kernel_exponent
+        )
         return product
-
-    @property
-    def _exponent(self) -> int:
-        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
-
-    @property
-    def _pair(self) -> Energies | None:
-        return None if self.factors is None else self.factors.pair
 
     def _eigenvalues(self, gram: Array) -> Array:
         """Ascending, by cuSOLVER where the process has PyTorch or CuPy loaded, else by the host."""
@@ -150,10 +155,10 @@ class StreamedSource(MatrixSource):
             width,
             seed,
             stream,
-            self._exponent,
+            self.kernel_exponent,
             precise or (self.factors is not None and self.factors.need_double),
             PANEL_BYTES,
-            factors=self._pair,
+            factors=self.kernel_factors,
             energies=energies,
             parts=parts,
         )
@@ -208,21 +213,32 @@ def open_device_array(W: Any, threads: int) -> DeviceSource:
     return DeviceSource(device_matrix(W, cuda_backend()), threads)
 
 
-def _has_contiguous_rows(array: NDArray[Any]) -> bool:
+def has_contiguous_rows(array: NDArray[Any]) -> bool:
     """Whether rows lie one behind the other in memory, perhaps with gaps."""
     (step, stride), length = array.strides, array.shape[1] * array.itemsize
     return stride == array.itemsize and (len(array) == 1 or step >= length)
 
 
 def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> DeviceSource | StreamedSource:
-    """Copy a host matrix to the device if there is room, else let it stream through; one of codes is decoded first."""
+    """Copy a host matrix to the device as it is stored if there is room, else let it stream through."""
     if matrix.is_coded:
-        numbers = matrix.decoded()
-        bits = narrowed(numbers) if matrix.dtype == "bfloat16" else numbers
-        matrix = _core.Matrix(bits, matrix.dtype)
-    array = cast(NDArray[Any], matrix.owner)
-    if not any(_has_contiguous_rows(view) for view in (array, array.T)):
-        raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
-    if array.nbytes <= RESIDENT_SHARE * device.backend.free_memory(device.index):
-        return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), threads)
+        matrix = _with_rows_in_order(matrix)
+        counted = 2 * matrix.shape[0] * matrix.shape[1]
+    else:
+        array: NDArray[Any] = matrix.owner
+        if not any(has_contiguous_rows(view) for view in (array, array.T)):
+            raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
+        counted = array.nbytes
+    if counted <= RESIDENT_SHARE * device.backend.free_memory(device.index):
+        return DeviceSource(device.backend.Matrix.upload(matrix.owner, matrix.dtype, device.index), threads)
     return StreamedSource(matrix, device, threads)
+
+
+def _with_rows_in_order(matrix: _core.Matrix) -> _core.Matrix:
+    """Copy codes and scales whose rows overlap or lie the other way round in memory."""
+    code, codes, scales, width = matrix.owner
+    if not has_contiguous_rows(codes):
+        codes = np.ascontiguousarray(codes)
+    if not has_contiguous_rows(scales):
+        scales = np.ascontiguousarray(scales)
+    return _core.Matrix.of_codes(code, codes, scales, width, matrix.dtype)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpfast.support import InvalidValueError
 
-__all__ = ["Energies", "Factors", "times"]
+__all__ = ["Energies", "Factored", "Factors", "times"]
 
 Array = NDArray[np.float64]
 Energies = tuple[Array, Array]
@@ -70,6 +70,23 @@ class Factors:
     def across(self, transpose: bool) -> Energies:
         """The factors of the entries of vectors that W (``transpose``: W^T) is multiplied with, and of the products."""
         return (self.rows, self.columns) if transpose else (self.columns, self.rows)
+
+
+class Factored:
+    """Part of a source whose kernels are given the matrix as it is stored and, beside it, the factors."""
+
+    scale_exponent: int
+    factors: Factors | None
+
+    @property
+    def kernel_exponent(self) -> int:
+        """The scale exponent of products with the matrix and its factors, whose power of two they do not know."""
+        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
+
+    @property
+    def kernel_factors(self) -> Energies | None:
+        """The factors of rows and columns without their power of two; None where there are none."""
+        return None if self.factors is None else self.factors.pair
 
 
 def times(vectors: NDArray[Any], factors: Array) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast import _core
 from mpfast.arrays import raise_if_nonfinite
-from mpfast.operators.factors import Energies, Factors, times
+from mpfast.operators.factors import Energies, Factored, Factors, times
 from mpfast.operators.protocol import LanczosRun, gram_memory
 
 __all__ = ["MatrixSource", "values_together"]
@@ -27,7 +27,7 @@ KEPT_ENTRIES = 1 << 20
 LARGEST_EXPONENT = 1022
 
 
-class MatrixSource:
+class MatrixSource(Factored):
     """A matrix in host memory, multiplied by the native kernels; methods as in `mpfast.operators.protocol.Source`."""
 
     device = "cpu"
@@ -60,10 +60,10 @@ class MatrixSource:
             width,
             seed,
             stream,
-            self._exponent,
+            self.kernel_exponent,
             double,
             self.threads,
-            factors=self._pair,
+            factors=self.kernel_factors,
             energies=energies,
             parts=parts,
         )
@@ -79,45 +79,40 @@ class MatrixSource:
         return values * unit, fro_norm * unit, route == "gram"
 
     def _exact_values(self, keep_gram: bool) -> ExactValues:
-        p, exponent = min(self.shape), self._exponent
+        p, exponent = min(self.shape), self.kernel_exponent
         is_kept = keep_gram and p * p <= KEPT_ENTRIES and abs(exponent) <= LARGEST_EXPONENT
         with gram_memory(self.shape):
             gram = np.empty((p, p)) if is_kept else None
-            found = _core.exact_values(self.matrix, self.threads, self._pair, gram, exponent if is_kept else 0)
+            found = _core.exact_values(self.matrix, self.threads, self.kernel_factors, gram, exponent if is_kept else 0)
         self._kept_gram = None if gram is None or found[2] else (gram, exponent)
         return found
 
     def gram(self) -> Array:
         if self._kept_gram is not None:
             (kept, exponent), self._kept_gram = self._kept_gram, None
-            return kept if exponent == self._exponent else np.ldexp(kept, 2 * (exponent - self._exponent))
+            return kept if exponent == self.kernel_exponent else np.ldexp(kept, 2 * (exponent - self.kernel_exponent))
         with gram_memory(self.shape):
-            gram, nonfinite, row, col = _core.gram_matrix(self.matrix, self._exponent, self.threads, self._pair)
+            gram, nonfinite, row, col = _core.gram_matrix(
+                self.matrix, self.kernel_exponent, self.threads, self.kernel_factors
+            )
         raise_if_nonfinite("W", nonfinite, (row, col))
         return gram
 
     def multiply(self, X: NDArray[Any], *, transpose: bool) -> NDArray[Any]:
         if self.factors is None:
-            return _core.multiply(self.matrix, np.ascontiguousarray(X), transpose, self.threads, self._exponent)
+            return _core.multiply(self.matrix, np.ascontiguousarray(X), transpose, self.threads, self.kernel_exponent)
         inner, outer = self.factors.across(transpose)
         vectors = times(X.astype(np.float64) if self.factors.need_double else X, inner)
-        return times(_core.multiply(self.matrix, vectors, transpose, self.threads, self._exponent), outer)
+        return times(_core.multiply(self.matrix, vectors, transpose, self.threads, self.kernel_exponent), outer)
 
     def energies(self, run: LanczosRun | None) -> Energies | None:
         if run is not None and run.energies is not None:
             return run.energies
-        rows, columns, nonfinite, row, col = _core.energies(self.matrix, self._exponent, self.threads, self._pair)
+        rows, columns, nonfinite, row, col = _core.energies(
+            self.matrix, self.kernel_exponent, self.threads, self.kernel_factors
+        )
         raise_if_nonfinite("W", nonfinite, (row, col))
         return rows, columns
-
-    @property
-    def _exponent(self) -> int:
-        """The scale exponent of products with the matrix and its factors, whose power of two they do not know."""
-        return self.scale_exponent - (0 if self.factors is None else self.factors.exponent)
-
-    @property
-    def _pair(self) -> Energies | None:
-        return None if self.factors is None else self.factors.pair
 
 
 def values_together(sources: Sequence[MatrixSource], threads: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -68,6 +68,15 @@ class LanczosRun(Protocol):
 
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
         """Leading Ritz vectors of a part, (count, p)."""
+
+    def values_at(self, numbers: Sequence[int]) -> Array:
+        """Ritz values by their numbers, 0 for the largest, without a decomposition: some are wrong now and then."""
+
+    def values_above(self, theta: float) -> int:
+        """How many Ritz values exceed theta, likewise."""
+
+    def residual_near(self, theta: float) -> float:
+        """The residual of the Ritz value next to theta, likewise."""
 
 
 class Multiplier(Protocol):

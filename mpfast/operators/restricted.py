@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,18 @@ class _RestrictedRun:
     def ritz_vectors(self, count: int, part: int = 0) -> NDArray[Any]:
         """Leading Ritz vectors of a part, (count, number kept): all others are zero there."""
         return np.ascontiguousarray(self._run.ritz_vectors(count, part)[:, self._kept])
+
+    def values_at(self, numbers: Sequence[int]) -> Array:
+        """As of the run."""
+        return self._run.values_at(numbers)
+
+    def values_above(self, theta: float) -> int:
+        """As of the run."""
+        return self._run.values_above(theta)
+
+    def residual_near(self, theta: float) -> float:
+        """As of the run."""
+        return self._run.residual_near(theta)
 
 
 class _Restricted:

@@ -8,14 +8,7 @@ from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge import EdgeFit
 from mpfast.spectra.edge_warnings import PERHAPS_FUSED
 from mpfast.spectra.krylov_svd import SVD, svd
-from mpfast.spectra.laws import (
-    MarchenkoPastur,
-    MarchenkoPasturEigenvalues,
-    TracyWidom,
-    largest_value_pvalue,
-    sigma_plus,
-    tracy_widom_threshold,
-)
+from mpfast.spectra.marchenko_pastur import MarchenkoPastur, MarchenkoPasturEigenvalues, sigma_plus
 from mpfast.spectra.measured import Spectrum, fit_values
 from mpfast.spectra.measurement import BothModels, measured_both, measured_spectrum, spectrum
 from mpfast.spectra.metrics import METRICS, spectral_metrics
@@ -25,6 +18,7 @@ from mpfast.spectra.principal_outputs import PrincipalOutputs
 from mpfast.spectra.request import NoiseModel, SpectrumMethod
 from mpfast.spectra.separable import SeparableEdge, SeparableLaw, separable_edge
 from mpfast.spectra.shrinkage import optimal_threshold, shrink
+from mpfast.spectra.tracy_widom import TracyWidom, largest_value_pvalue, tracy_widom_threshold
 from mpfast.spectra.truncation import TruncationRank, checked_error
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra import laws
+from mpfast.spectra.marchenko_pastur import MarchenkoPasturEigenvalues
+from mpfast.spectra.tracy_widom import TracyWidom
 
 Array = NDArray[np.float64]
 
@@ -39,11 +40,11 @@ def fit(values: Array, shape: tuple[int, int], alpha: float, beta: float, *, fix
     p, q = min(shape), max(shape)
     ascending = values[::-1] ** 2 / q
     window = np.arange(int(alpha * p), int((1 - alpha) * p))
-    unit = laws.MarchenkoPasturEigenvalues(1.0, shape)
+    unit = MarchenkoPasturEigenvalues(1.0, shape)
     x = unit.ppf(window / p)
     variance = float(x @ ascending[window] / (x @ x))
     inside = ascending[window]
-    F = laws.MarchenkoPasturEigenvalues(variance, shape).cdf(inside)
+    F = MarchenkoPasturEigenvalues(variance, shape).cdf(inside)
     if not fixed_cdf:
         F = np.where(inside >= variance * (1 + math.sqrt(p / q)) ** 2, 0.0, F)
     expected = alpha + (1 - 2 * alpha) * np.arange(len(window)) / len(window)
@@ -54,7 +55,7 @@ def published_threshold(variance: float, shape: tuple[int, int], beta: float) ->
     """Tracy-Widom corrected edge with the slip of operator precedence, singular-value scale."""
     p, q = min(shape), max(shape)
     g = p / q
-    law = laws.TracyWidom()
+    law = TracyWidom()
     t = float(law.ppf(1 - beta) + np.interp(1 - beta, _LEVELS, _QUANTILES - law.ppf(_LEVELS)))
     edge = 1 + math.sqrt(g)
     return math.sqrt(max(q * variance * (edge**2 + t * q ** (-2 / 3) * g ** (-1 / 6) * edge**4 / 3), 0.0))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.support import KeptProperty
+from mpfast.support import KeptProperty, Record
 
 Array = NDArray[np.float64]
 
@@ -43,6 +44,22 @@ class Measure:
         """Measure of a full spectrum: mass 1/p on every one of ``values``."""
         nodes = np.sort(np.asarray(values, dtype=np.float64))[::-1]
         return cls(nodes, np.full(len(nodes), 1 / len(nodes)), len(nodes))
+
+    @classmethod
+    def from_record(cls, read: Record) -> Measure:
+        """Rebuild from `to_dict`; ValueError names the field that is wrong or missing."""
+        nodes, weights, atoms = read.numbers("nodes", 0), read.numbers("weights", 0), read.integer("atoms")
+        if not nodes or len(weights) != len(nodes):
+            raise read.refuse("weights", f"as many as nodes, {len(nodes)}, and at least one")
+        if abs(sum(weights) - 1) > 1e-6:
+            raise read.refuse("weights", "numbers that sum to 1")
+        if atoms > len(nodes):
+            raise read.refuse("atoms", f"at most the number of nodes, {len(nodes)}")
+        return cls(np.array(nodes), np.array(weights), atoms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return {"nodes": self.nodes.tolist(), "weights": self.weights.tolist(), "atoms": self.atoms}
 
     def __repr__(self) -> str:
         return f"<Measure of {len(self.nodes)} nodes, {self.atoms} of them single values>"

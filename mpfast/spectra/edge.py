@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra import berlyand2026, laws
+from mpfast.spectra import berlyand2026
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.edge_warnings import fit_warnings
 from mpfast.spectra.estimators import (
@@ -25,10 +25,12 @@ from mpfast.spectra.estimators import (
     kolmogorov,
     residual,
 )
+from mpfast.spectra.marchenko_pastur import MarchenkoPastur, sigma_plus
 from mpfast.spectra.noise import energy_share
 from mpfast.spectra.probe_noise import expected_error, jackknife_error
 from mpfast.spectra.rounding import check_range, size_of_entries
-from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, percent, with_error
+from mpfast.spectra.tracy_widom import tracy_widom_threshold
+from mpfast.support import InvalidValueError, Record, facts_as_html, front_door, notebook_cell, percent, with_error
 
 Array = NDArray[np.float64]
 
@@ -52,8 +54,9 @@ class EdgeFit:
     sigma_plus
         Upper edge of the law, singular-value scale: ``sqrt(variance) (sqrt(m) + sqrt(n))``.
     sigma_plus_error
-        One standard error of ``sigma_plus``; 0 when every singular value is known, infinite for a single probe, and
-        all of ``sigma_plus`` where that is the level of rounding: the noise may be anything from 0 up to it.
+        One standard error of ``sigma_plus``, with what scales of rows and columns leave uneven; but for that 0 when
+        every singular value is known, infinite for a single probe, and all of ``sigma_plus`` where that is the level of
+        rounding: the noise may be anything from 0 up to it.
     threshold
         Tracy-Widom corrected edge, singular-value scale: pure noise exceeds it with probability ``beta``.
     spikes, spikes_above_edge
@@ -119,22 +122,23 @@ class EdgeFit:
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         facts = {
-            "edge sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
+            "sigma+": with_error(self.sigma_plus, self.sigma_plus_error),
             "threshold": f"{self.threshold:.5g}",
             "spikes": f"{self.spikes} above the threshold, {self.spikes_above_edge} above the edge",
             "strict": str(self.strict),
             "standard deviation of the noise": f"{math.sqrt(self.variance):.5g}",
-            "energy in the noise": percent(self.share),
-            "unevenness": percent(self.unevenness),
+            "share": percent(self.share),
+            "uneven": percent(self.unevenness),
             "KS": f"{self.ks:.4f}",
+            "fit": self.verdict,
             "estimator": self.estimator,
         }
-        return facts_as_html(repr(self), facts, self.warnings)
+        return notebook_cell(facts_as_html(repr(self), facts, warnings=self.warnings))
 
     @property
-    def law(self) -> laws.MarchenkoPastur:
+    def law(self) -> MarchenkoPastur:
         """The fitted law."""
-        return laws.MarchenkoPastur(self.variance, self.shape)
+        return MarchenkoPastur(self.variance, self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -218,7 +222,7 @@ def fit_edge(
 
     estimate = ESTIMATORS[estimator]
     variance = estimate(source, source.measure, alpha)
-    sigma = laws.sigma_plus(variance, source.shape)
+    sigma = sigma_plus(variance, source.shape)
     if sigma < source.rounding:
         return _fit_of_rounding(source, estimator, alpha, beta)
     ks = _distance(source, variance, estimator, alpha)
@@ -229,13 +233,13 @@ def fit_edge(
 def fitted_variance(source: SpectrumLike) -> float:
     """The variance of the default fit, without the rest of it."""
     variance = bema(source, source.measure, DEFAULT_ALPHA)
-    below = laws.sigma_plus(variance, source.shape) < source.rounding
+    below = sigma_plus(variance, source.shape) < source.rounding
     return _variance_of_rounding(source) if below else variance
 
 
 def _variance_of_rounding(source: SpectrumLike) -> float:
     """Of noise whose edge is the level of rounding."""
-    return float((source.rounding / laws.sigma_plus(1.0, source.shape)) ** 2)
+    return float((source.rounding / sigma_plus(1.0, source.shape)) ** 2)
 
 
 def _fit_of_rounding(source: SpectrumLike, estimator: str, alpha: float, beta: float) -> EdgeFit:
@@ -272,7 +276,7 @@ def _standard_error(
     if source.probes == 1:  # one probe does not say how far others would scatter
         return math.inf
     extra = source.extra_error * sigma if scales == 0 else math.hypot(source.extra_error * sigma, scales)
-    sigmas = [laws.sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
+    sigmas = [sigma_plus(estimate(source, m, alpha), source.shape) for m in source.replicates]
     expected = expected_error(source.shape, source.probes) * sigma if of_noise else 0.0
     return math.hypot(jackknife_error(sigmas, expected), extra)
 
@@ -295,8 +299,8 @@ def _assemble(
     source: SpectrumLike, variance: float, error: float, ks: float, estimator: str, alpha: float, beta: float
 ) -> EdgeFit:
     p = min(source.shape)
-    sigma = laws.sigma_plus(variance, source.shape)
-    threshold = laws.tracy_widom_threshold(variance, source.shape, beta)
+    sigma = sigma_plus(variance, source.shape)
+    threshold = tracy_widom_threshold(variance, source.shape, beta)
     spikes, estimated = count_above(source, threshold)
     above, _ = count_above(source, sigma)
     verdict = _verdict(ks) if source.noise is None or not source.noise.unsettled else "poor"
@@ -327,7 +331,7 @@ def _assemble(
 def _beside_the_edge(source: SpectrumLike, variance: float, beta: float) -> dict[str, Any]:
     """The fields of a fit that follow from the variance alone."""
     m, n = source.shape
-    whole = laws.tracy_widom_threshold(size_of_entries(source) ** 2, source.shape, beta)
+    whole = tracy_widom_threshold(size_of_entries(source) ** 2, source.shape, beta)
     sigma_minus = math.sqrt(variance) * abs(m - n) / (math.sqrt(m) + math.sqrt(n))
     mass, norm = (m * n, source.fro_norm) if source.noise is None else (source.noise.noise_mass, source.noise.fro_norm)
     return {
@@ -357,7 +361,7 @@ def _compat_fit(source: SpectrumLike, estimator: str, alpha: float, beta: float)
     if not source.values.any():
         raise InvalidValueError("compat='berlyand2026'", "needs a matrix that is not zero")
     fit = berlyand2026.fit(source.values, source.shape, alpha, beta)
-    sigma = laws.sigma_plus(fit.variance, source.shape)
+    sigma = sigma_plus(fit.variance, source.shape)
     spikes = int(np.count_nonzero(source.values > fit.threshold))
     return EdgeFit(
         shape=source.shape,

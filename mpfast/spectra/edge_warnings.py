@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mpfast.spectra.estimators import SpectrumLike
-from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, NoiseProfile
+from mpfast.spectra.noise import FEWEST_VALUES, SETTLED, NoiseProfile, percent_of_edge
 from mpfast.spectra.rounding import SMALLEST_OF_BULK
 
 __all__ = ["PERHAPS_FUSED", "fit_warnings"]
@@ -68,15 +68,10 @@ def _noise_warnings(noise: NoiseProfile, p: int, ks: float) -> list[str]:
         tells = f"{p} singular values are too few to tell" if p < FEWEST_VALUES else "noise='auto' tells which"
         found.append(
             "the energies of rows or columns differ: uneven noise would move the edge by "
-            f"{_percent(noise.unevenness)}, or strong signals lie in few of them; {tells}"
+            f"{percent_of_edge(noise.unevenness)}, or strong signals lie in few of them; {tells}"
         )
-    if noise.unsettled and noise.left is not None:
-        what = (
-            "the given scales of rows and columns do not make the noise even"
-            if noise.model == "known"
-            else f"the scales of rows and columns did not settle in {noise.rounds} rounds"
-        )
-        found.append(f"{what}: what is uneven under them would move the edge by {_percent(noise.left)}")
+    if noise.complaint:
+        found.append(noise.complaint)
     dead = noise.dead
     if dead:
         found.append(f"{dead} rows or columns are zero, or nearly, and left out")
@@ -91,7 +86,3 @@ def _noise_warnings(noise: NoiseProfile, p: int, ks: float) -> list[str]:
             "describe single huge entries"
         )
     return found
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpfast.spectra import laws
 from mpfast.spectra.distribution import Measure
+from mpfast.spectra.marchenko_pastur import MarchenkoPastur, sigma_plus, unit_quantiles
 from mpfast.spectra.noise import NoiseProfile
+from mpfast.spectra.tracy_widom import tracy_widom_threshold
 
 Array = NDArray[np.float64]
 
@@ -98,11 +99,11 @@ def bema(source: Sample, measure: Measure, alpha: float) -> float:
     if source.values is not None:
         first, last = _window(p, alpha)
         observed = source.values[::-1][first:last] ** 2 / q
-        unit = laws.unit_quantiles(p, q, first / p, last / p, last - first)
+        unit = unit_quantiles(p, q, first / p, last / p, last - first)
     else:
         u = alpha + (1 - 2 * alpha) * (np.arange(QUANTILES) + 0.5) / QUANTILES
         observed = measure.quantile(u) ** 2 / q
-        unit = laws.unit_quantiles(p, q, alpha, 1 - alpha, QUANTILES)
+        unit = unit_quantiles(p, q, alpha, 1 - alpha, QUANTILES)
     return float(unit @ observed / (unit @ unit))
 
 
@@ -116,7 +117,7 @@ def _without_signals(source: SpectrumLike, measure: Measure, variance: float) ->
     """The values up to the threshold, as of a matrix of so many rows and columns fewer; all where that are too many."""
     m, n = source.shape
     p = min(m, n)
-    count, _ = count_above(source, laws.tracy_widom_threshold(variance, source.shape, COUNTED_BETA))
+    count, _ = count_above(source, tracy_widom_threshold(variance, source.shape, COUNTED_BETA))
     if not 0 < count <= COUNTED_SHARE * p:
         return _Part(source.shape, source.values, measure)
     values = None if source.values is None else source.values[count:]
@@ -127,7 +128,7 @@ def _median(source: SpectrumLike, measure: Measure, alpha: float) -> float:
     """Median of the values over the median of the unit law."""
     p, q = min(source.shape), max(source.shape)
     median = np.median(source.values) if source.values is not None else measure.quantile(0.5)
-    return float(median**2 / q / laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0])
+    return float(median**2 / q / unit_quantiles(p, q, 0.0, 1.0, 1)[0])
 
 
 def residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
@@ -141,7 +142,7 @@ def residual(source: SpectrumLike, measure: Measure, alpha: float) -> float:
     total = p * measure.moment(2)
     variance = total / (m * n)
     for _ in range(100):
-        edge = laws.sigma_plus(variance, source.shape)
+        edge = sigma_plus(variance, source.shape)
         above = measure.nodes > edge
         count = p * float(measure.weights[above].sum())
         peeled = p * float(measure.weights[above] @ measure.nodes[above] ** 2)
@@ -185,7 +186,7 @@ def kolmogorov(source: Sample, variance: float, alpha: float) -> float:
     p = min(source.shape)
     if variance <= 0:
         return 1.0
-    law = laws.MarchenkoPastur(variance, source.shape)
+    law = MarchenkoPastur(variance, source.shape)
     if source.values is not None:
         first, last = _window(p, alpha)
         F = law.cdf(source.values[::-1][first:last])

@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpfast import _core
 from mpfast.arrays import like
-from mpfast.operators import Source, gram_memory, open_source, start_run
+from mpfast.operators import Source, gram_memory, open_source
 from mpfast.spectra.edge import EdgeFit
+from mpfast.spectra.krylov_search import WIDEST, KrylovSearch
 from mpfast.spectra.measured import Spectrum
 from mpfast.spectra.measurement import measured_spectrum_of
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.request import NoiseModel, Request
-from mpfast.spectra.ritz_errors import EQUAL, angles, error_bounds, groups, may_hide_equal_ones, relative_errors
 from mpfast.spectra.rounding import GRAM_RESOLUTION
-from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets, unmet_tolerance
+from mpfast.spectra.triplets import ROUNDING, Basis, Triplets, Wanted, level_of_rounding, triplets
 from mpfast.support import (
     ConvergenceWarning,
     InvalidValueError,
@@ -44,18 +44,6 @@ NARROW_STORAGE = ("float16", "bfloat16")
 # share of all triplets on.
 DENSE_UP_TO = 96
 DENSE_SHARE = 0.2
-# A bound of the error beyond which the first look was far too early.
-NEAR = 3e-2
-# From the second look on, Ritz values are looked at each time the basis has grown by at most this factor. A look costs
-# about two steps.
-CHECK_GROWTH = 1.25
-# Of the steps that the rate of convergence asks for, take this share before looking again: the rate itself rises.
-CAUTION = 0.75
-WIDEST = 32
-# Further runs that look for equal singular values.
-MAX_FURTHER_RUNS = 64
-# (s_1 / s_k)^2 beyond which fp32 products lose the small end: 1e6 fp32 roundings are 6 %.
-FP32_RANGE = 1e6
 # A tolerance below sixteen fp32 roundings needs fp64 products.
 FP32_TOLERANCE = 2.0**-20
 # Share of `tol` that one rounding may take at s_k, relative, where a dense problem is solved by the squares, W^T W.
@@ -87,7 +75,8 @@ class SVD:
         The fit whose edge ended the iteration, for ``until="mp_edge"``; else None.
     unmet_tolerance
         What was reached where ``tol`` was not met with the largest basis allowed, or ``vectors_tol``, how many values
-        may be rounding, and what is missing of ``until="mp_edge"``; empty where all is as asked for.
+        may be rounding, what is missing of ``until="mp_edge"``, and what scales leave that did not settle; empty where
+        all is as asked for.
     noise
         The scales of rows and columns where these were taken out: the triplets are those of the scaled matrix, and
         ``diag(row_scale) U diag(s) Vh diag(col_scale)``, over the live rows and columns, approximates W. None where
@@ -167,7 +156,8 @@ def svd(
     ConvergenceWarning
         ``tol`` was not met, with the largest basis allowed or for rounding, or values may be rounding altogether;
         ``residuals`` say what was reached. ``vectors_tol`` was not met, because of rounding or because ``k`` ends
-        within a group of values that are not told apart; ``angles`` say what was reached.
+        within a group of values that are not told apart; ``angles`` say what was reached. Scales of rows and columns
+        that were to be measured did not settle.
 
     References
     ----------
@@ -242,6 +232,7 @@ def leading_triplets(
     wanted = edge.spikes_above_edge if edge is not None else int(k or 0)
     block = min(block or _default_block(source), p)
     found = _solve(source, Wanted(k, floor, tol, max(wanted, 1), vectors_tol), block, seed, request.thread_count)
+    unmet.append("" if profile is None else profile.unconverged)
     unmet.append(f"tol={tol:g} was not met {found.unmet}" if found.unmet else "")
     unmet += [found.unmet_vectors, _lost_in_rounding(found)]
     return replace(_in_the_callers_framework(W, found, edge, profile), unmet_tolerance="; ".join(filter(None, unmet)))
@@ -289,7 +280,7 @@ def _solve(source: Source, wanted: Wanted, block: int, seed: int, threads: int) 
         return _dense(source, wanted, threads)
     precise = source.dtype == "float64" or min(wanted.tol, wanted.vectors_tol or 1.0) < FP32_TOLERANCE
     for double in (True,) if precise else (False, True):
-        search = _KrylovSearch(source, block, seed, threads, wanted)
+        search = KrylovSearch(source, block, seed, threads, wanted)
         found = triplets(search.source, search.run(precise=double), wanted, threads)
         source = search.source
         # More digits are no help where the space was too small.
@@ -318,135 +309,6 @@ def _whole(source: Source, wanted: Wanted, threads: int) -> Triplets:
     p = min(source.shape)
     with gram_memory(source.shape):
         return triplets(source, Basis(np.eye(p), np.zeros(p)), wanted, threads)
-
-
-class _KrylovSearch:
-    """Grows a block Krylov space until the wanted Ritz values stand."""
-
-    def __init__(self, source: Source, width: int, seed: int, threads: int, wanted: Wanted) -> None:
-        self.source = source
-        self.width = width
-        self.seed = seed
-        self.threads = threads
-        self.wanted = wanted
-        self.tol = wanted.tol
-        self.k = wanted.k
-        self.precise = False  # whether the last run had fp64 products
-        self.unmet = ""  # where the largest basis fell short of tol
-
-    def run(self, *, precise: bool) -> Basis:
-        """Leading Ritz pairs; ``precise`` asks for fp64 products."""
-        self.precise = precise
-        self.unmet = ""
-        basis, theta = self._grow(self.width, 0, precise=precise)
-        count = len(basis.vectors)
-        if not precise and count > 0 and theta[0] > FP32_RANGE * theta[count - 1]:
-            return self.run(precise=True)
-        if count < (self.k or 0) or may_hide_equal_ones(theta[: count + self.width - 1], self.width):
-            basis = self._with_all_equal_ones(basis, precise=precise)
-        return replace(basis, unmet=self.unmet)
-
-    def _grow(self, width: int, stream: int, *, precise: bool) -> tuple[Basis, Array]:
-        """The wanted Ritz pairs of a run of its own, and its leading Ritz values (scale s^2), some more than wanted."""
-        run, self.source = start_run(self.source, width, self.seed, stream, 1, precise=precise)
-        p = min(self.source.shape)
-        limit = p // width
-        steps, second = (min(look, limit) for look in _first_looks(self.wanted.expected / width))
-        previous, before = -1, (0, 0.0)
-        while True:
-            run.advance(steps - run.steps)
-            size = run.steps * width
-            # What is judged by others looks at those up to three blocks further down.
-            theta, residual, _ = run.ritz(count=None if self.k is None else self.k + 3 * width + 1)
-            count = self._count(theta)
-            # What a small basis shows may stand before a close neighbour has appeared: there only the bound counts.
-            errors = error_bounds if steps < second else relative_errors
-            worst = float(errors(theta, residual, count, width).max(initial=0.0))
-            counted = self.k is not None or count == previous
-            missing = max(worst, self._as_error(theta, residual, count))
-            if counted and missing <= self.tol and count < len(theta):
-                break
-            if run.exhausted or steps >= limit:
-                if worst > self.tol and not run.exhausted:
-                    self._falls_short(f"with a basis of {size} vectors", count, worst)
-                break
-            more = math.ceil((CHECK_GROWTH - 1) * steps)
-            if steps < second and missing > NEAR:
-                more = second - steps
-            elif 0 < missing < before[1] and count == previous:
-                rate = math.log(before[1] / missing) / (steps - before[0])
-                more = min(more, math.ceil(CAUTION * math.log(missing / self.tol) / rate))
-            previous, before = count, (steps, missing)
-            steps = min(steps + max(more, 1), limit)
-        count = min(count, len(theta))
-        vectors = run.ritz_vectors(count) if count > 0 else np.empty((0, p))
-        return Basis(vectors, residual[:count], _at(theta, count), _at(theta + residual, count)), theta
-
-    def _as_error(self, theta: Array, residual: Array, count: int) -> float:
-        """The worst angle as an error of values: as many times `tol` as it is of `vectors_tol`.
-
-        Further steps are no help to the last group where it goes on beyond what is wanted.
-        """
-        if self.wanted.vectors_tol is None or not 0 < count < len(theta):
-            return 0.0
-        s = np.sqrt(theta[:count])
-        left = np.divide(residual[:count], s, out=np.zeros(count), where=s > 0)
-        found = angles(s, left, math.sqrt(_at(theta + residual, count)), self.tol)
-        if s[-1] - math.sqrt(theta[count]) <= self.tol * s[-1]:
-            found = found[: groups(s, self.tol)[-1]]
-        return self.tol * float(found.max(initial=0.0)) / self.wanted.vectors_tol
-
-    def _count(self, theta: Array) -> int:
-        return self.wanted.count(theta, self.source.scale_exponent)
-
-    def _with_all_equal_ones(self, basis: Basis, *, precise: bool) -> Basis:
-        """Join runs from other probes, which see other vectors of equal singular values, until none adds any.
-
-        A Krylov space has at most as many vectors of one singular value as its block is wide.
-        """
-        vectors, previous = basis.vectors, np.empty(0)
-        for stream in range(1, MAX_FURTHER_RUNS + 1):
-            found = self._grow(WIDEST, stream, precise=precise)[0].vectors
-            joined = _core.orthonormal_rows(np.concatenate([vectors, found]).astype(np.float64), self.threads)[0]
-            theta, right, residual = self._rayleigh_ritz(joined.astype(vectors.dtype))
-            count = min(self._count(theta), len(theta))
-            beyond = _at(theta, count)
-            vectors, theta, residual = right[:count], theta[:count], residual[:count]
-            same = len(theta) == len(previous) and np.allclose(theta, previous, rtol=self.tol, atol=0)
-            if (same and count >= (self.k or 0)) or len(joined) >= min(self.source.shape):
-                break
-            previous = theta
-        else:
-            self._falls_short(f"in {MAX_FURTHER_RUNS} runs, each of which found further equal ones", count, EQUAL)
-        return Basis(vectors, residual, beyond)
-
-    def _rayleigh_ritz(self, basis: NDArray[Any]) -> tuple[Array, NDArray[Any], Array]:
-        """Ritz values (scale s^2), vectors and residuals of the Gram operator in the span of an orthonormal basis."""
-        tall = self.source.shape[0] >= self.source.shape[1]
-        image = self.source.multiply(basis, transpose=not tall)
-        s, left, vectors = _core.singular_rotation(
-            basis.astype(np.float64), np.ascontiguousarray(image, dtype=np.float64), self.threads
-        )
-        product = s[:, None] * self.source.multiply(left, transpose=tall)
-        residual = np.linalg.norm(product - (s**2)[:, None] * vectors, axis=1)
-        return s**2, vectors.astype(basis.dtype), residual
-
-    def _falls_short(self, where: str, count: int, worst: float) -> None:
-        self.unmet = unmet_tolerance(where, count, worst)
-
-
-def _at(theta: Array, count: int) -> float:
-    """The value after the first ``count``; 0 where there is none."""
-    return max(float(theta[count]), 0.0) if count < len(theta) else 0.0
-
-
-def _first_looks(wanted: float) -> tuple[int, int]:
-    """Steps before the first and the second look at Ritz values, for so many blocks of wanted ones.
-
-    Spikes well above the bulk are found in a dozen steps, values at its edge in several times as many; of many wanted
-    values most are spikes.
-    """
-    return math.ceil(1.25 * wanted) + 6, math.ceil(min(3.5 * wanted + 8, 2.5 * wanted + 24))
 
 
 def _in_the_callers_framework(W: Any, found: Triplets, edge: EdgeFit | None, noise: NoiseProfile | None) -> SVD:

@@ -15,7 +15,7 @@ from mpfast.spectra.metrics import spectral_metrics
 from mpfast.spectra.noise import NoiseProfile
 from mpfast.spectra.rounding import GRAM_RESOLUTION, rounding_level
 from mpfast.spectra.truncation import TruncationRank, checked_error, rank_for_error
-from mpfast.support import InvalidValueError, KeptProperty, Record, facts_as_html, front_door, with_error
+from mpfast.support import InvalidValueError, KeptProperty, Record, facts_as_html, front_door, notebook_cell, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,6 +168,11 @@ class Spectrum:
         """Relative error of sigma_plus that the probes do not show: half of what the last two steps changed."""
         return 0.5 * self.settling
 
+    @property
+    def unconverged(self) -> str:
+        """What was not reached, of ``tol`` and of scales that were to be measured; empty where all was."""
+        return "; ".join(filter(None, (self.unmet_tolerance, "" if self.noise is None else self.noise.unconverged)))
+
     def cdf(self, s: ArrayLike) -> Array:
         """Share of singular values at or below ``s`` (singular-value scale)."""
         return self.measure.cdf(s)
@@ -302,10 +307,10 @@ class Spectrum:
             "fro_norm": self.fro_norm,
             "fro_norm_exact": self.fro_norm_exact,
             "values": None if self.values is None else self.values.tolist(),
-            "measure": None if self.values is not None else _measure_to_dict(self.measure),
+            "measure": None if self.values is not None else self.measure.to_dict(),
             "outliers": self.outliers.tolist(),
             "residuals": self.residuals.tolist(),
-            "replicates": [_measure_to_dict(m) for m in self.replicates],
+            "replicates": [measure.to_dict() for measure in self.replicates],
             "ritz": self.ritz.tolist(),
             "resolved": self.resolved,
             "settling": self.settling,
@@ -349,7 +354,7 @@ class Spectrum:
             dtype=read.text("dtype"),
             method=method,
             fro_norm=read.number("fro_norm", 0),
-            measure=_measure_from(read.record("measure")) if values is None else Measure.from_values(values),
+            measure=Measure.from_record(read.record("measure")) if values is None else Measure.from_values(values),
             values=values,
             device=read.text("device"),
             seed=read.integer("seed"),
@@ -358,7 +363,7 @@ class Spectrum:
             passes=read.integer("passes"),
             outliers=outliers,
             residuals=residuals,
-            replicates=tuple(map(_measure_from, read.records("replicates"))),
+            replicates=tuple(map(Measure.from_record, read.records("replicates"))),
             ritz=np.array(read.numbers("ritz", 0)),
             resolved=read.integer("resolved"),
             settling=read.number("settling", 0),
@@ -379,29 +384,15 @@ class Spectrum:
         """Return what a notebook shows."""
         facts = {key.replace("_", " "): f"{value:.5g}" for key, value in self.metrics().items()}
         if self.of_outputs:
-            return facts_as_html(repr(self), facts)
+            return notebook_cell(facts_as_html(repr(self), facts))
         edge = self.edge
-        fit = {"edge sigma+": with_error(edge.sigma_plus, edge.sigma_plus_error), "spikes": str(edge.spikes)}
-        return facts_as_html(repr(self), fit | {"fit": f"{edge.verdict}, KS {edge.ks:.4f}"} | facts, edge.warnings)
-
-
-def _measure_to_dict(measure: Measure) -> dict[str, Any]:
-    return {
-        "nodes": measure.nodes.tolist(),
-        "weights": measure.weights.tolist(),
-        "atoms": measure.atoms,
-    }
-
-
-def _measure_from(read: Record) -> Measure:
-    nodes, weights, atoms = read.numbers("nodes", 0), read.numbers("weights", 0), read.integer("atoms")
-    if not nodes or len(weights) != len(nodes):
-        raise read.refuse("weights", f"as many as nodes, {len(nodes)}, and at least one")
-    if abs(sum(weights) - 1) > 1e-6:
-        raise read.refuse("weights", "numbers that sum to 1")
-    if atoms > len(nodes):
-        raise read.refuse("atoms", f"at most the number of nodes, {len(nodes)}")
-    return Measure(np.array(nodes), np.array(weights), atoms)
+        fit = {
+            "sigma+": with_error(edge.sigma_plus, edge.sigma_plus_error),
+            "spikes": str(edge.spikes),
+            "KS": f"{edge.ks:.4f}",
+            "fit": edge.verdict,
+        }
+        return notebook_cell(facts_as_html(repr(self), fit | facts, warnings=edge.warnings))
 
 
 @front_door

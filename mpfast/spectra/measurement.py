@@ -89,7 +89,8 @@ def spectrum(
     Warns
     -----
     ConvergenceWarning
-        ``tol`` was not met within the budget; the message says what was reached.
+        ``tol`` was not met within the budget, or scales of rows and columns that were to be measured did not settle;
+        the message says what was reached.
 
     References
     ----------
@@ -123,7 +124,7 @@ def spectrum(
         device=device,
         noise=noise,
     )
-    warn_caller("spectrum", found.unmet_tolerance, ConvergenceWarning)
+    warn_caller("spectrum", found.unconverged, ConvergenceWarning)
     return found
 
 

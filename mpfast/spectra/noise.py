@@ -23,7 +23,9 @@ __all__ = [
     "edge_shift",
     "edge_shift_of",
     "energy_share",
+    "fit_shift",
     "live_sides",
+    "percent_of_edge",
     "shrunk",
     "unevenness_of",
 ]
@@ -34,6 +36,11 @@ FEWEST_VALUES = 64
 SETTLED = 0.01
 # Unevenness left over below this share of the edge is not seen in its error.
 NEGLIGIBLE = 1e-3
+# By how much, of the variance of the logarithms of relative variances, a profile moves the edge that is fitted to the
+# middle of the spectrum: up by a quarter, for its energy is larger than its geometric mean, and down by SAG of those of
+# the short side and p / q times those of the long one, for the middle falls where the top rises. To first order, within
+# 0.015; see docs/numerics.md.
+ENERGY, SAG = 0.25, 0.21
 # Rows of less than this share of the median energy are left out, like rows of zeros.
 DEAD = 1e-4
 # Relative variance of the energy of a row of n Gaussian entries of equal variance: 2 / n. With heavier tails energies
@@ -82,6 +89,13 @@ def edge_shift(rows: Array, columns: Array) -> float:
     return max(edge / (math.sqrt(len(rows)) + math.sqrt(len(columns))) - 1, 0.0)
 
 
+def fit_shift(rows: Array, columns: Array) -> float:
+    """By what share noise of these relative variances, of geometric mean 1, moves the edge fitted to its middle."""
+    short, long = sorted((rows, columns), key=len)
+    short_spread, long_spread = (float(np.log(side).var()) for side in (short, long))
+    return ENERGY * (short_spread + long_spread) - SAG * (short_spread + len(short) / len(long) * long_spread)
+
+
 def edge_shift_of(energies: Energies) -> float:
     """By what share uneven noise of such energies would end above even noise; 0 where sampling explains them."""
     m, n = len(energies.rows), len(energies.columns)
@@ -113,6 +127,11 @@ def energy_share(variance: float, mass: float, norm: float) -> float:
     return relative * relative
 
 
+def percent_of_edge(share: float) -> str:
+    """Write by what share an edge would move."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class NoiseProfile:
     """Scales of the noise in the rows and columns of W, shape (m, n): ``N_ij = row_scale_i col_scale_j sd E_ij``.
@@ -129,7 +148,10 @@ class NoiseProfile:
         By what share the edge would move if all that energies of rows and columns differ in were noise. An alarm, not
         a finding: strong signals in few rows or columns raise it, too. None where nobody has seen the entries.
     left
-        The same for what the scales and the strong signals leave.
+        The same for what the scales and the strong signals leave: noise that is as uneven as that ends so far above
+        even noise of the same energy.
+    left_in_fit
+        By what share that moves the fitted edge, which follows the middle of the spectrum. None where nobody looked.
     rounds
         How often scales were taken out, and the spectrum measured again.
     settled
@@ -157,6 +179,7 @@ class NoiseProfile:
     variance: float
     even_spikes: int | None = None
     even_ks: float | None = None
+    left_in_fit: float | None = None
 
     @classmethod
     def even(cls, energies: Energies, variance: float) -> NoiseProfile:
@@ -228,8 +251,27 @@ class NoiseProfile:
 
     @property
     def relative_error(self) -> float:
-        """What the scales add to the error of an edge, relative to it."""
-        return self.left if self.model != "even" and self.left is not None and self.left >= NEGLIGIBLE else 0.0
+        """What the scales add to the error of an edge, relative to it: all of ``left`` where they have not settled."""
+        if self.model == "even" or self.left is None or self.left < NEGLIGIBLE:
+            return 0.0
+        return self.left if self.left_in_fit is None or not self.settled else self.left_in_fit
+
+    @property
+    def complaint(self) -> str:
+        """What to say of scales that leave something uneven; empty where nothing is known to be left."""
+        if self.left is None or not self.unsettled:
+            return ""
+        what = (
+            "the given scales of rows and columns do not make the noise even"
+            if self.model == "known"
+            else f"the scales of rows and columns did not settle in {self.rounds} rounds"
+        )
+        return f"{what}: what is uneven under them would move the edge by {percent_of_edge(self.left)}"
+
+    @property
+    def unconverged(self) -> str:
+        """The same of scales that were measured: others have nothing to settle."""
+        return self.complaint if self.model == "uneven" else ""
 
     @property
     def _live_variances(self) -> tuple[Array, Array]:
@@ -264,6 +306,7 @@ class NoiseProfile:
             variance=read.number("variance", 0),
             even_spikes=read.integer("even_spikes") if read.has("even_spikes") else None,
             even_ks=read.optional_number("even_ks", 0),
+            left_in_fit=read.optional_number("left_in_fit", 0),
         )
 
 

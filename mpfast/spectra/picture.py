@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.spectra.edge import EdgeFit
-from mpfast.spectra.laws import MarchenkoPastur
+from mpfast.spectra.marchenko_pastur import MarchenkoPastur
 
 __all__ = ["Drawable", "Fitted", "Histogram", "Picture"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mpfast.spectra.laws import sigma_plus
+from mpfast.spectra.marchenko_pastur import sigma_plus
 from mpfast.spectra.measured import Spectrum
 from mpfast.support import InvalidValueError, float_array, front_door
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mpfast.spectra import laws
 from mpfast.spectra.estimators import DEFAULT_ALPHA, GOOD_KS, SpectrumLike, bema, kolmogorov
+from mpfast.spectra.marchenko_pastur import MarchenkoPastur, sigma_plus
 from mpfast.support import InvalidValueError
 
 __all__ = [
@@ -63,9 +63,9 @@ def rounding_level(source: SpectrumLike) -> float:
     rows, cols = source.shape
     computed = source.resolution * float(source.ritz.max(initial=0.0))
     # The edge of noise of that variance; rounding's is some three times less, but differs from entry to entry.
-    stored = SPACING.get(source.dtype, 0.0) * source.fro_norm * laws.sigma_plus(1 / (rows * cols), source.shape)
+    stored = SPACING.get(source.dtype, 0.0) * source.fro_norm * sigma_plus(1 / (rows * cols), source.shape)
     variance = bema(source, source.measure, DEFAULT_ALPHA)
-    sigma = laws.sigma_plus(variance, source.shape)
+    sigma = sigma_plus(variance, source.shape)
     if 0 < sigma < max(stored, computed):
         low, high = ROUNDING_OF_ENTRIES
         # A bulk that follows the law is what it is, however small; but so may the rounding of the entries.
@@ -82,6 +82,6 @@ def _is_more_than_bulk(source: SpectrumLike, variance: float, level: float) -> b
     if variance <= 0:
         return True
     p = min(source.shape)
-    share = float(laws.MarchenkoPastur(variance, source.shape).cdf(level))
+    share = float(MarchenkoPastur(variance, source.shape).cdf(level))
     below = float(source.measure.weights[source.measure.nodes <= level].sum())
     return p * share < 0.5 or below > share + GOOD_KS

@@ -103,7 +103,7 @@ def clean(parts: Sequence[Any], rows: Sequence[int], *, threads: int | None = No
         vectors = _eigenvectors(_others(moments, counts, number), scale, team)[1]
         variances += count * _along(vectors, moments[number] / scale / scale[:, None], team)
     vectors = _eigenvectors(_mean(moments, counts), scale, team)[1]
-    values = _increasing(variances / counts.sum())
+    values = increasing(variances / counts.sum())
     correlations = _core.dense_product(np.ascontiguousarray(vectors.T), values[:, None] * vectors, team)
     return like(scale * correlations * scale[:, None], parts[0])
 
@@ -226,7 +226,7 @@ def _along(vectors: Matrix, moment: Matrix, threads: int) -> Matrix:
     return np.asarray(np.einsum("ki,ki->k", vectors, images))
 
 
-def _increasing(values: Matrix) -> Matrix:
+def increasing(values: Matrix) -> Matrix:
     """The nearest sequence that does not decrease: pools of neighbours that are out of order become their means."""
     pools: list[tuple[float, int]] = []
     for value in values:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpfast.spectra.marchenko_pastur import checked_probabilities
 from mpfast.support import InvalidValueError, KeptProperty, float_array, front_door
 
 Array = NDArray[np.float64]
@@ -266,11 +267,8 @@ class SeparableLaw:
         ValueError
             A probability is outside.
         """
-        levels = np.asarray(u, dtype=np.float64)
-        if np.any((levels < 0) | (levels > 1)):
-            raise InvalidValueError("u", "must lie in [0, 1]")
         grid, cumulative, _ = self._curve
-        return np.interp(levels, cumulative, grid)
+        return np.interp(checked_probabilities(u), cumulative, grid)
 
     @property
     def mass(self) -> float:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.operators import PART_WIDTH, RUN_WIDTH, LanczosRun, Source, start_run
+from mpfast.operators import PART_WIDTH, Source
 from mpfast.spectra.distribution import Measure
 from mpfast.spectra.measured import Spectrum
+from mpfast.spectra.probe_runs import ProbeRuns
 from mpfast.spectra.repeated import EQUAL, NEAR, ZERO_FP64, Atoms, atoms_of, closeness
 from mpfast.spectra.request import Request
 from mpfast.spectra.rounding import GRAM_RESOLUTION
@@ -25,11 +26,10 @@ __all__ = ["Session"]
 
 Array = NDArray[np.float64]
 
-INITIAL_STEPS = 12
+# Further steps are taken that many at a time.
 STEP_GROWTH = 4
-MAX_STEPS = 40
+# Up to here the edge goes up and down from step to step.
 FEW_STEPS = 4
-MAX_BASIS = 768
 # Share of `tol` that the reported error has to meet: it comes out up to a fifth low where the noise is not homogeneous.
 MARGIN = 0.95
 # Share of `tol` that sigma_plus may still move in the last two steps.
@@ -40,10 +40,10 @@ FP32_SHARE = 0.1
 COUNTABLE = 0.1
 # Settled coefficients appended to a measure; of a leave-one-out measure the spread, not the bias, is what counts.
 EXTENSION = 256
+REPLICATE_EXTENSION = 96
 # Share of the trace that rounding may leave when every singular value but zeros has been found.
 COMPLETE = 1e-4
 COMPLETE_FP64 = 1e-9  # of fp64 products
-REPLICATE_EXTENSION = 96
 # Residual (scale s^2, relative) up to which a Ritz value is a singular value's where the space has closed.
 FOUND = 1e-3
 # The last block of Ritz values lies so far below that three blocks before it (scale s^2) only where a gap is between
@@ -52,73 +52,14 @@ FOUND = 1e-3
 GAP_ABOVE_ZEROS = 500.0
 
 
-class Session:
-    """Block Lanczos runs over one source, all at the same number of steps; each part has its own stream of probes.
-
-    Parts of few probes are cheap, and say as much about a bulk as one of all; what depends on how well the whole
-    spectrum is resolved takes the widest.
-    """
+class Session(ProbeRuns):
+    """The runs behind one estimate, and what they say of the spectrum."""
 
     def __init__(self, source: Source, request: Request, *, precise: bool, part_width: int = PART_WIDTH) -> None:
-        self.source = source
-        self.request = request
-        self.precise = precise
-        self.part_width = part_width
-        self.runs: list[LanczosRun] = []
-        #: Every part of every run: a Krylov space of its own, and the number of its stream of probes.
-        self.parts: list[tuple[LanczosRun, int]] = []
+        super().__init__(source, request, precise=precise, part_width=part_width)
         self.settling = 0.0
-        self._trace: float | None = None
-        self._ritz: dict[tuple[int, int], tuple[Array, Array, Array]] = {}  # by run and steps
         self._atoms: dict[tuple[int, int], Atoms | None] = {}  # by number of runs and steps
         self._after: dict[tuple[int, int], Spectrum] = {}  # by number of runs and steps
-
-    @property
-    def probes(self) -> int:
-        """Number of probes of all runs."""
-        return sum(run.width for run in self.runs)
-
-    @property
-    def steps(self) -> int:
-        """Steps that every run has taken."""
-        return min(run.steps for run in self.runs)
-
-    @property
-    def dim(self) -> int:
-        """Number of singular values that are not known to be zero."""
-        return min(self.source.shape) - self.runs[0].zero_coordinates
-
-    @property
-    def most_steps(self) -> int:
-        """Up to which a basis stays small next to W."""
-        width = max(math.ceil(run.width / len(run.parts)) for run in self.runs)
-        return min(MAX_STEPS, MAX_BASIS // width, min(self.source.shape) // 2 // width)
-
-    def add_probes(self, count: int) -> None:
-        """Start runs for ``count`` more probes, in blocks of equal width, and bring them up to the others."""
-        p = min(self.source.shape)
-        first_steps = self.request.steps or min(INITIAL_STEPS, p // 2 // 4)
-        steps = self.steps if self.runs else int(first_steps)
-        part_width = max(1, min(self.part_width, p // 2 // steps))
-        for width in _split(count, math.ceil(count / (RUN_WIDTH // part_width * part_width))):
-            stream, parts = len(self.parts), math.ceil(width / part_width)
-            run, self.source = start_run(
-                self.source,
-                width,
-                int(self.request.seed),
-                stream,
-                steps,
-                precise=self.precise,
-                energies=stream == 0,
-                parts=parts,
-            )
-            self.runs.append(run)
-            self.parts += [(run, part) for part in range(parts)]
-
-    def advance(self, steps: int) -> None:
-        """Take ``steps`` further steps in every run."""
-        for run in self.runs:
-            run.advance(steps)
 
     def settle(self) -> None:
         """Take further steps until sigma_plus and the number of spikes stand still."""
@@ -166,7 +107,7 @@ class Session:
 
         The bulk's trace is a difference: ``||W||_F^2`` less the leading values, each good to a few fp32 roundings.
         """
-        if self._in_double:
+        if self.in_double:
             return False
         now = self.after(self.steps)
         if now.edge.sigma_plus <= 0:
@@ -188,7 +129,7 @@ class Session:
 
     def values_repeat(self) -> bool:
         """Whether singular values are equal, or so close to each other that a block cannot show how many there are."""
-        blocks = self._blocks(self.steps)
+        blocks = self.blocks(self.steps)
         return closeness(blocks, self._zero) <= NEAR and not self._complete(blocks)
 
     def shows_zeros(self) -> bool:
@@ -196,7 +137,7 @@ class Session:
 
         Where all but zeros have been found, and the edge is the level of rounding, nothing is left to estimate.
         """
-        blocks = self._blocks(self.steps)
+        blocks = self.blocks(self.steps)
         if self.atoms is not None:
             return False
         gap = any(
@@ -209,7 +150,7 @@ class Session:
     def spectrum(self) -> Spectrum:
         """What all steps of all runs say, with what its error follows from."""
         replicates: tuple[Measure, ...] = ()
-        blocks = self._blocks(self.steps)
+        blocks = self.blocks(self.steps)
         atoms = self.atoms
         if atoms is not None and self.after(self.steps).values is None:
             unit = 2.0**self.source.scale_exponent
@@ -220,7 +161,7 @@ class Session:
         elif self.probes > 1 and self._rank(blocks) is None:
             dropped = range(self.probes)
             replicates = self._measures(
-                blocks, self._squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
+                blocks, self.squared_norm(blocks), extension=REPLICATE_EXTENSION, dropped=dropped
             )
         # Values closer than that are one value to the run, and where in between they lie it cannot tell.
         close = closeness(blocks, self._zero) if self.values_repeat() and atoms is None else 0.0
@@ -241,29 +182,25 @@ class Session:
         """
         key = (len(self.runs), self.steps)
         if key not in self._atoms:
-            blocks = self._blocks(self.steps)
+            blocks = self.blocks(self.steps)
             repeat = closeness(blocks, self._zero) <= EQUAL and not self._complete(blocks)
-            found = (atoms_of(self._blocks(steps), self._zero) for steps in range(1, self.steps + 1 if repeat else 1))
+            found = (atoms_of(self.blocks(steps), self._zero) for steps in range(1, self.steps + 1 if repeat else 1))
             self._atoms[key] = next((atoms for atoms in found if atoms is not None), None)
         return self._atoms[key]
 
     def hides_values(self) -> bool:
         """Whether singular values repeat and not all of the distinct ones have been found."""
-        blocks = self._blocks(self.steps)
+        blocks = self.blocks(self.steps)
         return closeness(blocks, self._zero) <= EQUAL and not self._complete(blocks) and self.atoms is None
 
     @property
     def _zero(self) -> float:
-        return ZERO_FP64 if self._in_double else EQUAL
-
-    @property
-    def _in_double(self) -> bool:
-        return self.precise or self.source.dtype == "float64"
+        return ZERO_FP64 if self.in_double else EQUAL
 
     def _complete(self, blocks: list[Any]) -> bool:
         """Whether the Ritz values of a run add up to the trace: then each counts once, and the others are zero."""
-        missing = COMPLETE_FP64 if self._in_double else COMPLETE
-        return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - missing) * self._squared_norm(blocks)
+        missing = COMPLETE_FP64 if self.in_double else COMPLETE
+        return max(float(theta.sum()) for theta, *_ in blocks) >= (1 - missing) * self.squared_norm(blocks)
 
     def _rank(self, blocks: list[Any]) -> int | None:
         """How many values are more than rounding, where a run has found all of them: they hold the trace."""
@@ -277,14 +214,14 @@ class Session:
         return None
 
     def _spectrum_after(self, steps: int) -> Spectrum:
-        blocks = self._blocks(steps)
+        blocks = self.blocks(steps)
         if self.atoms is not None:
             return self._spectrum_of(self.atoms, blocks, steps)
         unit = 2.0**self.source.scale_exponent
         ritz, residuals = (unit * values for values in _leading(blocks))
         rank = self._rank(blocks)
         if rank is None:
-            (measure,) = self._measures(blocks, self._squared_norm(blocks), extension=EXTENSION)
+            (measure,) = self._measures(blocks, self.squared_norm(blocks), extension=EXTENSION)
             resolved = _resolved(blocks)
         else:
             p = min(self.source.shape)
@@ -297,7 +234,7 @@ class Session:
         """The spectrum of few distinct values: all of them where number and trace tell their multiplicities."""
         zeros = self.runs[0].zero_coordinates
         unit = 2.0**self.source.scale_exponent
-        trace = self._squared_norm(blocks)
+        trace = self.squared_norm(blocks)
         known = atoms.all_values(self.dim, trace) if self.source.exact_norm else None
         if known is None:
             measure = _with_zeros(atoms.measure(self.dim, unit), zeros, min(self.source.shape))
@@ -319,7 +256,7 @@ class Session:
             dtype=self.source.dtype,
             device=self.source.device,
             method="lanczos",
-            fro_norm=math.sqrt(self._squared_norm(blocks)) * 2.0**self.source.scale_exponent,
+            fro_norm=math.sqrt(self.squared_norm(blocks)) * 2.0**self.source.scale_exponent,
             measure=measure,
             seed=int(self.request.seed),
             probes=self.probes,
@@ -330,32 +267,6 @@ class Session:
             fro_norm_exact=self.source.exact_norm,
             zero_fraction=self.runs[0].zero_coordinates / min(self.source.shape),
         )
-
-    def _blocks(self, steps: int) -> list[Any]:
-        """Ritz values, residuals and weights of every part, its steps, and whether its space has closed."""
-        blocks: list[Any] = []
-        for stream, (run, part) in enumerate(self.parts):
-            taken, closed = run.parts[part]
-            at = min(steps, taken)
-            blocks.append((*self._ritz_values(stream, at), at, closed and at == taken))
-        return blocks
-
-    def _ritz_values(self, stream: int, steps: int) -> tuple[Array, Array, Array]:
-        """Of a run after ``steps`` steps; further steps do not change them."""
-        if (stream, steps) not in self._ritz:
-            run, part = self.parts[stream]
-            self._ritz[stream, steps] = run.ritz(steps, part)
-        return self._ritz[stream, steps]
-
-    def _squared_norm(self, blocks: list[Any]) -> float:
-        """Trace of the scaled Gram operator: from the first pass, from the source, or estimated from the probes."""
-        if self._trace is None:
-            self._trace = self.source.squared_norm(self.runs[0].stats[0])
-        if self._trace is not None:
-            return self._trace
-        first_moment = sum(float((weight @ theta).sum()) for theta, _, weight, *_ in blocks)
-        mass = sum(float(weight.sum()) for _, _, weight, *_ in blocks)
-        return self.dim * first_moment / mass
 
     def _measures(
         self, blocks: list[Any], trace: float, *, extension: int, dropped: Sequence[int] = (-1,)
@@ -377,11 +288,6 @@ class Session:
             _with_zeros(Measure(np.sqrt(nodes) * unit, weights, int(atoms)), zeros, p)
             for nodes, weights, atoms, _ in measures
         )
-
-
-def _split(count: int, parts: int) -> list[int]:
-    """Cut ``count`` into ``parts`` nearly equal widths."""
-    return [count // parts + (i < count % parts) for i in range(parts)]
 
 
 def _leading(blocks: list[Any]) -> tuple[Array, Array]:

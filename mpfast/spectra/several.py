@@ -69,7 +69,7 @@ def spectrum_of_each(
     Warns
     -----
     ConvergenceWarning
-        Once, if any did not meet ``tol``.
+        Once each, if any did not meet ``tol``, and if scales of any did not settle.
 
     Examples
     --------
@@ -83,6 +83,8 @@ def spectrum_of_each(
     found = measured_spectra(parts, method=method, tol=tol, seed=seed, threads=threads, noise=noise)
     unmet = {label: each.unmet_tolerance for label, each in found.items()}
     warn_caller("spectrum_of_each", summary_of_unmet(unmet), ConvergenceWarning)
+    unsettled = {label: "" if each.noise is None else each.noise.unconverged for label, each in found.items()}
+    warn_caller("spectrum_of_each", summary_of_unmet(unsettled, "settle"), ConvergenceWarning)
     return list(found.values())
 
 

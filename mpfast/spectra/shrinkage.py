@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mpfast.spectra import laws
+from mpfast.spectra.marchenko_pastur import unit_quantiles
 from mpfast.support import InvalidValueError, front_door
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ def optimal_threshold(shape: tuple[int, int], *, variance: float | None = None, 
     p, q = min(shape), max(shape)
     g = p / q
     if variance is None:
-        unit = float(median or 0.0) / math.sqrt(float(laws.unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
+        unit = float(median or 0.0) / math.sqrt(float(unit_quantiles(p, q, 0.0, 1.0, 1)[0]))
     else:
         unit = math.sqrt(q) * math.sqrt(variance)
     factor = math.sqrt(2 * (g + 1) + 8 * g / (g + 1 + math.sqrt(g * g + 14 * g + 1)))

@@ -198,7 +198,7 @@ def randomness(
     sides = (U[:, :k].T, Vh[:k])
     shapiro = np.array([[_shapiro(stats, u) for u in side] for side in sides])
     dagostino = np.array([[float(stats.normaltest(u).pvalue) for u in side] for side in sides])
-    anderson = np.array([[_anderson(stats, u) for u in side] for side in sides])
+    anderson = np.array([[anderson_darling(stats, u) for u in side] for side in sides])
     lengths = np.array([side.shape[1] for side in sides])[:, None]
     peak = np.array([np.abs(side).max(axis=1) for side in sides]) / np.sqrt(2 * np.log(lengths) / lengths)
     fourth = np.array([(side**4).sum(axis=1) for side in sides]) / (3 / (lengths + 2))
@@ -215,7 +215,7 @@ def _shapiro(stats: Any, u: Array) -> float:
     return float(stats.shapiro(u).pvalue) if len(u) <= 5000 else math.nan
 
 
-def _anderson(stats: Any, u: Array) -> float:
+def anderson_darling(stats: Any, u: Array) -> float:
     """Anderson and Darling's statistic for normal entries of unknown mean and variance."""
     sorted_u = np.sort((u - u.mean()) / u.std(ddof=1))
     n = len(u)

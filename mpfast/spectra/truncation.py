@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast.spectra.distribution import Measure
+from mpfast.spectra.estimators import Sample
 from mpfast.spectra.probe_noise import jackknife_error
 from mpfast.support import InvalidValueError
 
@@ -27,15 +28,9 @@ Array = NDArray[np.float64]
 _ROUNDING = 1e-6
 
 
-class Truncatable(Protocol):
+class Truncatable(Sample, Protocol):
     """What the tail needs to know of a spectrum; see `mpfast.Spectrum`."""
 
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def values(self) -> Array | None: ...
-    @property
-    def measure(self) -> Measure: ...
     @property
     def replicates(self) -> tuple[Measure, ...]: ...
     @property

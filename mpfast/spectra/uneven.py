@@ -17,12 +17,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpfast.operators import RestrictedSource, Source, energies, scaled
-from mpfast.spectra import laws
 from mpfast.spectra.edge import fitted_variance
 from mpfast.spectra.estimate import Estimate
+from mpfast.spectra.marchenko_pastur import sigma_plus
 from mpfast.spectra.measured import Spectrum
-from mpfast.spectra.noise import DEAD, SETTLED, Energies, NoiseProfile, edge_shift, live_sides, shrunk, unevenness_of
+from mpfast.spectra.noise import (
+    DEAD,
+    SETTLED,
+    Energies,
+    NoiseProfile,
+    edge_shift,
+    fit_shift,
+    live_sides,
+    shrunk,
+    unevenness_of,
+)
 from mpfast.spectra.request import Request, checked_scales
+from mpfast.spectra.tracy_widom import tracy_widom_threshold
 
 Array = NDArray[np.float64]
 Kept = NDArray[np.bool_]
@@ -107,6 +118,11 @@ class _Reading(NamedTuple):
     deflated: int
     passes: int
 
+    @property
+    def left_in_fit(self) -> float:
+        """By what share they move the edge that is fitted."""
+        return fit_shift(self.rows, self.columns)
+
 
 @dataclass(frozen=True)
 class _Round:
@@ -167,6 +183,7 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
         variance=fitted_variance(spectrum),
         even_spikes=first.edge.spikes,
         even_ks=first.edge.ks,
+        left_in_fit=best.reading.left_in_fit,
     )
     passes += spectrum.passes - best.estimate.look.passes
     return Measured(_with_profile(spectrum, profile, passes), best.estimate.source)
@@ -174,7 +191,7 @@ def measured_under(begun: Estimate, request: Request, found: Energies) -> Measur
 
 def _good_enough(shape: tuple[int, int]) -> float:
     """What scales may leave, as a share of the edge."""
-    threshold = laws.tracy_widom_threshold(1.0, shape, FALSE_ALARMS) / laws.sigma_plus(1.0, shape)
+    threshold = tracy_widom_threshold(1.0, shape, FALSE_ALARMS) / sigma_plus(1.0, shape)
     return min(SETTLED, WAYS_TO_THE_THRESHOLD * (threshold - 1))
 
 
@@ -199,6 +216,7 @@ def measured_with(source: Source, request: Request, scales: Sequence[ArrayLike])
         deflated=0 if reading is None else reading.deflated,
         fro_norm=math.nan if found is None else found.fro_norm,
         variance=fitted_variance(spectrum),
+        left_in_fit=None if reading is None else reading.left_in_fit,
     )
     passes = spectrum.passes + (0 if reading is None else reading.passes)
     return Measured(_with_profile(spectrum, profile, passes), estimate.source)

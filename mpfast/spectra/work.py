@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from mpfast.operators import Source
 from mpfast.spectra.probe_noise import expected_error, likely_error
+from mpfast.spectra.probe_runs import INITIAL_STEPS
 from mpfast.spectra.request import Request
-from mpfast.spectra.session import INITIAL_STEPS, MARGIN
+from mpfast.spectra.session import MARGIN
 
 __all__ = ["EXACT_UP_TO", "LANCZOS_FROM", "MAX_PROBES", "exact_is_cheaper", "exact_is_possible", "first_probes"]
 
@@ -23,7 +24,7 @@ MAX_PROBES = 512
 PROBE_MASS = 6144
 # Share of `tol` that is expected of the first probes.
 EXPECTED = 0.6
-# Times in units of a multiply-add of an exact reduction, as measured for p of 384 to 896 (within a quarter): of an
+# Times in units of a multiply-add of an exact reduction, as measured for p of 512 to 896 (within a quarter): of an
 # exact Gram matrix; of an estimate a fixed part, one for each probe (Ritz values, quadratures), and a product.
 EXACT_GRAM = 1.36
 LANCZOS_FIXED, LANCZOS_PROBE, LANCZOS_PRODUCT = 5.4e8, 8.8e7, 1.47

@@ -50,21 +50,18 @@ from mpfast.support.json_records import (
     unique_keys,
 )
 from mpfast.support.kept import KeptProperty
-from mpfast.support.notebook import facts_as_html, rows_as_html
-from mpfast.support.wording import counted, percent, with_error
+from mpfast.support.notebook import design, facts_as_html, notebook_cell, rows_as_html
+from mpfast.support.wording import counted, percent, signed, with_error
 
 if TYPE_CHECKING:
+    from mpfast.support.directory_marks import MARK_FILE, read_mark, write_mark
     from mpfast.support.freed_memory import arrays_given_back, give_back_freed_memory
     from mpfast.support.log import logger
     from mpfast.support.output_directories import (
-        MARK_FILE,
         OutputDirectory,
-        check_directory,
         claimed_directory,
-        read_mark,
         restore_directory,
         staged_directory,
-        write_mark,
     )
     from mpfast.support.safe_files import (
         named_errors,
@@ -94,7 +91,6 @@ __all__ = [
     "Workers",
     "argument_called",
     "arrays_given_back",
-    "check_directory",
     "check_flag",
     "check_group",
     "check_path",
@@ -104,6 +100,7 @@ __all__ = [
     "check_tolerance",
     "claimed_directory",
     "counted",
+    "design",
     "facts_as_html",
     "float_array",
     "floor_count",
@@ -115,6 +112,7 @@ __all__ = [
     "matrix_called",
     "named_errors",
     "no_constant",
+    "notebook_cell",
     "package_missing",
     "parse_json",
     "parsed_pattern",
@@ -131,6 +129,7 @@ __all__ = [
     "rows_as_html",
     "short",
     "side_by_side",
+    "signed",
     "staged_directory",
     "storage_bits",
     "summary_of_unmet",
@@ -148,7 +147,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Writing, threads and logging need more of the standard library than all the rest.
     if name in __all__:
-        for file in ("safe_files", "output_directories", "workers", "log", "freed_memory"):
+        for file in ("safe_files", "directory_marks", "output_directories", "workers", "log", "freed_memory"):
             module = importlib.import_module(f"{__name__}.{file}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -189,10 +189,10 @@ def warn_caller(function: str, text: str, category: type[Warning] = UserWarning)
     warnings.warn(f"{function}(): {text}" if function else text, category, stacklevel=level)
 
 
-def summary_of_unmet(unmet: Mapping[str, str]) -> str:
+def summary_of_unmet(unmet: Mapping[str, str], what: str = "meet tol") -> str:
     """Say for one warning what was not met, given it by layer; empty where every text is."""
     texts = {name: text for name, text in unmet.items() if text}
     if not texts:
         return ""
     name, text = next(iter(texts.items()))
-    return f"{len(texts)} layers did not meet tol, among them {name}: {text}"
+    return f"{len(texts)} layers did not {what}, among them {name}: {text}"

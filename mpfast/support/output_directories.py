@@ -7,127 +7,38 @@ Beside ``out``, in the same directory, may lie:
 - ``.out.<hex>.old``, the old ``out`` for the moment between two renames, where the system cannot exchange directories
   in one step. Found without an ``out``, it is put back.
 
-A directory that was written whole has a mark, ``.mpfast.json``, which lists its files: only such a one, which holds
-nothing else, is ever replaced.
+A directory that was written whole has a mark (`directory_marks`): only such a one, which holds nothing else, is ever
+replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mpfast.support.checks import check_path
+from mpfast.support.directory_locks import held_lock
+from mpfast.support.directory_marks import MARK_FILE, files_below, is_marked, strangers_in
 from mpfast.support.errors import warn_caller
-from mpfast.support.json_records import parse_json
-from mpfast.support.safe_files import STAGING_SUFFIX, named_errors, sync_directory, write_text_atomically
+from mpfast.support.safe_files import STAGING_SUFFIX, named_errors, sync_directory
 
-__all__ = [
-    "MARK_FILE",
-    "MARK_SCHEMA",
-    "OutputDirectory",
-    "check_directory",
-    "claimed_directory",
-    "is_marked",
-    "read_mark",
-    "restore_directory",
-    "staged_directory",
-    "strangers_in",
-    "write_mark",
-]
+__all__ = ["OutputDirectory", "claimed_directory", "restore_directory", "staged_directory"]
 
-#: The mark of a directory that mpfast wrote.
-MARK_FILE = ".mpfast.json"
-MARK_SCHEMA = "mpfast.output/1"
 LOCK_SUFFIX = ".mpfast-lock"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-# What a file system says that has no such locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-# Windows locks bytes against reading, too: one that lies beyond all that is written.
-_LOCKED_BYTE = 1 << 30
 
 
-def write_mark(directory: Path, command: str, **facts: Any) -> None:
-    """Mark a directory as written by mpfast: schema, version, command and time, and whatever else is told.
-
-    The mark lists the files that are there with their sizes in bytes: whatever comes later is not of mpfast.
-    """
-    try:
-        version = metadata.version("mpfast")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    document = {
-        "schema": MARK_SCHEMA,
-        "version": version,
-        "command": command,
-        "time": now,
-        **facts,
-        "files": _sizes(directory),
-    }
-    write_text_atomically(directory / MARK_FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def read_mark(directory: Path) -> Mapping[str, Any] | None:
-    """Return what the mark of a directory says; None where there is none, or it is no mark of ours."""
-    path = directory / MARK_FILE
-    try:
-        if not path.is_file() or path.is_symlink():
-            return None
-        document = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) and document.get("schema") == MARK_SCHEMA else None
-
-
-def is_marked(directory: Path) -> bool:
-    """Whether mpfast wrote this directory."""
-    return read_mark(directory) is not None
-
-
-def strangers_in(directory: Path) -> list[str]:
-    """Return the files of a directory that its mark does not list, or lists with another size; links are files, too.
-
-    Without a mark these are all. Empty directories do not count.
-    """
-    mark = read_mark(directory)
-    listed = None if mark is None else mark.get("files")
-    known = listed if isinstance(listed, dict) else {}
-    found = _sizes(directory, marked=mark is not None)
-    return [name for name, size in found.items() if size is None or known.get(name) != size]
-
-
-def _sizes(directory: Path, marked: bool = True) -> dict[str, int | None]:
-    """Sizes of all files below a directory but the mark, by their names there; None for links and what is no file."""
-    sizes: dict[str, int | None] = {}
-    for path in _files_below(directory):
-        name = path.relative_to(directory).as_posix()
-        if name != MARK_FILE or not marked:
-            status = path.lstat()
-            sizes[name] = status.st_size if stat.S_ISREG(status.st_mode) else None
-    return dict(sorted(sizes.items()))
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
+def _checked(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[Any] = ()) -> Path:
     """Return where `out` is to be written; errors as `claimed_directory`, before any work is done.
 
     What is replaced vanishes with all that lies in it: only a directory with the mark of mpfast that holds what the
@@ -151,7 +62,9 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
             f"{out}: is a symbolic link to {target.readlink()}, and a directory is to be written; name another one"
         )
     if not overwrite:
-        raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
+        ours = target.is_dir() and (is_marked(target) or not any(target.iterdir()))
+        advice = "overwrite=True (--overwrite) replaces it" if ours else "name another: what is there is not mpfast's"
+        raise FileExistsError(f"{out}: exists already; {advice}")
     if not target.is_dir():
         raise FileExistsError(f"{out}: is no directory, and a directory is to be written; name another one")
     _check_that_no_source_is_there(out, target, sources)
@@ -166,6 +79,11 @@ def check_directory(out: str | os.PathLike[str], *, overwrite: bool, sources: It
             f"{_named(strangers)}; move these elsewhere, or name another directory"
         )
     return target
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _check_that_it_lies_in_no_source(target: Path, sources: Iterable[Any]) -> None:
@@ -185,19 +103,12 @@ def _check_that_no_source_is_there(out: Any, target: Path, sources: Iterable[Any
         if any(inside in (place, *place.parents) for place in places):
             raise FileExistsError(f"{out}: not replaced, for {path} lies there; name another directory")
     # The same file under another name: a hard link.
-    there = {identity for path in _files_below(inside) if (identity := _identity(path)) is not None}
+    there = {identity for path in files_below(inside) if (identity := _identity(path)) is not None}
     for path in paths:
         files = [entry for entry in path.iterdir() if entry.is_file()] if path.is_dir() else [path]
         for file in files:
             if _identity(file) in there:
                 raise FileExistsError(f"{out}: not replaced, for {file} lies there; name another directory")
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    """Yield all files below a directory, and links to directories, which are not entered."""
-    for folder, folders, files in os.walk(directory):
-        links = (name for name in folders if Path(folder, name).is_symlink())
-        yield from (Path(folder, name) for name in (*files, *links))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -270,12 +181,12 @@ def claimed_directory(
     check_path(out, "out")
     sources = list(sources)
     restore_directory(out)
-    target = check_directory(out, overwrite=overwrite, sources=sources)
-    with _lock(out, _beside(target, LOCK_SUFFIX)):
+    target = _checked(out, overwrite=overwrite, sources=sources)
+    with held_lock(out, _beside(target, LOCK_SUFFIX)):
         # Whoever held the lock a moment ago may have written it, or was killed while he did.
         _restore(target)
         _remove_leftovers(target)
-        check_directory(out, overwrite=overwrite, sources=sources)
+        _checked(out, overwrite=overwrite, sources=sources)
         yield OutputDirectory(target, overwrite)
 
 
@@ -301,7 +212,7 @@ def restore_directory(out: str | os.PathLike[str]) -> bool:
         target = Path(out).absolute()
         if os.path.lexists(target) or not target.parent.is_dir() or not any(_set_aside(target)):
             return False
-        with _lock(out, _beside(target, LOCK_SUFFIX)):
+        with held_lock(out, _beside(target, LOCK_SUFFIX)):
             return _restore(target)
     except (OSError, ValueError):  # no name that the system takes, a directory that is not ours, or a writer at work
         return False
@@ -339,110 +250,6 @@ def _set_aside(target: Path) -> list[Path]:
 
 def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}{suffix}")
-
-
-@contextlib.contextmanager
-def _lock(out: Any, path: Path) -> Iterator[None]:
-    """Hold the lock file; FileExistsError at once where somebody else does."""
-    stream = _locked_stream(out, path)
-    try:
-        stream.seek(0)
-        stream.truncate()
-        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        stream.write(json.dumps(holder).encode())
-        stream.flush()
-        yield
-    finally:
-        # Removed while it is held: who has opened it by then finds that it is no longer the file of this name.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        with contextlib.suppress(OSError):
-            _unlock(stream)
-        stream.close()
-
-
-def _locked_stream(out: Any, path: Path) -> IO[bytes]:
-    while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-        stream = os.fdopen(os.open(path, flags, 0o644), "r+b")
-        try:
-            if not _try_lock(stream):
-                raise FileExistsError(f"{out}: is being written by {_holder(stream)}; wait, or name another directory")
-            with contextlib.suppress(OSError):
-                here, there = os.fstat(stream.fileno()), path.stat()
-                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-                    return stream
-        except BaseException:
-            stream.close()
-            raise
-        stream.close()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        stream.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        stream.seek(_LOCKED_BYTE)
-        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            return not _holder_is_alive(stream)
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        # By hand: a forked child shares the lock and may outlive this process.
-        fcntl.flock(stream, fcntl.LOCK_UN)
-
-
-def _noted(stream: IO[bytes]) -> dict[str, Any]:
-    try:
-        stream.seek(0)
-        holder = parse_json(stream.read(4096))
-    except (OSError, ValueError):  # its holder has not written it yet
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _holder(stream: IO[bytes]) -> str:
-    holder = _noted(stream)
-    if not holder:
-        return "another process"
-    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
-
-
-def _holder_is_alive(stream: IO[bytes]) -> bool:
-    """Where the file system has no locks: by what the file says. Of another machine's process nothing is known."""
-    holder = _noted(stream)
-    if not isinstance(holder.get("pid"), int):
-        return False
-    if holder.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _replace_directory(new: Path, target: Path) -> None:

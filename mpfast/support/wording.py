@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["counted", "percent", "with_error"]
+__all__ = ["counted", "percent", "signed", "with_error"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -27,6 +27,18 @@ def percent(share: float | None, digits: int = 1) -> str:
     ('12.3%', '50.00%', '?')
     """
     return "?" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
+def signed(value: float, form: str) -> str:
+    """Write a difference with its sign; what rounds to zero has a plus, wherever it came from.
+
+    Examples
+    --------
+    >>> signed(-0.25, ".1%"), signed(-1e-9, ".3f")
+    ('-25.0%', '+0.000')
+    """
+    text = format(value, f"+{form}")
+    return text if any(digit in text for digit in "123456789") else text.replace("-", "+")
 
 
 def with_error(value: float, error: float) -> str:

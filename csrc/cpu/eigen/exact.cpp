@@ -36,7 +36,7 @@ constexpr double kSmallTrace = 1e-200;
 constexpr double kLargeTrace = 1e200;
 
 // The side of the tiles of G: large enough for gemm to run at its full rate, small enough to keep eight threads busy.
-index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 128 : 64; }
+index_t gram_tile(index_t p) { return p >= 3072 ? 512 : p >= 512 ? 256 : p >= 256 ? 192 : 128; }
 
 struct Nonfinite {
   index_t count = 0;

@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "core/abandonable.hpp"
 #include "core/buffer.hpp"
 #include "core/lower_tiles.hpp"
 #include "cpu/eigen/band_kernels.hpp"
+#include "cpu/eigen/tridiagonal_values.hpp"
 #include "cpu/machine/dispatch.hpp"
 #include "linalg/lapack.hpp"
 
@@ -19,25 +18,23 @@ namespace mpfast::cpu {
 
 namespace {
 
-// All tuning constants of the eigenvalue path, from measurements on a 2-core AVX2 machine with 512 kB of L2. They
-// depend on n alone, so that results do not depend on the team. A wider band makes the first stage's products more
-// efficient and the second stage proportionally longer, so the best width grows with n.
+// All tuning constants of the eigenvalue path, from measurements on two machines of 2 cores, one of AVX2 with 512 kB of
+// L2 and one of AVX-512 with 1 MB. They depend on n alone, so that results do not depend on the team. A wider band
+// makes the first stage's products more efficient and the second stage proportionally longer, so the best width grows
+// with n.
 struct Tuning {
-  index_t bandwidth;      // 0: LAPACK in one stage, which is faster as long as A about fits in L2
+  index_t bandwidth;      // 0: LAPACK in one stage, which is faster until little of A stays in L2
   index_t tile;           // side of the tiles of the trailing updates
   index_t sweeps_a_task;  // sweeps of the bulge chase that travel together through one core's L2
 };
 
 Tuning tuning(index_t n) {
-  if (n < 448) return {0, 0, 0};
+  if (n < 640) return {0, 0, 0};
   if (n < 1024) return {32, 96, 8};
   if (n < 3072) return {32, 128, 8};
   if (n < 8192) return {48, 192, 8};
   return {64, 256, 8};
 }
-
-// From this many rows on the tridiagonal solver takes over 50 ms. It then runs on a thread of its own.
-constexpr index_t kLongTridiagonal = 2048;
 
 // First stage: Q^T A Q = band matrix of bandwidth b, panel by panel.
 //
@@ -226,20 +223,6 @@ void chase_bulges(Team& team, const Band& band, index_t sweeps_a_task) {
       }
     }
   });
-}
-
-void tridiagonal_values(Team& team, index_t n, const double* d, const double* e, double* values) {
-  struct State {
-    std::vector<double> d, e;
-  };
-  auto state = std::make_shared<State>(State{{d, d + n}, {e, e + n}});
-  const auto work = [state, n] { linalg::tridiagonal_eigenvalues(n, state->d.data(), state->e.data()); };
-  if (n < kLongTridiagonal) {
-    work();
-  } else {
-    run_abandonable([&team] { team.check_interrupt(); }, work);
-  }
-  std::copy(state->d.begin(), state->d.end(), values);
 }
 
 // Squares of entries must stay far from overflow and underflow.

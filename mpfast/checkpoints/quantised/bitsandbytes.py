@@ -206,10 +206,10 @@ def _state(group: Group, word: str) -> Mapping[str, Any]:
 
 
 def _positive(state: Mapping[str, Any], key: str) -> int:
-    value = state.get(key)
+    value: Any = state.get(key)
     if not _is_count(value):
         raise NotDecodedError(f"says {key} {short(value)}, where a positive number is expected")
-    return int(value)  # type: ignore[arg-type]
+    return int(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -48,6 +48,8 @@ def grid_of(group: Group, word: str, shape: tuple[int, ...]) -> Grid:
     info = group.parts[word]
     if math.prod(shape) == 0:
         raise NotDecodedError("is empty")
+    if math.prod(info.shape) == 0:
+        raise NotDecodedError(f"{info.name} is empty")
     found = _grid(info.shape, shape, tuple(_blocks_said(group)), group.method.lower())
     if found is None:
         raise NotDecodedError(f"{info.name} has the shape {info.shape}, which fits no blocks of {shape}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder, QuantisedArray, narrowed, widened
 from mpfast.checkpoints.base import Checkpoint, NoTensor, TensorInfo
-from mpfast.checkpoints.families import with_dtype, without_quantisation
+from mpfast.checkpoints.config_json import with_dtype, without_quantisation
 from mpfast.checkpoints.quantised.reader import Dequantised
 from mpfast.checkpoints.shard_index import WEIGHTS_FILE
 from mpfast.checkpoints.sharded import INDEX_SUFFIX

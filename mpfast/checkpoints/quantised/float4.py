@@ -1,17 +1,13 @@
 """E2M1, floating-point numbers of four bits, two in a byte with the low nibble first, along the inputs.
 
 Every 32 or 16 of a row have a scale: in MXFP4 a power of two; in NVFP4 a float8, and the matrix one more on top, which
-compressed-tensors divides by and ModelOpt multiplies with.
+compressed-tensors and the kernels of transformers divide by and ModelOpt multiplies with.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mpfast.arrays import Decoder
 from mpfast.checkpoints.base import OutputPart, Role
@@ -19,7 +15,7 @@ from mpfast.checkpoints.families import family_of
 from mpfast.checkpoints.fused import FusedParts, fused_parts
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
-from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, is_exponents, scale_numbers
+from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, TwoLevels, is_exponents
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes
 
 __all__ = [
@@ -42,6 +38,8 @@ NVFP4_METHODS = frozenset({"compressed-tensors", "modelopt", "modelopt_fp4", "nv
 # What OpenAI calls the projections into experts and out of them.
 _OPENAI = re.compile(r"(^|\.)mlp[12]_weight$")
 _MX, _NV = 32, 16
+# Scales of the kernels that transformers has, in float8 as bytes.
+_ROW_BY_ROW, _IN_TILES = "weight_sf_rowmajor", "weight_sf"
 
 
 def is_blocks(group: Group) -> bool:
@@ -96,27 +94,41 @@ def is_nvfp4(group: Group) -> bool:
     """Whether there are two levels of scales beside bytes of codes."""
     if group.info.dtype != "uint8":
         return False
-    return _is_nv(group) if group.codes == "weight_packed" else group.codes == "weight" and group.has("weight_scale_2")
+    if group.codes == "weight_packed":
+        return _is_nv(group)
+    return group.codes == "weight" and (group.has("weight_scale_2") or _has_float8(group) or _is_of_kernels(group))
 
 
 def nvfp4(group: Group) -> Decoder:
     """Return the decoder of codes (N, K/2) or (E, N, K/2), float8 scales (..., K/16), and one for a matrix.
 
-    The last is ``weight_global_scale``, a divisor, or ``weight_scale_2``, a multiplier.
+    The last is ``weight_global_scale``, a divisor, or ``weight_scale_2``, a multiplier. The kernels that transformers
+    has store the float8 scales twice, as bytes: row by row, and once more in the order of tensor cores.
     """
-    divisor = group.codes == "weight_packed"
+    of_kernels = _is_of_kernels(group)
+    divisor = of_kernels or group.codes == "weight_packed"
     last = "weight_global_scale" if divisor else "weight_scale_2"
-    group.only(group.codes, "weight_scale", last)
+    word = _ROW_BY_ROW if of_kernels else "weight_scale"
+    group.only(group.codes, word, last, *((_IN_TILES,) if of_kernels else ()))
     shape = _packed_shape(group)
     each = [(shape[0],), (shape[0], 1), (shape[0], 1, 1)] if len(shape) == 3 else []
     info = check_shape(group, last, (), (1,), *each)
     if info.dtype not in ("float32", "float64"):
         raise NotDecodedError(f"{info.name} is {info.dtype}, where float32 is expected")
-    return _decoder(group, shape, "weight_scale", _NV, last, divisor=divisor)
+    return _decoder(group, shape, word, _NV, last, divisor=divisor)
 
 
 def _is_nv(group: Group) -> bool:
     return group.has("weight_global_scale") or (group.has("weight_scale") and not is_exponents(group, "weight_scale"))
+
+
+def _is_of_kernels(group: Group) -> bool:
+    """Whether the scales are called as the kernels do that transformers has for NVFP4."""
+    return group.has(_ROW_BY_ROW) or group.has(_IN_TILES)
+
+
+def _has_float8(group: Group) -> bool:
+    return group.has("weight_scale") and group.parts["weight_scale"].dtype == "float8_e4m3fn"
 
 
 def _has_exponents(group: Group, word: str) -> bool:
@@ -138,11 +150,13 @@ def _decoder(
     if math.prod(shape) == 0 or shape[-1] % size:
         raise NotDecodedError(f"has {shape[-1]} numbers in a row, where blocks of {size} are expected")
     info = check_shape(group, word, (*shape[:-1], shape[-1] // size))
-    expected = ("float8_e4m3fn",) if last else ("float8_e8m0fnu", "uint8")
+    in_bytes = word == _ROW_BY_ROW
+    expected = ("uint8",) if in_bytes else ("float8_e4m3fn",) if last else ("float8_e8m0fnu", "uint8")
     if info.dtype not in expected:
         raise NotDecodedError(f"{info.name} is {info.dtype}, where {' or '.join(expected)} is expected")
     matrices = shape[0] if len(shape) == 3 else 1
-    scales = BlockScales(group, word, Grid((matrices, shape[-2], shape[-1] // size), (1, size), f"1x{size}"))
+    grid = Grid((matrices, shape[-2], shape[-1] // size), (1, size), f"1x{size}")
+    scales = BlockScales(group, word, grid, "float8_e4m3fn" if in_bytes else "")
     return ScaledCodes(
         shape,
         "nvfp4" if last else "mxfp4",
@@ -150,28 +164,6 @@ def _decoder(
         "float32" if last else "bfloat16",
         "float4_e2m1",
         StoredCodes(group, group.codes, packed),
-        _TwoLevels(scales, last, divisor) if last else scales,
+        TwoLevels(scales, group, last, divisor=divisor) if last else scales,
         largest_is_exact=bool(last),
     )
-
-
-@dataclass(frozen=True)
-class _TwoLevels:
-    """Scales of blocks under one for each matrix, or one for all."""
-
-    blocks: BlockScales
-    word: str
-    divisor: bool
-
-    @property
-    def block(self) -> tuple[int, int]:
-        return self.blocks.block
-
-    def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
-        group = self.blocks.group
-        last = scale_numbers(group.read(self.word), group.parts[self.word].dtype).reshape(-1)
-        factor = last[matrix if len(last) > 1 else 0]
-        scales = self.blocks.read(matrix, rows)
-        with np.errstate(all="ignore"):
-            found: NDArray[np.float32] = scales / factor if self.divisor else scales * factor
-        return found

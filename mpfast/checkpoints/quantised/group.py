@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpfast.arrays import widened
 from mpfast.checkpoints.base import Checkpoint, TensorInfo
-from mpfast.checkpoints.families import quantisation_of, quantisation_settings
+from mpfast.checkpoints.config_json import quantisation_of, quantisation_settings
 from mpfast.checkpoints.quantised_modules import companions_of, stem_of
 from mpfast.checkpoints.tensor_bits import stored
 

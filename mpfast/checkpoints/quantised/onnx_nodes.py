@@ -64,7 +64,7 @@ class _Below:
         """Return those of some rows."""
         info = self.group.parts[self.word]
         bits = _PACKED[info.dtype]
-        stored = cast(_Packed, self.group.checkpoint).packed(info.name)
+        stored = cast(_Packed, self.group.checkpoint).packed(info.name)  # as all that has such nodes
         found = [np.empty((0,), np.uint8)]
         for first, last in runs(self.shape, matrix, rows):
             begin = first * bits // 8

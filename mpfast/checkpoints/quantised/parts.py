@@ -12,8 +12,9 @@ from mpfast.arrays import widened
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.codes import FLOAT8, exponents
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError
+from mpfast.checkpoints.quantised.scaled_codes import Scales
 
-__all__ = ["BlockScales", "StoredCodes", "check_scale", "is_exponents", "scale_numbers"]
+__all__ = ["BlockScales", "StoredCodes", "TwoLevels", "check_scale", "is_exponents", "scale_numbers"]
 
 _EXPONENTS = ("float8_e8m0fnu", "uint8")
 _SCALE_TYPES = frozenset({"float64", "float32", "float16", "bfloat16", *_EXPONENTS, *FLOAT8})
@@ -73,11 +74,14 @@ class BlockScales:
         The part.
     grid : Grid
         Of its scales.
+    kind : str
+        Their type where that of the part is none of scales; empty: that of the part.
     """
 
     group: Group
     word: str
     grid: Grid
+    kind: str = ""
 
     @property
     def block(self) -> tuple[int, int]:
@@ -88,4 +92,39 @@ class BlockScales:
         """Return the scales of a matrix by rows of blocks: (rows, columns of blocks)."""
         shape = self.grid.shape
         stored = self.group.read(self.word).reshape(shape)
-        return scale_numbers(stored[matrix if shape[0] > 1 else 0, rows], self.group.parts[self.word].dtype)
+        kind = self.kind or self.group.parts[self.word].dtype
+        return scale_numbers(stored[matrix if shape[0] > 1 else 0, rows], kind)
+
+
+@dataclass(frozen=True)
+class TwoLevels:
+    """Scales of blocks under one for each matrix, or one for all.
+
+    Attributes
+    ----------
+    blocks : Scales
+        Of the blocks.
+    group, word
+        The part with those on top.
+    divisor : bool
+        Whether these divide; else they multiply.
+    """
+
+    blocks: Scales
+    group: Group
+    word: str
+    divisor: bool = False
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        return self.blocks.block
+
+    def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
+        """Return the scales of a matrix by rows of blocks: (rows, columns of blocks)."""
+        on_top = scale_numbers(self.group.read(self.word), self.group.parts[self.word].dtype).reshape(-1)
+        factor = on_top[matrix if len(on_top) > 1 else 0]
+        scales = self.blocks.read(matrix, rows)
+        with np.errstate(all="ignore"):  # the scales may be anything: whoever uses the numbers says so
+            found: NDArray[np.float32] = scales / factor if self.divisor else scales * factor
+        return found

@@ -8,10 +8,11 @@ from typing import Any
 
 from mpfast.arrays import Decoder, QuantisedArray
 from mpfast.checkpoints.base import Checkpoint, NoTensor, Role, TensorInfo
+from mpfast.checkpoints.parameter_roles import LAYERS
 from mpfast.checkpoints.quantised.formats import QuantisedFormat, format_of
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, groups_of
 from mpfast.checkpoints.quantised.transposed import Transposed
-from mpfast.checkpoints.roles import LAYERS, companion_of
+from mpfast.checkpoints.roles import companion_of
 
 __all__ = ["Dequantised", "QuantisedWeight", "dequantised"]
 

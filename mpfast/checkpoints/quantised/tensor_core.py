@@ -8,7 +8,6 @@ cuBLAS describes for its block scaling factors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from mpfast.arrays import Decoder
 from mpfast.checkpoints.quantised.blocks import Grid
 from mpfast.checkpoints.quantised.codes import FLOAT8
 from mpfast.checkpoints.quantised.group import Group, NotDecodedError, check_shape
-from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, scale_numbers
+from mpfast.checkpoints.quantised.parts import BlockScales, StoredCodes, TwoLevels, scale_numbers
 from mpfast.checkpoints.quantised.scaled_codes import ScaledCodes, Scales
 
 __all__ = ["block_scaled"]
@@ -25,26 +24,8 @@ __all__ = ["block_scaled"]
 _TILE_ROWS, _TILE_COLUMNS = 128, 4
 
 
-@dataclass(frozen=True)
-class _Tiled:
-    """Scales of a part in tiles: those of the matrices of a stack one below the other.
-
-    Attributes
-    ----------
-    group, word
-        The part.
-    grid : Grid
-        Of its scales, without padding.
-    """
-
-    group: Group
-    word: str
-    grid: Grid
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """Rows and columns of a block."""
-        return self.grid.block
+class _TiledScales(BlockScales):
+    """Scales in tiles: those of the matrices of a stack one below the other; the grid is without padding."""
 
     def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
         """Return the scales of a matrix by rows of blocks: (rows, columns of blocks)."""
@@ -55,25 +36,6 @@ class _Tiled:
         in_rows = tiles.transpose(0, 3, 2, 1, 4).reshape(len(tiles) * _TILE_ROWS, -1)
         chosen = in_rows[first - top * _TILE_ROWS : last - top * _TILE_ROWS, :across]
         return scale_numbers(chosen, self.group.parts[self.word].dtype)
-
-
-@dataclass(frozen=True)
-class _UnderOne:
-    """Scales of blocks that are multiplied by one for all."""
-
-    blocks: Scales
-    group: Group
-    word: str
-
-    @property
-    def block(self) -> tuple[int, int]:
-        return self.blocks.block
-
-    def read(self, matrix: int, rows: slice) -> NDArray[np.float32]:
-        factor = np.float32(self.group.read(self.word).reshape(()))
-        with np.errstate(all="ignore"):  # the scales may be anything: whoever uses the numbers says so
-            found: NDArray[np.float32] = self.blocks.read(matrix, rows) * factor
-        return found
 
 
 def block_scaled(
@@ -112,12 +74,12 @@ def block_scaled(
         raise NotDecodedError(f"has the shape {shape}, where rows in blocks of {width} are expected")
     grid = Grid((shape[0] if len(shape) == 3 else 1, shape[-2], shape[-1] // width), (1, width), f"1x{width}")
     _check_scales(group, scales, grid, shape, powers=powers, tiled=tiled)
-    found: Scales = _Tiled(group, scales, grid) if tiled else BlockScales(group, scales, grid)
+    found: Scales = _TiledScales(group, scales, grid) if tiled else BlockScales(group, scales, grid)
     if last:
         info = check_shape(group, last, (), (1,))
         if info.dtype != "float32":
             raise NotDecodedError(f"{info.name} is {info.dtype}, where float32 is expected")
-        found = _UnderOne(found, group, last)
+        found = TwoLevels(found, group, last)
     return ScaledCodes(
         shape,
         _label(codes.dtype, width, powers=powers),

@@ -12,8 +12,9 @@ from typing import Any
 
 from mpfast.checkpoints import Layer, NameFilter
 from mpfast.integrations.monitor.alarms import ALARMS, Alarm, Thresholds, alarms_of
-from mpfast.integrations.monitor.live_layers import LiveLayers, broadcast, process_count, process_rank
+from mpfast.integrations.monitor.live_layers import LiveLayers
 from mpfast.integrations.monitor.log import MEASURES, Measurement, append_lines, header_of, is_log
+from mpfast.integrations.monitor.processes import Verdict, heard, process_rank, tell
 from mpfast.models import provenance_of
 from mpfast.spectra import spectrum
 from mpfast.support import (
@@ -41,9 +42,10 @@ class SpectralMonitor:
     is left. Layers that do not train are left out. Numbers are those of even noise, see `mpfast.spectrum`, with the
     same seed every time, so that differences between two steps are clearer than the error bar of either.
 
-    Where several processes train, rank 0 measures and every rank must call. Parameters that ranks hold shares of are
-    gathered one by one under FSDP2 (``fully_shard``); under FSDP1 and DeepSpeed ZeRO-3 they are left out, and
-    `skipped` says so.
+    Where several processes train, every rank must call; rank 0 measures, writes, warns and alone knows `alarms` and
+    `latest`. Parameters that ranks hold shares of are gathered one by one under FSDP2 (``fully_shard``); under FSDP1
+    and DeepSpeed ZeRO-3, and where only some of the ranks share one, they are left out, and `skipped` says so. Layers
+    have the names that they have without ``DistributedDataParallel`` or ``torch.compile``.
 
     Parameters
     ----------
@@ -152,6 +154,11 @@ class SpectralMonitor:
         dict of str to float
             ``spectral/<layer>/<measure>`` for the layers measured, ``spectral/layers`` and ``spectral/seconds``;
             empty where it was not time, and on other ranks than 0.
+
+        Raises
+        ------
+        RuntimeError
+            On the other ranks, where rank 0 has raised something: all end, and none waits.
         """
         self._steps = self._steps + 1 if step is None else step
         return {} if self._steps % self.every else self.measure(model, self._steps)
@@ -159,33 +166,51 @@ class SpectralMonitor:
     @front_door
     def measure(self, model: Any, step: int) -> dict[str, float]:
         """Measure now, whatever the clock says; as `update`."""
+        if process_rank():
+            self._follow(model)
+            return {}
+        try:
+            found = self._lead(model, step)
+        except Exception as error:  # the others wait
+            tell(Verdict(self.should_stop, f"{type(error).__name__}: {error}"))
+            raise
+        tell(Verdict(self.should_stop, ""))
+        return found
+
+    def _lead(self, model: Any, step: int) -> dict[str, float]:
+        """Measure what there is time for, tell the others what to gather, and write."""
         started = time.perf_counter()
         live = LiveLayers(model, *self._filters)
         self.skipped = live.skipped
-        leads = process_rank() == 0
         lines: list[Measurement | dict[str, Any]] = []
         measured: list[Measurement] = []
         for count, layer in enumerate(self._in_turn(live.layers)):
             left = self._seconds - (time.perf_counter() - started)
-            goes_on = count == 0 or self._took.get(layer.name, 0.0) < left
-            # Where the whole is gathered, all ranks take the same layers.
-            if not (broadcast(goes_on) if live.gathers else goes_on and leads):
+            if count and self._took.get(layer.name, 0.0) >= left:
                 self._next = layer.name
                 break
-            matrix = live.matrix(layer)
-            if leads:
-                found = self._measured(layer, matrix, step)
-                measured += [found] if isinstance(found, Measurement) else []
-                lines += self._noted(found, step)
+            if layer.name in live.gathered:
+                tell(layer.name)
+            found = self._measured(layer, live.matrix(layer), step)
+            measured += [found] if isinstance(found, Measurement) else []
+            lines += self._noted(found, step)
         else:
             self._next = ""
-        if leads:
-            self._write(model, lines)
-        if process_count() > 1:
-            self.should_stop = broadcast(self.should_stop)
+        self._write(model, lines)
         seconds = time.perf_counter() - started
         logger.info("spectral monitor: step %d: %d layers in %.2f s", step, len(measured), seconds)
-        return self._as_scalars(measured, seconds) if leads else {}
+        return self._as_scalars(measured, seconds)
+
+    def _follow(self, model: Any) -> None:
+        """Hand over shares of the layers that rank 0 names, until it has measured."""
+        live = LiveLayers(model, *self._filters)
+        self.skipped = live.skipped
+        layers = {layer.name: layer for layer in live.layers}
+        while isinstance(said := heard(), str):
+            live.matrix(layers[said])
+        self.should_stop = said.should_stop
+        if said.failure:
+            raise RuntimeError(f"the spectral monitor failed on rank 0: {said.failure}")
 
     def _in_turn(self, layers: list[Layer]) -> list[Layer]:
         at = next((at for at, layer in enumerate(layers) if layer.name == self._next), 0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 
 from mpfast import reconstruct
 from mpfast.checkpoints import MomentFile, Moments, content_hash, stored
@@ -100,9 +101,9 @@ def start_adapters(
     KeyError
         There are no moments of a layer.
     ValueError
-        A layer with this adapter is no plain LoRA of a linear layer in floating point, shares its weight, has other
-        adapters or a trained one, or a rank above its size; or moments are of other sizes or of other weights. The
-        model is unchanged then.
+        A layer with this adapter is no plain LoRA or DoRA of a linear layer in floating point, shares its weight, has
+        other adapters or a trained one, or a rank above its size; or moments are of other sizes or of other weights.
+        The model is unchanged then.
 
     Warns
     -----
@@ -115,7 +116,8 @@ def start_adapters(
     -----
     An adapter that started so goes with the weights that are left of the base. PEFT turns it into one for the base as
     it was, of twice the rank: save the adapter before the training, to a directory ``start``, and after it with
-    ``save_pretrained(out, path_initial_model_for_weight_conversion="start")``.
+    ``save_pretrained(out, path_initial_model_for_weight_conversion="start")``. Of DoRA it loses the lengths then: keep
+    the weights that are left, as ``model.unload().save_pretrained(...)`` writes them.
 
     References
     ----------
@@ -201,8 +203,9 @@ def _reason_against(layer: Any, adapter: str, uses: Mapping[int, int]) -> str | 
         return f"its weight is {where}, and numbers in floating point are needed"
     if uses[id(weight)] > 1:
         return "shares its weight with another module, which would change, too"
-    if adapter in layer.lora_variant:
-        return f"its adapter is no plain LoRA but a {type(layer.lora_variant[adapter]).__name__}"
+    # The rows of what is left and of the adapter together have the lengths that DoRA began with.
+    if not isinstance(variant := layer.lora_variant.get(adapter), DoraLinearVariant | None):
+        return f"its adapter is neither plain LoRA nor DoRA but of PEFT's class {type(variant).__name__}"
     if len(layer.r) > 1:
         return "has other adapters, whose weights would change"
     if layer.merged or layer.lora_B[adapter].weight.any():

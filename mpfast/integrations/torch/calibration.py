@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
-from mpfast import _core
-from mpfast.arrays import as_matrix
 from mpfast.checkpoints import (
     InputSum,
     MomentFile,
     Moments,
     NameFilter,
-    Role,
     WatchedWeight,
-    as_stored,
     content_hash,
     content_sample_hash,
-    name_filter,
     open_checkpoint,
     path_of,
-    roles_of,
     stored,
     write_moments,
 )
-from mpfast.integrations.torch.layers import (
-    check_module,
-    input_rows,
-    is_transposed,
-    takes,
-    watch_input,
-    watchable_modules,
-)
+from mpfast.integrations.torch.layers import check_module
 from mpfast.integrations.torch.parts import cut_into_parts
+from mpfast.integrations.torch.row_sums import RowSums, mirror_on_host, usable_rows
 from mpfast.integrations.torch.shared_inputs import Input, SharedInputs, SharedSum
-from mpfast.integrations.torch.unnamed_layers import UnnamedLayer, unnamed_layers, watching
+from mpfast.integrations.torch.watched_layers import WatchedLayers
 from mpfast.support import (
     InvalidTypeError,
     InvalidValueError,
@@ -55,9 +42,6 @@ from mpfast.support import (
 )
 
 __all__ = ["SecondMoments"]
-
-_CORE_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_MIRRORED = 256  # columns at a time
 
 
 class SecondMoments(Moments[torch.Tensor]):
@@ -168,47 +152,16 @@ class SecondMoments(Moments[torch.Tensor]):
         self.seed = check_seed(seed)
         self.folds = positive_integer(folds, "folds", optional=False)
         self._valid: torch.Tensor | None = None
-        self.skipped: dict[str, str] = {}
-        self._threads = thread_count(torch.get_num_threads() if threads is None else threads)
+        self._sums = RowSums(block, layout, thread_count(torch.get_num_threads() if threads is None else threads))
         named = source if source is not None else getattr(getattr(model, "config", None), "_name_or_path", None)
         self._source = check_path(named, "source") if named else None
         self._inputs = SharedInputs(self._count)
-        self._model = model
-        self._modules: dict[str, torch.nn.Module] = {}
-        self._unnamed: dict[str, UnnamedLayer] = {}
+        self._layers = WatchedLayers.of(model, block, layout, include, exclude)
+        self.skipped = self._layers.skipped
         self._watching = ExitStack()
         self._opened = 0
-        for name, module in watchable_modules(model, include, exclude).items():
-            reason = self._why_not(module)
-            if reason is None:
-                self._modules[name] = module
-            else:
-                self.skipped[name] = reason
-        roles = roles_of(as_stored(open_checkpoint(model)))
-        for name, layer in unnamed_layers(model, roles).items():
-            if not _is_wanted(layer.owner, include, exclude):
-                continue
-            if self.block is not None and layer.inputs % self.block:
-                self.skipped[name] = f"{layer.inputs} inputs cannot be cut into blocks of {self.block}"
-            else:
-                self._unnamed[name] = layer
-        seen = set(self._modules) | {layer.owner for layer in self._unnamed.values()}
-        for name in _owners(roles):
-            if name not in seen and _is_wanted(name, include, exclude):
-                self.skipped.setdefault(name, "no Linear or Conv2d of its own: its inputs are not watched")
-        if not self._modules and not self._unnamed:
+        if not self._layers:
             raise InvalidValueError("", "there is no module to watch", f"skipped: {self.skipped or 'none'}")
-
-    def _why_not(self, module: torch.nn.Module) -> str | None:
-        length = _row_length(module)
-        if isinstance(module, torch.nn.Conv2d):
-            if module.groups != 1:
-                return "a grouped convolution: every group has inputs of its own"
-            if self.layout == "channel":
-                length = module.in_channels
-        if self.block is not None and length % self.block:
-            return f"{length} inputs cannot be cut into blocks of {self.block}"
-        return None
 
     @property
     def valid(self) -> torch.Tensor | None:
@@ -223,12 +176,7 @@ class SecondMoments(Moments[torch.Tensor]):
 
     def __enter__(self) -> SecondMoments:
         if self._opened == 0:
-            with ExitStack() as stack:
-                for name, module in self._modules.items():
-                    stack.callback(watch_input(module, partial(self._see, name, module)).remove)
-                if self._unnamed:
-                    stack.enter_context(watching(self._model, self._unnamed, self._see))
-                self._watching = stack.pop_all()
+            self._watching = self._layers.watch(self._see)
         self._opened += 1
         return self
 
@@ -257,7 +205,7 @@ class SecondMoments(Moments[torch.Tensor]):
         return found
 
     def _checked(self, name: str, mean: torch.Tensor) -> torch.Tensor:
-        _mirror(mean)
+        mirror_on_host(mean)
         return super()._checked(name, mean)
 
     def __iter__(self) -> Iterator[str]:
@@ -271,8 +219,7 @@ class SecondMoments(Moments[torch.Tensor]):
 
     @torch.no_grad()
     def _see(self, name: str, module: torch.nn.Module, x: torch.Tensor) -> None:
-        unnamed = self._unnamed.get(name)
-        if takes(module, x) if unnamed is None else x.shape[-1:] == (unnamed.inputs,):
+        if self._layers.takes(name, module, x):
             self._inputs.see(name, Input(module, x, self._valid))
 
     def _count(self, given: Input, found: SharedSum) -> None:
@@ -280,41 +227,17 @@ class SecondMoments(Moments[torch.Tensor]):
         found.is_whole, found.mean = False, None
         found.calls += 1
         choice = self._choice(found.calls)
-        for rows, usable in _usable(given):
+        for rows, usable in usable_rows(given):
             if choice is not None:
                 usable = usable & torch.from_numpy(choice.random(len(rows)) < self.share).to(usable.device)
             used = rows if bool(usable.all()) else rows[usable]
             for piece in cut_into_parts(found, len(used), self.folds):
-                found.parts[-1] = self._added(found.parts[-1], given.module, used[piece])
+                found.parts[-1] = self._sums.added(found.parts[-1], given.module, used[piece])
         found.is_whole = True
 
     def _choice(self, call: int) -> np.random.Generator | None:
         """What chooses rows: the same ones whatever other modules there are and however a run was interrupted."""
         return None if self.share == 1 else np.random.default_rng([self.seed, call])
-
-    def _added(self, total: torch.Tensor | None, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        """Return a sum, if there is one, with these rows added; of a whole matrix on the CPU the upper triangle."""
-        if rows.dtype not in _CORE_TYPES or (rows.dtype in _CORE_TYPES[2:] and not self._uses_core(rows)):
-            rows = rows.float()
-        if self._uses_core(rows):
-            if total is None:
-                total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-            _core.add_gram(as_matrix(rows, name="x"), total.numpy(), self._threads)
-            return total
-        product = self._product(module, rows)
-        return product.double() if total is None else total.add_(product)
-
-    def _uses_core(self, rows: torch.Tensor) -> bool:
-        return self.block is None and rows.device.type == "cpu"
-
-    def _product(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        """Sum of ``x x^T`` or of its blocks over a few thousand rows, in the precision of the rows."""
-        if self.block is None:
-            return rows.T @ rows
-        if isinstance(module, torch.nn.Conv2d) and self.layout == "channel":
-            rows = rows.reshape(len(rows), module.in_channels, -1).transpose(1, 2)
-        groups = rows.reshape(len(rows), -1, self.block).transpose(0, 1)
-        return groups.transpose(1, 2) @ groups
 
     def _options(self) -> dict[str, Any]:
         names = ("block", "layout", "share", "seed", "folds")
@@ -337,7 +260,7 @@ class SecondMoments(Moments[torch.Tensor]):
         check_path(path, "path")
         sums = {id(found): found for name in self for found in [self._sum_of(name)]}.values()
         for part in (part for found in sums for part in found.parts):
-            _mirror(part)
+            mirror_on_host(part)
         arrays = [
             InputSum(found.modules, found.rows, [part.cpu().numpy() for part in found.parts], found.calls)
             for found in sums
@@ -352,7 +275,7 @@ class SecondMoments(Moments[torch.Tensor]):
 
     def watched_weights(self) -> dict[str, WatchedWeight]:
         """Type and hash of the weights of the modules that have seen inputs; those on the meta device have none."""
-        return {name: found for name in self if (found := _watched(self._weight(name))) is not None}
+        return {name: found for name in self if (found := _watched(self._layers.weight(name))) is not None}
 
     @front_door
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -368,11 +291,11 @@ class SecondMoments(Moments[torch.Tensor]):
         collected = {name: file.options.get(name) for name in self._options()}
         if collected != self._options():
             raise InvalidValueError("", f"{where}: was collected with {collected}, not {self._options()}")
-        unknown = [name for name in file if name not in self._modules and name not in self._unnamed]
+        unknown = [name for name in file if name not in self._layers]
         if unknown:
             raise InvalidValueError("", f"{where}: the model has no module {unknown[0]!r}")
         for name, known in file.watched_weights().items():
-            own = _watched(self._weight(name))
+            own = _watched(self._layers.weight(name))
             if own is not None and own != known:
                 raise InvalidValueError("", f"{where}: was collected from a model of other weights, {name!r} for one")
         for name in file:
@@ -384,26 +307,14 @@ class SecondMoments(Moments[torch.Tensor]):
             self._inputs.sums.update(dict.fromkeys(found.modules, own_sum))
 
     def _check_size(self, where: str, name: str, shape: tuple[int, ...]) -> None:
-        length = self._unnamed[name].inputs if name in self._unnamed else _row_length(self._modules[name])
+        length = self._layers.inputs(name)
         expected = (length, length) if self.block is None else (length // self.block, self.block, self.block)
         if shape != expected:
             raise InvalidValueError("", f"{where}: has moments of shape {shape} for {name!r}, which needs {expected}")
 
-    def _weight(self, name: str) -> torch.Tensor:
-        if name in self._unnamed:
-            return self._unnamed[name].stored
-        weight: torch.Tensor = self._modules[name].weight
-        return weight.detach()
-
     def _device(self, name: str) -> torch.device:
-        device = self._weight(name).device
+        device = self._layers.weight(name).device
         return torch.device("cpu") if device.type == "meta" else device
-
-
-def _row_length(module: torch.nn.Module) -> int:
-    """Number of inputs of each output."""
-    weight: torch.Tensor = module.weight
-    return len(weight) if is_transposed(module) else weight[0].numel()
 
 
 def _watched(weight: torch.Tensor) -> WatchedWeight | None:
@@ -411,38 +322,3 @@ def _watched(weight: torch.Tensor) -> WatchedWeight | None:
         return None
     checkpoint = open_checkpoint({"weight": weight.cpu()})
     return WatchedWeight(checkpoint.tensors[0].dtype, content_hash(stored(checkpoint.read("weight"), "weight")))
-
-
-def _usable(given: Input) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows, some thousands at a time, and which of them are not padding."""
-    valid, x = given.valid, given.x
-    padded = valid is not None and not isinstance(given.module, torch.nn.Conv2d) and valid.shape == x.shape[:-1]
-    at = 0
-    for rows in input_rows(given.module, x):
-        if padded and valid is not None:
-            yield rows, valid.reshape(-1)[at : at + len(rows)].to(rows.device, torch.bool)
-        else:
-            yield rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        at += len(rows)
-
-
-def _mirror(matrix: torch.Tensor) -> None:
-    """Copy the upper triangle of a matrix on the CPU to the lower one, some columns at a time; blocks are symmetric."""
-    if matrix.dim() != 2 or matrix.device.type != "cpu":
-        return
-    for left in range(0, len(matrix), _MIRRORED):
-        right = left + _MIRRORED
-        corner = matrix[left:right, left:right]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-        matrix[right:, left:right] = matrix[left:right, right:].T
-
-
-def _owners(roles: Mapping[str, Role]) -> list[str]:
-    """Modules that have a weight matrix, of whatever class; embeddings have no inputs to multiply with."""
-    kinds = ("linear", "conv", "conv_transposed", "experts", "head")
-    return [(role.called or name).rpartition(".")[0] for name, role in roles.items() if role.kind in kinds]
-
-
-def _is_wanted(name: str, include: NameFilter | None, exclude: NameFilter | None) -> bool:
-    wanted, unwanted = name_filter(include, "include"), name_filter(exclude, "exclude")
-    return (wanted is None or wanted(name)) and not (unwanted is not None and unwanted(name))

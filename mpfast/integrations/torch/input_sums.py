@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpfast import _core
 from mpfast.arrays import as_matrix
 
-__all__ = ["InputMoments", "InputSums"]
+__all__ = ["InputMoments", "InputSums", "mirror"]
 
 Array = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class InputSums:
         assert self._moments is None, "the means were taken"
         half = len(self._sums) // 2 if self._both else 0
         whole = self._sums[half:, half:].copy()
-        _mirror(whole)
+        mirror(whole)
         return whole
 
     def moments(self) -> InputMoments:
@@ -90,16 +90,16 @@ class InputSums:
             if self._both:
                 half = len(self._sums) // 2
                 own, dense = self._sums[half:, half:], self._sums[:half, :half]
-                _mirror(own)
-                _mirror(dense)
+                mirror(own)
+                mirror(dense)
                 self._moments = InputMoments(self.rows, own, self._sums[:half, half:], dense)
             else:
-                _mirror(self._sums)
+                mirror(self._sums)
                 self._moments = InputMoments(self.rows, self._sums, self._sums, self._sums)
         return self._moments
 
 
-def _mirror(square: Array) -> None:
+def mirror(square: Array) -> None:
     """Make a symmetric matrix of its upper triangle, in place."""
     for begin in range(0, len(square), _MIRRORED_ROWS):
         end = begin + _MIRRORED_ROWS

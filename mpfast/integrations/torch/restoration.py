@@ -312,8 +312,9 @@ class PruneAndRestore:
         return moved
 
     def _batches_per_epoch(self) -> int:
+        loader: Any = self.loader
         try:
-            return len(self.loader)  # type: ignore[arg-type]
+            return len(loader)
         except TypeError:  # not every loader knows; to go through it can take as long as an epoch
             return sum(1 for _ in self.loader)
 

@@ -83,7 +83,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "million entries": f"{summary['entries'] / 1e6:,.1f}",
         "spikes": f"{summary['spikes']:,}",
         "signals": f"{summary['signals']:,}",
-        "noise": ", ".join(f"{verdicts[level]} {level}" for level in VERDICTS if level in verdicts) or "none fitted",
+        "noise": ", ".join(f"{verdicts[level]:,} {level}" for level in VERDICTS if level in verdicts) or "none fitted",
         "with warnings": f"{summary['with_warnings']:,}",
         "seconds": f"{summary['seconds']:.2f}",
     }

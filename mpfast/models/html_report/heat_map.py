@@ -76,7 +76,8 @@ def _told(values: Iterable[float]) -> float | list[float] | None:
     if not known:
         return None
     found = [float(np.mean(known)), min(known), max(known)]
-    return shortened(found if len(known) > 1 else found[0], 4)  # type: ignore[no-any-return]
+    told: float | list[float] = shortened(found if len(known) > 1 else found[0], 4)
+    return told
 
 
 def short_types(types: Sequence[str]) -> list[str]:

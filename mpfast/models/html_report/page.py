@@ -1,4 +1,4 @@
-"""The file that a page is: the template, the style and the scripts of this folder, and the data that they show.
+"""The file that a page is: the template, the styles and the scripts, and the data that they show.
 
 Texts of the data come from files that nobody vouches for. They reach the browser as JSON in an element that is no
 script, and the scripts put them into the page as text, never as markup. The page forbids the browser to load anything,
@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from mpfast.models.layer_json import jsonable
-from mpfast.support import printable
+from mpfast.support import design, printable
 
 __all__ = ["filled_page"]
 
@@ -42,7 +42,7 @@ def filled_page(title: str, content: Mapping[str, Any]) -> str:
     files = resources.files(__package__)
     script = "\n".join((files / "scripts" / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     data = json.dumps(jsonable(content), allow_nan=False, separators=(",", ":"))
-    style = (files / "style.css").read_text(encoding="utf-8")
+    style = design() + (files / "style.css").read_text(encoding="utf-8")
     pieces = {
         "TITLE": html.escape(printable(title)),
         "POLICY": f"default-src 'none'; base-uri 'none'; form-action 'none'; "
