@@ -7,7 +7,7 @@ Coverage: for every family of `mpfast.spectra.synthetic`, how often the edge fro
 one and two reported standard errors of the measured one; nominal are 68.3 % and 95.4 %. The same for the families of
 uneven noise, with ten signals at twice the critical size in each, where both edges are those of ``noise="auto"``:
 scales are found anew from all singular values and from passes. Each matrix is measured with several seeds of the
-probes, whose errors are independent of each other; the standard error of a share is that of the means of matrices.
+probes, whose errors are independent of each other; beside a share stands the standard error of so many runs.
 
 Detection: one spike of growing size in Gaussian noise, and how often it is counted. Below the critical size (m n)^(1/4)
 no method can see it in the singular values; above it, it stands out more and more.
@@ -23,6 +23,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,13 @@ class Runs:
         return [self.seen[self.key(record)] for record in wanted]
 
 
-def coverage_line(name: str, records: list[list[dict[str, Any]]]) -> str:
-    """One row of a table, of the runs of every matrix."""
-    truth, edge, error = (
-        np.array([[run[key] for run in each] for each in records]) for key in ("truth", "edge", "error")
-    )
+def coverage_line(name: str, records: list[dict[str, Any]]) -> str:
+    """One row of a table."""
+    truth, edge, error = (np.array([run[key] for run in records]) for key in ("truth", "edge", "error"))
     cells = []
     for limit in (1, 2):
-        within = (abs(edge - truth) <= limit * error).mean(axis=1)
-        spread = within.std(ddof=1) / math.sqrt(len(within)) if len(within) > 1 else math.nan
-        cells.append(f"{100 * within.mean():.1f} % ± {100 * spread:.1f}")
+        share = float((abs(edge - truth) <= limit * error).mean())
+        cells.append(f"{100 * share:.1f} % ± {100 * math.sqrt(share * (1 - share) / truth.size):.1f}")
     rms, bar = (100 * math.sqrt(np.square(values / truth).mean()) for values in (edge - truth, error))
     return f"| {name} | {' | '.join(cells)} | {rms:.2f} % | {bar:.2f} % |"
 
@@ -122,8 +120,8 @@ def coverage_lines(matrices: int, runs: int, seen: Runs) -> list[str]:
             "|---|---|---|---|---|",
         ]
         for name in names:
-            found = [seen.of_matrix(draw_one, name, shape, noise, matrix, runs) for matrix in range(matrices)]
-            lines.append(coverage_line(name, found))
+            found = (seen.of_matrix(draw_one, name, shape, noise, matrix, runs) for matrix in range(matrices))
+            lines.append(coverage_line(name, list(chain.from_iterable(found))))
         lines.append("")
     return lines
 

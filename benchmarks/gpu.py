@@ -17,16 +17,17 @@ import argparse
 import json
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_codes import coded_rows
+from gpu_timing import Row, clock, copy_rate, device_time, gaussian, gram_product_fp64
 
 from mpfast.arrays import address_of, cuda_backend, cuda_status, device_matrix
 
@@ -35,68 +36,6 @@ ROOT = Path(__file__).parents[1]
 # (rows, columns) of the matrices of one layer of a LLaMA of 70 billion parameters, and the number of layers.
 LLAMA_LAYER = ((8192, 8192), (1024, 8192), (1024, 8192), (8192, 8192), (28672, 8192), (28672, 8192), (8192, 28672))
 LLAMA_LAYERS = 80
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement; ``ratio`` is what ``figure`` counts, and ``met`` whether the bar was."""
-
-    case: str
-    contender: str
-    seconds: float
-    figure: str = ""
-    error: float | None = None
-    bar: str = ""
-    met: bool | None = None
-
-
-def clock(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median wall time of a synchronised call after one warm-up, and its result."""
-    import torch
-
-    result = run()
-    times = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = run()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), result
-
-
-def device_time(launch: Callable[[], Any], repeats: int = 20) -> float:
-    """Median time of one launch on the device, between events."""
-    import torch
-
-    for _ in range(3):
-        launch()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        launch()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
-
-
-def gaussian(shape: tuple[int, int], dtype: Any, seed: int = 0) -> Any:
-    """Noise with entries of variance one, made on the device."""
-    import torch
-
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype)
-
-
-def copy_rate() -> float:
-    """Bytes read and written per second by a copy of 4 GB."""
-    import torch
-
-    source = torch.empty(1 << 30, dtype=torch.float32, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / device_time(lambda: target.copy_(source))
 
 
 def gram_rows(rate: float) -> Iterator[Row]:
@@ -122,7 +61,7 @@ def product_rows(W: Any, width: int, rate: float) -> Iterator[Row]:
     matrix = device_matrix(W, cuda_backend())
     x = gaussian((width, min(rows, cols)), torch.float32, seed=1)
     z = torch.empty_like(x)
-    exact = _gram_product_fp64(side, x)
+    exact = gram_product_fp64(side, x)
 
     def error(found: Any) -> float:
         return float((found.double() - exact).abs().max() / exact.abs().max())
@@ -148,17 +87,6 @@ def product_rows(W: Any, width: int, rate: float) -> Iterator[Row]:
     stored = x.T.to(W.dtype)
     pair = device_time(lambda: side.T @ (side @ stored))
     yield Row(case, "torch pair", pair, f"{pair / seconds:.2f} x mpfast", error((side.T @ (side @ stored)).T))
-
-
-def _gram_product_fp64(side: Any, x: Any) -> Any:
-    """Reference, a few thousand rows of W at a time: fp64 takes four times the memory of bfloat16."""
-    import torch
-
-    total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-    for block in side.split(4096):
-        wide = block.double()
-        total += (wide.T @ (wide @ x.double().T)).T
-    return total
 
 
 def large_edge_rows() -> Iterator[Row]:
@@ -342,11 +270,12 @@ def llama_rows() -> Iterator[Row]:
 
 
 def barred_rows(rate: float) -> Iterator[Row]:
-    """The five cases that have a bar."""
+    """The cases that have a bar."""
     import torch
 
     for dtype in (torch.float32, torch.bfloat16):
         yield from product_rows(gaussian((8192, 28672), dtype), 4, rate)
+    yield from coded_rows(rate, quick=True)
     yield from large_edge_rows()
     yield from edge_rows()
     yield from llama_rows()
@@ -362,7 +291,15 @@ class Check:
     output: str = ""
 
 
-SANITIZED = "import torch, mpfast; W = torch.randn(600, 5000, device='cuda'); mpfast.gram_product(W, W[:, :8])"
+SANITIZED = """
+import numpy as np, torch, mpfast
+W = torch.randn(600, 5000, device="cuda")
+mpfast.gram_product(W, W[:, :8])
+for code, shape, blocks in (("float8_e4m3fn", (600, 5000), 50), ("float4_e2m1", (5000, 150), 3)):
+    codes, scales = np.full(shape, 35, np.uint8), np.ones((shape[0], blocks), np.float32)
+    matrix = mpfast.arrays.CodedRows(code, codes, scales, 100).matrix("float32")
+    mpfast.spectrum(matrix, method="lanczos", probes=4, steps=2, device="cuda")
+"""
 
 
 def first_contact() -> Iterator[Check]:
@@ -442,6 +379,7 @@ def main() -> int:
     machine["copy bandwidth"] = f"{rate / 1e12:.2f} TB/s, read and written"
     everything = (
         gram_rows(rate),
+        coded_rows(rate),
         large_edge_rows(),
         edge_rows(),
         svd_rows(),

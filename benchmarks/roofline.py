@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100")
 PRODUCT_KERNELS = "csrc/cuda/products/product_kernels.cu"
+CODED_KERNELS = "csrc/cuda/products/coded_product_kernels.cu"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-O3", "-Icsrc", "-Xptxas=-v", "-cubin", "-o", "/dev/null")
 ENTRY_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -80,9 +81,10 @@ def compiled_kernels(source: str, target: str, defines: tuple[str, ...] = ()) ->
 def _short(name: str) -> str:
     """The kernel's name and template arguments without namespaces and parameters."""
     name = name.replace("mpfast::cuda::(anonymous namespace)::", "").removeprefix("void ")
-    name = re.sub(r"\(mpfast::(?:cuda::)?(\w+)\)(\d+)", r"\1 \2", name)
+    name = re.sub(r"\(mpfast::(?:cuda::)?(\w+)\)(\d+)", r"\1 \2", name).replace("mpfast::cuda::", "")
     for number, dtype in enumerate(element_types()):
         name = name.replace(f"DType {number}", dtype)
+    name = re.sub(r"EntryLoader<(\w+)>", r"\1", name).replace("CodeLoader", "codes")
     name = name.replace("ProductKind 0", "gram").replace("ProductKind 1", "plain").replace("mpfast::", "")
     return re.sub(r">\(.*", ">", name).split("(")[0] if "<" not in name else re.sub(r">\(.*", ">", name)
 
@@ -94,8 +96,10 @@ def all_kernels() -> list[Kernel]:
         for storage, real in products()
         for target in TARGETS
     ]
+    jobs += [(CODED_KERNELS, target, (f"MPFAST_REAL={real}",)) for real in ("double", "float") for target in TARGETS]
     sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").glob("*/*.cu"))
-    others = [source for source in sources if source not in (PRODUCT_KERNELS, "csrc/cuda/machine/runtime.cu")]
+    apart = (PRODUCT_KERNELS, CODED_KERNELS, "csrc/cuda/machine/runtime.cu")
+    others = [source for source in sources if source not in apart]
     jobs += [(source, target, ()) for source in others for target in TARGETS]
     with ThreadPoolExecutor() as pool:
         return [kernel for kernels in pool.map(lambda job: compiled_kernels(*job), jobs) for kernel in kernels]
@@ -135,7 +139,7 @@ def pass_rows(kernels: list[Kernel], gpu: H200) -> list[str]:
             if not plan["possible"]:
                 lines.append(f"| {rows} x {cols} {dtype} | {width} | two products | | | | | | | | |")
                 continue
-            name = f"pass_kernel<{dtype}, float, {plan['width']}, gram>"
+            name = f"product_kernel<{dtype}, float, {plan['width']}, gram>"
             kernel = next(k for k in kernels if k.name == name and k.target == "sm_90")
             resident = min(
                 gpu.registers // (kernel.registers * plan["threads"]),
@@ -199,8 +203,8 @@ are bound by memory and, at p = 16384 and b = 4, by the launch (about 3 us).
 
 | kernel | bytes | flops |
 |---|---|---|
-| `pass_kernel<..., product>` as inner product V^T Z | w p (k + b) | 2 p k b |
-| `pass_kernel<..., product>` as V C | w p (k + 2 b) | 2 p k b |
+| `product_kernel<..., plain>` as inner product V^T Z | w p (k + b) | 2 p k b |
+| `product_kernel<..., plain>` as V C | w p (k + 2 b) | 2 p k b |
 | `sum_parts_kernel` | w b p (c + 1) | b p c |
 | `gram_kernel` | w b p | 2 b^2 p, fp64 |
 | `transform_kernel` | 2 w b p | 2 b^2 p |

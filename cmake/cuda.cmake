@@ -6,6 +6,7 @@
 # With MPFAST_CUDA_EMULATION the host's compiler compiles the same sources for the emulated device of tests/emulation.
 set(cuda_host_sources
   ${shared_sources}
+  csrc/cuda/decoding/device_codes.cpp
   csrc/cuda/masks/masks.cpp
   csrc/cuda/masks/projection.cpp
   csrc/cuda/products/product_dispatch.cpp
@@ -28,8 +29,9 @@ set(cuda_kernel_sources
   csrc/cuda/reconstruct/column_kernels.cu
   csrc/cuda/reconstruct/refit_kernels.cu
   csrc/cuda/reconstruct/storage.cu)
-# The enumerators of DType (csrc/core/types.hpp), in their order. product_kernels.cu is compiled once for each of them
-# and each precision of the vectors; entries of float64 go with double alone.
+# The enumerators of DType (csrc/core/dtype.hpp), in their order. product_kernels.cu is compiled once for each of them
+# and each precision of the vectors, and coded_product_kernels.cu for each precision; entries of float64 go with double
+# alone.
 set(element_types float64 float32 float16 bfloat16)
 
 # Adds the compiled kernels to `target`, in the language given.
@@ -37,8 +39,12 @@ function(mpfast_add_kernels target language)
   set(objects ${target}_kernels)
   add_library(${objects} OBJECT ${cuda_kernel_sources} ${ARGN})
   list(APPEND kernel_targets ${objects})
-  foreach(storage IN LISTS element_types)
-    foreach(real double float)
+  foreach(real double float)
+    set(objects ${target}_product_codes_${real})
+    add_library(${objects} OBJECT csrc/cuda/products/coded_product_kernels.cu)
+    target_compile_definitions(${objects} PRIVATE MPFAST_REAL=${real})
+    list(APPEND kernel_targets ${objects})
+    foreach(storage IN LISTS element_types)
       if(storage STREQUAL float64 AND real STREQUAL float)
         continue()
       endif()
@@ -48,7 +54,8 @@ function(mpfast_add_kernels target language)
       list(APPEND kernel_targets ${objects})
     endforeach()
   endforeach()
-  set_source_files_properties(csrc/cuda/products/product_kernels.cu ${cuda_kernel_sources}
+  set_source_files_properties(csrc/cuda/products/product_kernels.cu csrc/cuda/products/coded_product_kernels.cu
+                              ${cuda_kernel_sources}
                               PROPERTIES LANGUAGE ${language})
   foreach(objects IN LISTS kernel_targets)
     target_link_libraries(${objects} PRIVATE mpfast_options ${target}_options)

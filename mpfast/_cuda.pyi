@@ -1,11 +1,14 @@
 # Private. Addresses and stream handles are integers; strides count entries. As _core unless said otherwise.
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 class CudaError(RuntimeError): ...
+
+# In host memory: entries, or the type of codes, codes (rows, bytes), scales (rows, blocks) and the entries of a block.
+_HostMatrix: TypeAlias = NDArray[Any] | tuple[str, NDArray[np.uint8], NDArray[np.float32], int]
 
 @final
 class Matrix:
@@ -22,11 +25,13 @@ class Matrix:
     @staticmethod
     def from_dlpack(capsule: object, stream: int) -> Matrix: ...
     @staticmethod
-    def upload(array: NDArray[Any], dtype: str, device: int) -> Matrix: ...
+    def upload(matrix: _HostMatrix, dtype: str, device: int) -> Matrix: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def is_coded(self) -> bool: ...
     @property
     def device(self) -> int: ...
 
@@ -108,7 +113,7 @@ def lanczos_run(
     parts: int = 1,
 ) -> LanczosRun: ...
 def lanczos_run_streamed(
-    array: NDArray[Any],
+    matrix: _HostMatrix,
     dtype: str,
     device: int,
     width: int,

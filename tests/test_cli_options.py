@@ -124,6 +124,7 @@ def test_examples_are_of_commands():
 def test_help_has_panels_and_examples(run, name):
     code, out, err = run(name, "--help")
     assert (code, err) == (0, "")
+    assert "bool" not in out.lower()  # a switch takes no value
     for _, line in EXAMPLES[name]:
         assert f"mpfast {name} {line}".rstrip() in out
     panels = {param.rich_help_panel for param in options(name).values() if param.rich_help_panel}

@@ -103,7 +103,7 @@ def test_sections_of_parameters_have_all_of_them(package):
 @pytest.mark.parametrize("page", [page for page in PAGES if {"python", "bash"} & {b.language for b in blocks_of(page)}])
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch, capsys):
     """Every block of a page, one after the other; where output is shown below a block, it is the one it prints."""
-    monkeypatch.setenv("LLM_COMPRESSOR_LOG_DISABLED", "true")  # its log goes where output does
+    monkeypatch.setenv("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")  # its log goes where output does
     for package in NEEDS.get(page, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import mpfast
+from mpfast import _core
+from mpfast.arrays import CORE_CODES
 from mpfast.arrays.devices import cuda_status
 from mpfast.operators import energies, open_source, scaled, start_run
 
 from .references import run_python
+from .test_coded_matrices import coded, matrix_of, same_bits
 
 STATUS = cuda_status()
 pytestmark = [
@@ -260,6 +263,28 @@ def test_host_array_goes_to_the_device_or_streams_through_it(monkeypatch: pytest
             assert there.edge.sigma_plus == pytest.approx(here, rel=1e-5)
 
 
+@pytest.mark.parametrize("code", sorted(CORE_CODES))
+@pytest.mark.parametrize("shape", [(3000, 2000, 128), (1000, 20000, 100), (700, 4100, 16)], ids=str)
+def test_codes_as_they_are_stored(code: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded to the bit, multiplied to rounding, resident and streamed; one product takes two passes."""
+    from mpfast.operators import cuda as device_sources
+
+    codes, scales, numbers = coded(code, *shape)
+    matrix = matrix_of(code, codes, scales, shape[-1])
+    here = mpfast.spectrum(matrix, method="lanczos", probes=16, steps=10).edge.sigma_plus
+    source = open_source(matrix, threads=1, device="cuda")
+    same_bits(source.backend.download(source.matrix)[0], numbers)
+    x = np.random.default_rng(1).standard_normal((32, shape[1])).astype(np.float32)
+    z = source.backend.gram_product(source.matrix, x, True)[0]
+    expected = _core.gram_product(matrix, x.astype(np.float64), "right", 0)[0]
+    assert np.abs(z - expected).max() < 1e-4 * np.abs(expected).max()
+    for share in (0.4, 0.0):
+        monkeypatch.setattr(device_sources, "RESIDENT_SHARE", share)
+        monkeypatch.setattr(device_sources, "PANEL_BYTES", 1 << 20)
+        there = mpfast.spectrum(matrix, method="lanczos", probes=16, steps=10, device="cuda")
+        assert there.edge.sigma_plus == pytest.approx(here, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_masks_are_the_cpu_s(torch: Any, dtype: str) -> None:
     weights = {"a": noise(torch, (700, 900), dtype), "b": noise(torch, (333, 64), dtype, seed=1)}
@@ -307,6 +332,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float64):
         mpfast.reconstruct.prune(W, C, sparsity=0.5)
         mpfast.reconstruct.prune(W[:, :144], C[:144, :144], pattern="8:16")
         mpfast.reconstruct.quantize(W[:, :144], C[:144, :144], 4, pattern="2:4")
+for code, shape, blocks in (("float8_e4m3fn", (301, 2100), 21), ("float4_e2m1", (2100, 150), 3)):
+    codes, scales = np.full(shape, 35, np.uint8), np.ones((shape[0], blocks), np.float32)
+    matrix = mpfast.arrays.CodedRows(code, codes, scales, 100).matrix("float32")
+    mpfast.spectrum(matrix, method="lanczos", probes=4, steps=3, device="cuda")
 """
 
 

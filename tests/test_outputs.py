@@ -127,6 +127,19 @@ class TestCompanions:
         assert [text.partition(":")[0] for text in result.not_copied] == ["other.txt"]
         assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
 
+    def test_the_index_of_linked_files_comes_along(self, model, tmp_path):
+        """A directory that somebody made of links alone: what is written without the index would be no model."""
+        names = {f"{part}.{word}": f"model-{part}.safetensors" for part in range(3) for word in ("weight", "bias")}
+        index = json.dumps({"weight_map": names})
+        (model / "model.safetensors.index.json").write_text(index)
+        (tmp_path / "links").mkdir()
+        for path in model.iterdir():
+            (tmp_path / "links" / path.name).symlink_to(path)
+        result = PRUNE(tmp_path / "links", tmp_path / "out")
+        assert (tmp_path / "out" / "model.safetensors.index.json").read_text() == index
+        assert [text.partition(":")[0] for text in result.not_copied] == ["config.json"]
+        assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
     def test_other_forms_of_the_weights_stay_behind(self, model, tmp_path):
         stale = [
             "model.onnx_data",

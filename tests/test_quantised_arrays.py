@@ -33,6 +33,8 @@ def test_every_exponent_and_every_pair_of_nibbles():
 
 def test_rounding_to_a_uniform_grid_has_a_twelfth_of_the_square_of_its_step():
     np.testing.assert_allclose(rounding_of(np.arange(-8, 8, dtype=np.float32) / 4), 1 / (16 * 12), rtol=1e-6)
+    for alone in ([0.5] * 16, [np.nan, 2.0], [np.inf, np.nan], []):
+        assert not rounding_of(np.array(alone, np.float32)).any()
 
 
 def stack(dtype="float32"):

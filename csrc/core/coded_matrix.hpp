@@ -54,6 +54,30 @@ struct FormatOf<Code::e2m1> : CodeFormat<4, 1, 1> {
   static constexpr bool kNegativeZeroIsNaN = false;
 };
 
+// The value of a code, exactly, and NaN of what is none; above the bits of the code are none. A float with the same
+// bits in the same places is 2^(127 - bias) times smaller, and subnormal where the code is. (Inlined always: see
+// dtype.hpp.)
+template <Code code>
+[[gnu::always_inline]] constexpr float value_of(std::uint32_t bits) {
+  using Format = FormatOf<code>;
+  constexpr std::uint32_t kSign = 1U << (Format::kBits - 1);
+  constexpr std::uint32_t kInfinity = 0x7f800000;
+  constexpr std::uint32_t kNaN = 0x7fc00000;
+  const std::uint32_t magnitude = bits & (kSign - 1);
+  std::uint32_t same = magnitude << (23 - Format::kMantissaBits);
+  if constexpr (Format::kExponentBits == 5) {  // as of a half, the largest exponent is that of infinities and NaN
+    if (magnitude >> Format::kMantissaBits == 31) same |= kInfinity;
+  }
+  if constexpr (Format::kOnesAreNaN) {
+    if (magnitude == kSign - 1) same = kNaN;
+  }
+  if constexpr (Format::kNegativeZeroIsNaN) {
+    if (bits == kSign) same = kNaN;
+  }
+  same |= (bits & kSign) << (32 - Format::kBits);
+  return __builtin_bit_cast(float, same) * (Format::kUnit * 0x1p112F);
+}
+
 // Calls function.template operator()<code>() for the type known at run time, as dispatch() in dtype.hpp.
 template <class Function>
 constexpr auto dispatch(Code code, Function&& function) {
@@ -71,11 +95,11 @@ constexpr auto dispatch(Code code, Function&& function) {
 }
 
 constexpr const char* code_name(Code code) {
-  return dispatch(code, []<Code each>() { return FormatOf<each>::kName; });
+  return dispatch(code, [&]<Code each>() { return FormatOf<each>::kName; });
 }
 
 constexpr index_t codes_in_a_byte(Code code) {
-  return dispatch(code, []<Code each>() { return index_t{8 / FormatOf<each>::kBits}; });
+  return dispatch(code, [&]<Code each>() { return index_t{8 / FormatOf<each>::kBits}; });
 }
 
 // W[i][j] = value of code (i, j) times scales[i * scale_stride + j / width], rounded to single precision. Of four bits

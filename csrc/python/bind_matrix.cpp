@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -7,6 +6,7 @@
 #include "core/coded_matrix.hpp"
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
+#include "python/code_arrays.hpp"
 #include "python/dtype_names.hpp"
 #include "python/whole_class.hpp"
 
@@ -18,41 +18,11 @@ Matrix matrix_from_array(const py::array& array, const std::string& dtype) {
   return {view_of(array, parse_dtype(dtype), dtype), array};
 }
 
-Code parse_code(const std::string& name) {
-  for (const Code code : kCodes) {
-    if (name == code_name(code)) return code;
-  }
-  throw std::invalid_argument("there are no codes called " + name);
-}
-
 Matrix matrix_from_codes(const std::string& name, const py::array_t<std::uint8_t, 0>& codes,
                          const py::array_t<float, 0>& scales, index_t width, const std::string& dtype) {
-  const Code code = parse_code(name);
   const DType type = parse_dtype(dtype);
-  if (needs_double(type)) throw std::invalid_argument("codes stand for numbers of single precision");
-  if (codes.ndim() != 2 || scales.ndim() != 2) throw std::invalid_argument("codes and scales must be 2-D arrays");
-  if (width < 1) throw std::invalid_argument("width must be at least 1");
-  const index_t cols = codes.shape(1) * codes_in_a_byte(code);
-  width = std::min(width, std::max(cols, index_t{1}));
-  if (scales.shape(0) != codes.shape(0) || scales.shape(1) != ceil_div(cols, width)) {
-    throw std::invalid_argument("scales must have a row for each of codes, and a column for each block of a row");
-  }
-  constexpr index_t kScale = sizeof(float);
-  const bool follow =
-      (codes.strides(1) == 1 || codes.shape(1) < 2) && (scales.strides(1) == kScale || scales.shape(1) < 2);
-  if (!follow) throw std::invalid_argument("codes and scales of a row must follow one another in memory");
-  if (reinterpret_cast<std::uintptr_t>(scales.data()) % kScale != 0 || scales.strides(0) % kScale != 0) {
-    throw std::invalid_argument("scales do not lie at multiples of their size");
-  }
-  const CodedMatrix matrix{.codes = codes.data(),
-                           .type = code,
-                           .rows = codes.shape(0),
-                           .cols = cols,
-                           .row_stride = codes.strides(0),
-                           .scales = scales.data(),
-                           .scale_stride = scales.strides(0) / kScale,
-                           .width = width};
-  return {cpu::Source(matrix, type), py::make_tuple(name, codes, scales, width)};
+  const CodedMatrix matrix = coded_view({name, codes, scales, width}, type);
+  return {cpu::Source(matrix, type), py::make_tuple(name, codes, scales, matrix.width)};
 }
 
 py::array_t<float> decoded(const Matrix& matrix) {

@@ -88,8 +88,8 @@ def copy_companions(checkpoint: Checkpoint, target: Path, *, leave_out: tuple[st
     -------
     tuple of str
         What was not copied and why, a sentence each: other forms of the same weights, and symbolic links that lead out
-        of the directory, which are not followed. Links of a Hugging Face cache into the blobs of the same repository
-        are. What a `DenseCopy` has another text of is written as it says.
+        of the directory, which are not followed, but for the index of the files. Links of a Hugging Face cache into the
+        blobs of the same repository are. What a `DenseCopy` has another text of is written as it says.
     """
     directory = home_directory(checkpoint)
     if directory is None:
@@ -110,9 +110,8 @@ def copy_companions(checkpoint: Checkpoint, target: Path, *, leave_out: tuple[st
             continue
         if path.name.endswith(_INDEX_SUFFIXES) and str(relative) != index:
             continue  # of files that are not written: whoever opened the directory would look for them
-        reason = _link_reason(path, directory)
-        if not reason and str(relative) != index:
-            reason = _weights_reason(path, directory)
+        # The index has been read as one, wherever a link to it leads, and without it the files are no model.
+        reason = "" if str(relative) == index else _link_reason(path, directory) or _weights_reason(path, directory)
         if reason:
             left.append(f"{relative.as_posix()}: {reason}")
             continue

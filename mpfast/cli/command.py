@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -19,6 +20,7 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the commands in panels."""
         self.rich_markup_mode = "rich"
+        _hide_types_of_switches(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
 
@@ -31,6 +33,7 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the options in panels, and the examples below them."""
         self.rich_markup_mode = "rich"
+        _hide_types_of_switches(self.get_params(ctx))
         # The lines of a docstring are no lines of the terminal.
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (self.help or "").split("\n\n"))
         super().format_help(ctx, formatter)
@@ -60,6 +63,13 @@ class Command(TyperCommand):
         except typer.BadParameter as error:
             error.message = blame(error.message)
             raise
+
+
+def _hide_types_of_switches(params: Iterable[Any]) -> None:
+    """Show no type of options that take no value, as some versions of typer do."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
 
 
 def _without_alternatives(configured: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

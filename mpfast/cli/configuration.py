@@ -110,8 +110,10 @@ def _table_of(file: Path, given: bool) -> Mapping[str, Any] | None:
     """Return what a file says; None where it is a project's that says nothing of mpfast."""
     try:
         text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: cannot be read: {str(error.strerror).lower()}") from None
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{file}: is no text in UTF-8: {error}") from None
     if file.name == _PROJECT and "mpfast" not in text and not given:
         return None  # the common case costs no parser
     parse = _parser(file)

@@ -166,11 +166,21 @@ DampingOption = Annotated[
 ]
 EnergyOption = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="As few as hold this share of the squared norm, in (0, 1].", show_default=False),
+    typer.Option(
+        metavar="SHARE",
+        help="As few as hold this share of the squared norm, in (0, 1].",
+        callback=share_between_0_and_1,
+        show_default=False,
+    ),
 ]
 ErrorOption = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="As few as leave this relative error, in [0, 1).", show_default=False),
+    typer.Option(
+        metavar="SHARE",
+        help="As few as leave this relative error, in [0, 1).",
+        callback=share_between_0_and_1,
+        show_default=False,
+    ),
 ]
 GradientsOption = Annotated[
     Path | None,

@@ -28,6 +28,7 @@ from mpfast.cli.options import (
 from mpfast.cli.spectrum_table import spectrum_lines
 from mpfast.models import LayerReport, provenance_of
 from mpfast.spectra import measured_both
+from mpfast.support import matrix_called
 
 __all__ = ["spectrum_command"]
 
@@ -53,7 +54,8 @@ def spectrum_command(
     (tensor,) = checkpoint.tensors
     started = time.perf_counter()
     matrix = native(checkpoint.read(tensor.name))
-    found = measured_both(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
+    with matrix_called(str(file)):
+        found = measured_both(matrix, method=method, tol=tol, seed=seed, threads=threads, device=device)
     layer = Layer(tensor.name, "linear", tensor.shape, (tensor.shape[0], tensor.shape[1]), tensor.dtype, tensor.name)
     row = LayerReport.from_spectra(layer, found, seconds=time.perf_counter() - started)
     chosen = {"method": method, "tol": tol, "seed": seed, "device": device}

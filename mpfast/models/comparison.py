@@ -118,6 +118,10 @@ def _analysis(model: Any, name: str) -> Analysis | None:
     with path.open("rb") as file:
         first = file.read(4096)
     if not first.lstrip().startswith(b"{") or not any(schema in first for schema in _SCHEMAS):
+        if path.suffix == ".json":
+            raise InvalidValueError(
+                "", f"{path}: is neither a checkpoint nor an analysis in JSON, as analyze writes it"
+            )
         return None
     try:
         return Analysis.from_json(path)

@@ -161,7 +161,7 @@ def _configuration(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
     config = getattr(checkpoint, "config", None)
     if not config:
         fact = f"{checkpoint.source}: has no config.json beside it, which would have to say the new sizes"
-        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
+        raise InvalidValueError("", fact, "pass a directory that save_pretrained wrote")
     family = config.get("model_type")
     if not isinstance(family, str) or family not in WIDTHS:
         fact = f"is of the type {family!r}, in which it is not known what writes and reads the neurons"

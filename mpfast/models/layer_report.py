@@ -223,7 +223,9 @@ class LayerReport:
         """
         ax = current_axes(ax)
         draw_picture(ax, self.picture)
-        ax.set_title(f"{printable(self.name)}: {self.spikes} spikes, noise {self.verdict}")
+        # Two lines, for names of layers are long, and a title that is wider than its picture is cut.
+        title = f"{printable(self.name)}\n{self.spikes} spikes, noise {self.verdict}"
+        ax.set_title(title, fontsize="medium")
         return ax
 
     @property

@@ -46,7 +46,8 @@ def plot_analysis(
             ground = {"facecolor": "w", "alpha": 0.7, "linewidth": 0, "pad": 1}
             text = f"×{len(values)}"  # noqa: RUF001
             ax.text(*at[::-1], text, ha="center", va="center", fontsize="x-small", color="k", bbox=ground)
-    image = ax.imshow(means, aspect="auto", cmap="viridis", interpolation="nearest")
+    ax.set_facecolor("0.85")  # where no layer is, as no colour of the scale
+    image = ax.imshow(means, aspect="auto", cmap="Blues", interpolation="nearest")
     label = measure if isinstance(measure, str) else getattr(measure, "__name__", "measure")
     ax.figure.colorbar(image, ax=ax, label=label.replace("_", " "))
     ax.set_xticks(range(len(depths)), [_NO_DEPTH if depth is None else str(depth) for depth in depths])

@@ -267,7 +267,7 @@ def _form_of(checkpoint: Checkpoint, format: Any, bits: Any, group: Any) -> _For
     group = _GROUP if group is None else positive_integer(group, "group", optional=False)
     if not getattr(checkpoint, "config", None) or home_directory(checkpoint) is None:
         fact = f"{checkpoint.source}: has no config.json beside it, which would have to say how weights are stored"
-        raise InvalidValueError("model", fact, "pass a directory that save_pretrained wrote")
+        raise InvalidValueError("", fact, "pass a directory that save_pretrained wrote")
     check_writable(checkpoint)
     return _Form(PACKED, int(bits), int(group))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpfast import _core
-from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, narrowed, raise_if_nonfinite
+from mpfast.arrays import Device, address_of, check_matrix, cuda_backend, device_matrix, raise_if_nonfinite
 from mpfast.operators.factors import Energies, Factored, Factors, times
 from mpfast.operators.host import MatrixSource
 from mpfast.operators.protocol import LanczosRun, gram_memory
@@ -24,7 +24,8 @@ Array = NDArray[np.float64]
 
 # Share of the free device memory that a matrix may be copied into; a larger one streams through the device. Two layers
 # of a model may be on their way to a device at the same time. The partial results of a product in two passes come on
-# top: a quarter of a matrix of 16-bit entries, an eighth of others, half of one of 16 bits in double precision.
+# top: a quarter of a matrix of 16-bit entries, an eighth of others, half of one of 16 bits in double precision. They do
+# not shrink with codes, which therefore count as entries of 16 bits.
 RESIDENT_SHARE = 0.4
 # Device memory for one panel of a streamed matrix; there are two.
 PANEL_BYTES = 256 << 20
@@ -219,14 +220,25 @@ def has_contiguous_rows(array: NDArray[Any]) -> bool:
 
 
 def send_to_device(matrix: _core.Matrix, device: Device, threads: int) -> DeviceSource | StreamedSource:
-    """Copy a host matrix to the device if there is room, else let it stream through; one of codes is decoded first."""
+    """Copy a host matrix to the device as it is stored if there is room, else let it stream through."""
     if matrix.is_coded:
-        numbers = matrix.decoded()
-        bits = narrowed(numbers) if matrix.dtype == "bfloat16" else numbers
-        matrix = _core.Matrix(bits, matrix.dtype)
-    array: NDArray[Any] = matrix.owner
-    if not any(has_contiguous_rows(view) for view in (array, array.T)):
-        raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
-    if array.nbytes <= RESIDENT_SHARE * device.backend.free_memory(device.index):
-        return DeviceSource(device.backend.Matrix.upload(array, matrix.dtype, device.index), threads)
+        matrix = _with_rows_in_order(matrix)
+        counted = 2 * matrix.shape[0] * matrix.shape[1]
+    else:
+        array: NDArray[Any] = matrix.owner
+        if not any(has_contiguous_rows(view) for view in (array, array.T)):
+            raise InvalidValueError("W", f"must have contiguous rows or columns to go to {device}", "pass W.copy()")
+        counted = array.nbytes
+    if counted <= RESIDENT_SHARE * device.backend.free_memory(device.index):
+        return DeviceSource(device.backend.Matrix.upload(matrix.owner, matrix.dtype, device.index), threads)
     return StreamedSource(matrix, device, threads)
+
+
+def _with_rows_in_order(matrix: _core.Matrix) -> _core.Matrix:
+    """Copy codes and scales whose rows overlap or lie the other way round in memory."""
+    code, codes, scales, width = matrix.owner
+    if not has_contiguous_rows(codes):
+        codes = np.ascontiguousarray(codes)
+    if not has_contiguous_rows(scales):
+        scales = np.ascontiguousarray(scales)
+    return _core.Matrix.of_codes(code, codes, scales, width, matrix.dtype)

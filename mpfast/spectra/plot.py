@@ -44,7 +44,7 @@ def draw_picture(ax: Axes, picture: Picture | None) -> None:
         return
     ax.stairs(picture.density, picture.edges, fill=True, color="C0", alpha=0.35, label="singular values")
     if picture.law is not None:
-        ax.plot(*picture.law, color="C0", linewidth=1.6, label="Marchenko-Pastur")
+        ax.plot(*picture.law, color="C0", linewidth=1.6, label="law of even noise")
     if picture.sigma_plus is not None:
         ax.axvline(picture.sigma_plus, linestyle="--", linewidth=1, color="0.3", label=r"edge $\sigma_+$")
     if len(picture.marked):

@@ -62,7 +62,9 @@ def _checked(out: str | os.PathLike[str], *, overwrite: bool, sources: Iterable[
             f"{out}: is a symbolic link to {target.readlink()}, and a directory is to be written; name another one"
         )
     if not overwrite:
-        raise FileExistsError(f"{out}: exists already; overwrite=True (--overwrite) replaces it")
+        ours = target.is_dir() and (is_marked(target) or not any(target.iterdir()))
+        advice = "overwrite=True (--overwrite) replaces it" if ours else "name another: what is there is not mpfast's"
+        raise FileExistsError(f"{out}: exists already; {advice}")
     if not target.is_dir():
         raise FileExistsError(f"{out}: is no directory, and a directory is to be written; name another one")
     _check_that_no_source_is_there(out, target, sources)

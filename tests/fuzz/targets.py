@@ -22,6 +22,7 @@ from mpfast.models import Analysis, Budget, LayerBudget, verify
 from mpfast.models.layer_json import layer_from_json, layer_to_json
 from mpfast.support import CheckpointError
 
+from .gguf_files import fuzz_gguf
 from .hostile_files import Folder, header_of, read_all
 from .quantised import fuzz_quantised
 from .structure import Bytes, altered, archive, json_bytes, npy, patched, safetensors
@@ -308,8 +309,8 @@ def fuzz_arrays(content: bytes) -> None:
 
 
 _HERE = {name.removeprefix("fuzz_"): value for name, value in list(globals().items()) if name.startswith("fuzz_")}
-TARGETS: dict[str, Callable[[bytes], None]] = {**_HERE, "quantised": fuzz_quantised}
-NEEDS = {"torch": "torch", "torch_index": "torch", "onnx": "onnx"}
+TARGETS: dict[str, Callable[[bytes], None]] = {**_HERE, "gguf": fuzz_gguf, "quantised": fuzz_quantised}
+NEEDS = {"gguf": "gguf", "torch": "torch", "torch_index": "torch", "onnx": "onnx"}
 
 
 def run_target(name: str, content: bytes) -> None:

@@ -95,7 +95,9 @@ class DeviceBackend {
 
  private:
   // The vectors as the rows of a matrix in memory.
-  static Operand vectors_as_rows(View v) { return {{v.data, kDTypeOf<Real>, v.count, v.dim, v.dim, 1}, false, 0, {}}; }
+  static Operand vectors_as_rows(View v) {
+    return {MatrixView{v.data, kDTypeOf<Real>, v.count, v.dim, v.dim, 1}, false, 0, {}};
+  }
 
   void add_combination(View v, ConstSmallView coefficients, View z, Into into) {
     assert(coefficients.rows() == v.count && coefficients.cols() == z.count);

@@ -6,7 +6,7 @@
 // With factors of the rows and columns of B, X takes those of the columns on its way into shared memory, and in a Gram
 // product y those of the rows between the two halves; Z takes its own, and Y, where the partial results are added up.
 //
-// X is split along N into slices and B into panels of a few rows; see product_kernels.cu for what a block of threads
+// X is split along N into slices and B into panels of a few rows; see product_pass.hpp for what a block of threads
 // does with a tile, the part of a panel in a slice. In a Gram product the slices of a panel belong to the blocks of one
 // cluster, which add up y = panel X through each other's shared memory, so that B is read once. N is then at most what
 // a cluster holds; where it is more, on devices without clusters, and where a cluster finds no place, the Gram product
@@ -15,6 +15,7 @@
 
 #include "core/factors.hpp"
 #include "core/types.hpp"
+#include "cuda/decoding/source.hpp"
 #include "cuda/machine/grid.hpp"
 #include "cuda/machine/runtime.hpp"
 
@@ -52,12 +53,12 @@ struct ProductPlan {
 constexpr int kMaxBlockWidth = 32;
 
 // `real_bytes`: size of X's entries. Not `possible` when N is more than a cluster of this device holds.
-ProductPlan plan_product(ProductKind kind, const MatrixView& b, std::size_t real_bytes, int width,
+ProductPlan plan_product(ProductKind kind, const Source& b, std::size_t real_bytes, int width,
                          const DeviceLimits& limits);
 
 template <class Real>
 struct ProductArguments {
-  MatrixView b;
+  Source b;
   bool swapped = false;      // B is W^T: positions of non-finite entries are those in W
   Factors factors;           // of B, on the device; y = B X takes those of its rows twice, in a Gram product alone
   double entry_scale = 1;    // of the squares
@@ -74,9 +75,9 @@ struct ProductArguments {
   index_t chunk_panels = 0;
 };
 
-// Whether the device has room for a cluster of the plan's Gram product with B of this type.
+// Whether the device has room for a cluster of the plan's Gram product with a matrix like B.
 template <class Real>
-bool gram_fits(Stream stream, const ProductPlan& plan, DType dtype);
+bool gram_fits(Stream stream, const ProductPlan& plan, const Source& b);
 
 // Launches the product; float64 storage needs Real = double (std::invalid_argument).
 template <class Real>

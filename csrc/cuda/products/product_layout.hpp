@@ -1,9 +1,9 @@
 // How a tile of B lies in shared memory: what the kernel and its plan must agree on.
 //
 // The tile is stored by coordinate: word q of coordinate j holds entry j of panel rows qP to qP + P - 1 as stored in
-// memory, P = 2 for types of 16 bits and 1 otherwise. A row of kTileWords words is padded by one: with an odd stride,
-// threads that read one word of 32 consecutive coordinates hit 32 banks, and so do threads that read the 16 words of
-// two coordinates 16 apart.
+// memory, P = 2 for types of 16 bits and 1 otherwise; of codes, as the numbers that they stand for, in single
+// precision. A row of kTileWords words is padded by one: with an odd stride, threads that read one word of 32
+// consecutive coordinates hit 32 banks, and so do threads that read the 16 words of two coordinates 16 apart.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +25,23 @@ constexpr int rows_per_word(DType storage) { return static_cast<int>(word_bytes(
 
 template <DType storage>
 using TileWord = std::conditional_t<word_bytes(storage) == 8, std::uint64_t, std::uint32_t>;
+
+template <DType storage>
+struct Tile {
+  using Word = TileWord<storage>;
+  using Bits = typename Entry<storage>::Bits;
+  static constexpr int kPerWord = rows_per_word(storage);
+  static_assert(kPerWord <= 2, "loaders bring words of one or two entries");
+  static constexpr int kRows = kTileWords * kPerWord;
+
+  static constexpr Bits entry(Word word, int e) { return static_cast<Bits>(word >> (8 * sizeof(Bits) * e)); }
+};
+
+// kCount values that are read at once.
+template <class Real, int kCount>
+struct alignas(sizeof(Real) * kCount > 16 ? 16 : sizeof(Real) * kCount) Pack {
+  Real values[kCount];
+};
 
 // Vectors that kernels are compiled for: b is rounded up to one of these. Fewer for double, which is rare.
 constexpr int padded_width(int width, std::size_t real_bytes) {

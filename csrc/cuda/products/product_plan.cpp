@@ -18,12 +18,13 @@ constexpr index_t kMostGridRows = 65535;
 
 }  // namespace
 
-ProductPlan plan_product(ProductKind kind, const MatrixView& b, std::size_t real_bytes, int width,
+ProductPlan plan_product(ProductKind kind, const Source& b, std::size_t real_bytes, int width,
                          const DeviceLimits& limits) {
   ProductPlan plan;
   plan.width = padded_width(width, real_bytes);
   const int each = coordinates_per_thread(plan.width, real_bytes);
-  const auto memory_of = [&](int threads) { return ProductMemory(b.dtype, real_bytes, plan.width, threads).end; };
+  const DType storage = b.dtype_in_tiles();
+  const auto memory_of = [&](int threads) { return ProductMemory(storage, real_bytes, plan.width, threads).end; };
   plan.threads = 256;
   const index_t room = index_t{plan.threads} * each * limits.largest_cluster;
   const int wide = most_threads(real_bytes);
@@ -34,7 +35,7 @@ ProductPlan plan_product(ProductKind kind, const MatrixView& b, std::size_t real
   plan.possible =
       plan.shared_bytes <= limits.shared_bytes && (kind == ProductKind::plain || plan.slices <= limits.largest_cluster);
 
-  plan.panel_rows = kTileWords * rows_per_word(b.dtype);
+  plan.panel_rows = kTileWords * rows_per_word(storage);
   const index_t panels = ceil_div(b.rows, plan.panel_rows);
   const index_t least = kind == ProductKind::gram ? kLeastGramPanels : 1;
   const index_t wanted = std::max<index_t>(kWantedBlocks / plan.slices, 1);

@@ -106,7 +106,7 @@ void run_product(Workspace<Real>& workspace, const Operand& operand, ProductKind
 template <class Real, class Out>
 void product_of_block(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Out* y, Into into,
                       const Learned& learned) {
-  const MatrixView& b = operand.b;
+  const Source& b = operand.b;
   const ProductPlan plan = plan_product(ProductKind::plain, b, sizeof(Real), width, workspace.limits());
   if (!plan.possible) throw Error("this device has too little shared memory per block");
   ProductArguments<Real> a = arguments_of(operand, plan, width, x);
@@ -118,7 +118,7 @@ void product_of_block(Workspace<Real>& workspace, const Operand& operand, int wi
 
 }  // namespace
 
-DeviceFactors::DeviceFactors(Stream stream, const Factors& factors, const MatrixView& w) {
+DeviceFactors::DeviceFactors(Stream stream, const Factors& factors, const Source& w) {
   if (!factors.given()) return;
   const auto sent = [&](const double* from, index_t count) {
     DeviceBuffer<double> there(stream, count);
@@ -131,11 +131,11 @@ DeviceFactors::DeviceFactors(Stream stream, const Factors& factors, const Matrix
 }
 
 template <class Real>
-bool Workspace<Real>::has_room_for(const ProductPlan& plan, DType dtype) {
+bool Workspace<Real>::has_room_for(const ProductPlan& plan, const Source& b) {
   if (plan.slices == 1) return true;  // a block each
-  const Question question{plan.width, plan.threads, plan.slices, dtype};
+  const Question question{plan.width, plan.threads, plan.slices, b.dtype, b.is_coded()};
   if (question != asked_) {
-    answer_ = gram_fits<Real>(stream_, plan, dtype);
+    answer_ = gram_fits<Real>(stream_, plan, b);
     asked_ = question;
   }
   return answer_;
@@ -147,13 +147,13 @@ template class Workspace<double>;
 template <class Real>
 void gram_product(Workspace<Real>& workspace, const Operand& operand, int width, const Real* x, Real* z, Into into,
                   linalg::OperatorStats* stats, Energies* energies) {
-  const MatrixView& b = operand.b;
+  const Source& b = operand.b;
   if (width < 1 || width > kMaxBlockWidth) throw std::invalid_argument("a Gram product takes 1 to 32 vectors");
   Energies own;
   if (operand.factors.given() && stats != nullptr && energies == nullptr) energies = &own;
   const Learned learned{stats, energies};
   const ProductPlan plan = plan_product(ProductKind::gram, b, sizeof(Real), width, workspace.limits());
-  if (!plan.possible || !workspace.has_room_for(plan, b.dtype)) {
+  if (!plan.possible || !workspace.has_room_for(plan, b)) {
     Real* const y = workspace.inner(width * b.rows);
     product_of_block(workspace, operand, width, x, y, Into::store, learned);
     product_of_block<Real, Real>(workspace, operand.transposed(), width, y, z, into, {});

@@ -4,6 +4,7 @@
 #include "core/energies.hpp"
 #include "core/factors.hpp"
 #include "core/types.hpp"
+#include "cuda/decoding/source.hpp"
 #include "cuda/machine/runtime.hpp"
 #include "cuda/products/product_kernels.hpp"
 #include "cuda/products/vector_kernels.hpp"
@@ -25,7 +26,7 @@ class Workspace {
   double* energies(index_t count) { return energies_.grown_to(stream_, count); }
 
   // As gram_fits; asks the device when the plan is another than the last one.
-  bool has_room_for(const ProductPlan& plan, DType dtype);
+  bool has_room_for(const ProductPlan& plan, const Source& b);
 
  private:
   struct Question {
@@ -33,6 +34,7 @@ class Workspace {
     int threads = 0;
     index_t slices = 0;
     DType dtype = DType::float32;
+    bool coded = false;
     bool operator==(const Question&) const = default;
   };
 
@@ -49,7 +51,7 @@ class Workspace {
 // The matrix a product is taken with: 2^-scale_exponent B, where B is W or, swapped, W^T; and what its factors, which
 // lie on the device, make of it.
 struct Operand {
-  MatrixView b;
+  Source b;
   bool swapped = false;
   int scale_exponent = 0;
   Factors factors;
@@ -58,7 +60,7 @@ struct Operand {
 };
 
 // The Gram operand of the short side of w: B has min(rows, cols) columns.
-inline Operand short_side(const MatrixView& w, int scale_exponent, const Factors& factors) {
+inline Operand short_side(const Source& w, int scale_exponent, const Factors& factors) {
   const Operand operand{w, false, scale_exponent, factors};
   return w.rows >= w.cols ? operand : operand.transposed();
 }
@@ -67,7 +69,7 @@ inline Operand short_side(const MatrixView& w, int scale_exponent, const Factors
 class DeviceFactors {
  public:
   DeviceFactors() = default;
-  DeviceFactors(Stream stream, const Factors& factors, const MatrixView& w);
+  DeviceFactors(Stream stream, const Factors& factors, const Source& w);
   Factors view() const { return {rows_.get(), cols_.get()}; }
 
  private:

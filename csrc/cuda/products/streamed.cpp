@@ -7,26 +7,57 @@
 
 namespace mpfast::cuda {
 
+namespace {
+
+// Rows of B as a part of the matrix, which B may be the transpose of.
+Piece panel_of(const Codes& codes, index_t first, index_t rows) {
+  if (codes.swapped) return {0, codes.matrix.rows, first, rows};
+  return {first, rows, 0, codes.matrix.cols};
+}
+
+}  // namespace
+
 template <class Real>
 StreamedGramProduct<Real>::StreamedGramProduct(int device, const Operand& operand, std::size_t panel_bytes)
     : operand_(operand) {
-  const MatrixView& b = operand.b;
-  const bool rows_contiguous = b.col_stride == 1 && b.row_stride >= b.cols;
-  const bool cols_contiguous = b.row_stride == 1 && b.col_stride >= b.rows;
-  if (!rows_contiguous && !cols_contiguous) {
+  const MatrixView& entries = operand.b.entries();
+  const bool rows_contiguous = entries.col_stride == 1 && entries.row_stride >= entries.cols;
+  const bool cols_contiguous = entries.row_stride == 1 && entries.col_stride >= entries.rows;
+  if (!operand.b.is_coded() && !rows_contiguous && !cols_contiguous) {
     throw std::invalid_argument("a matrix that streams through a GPU must be contiguous: pass a contiguous copy");
   }
-  const auto row_bytes = static_cast<index_t>(size_of(b.dtype)) * b.cols;
-  // Whole panels of the kernels, so that only the last one has a remainder.
+  // Whole panels of the kernels, so that only the last one has a remainder; and whole bytes of codes.
   constexpr index_t kStep = 64;
-  const index_t fitting = static_cast<index_t>(panel_bytes) / row_bytes / kStep * kStep;
-  panel_rows_ = std::clamp<index_t>(fitting, kStep, (b.rows + kStep - 1) / kStep * kStep);
+  const index_t fitting = static_cast<index_t>(panel_bytes) / bytes_of(kStep) * kStep;
+  panel_rows_ = std::clamp<index_t>(fitting, kStep, (operand.b.rows + kStep - 1) / kStep * kStep);
   for (auto& pipeline : pipelines_) pipeline = std::make_unique<Pipeline>(device);
 }
 
 template <class Real>
+index_t StreamedGramProduct<Real>::bytes_of(index_t rows) const {
+  const Source& b = operand_.b;
+  if (b.is_coded()) return DeviceCodes::bytes(b.codes().matrix, panel_of(b.codes(), 0, rows));
+  return rows * b.cols * static_cast<index_t>(size_of(b.dtype));
+}
+
+template <class Real>
 Operand StreamedGramProduct<Real>::panel_on_device(Pipeline& pipeline, index_t first, index_t rows) {
-  const MatrixView& b = operand_.b;
+  const Source& b = operand_.b;
+  Operand panel = operand_;
+  if (panel.factors.given()) panel.factors.rows += first;
+  if (b.is_coded()) {
+    const Piece piece = panel_of(b.codes(), first, rows);
+    panel.b = pipeline.codes.sent(pipeline.stream, b.codes().matrix, piece, b.dtype);
+    if (b.codes().swapped) panel.b = panel.b.transposed();
+  } else {
+    panel.b = entries_on_device(pipeline, first, rows);
+  }
+  return panel;
+}
+
+template <class Real>
+MatrixView StreamedGramProduct<Real>::entries_on_device(Pipeline& pipeline, index_t first, index_t rows) {
+  const MatrixView& b = operand_.b.entries();
   const auto entry = static_cast<index_t>(size_of(b.dtype));
   char* const to = pipeline.panel.grown_to(pipeline.stream, panel_rows_ * b.cols * entry);
   const char* const from = static_cast<const char*>(b.data) + first * b.row_stride * entry;
@@ -42,15 +73,13 @@ Operand StreamedGramProduct<Real>::panel_on_device(Pipeline& pipeline, index_t f
               static_cast<std::size_t>(b.row_stride * entry), static_cast<std::size_t>(b.cols * entry),
               static_cast<std::size_t>(rows));
   }
-  Factors factors = operand_.factors;
-  if (factors.given()) factors.rows += first;
-  return {there, operand_.swapped, operand_.scale_exponent, factors};
+  return there;
 }
 
 template <class Real>
 void StreamedGramProduct<Real>::apply(Stream stream, int width, const Real* x, Real* z, linalg::OperatorStats* stats,
                                       Energies* energies) {
-  const MatrixView& b = operand_.b;
+  const Source& b = operand_.b;
   const index_t size = width * b.cols;
   synchronize(stream);  // x is ready
   if (stats != nullptr) *stats = {};

@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 
+#include "cuda/decoding/device_codes.hpp"
 #include "cuda/products/products.hpp"
 
 namespace mpfast::cuda {
@@ -15,8 +16,8 @@ namespace mpfast::cuda {
 template <class Real>
 class StreamedGramProduct {
  public:
-  // `panel_bytes`: device memory for one panel. Rows or columns of `operand.b` must be contiguous
-  // (std::invalid_argument).
+  // `panel_bytes`: device memory for one panel. Rows or columns of `operand.b`, which lies in host memory, must be
+  // contiguous, rows of codes and of their scales in order (std::invalid_argument).
   StreamedGramProduct(int device, const Operand& operand, std::size_t panel_bytes);
 
   // Z = B^T (B X); x and z are vectors in device memory, ready on, and for, `stream`. `energies`, when not null, goes
@@ -30,10 +31,15 @@ class StreamedGramProduct {
     OwnStream stream;
     Workspace<Real> workspace;
     DeviceBuffer<char> panel;
+    DeviceCodes codes;
     DeviceBuffer<Real> sum;
   };
 
+  // Rows [first, first + rows) of B.
   Operand panel_on_device(Pipeline& pipeline, index_t first, index_t rows);
+  MatrixView entries_on_device(Pipeline& pipeline, index_t first, index_t rows);
+  // Of device memory.
+  index_t bytes_of(index_t rows) const;
 
   Operand operand_;
   index_t panel_rows_ = 0;

@@ -1,4 +1,4 @@
-// What a block of threads learns of the energies of B from a tile in its shared memory (see product_kernels.cu).
+// What a block of threads learns of the energies of B from a tile in its shared memory (see product_pass.hpp).
 #pragma once
 
 #include "core/dtype.hpp"
@@ -17,11 +17,11 @@ class TileSquares {
 
   // Row `row` of the tile at coordinate j; zero beyond the last row of B.
   __device__ double at(int row, int j) const {
-    using Bits = typename Entry<storage>::Bits;
-    constexpr int kPerWord = rows_per_word(storage);
+    using Words = Tile<storage>;
+    constexpr int kPerWord = Words::kPerWord;
     if (row0_ + row >= a_.b.rows) return 0;
     const TileWord<storage> word = tile_[j * kTileStride + row / kPerWord];
-    double value = Entry<storage>::widen(static_cast<Bits>(word >> (8 * sizeof(Bits) * (row % kPerWord))));
+    double value = Entry<storage>::widen(Words::entry(word, row % kPerWord));
     if (a_.factors.given()) value *= a_.factors.rows[row0_ + row] * a_.factors.cols[first_ + j];
     value *= a_.entry_scale;
     return value * value;

@@ -133,6 +133,15 @@ __global__ void sample_kernel(MatrixView w, index_t row_step, index_t col_step, 
   sample[i] = data[i / cols * row_step * w.row_stride + i % cols * col_step * w.col_stride];
 }
 
+__global__ void coded_sample_kernel(Codes codes, index_t row_step, index_t col_step, index_t rows, index_t cols,
+                                    float* sample) {
+  const index_t i = thread_number();
+  if (i >= rows * cols) return;
+  const index_t row = i / cols * row_step;
+  const index_t col = i % cols * col_step;
+  sample[i] = codes.swapped ? codes.number(col, row) : codes.number(row, col);
+}
+
 }  // namespace
 
 template <class Real, class Out>
@@ -180,12 +189,16 @@ void mask_zero_coordinates(Stream stream, const Real* z, int z_count, Real* x, i
   launch(stream, grid, &zero_kernel<Real>, z, z_count, x, x_count, dim, zeros);
 }
 
-void gather_sample(Stream stream, const MatrixView& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
+void gather_sample(Stream stream, const Source& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
                    void* sample) {
   const Grid grid{.x = blocks_for(rows * cols, kThreads), .threads = kThreads};
+  if (w.is_coded()) {
+    return launch(stream, grid, &coded_sample_kernel, w.codes(), row_step, col_step, rows, cols,
+                  static_cast<float*>(sample));
+  }
   dispatch(w.dtype, [&]<DType dtype>() {
     using Bits = typename Entry<dtype>::Bits;
-    launch(stream, grid, &sample_kernel<Bits>, w, row_step, col_step, rows, cols, static_cast<Bits*>(sample));
+    launch(stream, grid, &sample_kernel<Bits>, w.entries(), row_step, col_step, rows, cols, static_cast<Bits*>(sample));
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/types.hpp"
+#include "cuda/decoding/source.hpp"
 #include "cuda/machine/runtime.hpp"
 #include "random/philox.hpp"
 
@@ -45,8 +46,8 @@ template <class Real>
 void mask_zero_coordinates(Stream stream, const Real* z, int z_count, Real* x, int x_count, index_t dim,
                            index_t* zeros);
 
-// sample (rows x cols, row-major, as stored) = every row_step-th row and col_step-th column of w.
-void gather_sample(Stream stream, const MatrixView& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
+// sample (rows x cols, row-major, of type w.dtype_in_tiles()) = every row_step-th row and col_step-th column of w.
+void gather_sample(Stream stream, const Source& w, index_t row_step, index_t col_step, index_t rows, index_t cols,
                    void* sample);
 
 }  // namespace mpfast::cuda

@@ -2,6 +2,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/decoding/device_codes.hpp"
 #include "cuda/products/vector_kernels.hpp"
 #include "python/arguments.hpp"
 #include "python/cuda/bindings.hpp"
@@ -20,10 +21,9 @@ cuda::Stream stream_of(int device, std::uintptr_t handle) {
 // The address and the handle are integers, as in __cuda_array_interface__ and DLPack; strides count entries.
 DeviceMatrix matrix_at(std::uintptr_t address, const std::string& dtype, std::pair<index_t, index_t> shape,
                        std::pair<index_t, index_t> strides, int device, std::uintptr_t stream, py::object owner) {
-  return {{reinterpret_cast<const void*>(address), parse_dtype(dtype), shape.first, shape.second, strides.first,
-           strides.second},
-          stream_of(device, stream),
-          std::move(owner)};
+  return {MatrixView{reinterpret_cast<const void*>(address), parse_dtype(dtype), shape.first, shape.second,
+                     strides.first, strides.second},
+          stream_of(device, stream), std::move(owner)};
 }
 
 DType dtype_of(const dlpack::DataType& type) {
@@ -55,15 +55,22 @@ DeviceMatrix matrix_from_dlpack(const py::capsule& capsule, std::uintptr_t strea
 }
 
 // Device memory that holds a copy of a matrix, and the stream it belongs to.
+template <class Memory>
 struct Upload {
-  explicit Upload(int device, index_t bytes) : stream(device), memory(stream, bytes) {}
+  explicit Upload(int device) : stream(device) {}
 
   cuda::OwnStream stream;
-  cuda::DeviceBuffer<char> memory;
+  Memory memory;
 };
 
+template <class Memory>
+DeviceMatrix owned(const cuda::Source& source, std::unique_ptr<Upload<Memory>> copy) {
+  const cuda::Stream stream = copy->stream;
+  return {source, stream, py::capsule(copy.release(), [](void* p) { delete static_cast<Upload<Memory>*>(p); })};
+}
+
 // A row-major copy of a C- or Fortran-contiguous array keeps its order.
-DeviceMatrix upload(const py::array& array, const std::string& dtype, int device) {
+DeviceMatrix upload_entries(const py::array& array, const std::string& dtype, int device) {
   const DType type = parse_dtype(dtype);
   const auto entry = static_cast<index_t>(size_of(type));
   check_not_empty(view_of(array, type, dtype));
@@ -76,7 +83,8 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
   const index_t step = array.strides(by_rows ? 0 : 1);
   if (lines > 1 && step < length * entry) throw std::invalid_argument("expected lines that do not overlap, in order");
   const auto pitch = static_cast<std::size_t>(step);
-  auto copy = std::make_unique<Upload>(device, rows * cols * entry);
+  auto copy = std::make_unique<Upload<cuda::DeviceBuffer<char>>>(device);
+  copy->memory = cuda::DeviceBuffer<char>(copy->stream, rows * cols * entry);
   {
     const InCore core;
     const auto bytes = static_cast<std::size_t>(length * entry);
@@ -89,25 +97,46 @@ DeviceMatrix upload(const py::array& array, const std::string& dtype, int device
     cuda::synchronize(copy->stream);
   }
   const MatrixView view{copy->memory.get(), type, rows, cols, by_rows ? cols : 1, by_rows ? 1 : rows};
-  const cuda::Stream stream = copy->stream;
-  return {view, stream, py::capsule(copy.release(), [](void* p) { delete static_cast<Upload*>(p); })};
+  return owned(view, std::move(copy));
 }
 
-// A row-major copy in host memory; a type that NumPy lacks as its bits. Any strides: entries are gathered on the
-// device.
+// Codes and scales as they are stored.
+DeviceMatrix upload_codes(const CodeArrays& arrays, const std::string& dtype, int device) {
+  const DType type = parse_dtype(dtype);
+  const CodedMatrix matrix = coded_view(arrays, type);
+  check_not_empty(matrix);
+  auto copy = std::make_unique<Upload<cuda::DeviceCodes>>(device);
+  cuda::Source source;
+  {
+    const InCore core;
+    source = copy->memory.sent(copy->stream, matrix, {0, matrix.rows, 0, matrix.cols}, type);
+    cuda::synchronize(copy->stream);
+  }
+  return owned(source, std::move(copy));
+}
+
+DeviceMatrix upload(const HostMatrix& matrix, const std::string& dtype, int device) {
+  if (const auto* const codes = std::get_if<CodeArrays>(&matrix)) return upload_codes(*codes, dtype, device);
+  return upload_entries(std::get<py::array>(matrix), dtype, device);
+}
+
+// A row-major copy in host memory; a type that NumPy lacks as its bits, codes as their numbers. Any strides: entries
+// are gathered on the device.
 py::tuple download(const DeviceMatrix& w) {
-  const auto entry = static_cast<index_t>(size_of(w.view.dtype));
-  py::array out(py::dtype(numpy_name(w.view.dtype)), {w.view.rows, w.view.cols});
+  const DType dtype = w.source.dtype_in_tiles();
+  const index_t rows = w.source.rows;
+  const index_t cols = w.source.cols;
+  py::array out(py::dtype(numpy_name(dtype)), {rows, cols});
   void* const to = out.mutable_data();
   {
     const InCore core;
-    const index_t bytes = w.view.rows * w.view.cols * entry;
+    const index_t bytes = rows * cols * static_cast<index_t>(size_of(dtype));
     const cuda::DeviceBuffer<char> gathered(w.stream, bytes);
-    cuda::gather_sample(w.stream, w.view, 1, 1, w.view.rows, w.view.cols, gathered.get());
+    cuda::gather_sample(w.stream, w.source, 1, 1, rows, cols, gathered.get());
     cuda::copy(w.stream, to, gathered.get(), static_cast<std::size_t>(bytes));
     cuda::synchronize(w.stream);
   }
-  return py::make_tuple(out, dtype_name(w.view.dtype));
+  return py::make_tuple(out, dtype_name(dtype));
 }
 
 }  // namespace
@@ -118,12 +147,17 @@ void register_cuda_devices(py::module_& m) {
       .def(py::init(&matrix_at), py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
            py::arg("device"), py::arg("stream"), py::arg("owner"))
       .def_static("from_dlpack", &matrix_from_dlpack, py::arg("capsule"), py::arg("stream"))
-      .def_static("upload", &upload, py::arg("array"), py::arg("dtype"), py::arg("device"),
-                  "A copy of a host array with contiguous rows or columns.")
-      .def_property_readonly("shape", [](const DeviceMatrix& w) { return py::make_tuple(w.view.rows, w.view.cols); })
-      .def_property_readonly("dtype", [](const DeviceMatrix& w) { return dtype_name(w.view.dtype); })
+      .def_static(
+          "upload", &upload, py::arg("matrix"), py::arg("dtype"), py::arg("device"),
+          "A copy of a host array with contiguous rows or columns, or of (type of codes, codes, scales, width), "
+          "as of _core.Matrix.of_codes, with rows in order.")
+      .def_property_readonly("shape",
+                             [](const DeviceMatrix& w) { return py::make_tuple(w.source.rows, w.source.cols); })
+      .def_property_readonly("dtype", [](const DeviceMatrix& w) { return dtype_name(w.source.dtype); })
+      .def_property_readonly("is_coded", [](const DeviceMatrix& w) { return w.source.is_coded(); })
       .def_property_readonly("device", [](const DeviceMatrix& w) { return w.stream.device; });
-  m.def("download", &download, py::arg("matrix"), "A row-major host copy and the name of its storage type.");
+  m.def("download", &download, py::arg("matrix"),
+        "A row-major host copy, of codes their numbers, and the name of its type.");
   m.def(
       "device_count",
       [] {

@@ -94,9 +94,9 @@ template <class Real>
 std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, index_t width, index_t parts,
                                   ProbeKey key, int scale_exponent, bool with_energies) {
   using Backend = cuda::DeviceBackend<Real>;
-  const auto factors = std::make_shared<const cuda::DeviceFactors>(w.stream, own.view(), w.view);
+  const auto factors = std::make_shared<const cuda::DeviceFactors>(w.stream, own.view(), w.source);
   const auto energies = with_energies ? std::make_shared<Energies>() : nullptr;
-  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors->view());
+  const cuda::Operand operand = cuda::short_side(w.source, scale_exponent, factors->view());
   auto apply = [operand, factors, energies](cuda::Workspace<Real>& workspace, typename Backend::View x,
                                             typename Backend::View z, linalg::OperatorStats* stats) {
     cuda::gram_product(workspace, operand, static_cast<int>(x.count), x.data, z.data, cuda::Into::store, stats,
@@ -109,7 +109,7 @@ std::unique_ptr<Run> resident_run(const DeviceMatrix& w, const OwnFactors& own, 
 template <class Real>
 class StreamedRun : public Run {
  public:
-  StreamedRun(int device, const MatrixView& w, const OwnFactors& own, index_t width, index_t parts, ProbeKey key,
+  StreamedRun(int device, const cuda::Source& w, const OwnFactors& own, index_t width, index_t parts, ProbeKey key,
               int scale_exponent, bool with_energies, std::size_t panel_bytes)
       : stream_(device),
         factors_(stream_, own.view(), w),
@@ -146,6 +146,13 @@ class StreamedRun : public Run {
   DeviceRun<Real> run_;
 };
 
+// In host memory.
+cuda::Source source_of(const HostMatrix& matrix, const std::string& dtype) {
+  const DType type = parse_dtype(dtype);
+  if (const auto* const codes = std::get_if<CodeArrays>(&matrix)) return {coded_view(*codes, type), type};
+  return view_of(std::get<py::array>(matrix), type, dtype);
+}
+
 }  // namespace
 
 void register_cuda_lanczos(py::module_& m) {
@@ -155,8 +162,8 @@ void register_cuda_lanczos(py::module_& m) {
       [](const DeviceMatrix& w, index_t width, std::uint64_t seed, std::uint32_t stream, int scale_exponent,
          bool precise, const FactorArrays& factors, bool energies, index_t parts) {
         const ProbeKey key{seed, stream};
-        const OwnFactors own(factors, w.view);
-        auto run = precise || needs_double(w.view.dtype)
+        const OwnFactors own(factors, w.source);
+        auto run = precise || needs_double(w.source.dtype)
                        ? resident_run<double>(w, own, width, parts, key, scale_exponent, energies)
                        : resident_run<float>(w, own, width, parts, key, scale_exponent, energies);
         run->hold(w.owner);
@@ -167,10 +174,10 @@ void register_cuda_lanczos(py::module_& m) {
       py::arg("energies").noconvert() = false, py::arg("parts") = 1);
   m.def(
       "lanczos_run_streamed",
-      [](const py::array& array, const std::string& dtype, int device, index_t width, std::uint64_t seed,
+      [](const HostMatrix& matrix, const std::string& dtype, int device, index_t width, std::uint64_t seed,
          std::uint32_t stream, int scale_exponent, bool precise, std::size_t panel_bytes, const FactorArrays& factors,
          bool energies, index_t parts) -> std::unique_ptr<Run> {
-        const MatrixView w = view_of(array, parse_dtype(dtype), dtype);
+        const cuda::Source w = source_of(matrix, dtype);
         check_not_empty(w);
         const OwnFactors own(factors, w);
         const ProbeKey key{seed, stream};
@@ -182,13 +189,14 @@ void register_cuda_lanczos(py::module_& m) {
           run = std::make_unique<StreamedRun<float>>(device, w, own, width, parts, key, scale_exponent, energies,
                                                      panel_bytes);
         }
-        run->hold(array);
+        run->hold(py::cast(matrix));
         return run;
       },
-      py::arg("array"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
+      py::arg("matrix"), py::arg("dtype"), py::arg("device"), py::arg("width"), py::arg("seed"), py::arg("stream"),
       py::arg("scale_exponent"), py::arg("precise").noconvert(), py::arg("panel_bytes"),
       py::arg("factors").noconvert() = py::none(), py::arg("energies").noconvert() = false, py::arg("parts") = 1,
-      "A run on a matrix in host memory, which streams through the device in panels of panel_bytes.");
+      "A run on a matrix in host memory, as of Matrix.upload, which streams through the device in panels of "
+      "panel_bytes.");
 }
 
 }  // namespace mpfast::python

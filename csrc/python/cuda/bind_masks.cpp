@@ -24,12 +24,12 @@ std::vector<cuda::ScoredMatrix> targets(const MatrixList<DeviceMatrix>& matrices
   std::vector<cuda::ScoredMatrix> result;
   for (std::size_t k = 0; k < matrices.size(); ++k) {
     const DeviceMatrix& w = matrices[k];
-    check_not_empty(w.view);
+    check_not_empty(w.view());
     check_scale(scales[k]);
     if (keep[k] == 0) throw std::invalid_argument("a mask has no address");
     if (w.stream.device != matrices[0].get().stream.device)
       throw std::invalid_argument("matrices are on several devices");
-    result.push_back({w.view, scales[k], reinterpret_cast<std::uint8_t*>(keep[k])});
+    result.push_back({w.view(), scales[k], reinterpret_cast<std::uint8_t*>(keep[k])});
   }
   return result;
 }
@@ -60,7 +60,7 @@ NonFiniteReport keep_largest_of_groups(const MatrixList<DeviceMatrix>& matrices,
 NonFiniteReport project_groups(const DeviceMatrix& matrix, const py::array_t<double, py::array::c_style>& moments,
                                std::uintptr_t source, double prior, std::uintptr_t keep, int n, int m) {
   const auto scored = targets({matrix}, {1.0}, {keep});
-  const index_t cols = matrix.view.cols;
+  const index_t cols = matrix.view().cols;
   check_moments(moments, cols, m, prior);
   const cuda::ProjectionProblem problem{
       scored[0], moments.data(), reinterpret_cast<const std::uint8_t*>(source), prior, n, m};

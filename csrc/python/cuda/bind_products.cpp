@@ -18,17 +18,19 @@ using Block = py::array_t<Real, py::array::c_style>;
 
 // The sample of the entries that scale_exponent looks at, brought to the host.
 int scale_exponent_of(const DeviceMatrix& w, const FactorArrays& arrays) {
-  check_not_empty(w.view);
-  const OwnFactors own(arrays, w.view);
+  check_not_empty(w.source);
+  const OwnFactors own(arrays, w.source);
   const InCore core;
-  const ScaleSample sample(w.view);
-  const index_t rows = (w.view.rows + sample.row_step - 1) / sample.row_step;
-  const index_t cols = (w.view.cols + sample.col_step - 1) / sample.col_step;
-  const auto bytes = rows * cols * static_cast<index_t>(size_of(w.view.dtype));
+  const ScaleSample sample(w.source);
+  const index_t rows = (w.source.rows + sample.row_step - 1) / sample.row_step;
+  const index_t cols = (w.source.cols + sample.col_step - 1) / sample.col_step;
+  const DType dtype = w.source.dtype_in_tiles();
+  const auto bytes = rows * cols * static_cast<index_t>(size_of(dtype));
   const cuda::DeviceBuffer<char> there(w.stream, bytes);
-  cuda::gather_sample(w.stream, w.view, sample.row_step, sample.col_step, rows, cols, there.get());
+  cuda::gather_sample(w.stream, w.source, sample.row_step, sample.col_step, rows, cols, there.get());
   const std::vector<char> here = cuda::to_host(w.stream, there.get(), bytes);
-  if (!own.view().given()) return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1});
+  const MatrixView entries{here.data(), dtype, rows, cols, cols, 1};
+  if (!own.view().given()) return scale_exponent(entries);
   const auto sampled = [](const double* factors, index_t step, index_t count) {
     std::vector<double> some(static_cast<std::size_t>(count));
     for (index_t k = 0; k < count; ++k) some[static_cast<std::size_t>(k)] = factors[k * step];
@@ -36,13 +38,13 @@ int scale_exponent_of(const DeviceMatrix& w, const FactorArrays& arrays) {
   };
   const std::vector<double> row_factors = sampled(own.view().rows, sample.row_step, rows);
   const std::vector<double> col_factors = sampled(own.view().cols, sample.col_step, cols);
-  return scale_exponent({here.data(), w.view.dtype, rows, cols, cols, 1}, {row_factors.data(), col_factors.data()});
+  return scale_exponent(entries, {row_factors.data(), col_factors.data()});
 }
 
 // How a product would be cut on a device with these limits; needs no device. For the roofline account and for tests.
 py::dict plan_of(const std::string& kind, const std::string& dtype, index_t rows, index_t cols, std::size_t real_bytes,
                  int width, std::size_t shared_bytes, int largest_cluster) {
-  const MatrixView b{nullptr, parse_dtype(dtype), rows, cols, cols, 1};
+  const cuda::Source b(MatrixView{nullptr, parse_dtype(dtype), rows, cols, cols, 1});
   check_not_empty(b);
   if (kind != "gram" && kind != "plain") throw std::invalid_argument("kind must be 'gram' or 'plain'");
   if (real_bytes != sizeof(float) && real_bytes != sizeof(double))
@@ -68,10 +70,10 @@ py::dict plan_of(const std::string& kind, const std::string& dtype, index_t rows
 template <class Real>
 linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, std::uintptr_t z, int width, bool right,
                                       int scale_exponent, bool with_stats) {
-  check_not_empty(w.view);
+  check_not_empty(w.source);
   if (x == 0 || z == 0) throw std::invalid_argument("vectors have no address");
-  const cuda::Operand operand = right ? cuda::Operand{w.view, false, scale_exponent, {}}
-                                      : cuda::Operand{w.view.transposed(), true, scale_exponent, {}};
+  const cuda::Operand operand = right ? cuda::Operand{w.source, false, scale_exponent, {}}
+                                      : cuda::Operand{w.source.transposed(), true, scale_exponent, {}};
   linalg::OperatorStats stats;
   const InCore core;
   cuda::Workspace<Real> workspace(w.stream);
@@ -83,8 +85,8 @@ linalg::OperatorStats gram_product_at(const DeviceMatrix& w, std::uintptr_t x, s
 // Vectors in host memory, (width, cols) to (width, rows); `transpose`: (width, rows) to (width, cols).
 template <class Real>
 Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose, int scale_exponent) {
-  check_not_empty(w.view);
-  const MatrixView b = transpose ? w.view.transposed() : w.view;
+  check_not_empty(w.source);
+  const cuda::Source b = transpose ? w.source.transposed() : w.source;
   if (x.ndim() != 2 || x.shape(1) != b.cols || x.shape(0) < 1) {
     throw std::invalid_argument("multiply(): x must have shape (width, " + std::to_string(b.cols) + ")");
   }
@@ -107,7 +109,7 @@ Block<Real> multiply(const DeviceMatrix& w, const Block<Real>& x, bool transpose
 // As gram_product_at, with vectors in host memory.
 template <class Real>
 py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, int scale_exponent) {
-  const index_t dim = right ? w.view.cols : w.view.rows;
+  const index_t dim = right ? w.source.cols : w.source.rows;
   if (x.ndim() != 2 || x.shape(1) != dim || x.shape(0) < 1 || x.shape(0) > cuda::kMaxBlockWidth) {
     throw std::invalid_argument("gram_product(): x must have shape (1 to 32, " + std::to_string(dim) + ")");
   }
@@ -127,14 +129,14 @@ py::tuple gram_product(const DeviceMatrix& w, const Block<Real>& x, bool right, 
 
 // A Gram product with a vector of zeros, for what its pass learns.
 py::tuple energies(const DeviceMatrix& w, int scale_exponent, const FactorArrays& arrays) {
-  check_not_empty(w.view);
-  const OwnFactors own(arrays, w.view);
+  check_not_empty(w.source);
+  const OwnFactors own(arrays, w.source);
   linalg::OperatorStats stats;
   Energies found;
   {
     const InCore core;
-    const cuda::DeviceFactors factors(w.stream, own.view(), w.view);
-    const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors.view());
+    const cuda::DeviceFactors factors(w.stream, own.view(), w.source);
+    const cuda::Operand operand = cuda::short_side(w.source, scale_exponent, factors.view());
     cuda::Workspace<double> workspace(w.stream);
     const cuda::DeviceBuffer<double> zeros(w.stream, operand.b.cols);
     const cuda::DeviceBuffer<double> nothing(w.stream, operand.b.cols);
@@ -148,10 +150,10 @@ py::tuple energies(const DeviceMatrix& w, int scale_exponent, const FactorArrays
 
 // Gram matrix of the short side, in double: a Gram product with the columns of the identity, 32 at a time.
 py::tuple gram_matrix(const DeviceMatrix& w, int scale_exponent, const FactorArrays& arrays) {
-  check_not_empty(w.view);
-  const OwnFactors own(arrays, w.view);
-  const cuda::DeviceFactors factors(w.stream, own.view(), w.view);
-  const cuda::Operand operand = cuda::short_side(w.view, scale_exponent, factors.view());
+  check_not_empty(w.source);
+  const OwnFactors own(arrays, w.source);
+  const cuda::DeviceFactors factors(w.stream, own.view(), w.source);
+  const cuda::Operand operand = cuda::short_side(w.source, scale_exponent, factors.view());
   const index_t p = operand.b.cols;
   py::array_t<double> gram({p, p});
   double* const out = gram.mutable_data();

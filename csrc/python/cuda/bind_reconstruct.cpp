@@ -30,7 +30,7 @@ std::size_t bytes_of(index_t floats) { return static_cast<std::size_t>(floats) *
 
 // The entries of a float32 matrix that lies row by row on the device.
 const float* entries_of(const DeviceMatrix& matrix, index_t rows, index_t cols, int device, const char* name) {
-  const MatrixView& view = matrix.view;
+  const MatrixView& view = matrix.view();
   // The stride along a side of one entry is anything.
   const bool by_rows = (cols == 1 || view.col_stride == 1) && (rows == 1 || view.row_stride == cols);
   const bool whole = view.dtype == DType::float32 && by_rows;
@@ -50,8 +50,8 @@ void check_positive(float value, const char* name) {
 class LayerWeights {
  public:
   LayerWeights(const DeviceMatrix& matrix, double factor, const std::optional<Floats>& rows)
-      : rows_(matrix.view.rows), cols_(matrix.view.cols), dtype_(matrix.view.dtype), stream_(matrix.stream) {
-    check_not_empty(matrix.view);
+      : rows_(matrix.view().rows), cols_(matrix.view().cols), dtype_(matrix.view().dtype), stream_(matrix.stream) {
+    check_not_empty(matrix.view());
     check_scale(factor);
     if (rows && (rows->ndim() != 1 || rows->shape(0) != rows_)) {
       throw std::invalid_argument("rows must have a factor for each row");
@@ -65,7 +65,7 @@ class LayerWeights {
       row_factors_ = cuda::DeviceBuffer<float>(stream_, rows_);
       cuda::copy(stream_, row_factors_.get(), row_factors, bytes_of(rows_));
     }
-    cuda::load_weights(stream_, matrix.view, factor, row_factors_.get(), target_.get());
+    cuda::load_weights(stream_, matrix.view(), factor, row_factors_.get(), target_.get());
     cuda::copy(stream_, values_.get(), target_.get(), bytes_of(entries()));
     cuda::keep_all(stream_, keep_.get(), entries());
     cuda::synchronize(stream_);
@@ -145,7 +145,7 @@ class LayerWeights {
     problem.symmetric = entries_of(symmetric, cols_, cols_, stream_.device, "symmetric");
     problem.roots = entries_of(roots, 1, cols_, stream_.device, "roots");
     if (basis) {
-      problem.width = basis->get().view.cols;
+      problem.width = basis->get().view().cols;
       if (problem.width > cuda::kMostDirections) throw std::invalid_argument("basis has more than 96 columns");
       problem.basis = entries_of(*basis, cols_, problem.width, stream_.device, "basis");
     }
@@ -219,22 +219,22 @@ class LayerWeights {
 };
 
 double largest_magnitude(const DeviceMatrix& w) {
-  check_not_empty(w.view);
+  check_not_empty(w.view());
   const InCore core;
-  return cuda::largest_magnitude(w.stream, w.view);
+  return cuda::largest_magnitude(w.stream, w.view());
 }
 
 void gather(const DeviceMatrix& w, std::uintptr_t to) {
-  check_not_empty(w.view);
+  check_not_empty(w.view());
   if (to == 0) throw std::invalid_argument("there is no address to copy to");
   const InCore core;
-  cuda::gather_sample(w.stream, w.view, 1, 1, w.view.rows, w.view.cols, reinterpret_cast<void*>(to));
+  cuda::gather_sample(w.stream, w.view(), 1, 1, w.view().rows, w.view().cols, reinterpret_cast<void*>(to));
   cuda::synchronize(w.stream);
 }
 
 py::tuple find_nonfinite(const DeviceMatrix& w) {
-  check_not_empty(w.view);
-  const cuda::ScoredMatrix matrix{w.view, 1, nullptr};
+  check_not_empty(w.view());
+  const cuda::ScoredMatrix matrix{w.view(), 1, nullptr};
   cuda::NonFinite found;
   {
     const InCore core;
@@ -244,11 +244,11 @@ py::tuple find_nonfinite(const DeviceMatrix& w) {
 }
 
 Floats dense_product(const DeviceMatrix& a, const DeviceMatrix& b) {
-  check_not_empty(a.view);
-  check_not_empty(b.view);
-  const index_t rows = a.view.rows;
-  const index_t depth = a.view.cols;
-  const index_t cols = b.view.cols;
+  check_not_empty(a.view());
+  check_not_empty(b.view());
+  const index_t rows = a.view().rows;
+  const index_t depth = a.view().cols;
+  const index_t cols = b.view().cols;
   const float* const left = entries_of(a, rows, depth, a.stream.device, "a");
   const float* const right = entries_of(b, depth, cols, a.stream.device, "b");
   Floats product({rows, cols});

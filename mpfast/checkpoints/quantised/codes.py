@@ -70,10 +70,12 @@ def rounding_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the variance of the rounding to each value of a table, taken evenly from what is rounded to it.
 
     Between two neighbours it goes to the nearer. Beyond the outermost, where values are clipped, as much is taken as on
-    the other side; what is no number has none.
+    the other side; what is no number, or the only one, has none.
     """
     known = np.isfinite(values)
     grid = np.unique(values[known]).astype(np.float64)
+    if len(grid) < 2:
+        return np.zeros(len(values), np.float32)
     half = np.diff(grid) / 2
     below, above = np.concatenate([half[:1], half]), np.concatenate([half, half[-1:]])
     variance = (below**3 + above**3) / (3 * (below + above))

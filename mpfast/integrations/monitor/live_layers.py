@@ -46,14 +46,14 @@ class LiveLayers:
         What is measured, in the order of the model.
     skipped : dict of str to str
         The other tensors, and why; biases and the like are not listed.
-    gathers : bool
-        Whether ranks hold shares of the parameters.
+    gathered : set of str
+        The layers of which all ranks hold shares.
     """
 
     def __init__(self, model: Any, include: NameFilter, exclude: NameFilter) -> None:
         model = _unwrapped(model)
         self.layers: list[Layer] = []
-        self.gathers = False
+        self.gathered: set[str] = set()
         self.skipped = dict.fromkeys(_flat_matrices(model), _FLAT)
         if self.skipped:  # to ask for their state would gather all of it
             return
@@ -67,18 +67,19 @@ class LiveLayers:
         matrices = {info.name for info in self._checkpoint.tensors if len(info.shape) > 1}
         self.skipped = {name: why for name, why in skipped.items() if name in matrices}
         self.skipped |= {name: _ZERO3 for name, one in parameters.items() if len(getattr(one, "ds_shape", ())) > 1}
-        elsewhere = {name for name, one in parameters.items() if _partly_shared(one)}
+        holders = {name: _holders(one) for name, one in parameters.items()}
         for layer in layers:
-            behind = factors.get(layer.tensor, (layer.file_name,))
             parameter = parameters.get(layer.file_name)
+            behind = factors.get(layer.tensor, (layer.file_name,))
             # Of what is computed it is not known from which parameters.
-            if elsewhere and any(name in elsewhere or name not in parameters for name in behind):
-                self.skipped[layer.name] = _ELSEWHERE
-            elif parameter is not None and not parameter.requires_grad:
+            counts = {holders[name] for name in behind if name in holders} or set(holders.values())
+            if parameter is not None and not parameter.requires_grad:
                 self.skipped[layer.name] = _FROZEN
+            elif counts - {1, process_count()}:  # the stages of a pipeline have their own
+                self.skipped[layer.name] = _ELSEWHERE
             else:
                 self.layers.append(layer)
-        self.gathers = any(hasattr(one, "full_tensor") for one in parameters.values())
+                self.gathered |= {layer.name} if counts - {1} else set()
 
     def matrix(self, layer: Layer) -> Any:
         """Return the matrix of a layer as it is now."""
@@ -100,10 +101,10 @@ def _whole(tensor: Any) -> Any:
     return tensor.full_tensor()
 
 
-def _partly_shared(parameter: Any) -> bool:
-    """Whether several processes and not all hold the shares of a parameter: stages of a pipeline have their own."""
+def _holders(parameter: Any) -> int:
+    """How many processes hold a parameter together."""
     mesh = getattr(parameter, "device_mesh", None)
-    return mesh is not None and mesh.size() not in (1, process_count())
+    return 1 if mesh is None else int(mesh.size())
 
 
 def _flat_matrices(model: Any) -> list[str]:
@@ -112,9 +113,8 @@ def _flat_matrices(model: Any) -> list[str]:
     found = []
     for name, module in modules() if callable(modules) else ():
         if type(module).__name__ == "FullyShardedDataParallel":
-            flat = getattr(
-                getattr(module, "_handle", None), "flat_param", None
-            )  # None: it has no parameters of its own
+            handle = getattr(module, "_handle", None)  # None: all its parameters are in others inside
+            flat = getattr(handle, "flat_param", None)
             inside = zip(getattr(flat, "_fqns", ()), getattr(flat, "_shapes", ()), strict=True)
             place = f"{name}.".replace("_fsdp_wrapped_module.", "").lstrip(".")
             found += [f"{place}{inner}" for inner, shape in inside if len(shape) > 1]

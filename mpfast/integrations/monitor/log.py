@@ -164,7 +164,7 @@ def read_log(path: str | os.PathLike[str]) -> SpectralLog:
         except InputError:
             raise
         except ValueError as error:
-            raise InvalidValueError(where, str(error)) from None
+            raise InvalidValueError(where, f"is no JSON: {error}") from None
     if header is None:
         raise InvalidValueError("path", f"{file} holds no log of the schema {SCHEMA}")
     skipped = header.record("skipped")

@@ -189,7 +189,7 @@ class SpectralMonitor:
             if count and self._took.get(layer.name, 0.0) >= left:
                 self._next = layer.name
                 break
-            if live.gathers:
+            if layer.name in live.gathered:
                 tell(layer.name)
             found = self._measured(layer, live.matrix(layer), step)
             measured += [found] if isinstance(found, Measurement) else []

@@ -239,7 +239,7 @@ def skeleton_of(folder: Path, checkpoint: Checkpoint) -> Skeleton:
         There is no configuration, or it names a class that transformers lacks.
     """
     if not (folder / "config.json").is_file():
-        raise InvalidValueError("model", f"{folder}: is no directory with a config.json of transformers")
+        raise InvalidValueError("", f"{folder}: is no directory with a config.json of transformers")
     try:
         import transformers  # late: it takes seconds, and is optional
     except ImportError:

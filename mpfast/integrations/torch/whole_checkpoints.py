@@ -172,7 +172,7 @@ def reconstruct_checkpoint(
     checkpoint = open_checkpoint(check_path(model, "model"))
     folder = home_directory(checkpoint)
     if folder is None:
-        raise InvalidValueError("model", f"{checkpoint.source}: is no directory of a model of transformers")
+        raise InvalidValueError("", f"{checkpoint.source}: is no directory of a model of transformers")
     if (name := quantised_weight(checkpoint)) is not None:
         raise InvalidValueError("model", f"is quantised ({name})", "dequantise it first")
     check_writable(checkpoint)

@@ -108,7 +108,10 @@ class WatchedModel:
             if layer == one.layer_id if isinstance(layer, int) else layer in (one.longname, one.name, one.layer.name):
                 return one
         known = ", ".join(f"{one.layer_id} ({one.longname})" for one in self.layers[:3])
-        raise MissingKeyError("layer", f"{layer!r} is none of the {len(self.layers)} layers", f"there are {known} ...")
+        more = " ..." if len(self.layers) > 3 else ""
+        raise MissingKeyError(
+            "layer", f"{layer!r} is none of the {len(self.layers)} layers", f"there are {known}{more}"
+        )
 
     def matrices(self, watched: WatchedLayer) -> Iterator[Array]:
         """Yield the matrices of a layer one by one, in float64."""
