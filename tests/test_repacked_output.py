@@ -13,8 +13,8 @@ from mpfast.cli.arrangement import Arrangement
 from mpfast.cli.tables import prune_lines
 
 from .quantised_encoders import packed
+from .quantised_models import layers, numbers_in, saved, sharded, tiny_gpt_oss
 from .quantised_weights import CASES, as_float4, as_float8, exponents, ml_dtypes, powers_for, weights, write
-from .test_dequantised_output import layers, numbers_in, saved, sharded
 
 
 def written(folder, case):
@@ -154,22 +154,6 @@ def tiny_llama(transformers):
         tie_word_embeddings=False,
     )
     return transformers.LlamaForCausalLM(config)
-
-
-def tiny_gpt_oss(transformers):
-    config = transformers.GptOssConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        layer_types=["full_attention"],
-    )
-    return transformers.GptOssForCausalLM(config)
 
 
 def float8_parts(name, W):

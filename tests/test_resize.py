@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 
 import numpy as np
@@ -13,30 +11,7 @@ from safetensors.numpy import load_file, save_file
 import mpfast
 from mpfast.checkpoints.safetensors import SafetensorsFile
 
-from .tiny_models import adalora
-
-# Factors in float32: each of the two is off by half a unit per entry, and so is their product, relative to its norm.
-ROUNDING = 2.0**-22
-
-
-def falling(rows, columns, rank, seed=0):
-    """Factors (A, B) in float32 of a product whose singular values fall, the faster the larger the seed."""
-    rng = np.random.default_rng(seed)
-    left = np.linalg.qr(rng.standard_normal((rows, rank)))[0]
-    right = np.linalg.qr(rng.standard_normal((columns, rank)))[0]
-    mixed = rng.standard_normal((rank, rank)) + 3 * np.eye(rank)
-    values = (0.85 - 0.15 * seed) ** np.arange(rank)
-    return (mixed @ right.T).astype(np.float32), (left * values @ np.linalg.inv(mixed)).astype(np.float32)
-
-
-def product(A, B):
-    A, B = A.astype(np.float64), B.astype(np.float64)
-    return B.reshape(len(B), -1) @ A.reshape(len(A), -1)
-
-
-def truncated(W, rank):
-    U, s, Vh = np.linalg.svd(W, full_matrices=False)
-    return (U[:, :rank] * s[:rank]) @ Vh[:rank]
+from .adapters import ROUNDING, diffusers, falling, product, tree, truncated
 
 
 def least_rank(W, *, error=None, energy=None):
@@ -44,10 +19,6 @@ def least_rank(W, *, error=None, energy=None):
     lost = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0) / (s**2).sum()
     allowed = error**2 if energy is None else 1 - energy
     return int(np.argmax(lost <= max(allowed, 1e-20)))  # beyond which all is rounding of the reference
-
-
-def tree(directory):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir() if path.is_file()}
 
 
 def kohya(dtype=np.float32):
@@ -74,9 +45,6 @@ def kohya_updates(model):
         / len(model[f"{name}.lora_down.weight"])
         for name in KOHYA
     }
-
-
-# The choice of ranks, and what is lost --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,9 +107,6 @@ def test_a_rank_beyond_the_sides_of_the_matrix_is_cut_to_them():
     assert layer.error < 1e-14
 
 
-# Dialects -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "bfloat16", np.int64])
 def test_what_an_alpha_of_few_bits_cannot_say_the_factors_make_up_for(tmp_path, dtype):
     """31 / 48 has no such number in 8 or 11 bits, nor is it whole."""
@@ -197,14 +162,6 @@ def test_what_kohya_notes_of_ranks_follows_and_hashes_go(tmp_path):
     assert SafetensorsFile(tmp_path / "many" / "a.safetensors").metadata["ss_network_dim"] == "Dynamic"
 
 
-def diffusers(*ranks):
-    model = {}
-    for number, rank in enumerate(ranks):
-        A, B = falling(40, 48, rank, seed=number)
-        model |= {f"transformer.b.{number}.q.lora_A.weight": A, f"transformer.b.{number}.q.lora_B.weight": B}
-    return model
-
-
 def test_the_entry_of_diffusers_in_the_header_follows(tmp_path):
     noted = {"transformer.r": 8, "transformer.lora_alpha": 4, "transformer.rank_pattern": {"b.1.q": 6}}
     noted["transformer.target_modules"] = ["q"]
@@ -251,9 +208,6 @@ def test_factors_in_several_files_stay_in_theirs(tmp_path):
     found = kohya_updates(written[0] | written[1])
     for name, W in kohya_updates(model).items():
         assert np.linalg.norm(found[name] - truncated(W, 3)) <= ROUNDING * np.linalg.norm(W)
-
-
-# What stays, and what is refused --------------------------------------------------------------------------------------
 
 
 def test_other_products_stay_byte_for_byte_and_are_named(tmp_path):
@@ -333,193 +287,3 @@ def test_outputs_are_replaced_and_guarded_as_those_of_compress(tmp_path):
         mpfast.resize(source, source / "inside", rank=2)
     with pytest.raises(ValueError, match="LoRA adapter, which is not checked"):
         mpfast.verify(tmp_path / "out")
-
-
-# With the real library ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def peft():
-    return pytest.importorskip("peft")
-
-
-def tiny(torch):
-    """A model with what PEFT adapts: an embedding, a convolution, linear layers and fused experts."""
-
-    class Experts(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = torch.nn.Parameter(torch.randn(3, 16, 20) / 4)
-            self.down = torch.nn.Parameter(torch.randn(3, 20, 16) / 4)
-
-        def forward(self, x):
-            return sum(x @ self.up[expert] @ self.down[expert] for expert in range(3))
-
-    class Tiny(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = torch.nn.Embedding(30, 24)
-            self.conv = torch.nn.Conv1d(24, 20, 3)
-            self.fc = torch.nn.Linear(20, 16)
-            self.experts = Experts()
-
-        def forward(self, tokens):
-            hidden = self.conv(self.embed(tokens).transpose(1, 2)).transpose(1, 2)
-            return self.experts(self.fc(hidden))
-
-    torch.manual_seed(0)
-    return Tiny()
-
-
-LORA = {"r": 8, "lora_alpha": 4, "target_modules": ["embed", "conv", "fc"]}
-EXPERTS = {"target_parameters": ["experts.up", "experts.down"]}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LORA,
-        {**LORA, "use_rslora": True, "rank_pattern": {"fc": 6}, "alpha_pattern": {"conv": 5}},
-        {**LORA, **EXPERTS},
-        {**LORA, **EXPERTS, "rank_pattern": {"experts.up": 4, "experts.down": 4}},
-        {**LORA, "bias": "lora_only", "target_modules": ["fc", "conv"]},
-        {**LORA, "use_dora": True},
-    ],
-)
-@pytest.mark.parametrize("options", [{"rank": 3}, {"error": 0.35}])
-def test_peft_loads_what_is_written_and_computes_with_the_truncated_products(peft, tmp_path, config, options):
-    import torch
-
-    base = tiny(torch)
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**config))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name and "magnitude" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(tmp_path / "a")
-    result = mpfast.resize(tmp_path / "a", tmp_path / "out", **options)
-    assert (tmp_path / "out" / "README.md").is_file()
-    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "out")
-    reports = {layer.name.removesuffix(".lora"): layer for layer in result.layers}
-    ranks = {}
-    for name, module in loaded.named_modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        ranks[name] = module.r["default"]
-        assert reports[name].rank == ranks[name]
-        if not config.get("use_dora"):
-            # The update of the source, cut by NumPy, in the place of the one that was loaded.
-            source = dict(model.named_modules())[name]
-            whole = source.get_delta_weight("default").detach().double()
-            found = module.get_delta_weight("default").detach().double()
-            matrices = [
-                part.numpy() for part in (whole if whole.ndim == 3 and "experts" in name else [whole.flatten(1)])
-            ]
-            cut = np.stack([truncated(W, ranks[name]) for W in matrices]).reshape(found.shape)
-            norm = np.linalg.norm(whole)
-            assert np.linalg.norm(found.numpy() - cut) <= 4 * ROUNDING * norm
-            assert reports[name].error == pytest.approx(float((found - whole).norm()) / norm, rel=1e-3, abs=1e-5)
-    # The same forward pass as of the source with the truncated factors in it.
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if name in ranks:
-                cut_in_place(torch, module, ranks[name], reports[name].experts)
-        tokens = torch.arange(30).reshape(3, 10)
-        torch.testing.assert_close(loaded(tokens), model(tokens), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("alpha", [6, 0])
-@pytest.mark.parametrize("options", [{"rank": 3}, {"error": 0.5}])
-def test_peft_loads_resized_adapters_of_adalora(peft, tmp_path, alpha, options):
-    base, model = adalora(lora_alpha=alpha)
-    model.save_pretrained(tmp_path / "a")
-    whole = {name: delta_of(module) for name, module in updated(base, peft, tmp_path / "a")}
-    result = mpfast.resize(tmp_path / "a", tmp_path / "out", **options)
-    reports = {layer.name.split(".")[-2]: layer for layer in result.layers}
-    assert {name: layer.old_rank for name, layer in reports.items()} == {"conv": 3, "fc": 2, "head": 5}
-    for name, module in updated(base, peft, tmp_path / "out"):
-        rank = module.r["default"]
-        assert rank == reports[name].rank
-        found = delta_of(module)
-        norm = np.linalg.norm(whole[name])
-        assert np.linalg.norm(found - truncated(whole[name], rank)) <= 4 * ROUNDING * norm
-        assert reports[name].error == pytest.approx(np.linalg.norm(found - whole[name]) / norm, rel=1e-3, abs=1e-5)
-    again = mpfast.resize(tmp_path / "out", tmp_path / "again", rank=2)
-    ranks = {name: min(layer.rank, 2) for name, layer in reports.items()}
-    assert {layer.name.split(".")[-2]: layer.rank for layer in again.layers} == ranks
-    assert {name: module.r["default"] for name, module in updated(base, peft, tmp_path / "again")} == ranks
-
-
-def updated(base, peft, place):
-    """The modules that PEFT updates when it loads an adapter, by name."""
-    import torch
-
-    modules = peft.PeftModel.from_pretrained(torch.nn.ModuleDict(copy.deepcopy(base)), place).named_modules()
-    return [(name.rpartition(".")[2], module) for name, module in modules if hasattr(module, "get_delta_weight")]
-
-
-def delta_of(module):
-    return module.get_delta_weight("default").detach().double().flatten(1).numpy()
-
-
-def cut_in_place(torch, module, rank, experts):
-    """Set all but the first triplets of the products to zero, the ranks as they were."""
-    embedding = "default" in getattr(module, "lora_embedding_A", {})
-    pair = (module.lora_embedding_A, module.lora_embedding_B) if embedding else (module.lora_A, module.lora_B)
-    A, B = (one["default"] if embedding else one["default"].weight for one in pair)
-    first = A.double().reshape(experts, -1, A[0].numel())
-    second = B.double().reshape(len(B), -1, experts).permute(2, 0, 1)
-    U, s, Vh = torch.linalg.svd(second @ first, full_matrices=False)
-    keep = torch.arange(s.shape[-1]) < rank
-    root, inner = (s * keep).sqrt(), first.shape[1]
-    A.copy_((root[..., None] * Vh)[:, :inner].reshape(A.shape))
-    B.copy_((U * root[:, None])[..., :inner].permute(1, 2, 0).reshape(B.shape))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("noted", [False, True])
-@pytest.mark.parametrize("options", [{"rank": 5}, {"error": 0.35}])
-def test_diffusers_loads_what_is_written_at_the_same_scales(tmp_path, noted, options):
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-
-    def transformer():
-        torch.manual_seed(0)
-        sizes = {"caption_projection_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32}
-        heads = {"attention_head_dim": 8, "num_attention_heads": 4, "num_layers": 1}
-        return diffusers.SD3Transformer2DModel(
-            sample_size=8, patch_size=1, in_channels=4, out_channels=4, **heads, **sizes
-        )
-
-    model = {}
-    for number, (name, rank) in enumerate((("to_q", 8), ("to_k", 8), ("to_v", 4))):
-        A, B = falling(32, 32, rank, seed=number)
-        module = f"transformer.transformer_blocks.0.attn.{name}"
-        model |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
-    entry = {"r": 8, "lora_alpha": 2, "rank_pattern": {"to_v": 4}, "target_modules": ["to_q", "to_k", "to_v"]}
-    text = json.dumps({f"transformer.{key}": value for key, value in entry.items()})
-    header = {"format": "pt"} | ({"lora_adapter_metadata": text} if noted else {})
-    save_file(model, tmp_path / "style.safetensors", header)
-    result = mpfast.resize(tmp_path / "style.safetensors", tmp_path / "out", **options)
-    loaded = transformer()
-    loaded.load_lora_adapter(str(tmp_path / "out"), prefix="transformer", weight_name="style.safetensors")
-    modules = dict(loaded.named_modules())
-    for layer in result.layers:
-        name = layer.name.removesuffix(".lora")
-        W = product(model[f"{name}.lora_A.weight"], model[f"{name}.lora_B.weight"]) * (
-            2 / layer.old_rank if noted else 1
-        )
-        module = modules[name.removeprefix("transformer.")]
-        found = module.get_delta_weight(next(iter(module.lora_A))).detach().double().numpy()
-        assert np.linalg.norm(found - truncated(W, layer.rank)) <= 4 * ROUNDING * np.linalg.norm(W)
-
-
-def test_an_adapter_of_torch_files_becomes_one_of_safetensors(peft, tmp_path):
-    import torch
-
-    model = peft.get_peft_model(tiny(torch), peft.LoraConfig(**LORA))
-    model.save_pretrained(tmp_path / "a")
-    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
-    torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, tmp_path / "a/adapter_model.bin")
-    (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    mpfast.resize(tmp_path / "a", tmp_path / "out", rank=2)
-    assert peft.PeftModel.from_pretrained(tiny(torch), tmp_path / "out").peft_config["default"].r == 2
-    assert "adapter_model.bin" not in tree(tmp_path / "out")

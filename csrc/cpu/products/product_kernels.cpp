@@ -41,6 +41,8 @@ struct StoredWalk {
     return found;
   }
 
+  [[gnu::always_inline]] const Storage* after(index_t pairs) const { return at + pairs * kPair<Real>; }
+
   [[gnu::always_inline]] void advance() { at += kPair<Real>; }
 };
 

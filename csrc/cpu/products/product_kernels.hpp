@@ -35,16 +35,18 @@ struct PackSource {
   index_t cols = 0;
 };
 
+// Functions that kernels call are always inlined (see core/dtype.hpp).
+
 // Where the squares of a panel's entries are added: those of every row to `rows`, those of every column to `cols`,
 // which is laid out as a group of one vector. Null where nobody asks.
 struct Squares {
   double* rows = nullptr;
   double* cols = nullptr;
 
-  bool wanted() const { return rows != nullptr; }
+  [[gnu::always_inline]] bool wanted() const { return rows != nullptr; }
 
   // Those of the rows from `row` on.
-  Squares from(index_t row) const { return wanted() ? Squares{rows + row, cols} : Squares{}; }
+  [[gnu::always_inline]] Squares from(index_t row) const { return wanted() ? Squares{rows + row, cols} : Squares{}; }
 };
 
 // What a sweep over rows multiplies one group of vectors with, and what it adds to: z += rows^T (alpha beta f^2 o (rows
@@ -61,7 +63,9 @@ struct SweepVectors {
   Squares squares;
   Real* col_runs = nullptr;
 
-  const double* factors_from(index_t row) const { return row_factors == nullptr ? nullptr : row_factors + row; }
+  [[gnu::always_inline]] const double* factors_from(index_t row) const {
+    return row_factors == nullptr ? nullptr : row_factors + row;
+  }
 };
 
 // The kernels for one storage type and one precision of computation. `width`, of one group, is 1 to kGroupWidth or

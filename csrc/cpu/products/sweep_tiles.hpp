@@ -63,8 +63,9 @@ template <class Real, int h, int R, int G>
   }
 }
 
-// A walk along R rows has prefetch(), which asks for what a pair of registers of columns of later rows is made of;
-// pair(), of which half<h>() gives register h of every row; and advance(), to the next pair.
+// A walk along R rows is at a pair of registers of columns of the first. It has prefetch(), which asks for such a pair
+// of later rows; pair(), of which half<h>() gives register h of every row; advance(), to the next pair; and
+// after(pairs), where it is after so many of these.
 
 // A run of pairs of registers of columns: of the rows that are summed (w), of those before (u), and of the vectors.
 template <class Real, class Walk>
@@ -83,7 +84,7 @@ template <class Real, class Walk, bool kSquares, int R, int G>
                                              Vec<Real> (&totals)[R][G], Vec<double> (&row_squares)[R]) {
   Vec<Real> sums[R][G] = {};
   Vec<Real> row_runs[R] = {};
-  for (; pairs > 0; --pairs) {
+  for (const auto* const end = run.w.after(pairs); run.w.at != end;) {
     run.w.prefetch();
     const auto& w = run.w.pair();
     const auto& u = run.u.pair();
