@@ -136,3 +136,16 @@ def test_levels_of_a_text_finder():
     analysis = mpfast.analyze(TEXT_FINDER)
     assert sum("did not settle" in warning for row in analysis for warning in row.warnings) <= 1
     assert all(row.strict <= row.signals for row in analysis)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (32, 32), (48, 200), (64, 64), (100, 100)])
+def test_small_matrices_of_noise_are_noise(shape):
+    rng = np.random.default_rng(31)
+    found = [mpfast.spectrum(rng.standard_normal(shape)).edge.verdict for _ in range(40)]
+    assert found.count("good") >= 36  # of 98 in 100 it is hardly ever fewer
+
+
+def test_small_matrices_of_something_else_are_not():
+    rng = np.random.default_rng(32)
+    products = (rng.standard_normal((64, 64)) @ rng.standard_normal((64, 64)) for _ in range(20))
+    assert all(mpfast.spectrum(W).edge.verdict == "poor" for W in products)

@@ -26,6 +26,7 @@ __all__ = [
     "SpectrumLike",
     "bema",
     "count_above",
+    "distance_of_chance",
     "fitted_part",
     "kolmogorov",
     "residual",
@@ -33,7 +34,7 @@ __all__ = [
 
 #: Share of the singular values at either end that a fit leaves out.
 DEFAULT_ALPHA = 0.25
-#: Kolmogorov distances up to which a spectrum follows the law well, and fairly.
+#: Kolmogorov distances up to which a spectrum of many values follows the law well, and fairly.
 GOOD_KS, FAIR_KS = 0.02, 0.05
 # Quantiles at which BEMA looks at a measured distribution; more change nothing within its noise.
 QUANTILES = 512
@@ -179,6 +180,14 @@ def count_above(source: SpectrumLike, level: float) -> tuple[int, bool]:
         return count, False
     p = min(source.shape)
     return max(round(p * (1 - float(source.measure.cdf(level)))), source.resolved), True
+
+
+def distance_of_chance(p: int) -> float:
+    """Kolmogorov distance that 98 of 100 spectra of p singular values of noise do not exceed, p from 16 to 192.
+
+    Eigenvalues repel each other: how many lie below a point scatters by about the logarithm of p, not by its root.
+    """
+    return (0.6 + 0.5 * math.log(p)) / p
 
 
 def kolmogorov(source: Sample, variance: float, alpha: float) -> float:
