@@ -171,7 +171,7 @@ class BothModels(NamedTuple):
 
 def measured_both(W: Any, **options: Any) -> BothModels:
     """Measure with ``noise="even"`` and ``noise="auto"``, one spectrum where these agree; options as `spectrum`."""
-    request = Request(**options)
+    request = Request(**options, noise="auto")
     source = open_source(W, threads=request.thread_count, device=request.device)
     estimate = Estimate(source, request)
     found = estimate.energies
