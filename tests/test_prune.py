@@ -279,7 +279,7 @@ def test_a_layer_that_is_not_finite(tmp_path):
 def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(FileExistsError, match="overwrite"):
+    with pytest.raises(FileExistsError, match="not mpfast's"):
         mpfast.prune(model, tmp_path / "out", sparsity=0.5)
     assert (tmp_path / "out" / "precious").exists()
     with pytest.raises(FileExistsError, match="not marked"):
@@ -291,6 +291,8 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(model, tmp_path):
     assert (tmp_path / "out" / "precious").read_text() == "x"
     shutil.rmtree(tmp_path / "out")
     mpfast.prune(model, tmp_path / "out", sparsity=0.3)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        mpfast.prune(model, tmp_path / "out", sparsity=0.5)
     mpfast.prune(model, tmp_path / "out", sparsity=0.5, overwrite=True)
     assert mpfast.verify(tmp_path / "out").ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
