@@ -110,7 +110,7 @@ class NpzFile:
         for member in self._archive.infolist():
             if member.filename.endswith(".npy"):
                 self._add(member.filename.removesuffix(".npy"), member)
-            elif not member.is_dir():
+            elif not member.filename.endswith("/"):  # a name may be empty, which is_dir() of old Pythons cannot take
                 others.append(
                     NoTensor(short(member.filename).strip("'"), "file", "no .npy array in the archive", lost=True)
                 )
